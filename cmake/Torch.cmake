@@ -1,0 +1,27 @@
+# Finds the libtorch of the Python that builds, by asking that Python. `find_package(Torch)` would want the whole CUDA
+# toolkit on a CUDA build of torch; the include and library folders are all that is needed, on both builds.
+execute_process(
+  COMMAND ${Python_EXECUTABLE} -c "import os, torch; print(os.path.dirname(torch.__file__), torch.__version__, int(torch.compiled_with_cxx11_abi()), sep=';')"
+  OUTPUT_VARIABLE DLF_TORCH OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE DLF_TORCH_RESULT)
+if(NOT DLF_TORCH_RESULT EQUAL 0)
+  message(FATAL_ERROR "No torch in ${Python_EXECUTABLE}: install torch 2.11 to 2.13 there, or build with 'pip install .'")
+endif()
+list(GET DLF_TORCH 0 DLF_TORCH_ROOT)
+list(GET DLF_TORCH 1 DLF_TORCH_VERSION)
+list(GET DLF_TORCH 2 DLF_TORCH_CXX11_ABI)
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" DLF_TORCH_MINOR "${DLF_TORCH_VERSION}")
+if(DLF_TORCH_MINOR VERSION_LESS 2.11 OR DLF_TORCH_MINOR VERSION_GREATER 2.13)
+  message(FATAL_ERROR "torch ${DLF_TORCH_VERSION} found; dlf builds against 2.11 to 2.13")
+endif()
+message(STATUS "torch ${DLF_TORCH_VERSION} in ${DLF_TORCH_ROOT}")
+
+add_library(dlf::torch INTERFACE IMPORTED)
+# SYSTEM: torch's warnings are not ours. Its headers bundle the pybind11 that its own bindings were built with.
+target_include_directories(dlf::torch SYSTEM INTERFACE "${DLF_TORCH_ROOT}/include"
+                           "${DLF_TORCH_ROOT}/include/torch/csrc/api/include")
+target_compile_definitions(dlf::torch INTERFACE _GLIBCXX_USE_CXX11_ABI=${DLF_TORCH_CXX11_ABI})
+target_link_directories(dlf::torch INTERFACE "${DLF_TORCH_ROOT}/lib")
+target_link_libraries(dlf::torch INTERFACE torch torch_cpu c10)
+
+add_library(dlf::torch_python INTERFACE IMPORTED)
+target_link_libraries(dlf::torch_python INTERFACE dlf::torch torch_python Python::Module)

@@ -1,0 +1,7 @@
+#include "bindings/bindings.h"
+
+namespace dlf {
+
+void bind_engine(pybind11::module_&) {}
+
+}  // namespace dlf

@@ -1,0 +1,7 @@
+#include "bindings/bindings.h"
+
+namespace dlf {
+
+void bind_model(pybind11::module_&) {}
+
+}  // namespace dlf

@@ -1,0 +1,31 @@
+#include <torch/csrc/Exceptions.h>
+
+#include "bindings/bindings.h"
+#include "support/cpu_capability.h"
+
+namespace {
+
+// torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that they name.
+void translate_exception(std::exception_ptr exception) {
+  try {
+    if (exception) {
+      std::rethrow_exception(exception);
+    }
+  }
+  CATCH_CORE_ERRORS(return)
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The C++ engine of dlf.";
+  pybind11::register_local_exception_translator(&translate_exception);
+  m.attr("__version__") = DLF_VERSION;
+  m.attr("torch_minor") = DLF_TORCH_MINOR;
+  m.def("cpu_capability", [] { return std::string(dlf::name(dlf::cpu_capability())); },
+        "Instruction set that the CPU kernels use: portable, avx2 or avx512.");
+  dlf::bind_fusion(m);
+  dlf::bind_sampling(m);
+  dlf::bind_model(m);
+  dlf::bind_engine(m);
+}

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <string_view>
+
+// Kernels in *_cpu.cc are compiled once per instruction set, into the namespaces below. DLF_CPU_KERNEL declares one in all
+// of them; DLF_CPU_DISPATCH is a pointer to the best that this processor runs.
+#ifdef DLF_X86_64
+#define DLF_CPU_KERNEL(name, ...)          \
+  namespace portable {                     \
+  void name(__VA_ARGS__);                  \
+  }                                        \
+  namespace avx2 {                         \
+  void name(__VA_ARGS__);                  \
+  }                                        \
+  namespace avx512 {                       \
+  void name(__VA_ARGS__);                  \
+  }                                        \
+  static_assert(true, "ends with a semicolon")
+#define DLF_CPU_DISPATCH(name) ::dlf::choose_kernel(&portable::name, &avx2::name, &avx512::name)
+#else
+#define DLF_CPU_KERNEL(name, ...)          \
+  namespace portable {                     \
+  void name(__VA_ARGS__);                  \
+  }                                        \
+  static_assert(true, "ends with a semicolon")
+#define DLF_CPU_DISPATCH(name) (&portable::name)
+#endif
+
+namespace dlf {
+
+enum class CpuCapability { portable, avx2, avx512 };
+
+// The best instruction set of this processor, or a lesser one that the environment variable DLF_CPU_CAPABILITY
+// (portable, avx2, avx512) asks for. Read once.
+CpuCapability cpu_capability();
+std::string_view name(CpuCapability capability);
+
+template <typename Kernel>
+Kernel* choose_kernel(Kernel* portable, Kernel* avx2, Kernel* avx512) {
+  switch (cpu_capability()) {
+    case CpuCapability::avx512:
+      return avx512;
+    case CpuCapability::avx2:
+      return avx2;
+    default:
+      return portable;
+  }
+}
+
+}  // namespace dlf
