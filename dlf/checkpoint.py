@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dlf.config import ModelConfig
 from dlf.errors import CheckpointError
@@ -43,6 +43,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     ------
     FileNotFoundError
         If there is neither such a folder nor such a checkpoint, or the hub cannot be reached.
+
     """
     path = Path(name_or_path).expanduser()
     if path.is_dir():
@@ -114,6 +115,7 @@ def load_tensors(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[
         If the folder has no safetensors file, or a shard of it is missing.
     CheckpointError
         If a file is damaged, or a tensor is missing, misshapen, no floating-point numbers or not finite in `dtype`.
+
     """
     folder = Path(folder)
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -125,21 +127,18 @@ def load_tensors(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[
     tensors: dict[str, torch.Tensor] = {}
     with tqdm(total=total, desc=f"Loading {folder.name}", unit="B", unit_scale=True, disable=hidden) as progress:
         for path, names in shards.items():
-            try:
-                with safe_open(path, framework="pt", device="cpu") as file:
-                    present = set(file.keys())
-                    for name in names:
-                        if name not in present:
-                            raise CheckpointError(
-                                f"{path} has no tensor '{name}': the checkpoint is incomplete or not "
-                                f"a {config.architecture}; fetch it again"
-                            )
-                        tensor = _read_tensor(file, name, shapes[name], path)
-                        progress.update(tensor.nbytes)
-                        tensors[name] = tensor.to(dtype)
-                        check_finite(tensors[name], name, path)
-            except (SafetensorError, OSError, RuntimeError) as error:
-                raise CheckpointError(f"{path} is damaged or truncated ({error}); fetch it again") from error
+            with _open(path) as file:
+                present = set(file.keys())
+                for name in names:
+                    if name not in present:
+                        raise CheckpointError(
+                            f"{path} has no tensor '{name}': the checkpoint is incomplete or not "
+                            f"a {config.architecture}; fetch it again"
+                        )
+                    tensor = _read_tensor(file, name, shapes[name], path)
+                    progress.update(tensor.nbytes)
+                    tensors[name] = tensor.to(dtype)
+                    check_finite(tensors[name], name, path)
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     return tensors
@@ -159,6 +158,13 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
         )
 
 
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged or cannot be read ({error}); fetch it again") from error
+
+
 def _read_tensor(file: Any, name: str, shape: tuple[int, ...], path: Path) -> torch.Tensor:
     """One tensor of an open file, its header checked before its values are touched."""
     header = file.get_slice(name)
@@ -172,7 +178,10 @@ def _read_tensor(file: Any, name: str, shape: tuple[int, ...], path: Path) -> to
             f"{path}: tensor '{name}' has shape {header.get_shape()}, but config.json asks for "
             f"{list(shape)}; config.json and weights are of different checkpoints"
         )
-    tensor: torch.Tensor = file.get_tensor(name)
+    try:
+        tensor: torch.Tensor = file.get_tensor(name)
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: tensor '{name}' cannot be read ({error}); fetch it again") from error
     return tensor
 
 

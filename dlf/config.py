@@ -113,6 +113,7 @@ def read_config(folder: Path) -> ModelConfig:
         If ``architectures`` names none of `ARCHITECTURES`.
     CheckpointError
         If a value is missing, has the wrong type or is out of bounds, or asks for what dlf does not do.
+
     """
     folder = Path(folder)
     path = folder / "config.json"
@@ -139,7 +140,7 @@ def read_config(folder: Path) -> ModelConfig:
     else:
         head_dim = hidden_size // heads
     if head_dim % 2 or not 2 <= head_dim <= 1024:
-        raise CheckpointError(f"{path}: a head has {head_dim} dimensions; rotary embeddings need an even 2 to 1024")
+        raise CheckpointError(f"{path}: 'head_dim' is {head_dim}; rotary embeddings need an even number from 2 to 1024")
     max_positions = fields.integer("max_position_embeddings", 1, 1 << 28)
 
     # Qwen2 is built with biases on q, k and v, whatever its file says; Mistral is built with none.
@@ -182,7 +183,7 @@ def _architecture(values: dict[str, Any], path: Path) -> str:
 
 
 def _dtype(fields: Fields) -> str | None:
-    name = fields.raw("dtype") or fields.raw("torch_dtype")
+    name = fields.raw("dtype", "torch_dtype")
     if name is None:
         return None
     name = name.removeprefix("torch.") if isinstance(name, str) else name

@@ -24,8 +24,9 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
-    def raw(self, key: str) -> Any:
-        return self._values.get(key)
+    def raw(self, *keys: str) -> Any:
+        """The value of the first of the keys that has one, unchecked."""
+        return next((self._values[key] for key in keys if key in self), None)
 
     def error(self, key: str, wanted: str) -> CheckpointError:
         got = "nothing" if key not in self._values else f"{self._values[key]!r:.80}"
@@ -39,7 +40,7 @@ class Fields:
 
     def number(self, key: str, low: float, high: float) -> float:
         value = self._values.get(key)
-        if type(value) not in (int, float) or not low <= value <= high:  # a NaN fails both comparisons
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # so a NaN fails
             raise self.error(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
@@ -75,6 +76,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         If there is no such file.
     CheckpointError
         If it is too large, no JSON, or JSON that is not an object.
+
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a checkpoint folder needs it; fetch the checkpoint again")

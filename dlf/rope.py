@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dlf.errors import CheckpointError
 from dlf.fields import Fields
 
 __all__ = ["rotary_frequencies"]
@@ -19,9 +20,13 @@ def rotary_frequencies(fields: Fields, head_dim: int, max_positions: int) -> tup
     Follows ``transformers.modeling_rope_utils`` operation by operation in float32, so that the bits agree.
     """
     values = fields.table("rope_scaling") or fields.table("rope_parameters")
+    for key, value in values.items():
+        if isinstance(value, dict):  # what other architectures have: a table for each kind of layer
+            raise CheckpointError(f"{fields.where}: rotary embedding: '{key}' is a table; dlf has one for all layers")
     defaults = {"rope_theta": 10000.0 if "rope_theta" not in fields else fields.raw("rope_theta")}
     rope = Fields(values, defaults, f"{fields.where}: rotary embedding")
-    kind = rope.raw("rope_type") or rope.raw("type") or "default"
+    kind = rope.raw("rope_type", "type")
+    kind = "default" if kind is None else kind
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise rope.error("rope_type", "default, linear, llama3 or yarn, the scalings dlf has")
     for source in (fields, rope):

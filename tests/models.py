@@ -105,6 +105,7 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
         Equal seeds give equal weights.
     **overrides
         Entries of the configuration.
+
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,9 +115,7 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5, generator=generator)
-            elif name.endswith("bias"):
-                parameter.normal_(0.0, 0.3, generator=generator)
-            elif "embed_tokens" in name or "lm_head" in name:
+            elif name.endswith("bias") or "embed_tokens" in name or "lm_head" in name:
                 parameter.normal_(0.0, 0.3, generator=generator)
             else:  # keeps the size of what passes through
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
@@ -165,6 +164,10 @@ def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"bos_token": BOS, "eos_token": {"content": EOS, "special": True}, "chat_template": CHAT_TEMPLATE}
+    config = {
+        "bos_token": BOS,
+        "eos_token": {"__type": "AddedToken", "content": EOS, "special": True},
+        "chat_template": CHAT_TEMPLATE,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
