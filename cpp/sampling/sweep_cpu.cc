@@ -1,0 +1,104 @@
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+#include "sampling/sweep.h"
+
+namespace dlf::DLF_CPU {
+namespace {
+
+constexpr int64_t kLanes = 16;  // the same on every instruction set, so that sums are added in the same order
+
+// e^x for x <= 0 to about 1 ulp (Cephes' expf): e^x = 2^n e^r with |r| <= ln(2) / 2. Below -87 it is 0; NaN stays NaN.
+inline float exp_nonpositive(float x) {
+  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 leaves n in the low bits of the mantissa
+  const float n = shifted - 12582912.0f;
+  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + (127u << 23));
+  return x < -87.0f ? 0.0f : p * power;
+}
+
+inline double sum(const double* lanes) {
+  double total = 0;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    total += lanes[lane];
+  }
+  return total;
+}
+
+// weight(i) is called once for every i of [0, count), kLanes at a time where that many are left.
+template <typename Weight>
+inline double sum_block(int64_t begin, int64_t end, Weight weight) {
+  double lanes[kLanes] = {};
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+    float group[kLanes];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      group[lane] = weight(i + lane);
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += group[lane];
+    }
+  }
+  for (; i < end; ++i) {
+    lanes[0] += weight(i);
+  }
+  return sum(lanes);
+}
+
+}  // namespace
+
+void find_peak(const float* values, int64_t count, Peak* peak) {
+  *peak = {0, -std::numeric_limits<float>::infinity()};
+  for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
+    const int64_t end = std::min(begin + kSweepBlock, count);
+    float lanes[kLanes];
+    std::fill_n(lanes, kLanes, peak->value);
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
+      }
+    }
+    for (; i < end; ++i) {
+      lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
+    }
+    const float greatest = *std::max_element(lanes, lanes + kLanes);
+    if (greatest > peak->value) {
+      *peak = {std::find(values + begin, values + end, greatest) - values, greatest};
+    }
+  }
+}
+
+void exp_weights(const float* values, int64_t count, float peak, float scale, float* weights, double* block_sums) {
+  for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
+    const int64_t end = std::min(begin + kSweepBlock, count);
+    if (weights == nullptr) {
+      *block_sums++ = sum_block(begin, end, [=](int64_t i) { return exp_nonpositive((values[i] - peak) * scale); });
+    } else {
+      *block_sums++ =
+          sum_block(begin, end, [=](int64_t i) { return weights[i] = exp_nonpositive((values[i] - peak) * scale); });
+    }
+  }
+}
+
+void keep_weights(const float* values, int64_t count, const KeepRule& rule, float* weights, double* block_sums) {
+  const KeepRule keep = rule;
+  for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
+    const int64_t end = std::min(begin + kSweepBlock, count);
+    *block_sums++ = sum_block(begin, end, [=](int64_t i) {
+      const bool above =
+          (values[i] > keep.score) | ((values[i] == keep.score) & (static_cast<int32_t>(i) <= keep.index));
+      return weights[i] = above & (weights[i] >= keep.weight) ? weights[i] : 0.0f;
+    });
+  }
+}
+
+}  // namespace dlf::DLF_CPU
