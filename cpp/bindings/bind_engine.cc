@@ -8,6 +8,14 @@ namespace dlf {
 namespace py = pybind11;
 
 void bind_engine(py::module_& m) {
+  m.def(
+      "check_fusion",
+      [](int experts, const std::string& combine, const std::string& match, std::vector<double> alpha, double alpha_max) {
+        validate({parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)}, experts);
+      },
+      py::arg("experts"), py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"),
+      "Raises the ValueError that a StepLoop or a solve with these options would raise.");
+
   py::enum_<FinishReason>(m, "FinishReason", "Why a sequence ended.")
       .value("none", FinishReason::none)
       .value("stop", FinishReason::stop)
@@ -34,8 +42,9 @@ void bind_engine(py::module_& m) {
 
   py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences one token further at each step.")
       .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
-                       const std::vector<std::pair<int64_t, int64_t>>& experts, const FusionOptions& fusion, int64_t vocab,
-                       int64_t max_batch, int64_t max_context, int threads) {
+                       const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
+                       const std::string& match, std::vector<double> alpha, double alpha_max, int64_t vocab, int64_t max_batch, int64_t max_context, int threads) {
+             const FusionOptions fusion = {parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)};
              FusionPlan plan{std::move(lane_model), {}, fusion, vocab};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
@@ -44,7 +53,8 @@ void bind_engine(py::module_& m) {
                  std::move(plan), std::vector<std::shared_ptr<const Weights>>(models.begin(), models.end()), max_batch,
                  max_context, threads);
            }),
-           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("fusion"), py::arg("vocab"),
+           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"),
+           py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"),
            py::arg("max_batch"), py::arg("max_context"), py::arg("threads"))
       .def(
           "add",

@@ -22,6 +22,16 @@ class Timer {
   std::chrono::steady_clock::time_point start_;
 };
 
+// FusionResult::bad_model in words.
+std::string describe(int bad_model) {
+  if (bad_model == kEmptySupport) {
+    return "no token has a finite logit in all models";
+  }
+  const std::string expert = "expert " + std::to_string((bad_model - 1) / 2);
+  const std::string model = bad_model == 0 ? "the large model" : bad_model % 2 == 1 ? expert : "the base of " + expert;
+  return "NaN or +inf in the logits of " + model;
+}
+
 }  // namespace
 
 StepLoop::StepLoop(FusionPlan plan, std::vector<std::shared_ptr<const Weights>> models, int64_t max_batch,
@@ -234,8 +244,8 @@ void StepLoop::solve() {
       output.f = result.f;
       output.g = result.g;
       logits = result.logits;
-      if (result.bad_model != kAllFinite) {
-        fail(*sequence, describe_bad_model(result.bad_model) + " at step " + std::to_string(sequence->new_tokens));
+      if (result.bad_model != kNoBadModel) {
+        fail(*sequence, describe(result.bad_model) + " at step " + std::to_string(sequence->new_tokens));
         continue;
       }
     }
