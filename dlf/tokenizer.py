@@ -74,12 +74,22 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that ``tokenizer.json`` puts around one unless told not to."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            if not isinstance(text, str):
+                raise TypeError(f"a text must be a str, not {type(text).__name__}") from error
+            raise ValueError(
+                "the text has half of a surrogate pair, which is no character; decode it properly"
+            ) from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids; ids without a token, such as a model's padding of its logits, are left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        try:
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except OverflowError as error:
+            raise ValueError(f"a token id is negative or too large: {error}") from error
         return text
 
     def token(self, token_id: int) -> str | None:
