@@ -40,7 +40,6 @@ class ChatTemplate:
         ------
         CheckpointError
             If it is too large or no text.
-
         """
         path = folder / "chat_template.jinja"
         if path.is_file():
@@ -70,7 +69,6 @@ class ChatTemplate:
         ------
         ValueError
             If there is no template, or it fails on these variables.
-
         """
         if self._source is None:
             raise ValueError(

@@ -33,7 +33,6 @@ class Tokenizer:
         If there is no ``tokenizer.json``.
     CheckpointError
         If a file is damaged.
-
     """
 
     def __init__(self, folder: Path) -> None:
@@ -119,7 +118,6 @@ class Tokenizer:
         ------
         ValueError
             If the checkpoint has no chat template, or the template refuses the messages.
-
         """
         return self._chat_template.render(
             **self._special_tokens
@@ -202,7 +200,6 @@ def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str) -
     ------
     TokenizerMismatchError
         Naming the first ids that differ, and how many do.
-
     """
     if a.vocab == b.vocab:
         return
