@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import jinja2
 import jinja2.ext
@@ -40,7 +40,6 @@ class ChatTemplate:
         ------
         CheckpointError
             If it is too large or no text.
-
         """
         path = folder / "chat_template.jinja"
         if path.is_file():
@@ -70,7 +69,6 @@ class ChatTemplate:
         ------
         ValueError
             If there is no template, or it fails on these variables.
-
         """
         if self._source is None:
             raise ValueError(
@@ -87,7 +85,7 @@ class ChatTemplate:
 class _Generation(jinja2.ext.Extension):
     """``{% generation %}`` marks what the assistant wrote, for training; here it only passes its body on."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
         next(parser.stream)

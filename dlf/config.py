@@ -113,7 +113,6 @@ def read_config(folder: Path) -> ModelConfig:
         If ``architectures`` names none of `ARCHITECTURES`.
     CheckpointError
         If a value is missing, has the wrong type or is out of bounds, or asks for what dlf does not do.
-
     """
     folder = Path(folder)
     path = folder / "config.json"

@@ -76,7 +76,6 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
         If there is no such file.
     CheckpointError
         If it is too large, no JSON, or JSON that is not an object.
-
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a checkpoint folder needs it; fetch the checkpoint again")

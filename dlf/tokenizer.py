@@ -33,7 +33,6 @@ class Tokenizer:
         If there is no ``tokenizer.json``.
     CheckpointError
         If a file is damaged.
-
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,12 +73,22 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that ``tokenizer.json`` puts around one unless told not to."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            if not isinstance(text, str):
+                raise TypeError(f"a text must be a str, not {type(text).__name__}") from error
+            raise ValueError(
+                "the text has half of a surrogate pair, which is no character; decode it properly"
+            ) from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids; ids without a token, such as a model's padding of its logits, are left out."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        try:
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        except OverflowError as error:
+            raise ValueError(f"a token id is negative or too large: {error}") from error
         return text
 
     def token(self, token_id: int) -> str | None:
@@ -109,7 +118,6 @@ class Tokenizer:
         ------
         ValueError
             If the checkpoint has no chat template, or the template refuses the messages.
-
         """
         return self._chat_template.render(
             **self._special_tokens
@@ -192,7 +200,6 @@ def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str) -
     ------
     TokenizerMismatchError
         Naming the first ids that differ, and how many do.
-
     """
     if a.vocab == b.vocab:
         return

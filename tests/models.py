@@ -105,7 +105,6 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
         Equal seeds give equal weights.
     **overrides
         Entries of the configuration.
-
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 from pathlib import Path
@@ -236,6 +235,7 @@ def fuzz(folder: Path, rounds: int) -> None:
         {},
         {"rope_type": "yarn"},
     ]
+    read = 0
     for _ in range(rounds):
         values = make_config(str(random.choice(list(FAMILIES)))).to_dict()
         values["architectures"] = [str(random.choice(list(ARCHITECTURES)))]
@@ -248,8 +248,12 @@ def fuzz(folder: Path, rounds: int) -> None:
         for _ in range(random.integers(0, 3)):
             content[random.integers(len(content))] = random.integers(256)
         (folder / "config.json").write_bytes(content)
-        with contextlib.suppress(CheckpointError):
+        try:
             assert isinstance(read_config(folder), ModelConfig)
+            read += 1
+        except CheckpointError:
+            continue
+    assert 0.05 * rounds < read < 0.95 * rounds
 
 
 def test_fuzz(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -38,6 +37,16 @@ def test_special_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids) == "the"
     assert tokenizer.decode(ids, skip_special_tokens=False).endswith("<|end|>")
     assert tokenizer.decode([tokenizer.vocab_size + 5]) == ""
+
+
+def test_what_is_no_text_and_no_id(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="surrogate"):
+        tokenizer.encode("a\ud800")
+    with pytest.raises(TypeError, match="bytes"):
+        tokenizer.encode(b"a")  # type: ignore[arg-type]
+    for token_id in (-1, 2**40):
+        with pytest.raises(ValueError, match="token id"):
+            tokenizer.decode([token_id])
 
 
 def test_vocab_size_counts_added_tokens(tmp_path: Path) -> None:
@@ -217,13 +226,19 @@ def fuzz(folder: Path, rounds: int) -> None:
     random = np.random.default_rng(0)
     path = make_sentencepiece_tokenizer(folder) / "tokenizer.json"
     original = path.read_bytes()
+    read = 0
     for _ in range(rounds):
         content = bytearray(original)
         for _ in range(random.integers(1, 4)):
             content[random.integers(len(content))] = random.integers(256)
         path.write_bytes(content)
-        with contextlib.suppress(CheckpointError):
-            Tokenizer(folder).decode(Tokenizer(folder).encode("the text"))
+        try:
+            tokenizer = Tokenizer(folder)
+        except CheckpointError:
+            continue
+        tokenizer.decode(tokenizer.encode("the text"))
+        read += 1
+    assert 0 < read < rounds
 
 
 def test_fuzz(tmp_path: Path) -> None:
