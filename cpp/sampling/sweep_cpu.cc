@@ -25,32 +25,22 @@ inline float exp_nonpositive(float x) {
   return x < -87.0f ? 0.0f : p * power;
 }
 
-inline double sum(const double* lanes) {
+inline double sum(const float* values, int64_t count) {
+  double lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += values[i + lane];
+    }
+  }
+  for (; i < count; ++i) {
+    lanes[0] += values[i];
+  }
   double total = 0;
   for (int64_t lane = 0; lane < kLanes; ++lane) {
     total += lanes[lane];
   }
   return total;
-}
-
-// weight(i) is called once for every i of [0, count), kLanes at a time where that many are left.
-template <typename Weight>
-inline double sum_block(int64_t begin, int64_t end, Weight weight) {
-  double lanes[kLanes] = {};
-  int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) {
-    float group[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      group[lane] = weight(i + lane);
-    }
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      lanes[lane] += group[lane];
-    }
-  }
-  for (; i < end; ++i) {
-    lanes[0] += weight(i);
-  }
-  return sum(lanes);
 }
 
 }  // namespace
@@ -78,26 +68,36 @@ void find_peak(const float* values, int64_t count, Peak* peak) {
 }
 
 void exp_weights(const float* values, int64_t count, float peak, float scale, float* weights, double* block_sums) {
+  float block[kSweepBlock];
   for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
-    const int64_t end = std::min(begin + kSweepBlock, count);
-    if (weights == nullptr) {
-      *block_sums++ = sum_block(begin, end, [=](int64_t i) { return exp_nonpositive((values[i] - peak) * scale); });
-    } else {
-      *block_sums++ =
-          sum_block(begin, end, [=](int64_t i) { return weights[i] = exp_nonpositive((values[i] - peak) * scale); });
+    const int64_t size = std::min(kSweepBlock, count - begin);
+    float* out = weights == nullptr ? block : weights + begin;
+    for (int64_t i = 0; i < size; ++i) {
+      out[i] = exp_nonpositive((values[begin + i] - peak) * scale);
     }
+    *block_sums++ = sum(out, size);
   }
 }
 
 void keep_weights(const float* values, int64_t count, const KeepRule& rule, float* weights, double* block_sums) {
   const KeepRule keep = rule;
   for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
-    const int64_t end = std::min(begin + kSweepBlock, count);
-    *block_sums++ = sum_block(begin, end, [=](int64_t i) {
-      const bool above =
-          (values[i] > keep.score) | ((values[i] == keep.score) & (static_cast<int32_t>(i) <= keep.index));
-      return weights[i] = above & (weights[i] >= keep.weight) ? weights[i] : 0.0f;
-    });
+    const int32_t size = static_cast<int32_t>(std::min(kSweepBlock, count - begin));
+    const int32_t index = static_cast<int32_t>(std::max<int64_t>(keep.index - begin, -1));
+    const float* in = values + begin;
+    float* out = weights + begin;
+    for (int32_t i = 0; i < size; ++i) {
+      const bool above = (in[i] > keep.score) | ((in[i] == keep.score) & (i <= index));
+      out[i] = above & (out[i] >= keep.weight) ? out[i] : 0.0f;
+    }
+    *block_sums++ = sum(out, size);
+  }
+}
+
+void score_bands(const float* values, int64_t count, float peak, float scale, uint16_t* bands) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float band = (peak - values[i]) * scale;
+    bands[i] = static_cast<uint16_t>(static_cast<int32_t>(band < kBands - 1 ? band : float{kBands - 1}));
   }
 }
 
