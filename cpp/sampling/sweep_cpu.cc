@@ -9,11 +9,12 @@ namespace {
 
 constexpr int64_t kLanes = 16;  // the same on every instruction set, so that sums are added in the same order
 
-// e^x for x <= 0 to about 1 ulp (Cephes' expf): e^x = 2^n e^r with |r| <= ln(2) / 2. Below -87 it is 0; NaN stays NaN.
+// e^x for x <= 0 to about 1 ulp (Cephes' expf): e^x = 2^n e^r with |r| <= ln(2) / 2. NaN stays NaN.
 inline float exp_nonpositive(float x) {
-  const float shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 leaves n in the low bits of the mantissa
+  const float clamped = x < -88.0f ? -88.0f : x;              // there n is -127, whose power of two below is 0
+  const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 leaves n in the low bits of the mantissa
   const float n = shifted - 12582912.0f;
-  const float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -22,8 +23,12 @@ inline float exp_nonpositive(float x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + (127u << 23));
-  return x < -87.0f ? 0.0f : p * power;
+  return p * power;
 }
+
+// Floats as integers of the same order (and NaN at its ends): their maximum vectorises, as it does not depend on the
+// order.
+inline int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
 
 inline double sum(const float* values, int64_t count) {
   double lanes[kLanes] = {};
@@ -49,18 +54,11 @@ void find_peak(const float* values, int64_t count, Peak* peak) {
   *peak = {0, -std::numeric_limits<float>::infinity()};
   for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
     const int64_t end = std::min(begin + kSweepBlock, count);
-    float lanes[kLanes];
-    std::fill_n(lanes, kLanes, peak->value);
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) {
-        lanes[lane] = values[i + lane] > lanes[lane] ? values[i + lane] : lanes[lane];
-      }
+    int32_t key = INT32_MIN;
+    for (int64_t i = begin; i < end; ++i) {
+      key = std::max(key, ordered(std::bit_cast<int32_t>(values[i])));
     }
-    for (; i < end; ++i) {
-      lanes[0] = values[i] > lanes[0] ? values[i] : lanes[0];
-    }
-    const float greatest = *std::max_element(lanes, lanes + kLanes);
+    const float greatest = std::bit_cast<float>(ordered(key));
     if (greatest > peak->value) {
       *peak = {std::find(values + begin, values + end, greatest) - values, greatest};
     }
