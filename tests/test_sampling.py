@@ -1,4 +1,4 @@
-"""The C++ sampler against its NumPy reference, transformers' processors and the distributions that it must draw from."""
+"""The C++ sampler against its NumPy reference, transformers' processors and the distributions it must draw from."""
 
 import math
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from reference import sampling as reference
-
 from dlf import _C
-from dlf.sampling import SamplingOptions
+from reference import sampling as reference
+from reference.chi_square import chi_square_survival
 
 SEED = 20250711
 DISTRIBUTIONS = {
@@ -31,36 +30,6 @@ def sampler(options, vocab, prompt=(), generated=()):
     for token in generated:
         result.append(token)
     return result
-
-
-def gamma_survival(a, x):
-    """Q(a, x), the regularised upper incomplete gamma function (series below a + 1, continued fraction above)."""
-    front = math.exp(-x + a * math.log(x) - math.lgamma(a))
-    if x < a + 1:
-        term = total = 1 / a
-        for n in range(1, 10000):
-            term *= x / (a + n)
-            total += term
-        return 1 - front * total
-    b, c = x + 1 - a, 1e300
-    d = h = 1 / b
-    for n in range(1, 10000):
-        b += 2
-        d = 1 / (b - n * (n - a) * d)
-        c = b - n * (n - a) / c
-        h *= d * c
-    return front * h
-
-
-def chi_square_survival(counts, expected):
-    """Probability of a statistic at least as great; outcomes expected less than 10 times are counted together."""
-    rare = expected < 10
-    if rare.any():
-        counts = np.append(counts[~rare], counts[rare].sum())
-        expected = np.append(expected[~rare], expected[rare].sum())
-        counts, expected = counts[expected > 0], expected[expected > 0]
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    return gamma_survival((len(counts) - 1) / 2, statistic / 2)
 
 
 @pytest.mark.parametrize(
@@ -312,46 +281,3 @@ def test_nothing_left_and_broken_logits(temperature):
         for logits in ([0, bad, 1], [bad] * 3):
             with pytest.raises(ValueError, match=r"step 2 hold NaN or \+inf"):
                 sampler({"temperature": temperature}, 3).sample(np.array(logits, np.float32), 2)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"temperature": -1.0}, r"temperature is -1: give"),
-        ({"temperature": math.nan}, r"temperature is nan: give"),
-        ({"temperature": math.inf}, r"temperature is inf: give"),
-        ({"top_p": 0.0}, r"top_p is 0: give"),
-        ({"top_p": 1.5}, r"top_p is 1.5: give"),
-        ({"min_p": -0.5}, r"min_p is -0.5: give"),
-        ({"min_p": 1.5}, r"min_p is 1.5: give"),
-        ({"top_k": -1}, r"top_k is -1: give"),
-        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0: give"),
-        ({"repetition_penalty": math.inf}, r"repetition_penalty is inf: give"),
-        ({"presence_penalty": math.nan}, r"presence_penalty is nan: give"),
-        ({"frequency_penalty": math.inf}, r"frequency_penalty is inf: give"),
-        ({"logit_bias": [(1, math.nan)]}, r"logit_bias of token 1 is nan: give"),
-        ({"logit_bias": [(9, 1.0)]}, r"logit_bias names token 9.*from 0 to 7"),
-        ({"bad_words": [[1, -1]]}, r"bad_words names token -1"),
-        ({"bad_words": [[]]}, r"bad_words holds an empty word: give"),
-        ({"stop_token_ids": [8]}, r"stop_token_ids names token 8"),
-        ({"logprobs": -1}, r"logprobs is -1: give"),
-        ({"logprobs": 9}, r"logprobs is 9: give"),
-        ({"min_new_tokens": -1}, r"min_new_tokens is -1: give"),
-    ],
-)
-def test_impossible_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        sampler(options, 8)
-
-
-def test_python_options_reach_the_sampler():
-    options = SamplingOptions(
-        temperature=0.5, top_k=3, logit_bias={2: 1.0}, bad_words_ids=[[1, 2]], stop_token_ids=[7], seed=9, logprobs=2
-    )
-    built = options.build(eos_token_ids=[0], bad_words_ids=[[3]], stream=4)
-    assert (built.temperature, built.top_k, built.seed, built.stream, built.logprobs) == (0.5, 3, 9, 4, 2)
-    assert built.logit_bias == [(2, 1.0)]
-    assert built.bad_words == [[1, 2], [3]]
-    assert built.stop_token_ids == [7, 0]
-    assert SamplingOptions(ignore_eos=True).build(eos_token_ids=[0], seed=3).stop_token_ids == []
-    assert SamplingOptions().build().seed != SamplingOptions().build().seed

@@ -4,10 +4,11 @@ import dataclasses
 import math
 
 import pytest
+import torch  # noqa: F401  # the extension needs its libraries
+from dlf import _C
+from dlf.sampling import SamplingOptions, StopStrings
 from hypothesis import given
 from hypothesis import strategies as st
-
-from dlf.sampling import SamplingOptions, StopStrings
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,49 @@ from dlf.sampling import SamplingOptions, StopStrings
 def test_impossible_options_are_named(option, value, error):
     with pytest.raises(error, match=option):
         SamplingOptions(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, r"temperature is -1: give"),
+        ({"temperature": math.nan}, r"temperature is nan: give"),
+        ({"temperature": math.inf}, r"temperature is inf: give"),
+        ({"top_p": 0.0}, r"top_p is 0: give"),
+        ({"top_p": 1.5}, r"top_p is 1.5: give"),
+        ({"min_p": -0.5}, r"min_p is -0.5: give"),
+        ({"min_p": 1.5}, r"min_p is 1.5: give"),
+        ({"top_k": -1}, r"top_k is -1: give"),
+        ({"repetition_penalty": 0.0}, r"repetition_penalty is 0: give"),
+        ({"repetition_penalty": math.inf}, r"repetition_penalty is inf: give"),
+        ({"presence_penalty": math.nan}, r"presence_penalty is nan: give"),
+        ({"frequency_penalty": math.inf}, r"frequency_penalty is inf: give"),
+        ({"logit_bias": [(1, math.nan)]}, r"logit_bias of token 1 is nan: give"),
+        ({"logit_bias": [(9, 1.0)]}, r"logit_bias names token 9.*from 0 to 7"),
+        ({"bad_words": [[1, -1]]}, r"bad_words names token -1"),
+        ({"bad_words": [[]]}, r"bad_words holds an empty word: give"),
+        ({"stop_token_ids": [8]}, r"stop_token_ids names token 8"),
+        ({"logprobs": -1}, r"logprobs is -1: give"),
+        ({"logprobs": 9}, r"logprobs is 9: give"),
+        ({"min_new_tokens": -1}, r"min_new_tokens is -1: give"),
+    ],
+)
+def test_the_engine_names_impossible_options_too(options, message):
+    with pytest.raises(ValueError, match=message):
+        _C.Sampler(_C.SamplingOptions(**options), 8)
+
+
+def test_python_options_reach_the_sampler():
+    options = SamplingOptions(
+        temperature=0.5, top_k=3, logit_bias={2: 1.0}, bad_words_ids=[[1, 2]], stop_token_ids=[7], seed=9, logprobs=2
+    )
+    built = options.build(eos_token_ids=[0], bad_words_ids=[[3]], stream=4)
+    assert (built.temperature, built.top_k, built.seed, built.stream, built.logprobs) == (0.5, 3, 9, 4, 2)
+    assert built.logit_bias == [(2, 1.0)]
+    assert built.bad_words == [[1, 2], [3]]
+    assert built.stop_token_ids == [7, 0]
+    assert SamplingOptions(ignore_eos=True).build(eos_token_ids=[0], seed=3).stop_token_ids == []
+    assert SamplingOptions().build().seed != SamplingOptions().build().seed
 
 
 def test_options_are_frozen_and_copied():

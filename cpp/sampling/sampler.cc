@@ -63,8 +63,9 @@ Sampler::Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t
     keys = std::max(keys, std::min(vocab, 2 * options_.top_k));
   } else if (draws && options_.top_p < 1) {
     keys = vocab;
+    bands_.resize(vocab);
   }
-  keys_.resize(keys + 1);  // one more, as nucleus_candidates writes before it decides
+  keys_.resize(keys + 1);  // one more, as nucleus_end writes before it decides
   top_tokens_.resize(options_.logprobs);
   top_logprobs_.resize(options_.logprobs);
 }
@@ -163,34 +164,34 @@ int64_t Sampler::draw(const float* scores, Peak peak, int64_t step) {
   const float scale = static_cast<float>(std::clamp(1 / options_.temperature, 1e-30, 1e30));
   exp_weights(scores, vocab_, peak.value, scale, weights_.data(), block_sums_.data());
   if (options_.top_k > 0 || options_.top_p < 1 || options_.min_p > 0) {
-    keep_weights(scores, vocab_, filter(scores, sum_blocks()), weights_.data(), block_sums_.data());
+    keep_weights(scores, vocab_, filter(scores, peak, scale), weights_.data(), block_sums_.data());
   }
   return find_weight(philox_uniform(options_.seed, static_cast<uint64_t>(step), options_.stream) * sum_blocks());
 }
 
 // Each of top-k, top-p and min-p keeps the tokens down to some rank, so all of them together are one comparison per
 // token.
-KeepRule Sampler::filter(const float* scores, double total) {
+KeepRule Sampler::filter(const float* scores, Peak peak, float scale) {
+  static const auto score_bands = DLF_CPU_DISPATCH(score_bands);
   KeepRule rule{kExcluded, std::numeric_limits<int32_t>::max(), static_cast<float>(options_.min_p)};
   const std::span<const float> all{scores, static_cast<size_t>(vocab_)};
-  const bool top_k = options_.top_k > 0 && options_.top_k < vocab_;
-  if (!top_k && options_.top_p >= 1) {
-    return rule;
-  }
-  std::span<RankKey> keys;
   RankKey last = 0;
-  if (top_k) {
-    keys = select_top_k(all, options_.top_k, keys_);
+  if (options_.top_k > 0 && options_.top_k < vocab_) {
+    const std::span<RankKey> keys = select_top_k(all, options_.top_k, keys_);
     last = *std::min_element(keys.begin(), keys.end());
-    total = 0;
-    for (RankKey key : keys) {
-      total += weights_[token_of(key)];
+    if (options_.top_p < 1) {
+      double total = 0;
+      for (RankKey key : keys) {
+        total += weights_[token_of(key)];
+      }
+      last = nucleus_end(keys, weights_.data(), options_.top_p * total);
     }
+  } else if (options_.top_p < 1) {
+    // 16 bands to a factor of e in weight: few tokens in any of them, and no weight left below them all.
+    score_bands(scores, vocab_, peak.value, 16 * scale, bands_.data());
+    last = nucleus_end(all, bands_.data(), weights_.data(), options_.top_p * sum_blocks(), keys_);
   } else {
-    keys = nucleus_candidates(all, weights_.data(), total, options_.top_p, keys_);
-  }
-  if (options_.top_p < 1) {
-    last = nucleus_end(keys, weights_.data(), options_.top_p * total);
+    return rule;
   }
   rule.score = scores[token_of(last)];
   rule.index = static_cast<int32_t>(token_of(last));

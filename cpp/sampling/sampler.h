@@ -37,7 +37,7 @@ class Sampler {
   void penalize();
   void ban_bad_words();
   int64_t draw(const float* scores, Peak peak, int64_t step);
-  KeepRule filter(const float* scores, double total);
+  KeepRule filter(const float* scores, Peak peak, float scale);
   double sum_blocks() const;
   int64_t find_weight(double target) const;
 
@@ -49,6 +49,7 @@ class Sampler {
   std::vector<float> scores_;              // logits after penalties, biases and bans
   std::vector<float> weights_;             // exponentials of the scores
   std::vector<double> block_sums_;         // of weights_
+  std::vector<uint16_t> bands_;            // of scores_, for top-p
   std::vector<RankKey> keys_;
   std::vector<int64_t> top_tokens_;
   std::vector<float> top_logprobs_;

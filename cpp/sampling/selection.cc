@@ -5,6 +5,8 @@
 #include <functional>
 #include <limits>
 
+#include "sampling/sweep.h"
+
 namespace dlf {
 
 RankKey rank_key(float score, int64_t token) {
@@ -41,20 +43,6 @@ std::span<RankKey> select_top_k(std::span<const float> scores, int64_t k, std::s
   return buffer.first(filled);
 }
 
-std::span<RankKey> nucleus_candidates(std::span<const float> scores, const float* weights, double total, double top_p,
-                                      std::span<RankKey> buffer) {
-  // Tokens below 1 - top_p of the mean weight sum to less than 1 - top_p of the total, so all of them lie past the end
-  // of the nucleus. The factor leaves room for rounding.
-  const double mean = total / static_cast<double>(scores.size());
-  const float least = static_cast<float>((1 - top_p) * mean * 0.999);
-  size_t filled = 0;
-  for (size_t token = 0; token < scores.size(); ++token) {
-    buffer[filled] = rank_key(scores[token], static_cast<int64_t>(token));
-    filled += weights[token] > 0 && weights[token] >= least ? 1 : 0;
-  }
-  return buffer.first(filled);
-}
-
 RankKey nucleus_end(std::span<RankKey> keys, const float* weights, double mass) {
   // A quickselect by weight: [begin, end) holds the end of the nucleus, `before` is the weight of all keys ahead of it.
   double before = 0;
@@ -82,6 +70,32 @@ RankKey nucleus_end(std::span<RankKey> keys, const float* weights, double mass) 
     }
   }
   return *(end - 1);  // rounding left the sum a hair short
+}
+
+RankKey nucleus_end(std::span<const float> scores, const uint16_t* bands, const float* weights, double mass,
+                    std::span<RankKey> buffer) {
+  double band_sums[kBands] = {};
+  for (size_t token = 0; token < scores.size(); ++token) {
+    band_sums[bands[token]] += weights[token];
+  }
+  // Only the band in which the nucleus ends has to be ordered.
+  int end = 0;
+  double before = 0;
+  for (int band = 0; band < kBands && before < mass; ++band) {
+    if (band_sums[band] > 0) {
+      end = band;
+      if (before + band_sums[band] >= mass) {
+        break;
+      }
+      before += band_sums[band];
+    }
+  }
+  size_t filled = 0;
+  for (size_t token = 0; token < scores.size(); ++token) {
+    buffer[filled] = rank_key(scores[token], static_cast<int64_t>(token));
+    filled += bands[token] == end && weights[token] > 0 ? 1 : 0;
+  }
+  return nucleus_end(buffer.first(filled), weights, mass - before);
 }
 
 }  // namespace dlf

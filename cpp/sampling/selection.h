@@ -16,12 +16,12 @@ int64_t token_of(RankKey key);
 // which holds at least min(2 k, scores.size()) keys.
 std::span<RankKey> select_top_k(std::span<const float> scores, int64_t k, std::span<RankKey> buffer);
 
-// The tokens that a nucleus of probability top_p can hold, and maybe more, unsorted; `buffer` holds at least
-// scores.size() keys. The weights, whose sum is total, are the exponentials of the scores.
-std::span<RankKey> nucleus_candidates(std::span<const float> scores, const float* weights, double total, double top_p,
-                                      std::span<RankKey> buffer);
-
 // The last key in the smallest set of highest rank whose weights sum to at least `mass`. Reorders the keys.
 RankKey nucleus_end(std::span<RankKey> keys, const float* weights, double mass);
+
+// The same among all tokens. bands[token] rises as the score falls and is below kBands; `buffer` holds at least
+// scores.size() + 1 keys.
+RankKey nucleus_end(std::span<const float> scores, const uint16_t* bands, const float* weights, double mass,
+                    std::span<RankKey> buffer);
 
 }  // namespace dlf

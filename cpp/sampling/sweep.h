@@ -33,4 +33,8 @@ DLF_CPU_KERNEL(exp_weights, const float* values, int64_t count, float peak, floa
 DLF_CPU_KERNEL(keep_weights, const float* values, int64_t count, const KeepRule& rule, float* weights,
                double* block_sums);
 
+// bands[i] = the whole part of (peak - values[i]) * scale, at most kBands - 1.
+inline constexpr int kBands = 1024;
+DLF_CPU_KERNEL(score_bands, const float* values, int64_t count, float peak, float scale, uint16_t* bands);
+
 }  // namespace dlf
