@@ -57,7 +57,7 @@ Sampler::Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t
   if (draws) {
     weights_.resize(vocab);
   }
-  block_sums_.resize(sweep_blocks(vocab));
+  block_sums_.resize(sampling_blocks(vocab));
   int64_t keys = std::min(vocab, 2 * options_.logprobs);
   if (draws && options_.top_k > 0 && options_.top_k < vocab) {
     keys = std::max(keys, std::min(vocab, 2 * options_.top_k));
@@ -204,7 +204,7 @@ double Sampler::sum_blocks() const { return std::accumulate(block_sums_.begin(),
 // target.
 int64_t Sampler::find_weight(double target) const {
   int64_t chosen = -1;
-  for (int64_t block = 0; block < sweep_blocks(vocab_); ++block) {
+  for (int64_t block = 0; block < sampling_blocks(vocab_); ++block) {
     if (block_sums_[block] == 0) {
       continue;
     }
@@ -215,7 +215,7 @@ int64_t Sampler::find_weight(double target) const {
     }
   }
   int64_t last = -1;  // stays where rounding leaves the sum short of the target
-  for (int64_t token = chosen * kSweepBlock; token < std::min((chosen + 1) * kSweepBlock, vocab_); ++token) {
+  for (int64_t token = chosen * kSamplingBlock; token < std::min((chosen + 1) * kSamplingBlock, vocab_); ++token) {
     if (weights_[token] > 0) {
       last = token;
       target -= weights_[token];

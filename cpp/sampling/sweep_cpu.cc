@@ -52,8 +52,8 @@ inline double sum(const float* values, int64_t count) {
 
 void find_peak(const float* values, int64_t count, Peak* peak) {
   *peak = {0, -std::numeric_limits<float>::infinity()};
-  for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
-    const int64_t end = std::min(begin + kSweepBlock, count);
+  for (int64_t begin = 0; begin < count; begin += kSamplingBlock) {
+    const int64_t end = std::min(begin + kSamplingBlock, count);
     int32_t key = INT32_MIN;
     for (int64_t i = begin; i < end; ++i) {
       key = std::max(key, ordered(std::bit_cast<int32_t>(values[i])));
@@ -66,9 +66,9 @@ void find_peak(const float* values, int64_t count, Peak* peak) {
 }
 
 void exp_weights(const float* values, int64_t count, float peak, float scale, float* weights, double* block_sums) {
-  float block[kSweepBlock];
-  for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
-    const int64_t size = std::min(kSweepBlock, count - begin);
+  float block[kSamplingBlock];
+  for (int64_t begin = 0; begin < count; begin += kSamplingBlock) {
+    const int64_t size = std::min(kSamplingBlock, count - begin);
     float* out = weights == nullptr ? block : weights + begin;
     for (int64_t i = 0; i < size; ++i) {
       out[i] = exp_nonpositive((values[begin + i] - peak) * scale);
@@ -79,8 +79,8 @@ void exp_weights(const float* values, int64_t count, float peak, float scale, fl
 
 void keep_weights(const float* values, int64_t count, const KeepRule& rule, float* weights, double* block_sums) {
   const KeepRule keep = rule;
-  for (int64_t begin = 0; begin < count; begin += kSweepBlock) {
-    const int32_t size = static_cast<int32_t>(std::min(kSweepBlock, count - begin));
+  for (int64_t begin = 0; begin < count; begin += kSamplingBlock) {
+    const int32_t size = static_cast<int32_t>(std::min(kSamplingBlock, count - begin));
     const int32_t index = static_cast<int32_t>(std::max<int64_t>(keep.index - begin, -1));
     const float* in = values + begin;
     float* out = weights + begin;
