@@ -4,13 +4,13 @@ from dlf._compat import check_torch
 
 check_torch()
 
-from dlf import fusion  # noqa: E402
-from dlf._C import __version__  # noqa: E402
-from dlf.engine import Engine  # noqa: E402
-from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError  # noqa: E402
-from dlf.experts import Expert  # noqa: E402
-from dlf.results import Completion, Piece, Timings  # noqa: E402
-from dlf.sampling import SamplingOptions  # noqa: E402
+from dlf import fusion
+from dlf._C import __version__
+from dlf.engine import Engine
+from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
+from dlf.experts import Expert
+from dlf.results import Completion, Piece, Timings
+from dlf.sampling import SamplingOptions
 
 __all__ = [
     "CheckpointError",

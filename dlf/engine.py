@@ -269,8 +269,11 @@ class Engine:
     def _add(self, prompts: list[Prompt], sampling: SamplingOptions) -> list[RunningRequest]:
         """Check and queue all prompts, or none."""
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
-        bad_words = [self.tokenizer.encode(form, add_special_tokens=False) for word in sampling.bad_words or ()
-                     for form in (word, " " + word)]
+        bad_words = [
+            self.tokenizer.encode(form, add_special_tokens=False)
+            for word in sampling.bad_words or ()
+            for form in (word, " " + word)
+        ]
         eos = self._model.config.eos_token_ids
         if not eos and self.tokenizer.eos_token_id is not None:
             eos = (self.tokenizer.eos_token_id,)
@@ -398,7 +401,8 @@ def _as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
         return [list(prompt)], True
     for one in prompt:
         if not isinstance(one, str) and not (
-            isinstance(one, (list, tuple)) and all(isinstance(token, int) and not isinstance(token, bool) for token in one)
+            isinstance(one, (list, tuple))
+            and all(isinstance(token, int) and not isinstance(token, bool) for token in one)
         ):
             raise TypeError("each prompt must be a string or a list of token ids")
     return list(prompt), False
@@ -407,7 +411,9 @@ def _as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
 def _sampling_options(options: dict[str, Any]) -> SamplingOptions:
     unknown = sorted(options.keys() - SamplingOptions.__dataclass_fields__.keys())
     if unknown:
-        raise TypeError(f"no option is called {unknown[0]!r}; there are: {', '.join(SamplingOptions.__dataclass_fields__)}")
+        raise TypeError(
+            f"no option is called {unknown[0]!r}; there are: {', '.join(SamplingOptions.__dataclass_fields__)}"
+        )
     return SamplingOptions(**options)
 
 

@@ -21,7 +21,13 @@ class RunningRequest:
     """Collects the outputs of one sequence; `pieces` holds those that nobody has taken yet."""
 
     def __init__(
-        self, request: int, index: int, prompt_tokens: int, tokenizer: Tokenizer, stop_strings: StopStrings, experts: list[str]
+        self,
+        request: int,
+        index: int,
+        prompt_tokens: int,
+        tokenizer: Tokenizer,
+        stop_strings: StopStrings,
+        experts: list[str],
     ) -> None:
         self.request = request
         self.pieces: deque[Piece] = deque()

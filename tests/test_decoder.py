@@ -53,7 +53,9 @@ def test_decode_logits(folder: Path) -> None:
 
 def test_greedy_tokens(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    expected = model.generate(torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    expected = model.generate(
+        torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
     with dlf.Engine(folder, threads=2) as engine:
         completion = engine.generate(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
     assert completion.tokens == expected[0, len(PROMPT) :].tolist()

@@ -22,13 +22,20 @@ def engine(family: dict[str, Path]) -> dlf.Engine:
 
 
 def same(a: dlf.Completion, b: dlf.Completion) -> bool:
-    return a.tokens == b.tokens and a.text == b.text and np.array_equal(a.alpha, b.alpha) and np.array_equal(a.logprobs, b.logprobs)
+    return (
+        a.tokens == b.tokens
+        and a.text == b.text
+        and np.array_equal(a.alpha, b.alpha)
+        and np.array_equal(a.logprobs, b.logprobs)
+    )
 
 
 @pytest.mark.parametrize("combine", ["select", "centroid", "joint", "grid"])
 def test_fused_tokens_equal_the_obvious_loop(family: dict[str, Path], combine: str) -> None:
     experts = [family["expert-a"], family["expert-b"]]
-    with dlf.Engine(family["large"], [dlf.Expert(e, family["base"]) for e in experts], combine=combine, threads=2) as engine:
+    with dlf.Engine(
+        family["large"], [dlf.Expert(e, family["base"]) for e in experts], combine=combine, threads=2
+    ) as engine:
         prompt = engine.tokenizer.encode(PROMPT)
         completion = engine.generate(prompt, max_new_tokens=40, ignore_eos=True)
         vocab = engine.vocab_size
@@ -102,7 +109,9 @@ def test_stream_gives_what_generate_gives(engine: dlf.Engine) -> None:
 def test_interleaved_streams(engine: dlf.Engine) -> None:
     expected = [[p.token for p in engine.stream(prompt, max_new_tokens=12, ignore_eos=True)] for prompt in PROMPTS]
     streams = [engine.stream(prompt, max_new_tokens=12, ignore_eos=True) for prompt in PROMPTS]
-    assert [[piece.token for piece in row] for row in zip(*streams, strict=True)] == [list(row) for row in zip(*expected, strict=True)]
+    assert [[piece.token for piece in row] for row in zip(*streams, strict=True)] == [
+        list(row) for row in zip(*expected, strict=True)
+    ]
 
 
 def test_a_closed_stream_frees_its_places(engine: dlf.Engine) -> None:
@@ -138,7 +147,10 @@ def test_stop_strings_never_leak(engine: dlf.Engine) -> None:
         expected = whole[: whole.index(stop)]
         completion = engine.generate(PROMPT, max_new_tokens=60, stop_strings=[stop], ignore_eos=True)
         assert completion.text == expected and completion.finish_reason == "stop"
-        assert "".join(p.text for p in engine.stream(PROMPT, max_new_tokens=60, stop_strings=stop, ignore_eos=True)) == expected
+        assert (
+            "".join(p.text for p in engine.stream(PROMPT, max_new_tokens=60, stop_strings=stop, ignore_eos=True))
+            == expected
+        )
 
 
 def test_end_of_sequence(engine: dlf.Engine) -> None:
@@ -161,7 +173,9 @@ def test_the_end_of_the_context(family: dict[str, Path]) -> None:
 def test_timings(engine: dlf.Engine) -> None:
     timings = engine.generate(PROMPT, max_new_tokens=9, ignore_eos=True).timings
     assert timings.time_to_first_token > 0 and len(timings.token_times) == 8
-    assert set(timings.shares) == {"large", "small", "solve", "sample"} and sum(timings.shares.values()) == pytest.approx(1)
+    assert set(timings.shares) == {"large", "small", "solve", "sample"} and sum(
+        timings.shares.values()
+    ) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +193,9 @@ def test_timings(engine: dlf.Engine) -> None:
         ({"max_context": 10**9}, ValueError, "max_context"),
     ],
 )
-def test_impossible_engines(family: dict[str, Path], arguments: dict[str, object], error: type[Exception], words: str) -> None:
+def test_impossible_engines(
+    family: dict[str, Path], arguments: dict[str, object], error: type[Exception], words: str
+) -> None:
     options = {"experts": [dlf.Expert(family["expert-a"], family["base"])], **arguments}
     with pytest.raises(error, match=words):
         dlf.Engine(family["large"], **options)  # type: ignore[arg-type]

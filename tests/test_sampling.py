@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from dlf import _C
 from reference import sampling as reference
 from reference.chi_square import chi_square_survival
+
+from dlf import _C
 
 SEED = 20250711
 DISTRIBUTIONS = {

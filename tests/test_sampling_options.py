@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch  # noqa: F401  # the extension needs its libraries
-from dlf import _C
-from dlf.sampling import SamplingOptions, StopStrings
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dlf import _C
+from dlf.sampling import SamplingOptions, StopStrings
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ class Reference:
     """Greedy decoding by fused logits; `fuse(large, base, experts)` gives alpha [T] and logits [V]."""
 
     def __init__(self, large: Path, base: Path, experts: list[Path], vocab: int) -> None:
-        self.models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (large, base, *experts)]
+        self.models = [
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (large, base, *experts)
+        ]
         self.vocab = vocab
 
     def generate(
@@ -23,7 +25,9 @@ class Reference:
         tokens, weights = list(prompt), []
         for _ in range(steps):
             with torch.no_grad():
-                large, base, *experts = (model(torch.tensor([tokens])).logits[0, -1, : self.vocab].numpy() for model in self.models)
+                large, base, *experts = (
+                    model(torch.tensor([tokens])).logits[0, -1, : self.vocab].numpy() for model in self.models
+                )
             alpha, logits = fuse(large, base, np.stack(experts))
             weights.append(alpha)
             tokens.append(int(np.argmax(logits)))
