@@ -397,7 +397,9 @@ def _as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
         return [prompt], True
     if not isinstance(prompt, (list, tuple)):
         raise TypeError(f"a prompt is text or token ids, or a list of such, not {type(prompt).__name__}")
-    if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt) and prompt:
+    if not prompt:
+        raise ValueError("the prompt is empty; give at least one token")
+    if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         return [list(prompt)], True
     for one in prompt:
         if not isinstance(one, str) and not (
