@@ -55,6 +55,7 @@ class CurveSearch {
   DLF_HOST_DEVICE const CurvePoint& point(int index) const { return points_[index]; }
   DLF_HOST_DEVICE const CurvePoint& answer() const { return answer_; }
   DLF_HOST_DEVICE double answer_loss() const { return answer_loss_; }
+  DLF_HOST_DEVICE double scale() const { return scale_; }  // the loss at α = 0
 
  private:
   // What the model says about one cell.

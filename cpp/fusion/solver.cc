@@ -11,6 +11,7 @@ namespace {
 
 constexpr int kGridPoints = 21;
 constexpr double kGridSteps = 10.0;  // to the unit
+constexpr double kTie = 1e-10;       // losses so near, as shares of the loss at α = 0, are equal
 constexpr int kCentreSamples = 32;
 
 static_assert(kMaxExperts == kSweepExperts);
@@ -315,9 +316,11 @@ void FusionSolver::combine(int row) {
     return;
   }
   if (options_.combine == Combine::select || options_.combine == Combine::grid) {
+    // Experts that all reach the targets tie but for the last digits: the first of them is taken.
+    const double tie = kTie * curves[0].search.scale();
     int best = 0;
     for (int t = 1; t < experts_; ++t) {
-      best = curves[t].search.answer_loss() < curves[best].search.answer_loss() ? t : best;
+      best = curves[t].search.answer_loss() < curves[best].search.answer_loss() - tie ? t : best;
     }
     result.alpha[best] = curves[best].search.answer().alpha;
     return;
