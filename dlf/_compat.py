@@ -1,8 +1,44 @@
-"""Checks the torch that is there before the extension is loaded."""
+"""Checks the surroundings before the extension is loaded into them."""
 
-from __future__ import annotations
+import importlib
 
 
-def check_torch() -> None:
-    """Import torch first: the extension links the libraries that it loads."""
-    import torch  # noqa: F401
+def check_torch(built_minor: str | None = None) -> None:
+    """Check that the torch that is there is the one the extension was built for.
+
+    libtorch keeps its binary interface only within a minor version; loaded into another one, the extension would stop at
+    a missing symbol, or worse, not stop.
+
+    Parameters
+    ----------
+    built_minor
+        The minor version of torch, such as ``"2.13"``, that the extension was built for; as recorded by the build if
+        it is not given.
+
+    Raises
+    ------
+    ImportError
+        If torch is missing or of another minor version, or if the package was never built.
+    """
+    if built_minor is None:
+        built_minor = _recorded_minor()
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        raise ImportError(f"dlf needs torch {built_minor}: pip install 'torch=={built_minor}.*'") from error
+    there = ".".join(torch.__version__.split(".")[:2])
+    if there != built_minor:
+        raise ImportError(
+            f"dlf was built for torch {built_minor}, but torch {torch.__version__} is installed. Either build dlf for it "
+            "(in a checkout of dlf: pip install --no-build-isolation --force-reinstall --no-deps .), or install the torch "
+            f"that dlf was built for (pip install 'torch=={built_minor}.*')."
+        )
+
+
+def _recorded_minor() -> str:
+    """Return the torch minor that CMake wrote into ``dlf/_build.py``."""
+    try:
+        recorded: str = importlib.import_module("dlf._build").torch_minor
+    except ModuleNotFoundError as error:
+        raise ImportError("dlf has no compiled extension here: install it with 'make setup' or 'pip install .'") from error
+    return recorded

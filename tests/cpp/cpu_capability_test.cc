@@ -1,0 +1,48 @@
+#include "support/cpu_capability.h"
+
+#include <cstdlib>
+#include <string>
+
+#include "check.h"
+
+// The capability is read once, at its first successful reading, so main runs these in an order that matters.
+namespace dlf {
+namespace {
+
+int portable_kernel() { return 0; }
+int avx2_kernel() { return 1; }
+int avx512_kernel() { return 2; }
+
+void the_kernel_follows_the_capability() {
+  const auto* kernel = choose_kernel(&portable_kernel, &avx2_kernel, &avx512_kernel);
+  CHECK(kernel() == static_cast<int>(cpu_capability()));
+}
+
+void names_are_what_the_variable_takes() {
+  CHECK(name(CpuCapability::portable) == "portable");
+  CHECK(name(CpuCapability::avx2) == "avx2");
+  CHECK(name(CpuCapability::avx512) == "avx512");
+}
+
+void the_variable_lowers_the_capability() {
+  ::setenv("DLF_CPU_CAPABILITY", "portable", 1);
+  CHECK(cpu_capability() == CpuCapability::portable);
+}
+
+void a_wrong_name_is_an_error() {
+  ::setenv("DLF_CPU_CAPABILITY", "sse9", 1);
+  CHECK_THROWS(cpu_capability());
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() {
+  // A capability that could not be read is asked for again, so the wrong name goes first and the valid one stays.
+  return dlf::testing::run({
+      {"a wrong name is an error", dlf::a_wrong_name_is_an_error},
+      {"the variable lowers the capability", dlf::the_variable_lowers_the_capability},
+      {"names are what the variable takes", dlf::names_are_what_the_variable_takes},
+      {"the kernel follows the capability", dlf::the_kernel_follows_the_capability},
+  });
+}

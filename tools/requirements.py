@@ -1,0 +1,9 @@
+"""Print the requirements that pyproject.toml lists: `build` for the build system's, else an extra's."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+extras = project["project"]["optional-dependencies"]
+print(*(project["build-system"]["requires"] if sys.argv[1] == "build" else extras[sys.argv[1]]), sep="\n")
