@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,15 +38,23 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "float32": 4}  # any other has 2 bytes
 class Commands(typer.core.TyperGroup):
     """Turns what goes wrong into one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run, and exit unless `standalone_mode` is off."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
             sys.stdout.flush()  # a reader that has left is noticed here, not while Python shuts down
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
@@ -138,7 +146,10 @@ def generate(
     experts = _experts(expert or [], base or [])
     if (show_alpha or plot) and not experts:
         raise ValueError("--show-alpha and --plot need an --expert: without one there is no alpha")
-    params = {name: value for name, value in context.params.items() if value is not None and value is not False}
+    # Zeros are meant; what was not given is None, an empty tuple or a flag that is off.
+    params = {
+        name: value for name, value in context.params.items() if value not in (None, (), []) and value is not False
+    }
     options = {name: params[name] for name in SAMPLING if name in params}
     if stop:
         options["stop_strings"] = stop
@@ -195,11 +206,11 @@ def _keep(pieces: list[Piece], echo: bool) -> Callable[[Piece], None]:
 
 def completion_json(completion: Completion) -> dict[str, Any]:
     """A completion as JSON can hold it; what is not finite becomes null."""
-    import numpy as np
 
     def numbers(values: Any) -> Any:
-        array = np.asarray(values, dtype=np.float64)
-        return np.where(np.isfinite(array), array.astype(object), None).tolist()
+        if hasattr(values, "tolist"):
+            values = values.tolist()
+        return [numbers(v) for v in values] if isinstance(values, list) else values if math.isfinite(values) else None
 
     timings = completion.timings
     found: dict[str, Any] = {
