@@ -26,7 +26,6 @@ __all__ = ["app", "main"]
 
 USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError, MemoryError)
 INTERRUPTED = 130
-MAX_HEADER_BYTES = 100 << 20  # of a safetensors file: the limit of the format's own reader
 SAMPLING = (
     "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
     "frequency_penalty seed logprobs ignore_eos"
@@ -291,16 +290,14 @@ def describe(model: str) -> dict[str, Any]:
 
 
 def _file_dtypes(path: Path) -> set[str]:
-    """Types of the tensors in a safetensors file, from its header: a length in 8 bytes, then JSON."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= MAX_HEADER_BYTES:
-            raise ValueError(f"{path} is damaged: its header cannot be {length} bytes long; fetch it again")
-        try:
-            header = json.loads(file.read(length))
-            return {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{path} is damaged: its header is not that of safetensors; fetch it again") from error
+    """Types of the tensors in a file, from its header alone."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
 
 
 def _binary(count: int) -> str:
