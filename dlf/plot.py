@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -90,11 +90,11 @@ def alpha_line(pieces: Iterable[AlphaPiece], width: int = 80, alpha_max: float =
         style = alpha_style(alpha, alpha_max)
         bar = LEVELS[int(np.clip(round(np.nan_to_num(alpha / alpha_max) * 8), 0, 8))]
         # A piece may be empty (part of a character, end of sequence) or hold line breaks.
-        for character_or_word, breaks in _split(piece.text):
-            cells = cell_len(character_or_word)
+        for part, breaks in _split(piece.text):
+            cells = cell_len(part)
             if text.cell_len and text.cell_len + cells > width:
                 end_line()
-            text.append(character_or_word, style)
+            text.append(part, style)
             bars.append(bar * cells)
             if breaks:
                 end_line()
@@ -186,20 +186,24 @@ def plot_alpha(
 
 
 def _draw_alpha(axes: Axes, alpha: npt.NDArray[np.float64], names: Sequence[str], alpha_max: float) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     x = np.arange(len(alpha))
     if alpha.shape[1] == 1:
         colours = [tuple(channel / 255 for channel in alpha_colour(value, alpha_max)) for value in alpha[:, 0]]
         axes.bar(x, alpha[:, 0], width=0.86, color=colours, edgecolor="#8a8f99", linewidth=0.4)
         axes.set_ylabel(f"α  {names[0]}", color=INK, fontsize=9, parse_math=False)
     else:
+        edges = np.arange(len(alpha) + 1) - 0.5
         for t, name in enumerate(names):
             colour = EXPERT_COLOURS[t % len(EXPERT_COLOURS)]
-            axes.step(x, alpha[:, t], where="mid", color=colour, linewidth=1.6, label=name)
-            axes.fill_between(x, alpha[:, t], step="mid", color=colour, alpha=0.12, linewidth=0)
+            axes.stairs(alpha[:, t], edges, color=colour, linewidth=1.6, label=name)
+            axes.stairs(alpha[:, t], edges, color=colour, alpha=0.14, fill=True)
         axes.set_ylabel("α", color=INK, fontsize=9)
         _legend(axes)
     low, high = min(0.0, float(alpha.min())), max(alpha_max, float(alpha.max()))
     axes.set_ylim(low * 1.04, high * 1.04)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.axhline(1.0, color="#8a8f99", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0.6)
 
 
@@ -229,5 +233,7 @@ def _label_tokens(axes: Axes, token_texts: Sequence[str]) -> None:
     if len(token_texts) > MAX_LABELS:
         axes.set_xlabel("token", color=INK, fontsize=9)
         return
-    shown: list[Any] = [text.replace("\n", "⏎").replace(" ", "·")[:14] for text in token_texts]
+    # Nearly every word begins with a space; only where there is nothing else must it be seen.
+    words = [text.strip(" ") or "·" * len(text) for text in token_texts]
+    shown = [word if len(word) <= 14 else word[:13] + "…" for word in (word.replace("\n", "⏎") for word in words)]
     axes.set_xticks(range(len(shown)), shown, rotation=90, family="monospace", fontsize=7, color=INK, parse_math=False)
