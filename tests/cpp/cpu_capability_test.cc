@@ -14,7 +14,7 @@ int avx2_kernel() { return 1; }
 int avx512_kernel() { return 2; }
 
 void the_kernel_follows_the_capability() {
-  const auto* kernel = choose_kernel(&portable_kernel, &avx2_kernel, &avx512_kernel);
+  auto* kernel = choose_kernel(&portable_kernel, &avx2_kernel, &avx512_kernel);
   CHECK(kernel() == static_cast<int>(cpu_capability()));
 }
 
