@@ -1,7 +1,74 @@
+#include <pybind11/stl.h>
+
 #include "bindings/bindings.h"
+#include "engine/step_loop.h"
 
 namespace dlf {
 
-void bind_engine(pybind11::module_&) {}
+namespace py = pybind11;
+
+void bind_engine(py::module_& m) {
+  m.def(
+      "check_fusion",
+      [](int experts, const std::string& combine, const std::string& match, std::vector<double> alpha, double alpha_max) {
+        validate({parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)}, experts);
+      },
+      py::arg("experts"), py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"),
+      "Raises the ValueError that a StepLoop or a solve with these options would raise.");
+
+  py::enum_<FinishReason>(m, "FinishReason", "Why a sequence ended.")
+      .value("none", FinishReason::none)
+      .value("stop", FinishReason::stop)
+      .value("length", FinishReason::length)
+      .value("error", FinishReason::error);
+
+  py::class_<StepOutput>(m, "StepOutput", "What one step gave one sequence; holds until the next step.")
+      .def_readonly("request", &StepOutput::request)
+      .def_readonly("token", &StepOutput::token)
+      .def_readonly("logprob", &StepOutput::logprob)
+      .def_readonly("top_tokens", &StepOutput::top_tokens)
+      .def_readonly("top_logprobs", &StepOutput::top_logprobs)
+      .def_readonly("alpha", &StepOutput::alpha)
+      .def_readonly("f", &StepOutput::f)
+      .def_readonly("g", &StepOutput::g)
+      .def_readonly("finish", &StepOutput::finish)
+      .def_readonly("error", &StepOutput::error);
+
+  py::class_<StepTimings>(m, "StepTimings", "Seconds that a step spent in each of its parts.")
+      .def_readonly("large", &StepTimings::large)
+      .def_readonly("small", &StepTimings::small)
+      .def_readonly("solve", &StepTimings::solve)
+      .def_readonly("sample", &StepTimings::sample);
+
+  py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences one token further at each step.")
+      .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
+                       const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
+                       const std::string& match, std::vector<double> alpha, double alpha_max, int64_t vocab, int64_t max_batch, int64_t max_context, int threads) {
+             const FusionOptions fusion = {parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)};
+             FusionPlan plan{std::move(lane_model), {}, fusion, vocab};
+             for (const auto& [expert, base] : experts) {
+               plan.experts.push_back({expert, base});
+             }
+             return std::make_unique<StepLoop>(
+                 std::move(plan), std::vector<std::shared_ptr<const Weights>>(models.begin(), models.end()), max_batch,
+                 max_context, threads);
+           }),
+           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"),
+           py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"),
+           py::arg("max_batch"), py::arg("max_context"), py::arg("threads"))
+      .def(
+          "add",
+          [](StepLoop& loop, int64_t id, std::vector<std::vector<int64_t>> prompts, SamplingOptions sampling,
+             int64_t max_new_tokens) {
+            loop.add({id, std::move(prompts), std::move(sampling), max_new_tokens});
+          },
+          py::arg("id"), py::arg("prompts"), py::arg("sampling"), py::arg("max_new_tokens"),
+          "Queues a request with one prompt of token ids for each lane.")
+      .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
+      .def("step", &StepLoop::step, py::call_guard<py::gil_scoped_release>(), py::return_value_policy::reference_internal,
+           "Decodes every running sequence one token further.")
+      .def_property_readonly("timings", &StepLoop::timings, py::return_value_policy::reference_internal)
+      .def_property_readonly("idle", &StepLoop::idle);
+}
 
 }  // namespace dlf

@@ -1,7 +1,101 @@
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <string>
+#include <vector>
+
 #include "bindings/bindings.h"
+#include "fusion/solver.h"
 
 namespace dlf {
+namespace {
 
-void bind_fusion(pybind11::module_&) {}
+namespace py = pybind11;
+
+void check_logits(const at::Tensor& logits, const char* name, int64_t dimensions) {
+  TORCH_CHECK_VALUE(logits.device().is_cpu() && logits.scalar_type() == at::kFloat && logits.is_contiguous() &&
+                        logits.dim() == dimensions,
+                    name, " must be a contiguous float32 CPU tensor of ", dimensions, " dimensions");
+}
+
+std::string model_name(int bad_model) {
+  if (bad_model == 0) {
+    return "large";
+  }
+  return (bad_model % 2 == 1 ? "expert " : "base ") + std::to_string((bad_model - 1) / 2);
+}
+
+void check_results(const std::vector<FusionResult>& results) {
+  for (size_t row = 0; row < results.size(); ++row) {
+    const int bad = results[row].bad_model;
+    TORCH_CHECK_VALUE(bad != kEmptySupport, "row ", row, " leaves no token: every one is -inf in some model; ",
+                      "leave at least one that all models allow");
+    TORCH_CHECK_VALUE(bad == kNoBadModel, "the logits of ", model_name(bad), " hold a NaN or +inf in row ", row,
+                      "; logits must be finite, or -inf for tokens that are ruled out");
+  }
+}
+
+// large [B, V], experts [B, T, V], bases [B, V] or [B, T, V]
+py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases, const std::string& combine,
+                const std::string& match, const std::vector<double>& alpha, double alpha_max, int threads) {
+  check_logits(large, "large", 2);
+  check_logits(experts, "experts", 3);
+  check_logits(bases, "base", bases.dim() == 2 ? 2 : 3);
+  TORCH_CHECK_VALUE(threads >= 1, "threads is ", threads, "; give at least 1");
+  const int64_t batch = large.size(0);
+  const int64_t vocab = large.size(1);
+  const int64_t count = experts.size(1);
+  const bool shared = bases.dim() == 2;
+  TORCH_CHECK_VALUE(experts.size(0) == batch && experts.size(2) == vocab && bases.size(0) == batch &&
+                        bases.size(-1) == vocab && (shared || bases.size(1) == count),
+                    "shapes don't fit: large ", large.sizes(), ", experts ", experts.sizes(), ", base ", bases.sizes());
+  FusionOptions options{parse_combine(combine), parse_match(match), alpha_max, alpha};
+
+  const at::Tensor weights = at::empty({batch, count}, at::kDouble);
+  const at::Tensor logits = at::empty({batch, vocab}, at::kFloat);
+  const at::Tensor f = at::empty({batch}, at::kDouble);
+  const at::Tensor g = at::empty({batch}, at::kDouble);
+  const at::Tensor target_f = at::empty({batch, count}, at::kDouble);
+  const at::Tensor target_g = at::empty({batch, count}, at::kDouble);
+  const at::Tensor passes = at::empty({batch}, at::kLong);
+  std::vector<const float*> pointers;
+  std::vector<FusionInput> inputs;
+  std::vector<FusionResult> results;
+  {
+    py::gil_scoped_release unlocked;
+    pointers.resize(2 * batch * count);
+    for (int64_t row = 0; row < batch; ++row) {
+      const float** row_experts = &pointers[2 * row * count];
+      const float** row_bases = row_experts + count;
+      for (int64_t t = 0; t < count; ++t) {
+        row_experts[t] = experts.const_data_ptr<float>() + (row * count + t) * vocab;
+        row_bases[t] = bases.const_data_ptr<float>() + (shared ? row : row * count + t) * vocab;
+      }
+      inputs.push_back({large.const_data_ptr<float>() + row * vocab, row_experts, row_bases});
+      results.push_back({weights.mutable_data_ptr<double>() + row * count,
+                         target_f.mutable_data_ptr<double>() + row * count,
+                         target_g.mutable_data_ptr<double>() + row * count,
+                         logits.mutable_data_ptr<float>() + row * vocab, 0.0, 0.0, 0, kNoBadModel});
+    }
+    ThreadTeam team(threads);
+    FusionSolver solver(std::move(options), static_cast<int>(count), vocab, static_cast<int>(batch), team);
+    solver.solve(inputs, results);
+    check_results(results);
+    for (int64_t row = 0; row < batch; ++row) {
+      f.mutable_data_ptr<double>()[row] = results[row].f;
+      g.mutable_data_ptr<double>()[row] = results[row].g;
+      passes.mutable_data_ptr<int64_t>()[row] = results[row].passes;
+    }
+  }
+  return py::make_tuple(weights, logits, f, g, target_f, target_g, passes);
+}
+
+}  // namespace
+
+void bind_fusion(py::module_& m) {
+  m.def("fusion_solve", &solve, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("combine"),
+        py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("threads"),
+        "alpha, logits, f, g, target_f, target_g and passes of the fusion of float32 logits.");
+}
 
 }  // namespace dlf

@@ -1,7 +1,81 @@
+#include <pybind11/stl.h>
+
+#include <ATen/ops/empty.h>
+
 #include "bindings/bindings.h"
+#include "model/decoder.h"
 
 namespace dlf {
+namespace {
 
-void bind_model(pybind11::module_&) {}
+namespace py = pybind11;
+
+// A model run by hand: what tests compare with other implementations.
+class StandaloneDecoder {
+ public:
+  StandaloneDecoder(std::shared_ptr<Weights> weights, int64_t slots, int64_t max_context, int threads)
+      : team_(threads), decoder_(std::move(weights), slots, max_context, team_) {}
+
+  at::Tensor prefill(const std::vector<int64_t>& tokens, int64_t slot, int64_t position) {
+    at::Tensor logits = at::empty({static_cast<int64_t>(tokens.size()), vocab()}, at::kFloat);
+    decoder_.prefill(tokens, slot, position, logits.mutable_data_ptr<float>(), /*all_logits=*/true);
+    return logits;
+  }
+
+  at::Tensor decode(const std::vector<int64_t>& tokens, const std::vector<int64_t>& slots,
+                    const std::vector<int64_t>& positions) {
+    TORCH_CHECK_VALUE(tokens.size() == slots.size() && tokens.size() == positions.size() &&
+                          static_cast<int64_t>(tokens.size()) <= decoder_.cache().slots(),
+                      "tokens, slots and positions must have one length, at most the number of slots");
+    std::vector<Row> rows;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      TORCH_CHECK_INDEX(tokens[i] >= 0 && tokens[i] < vocab(), "token id ", tokens[i], " is outside the vocabulary");
+      TORCH_CHECK_INDEX(slots[i] >= 0 && slots[i] < decoder_.cache().slots(), "slot ", slots[i], " does not exist");
+      TORCH_CHECK_INDEX(positions[i] >= 0 && positions[i] < decoder_.cache().max_context(), "position ", positions[i],
+                        " is outside the context");
+      rows.push_back({tokens[i], slots[i], positions[i]});
+    }
+    at::Tensor logits = at::empty({static_cast<int64_t>(tokens.size()), vocab()}, at::kFloat);
+    decoder_.decode(rows, logits.mutable_data_ptr<float>());
+    return logits;
+  }
+
+ private:
+  int64_t vocab() const { return decoder_.weights().config().vocab_size; }
+
+  ThreadTeam team_;
+  Decoder decoder_;
+};
+
+}  // namespace
+
+void bind_model(py::module_& m) {
+  py::class_<ModelConfig>(m, "ModelConfig", "The shape of one decoder-only transformer.")
+      .def(py::init<>())
+      .def_readwrite("vocab_size", &ModelConfig::vocab_size)
+      .def_readwrite("hidden_size", &ModelConfig::hidden_size)
+      .def_readwrite("intermediate_size", &ModelConfig::intermediate_size)
+      .def_readwrite("num_hidden_layers", &ModelConfig::num_hidden_layers)
+      .def_readwrite("num_attention_heads", &ModelConfig::num_attention_heads)
+      .def_readwrite("num_key_value_heads", &ModelConfig::num_key_value_heads)
+      .def_readwrite("head_dim", &ModelConfig::head_dim)
+      .def_readwrite("rms_norm_eps", &ModelConfig::rms_norm_eps)
+      .def_readwrite("sliding_windows", &ModelConfig::sliding_windows)
+      .def_readwrite("inv_freq", &ModelConfig::inv_freq)
+      .def_readwrite("rope_scaling_factor", &ModelConfig::rope_scaling_factor);
+
+  py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "The tensors and config of one checkpoint, immutable.")
+      .def(py::init<ModelConfig, const TensorMap&>(), py::arg("config"), py::arg("tensors"))
+      .def_property_readonly("nbytes", &Weights::bytes)
+      .def_property_readonly("dtype", [](const Weights& w) { return w.dtype() == DType::float32 ? "float32" : "bfloat16"; });
+
+  py::class_<StandaloneDecoder>(m, "Decoder", "One model run by hand, without the step loop.")
+      .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int>(), py::arg("weights"), py::arg("slots"),
+           py::arg("max_context"), py::arg("threads"))
+      .def("prefill", &StandaloneDecoder::prefill, py::arg("tokens"), py::arg("slot"), py::arg("position"),
+           py::call_guard<py::gil_scoped_release>(), "Logits [tokens, vocab] of consecutive tokens of one slot.")
+      .def("decode", &StandaloneDecoder::decode, py::arg("tokens"), py::arg("slots"), py::arg("positions"),
+           py::call_guard<py::gil_scoped_release>(), "Logits [rows, vocab] of one token in each of several slots.");
+}
 
 }  // namespace dlf

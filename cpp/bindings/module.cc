@@ -8,11 +8,12 @@ namespace {
 // torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that they name.
 void translate_exception(std::exception_ptr exception) {
   try {
-    if (exception) {
-      std::rethrow_exception(exception);
-    }
+    std::rethrow_exception(exception);
+  } catch (const pybind11::builtin_exception&) {
+    throw;  // pybind11 knows its own
+  } catch (...) {
+    torch::translate_exception_to_python(exception);
   }
-  CATCH_CORE_ERRORS(return)
 }
 
 }  // namespace

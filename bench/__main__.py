@@ -1,0 +1,19 @@
+"""``python -m bench <name>``."""
+
+from __future__ import annotations
+
+import typer
+
+from bench import latency
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app.command("latency")(latency.main)
+
+
+@app.callback()
+def _benchmarks() -> None:
+    """Benchmarks of dlf; each measures its peers in the same run."""
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "fusion/options.h"
+
+namespace dlf {
+
+// An expert is measured against its base: both are lanes.
+struct ExpertLanes {
+  int64_t expert;
+  int64_t base;
+};
+
+// Which lanes a sequence has, and how their logits become one distribution. Lanes are numbered; the large model is lane 0.
+struct FusionPlan {
+  std::vector<int64_t> lane_model;   // for each lane the model (unique Weights) that it runs on
+  std::vector<ExpertLanes> experts;  // none: the large model decodes alone
+  FusionOptions fusion;
+  int64_t vocab = 0;  // ids that all models share; logits above it are padding
+};
+
+}  // namespace dlf

@@ -1,0 +1,214 @@
+#pragma once
+
+#include "fusion/solver_math.h"
+
+// The search for the α of one expert: which points of its curve the next sweep evaluates, and when the answer is known.
+//
+// The loss may have two minima, so this is branch and bound: the points evaluated so far cut [0, α_max] into cells, and
+// a cell is dropped once nothing in it can beat the best known loss — by the box that f and g can't leave, or by a
+// model of the curve whose error is known to be small. Points go into the cells that are left until the minimum is
+// known to a millionth.
+namespace dlf {
+
+inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
+inline constexpr int kSearchSweeps = 10;
+inline constexpr int kSearchPoints = 8;  // of one sweep
+inline constexpr int kSearchCapacity = kSweepPoints + (kSearchSweeps - 1) * kSearchPoints;
+
+class CurveSearch {
+ public:
+  // α of the first sweep, dense near 0, where a strong expert's curve is steep.
+  static constexpr int kFirstPoints = 9;
+  DLF_HOST_DEVICE static void first_points(double alpha_max, double* alpha) {
+    const double fractions[kFirstPoints] = {0.0, 0.03125, 0.125, 0.25, 0.375, 0.5, 0.625, 0.8125, 1.0};
+    for (int k = 0; k < kFirstPoints; ++k) {
+      alpha[k] = fractions[k] * alpha_max;
+    }
+  }
+
+  DLF_HOST_DEVICE void clear() {
+    count_ = 0;
+    sweeps_ = 0;
+  }
+
+  // May follow the first points: the targets come from the same sweep.
+  DLF_HOST_DEVICE void set_loss(const Loss& loss) {
+    loss_ = loss;
+    scale_ = loss.value(0.0, 0.0);
+  }
+
+  DLF_HOST_DEVICE void add(const CurvePoint& point) {
+    int at = count_++;
+    for (; at > 0 && points_[at - 1].alpha > point.alpha; --at) {
+      points_[at] = points_[at - 1];
+    }
+    points_[at] = point;
+  }
+
+  // Writes the α that the next sweep should evaluate and returns how many; 0 when the answer is known.
+  DLF_HOST_DEVICE int plan(double* alpha);
+
+  // Makes the best of the points evaluated so far the answer.
+  DLF_HOST_DEVICE void choose();
+
+  DLF_HOST_DEVICE int count() const { return count_; }
+  DLF_HOST_DEVICE const CurvePoint& point(int index) const { return points_[index]; }
+  DLF_HOST_DEVICE const CurvePoint& answer() const { return answer_; }
+  DLF_HOST_DEVICE double answer_loss() const { return answer_loss_; }
+  DLF_HOST_DEVICE double scale() const { return scale_; }  // the loss at α = 0
+
+ private:
+  // What the model says about one cell.
+  struct Report {
+    int cell;
+    double alpha;  // of the least loss
+    double loss;
+    double floor;  // no less than this, with the model's error counted against it
+    double error;  // of alpha
+    bool settled;  // alpha is known well enough
+    CurvePoint point;
+  };
+
+  DLF_HOST_DEVICE Report examine(int cell) const;
+  DLF_HOST_DEVICE void offer(const CurvePoint& point, double loss);
+
+  Loss loss_;
+  double scale_ = 0.0;
+  int count_ = 0;
+  int sweeps_ = 0;
+  CurvePoint points_[kSearchCapacity];
+  CurvePoint answer_ = {};
+  double answer_loss_ = 0.0;
+};
+
+// Keeps the better of two answers; of equals, the smaller α.
+DLF_HOST_DEVICE inline void CurveSearch::offer(const CurvePoint& point, double loss) {
+  const double noise = 1e-14 * scale_;
+  if (loss < answer_loss_ - noise || (loss <= answer_loss_ + noise && point.alpha < answer_.alpha)) {
+    answer_ = point;
+    answer_loss_ = loss;
+  }
+}
+
+DLF_HOST_DEVICE inline void CurveSearch::choose() {
+  answer_ = points_[0];
+  answer_loss_ = loss_.value(divergences(points_[0]));
+  for (int i = 1; i < count_; ++i) {
+    offer(points_[i], loss_.value(divergences(points_[i])));
+  }
+}
+
+DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const {
+  constexpr int kSteps = 16;
+  const CurvePoint& left = points_[cell];
+  const CurvePoint& right = points_[cell + 1];
+  const CurveModel model(left, right);
+  const double width = right.alpha - left.alpha;
+  Report report = {cell, 0.0, HUGE_VAL, HUGE_VAL, width, false, {}};
+  int lowest = 0;
+  for (int k = 0; k <= kSteps; ++k) {
+    const double t = static_cast<double>(k) / kSteps;
+    const double fine = loss_.value(model.fine(t));
+    if (fine < report.loss) {
+      report.loss = fine;
+      lowest = k;
+    }
+    if (k > 0 && k < kSteps) {
+      const double coarse = loss_.value(model.coarse(t));
+      report.floor = smaller(report.floor, fine - fabs(fine - coarse));
+    }
+  }
+  double low = larger((lowest - 1.0) / kSteps, 1e-6);
+  double high = smaller((lowest + 1.0) / kSteps, 1.0 - 1e-6);
+  double t = static_cast<double>(lowest) / kSteps;
+  if (loss_.slope(model.fine(low)) < 0.0 && loss_.slope(model.fine(high)) > 0.0) {
+    for (int step = 0; step < 36; ++step) {
+      t = 0.5 * (low + high);
+      (loss_.slope(model.fine(t)) < 0.0 ? low : high) = t;
+    }
+    const double aside = smaller(smaller(t, 1.0 - t), 1.0 / 64);
+    const double bend = (loss_.slope(model.fine(t + aside)) - loss_.slope(model.fine(t - aside))) / (2.0 * aside);
+    const double slip = fabs(loss_.slope(model.fine(t)) - loss_.slope(model.coarse(t)));
+    report.error = bend > 0.0 ? smaller(width * slip / bend, width) : width;
+    const double fine = loss_.value(model.fine(t));
+    const double slack = fabs(fine - loss_.value(model.coarse(t)));
+    report.loss = fine;
+    report.floor = smaller(report.floor, fine - slack);
+    report.settled = report.error <= 1e-6 * model.alpha(t) && slack <= 1e-8 * scale_;
+  }
+  report.settled = report.settled || width <= 1e-7 * right.alpha;
+  report.point = model.point(t);
+  report.alpha = report.point.alpha;
+  return report;
+}
+
+DLF_HOST_DEVICE inline int CurveSearch::plan(double* alpha) {
+  ++sweeps_;
+  choose();
+  if (larger(loss_.f_weight * loss_.a, loss_.g_weight * loss_.b) <= kNoDistance) {
+    answer_ = points_[0];
+    answer_loss_ = scale_;
+    return 0;  // the expert says what its base says
+  }
+  // The least α-error that is worth another sweep, as a loss.
+  const double tolerance = 1e-11 * scale_;
+  constexpr int kOpen = 4;  // cells that one sweep serves; the others wait
+  Report open[kOpen];
+  int opened = 0;
+  for (int i = 0; i + 1 < count_; ++i) {
+    if (loss_.bound(divergences(points_[i]), divergences(points_[i + 1])) >= answer_loss_ - tolerance) {
+      continue;
+    }
+    const Report report = examine(i);
+    if (report.floor >= answer_loss_ - tolerance) {
+      continue;
+    }
+    if (report.settled) {
+      offer(report.point, report.loss);
+      continue;
+    }
+    int at = opened < kOpen ? opened++ : kOpen;
+    for (; at > 0 && open[at - 1].floor > report.floor; --at) {
+      if (at < kOpen) {
+        open[at] = open[at - 1];
+      }
+    }
+    if (at < kOpen) {
+      open[at] = report;
+    }
+  }
+  while (opened > 0 && open[opened - 1].floor >= answer_loss_ - tolerance) {
+    --opened;  // a settled cell has beaten it meanwhile
+  }
+  if (opened == 0 || sweeps_ >= kSearchSweeps) {
+    return 0;
+  }
+  int planned = 0;
+  for (int i = 0; i < opened; ++i) {
+    const Report& report = open[i];
+    const int share = (kSearchPoints - planned) / (opened - i);
+    const double left = points_[report.cell].alpha;
+    const double right = points_[report.cell + 1].alpha;
+    const double width = right - left;
+    if (share >= 2 && report.error < width / 8) {
+      // The minimum is about known: close it in.
+      const double around = larger(2.0 * report.error, width / 256);
+      if (report.alpha - around > left + 0.1 * around) {
+        alpha[planned++] = report.alpha - around;
+      }
+      if (share >= 3) {
+        alpha[planned++] = report.alpha;
+      }
+      if (report.alpha + around < right - 0.1 * around) {
+        alpha[planned++] = report.alpha + around;
+      }
+    } else {
+      for (int k = 1; k <= share; ++k) {
+        alpha[planned++] = left + width * k / (share + 1);
+      }
+    }
+  }
+  return planned;
+}
+
+}  // namespace dlf

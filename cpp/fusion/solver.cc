@@ -1,0 +1,433 @@
+#include "fusion/solver.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace dlf {
+namespace {
+
+constexpr int kGridPoints = 21;
+constexpr double kGridSteps = 10.0;  // to the unit
+constexpr double kTie = 1e-10;       // losses so near, as shares of the loss at α = 0, are equal
+constexpr int kCentreSamples = 32;
+
+static_assert(kMaxExperts == kSweepExperts);
+static_assert(kMaxExperts == JointSearch::kMost);
+static_assert(CurveSearch::kFirstPoints <= kSweepPoints && kSearchPoints <= kSweepPoints);
+static_assert(kGridPoints <= 2 * kSweepPoints);
+
+}  // namespace
+
+FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, int max_batch, ThreadTeam& threads)
+    : options_(std::move(options)),
+      experts_(experts),
+      vocab_(vocab),
+      blocks_((vocab + kSweepBlock - 1) / kSweepBlock),
+      max_batch_(max_batch),
+      threads_(threads) {
+  validate(options_, experts);
+  TORCH_CHECK_VALUE(vocab >= 2, "the vocabulary holds ", vocab, " tokens; fusing takes at least 2");
+  TORCH_CHECK_VALUE(max_batch >= 1, "max_batch is ", max_batch, "; give at least 1");
+  const size_t rows = static_cast<size_t>(max_batch);
+  const size_t curves = rows * experts;
+  curves_.resize(curves);
+  active_.reserve(curves);
+  active_rows_.reserve(rows);
+  large_.resize(rows);
+  support_.resize(rows * vocab);
+  sums_.resize(curves * blocks_ * (kSweepPoints + 2));
+  flags_.resize(curves * blocks_);
+  centres_.resize(curves);
+  if (options_.combine == Combine::joint && experts > 1) {
+    joint_sum_size_ = 2 + experts + experts * (experts + 1) / 2;
+    joints_.resize(rows);
+    joint_sums_.resize(rows * blocks_ * joint_sum_size_);
+  }
+}
+
+template <typename Body>
+void FusionSolver::for_blocks(size_t items, Body&& body) {
+  threads_.parallel_for(static_cast<int64_t>(items) * blocks_, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t block = i % blocks_;
+      body(static_cast<int>(i / blocks_), block, block * kSweepBlock, std::min((block + 1) * kSweepBlock, vocab_));
+    }
+  });
+}
+
+void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionResult> results) {
+  TORCH_CHECK(inputs.size() == results.size() && inputs.size() <= static_cast<size_t>(max_batch_),
+              "the solver was made for ", max_batch_, " rows; got ", inputs.size(), " and ", results.size(),
+              " results");
+  inputs_ = inputs;
+  results_ = results;
+  active_.clear();
+  for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
+    results_[row].bad_model = kNoBadModel;
+    results_[row].passes = 0;
+    large_[row] = inputs[row].large;
+    for (int t = 0; t < experts_; ++t) {
+      active_.push_back(row * experts_ + t);
+    }
+  }
+  sweep(true, true);
+  check_rows();
+  shrink_supports();
+  set_targets();
+  search();
+  for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
+    if (alive(row)) {
+      combine(row);
+    }
+  }
+  if (!joints_.empty()) {
+    solve_joint();
+  }
+  fuse();
+}
+
+// About the mean of Δ, from a few tokens: the sweeps lose digits of its square where Δ has a large common part.
+double FusionSolver::find_centre(int curve) const {
+  const FusionInput& input = inputs_[curve / experts_];
+  const float* large = large_[curve / experts_];
+  const float* expert = input.experts[curve % experts_];
+  const float* base = input.bases[curve % experts_];
+  const int64_t stride = std::max<int64_t>(vocab_ / kCentreSamples, 1);
+  double total = 0.0;
+  int found = 0;
+  for (int64_t i = 0; i < vocab_; i += stride) {
+    const double difference = static_cast<double>(expert[i]) - static_cast<double>(base[i]);
+    if (large[i] != -HUGE_VALF && std::isfinite(difference)) {
+      total += difference;
+      ++found;
+    }
+  }
+  return found > 0 ? total / found : 0.0;
+}
+
+void FusionSolver::plan_first(int index) {
+  Curve& curve = curves_[index];
+  curve.search.clear();
+  curve.centre = find_centre(index);
+  switch (options_.combine) {
+    case Combine::static_alpha:
+      curve.alpha[0] = 0.0;
+      curve.points = 1;
+      break;
+    case Combine::grid:
+      for (curve.points = 0; curve.points < kSweepPoints; ++curve.points) {
+        const double alpha = curve.points / kGridSteps;
+        if (alpha > options_.alpha_max) {
+          break;
+        }
+        curve.alpha[curve.points] = alpha;
+      }
+      break;
+    default:
+      CurveSearch::first_points(options_.alpha_max, curve.alpha);
+      curve.points = CurveSearch::kFirstPoints;
+  }
+}
+
+// Evaluates the planned points of every active curve: one sweep over its logits.
+void FusionSolver::sweep(bool first, bool check) {
+  if (active_.empty()) {
+    return;
+  }
+  if (first) {
+    for (int index : active_) {
+      plan_first(index);
+      curves_[index].sweeps = check ? 0 : curves_[index].sweeps;
+    }
+  }
+  const auto kernel = DLF_CPU_DISPATCH(sweep_curve);
+  for_blocks(active_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
+    const int index = active_[item];
+    const Curve& curve = curves_[index];
+    const FusionInput& input = inputs_[index / experts_];
+    kernel({large_[index / experts_], input.experts[index % experts_], input.bases[index % experts_], begin, end,
+            curve.centre, curve.alpha, curve.points, first, sums(index) + block * (kSweepPoints + 2),
+            check ? &flags_[index * blocks_ + block] : nullptr});
+  });
+  threads_.parallel_for(static_cast<int64_t>(active_.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      Curve& curve = curves_[active_[i]];
+      ++curve.sweeps;
+      if (check) {
+        const uint32_t* flags = &flags_[active_[i] * blocks_];
+        curve.flags = 0;
+        for (int64_t block = 0; block < blocks_; ++block) {
+          curve.flags |= flags[block];
+        }
+        if (curve.flags != 0) {
+          continue;  // the sums may be NaN
+        }
+      }
+      first ? take_first(active_[i]) : take_next(active_[i]);
+    }
+  });
+}
+
+void FusionSolver::take_first(int index) {
+  Curve& curve = curves_[index];
+  constexpr int64_t kStride = kSweepPoints + 2;
+  const BlockSum zero = merge(sums(index), blocks_, kStride);
+  if (!(zero.weight > 0.0)) {
+    results_[index / experts_].bad_model = kEmptySupport;
+    return;
+  }
+  curve.zero = moments(zero);
+  take_next(index);
+  const Moments base = moments(merge(sums(index) + curve.points, blocks_, kStride));
+  const Moments expert = moments(merge(sums(index) + curve.points + 1, blocks_, kStride));
+  // Along base + αΔ the expert lies at α = 1, so its divergences are that curve's f and g.
+  const Divergences target = divergences(curve_point(1.0, expert, base));
+  curve.a = target.f;
+  curve.b = target.g;
+}
+
+void FusionSolver::take_next(int index) {
+  Curve& curve = curves_[index];
+  for (int k = 0; k < curve.points; ++k) {
+    const Moments at = moments(merge(sums(index) + k, blocks_, kSweepPoints + 2));
+    curve.search.add(curve_point(curve.alpha[k], at, curve.zero));
+  }
+}
+
+void FusionSolver::check_rows() {
+  active_.clear();
+  active_rows_.clear();
+  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    uint32_t any = 0;
+    for (int t = experts_ - 1; t >= 0; --t) {
+      const uint32_t flags = curves_[row * experts_ + t].flags;
+      any |= flags;
+      if ((flags & kBadBase) != 0) {
+        results_[row].bad_model = 2 + 2 * t;
+      }
+      if ((flags & kBadExpert) != 0) {
+        results_[row].bad_model = 1 + 2 * t;
+      }
+    }
+    if ((any & kBadLarge) != 0) {
+      results_[row].bad_model = 0;
+    }
+    if (alive(row) && (any & kShrinksSupport) != 0) {
+      active_rows_.push_back(row);
+      for (int t = 0; t < experts_; ++t) {
+        active_.push_back(row * experts_ + t);
+      }
+    }
+  }
+}
+
+// A −inf of an expert or a base takes the token from every distribution of its row, which then starts anew.
+void FusionSolver::shrink_supports() {
+  const auto kernel = DLF_CPU_DISPATCH(sweep_support);
+  for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
+    const int row = active_rows_[item];
+    const FusionInput& input = inputs_[row];
+    kernel({input.large, input.experts, input.bases, experts_, begin, end, &support_[row * vocab_]});
+  });
+  for (int row : active_rows_) {
+    large_[row] = &support_[row * vocab_];
+    ++results_[row].passes;
+  }
+  sweep(true, false);
+}
+
+Loss FusionSolver::loss(double a, double b) const {
+  return {a, b, options_.match == Match::reverse ? 0.0 : 1.0, options_.match == Match::forward ? 0.0 : 1.0};
+}
+
+void FusionSolver::set_targets() {
+  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    if (!alive(row)) {
+      continue;
+    }
+    Curve* curves = &curves_[row * experts_];
+    double mean_a = 0.0;
+    double mean_b = 0.0;
+    for (int t = 0; t < experts_; ++t) {
+      results_[row].target_f[t] = curves[t].a;
+      results_[row].target_g[t] = curves[t].b;
+      mean_a += curves[t].a / experts_;
+      mean_b += curves[t].b / experts_;
+    }
+    // Σ_t (f − a_t)² is T(f − ā)² and a constant, so one expert among several is searched with the mean targets.
+    const bool mean = options_.combine == Combine::select || options_.combine == Combine::grid;
+    for (int t = 0; t < experts_; ++t) {
+      curves[t].search.set_loss(mean ? loss(mean_a, mean_b) : loss(curves[t].a, curves[t].b));
+    }
+  }
+}
+
+void FusionSolver::search() {
+  for (int sweeps = 0;; ++sweeps) {
+    threads_.parallel_for(static_cast<int64_t>(inputs_.size()) * experts_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        Curve& curve = curves_[i];
+        if (!alive(static_cast<int>(i / experts_)) || (sweeps > 0 && curve.points == 0)) {
+          continue;
+        }
+        switch (options_.combine) {
+          case Combine::static_alpha:
+            curve.points = 0;
+            break;
+          case Combine::grid:
+            curve.points = 0;
+            for (int k = curve.search.count(); k < kGridPoints && k / kGridSteps <= options_.alpha_max; ++k) {
+              curve.alpha[curve.points++] = k / kGridSteps;
+            }
+            curve.search.choose();
+            break;
+          default:
+            curve.points = curve.search.plan(curve.alpha);
+        }
+      }
+    });
+    active_.clear();
+    for (int i = 0; i < static_cast<int>(inputs_.size()) * experts_; ++i) {
+      if (alive(i / experts_) && curves_[i].points > 0) {
+        active_.push_back(i);
+      }
+    }
+    if (active_.empty()) {
+      return;
+    }
+    sweep(false, false);
+  }
+}
+
+void FusionSolver::combine(int row) {
+  FusionResult& result = results_[row];
+  Curve* curves = &curves_[row * experts_];
+  int most = 0;
+  for (int t = 0; t < experts_; ++t) {
+    most = std::max(most, curves[t].sweeps);
+  }
+  result.passes += most;
+  std::fill_n(result.alpha, experts_, 0.0);
+  if (options_.combine == Combine::static_alpha) {
+    std::copy_n(options_.alpha.data(), experts_, result.alpha);
+    return;
+  }
+  if (options_.combine == Combine::select || options_.combine == Combine::grid) {
+    // Experts that all reach the targets tie but for the last digits: the first of them is taken.
+    const double tie = kTie * curves[0].search.scale();
+    int best = 0;
+    for (int t = 1; t < experts_; ++t) {
+      best = curves[t].search.answer_loss() < curves[best].search.answer_loss() - tie ? t : best;
+    }
+    result.alpha[best] = curves[best].search.answer().alpha;
+    return;
+  }
+  for (int t = 0; t < experts_; ++t) {
+    result.alpha[t] = curves[t].search.answer().alpha;
+    if (options_.combine == Combine::centroid || experts_ > 1) {
+      result.alpha[t] /= experts_;  // where `joint` starts
+    }
+  }
+}
+
+void FusionSolver::solve_joint() {
+  active_rows_.clear();
+  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    if (!alive(row)) {
+      continue;
+    }
+    double moments[kMaxExperts];
+    for (int t = 0; t < experts_; ++t) {
+      moments[t] = curves_[row * experts_ + t].search.answer().mean;
+      centres_[row * experts_ + t] = curves_[row * experts_ + t].centre;
+    }
+    joints_[row].start(experts_, options_.alpha_max, results_[row].alpha, moments);
+    active_rows_.push_back(row);
+  }
+  const auto kernel = DLF_CPU_DISPATCH(sweep_joint);
+  while (!active_rows_.empty()) {
+    for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
+      const int row = active_rows_[item];
+      const FusionInput& input = inputs_[row];
+      kernel({large_[row], input.experts, input.bases, joints_[row].trial(), &centres_[row * experts_], experts_, begin,
+              end, &joint_sums_[(row * blocks_ + block) * joint_sum_size_]});
+    });
+    std::erase_if(active_rows_, [&](int row) {
+      ++results_[row].passes;
+      const bool known = !take_joint(row);
+      if (known) {
+        std::copy_n(joints_[row].answer(), experts_, results_[row].alpha);
+      }
+      return known;
+    });
+  }
+}
+
+// Merges the blocks' sums, moves them to Δ centred under P, and hands them to the row's search.
+bool FusionSolver::take_joint(int row) {
+  const double* sums = &joint_sums_[row * blocks_ * joint_sum_size_];
+  constexpr int kMost = kMaxExperts + kMaxExperts * (kMaxExperts + 1) / 2;
+  double totals[1 + kMost] = {};
+  double peak = sums[0];
+  for (int64_t block = 1; block < blocks_; ++block) {
+    peak = std::max(peak, sums[block * joint_sum_size_]);
+  }
+  for (int64_t block = 0; block < blocks_; ++block) {
+    const double* part = sums + block * joint_sum_size_;
+    if (part[1] > 0.0) {
+      const double scale = std::exp(part[0] - peak);
+      for (int k = 0; k + 1 < joint_sum_size_; ++k) {
+        totals[k] += scale * part[k + 1];
+      }
+    }
+  }
+  double cumulant = peak + std::log(totals[0]) - curves_[row * experts_].zero.log_sum;
+  double means[kMaxExperts];
+  double products[kMost];
+  const double* raw = totals + 1 + experts_;
+  int pair = 0;
+  for (int t = 0; t < experts_; ++t) {
+    const double shift = curves_[row * experts_ + t].zero.mean;
+    cumulant -= joints_[row].trial()[t] * shift;
+    means[t] = totals[1 + t] / totals[0] - shift;
+    for (int s = 0; s <= t; ++s, ++pair) {
+      const double other = curves_[row * experts_ + s].zero.mean;
+      // E[(Δ_t − x)(Δ_s − y)] = E[Δ_tΔ_s] − x·E[Δ_s − y] − y·E[Δ_t − x] − xy
+      products[pair] = raw[pair] / totals[0] - shift * means[s] - other * means[t] - shift * other;
+    }
+  }
+  return joints_[row].take(cumulant, means, products);
+}
+
+void FusionSolver::fuse() {
+  active_rows_.clear();
+  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    if (alive(row)) {
+      active_rows_.push_back(row);
+      for (int t = 0; t < experts_; ++t) {
+        centres_[row * experts_ + t] = curves_[row * experts_ + t].centre;
+      }
+    }
+  }
+  const auto kernel = DLF_CPU_DISPATCH(sweep_fuse);
+  for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
+    const int row = active_rows_[item];
+    const FusionInput& input = inputs_[row];
+    kernel({large_[row], input.experts, input.bases, results_[row].alpha, &centres_[row * experts_], experts_, begin,
+            end, results_[row].logits, sums(row * experts_) + 2 * block});
+  });
+  for (int row : active_rows_) {
+    const BlockSum* parts = sums(row * experts_);
+    const Moments zero = moments(merge(parts, blocks_, 2));
+    const Moments one = moments(merge(parts + 1, blocks_, 2));
+    const Divergences fused = divergences(curve_point(1.0, one, zero));
+    results_[row].f = fused.f;
+    results_[row].g = fused.g;
+    ++results_[row].passes;
+  }
+}
+
+}  // namespace dlf

@@ -1,0 +1,110 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "fusion/curve_search.h"
+#include "fusion/joint.h"
+#include "fusion/options.h"
+#include "fusion/sweep.h"
+#include "support/thread_team.h"
+
+namespace dlf {
+
+// One row's logits, V each. Bases may repeat one pointer.
+struct FusionInput {
+  const float* large;
+  const float* const* experts;  // T
+  const float* const* bases;    // T
+};
+
+// FusionResult::bad_model where no model is at fault.
+inline constexpr int kNoBadModel = -1;
+// Or where every token is −inf in one model or another, so that there is nothing to choose from.
+inline constexpr int kEmptySupport = -2;
+
+struct FusionResult {
+  // The caller's arrays.
+  double* alpha;     // T, the weights
+  double* target_f;  // T, a_t = KL(Q_t‖Q)
+  double* target_g;  // T, b_t = KL(Q‖Q_t)
+  float* logits;     // V, fused
+
+  double f;       // KL(P̃‖P) of the fused distribution
+  double g;       // KL(P‖P̃)
+  int passes;     // sweeps over the vocabulary, fusing included: the most that any one expert took
+  int bad_model;  // holds a NaN or +inf: 0 the large model, 1 + 2t expert t, 2 + 2t its base. The rest is then
+                  // undefined
+};
+
+// Solves the weights of every row of a batch and fuses its logits. Allocates only when it is made.
+class FusionSolver {
+ public:
+  FusionSolver(FusionOptions options, int experts, int64_t vocab, int max_batch, ThreadTeam& threads);
+
+  void solve(std::span<const FusionInput> inputs, std::span<FusionResult> results);
+
+  const FusionOptions& options() const { return options_; }
+  int experts() const { return experts_; }
+  int64_t vocab() const { return vocab_; }
+  int max_batch() const { return max_batch_; }
+
+ private:
+  // One (row, expert) pair.
+  struct Curve {
+    CurveSearch search;
+    double centre;  // subtracted from Δ in the sweeps, so that its square keeps its digits
+    Moments zero;   // of Δ under P
+    double a;       // a_t = KL(Q_t‖Q)
+    double b;       // b_t = KL(Q‖Q_t)
+    int sweeps;
+    int points;  // of the next sweep
+    double alpha[kSweepPoints];
+    uint32_t flags;
+  };
+
+  // Curve number row * T + expert.
+  double find_centre(int curve) const;
+  void plan_first(int curve);
+  void sweep(bool first, bool check);
+  void take_first(int curve);
+  void take_next(int curve);
+  void check_rows();
+  void shrink_supports();
+  void set_targets();
+  void search();
+  void combine(int row);
+  void solve_joint();
+  bool take_joint(int row);
+  void fuse();
+  Loss loss(double a, double b) const;
+  bool alive(int row) const { return results_[row].bad_model == kNoBadModel; }
+  BlockSum* sums(int64_t curve) { return sums_.data() + curve * blocks_ * (kSweepPoints + 2); }
+  // Calls body(item, block, begin, end) for every block of every item.
+  template <typename Body>
+  void for_blocks(size_t items, Body&& body);
+
+  FusionOptions options_;
+  int experts_;
+  int64_t vocab_;
+  int64_t blocks_;
+  int max_batch_;
+  ThreadTeam& threads_;
+
+  std::span<const FusionInput> inputs_;  // of the solve that runs
+  std::span<FusionResult> results_;
+  std::vector<Curve> curves_;        // max_batch × T
+  std::vector<int> active_;          // curves of the next sweep
+  std::vector<int> active_rows_;     // rows of the next sweep
+  std::vector<const float*> large_;  // per row: the logits, or their copy on the common support
+  std::vector<float> support_;       // max_batch × V
+  std::vector<BlockSum> sums_;
+  std::vector<uint32_t> flags_;      // per curve and block
+  std::vector<JointSearch> joints_;  // per row
+  std::vector<double> joint_sums_;   // per row and block
+  int joint_sum_size_ = 0;
+  std::vector<double> centres_;  // per curve, for the sweeps over several experts
+};
+
+}  // namespace dlf

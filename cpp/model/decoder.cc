@@ -1,0 +1,162 @@
+#include "model/decoder.h"
+
+#include <algorithm>
+
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include "ops/activation.h"
+#include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+
+namespace dlf {
+namespace {
+
+float* data(at::Tensor& tensor) { return tensor.mutable_data_ptr<float>(); }
+const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
+
+}  // namespace
+
+Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team)
+    : weights_(std::move(weights)),
+      cache_(weights_->config(), weights_->dtype(), slots, max_context),
+      team_(team) {
+  const ModelConfig& config = weights_->config();
+  const int64_t half = config.head_dim / 2;
+  cos_ = at::empty({max_context, half}, at::kFloat);
+  sin_ = at::empty({max_context, half}, at::kFloat);
+  const auto factor = static_cast<float>(config.rope_scaling_factor);
+  for (int64_t position = 0; position < max_context; ++position) {
+    for (int64_t i = 0; i < half; ++i) {
+      // The angle is rounded to float32, as transformers rounds it: at far positions it matters.
+      const float angle = static_cast<float>(position) * config.inv_freq[i];
+      data(cos_)[position * half + i] = std::cos(angle) * factor;
+      data(sin_)[position * half + i] = std::sin(angle) * factor;
+    }
+  }
+  const int64_t rows = std::max(kPrefillRows, slots);
+  const int64_t q_size = config.num_attention_heads * config.head_dim;
+  const int64_t kv_size = config.num_key_value_heads * config.head_dim;
+  hidden_ = at::empty({rows, config.hidden_size}, at::kFloat);
+  normed_ = at::empty({rows, config.hidden_size}, at::kFloat);
+  q_ = at::empty({rows, q_size}, at::kFloat);
+  k_ = at::empty({rows, kv_size}, at::kFloat);
+  v_ = at::empty({rows, kv_size}, at::kFloat);
+  attended_ = at::empty({rows, q_size}, at::kFloat);
+  gate_ = at::empty({rows, config.intermediate_size}, at::kFloat);
+  up_ = at::empty({rows, config.intermediate_size}, at::kFloat);
+  prefill_rows_.reserve(kPrefillRows);
+}
+
+void Decoder::decode(std::span<const Row> rows, float* logits) {
+  TORCH_INTERNAL_ASSERT(static_cast<int64_t>(rows.size()) <= cache_.slots());
+  forward(rows, Phase::decode);
+  head(data(hidden_), static_cast<int64_t>(rows.size()), logits, Phase::decode);
+}
+
+void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits) {
+  const ModelConfig& config = weights_->config();
+  const auto count = static_cast<int64_t>(tokens.size());
+  TORCH_CHECK_VALUE(count > 0 && position >= 0 && position + count <= cache_.max_context(), "tokens at positions ", position,
+                    " to ", position + count - 1, " do not fit the context of ", cache_.max_context());
+  TORCH_CHECK_INDEX(slot >= 0 && slot < cache_.slots(), "slot ", slot, " of ", cache_.slots());
+  for (const int64_t token : tokens) {
+    TORCH_CHECK_INDEX(token >= 0 && token < config.vocab_size, "token id ", token, " is outside the vocabulary of ",
+                      config.vocab_size);
+  }
+  for (int64_t begin = 0; begin < count; begin += kPrefillRows) {
+    const int64_t end = std::min(begin + kPrefillRows, count);
+    prefill_rows_.clear();
+    for (int64_t i = begin; i < end; ++i) {
+      prefill_rows_.push_back({tokens[i], slot, position + i});
+    }
+    forward(prefill_rows_, Phase::prefill);
+    if (all_logits) {
+      head(data(hidden_), end - begin, logits + begin * config.vocab_size, Phase::prefill);
+    }
+  }
+  if (!all_logits) {
+    const auto last = static_cast<int64_t>(prefill_rows_.size()) - 1;
+    head(data(hidden_) + last * config.hidden_size, 1, logits, Phase::prefill);
+  }
+}
+
+void Decoder::forward(std::span<const Row> rows, Phase phase) {
+  const auto count = static_cast<int64_t>(rows.size());
+  ops::embedding({weights_->embedding.const_data_ptr(), rows.data(), data(hidden_), count, weights_->config().hidden_size,
+                  weights_->dtype()});
+  for (int64_t i = 0; i < weights_->config().num_hidden_layers; ++i) {
+    attention_block(weights_->layers[i], i, rows, phase);
+    mlp_block(weights_->layers[i], count, phase);
+  }
+}
+
+// hidden += o(attention(q, k, v)), with q, k, v = projections of norm(hidden).
+void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::span<const Row> rows, Phase phase) {
+  const ModelConfig& config = weights_->config();
+  const auto count = static_cast<int64_t>(rows.size());
+  const auto epsilon = static_cast<float>(config.rms_norm_eps);
+  const int64_t heads = config.num_attention_heads;
+  const int64_t kv_heads = config.num_key_value_heads;
+
+  ops::rms_norm({data(hidden_), data(layer.input_norm), data(normed_), count, config.hidden_size, epsilon}, team_);
+  project(layer.q, data(normed_), data(q_), count, phase);
+  project(layer.k, data(normed_), data(k_), count, phase);
+  project(layer.v, data(normed_), data(v_), count, phase);
+  if (layer.q_norm.defined()) {
+    ops::rms_norm({data(q_), data(layer.q_norm), data(q_), count * heads, config.head_dim, epsilon}, team_);
+  }
+  if (layer.k_norm.defined()) {
+    ops::rms_norm({data(k_), data(layer.k_norm), data(k_), count * kv_heads, config.head_dim, epsilon}, team_);
+  }
+  ops::rope_and_cache({data(q_), data(k_), data(v_), cache_.keys(index), cache_.values(index), data(cos_), data(sin_),
+                       rows.data(), count, heads, kv_heads, config.head_dim, cache_.max_context(), weights_->dtype()},
+                      team_);
+  const float scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim));
+  ops::attention({data(q_), cache_.keys(index), cache_.values(index), data(attended_), rows.data(), count, heads, kv_heads,
+                  config.head_dim, cache_.max_context(), config.sliding_windows[index], scale, weights_->dtype()},
+                 team_);
+  project(layer.o, data(attended_), data(hidden_), count, phase, /*accumulate=*/true);
+}
+
+// hidden += down(silu(gate) * up), with gate, up = projections of norm(hidden).
+void Decoder::mlp_block(const LayerWeights& layer, int64_t rows, Phase phase) {
+  const ModelConfig& config = weights_->config();
+  ops::rms_norm({data(hidden_), data(layer.post_attention_norm), data(normed_), rows, config.hidden_size,
+                 static_cast<float>(config.rms_norm_eps)},
+                team_);
+  project(layer.gate, data(normed_), data(gate_), rows, phase);
+  project(layer.up, data(normed_), data(up_), rows, phase);
+  ops::swiglu({data(gate_), data(up_), data(gate_), rows * config.intermediate_size}, team_);
+  project(layer.down, data(gate_), data(hidden_), rows, phase, /*accumulate=*/true);
+}
+
+void Decoder::project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase, bool accumulate) {
+  const ops::LinearArgs args = {x,
+                                linear.weight.const_data_ptr(),
+                                data(linear.bias),
+                                y,
+                                rows,
+                                linear.weight.size(1),
+                                linear.weight.size(0),
+                                weights_->dtype(),
+                                accumulate};
+  if (phase == Phase::prefill) {
+    ops::linear_prefill(args, team_);
+  } else {
+    ops::linear(args, team_);
+  }
+}
+
+void Decoder::head(const float* hidden, int64_t rows, float* logits, Phase phase) {
+  const ModelConfig& config = weights_->config();
+  ops::rms_norm({hidden, data(weights_->norm), data(normed_), rows, config.hidden_size,
+                 static_cast<float>(config.rms_norm_eps)},
+                team_);
+  project(weights_->lm_head, data(normed_), logits, rows, phase);
+}
+
+}  // namespace dlf

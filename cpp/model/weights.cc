@@ -1,0 +1,76 @@
+#include "model/weights.h"
+
+#include <c10/util/Exception.h>
+
+namespace dlf {
+
+Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::move(config)) {
+  const int64_t hidden = config_.hidden_size;
+  const int64_t q_size = config_.num_attention_heads * config_.head_dim;
+  const int64_t kv_size = config_.num_key_value_heads * config_.head_dim;
+  TORCH_CHECK_VALUE(config_.head_dim % 2 == 0 && config_.head_dim <= 512, "head_dim is ", config_.head_dim,
+                    "; it must be even and at most 512");
+  TORCH_CHECK_VALUE(config_.num_key_value_heads > 0 && config_.num_attention_heads % config_.num_key_value_heads == 0,
+                    "num_attention_heads (", config_.num_attention_heads, ") is no multiple of num_key_value_heads (",
+                    config_.num_key_value_heads, ")");
+  TORCH_CHECK_VALUE(static_cast<int64_t>(config_.sliding_windows.size()) == config_.num_hidden_layers,
+                    "sliding_windows must have one entry for each of the ", config_.num_hidden_layers, " layers");
+  TORCH_CHECK_VALUE(static_cast<int64_t>(config_.inv_freq.size()) == config_.head_dim / 2,
+                    "inv_freq must have head_dim / 2 = ", config_.head_dim / 2, " entries");
+
+  const auto first = tensors.find("model.embed_tokens.weight");
+  TORCH_CHECK_VALUE(first != tensors.end(), "tensor model.embed_tokens.weight is missing");
+  TORCH_CHECK_VALUE(first->second.scalar_type() == at::kFloat || first->second.scalar_type() == at::kBFloat16,
+                    "weights must be float32 or bfloat16, not ", first->second.scalar_type());
+  dtype_ = first->second.scalar_type() == at::kFloat ? DType::float32 : DType::bfloat16;
+
+  embedding = take(tensors, "model.embed_tokens.weight", {config_.vocab_size, hidden});
+  for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
+    const std::string layer = "model.layers." + std::to_string(i) + ".";
+    const std::string attention = layer + "self_attn.";
+    LayerWeights& w = layers.emplace_back();
+    w.input_norm = vector(tensors, layer + "input_layernorm.weight", hidden);
+    w.q = linear(tensors, attention + "q_proj", q_size, hidden);
+    w.k = linear(tensors, attention + "k_proj", kv_size, hidden);
+    w.v = linear(tensors, attention + "v_proj", kv_size, hidden);
+    w.o = linear(tensors, attention + "o_proj", hidden, q_size);
+    w.q_norm = vector(tensors, attention + "q_norm.weight", config_.head_dim, /*optional=*/true);
+    w.k_norm = vector(tensors, attention + "k_norm.weight", config_.head_dim, /*optional=*/true);
+    w.post_attention_norm = vector(tensors, layer + "post_attention_layernorm.weight", hidden);
+    w.gate = linear(tensors, layer + "mlp.gate_proj", config_.intermediate_size, hidden);
+    w.up = linear(tensors, layer + "mlp.up_proj", config_.intermediate_size, hidden);
+    w.down = linear(tensors, layer + "mlp.down_proj", hidden, config_.intermediate_size);
+  }
+  norm = vector(tensors, "model.norm.weight", hidden);
+  if (tensors.contains("lm_head.weight")) {
+    lm_head = linear(tensors, "lm_head", config_.vocab_size, hidden);
+  } else {
+    lm_head.weight = embedding;
+  }
+}
+
+at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape) {
+  const auto found = tensors.find(name);
+  TORCH_CHECK_VALUE(found != tensors.end(), "tensor ", name, " is missing");
+  const at::Tensor& tensor = found->second;
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, "tensor ", name, " has shape ", tensor.sizes(), "; the config asks for ", shape);
+  const at::ScalarType type = dtype_ == DType::float32 ? at::kFloat : at::kBFloat16;
+  TORCH_CHECK_VALUE(tensor.scalar_type() == type, "tensor ", name, " is ", tensor.scalar_type(), ", the embedding is ", type,
+                    "; load all with one dtype");
+  TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.is_contiguous(), "tensor ", name, " must be contiguous on the CPU");
+  bytes_ += static_cast<int64_t>(tensor.nbytes());
+  return tensor;
+}
+
+at::Tensor Weights::vector(const TensorMap& tensors, const std::string& name, int64_t size, bool optional) {
+  if (optional && !tensors.contains(name)) {
+    return {};
+  }
+  return take(tensors, name, {size}).to(at::kFloat);
+}
+
+LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in) {
+  return {take(tensors, name + ".weight", {out, in}), vector(tensors, name + ".bias", out, /*optional=*/true)};
+}
+
+}  // namespace dlf

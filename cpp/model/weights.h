@@ -1,0 +1,55 @@
+#pragma once
+
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/config.h"
+#include "support/dtype.h"
+
+namespace dlf {
+
+using TensorMap = std::unordered_map<std::string, at::Tensor>;
+
+struct LinearWeights {
+  at::Tensor weight;  // [out, in]
+  at::Tensor bias;    // [out] float32, or undefined
+};
+
+struct LayerWeights {
+  at::Tensor input_norm;  // norms are float32
+  LinearWeights q, k, v, o;
+  at::Tensor q_norm, k_norm;  // [head_dim], or undefined
+  at::Tensor post_attention_norm;
+  LinearWeights gate, up, down;
+};
+
+// The tensors and config of one checkpoint: immutable, loaded once, shared by every lane that runs on it.
+class Weights {
+ public:
+  // Takes tensors under their Hugging Face names, checks their shapes against the config (ValueError names the tensor) and
+  // keeps those it needs. Matrices stay where they are; vectors become float32. Without lm_head.weight the embedding is tied.
+  Weights(ModelConfig config, const TensorMap& tensors);
+
+  const ModelConfig& config() const { return config_; }
+  DType dtype() const { return dtype_; }
+  int64_t bytes() const { return bytes_; }
+
+  at::Tensor embedding;  // [vocab, hidden]
+  std::vector<LayerWeights> layers;
+  at::Tensor norm;
+  LinearWeights lm_head;
+
+ private:
+  at::Tensor take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape);
+  at::Tensor vector(const TensorMap& tensors, const std::string& name, int64_t size, bool optional = false);
+  LinearWeights linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in);
+
+  ModelConfig config_;
+  DType dtype_ = DType::float32;
+  int64_t bytes_ = 0;
+};
+
+}  // namespace dlf

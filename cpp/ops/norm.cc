@@ -1,0 +1,10 @@
+#include "ops/norm.h"
+
+namespace dlf::ops {
+
+void rms_norm(const NormArgs& args, ThreadTeam& team) {
+  const auto kernel = DLF_CPU_DISPATCH(rms_norm_kernel);
+  team.parallel_for(args.rows, 4, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+}  // namespace dlf::ops

@@ -1,0 +1,55 @@
+#include "ops/rope.h"
+
+#include <c10/util/BFloat16.h>
+
+namespace dlf::ops::DLF_CPU {
+namespace {
+
+void rotate(const float* from, float* to, const float* cos, const float* sin, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = from[i];
+    const float b = from[i + half];
+    to[i] = a * cos[i] - b * sin[i];
+    to[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+template <typename Element>
+void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kMaxHeadDim = 512;
+  const int64_t dim = args.head_dim;
+  const int64_t half = dim / 2;
+  float rotated[kMaxHeadDim];
+  for (int64_t r = begin; r < end; ++r) {
+    const Row& row = args.row[r];
+    const float* cos = args.cos + row.position * half;
+    const float* sin = args.sin + row.position * half;
+    for (int64_t head = 0; head < args.heads; ++head) {
+      float* q = args.q + (r * args.heads + head) * dim;
+      rotate(q, q, cos, sin, half);
+    }
+    for (int64_t head = 0; head < args.kv_heads; ++head) {
+      const int64_t from = (r * args.kv_heads + head) * dim;
+      const int64_t to = ((row.slot * args.kv_heads + head) * args.max_context + row.position) * dim;
+      rotate(args.k + from, rotated, cos, sin, half);
+      Element* k = static_cast<Element*>(args.k_cache) + to;
+      Element* v = static_cast<Element*>(args.v_cache) + to;
+      for (int64_t i = 0; i < dim; ++i) {
+        k[i] = static_cast<Element>(rotated[i]);
+        v[i] = static_cast<Element>(args.v[from + i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void rope_and_cache_kernel(const RopeArgs& args, int64_t begin, int64_t end) {
+  if (args.dtype == DType::float32) {
+    rope_rows<float>(args, begin, end);
+  } else {
+    rope_rows<c10::BFloat16>(args, begin, end);
+  }
+}
+
+}  // namespace dlf::ops::DLF_CPU

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+#include "support/cpu_capability.h"
+
+namespace dlf {
+
+// Sweeps over a vocabulary work in blocks: sums are kept per block, so that a draw skips whole blocks.
+inline constexpr int64_t kSamplingBlock = 1024;
+inline constexpr int64_t sampling_blocks(int64_t count) { return (count + kSamplingBlock - 1) / kSamplingBlock; }
+
+struct Peak {
+  int64_t index;  // of the first greatest value
+  float value;    // -inf when there is nothing above it
+};
+
+// Keeps a value above `score`, or equal to it at an index up to `index`, whose weight is at least `weight`.
+struct KeepRule {
+  float score;
+  int32_t index;
+  float weight;
+};
+
+DLF_CPU_KERNEL(find_peak, const float* values, int64_t count, Peak* peak);
+
+// weights[i] = exp((values[i] - peak) * scale), where peak is the greatest value; their sums per block. No weights are
+// written to a null pointer. A NaN or +inf among the values makes its block's sum NaN.
+DLF_CPU_KERNEL(exp_weights, const float* values, int64_t count, float peak, float scale, float* weights,
+               double* block_sums);
+
+// Zeroes the weights that the rule does not keep, and sums the others per block.
+DLF_CPU_KERNEL(keep_weights, const float* values, int64_t count, const KeepRule& rule, float* weights,
+               double* block_sums);
+
+// bands[i] = the whole part of (peak - values[i]) * scale, at most kBands - 1.
+inline constexpr int kBands = 1024;
+DLF_CPU_KERNEL(score_bands, const float* values, int64_t count, float peak, float scale, uint16_t* bands);
+
+}  // namespace dlf

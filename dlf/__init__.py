@@ -1,0 +1,27 @@
+"""Decode several language models together: a large one, specialised at every step by small experts."""
+
+from dlf._compat import check_torch
+
+check_torch()
+
+from dlf import fusion
+from dlf._C import __version__
+from dlf.engine import Engine
+from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
+from dlf.experts import Expert
+from dlf.results import Completion, Piece, Timings
+from dlf.sampling import SamplingOptions
+
+__all__ = [
+    "CheckpointError",
+    "Completion",
+    "Engine",
+    "Expert",
+    "Piece",
+    "SamplingOptions",
+    "Timings",
+    "TokenizerMismatchError",
+    "UnknownArchitectureError",
+    "__version__",
+    "fusion",
+]

@@ -1,0 +1,325 @@
+"""The command line: ``dlf generate``, ``dlf inspect`` and ``dlf demo``.
+
+What takes long to import comes in only where a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from dlf import Completion, Expert, Piece
+
+__all__ = ["app", "main"]
+
+USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError, MemoryError)
+INTERRUPTED = 130
+MAX_HEADER_BYTES = 100 << 20  # of a safetensors file: the limit of the format's own reader
+SAMPLING = (
+    "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
+    "frequency_penalty seed logprobs ignore_eos"
+).split()
+ENGINE = "combine match alpha alpha_max dtype threads max_context".split()
+DTYPE_BYTES = {"F64": 8, "F32": 4, "float32": 4}  # any other has 2 bytes
+
+
+class Commands(typer.core.TyperGroup):
+    """Turns what goes wrong into one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run, and exit unless `standalone_mode` is off."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks
+        try:
+            code = super().main(*args, standalone_mode=False, **extra)
+            sys.stdout.flush()  # a reader that has left is noticed here, not while Python shuts down
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except BrokenPipeError:
+            # As Python's documentation of SIGPIPE advises: what is still buffered has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except Exception as error:
+            code = _explain(error)
+        if code == INTERRUPTED:
+            typer.echo("\ndlf: interrupted", err=True)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print one line for what can be explained and return the exit code; raise the rest."""
+    if os.environ.get("DLF_TRACEBACK"):
+        raise error
+    usage = getattr(error, "format_message", None)  # what typer says about wrong options
+    if usage is None and not isinstance(error, (*USER_ERRORS, FloatingPointError)):
+        raise error
+    message = " ".join((usage() if usage else str(error)).split()) or type(error).__name__
+    typer.echo(f"dlf: error: {message}", err=True)
+    # Logits that are not finite are the model's fault.
+    return 1 if isinstance(error, FloatingPointError) else 2
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="dlf",
+    help="Decode several language models together: a large one, specialised at every step by small experts.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import dlf
+
+        typer.echo(f"dlf {dlf.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def generate(
+    context: typer.Context,
+    large: Annotated[str, typer.Argument(help="Folder or hub id of the large model.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    expert: Annotated[list[str] | None, typer.Option(help="Fine-tuned small model; may be repeated.")] = None,
+    base: Annotated[list[str] | None, typer.Option(help="Its base: one for all experts, or one for each.")] = None,
+    combine: Annotated[str, typer.Option(help="select, centroid, joint, static or grid.")] = "select",
+    match: Annotated[str, typer.Option(help="symmetric, forward or reverse.")] = "symmetric",
+    alpha: Annotated[list[float] | None, typer.Option(help="Weight of each expert, for --combine static.")] = None,
+    alpha_max: Annotated[float, typer.Option(help="Upper bound of a solved weight.")] = 2.0,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to generate at most.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Tokens before a stop token may come.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among this many tokens; 0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from this much probability; 1 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Least probability, relative to the top token's.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
+    presence_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
+    frequency_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the generation; may be repeated.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
+    logprobs: Annotated[int | None, typer.Option(help="How many top tokens to report (with --json).")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the text.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads of a decode step.")] = None,
+    max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
+    stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
+    show_alpha: Annotated[bool, typer.Option("--show-alpha", help="Show alpha at each token.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Save the alpha trace as a picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Complete one prompt."""
+    experts = _experts(expert or [], base or [])
+    if (show_alpha or plot) and not experts:
+        raise ValueError("--show-alpha and --plot need an --expert: without one there is no alpha")
+    params = {name: value for name, value in context.params.items() if value is not None and value is not False}
+    options = {name: params[name] for name in SAMPLING if name in params}
+    if stop:
+        options["stop_strings"] = stop
+    if prompt == "-":
+        prompt = sys.stdin.read().removesuffix("\n")  # the line end that echo and editors add
+
+    import dlf
+
+    pieces: list[Piece] = []
+    engine_options = {name: params[name] for name in ENGINE if name in params}
+    with dlf.Engine(large, experts=experts, max_batch=1, **engine_options) as engine:
+        callback = _keep(pieces, echo=stream and not as_json)
+        completion = engine.generate(prompt, callback=callback, progress=False, **options)
+    if plot is not None:
+        from dlf.plot import plot_alpha
+
+        texts = [piece.text for piece in pieces]
+        plot_alpha(completion, plot, texts, experts=[one.label for one in experts], alpha_max=alpha_max)
+    if as_json:
+        typer.echo(json.dumps(completion_json(completion)))
+        return
+    typer.echo("" if stream else completion.text)
+    if show_alpha:
+        from dlf.plot import alpha_legend, alpha_line
+
+        console = Console(highlight=False)
+        console.print()
+        console.print(alpha_line(pieces, console.width, alpha_max), alpha_legend(alpha_max))
+
+
+def _experts(experts: list[str], bases: list[str]) -> list[Expert]:
+    """Pair experts with bases, before anything heavy is imported or loaded."""
+    if len(bases) not in (1, len(experts)) or (bases and not experts):
+        raise ValueError(
+            f"{len(experts)} --expert and {len(bases)} --base: give one --base for all experts or one for each"
+        )
+    if not experts:
+        return []
+    from dlf import Expert
+
+    bases = bases * len(experts) if len(bases) == 1 else bases
+    return [Expert(model, base=base) for model, base in zip(experts, bases, strict=True)]
+
+
+def _keep(pieces: list[Piece], echo: bool) -> Callable[[Piece], None]:
+    def take(piece: Piece) -> None:
+        pieces.append(piece)
+        if echo:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+
+    return take
+
+
+def completion_json(completion: Completion) -> dict[str, Any]:
+    """A completion as JSON can hold it; what is not finite becomes null."""
+    import numpy as np
+
+    def numbers(values: Any) -> Any:
+        array = np.asarray(values, dtype=np.float64)
+        return np.where(np.isfinite(array), array.astype(object), None).tolist()
+
+    timings = completion.timings
+    found: dict[str, Any] = {
+        "text": completion.text,
+        "tokens": [int(token) for token in completion.tokens],
+        "logprobs": numbers(completion.logprobs),
+        "alpha": numbers(completion.alpha),
+        "f": numbers(completion.f),
+        "g": numbers(completion.g),
+        "finish_reason": completion.finish_reason,
+        "prompt_tokens": int(completion.prompt_tokens),
+        "timings": {
+            "time_to_first_token": float(timings.time_to_first_token),
+            "token_times": numbers(timings.token_times),
+            "shares": {name: float(share) for name, share in timings.shares.items()},
+        },
+    }
+    if completion.top_logprobs:
+        found["top_logprobs"] = [
+            {str(token): numbers(value) for token, value in step.items()} for step in completion.top_logprobs
+        ]
+    return found
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a checkpoint holds and what running it takes."""
+    found = describe(model)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table(title=found["path"], show_header=False, title_justify="left")
+    for name, value in found.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif name.endswith("bytes") or "bytes_per" in name:
+            value = f"{_binary(value)} ({value:,})"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        if name != "path":
+            table.add_row(name.replace("_", " "), Text("none" if value is None else str(value)))
+    Console(highlight=False).print(table)
+
+
+def describe(model: str) -> dict[str, Any]:
+    """What `inspect` reports, under the names that its JSON has; no weight is loaded."""
+    from dlf import checkpoint, config, tokenizer
+
+    folder = checkpoint.resolve(model)
+    c = config.read_config(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    dtypes = sorted({dtype for file in files for dtype in _file_dtypes(file)}) or [c.dtype or "unknown"]
+    width = max(DTYPE_BYTES.get(dtype, 2) for dtype in dtypes)
+    has_tokenizer = (folder / "tokenizer.json").is_file()
+    return {
+        "path": str(folder),
+        "architecture": c.architecture,
+        "parameters": sum(math.prod(shape) for shape in checkpoint.expected_tensors(c).values()),
+        "dtypes": dtypes,
+        "layers": c.num_hidden_layers,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "attention_heads": c.num_attention_heads,
+        "key_value_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "context": c.max_position_embeddings,
+        "sliding_windows": sorted({window for window in c.sliding_windows if window}) or None,
+        "vocabulary": c.vocab_size,
+        "tokenizer_size": tokenizer.Tokenizer(folder).vocab_size if has_tokenizer else None,
+        "eos_token_ids": list(c.eos_token_ids),
+        "tied_embeddings": c.tie_word_embeddings,
+        "disk_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        "kv_cache_bytes_per_token": 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * width,
+    }
+
+
+def _file_dtypes(path: Path) -> set[str]:
+    """Types of the tensors in a safetensors file, from its header: a length in 8 bytes, then JSON."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= MAX_HEADER_BYTES:
+            raise ValueError(f"{path} is damaged: its header cannot be {length} bytes long; fetch it again")
+        try:
+            header = json.loads(file.read(length))
+            return {str(entry["dtype"]) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: its header is not that of safetensors; fetch it again") from error
+
+
+def _binary(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size >= 1024:
+            size, unit = size / 1024, larger
+    return f"{size:.4g} {unit}"
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help="Whose held-out problems: math, or another of the bundled tasks.")] = "math",
+    problems: Annotated[int, typer.Option(min=1, help="How many problems to score.")] = 200,
+    show: Annotated[int, typer.Option(min=0, help="How many of them to print side by side.")] = 2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
+    threads: Annotated[int | None, typer.Option(help="Threads of a decode step.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to save the alpha trace  [default: dlf-demo.png]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare the large model, the expert, alpha = 1 and dynamic fusion on held-out problems."""
+    from dlf.demo import run_demo
+
+    run_demo(task, problems, show=show, max_new_tokens=max_new_tokens, threads=threads, plot=plot, as_json=as_json)
+
+
+def main() -> None:
+    """Entry point of the ``dlf`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,463 @@
+"""The engine: models, experts and the step loop behind one object."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import secrets
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias, overload
+
+import torch
+from tqdm import tqdm
+
+from dlf import _C
+from dlf.errors import TokenizerMismatchError
+from dlf.experts import Expert
+from dlf.model import Model, load_model
+from dlf.request import RunningRequest
+from dlf.results import Completion, Piece
+from dlf.sampling import SamplingOptions, StopStrings
+from dlf.tokenizer import check_same_tokenizer
+
+__all__ = ["Engine"]
+
+Path: TypeAlias = "str | os.PathLike[str]"
+Prompt: TypeAlias = "str | Sequence[int]"
+Callback: TypeAlias = "Callable[[Piece], bool | None]"
+
+MAX_EXPERTS = 16
+DEFAULT_CONTEXT = 4096
+
+
+class Engine:
+    """A large language model specialised at decoding time by small experts.
+
+    At every step the logits are ``large + sum_t alpha_t (expert_t - base_t)``, with the weights solved so that the fused
+    distribution moves away from the large model's as far, in KL divergence, as the expert moved from its base
+    (Fan et al., NeurIPS 2024, arXiv 2406.15480).
+
+    Parameters
+    ----------
+    large : str or path
+        Folder in Hugging Face format, or hub id, of the large model.
+    experts : sequence of Expert, str or path
+        At most 16; a plain string takes `base`. None: the large model decodes alone.
+    base : str or path, optional
+        Base of the experts that do not name their own.
+    combine : {"select", "centroid", "joint", "static", "grid"}
+        How the weights of several experts come together; see `dlf.fusion.solve`.
+    match : {"symmetric", "forward", "reverse"}
+        Which divergences are matched.
+    alpha : sequence of float, optional
+        The weights of ``combine="static"``, one for each expert.
+    alpha_max : float
+        Upper bound of a solved weight.
+    dtype : {"auto", "float32", "bfloat16"}
+        Type of the weights and of the KV cache; ``"auto"`` keeps each file's.
+    device : str
+        ``"cpu"``.
+    threads : int, optional
+        Threads of a decode step; the physical cores if not given.
+    max_batch : int
+        Sequences that decode side by side; further ones wait.
+    max_context : int, optional
+        Tokens of prompt and completion together; by default what all models were trained for, at most 4096.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If a model cannot be loaded.
+    TokenizerMismatchError
+        If two models give one token id different meanings.
+    ValueError, TypeError
+        If an option is impossible.
+    """
+
+    def __init__(
+        self,
+        large: Path,
+        experts: Sequence[Expert | Path] = (),
+        *,
+        base: Path | None = None,
+        combine: str = "select",
+        match: str = "symmetric",
+        alpha: Sequence[float] | None = None,
+        alpha_max: float = 2.0,
+        dtype: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
+        max_batch: int = 8,
+        max_context: int | None = None,
+    ) -> None:
+        self._lock = threading.Lock()
+        self._loop: _C.StepLoop | None = None
+        self._running: dict[int, RunningRequest] = {}
+        self._ids = itertools.count()
+        if device != "cpu":
+            raise ValueError(f"device is {device!r}; this build runs on 'cpu'")
+        threads = _positive("threads", torch.get_num_threads() if threads is None else threads)
+        max_batch = _positive("max_batch", max_batch)
+        if isinstance(experts, (str, os.PathLike, Expert)):
+            raise TypeError("experts is one expert; give a list: experts=[...]")
+        wanted = [_as_expert(expert, base) for expert in experts]
+        if len(wanted) > MAX_EXPERTS:
+            raise ValueError(f"{len(wanted)} experts; at most {MAX_EXPERTS} can be fused")
+        # Impossible options should not cost the loading of a large model.
+        weights = [] if alpha is None else [float(weight) for weight in alpha]
+        if wanted:
+            _C.check_fusion(len(wanted), combine, match, weights, alpha_max)
+
+        models: dict[str, Model] = {}  # unique weights: the base that five experts share is loaded and run once
+
+        def lane(name: Path) -> int:
+            key = os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)
+            if key not in models:
+                models[key] = load_model(name, dtype)
+            return list(models).index(key)
+
+        lane_models = [lane(large)]
+        pairs = []
+        for expert in wanted:
+            assert expert.base is not None
+            lanes = []
+            for name in (expert.model, expert.base):
+                model = lane(name)
+                if model in lane_models[1:]:
+                    lanes.append(lane_models.index(model, 1))
+                else:
+                    lane_models.append(model)
+                    lanes.append(len(lane_models) - 1)
+            pairs.append((lanes[0], lanes[1]))
+        loaded = list(models.values())
+        self._model = loaded[0]
+        self.tokenizer = self._model.tokenizer
+        """Tokenizer of the large model."""
+        for other in loaded[1:]:
+            check_same_tokenizer(self.tokenizer, other.tokenizer, self._model.name, other.name)
+        self.vocab_size = _common_vocabulary(loaded)
+        """Token ids that all models share; logits above it are padding and are never chosen."""
+        self.max_context = _context(max_context, loaded)
+        """Tokens of prompt and completion together."""
+        self.experts = [expert.label for expert in wanted]
+        """Names of the experts: the columns of ``Completion.alpha``."""
+        _check_memory(loaded, [lane_models.count(i) for i in range(len(loaded))], max_batch, self.max_context)
+        self._loop = _C.StepLoop(
+            models=[model.weights for model in loaded],
+            lane_model=lane_models,
+            experts=pairs,
+            combine=combine,
+            match=match,
+            alpha=weights,
+            alpha_max=alpha_max,
+            vocab=self.vocab_size,
+            max_batch=max_batch,
+            max_context=self.max_context,
+            threads=threads,
+        )
+        self._lanes = len(lane_models)
+
+    @overload
+    def generate(
+        self, prompt: str, *, callback: Callback | None = None, progress: bool | None = None, **options: Any
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        *,
+        callback: Callback | None = None,
+        progress: bool | None = None,
+        **options: Any,
+    ) -> Any: ...
+
+    def generate(
+        self, prompt: Any, *, callback: Callback | None = None, progress: bool | None = None, **options: Any
+    ) -> Completion | list[Completion]:
+        """Decode one prompt or a list of prompts.
+
+        Parameters
+        ----------
+        prompt : str, list of str, list of int, or list of list of int
+            Text, or token ids as they are. Each prompt of a list gives exactly what it gives alone.
+        callback : callable, optional
+            Receives every `Piece` as it comes; returning False ends its sequence.
+        progress : bool, optional
+            Whether to show a progress bar; by default for a list of prompts on a terminal.
+        **options
+            The fields of `SamplingOptions`.
+
+        Returns
+        -------
+        Completion or list of Completion
+            A list if `prompt` is one or ``num_return_sequences`` is above 1 (all samples of the first prompt come first).
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a prompt is empty or longer than the context, or an option is impossible.
+        FloatingPointError
+            If a model's logits are not finite; the message names the model and the step.
+        """
+        prompts, single = _as_prompts(prompt)
+        sampling = _sampling_options(options)
+        requests = self._add(prompts, sampling)
+        try:
+            if progress is None:
+                progress = not single and len(requests) > 1 and sys.stderr.isatty()
+            with tqdm(total=len(requests), desc="Generating", unit="seq", disable=not progress) as bar:
+                done = 0
+                while True:
+                    self._deliver(requests, callback)
+                    finished = sum(request.finished for request in requests)
+                    bar.update(finished - done)
+                    done = finished
+                    if finished == len(requests):
+                        break
+                    self._step(requests)
+        finally:
+            self._cancel(requests)
+        completions = [request.completion() for request in requests]
+        return completions[0] if single and len(completions) == 1 else completions
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+        """Decode one prompt and yield each step as it comes.
+
+        Closing the iterator early ends the sequence and frees its places. Options and errors are those of `generate`;
+        they are checked when this is called, not at the first piece.
+
+        Yields
+        ------
+        Piece
+            One for each token.
+        """
+        prompts, single = _as_prompts(prompt)
+        sampling = _sampling_options(options)
+        if not single or sampling.num_return_sequences != 1:
+            raise ValueError("stream decodes one sequence; use generate with a callback for several")
+        return self._stream(self._add(prompts, sampling))
+
+    def close(self) -> None:
+        """Free the models and caches; the engine cannot be used afterwards."""
+        with self._lock:
+            self._running.clear()
+            self._loop = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _stream(self, requests: list[RunningRequest]) -> Iterator[Piece]:
+        request = requests[0]
+        try:
+            while True:
+                while request.pieces:
+                    yield request.pieces.popleft()
+                if request.finished:
+                    _raise_failure(request)
+                    return
+                self._step(requests)
+        finally:
+            self._cancel(requests)
+
+    def _add(self, prompts: list[Prompt], sampling: SamplingOptions) -> list[RunningRequest]:
+        """Check and queue all prompts, or none."""
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+        bad_words = [
+            self.tokenizer.encode(form, add_special_tokens=False)
+            for word in sampling.bad_words or ()
+            for form in (word, " " + word)
+        ]
+        eos = self._model.config.eos_token_ids
+        if not eos and self.tokenizer.eos_token_id is not None:
+            eos = (self.tokenizer.eos_token_id,)
+        encoded = []
+        for i, prompt in enumerate(prompts):
+            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            which = f"prompt {i}" if len(prompts) > 1 else "the prompt"
+            if not tokens:
+                raise ValueError(f"{which} is empty; give at least one token")
+            if len(tokens) >= self.max_context:
+                raise ValueError(
+                    f"{which} has {len(tokens)} tokens, but the context holds {self.max_context} with at least one new "
+                    "token; shorten it or raise max_context"
+                )
+            outside = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
+            if outside is not None:
+                raise ValueError(f"{which} has the token id {outside}; ids are from 0 to {self.vocab_size - 1}")
+            encoded.append(tokens)
+        requests = []
+        with self._lock:
+            loop = self._open()
+            try:
+                for i, tokens in enumerate(encoded):
+                    for sample in range(sampling.num_return_sequences):
+                        native = sampling.build(
+                            eos_token_ids=[token for token in eos if token < self.vocab_size],
+                            bad_words_ids=bad_words,
+                            seed=seed,
+                            stream=sample,
+                        )
+                        request = RunningRequest(
+                            next(self._ids),
+                            i * sampling.num_return_sequences + sample,
+                            len(tokens),
+                            self.tokenizer,
+                            StopStrings(sampling.stop_strings or ()),
+                            self.experts,
+                        )
+                        loop.add(request.request, [tokens] * self._lanes, native, sampling.max_new_tokens)
+                        self._running[request.request] = request
+                        requests.append(request)
+            except BaseException:
+                for request in requests:
+                    loop.cancel(request.request)
+                    self._running.pop(request.request, None)
+                raise
+        return requests
+
+    def _step(self, requests: list[RunningRequest]) -> None:
+        """One step of the loop, unless another thread's step has brought news for these requests meanwhile."""
+        with self._lock:
+            if any(request.pieces or request.error for request in requests):
+                return
+            loop = self._open()
+            try:
+                outputs = loop.step()
+            except BaseException:
+                # The step broke off: what is in the caches is unknown, so no sequence may go on.
+                for request in self._running.values():
+                    loop.cancel(request.request)
+                    request.error, request.finish_reason = "a step of the engine failed", "error"
+                self._running.clear()
+                raise
+            for output in outputs:
+                running = self._running.get(output.request)
+                if running is not None:
+                    running.spend(loop.timings)
+                    running.take(output)
+                    if running.finished:
+                        del self._running[output.request]
+                        if output.finish == _C.FinishReason.none:
+                            loop.cancel(output.request)
+
+    def _deliver(self, requests: list[RunningRequest], callback: Callback | None) -> None:
+        for request in requests:
+            while request.pieces:
+                piece = request.pieces.popleft()
+                if callback is not None and callback(piece) is False and not request.finished:
+                    self._cancel([request], "callback")
+            _raise_failure(request)
+
+    def _cancel(self, requests: list[RunningRequest], reason: str = "cancelled") -> None:
+        with self._lock:
+            for request in requests:
+                if self._running.pop(request.request, None) is not None and self._loop is not None:
+                    self._loop.cancel(request.request)
+                request.stop(reason)
+
+    def _open(self) -> _C.StepLoop:
+        if self._loop is None:
+            raise RuntimeError("the engine is closed; make a new one")
+        return self._loop
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if not 1 <= value <= 1024:
+        raise ValueError(f"{name} is {value}; it must be from 1 to 1024")
+    return value
+
+
+def _as_expert(expert: Expert | Path, base: Path | None) -> Expert:
+    if not isinstance(expert, (Expert, str, os.PathLike)):
+        raise TypeError(f"an expert is a dlf.Expert or a path, not {type(expert).__name__}")
+    if not isinstance(expert, Expert):
+        expert = Expert(expert)
+    if expert.base is None:
+        if base is None:
+            raise ValueError(
+                f"expert '{expert.label}' has no base: give the checkpoint that it was fine-tuned from, "
+                f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
+            )
+        expert = Expert(expert.model, base, expert.name)
+    return expert
+
+
+def _as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
+    """The prompts, and whether there was a single one rather than a list."""
+    if isinstance(prompt, str):
+        return [prompt], True
+    if not isinstance(prompt, (list, tuple)):
+        raise TypeError(f"a prompt is text or token ids, or a list of such, not {type(prompt).__name__}")
+    if not prompt:
+        raise ValueError("the prompt is empty; give at least one token")
+    if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
+        return [list(prompt)], True
+    for one in prompt:
+        if not isinstance(one, str) and not (
+            isinstance(one, (list, tuple))
+            and all(isinstance(token, int) and not isinstance(token, bool) for token in one)
+        ):
+            raise TypeError("each prompt must be a string or a list of token ids")
+    return list(prompt), False
+
+
+def _sampling_options(options: dict[str, Any]) -> SamplingOptions:
+    unknown = sorted(options.keys() - SamplingOptions.__dataclass_fields__.keys())
+    if unknown:
+        raise TypeError(
+            f"no option is called {unknown[0]!r}; there are: {', '.join(SamplingOptions.__dataclass_fields__)}"
+        )
+    return SamplingOptions(**options)
+
+
+def _raise_failure(request: RunningRequest) -> None:
+    if request.error is not None:
+        kind = FloatingPointError if "NaN" in request.error else ValueError
+        raise kind(request.error)
+
+
+def _common_vocabulary(models: list[Model]) -> int:
+    """One model alone keeps all its logits, as elsewhere; fused ones agree on the tokens that every tokenizer has."""
+    size = min(model.config.vocab_size for model in models)
+    if len(models) > 1:
+        size = min(size, *(model.tokenizer.vocab_size for model in models))
+    if size < 2:
+        raise TokenizerMismatchError("the models share fewer than two tokens")
+    return size
+
+
+def _context(max_context: int | None, models: list[Model]) -> int:
+    trained = min(model.config.max_position_embeddings for model in models)
+    if max_context is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if isinstance(max_context, bool) or not isinstance(max_context, int):
+        raise TypeError(f"max_context must be an integer, not {max_context!r}")
+    if not 2 <= max_context <= trained:
+        raise ValueError(f"max_context is {max_context}; the models were made for 2 to {trained} tokens")
+    return max_context
+
+
+def _check_memory(models: list[Model], lanes: list[int], max_batch: int, max_context: int) -> None:
+    """Refuse a KV cache that the machine cannot hold before any of it is taken."""
+    need = 0
+    for model, count in zip(models, lanes, strict=True):
+        config = model.config
+        width = 4 if model.weights.dtype == "float32" else 2
+        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+        need += per_token * max_context * max_batch * count
+    with contextlib.suppress(ValueError, OSError):
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if need > have:
+            raise MemoryError(
+                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB; this "
+                f"machine has {have / 2**30:.1f} GiB; lower one of them"
+            )

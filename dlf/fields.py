@@ -1,0 +1,92 @@
+"""Reads the JSON files of a checkpoint, which are untrusted: sizes are bounded and types are checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dlf.errors import CheckpointError
+
+__all__ = ["MAX_VOCAB_SIZE", "Fields", "read_json"]
+
+MAX_JSON_BYTES = 16 << 20
+MAX_VOCAB_SIZE = 4_000_000
+
+
+class Fields:
+    """A JSON object whose values are checked as they are read; ``where`` begins every complaint."""
+
+    def __init__(self, values: dict[str, Any], defaults: dict[str, Any], where: str) -> None:
+        self._values = defaults | values
+        self.where = where
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def raw(self, *keys: str) -> Any:
+        """The value of the first of the keys that has one, unchecked."""
+        return next((self._values[key] for key in keys if key in self), None)
+
+    def error(self, key: str, wanted: str) -> CheckpointError:
+        got = "nothing" if key not in self._values else f"{self._values[key]!r:.80}"
+        return CheckpointError(f"{self.where}: '{key}' must be {wanted}, not {got}; correct the file or fetch it again")
+
+    def integer(self, key: str, low: int, high: int) -> int:
+        value = self._values.get(key)
+        if type(value) is not int or not low <= value <= high:  # type(): a bool is an int to isinstance
+            raise self.error(key, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, key: str, low: float, high: float) -> float:
+        value = self._values.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # so a NaN fails
+            raise self.error(key, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        value = self._values.get(key)
+        if type(value) is not bool:
+            raise self.error(key, "true or false")
+        return value
+
+    def table(self, key: str) -> dict[str, Any]:
+        value = self._values.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise self.error(key, "an object or null")
+        return value
+
+    def token_ids(self, key: str) -> tuple[int, ...]:
+        """Token ids written as null, one integer or a list of them."""
+        value = self._values.get(key)
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if len(ids) > 1024 or any(type(i) is not int or not 0 <= i < MAX_VOCAB_SIZE for i in ids):
+            raise self.error(key, "a token id, a list of token ids or null")
+        return tuple(ids)
+
+
+def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Read one JSON object from a file of at most `max_bytes`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If it is too large, no JSON, or JSON that is not an object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: a checkpoint folder needs it; fetch the checkpoint again")
+    with path.open("rb") as file:
+        text = file.read(max_bytes + 1)
+    if len(text) > max_bytes:
+        raise CheckpointError(f"{path} is larger than {max_bytes >> 20} MiB, which no honest file of its kind is")
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
+        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the checkpoint again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    return values

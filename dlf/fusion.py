@@ -1,0 +1,177 @@
+"""Fusing the logits of a large model with those of experts, under weights solved for every row."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlf import _C
+
+__all__ = ["Fusion", "solve"]
+
+MAX_EXPERTS = 16
+
+Array = TypeVar("Array", torch.Tensor, npt.NDArray[Any])
+
+
+@dataclass(frozen=True, eq=False)
+class Fusion(Generic[Array]):
+    """Fused logits and how they came about, for B rows, T experts and a vocabulary of V.
+
+    Attributes
+    ----------
+    alpha : [B, T]
+        Weight of every expert.
+    logits : [B, V]
+        Fused logits ``large + sum_t alpha_t (expert_t - base_t)``, float32; -inf where any model says -inf.
+    f, g : [B]
+        KL(fused || large) and KL(large || fused), in nats.
+    target_f, target_g : [B, T]
+        KL(expert || base) and KL(base || expert): what f and g are matched with.
+    passes : [B]
+        Sweeps over the vocabulary that the row took, the fusing one included. Where experts take different numbers of
+        sweeps, the most that one of them took.
+    """
+
+    alpha: Array
+    logits: Array
+    f: Array
+    g: Array
+    target_f: Array
+    target_g: Array
+    passes: Array
+
+
+def solve(
+    large: Array,
+    base: Array,
+    experts: Array,
+    *,
+    combine: str = "select",
+    match: str = "symmetric",
+    alpha: Sequence[float] | None = None,
+    alpha_max: float = 2.0,
+    threads: int | None = None,
+) -> Fusion[Array]:
+    """Solve the weights of the experts in every row and fuse the logits.
+
+    The fused distribution moves away from the large model's as far as each expert moved away from its base, measured by
+    the two Kullback-Leibler divergences f = KL(fused || large) and g = KL(large || fused) against
+    a = KL(expert || base) and b = KL(base || expert).
+
+    Parameters
+    ----------
+    large : [B, V]
+        Logits of the large model. A PyTorch CPU tensor or a NumPy array of any floating type; computed in float32
+        logits and float64 sums. -inf rules a token out, in whichever model it stands.
+    base : [B, V] or [B, T, V]
+        Logits of the model that the experts were tuned from, or one for each expert.
+    experts : [B, T, V]
+        Logits of 1 to 16 experts.
+    combine : str
+        ``"select"``: the one expert whose curve (f, g) passes nearest the mean of the targets; the others get 0.
+        ``"centroid"``: every expert solved alone, its weight divided by T.
+        ``"joint"``: the least KL(fused || large) at which every expert reaches the mean logit difference that it reaches
+        when it is solved alone.
+        ``"static"``: the weights given by `alpha`.
+        ``"grid"``: as ``"select"``, trying 0, 0.1, ..., 2.0 up to `alpha_max`.
+    match : str
+        ``"symmetric"`` minimises (f - a)^2 + (g - b)^2; ``"forward"`` brings f to a, ``"reverse"`` g to b.
+    alpha : sequence of T floats, optional
+        The weights for ``combine="static"``, where they may be negative; not given otherwise.
+    alpha_max : float
+        Weights are solved in [0, alpha_max].
+    threads : int, optional
+        Threads to compute on; by default as many as the process may use. The answer doesn't depend on them.
+
+    Returns
+    -------
+    Fusion
+        Tensors where `large` is a tensor, arrays where it is an array.
+
+    Raises
+    ------
+    ValueError
+        If shapes don't fit, a logit is NaN or +inf, no token is allowed by all models, or an option is unknown.
+    TypeError
+        If the logits are not floating-point tensors or arrays.
+
+    References
+    ----------
+    Fan, Lu, Wei et al., "On Giant's Shoulders: Effortless Weak to Strong by Dynamic Logits Fusion", NeurIPS 2024,
+    https://arxiv.org/abs/2406.15480
+    """
+    logits = {
+        "large": _float32(large, "large"),
+        "base": _float32(base, "base"),
+        "experts": _float32(experts, "experts"),
+    }
+    _check_shapes(**logits)
+    if alpha is None and combine == "static":
+        raise ValueError("combine='static' takes the weights: give alpha, one number an expert")
+    found = _C.fusion_solve(
+        logits["large"],
+        logits["experts"],
+        logits["base"],
+        combine,
+        match,
+        [] if alpha is None else [float(weight) for weight in alpha],
+        float(alpha_max),
+        _usable_cores() if threads is None else int(threads),
+    )
+    if isinstance(large, np.ndarray):
+        found = tuple(tensor.numpy() for tensor in found)
+    weights, fused, f, g, target_f, target_g, passes = found
+    return Fusion(weights, fused, f, g, target_f, target_g, passes)
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _float32(logits: Any, name: str) -> torch.Tensor:
+    """Float32 logits, contiguous; a float64 value beyond float32's range becomes infinite."""
+    if isinstance(logits, np.ndarray):
+        if not np.issubdtype(logits.dtype, np.floating):
+            raise TypeError(f"{name} holds {logits.dtype}; give floating-point logits")
+        return torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"{name} is a {type(logits).__name__}; give a torch.Tensor or a numpy.ndarray")
+    if not logits.is_floating_point():
+        raise TypeError(f"{name} holds {logits.dtype}; give floating-point logits")
+    if logits.device.type != "cpu":
+        raise ValueError(f"{name} is on {logits.device}; move it to the CPU with .cpu()")
+    return logits.detach().to(torch.float32).contiguous()
+
+
+def _check_shapes(large: torch.Tensor, base: torch.Tensor, experts: torch.Tensor) -> None:
+    if large.dim() != 2:
+        raise ValueError(f"large has shape {list(large.shape)}; give [B, V] (for one row, large[None])")
+    if experts.dim() != 3:
+        raise ValueError(f"experts has shape {list(experts.shape)}; give [B, T, V] (for one expert, expert[:, None])")
+    batch, vocab = large.shape
+    count = experts.shape[1]
+    if batch < 1:
+        raise ValueError("large has no rows; give at least one")
+    if vocab < 2:
+        raise ValueError(f"the vocabulary holds {vocab} tokens; fusing takes at least 2")
+    if not 1 <= count <= MAX_EXPERTS:
+        raise ValueError(f"got {count} experts; give 1 to {MAX_EXPERTS}")
+    if experts.shape[0] != batch or experts.shape[2] != vocab:
+        raise ValueError(
+            f"experts has shape {list(experts.shape)} where large has {list(large.shape)}; "
+            "rows and vocabulary must be the same, so cut padded logits to the common vocabulary"
+        )
+    if tuple(base.shape) not in {(batch, vocab), (batch, count, vocab)}:
+        raise ValueError(
+            f"base has shape {list(base.shape)}; with large {list(large.shape)} and {count} experts give "
+            f"{[batch, vocab]}, or one for each expert {[batch, count, vocab]}"
+        )

@@ -1,0 +1,71 @@
+"""A checkpoint as the engine runs it: config, weights and tokenizer."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from dlf import _C
+from dlf.checkpoint import load_tensors, resolve
+from dlf.config import ModelConfig, read_config
+from dlf.tokenizer import Tokenizer
+
+__all__ = ["DTYPES", "Model", "load_model"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One loaded checkpoint; every lane that runs on it shares it."""
+
+    name: str
+    config: ModelConfig
+    tokenizer: Tokenizer
+    weights: _C.Weights
+
+
+def load_model(name: str | os.PathLike[str], dtype: str = "auto") -> Model:
+    """Load a checkpoint folder or hub id.
+
+    Parameters
+    ----------
+    name
+        Folder in Hugging Face format, or a hub id.
+    dtype : {"auto", "float32", "bfloat16"}
+        Type of the weights and the KV cache; ``"auto"`` keeps the file's (float16 becomes float32, which holds it exactly).
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError, UnknownArchitectureError
+        If the folder is no usable checkpoint; the message says what is wrong and what to do.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; it takes auto, {', '.join(DTYPES)}")
+    folder = resolve(name)
+    config = read_config(folder)
+    tokenizer = Tokenizer(folder)
+    chosen = ("bfloat16" if config.dtype == "bfloat16" else "float32") if dtype == "auto" else dtype
+    tensors = load_tensors(folder, config, DTYPES[chosen])
+    return Model(os.fspath(name), config, tokenizer, _C.Weights(_native_config(config), tensors))
+
+
+def _native_config(config: ModelConfig) -> _C.ModelConfig:
+    native = _C.ModelConfig()
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "sliding_windows",
+        "rope_scaling_factor",
+    ):
+        setattr(native, name, getattr(config, name))
+    native.inv_freq = config.inv_freq.tolist()
+    return native

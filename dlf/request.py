@@ -1,0 +1,111 @@
+"""One sequence on the Python side: from the step loop's tokens to text."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import numpy as np
+
+from dlf import _C
+from dlf.results import Completion, Piece, Timings
+from dlf.sampling import StopStrings
+from dlf.tokenizer import StreamDecoder, Tokenizer
+
+__all__ = ["RunningRequest"]
+
+REASONS = {_C.FinishReason.stop: "stop", _C.FinishReason.length: "length"}
+
+
+class RunningRequest:
+    """Collects the outputs of one sequence; `pieces` holds those that nobody has taken yet."""
+
+    def __init__(
+        self,
+        request: int,
+        index: int,
+        prompt_tokens: int,
+        tokenizer: Tokenizer,
+        stop_strings: StopStrings,
+        experts: list[str],
+    ) -> None:
+        self.request = request
+        self.pieces: deque[Piece] = deque()
+        self.finish_reason: str | None = None
+        self.error: str | None = None
+        self._index = index
+        self._prompt_tokens = prompt_tokens
+        self._decoder = StreamDecoder(tokenizer)
+        self._stop_strings = stop_strings
+        self._experts = experts
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._top_logprobs: list[dict[int, float]] = []
+        self._alpha: list[list[float]] = []
+        self._divergences: list[tuple[float, float]] = []
+        self._start = time.perf_counter()
+        self._times: list[float] = []
+        self._spent = dict.fromkeys(("large", "small", "solve", "sample"), 0.0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further token will come."""
+        return self.finish_reason is not None
+
+    def spend(self, timings: _C.StepTimings) -> None:
+        """Add the time of a step that this sequence took part in."""
+        for part in self._spent:
+            self._spent[part] += getattr(timings, part)
+
+    def take(self, output: _C.StepOutput) -> None:
+        """Add the output of a step."""
+        if output.finish == _C.FinishReason.error:
+            self.error = output.error
+            self.finish_reason = "error"
+            return
+        self._times.append(time.perf_counter())
+        self._tokens.append(output.token)
+        self._logprobs.append(output.logprob)
+        self._alpha.append(output.alpha)
+        self._divergences.append((output.f, output.g))
+        if output.top_tokens:
+            self._top_logprobs.append(dict(zip(output.top_tokens, output.top_logprobs, strict=True)))
+        self.finish_reason = REASONS.get(output.finish)
+        text, stopped = self._stop_strings.push(self._decoder.push(output.token))
+        if not stopped and self.finished:
+            rest, stopped = self._stop_strings.push(self._decoder.flush())
+            text += rest if stopped else rest + self._stop_strings.flush()
+        if stopped:
+            self.finish_reason = "stop"
+        self._text.append(text)
+        self.pieces.append(Piece(text, output.token, output.logprob, np.array(output.alpha, np.float64), self._index))
+
+    def stop(self, reason: str) -> None:
+        """End the sequence from outside; its text so far is complete."""
+        if not self.finished:
+            self._text.append(self._stop_strings.push(self._decoder.flush())[0] + self._stop_strings.flush())
+            self.finish_reason = reason
+
+    def completion(self) -> Completion:
+        """Everything that the sequence gave."""
+        steps = len(self._tokens)
+        f, g = np.array(self._divergences, np.float64).reshape(steps, 2).T
+        total = sum(self._spent.values()) or 1.0
+        return Completion(
+            text="".join(self._text),
+            tokens=self._tokens,
+            logprobs=np.array(self._logprobs, np.float64),
+            alpha=np.array(self._alpha, np.float64).reshape(steps, len(self._experts)),
+            f=f,
+            g=g,
+            finish_reason=self.finish_reason or "callback",
+            prompt_tokens=self._prompt_tokens,
+            timings=Timings(
+                time_to_first_token=self._times[0] - self._start if self._times else 0.0,
+                token_times=np.diff(np.array(self._times, np.float64)),
+                shares={part: seconds / total for part, seconds in self._spent.items()},
+            ),
+            experts=self._experts,
+            top_logprobs=self._top_logprobs,
+        )

@@ -1,0 +1,101 @@
+"""What generation returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Completion", "Piece", "Timings"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One step of one sequence, as `Engine.stream` yields it and callbacks receive it.
+
+    Attributes
+    ----------
+    text : str
+        Text that became certain with this token; empty while a character or a possible stop string is incomplete.
+    token : int
+        Token id.
+    logprob : float
+        Its log-probability under the fused distribution, before temperature and penalties, in nats.
+    alpha : ndarray
+        Weight of each expert, float64 ``[experts]``.
+    index : int
+        Which sequence of the call this belongs to.
+    """
+
+    text: str
+    token: int
+    logprob: float
+    alpha: npt.NDArray[np.float64]
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where the time went, in seconds.
+
+    Attributes
+    ----------
+    time_to_first_token : float
+        From the request to its first token, waiting for a free place included.
+    token_times : ndarray
+        Duration of each step after the first, float64 ``[steps - 1]``.
+    shares : dict
+        Fractions of the steps' time spent in the ``large`` model, the ``small`` models, ``solve`` and ``sample``.
+    """
+
+    time_to_first_token: float
+    token_times: npt.NDArray[np.float64]
+    shares: dict[str, float]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Rate after the first token; 0 if there was only one."""
+        total = float(self.token_times.sum())
+        return len(self.token_times) / total if total > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated sequence.
+
+    Attributes
+    ----------
+    text : str
+        Decoded text without special tokens and without the stop string that ended it.
+    tokens : list of int
+        Every token that was decoded, the end-of-sequence token included.
+    logprobs : ndarray
+        Log-probability of each token under the fused distribution, before temperature and penalties, float64 ``[steps]``.
+    alpha : ndarray
+        Weight of each expert at each step, float64 ``[steps, experts]``.
+    f, g : ndarray
+        KL(fused || large) and KL(large || fused) at each step, in nats, float64 ``[steps]``.
+    finish_reason : str
+        ``"stop"`` (end of sequence, stop token or stop string), ``"length"`` (max_new_tokens or context) or ``"callback"``.
+    prompt_tokens : int
+        Length of the prompt in tokens.
+    timings : Timings
+        Where the time went.
+    experts : list of str
+        Names of the columns of `alpha`.
+    top_logprobs : list of dict
+        For each step the most probable tokens and their log-probabilities, if ``logprobs`` asked for them.
+    """
+
+    text: str
+    tokens: list[int]
+    logprobs: npt.NDArray[np.float64]
+    alpha: npt.NDArray[np.float64]
+    f: npt.NDArray[np.float64]
+    g: npt.NDArray[np.float64]
+    finish_reason: str
+    prompt_tokens: int
+    timings: Timings
+    experts: list[str] = field(default_factory=list)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)

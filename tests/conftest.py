@@ -1,0 +1,39 @@
+"""Shared fixtures: tiny random models of each family, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import make_model
+from transformers import AutoModelForCausalLM
+
+
+def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:
+    """A copy of a model whose weights moved a little: what a fine-tuned expert is to its base."""
+    import shutil
+
+    shutil.copytree(source, folder)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = parameter.std() if parameter.numel() > 1 else torch.tensor(1.0)
+            parameter += scale * spread * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A large model, a small base and two experts, random and of one tokenizer."""
+    root = tmp_path_factory.mktemp("family")
+    large = make_model(root / "large", "llama", seed=1, hidden_size=64, num_hidden_layers=3)
+    base = make_model(root / "base", "llama", seed=2)
+    return {
+        "large": large,
+        "base": base,
+        "expert-a": finetune(root / "expert-a", base, 3, 0.2),
+        "expert-b": finetune(root / "expert-b", base, 4, 0.3),
+    }

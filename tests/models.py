@@ -1,0 +1,172 @@
+"""Tiny random checkpoints of every family, written by ``transformers`` the way the hub's are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from tokenizers import decoders, pre_tokenizers, trainers
+
+VOCAB_SIZE = 384
+PADDED_VOCAB_SIZE = 392
+BOS, EOS = "<|begin|>", "<|end|>"
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the dog sleeps on in the shade of the old tree.",
+    "Question: what is the sum of 12 and 30? Answer: the sum of 12 and 30 is 42.",
+    "def add(first, second):\n    return first + second\n",
+    "Ein naïver Café-Besitzer zahlt 5 € – 你好，世界 🙂",
+]
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '[' + message.role + '] ' + message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
+)
+
+# A large initializer_range makes distributions that are far from flat; biases and norms are drawn below.
+COMMON: dict[str, Any] = {
+    "vocab_size": PADDED_VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 112,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-6}),
+    "llama3": (
+        "Llama",
+        {
+            "rms_norm_eps": 1e-5,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "tinyllama": ("Llama", {"num_attention_heads": 8, "num_key_value_heads": 1, "rms_norm_eps": 1e-5}),
+    "smollm": (
+        "Llama",
+        {
+            "hidden_size": 72,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+        },
+    ),
+    "mistral": ("Mistral", {"head_dim": 24, "sliding_window": 12}),
+    "qwen2": (
+        "Qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 10,
+            "max_window_layers": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    ),
+    "qwen3": (
+        "Qwen3",
+        {
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    ),
+}
+
+
+def make_config(family: str, **overrides: Any) -> transformers.PreTrainedConfig:
+    """The tiny configuration of a family, with `overrides`."""
+    name, settings = FAMILIES[family]
+    return getattr(transformers, f"{name}Config")(**(COMMON | settings | overrides))
+
+
+def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
+    """Write a tiny random float32 checkpoint with its tokenizer, and return its folder.
+
+    Parameters
+    ----------
+    folder
+        Made if need be.
+    family
+        A key of `FAMILIES`.
+    seed
+        Equal seeds give equal weights.
+    **overrides
+        Entries of the configuration.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model = getattr(transformers, f"{FAMILIES[family][0]}ForCausalLM")(make_config(family, **overrides)).float()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            elif name.endswith("bias") or "embed_tokens" in name or "lm_head" in name:
+                parameter.normal_(0.0, 0.3, generator=generator)
+            else:  # keeps the size of what passes through
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+    model.save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+def make_tokenizer(folder: Path) -> Path:
+    """Write a byte-level BPE tokenizer of `VOCAB_SIZE` tokens, a chat template included."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return _save(tokenizer, folder)
+
+
+def make_sentencepiece_tokenizer(folder: Path) -> Path:
+    """Write a tokenizer as converted from sentencepiece (Llama 2, Mistral): byte fallback, leading spaces as '▁'."""
+    pieces = ["<unk>", BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
+    pieces += sorted({c for line in CORPUS for c in line if c.isalnum() and c.isascii()} | set(",.:?+"))
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("i", "s"), ("o", "n")]
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(["<unk>", BOS, EOS])
+    return _save(tokenizer, folder)
+
+
+def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "bos_token": BOS,
+        "eos_token": {"__type": "AddedToken", "content": EOS, "special": True},
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

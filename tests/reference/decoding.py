@@ -1,0 +1,34 @@
+"""The obvious version of fused decoding: transformers' models in a Python loop, whole prompts again at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+
+class Reference:
+    """Greedy decoding by fused logits; `fuse(large, base, experts)` gives alpha [T] and logits [V]."""
+
+    def __init__(self, large: Path, base: Path, experts: list[Path], vocab: int) -> None:
+        self.models = [
+            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (large, base, *experts)
+        ]
+        self.vocab = vocab
+
+    def generate(
+        self, prompt: list[int], steps: int, fuse: Callable[..., tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[list[int], np.ndarray]:
+        tokens, weights = list(prompt), []
+        for _ in range(steps):
+            with torch.no_grad():
+                large, base, *experts = (
+                    model(torch.tensor([tokens])).logits[0, -1, : self.vocab].numpy() for model in self.models
+                )
+            alpha, logits = fuse(large, base, np.stack(experts))
+            weights.append(alpha)
+            tokens.append(int(np.argmax(logits)))
+        return tokens[len(prompt) :], np.array(weights)

@@ -1,0 +1,301 @@
+"""The command line against an engine that only pretends."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from typer.testing import CliRunner, Result
+
+import dlf
+from dlf.cli import app
+from dlf.demo import extract_answer, is_correct
+
+WORDS = ["2", " plus", " 2", " is", " 4", ".", "\n", "####", " 4"]
+
+
+@dataclass
+class FakePiece:
+    text: str
+    token: int
+    logprob: float
+    alpha: npt.NDArray[np.float64]
+    index: int = 0
+
+
+@dataclass
+class FakeTimings:
+    time_to_first_token: float = 0.01
+    token_times: npt.NDArray[np.float64] = field(default_factory=lambda: np.full(8, 0.002))
+    shares: dict[str, float] = field(
+        default_factory=lambda: {"large": 0.7, "small": 0.2, "solve": 0.06, "sample": 0.04}
+    )
+
+
+@dataclass
+class FakeCompletion:
+    text: str
+    alpha: npt.NDArray[np.float64]
+    tokens: list[int] = field(default_factory=lambda: list(range(9)))
+    logprobs: npt.NDArray[np.float64] = field(default_factory=lambda: np.array([-0.1] * 8 + [-np.inf]))
+    f: npt.NDArray[np.float64] = field(default_factory=lambda: np.linspace(0, 1, 9))
+    g: npt.NDArray[np.float64] = field(default_factory=lambda: np.linspace(0, 0.5, 9))
+    finish_reason: str = "stop"
+    prompt_tokens: int = 3
+    timings: FakeTimings = field(default_factory=FakeTimings)
+    top_logprobs: list[dict[int, float]] = field(default_factory=list)
+
+
+class FakeEngine:
+    """Answers 4 to everything, and 5 when it is alone."""
+
+    made: list[FakeEngine] = []
+    failure: BaseException | None = None
+
+    def __init__(self, large: str, experts: Sequence[Any] = (), **options: Any) -> None:
+        if large == "missing":
+            raise FileNotFoundError("no folder 'missing':\n  give a checkpoint's folder")
+        self.large, self.experts, self.options = large, list(experts), options
+        self.closed = False
+        self.calls: list[tuple[Any, dict[str, Any]]] = []
+        FakeEngine.made.append(self)
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.closed = True
+
+    def generate(self, prompt: Any, *, callback: Any = None, progress: Any = None, **options: Any) -> Any:
+        self.calls.append((prompt, options))
+        if FakeEngine.failure is not None:
+            raise FakeEngine.failure
+        words = WORDS if self.experts else [*WORDS[:-1], " 5"]
+        alpha = np.linspace(0, 2, 9)[:, None].repeat(len(self.experts), axis=1)
+        for i, word in enumerate(words):
+            if callback is not None:
+                callback(FakePiece(word, i, -0.1, alpha[i]))
+        done = FakeCompletion("".join(words), alpha)
+        return [done for _ in prompt] if isinstance(prompt, list) else done
+
+
+@dataclass
+class FakeExpert:
+    model: str
+    base: str | None = None
+
+    @property
+    def label(self) -> str:
+        return self.model
+
+
+@dataclass
+class FakeProblem:
+    prompt: str
+    answer: str
+
+
+def fake_problems(task: str) -> list[FakeProblem]:
+    if task != "math":
+        raise ValueError(f"no task is called {task!r}")
+    return [FakeProblem(f"Q: [{i}] 2 + 2?\nA:", "4") for i in range(250)]
+
+
+@pytest.fixture(autouse=True)
+def fake_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    FakeEngine.made, FakeEngine.failure = [], None
+    zoo = types.ModuleType("dlf.zoo")
+    zoo.path = lambda name: Path("/zoo") / name  # type: ignore[attr-defined]
+    zoo.problems = fake_problems  # type: ignore[attr-defined]
+    zoo.Problem = FakeProblem  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "dlf.zoo", zoo)
+    for name, value in {"zoo": zoo, "Engine": FakeEngine, "Expert": FakeExpert, "__version__": "1.2.3"}.items():
+        monkeypatch.setattr(dlf, name, value, raising=False)
+    monkeypatch.delenv("DLF_TRACEBACK", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield
+
+
+def run(*args: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(args), input=stdin)
+
+
+FUSED = ("--expert", "math", "--base", "small")
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, "dlf 1.2.3\n")
+
+
+def test_without_command_prints_help() -> None:
+    result = run()
+    assert result.exit_code == 0
+    assert "generate" in result.stdout and "inspect" in result.stdout and "demo" in result.stdout
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_generate_prints_the_text(stream: str) -> None:
+    result = run("generate", "big", "Q", *FUSED, stream)
+    assert (result.exit_code, result.stdout) == (0, "".join(WORDS) + "\n")
+    assert FakeEngine.made[0].closed
+
+
+def test_generate_passes_options_that_were_given_and_no_others() -> None:
+    args = "--temperature 0 --seed 0 --top-k 5 --stop END --stop ### --threads 3 --ignore-eos".split()
+    assert run("generate", "big", "Q", *args).exit_code == 0
+    engine = FakeEngine.made[0]
+    expected = {"temperature": 0, "seed": 0, "top_k": 5, "stop_strings": ["END", "###"], "ignore_eos": True}
+    assert engine.calls == [("Q", expected)]
+    assert engine.options["threads"] == 3
+    assert "alpha" not in engine.options
+
+
+def test_generate_pairs_experts_and_bases() -> None:
+    run("generate", "big", "Q", "--expert", "a", "--expert", "b", "--base", "s")
+    run("generate", "big", "Q", "--expert", "a", "--base", "s", "--expert", "b", "--base", "t")
+    assert [engine.experts for engine in FakeEngine.made] == [
+        [FakeExpert("a", "s"), FakeExpert("b", "s")],
+        [FakeExpert("a", "s"), FakeExpert("b", "t")],
+    ]
+
+
+def test_generate_static_alpha() -> None:
+    run("generate", "big", "Q", *FUSED, "--combine", "static", "--alpha", "-0.5")
+    assert FakeEngine.made[0].options["combine"] == "static"
+    assert FakeEngine.made[0].options["alpha"] == [-0.5]
+
+
+def test_generate_reads_the_prompt_from_standard_input() -> None:
+    assert run("generate", "big", "-", stdin="Q: ä\nA:\n").exit_code == 0
+    assert FakeEngine.made[0].calls[0][0] == "Q: ä\nA:"
+
+
+def test_generate_json_is_one_object() -> None:
+    found = json.loads(run("generate", "big", "Q", *FUSED, "--json").stdout)
+    assert found["text"] == "".join(WORDS)
+    assert found["tokens"] == list(range(9))
+    assert found["alpha"][-1] == [2.0]
+    assert found["logprobs"][-1] is None  # JSON has no infinity
+    assert found["finish_reason"] == "stop"
+    assert found["timings"]["shares"]["large"] == 0.7
+
+
+def test_generate_show_alpha_without_a_terminal_has_no_control_codes() -> None:
+    result = run("generate", "big", "Q", *FUSED, "--show-alpha")
+    assert result.exit_code == 0
+    assert "█" in result.stdout and "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("generate", "missing", "Q"), "no folder 'missing': give a checkpoint's folder"),
+        (("generate", "big", "Q", "--expert", "math"), "1 --expert and 0 --base"),
+        (("generate", "big", "Q", "--base", "small"), "0 --expert and 1 --base"),
+        (("generate", "big", "Q", "--show-alpha"), "need an --expert"),
+        (("generate", "big"), "prompt"),
+        (("generate", "big", "Q", "--top-k", "many"), "--top-k"),
+        (("generate", "big", "Q", "--nonsense"), "--nonsense"),
+        (("nonsense",), "nonsense"),
+        (("demo", "--task", "cooking"), "cooking"),
+        (("demo", "--problems", "0"), "--problems"),
+        (("demo", "--plot", "no/such/folder.png"), "no/such"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(args: tuple[str, ...], message: str) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert re.fullmatch(r"dlf: error: [^\n]+\n", result.stderr)
+    assert message in result.stderr.replace("PROMPT", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "dlf: interrupted"),
+        (NotImplementedError("not on this device"), 2, "dlf: error: not on this device"),
+        (FloatingPointError("big: NaN at step 3"), 1, "dlf: error: big: NaN at step 3"),
+        (MemoryError("too large"), 2, "dlf: error: too large"),
+    ],
+)
+def test_failures_while_running(failure: BaseException, code: int, message: str) -> None:
+    FakeEngine.failure = failure
+    result = run("generate", "big", "Q")
+    assert result.exit_code == code
+    assert result.stderr.strip() == message
+    assert FakeEngine.made[0].closed
+
+
+def test_what_cannot_be_explained_keeps_its_traceback() -> None:
+    FakeEngine.failure = RuntimeError("a bug")
+    assert isinstance(run("generate", "big", "Q").exception, RuntimeError)
+
+
+def test_demo() -> None:
+    result = run("demo", "--problems", "20")
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.stdout
+    for expected in ("Problem 1", "Problem 2", "[0] 2 + 2?", "large alone ✗", "α = 1 ✓", "dynamic ✓", "20/20", "0/20"):
+        assert expected in result.stdout, expected
+    assert "Problem 3" not in result.stdout
+    assert "dlf-demo.png" in result.stdout and Path("dlf-demo.png").stat().st_size > 0
+    engines = {Path(engine.large).name: engine for engine in FakeEngine.made[:2]}
+    assert [len(engine.experts) for engine in FakeEngine.made] == [0, 0, 1, 1]
+    assert set(engines) == {"large-base", "math-expert"}
+    assert FakeEngine.made[2].options["alpha"] == [1.0] and FakeEngine.made[2].options["combine"] == "static"
+    assert "alpha" not in FakeEngine.made[3].options
+    assert all(engine.closed for engine in FakeEngine.made)
+
+
+def test_demo_json() -> None:
+    result = run("demo", "--json", "--threads", "2")
+    found = json.loads(result.stdout)
+    assert found["problems"] == 200
+    assert found["systems"]["dynamic"]["accuracy"] == 1.0
+    assert found["systems"]["large"]["correct"] == 0
+    assert found["systems"]["large"]["mean_alpha"] is None
+    assert found["systems"]["dynamic"]["mean_alpha"] == pytest.approx(1.0)
+    assert found["examples"][0]["outputs"]["static"]["correct"] is True
+    assert found["plot"] is None and not Path("dlf-demo.png").exists()
+    assert all(engine.options["threads"] == 2 for engine in FakeEngine.made)
+
+
+def test_demo_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run("demo", "--problems", "3")
+    assert result.exit_code == 0
+    assert "pip install 'dlf[plot]'" in result.stdout
+    result = run("demo", "--problems", "3", "--plot", "wanted.png")
+    assert result.exit_code == 2 and "pip install 'dlf[plot]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so 2 + 2 = 4\n#### 4", "4"),
+        ("#### 4.\nQ: next\n#### 7", "4"),
+        ("####1,234,567", "1234567"),
+        ("#### the red fox ", "the red fox"),
+        ("4", None),
+        ("####", ""),
+    ],
+)
+def test_extract_answer(text: str, answer: str | None) -> None:
+    assert extract_answer(text) == answer
+
+
+def test_an_answer_may_be_given_with_its_working() -> None:
+    assert is_correct("#### 12", "3 * 4 = 12\n#### 12")
+    assert not is_correct("12", "12")

@@ -1,0 +1,265 @@
+"""config.json as transformers 4 and 5 write it, and as nobody should."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from models import FAMILIES, make_config
+
+from dlf.config import ARCHITECTURES, ModelConfig, read_config
+from dlf.errors import CheckpointError, UnknownArchitectureError
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPES: list[dict[str, Any]] = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 3.0},
+    LLAMA3 | {"original_max_position_embeddings": 64},
+    LLAMA3,
+    YARN,
+    YARN | {"attention_factor": 1.25, "beta_fast": 16.0, "beta_slow": 2.0},
+    YARN | {"mscale": 0.7, "mscale_all_dim": 1.2, "truncate": False},
+    YARN | {"factor": None},
+]
+
+
+def write(folder: Path, values: dict[str, Any]) -> Path:
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def minimal(architecture: str = "LlamaForCausalLM", **values: Any) -> dict[str, Any]:
+    return {"architectures": [architecture]} | values
+
+
+def rotary(family: str, config: Any) -> Any:
+    name = FAMILIES[family][0]
+    module = importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
+    return getattr(module, f"{name}RotaryEmbedding")(config)
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: "-".join(map(str, rope.values())))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotary_frequencies_are_those_of_transformers(tmp_path: Path, family: str, rope: dict[str, Any]) -> None:
+    rope = rope | {"rope_theta": 500000.0}
+    expected = rotary(family, make_config(family, rope_parameters=dict(rope)))
+    config = make_config(family, rope_parameters=dict(rope))
+    config.architectures = [f"{FAMILIES[family][0]}ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    ours = read_config(tmp_path)
+    assert ours.inv_freq.dtype == np.float32
+    np.testing.assert_array_equal(ours.inv_freq, expected.inv_freq.numpy())
+    assert ours.rope_scaling_factor == pytest.approx(expected.attention_scaling, rel=1e-12)
+
+    # The same in the words of version 4.
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["rope_parameters"]
+    old = {"type" if key == "rope_type" else key: value for key, value in rope.items() if key != "rope_theta"}
+    write(tmp_path, values | {"rope_theta": 500000, "rope_scaling": old if old != {"type": "default"} else None})
+    np.testing.assert_array_equal(read_config(tmp_path).inv_freq, ours.inv_freq)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
+@pytest.mark.parametrize("theta", [10000, 100000.0, 500000.0, 1000000])
+def test_default_frequencies_of_common_sizes(tmp_path: Path, head_dim: int, theta: float) -> None:
+    rope = {"rope_type": "default", "rope_theta": theta}
+    expected = rotary("llama", make_config("llama", head_dim=head_dim, rope_parameters=dict(rope))).inv_freq.numpy()
+    config = read_config(write(tmp_path, minimal(head_dim=head_dim, rope_parameters=rope)))
+    np.testing.assert_array_equal(config.inv_freq, expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_defaults_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
+    import transformers
+
+    theirs = getattr(transformers, architecture.replace("ForCausalLM", "Config"))()
+    ours = read_config(write(tmp_path, minimal(architecture)))
+    sizes = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+    others = "max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id"
+    for name in f"{sizes} {others}".split():
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
+    assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    assert ours.sliding_windows == [4096 if architecture.startswith("Mistral") else 0] * 32
+    assert ours.qk_norm == architecture.startswith("Qwen3")
+    assert (ours.attention_bias, ours.output_bias) == (architecture.startswith("Qwen2"), False)
+
+
+@pytest.mark.parametrize(
+    ("values", "windows"),
+    [
+        (minimal("MistralForCausalLM", sliding_window=None), [0, 0, 0]),
+        (minimal("MistralForCausalLM", sliding_window=7), [7, 7, 7]),
+        (minimal("LlamaForCausalLM", sliding_window=7), [0, 0, 0]),
+        (minimal("Qwen2ForCausalLM", sliding_window=7, max_window_layers=1), [0, 0, 0]),
+        (minimal("Qwen2ForCausalLM", use_sliding_window=True, sliding_window=7, max_window_layers=1), [0, 7, 7]),
+        (minimal("Qwen2ForCausalLM", use_sliding_window=True, sliding_window=None, max_window_layers=1), [0, 0, 0]),
+        (
+            minimal(
+                "Qwen3ForCausalLM",
+                use_sliding_window=True,
+                sliding_window=7,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            ),
+            [7, 0, 7],
+        ),
+    ],
+)
+def test_sliding_windows(tmp_path: Path, values: dict[str, Any], windows: list[int]) -> None:
+    assert read_config(write(tmp_path, values | {"num_hidden_layers": 3})).sliding_windows == windows
+
+
+@pytest.mark.parametrize(
+    ("values", "biases"),
+    [
+        (minimal("LlamaForCausalLM", attention_bias=True), (True, True, False)),
+        (minimal("LlamaForCausalLM", mlp_bias=True), (False, False, True)),
+        (minimal("Qwen2ForCausalLM", attention_bias=False), (True, False, False)),
+        (minimal("Qwen3ForCausalLM", attention_bias=True), (True, True, False)),
+        (minimal("MistralForCausalLM", attention_bias=True), (False, False, False)),
+    ],
+)
+def test_biases(tmp_path: Path, values: dict[str, Any], biases: tuple[bool, bool, bool]) -> None:
+    config = read_config(write(tmp_path, values))
+    assert (config.attention_bias, config.output_bias, config.mlp_bias) == biases
+
+
+def test_generation_config_has_the_last_word_on_the_end(tmp_path: Path) -> None:
+    write(tmp_path, minimal(eos_token_id=[5, 6], torch_dtype="bfloat16"))
+    assert read_config(tmp_path).eos_token_ids == (5, 6)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    assert read_config(tmp_path).eos_token_ids == (7,)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
+    assert read_config(tmp_path).eos_token_ids == (5, 6)
+    assert read_config(tmp_path).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"vocab_size": True},
+        {"vocab_size": 1.5},
+        {"vocab_size": "32000"},
+        {"vocab_size": None},
+        {"vocab_size": 0},
+        {"vocab_size": 1 << 64},
+        {"hidden_size": 65537},
+        {"num_hidden_layers": -1},
+        {"num_hidden_layers": 2000},
+        {"num_attention_heads": 33},
+        {"num_key_value_heads": 3},
+        {"num_key_value_heads": 64},
+        {"head_dim": 33},
+        {"head_dim": [64]},
+        {"rms_norm_eps": float("nan")},
+        {"rms_norm_eps": -1e-6},
+        {"rms_norm_eps": False},
+        {"hidden_act": "gelu"},
+        {"hidden_act": []},
+        {"tie_word_embeddings": 1},
+        {"quantization_config": {"bits": 4}},
+        {"dtype": "int8"},
+        {"dtype": {}},
+        {"eos_token_id": -1},
+        {"eos_token_id": [1, "2"]},
+        {"bos_token_id": 1e3},
+        {"rope_theta": float("inf")},
+        {"rope_theta": "10000"},
+        {"rope_scaling": []},
+        {"rope_scaling": {"type": ["linear"]}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": {"type": "linear"}},
+        {"rope_scaling": {"type": "linear", "factor": 0}},
+        {"rope_scaling": {"type": "llama3", "factor": 8.0}},
+        {"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}},
+        {"rope_scaling": YARN | {"truncate": 1}},
+        {"rope_scaling": {"type": ""}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        {"partial_rotary_factor": 0.5},
+    ],
+    ids=str,
+)
+def test_bad_values_are_named(tmp_path: Path, values: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json") as caught:
+        read_config(write(tmp_path, minimal(**values)))
+    key = next(iter(values))
+    inner = values[key] if isinstance(values[key], dict) else {}
+    words = [key, "quantized", "rope_type", *inner, "low_freq_factor", "factor"]
+    assert any(word in str(caught.value) for word in words)
+
+
+@pytest.mark.parametrize("names", [None, [], "LlamaForCausalLM", ["GPT2LMHeadModel"], [["LlamaForCausalLM"]], {}, [3]])
+def test_unknown_architecture_lists_the_known(tmp_path: Path, names: Any) -> None:
+    with pytest.raises(UnknownArchitectureError, match="Qwen3ForCausalLM"):
+        read_config(write(tmp_path, {"architectures": names}))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b" " * (17 << 20)],
+)
+def test_broken_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        read_config(tmp_path)
+
+
+def test_missing_config_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="fetch"):
+        read_config(tmp_path)
+
+
+def fuzz(folder: Path, rounds: int) -> None:
+    """Mutate whole values and single bytes; every outcome is a configuration or one of our errors."""
+    random = np.random.default_rng(0)
+    junk = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2**31,
+        2**70,
+        1e308,
+        -0.5,
+        float("nan"),
+        "",
+        "x",
+        [],
+        [None],
+        {},
+        {"rope_type": "yarn"},
+    ]
+    read = 0
+    for _ in range(rounds):
+        values = make_config(str(random.choice(list(FAMILIES)))).to_dict()
+        values["architectures"] = [str(random.choice(list(ARCHITECTURES)))]
+        rope = dict(ROPES[random.integers(len(ROPES))]) | {"rope_theta": 10000.0}
+        values["rope_parameters"] = rope
+        for target in (values, rope):
+            if random.random() < 0.7:
+                target[str(random.choice(list(target)))] = junk[random.integers(len(junk))]
+        content = bytearray(json.dumps(values), "utf-8")
+        for _ in range(random.integers(0, 3)):
+            content[random.integers(len(content))] = random.integers(256)
+        (folder / "config.json").write_bytes(content)
+        try:
+            assert isinstance(read_config(folder), ModelConfig)
+            read += 1
+        except CheckpointError:
+            continue
+    assert 0.05 * rounds < read < 0.95 * rounds
+
+
+def test_fuzz(tmp_path: Path) -> None:
+    fuzz(tmp_path, 300)
+
+
+@pytest.mark.slow
+def test_fuzz_long(tmp_path: Path) -> None:
+    fuzz(tmp_path, 10_000)

@@ -1,0 +1,109 @@
+"""The decoder against transformers: prefill and decode, every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import FAMILIES, make_model
+from transformers import AutoModelForCausalLM
+
+import dlf
+from dlf import _C
+from dlf.model import load_model
+
+TOKENS = 220
+PROMPT = [5, 17, 200, 3, 99, 42, 7, 7, 301, 12, 260]
+
+
+def reference_logits(folder: Path, tokens: list[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float()
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    return make_model(tmp_path / request.param, request.param, seed=11)
+
+
+def random_tokens(count: int) -> list[int]:
+    return torch.randint(0, 384, (count,), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+def test_prefill_logits(folder: Path) -> None:
+    tokens = random_tokens(100)
+    decoder = _C.Decoder(load_model(folder).weights, slots=2, max_context=256, threads=2)
+    torch.testing.assert_close(decoder.prefill(tokens, 1, 0), reference_logits(folder, tokens), atol=1e-4, rtol=0)
+
+
+def test_decode_logits(folder: Path) -> None:
+    """Token by token, in two slots that are at different places of the text."""
+    tokens = random_tokens(60)
+    decoder = _C.Decoder(load_model(folder).weights, slots=3, max_context=128, threads=2)
+    decoder.prefill(tokens[:5], 2, 0)
+    decoder.prefill(tokens[:20], 0, 0)
+    expected = reference_logits(folder, tokens)
+    for i in range(20, 60):
+        logits = decoder.decode([tokens[i], tokens[i - 15]], [0, 2], [i, i - 15])
+        torch.testing.assert_close(logits[0], expected[i], atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits[1], expected[i - 15], atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = model.generate(
+        torch.tensor([PROMPT]), max_new_tokens=TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    with dlf.Engine(folder, threads=2) as engine:
+        completion = engine.generate(PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
+    assert completion.tokens == expected[0, len(PROMPT) :].tolist()
+
+
+def test_rows_do_not_depend_on_the_batch(folder: Path) -> None:
+    """Bit for bit: a sequence decodes the same alone and among others, and on one thread or two."""
+    weights = load_model(folder).weights
+    logits = []
+    for slots, threads in ((1, 1), (7, 2)):
+        decoder = _C.Decoder(weights, slots=slots, max_context=64, threads=threads)
+        for slot in range(slots):
+            decoder.prefill(PROMPT[: 5 + slot] if slot else PROMPT, slot, 0)
+        positions = [len(PROMPT)] + [5 + slot for slot in range(1, slots)]
+        logits.append(decoder.decode([33] * slots, list(range(slots)), positions)[0])
+    assert torch.equal(logits[0], logits[1])
+
+
+def test_bfloat16(folder: Path) -> None:
+    """Closer to the exact product of the rounded weights than transformers' own bfloat16 is, or about as close."""
+    tokens = random_tokens(40)
+    model = load_model(folder, "bfloat16")
+    decoder = _C.Decoder(model.weights, slots=1, max_context=64, threads=2)
+    decoder.prefill(tokens[:1], 0, 0)
+    ours = torch.cat([decoder.decode([token], [0], [i]) for i, token in enumerate(tokens)])
+    rounded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.bfloat16().float())
+        exact = rounded(torch.tensor([tokens])).logits[0]
+    theirs = reference_logits(folder, tokens, torch.bfloat16)
+    assert (ours - exact).abs().mean() <= 1.1 * (theirs - exact).abs().mean()
+
+
+def test_prefill_in_pieces(tmp_path: Path) -> None:
+    """Prompts longer than one piece."""
+    folder = make_model(tmp_path / "long", "llama", max_position_embeddings=1024)
+    tokens = random_tokens(600)
+    decoder = _C.Decoder(load_model(folder).weights, slots=1, max_context=1024, threads=2)
+    torch.testing.assert_close(decoder.prefill(tokens, 0, 0), reference_logits(folder, tokens), atol=1e-4, rtol=0)
+
+
+def test_wrong_use(tmp_path: Path) -> None:
+    weights = load_model(make_model(tmp_path / "m", "llama")).weights
+    decoder = _C.Decoder(weights, slots=1, max_context=8, threads=1)
+    with pytest.raises(ValueError, match="do not fit the context"):
+        decoder.prefill([1] * 9, 0, 0)
+    with pytest.raises(IndexError, match="slot"):
+        decoder.prefill([1], 1, 0)
+    with pytest.raises(IndexError, match="token id"):
+        decoder.decode([100000], [0], [0])

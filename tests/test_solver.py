@@ -1,0 +1,431 @@
+"""The fusion solver against the float64 reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from dlf import fusion
+from reference import fusion as reference
+
+Array = npt.NDArray[Any]
+MATCHES = ["symmetric", "forward", "reverse"]
+SCALES = [0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0]
+
+
+def draw(rng: np.random.Generator, vocab: int, experts: int, scale: float) -> tuple[Array, Array, Array]:
+    """Logits of large [V], base [V] and experts [T, V] that know nothing of each other."""
+    return tuple((rng.normal(size=shape) * scale).astype(np.float32) for shape in (vocab, vocab, (experts, vocab)))
+
+
+def language(rng: np.random.Generator, vocab: int, experts: int) -> tuple[Array, Array, Array]:
+    """Logits as language models have them: a peaked shape that all share, and what each makes of it."""
+    shared = rng.gumbel(size=vocab) * 2.0
+    large = 1.3 * shared + rng.normal(size=vocab)
+    base = shared + rng.normal(size=vocab)
+    tuned = base + rng.normal(size=(experts, vocab)) * rng.uniform(0.2, 1.0, size=(experts, 1))
+    return large.astype(np.float32), base.astype(np.float32), tuned.astype(np.float32)
+
+
+def solve_row(large: Array, base: Array, experts: Array, **options: Any) -> fusion.Fusion[Array]:
+    return fusion.solve(large[None], base[None], experts[None], threads=1, **options)
+
+
+def prepare(large: Array, base: Array, experts: Array) -> reference.Row:
+    return reference.prepare(large, np.broadcast_to(base, experts.shape), experts)
+
+
+def check_one(large: Array, base: Array, expert: Array, match: str, alpha_max: float = 2.0) -> fusion.Fusion[Array]:
+    """One expert: weight, loss, divergences and logits are the reference's."""
+    found = solve_row(large, base, expert[None], match=match, alpha_max=alpha_max)
+    row = prepare(large, base, expert[None])
+    a, b = row.target_f[0], row.target_g[0]
+    np.testing.assert_allclose([found.target_f[0, 0], found.target_g[0, 0]], [a, b], rtol=1e-9, atol=1e-11)
+    alpha, loss = reference.solve_one(row, 0, a, b, match, alpha_max)
+    ours = found.alpha[0, 0]
+    assert 0.0 <= ours <= alpha_max
+    our_loss = reference.losses(row, 0, np.array([ours]), a, b, match)[0]
+    assert our_loss <= loss + min(1e-5, 1e-6 * (a + b) ** 2) + 1e-20
+    # Where a step of a thousandth costs something, the weight itself must agree.
+    aside = reference.losses(row, 0, np.clip([ours - 1e-3, ours + 1e-3], 0.0, alpha_max), a, b, match)
+    if (aside - our_loss > 1e-9 * (a + b) ** 2 + 1e-16).all() and abs(our_loss - loss) < 1e-9 * (a + b) ** 2:
+        assert abs(ours - alpha) < 1e-3
+    f, g = reference.fused_divergences(row, [ours])
+    np.testing.assert_allclose([found.f[0], found.g[0]], [f, g], rtol=1e-9, atol=1e-11)
+    fused = large.astype(np.float64) + ours * (expert.astype(np.float64) - base)
+    np.testing.assert_allclose(found.logits[0], fused, rtol=1e-6, atol=1e-5)
+    return found
+
+
+@pytest.mark.parametrize("match", MATCHES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_one_expert_is_solved_as_the_reference(scale: float, match: str) -> None:
+    rng = np.random.default_rng(int(scale * 10))
+    for vocab in (2, 3, 17, 300, 2000):
+        large, base, experts = draw(rng, vocab, 1, scale)
+        check_one(large, base, experts[0], match)
+
+
+@pytest.mark.parametrize("match", MATCHES)
+def test_language_model_logits(match: str) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        large, base, experts = language(rng, 3000, 1)
+        check_one(large, base, experts[0], match)
+
+
+def test_large_vocabulary() -> None:
+    large, base, experts = language(np.random.default_rng(2), 262_144, 1)
+    found = solve_row(large, base, experts)
+    row = prepare(large, base, experts)
+    alpha, ours = reference.solve_one(row, 0, row.target_f[0], row.target_g[0], dense=101)[0], found.alpha[0, 0]
+    assert abs(alpha - ours) < 1e-3
+
+
+def test_rare_token_with_the_largest_difference() -> None:
+    """Nearly all of the fused mass moves to a token that the large model gives e^-60."""
+    rng = np.random.default_rng(3)
+    large, base, experts = draw(rng, 5000, 1, 1.0)
+    large[4321] = -60.0
+    experts[0, 4321] = base[4321] + 80.0
+    check_one(large, base, experts[0], "symmetric")
+
+
+@pytest.mark.parametrize("alpha_max", [0.05, 0.7, 1.0, 5.0])
+def test_other_alpha_max(alpha_max: float) -> None:
+    rng = np.random.default_rng(4)
+    for scale in (0.5, 2.0, 6.0):
+        large, base, experts = draw(rng, 200, 1, scale)
+        check_one(large, base, experts[0], "symmetric", alpha_max)
+
+
+def test_target_out_of_reach() -> None:
+    """The large model knows little of where the expert moves to, and the base much: alpha is alpha_max."""
+    large = np.array([8.0, 0.0, 0.0], np.float32)
+    base = np.array([0.0, 0.0, 0.0], np.float32)
+    expert = np.array([0.3, 0.0, -3.0], np.float32)
+    for match in MATCHES:
+        assert check_one(large, base, expert, match).alpha[0, 0] == 2.0
+
+
+def test_expert_that_equals_its_base() -> None:
+    large, base, _ = draw(np.random.default_rng(5), 1000, 1, 3.0)
+    for combine in ("select", "centroid", "joint", "grid"):
+        for match in MATCHES:
+            found = solve_row(large, base, np.stack([base, base]), combine=combine, match=match)
+            assert (found.alpha == 0.0).all()
+            assert (found.logits[0] == large).all()
+            assert found.f[0] == 0.0 and found.g[0] == 0.0
+
+
+def test_two_minima() -> None:
+    """Among objectives with two minima, seeded and searched for, the global one is found."""
+    rng = np.random.default_rng(6)
+    met = 0
+    alphas = np.linspace(0.0, 2.0, 1001)
+    for _ in range(400):
+        large, base, experts = draw(rng, int(rng.integers(4, 60)), 1, float(rng.uniform(4, 10)))
+        row = prepare(large, base, experts)
+        a, b = row.target_f[0], row.target_g[0]
+        loss = reference.losses(row, 0, alphas, a, b, "symmetric")
+        minima = ((loss[1:-1] < loss[:-2]) & (loss[1:-1] < loss[2:])).sum() + (loss[-1] < loss[-2])
+        if minima > 1:
+            met += 1
+            check_one(large, base, experts[0], "symmetric")
+    assert met >= 8
+
+
+def test_passes() -> None:
+    rng = np.random.default_rng(7)
+    passes = [int(solve_row(*language(rng, 2000, 1)).passes[0]) for _ in range(50)]
+    assert np.mean(passes) <= 6
+    for scale in SCALES:
+        some = [int(solve_row(*draw(rng, 2000, 1, scale)).passes[0]) for _ in range(30)]
+        assert max(some) <= 12
+        passes += some
+    assert np.mean(passes) <= 6
+
+
+@pytest.mark.parametrize("match", MATCHES)
+@pytest.mark.parametrize("experts", [2, 5, 16])
+def test_select(experts: int, match: str) -> None:
+    large, base, tuned = language(np.random.default_rng(experts), 400, experts)
+    found = solve_row(large, base, tuned, match=match)
+    np.testing.assert_allclose(found.alpha[0], reference.select(prepare(large, base, tuned), match), atol=1e-3)
+    assert (found.alpha[0] > 0).sum() == 1
+
+
+def test_select_takes_the_first_of_equals() -> None:
+    large, base, tuned = language(np.random.default_rng(8), 400, 1)
+    found = solve_row(large, base, np.repeat(tuned, 3, 0))
+    assert found.alpha[0, 0] > 0 and (found.alpha[0, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("match", MATCHES)
+def test_centroid(match: str) -> None:
+    large, base, tuned = language(np.random.default_rng(9), 400, 4)
+    found = solve_row(large, base, tuned, combine="centroid", match=match)
+    np.testing.assert_allclose(found.alpha[0], reference.centroid(prepare(large, base, tuned), match), atol=1e-3)
+
+
+@pytest.mark.parametrize("match", MATCHES)
+@pytest.mark.parametrize("scale", [0.3, 2.0, 8.0])
+def test_grid(scale: float, match: str) -> None:
+    rng = np.random.default_rng(10)
+    for alpha_max in (0.35, 2.0, 3.0):
+        large, base, tuned = draw(rng, 300, 3, scale)
+        found = solve_row(large, base, tuned, combine="grid", match=match, alpha_max=alpha_max)
+        expected = reference.grid(prepare(large, base, tuned), match, alpha_max)
+        np.testing.assert_allclose(found.alpha[0], expected, atol=1e-12)
+        assert found.passes[0] <= 3
+
+
+def test_static_takes_any_weights() -> None:
+    large, base, tuned = language(np.random.default_rng(11), 400, 3)
+    weights = [1.5, -0.5, 0.0]
+    found = solve_row(large, base, tuned, combine="static", alpha=weights)
+    assert found.alpha[0].tolist() == weights
+    row = prepare(large, base, tuned)
+    np.testing.assert_allclose([found.f[0], found.g[0]], reference.fused_divergences(row, weights), rtol=1e-9)
+    np.testing.assert_allclose(found.target_f[0], row.target_f, rtol=1e-9)
+    np.testing.assert_allclose(found.logits[0], large + np.array(weights) @ (tuned - base), atol=1e-4)
+
+
+def check_joint(large: Array, base: Array, tuned: Array, alpha_max: float = 2.0) -> fusion.Fusion[Array]:
+    """The conditions of Karush, Kuhn and Tucker: a constraint is met, or its weight is 0, or at alpha_max."""
+    found = solve_row(large, base, tuned, combine="joint", alpha_max=alpha_max)
+    row = prepare(large, base, tuned)
+    moments = reference.joint_moments(row, alpha_max=alpha_max)
+    alpha = found.alpha[0]
+    assert ((alpha >= 0) & (alpha <= alpha_max)).all()
+    gap = (reference.fused_means(row, alpha) - moments) / np.maximum(1e-9, np.abs(moments).max())
+    assert (gap[alpha > 0][alpha[alpha > 0] < alpha_max] < 1e-4).all()
+    assert (gap[alpha < alpha_max] > -1e-4).all()
+    dual = reference.joint_dual(row, alpha, moments)
+    for other in (np.zeros_like(alpha), reference.centroid(row, alpha_max=alpha_max), alpha * 0.98):
+        assert dual <= reference.joint_dual(row, other, moments) + 1e-9
+    return found
+
+
+@pytest.mark.parametrize("experts", [2, 3, 16])
+def test_joint(experts: int) -> None:
+    check_joint(*language(np.random.default_rng(experts), 400, experts))
+    check_joint(*draw(np.random.default_rng(experts), 300, experts, 1.0))
+
+
+def test_joint_at_high_divergence() -> None:
+    rng = np.random.default_rng(12)
+    for experts in (2, 4):
+        check_joint(*draw(rng, 200, experts, 5.0))
+
+
+def test_joint_of_one_is_the_single_solve() -> None:
+    row = language(np.random.default_rng(13), 400, 1)
+    assert solve_row(*row, combine="joint").alpha[0, 0] == solve_row(*row).alpha[0, 0]
+
+
+def test_joint_shares_a_weight_among_duplicates() -> None:
+    large, base, tuned = language(np.random.default_rng(14), 400, 1)
+    alone = solve_row(large, base, tuned).alpha[0, 0]
+    found = check_joint(large, base, np.repeat(tuned, 3, 0))
+    assert abs(found.alpha[0].sum() - alone) < 1e-5
+
+
+def test_joint_of_opposing_experts() -> None:
+    large, base, tuned = language(np.random.default_rng(15), 400, 1)
+    opposite = 2 * base - tuned[0]
+    check_joint(large, base, np.stack([tuned[0], opposite]))
+
+
+def test_joint_with_an_expert_that_equals_its_base() -> None:
+    large, base, tuned = language(np.random.default_rng(16), 400, 2)
+    tuned[1] = base
+    found = check_joint(large, base, tuned)
+    assert abs(found.alpha[0, 0] - solve_row(large, base, tuned[:1]).alpha[0, 0]) < 1e-5
+    assert found.alpha[0, 1] == 0.0
+
+
+@pytest.mark.parametrize("combine", ["select", "centroid", "joint", "static", "grid"])
+@pytest.mark.parametrize("ruled_out", ["large", "base", "expert", "all"])
+def test_negative_infinity_takes_a_token_from_every_model(ruled_out: str, combine: str) -> None:
+    rng = np.random.default_rng(17)
+    large, base, tuned = language(rng, 2500, 3)
+    options: dict[str, Any] = {"combine": combine, "alpha": [0.5, 0.25, -1.0] if combine == "static" else None}
+    gone = np.zeros(2500, bool)
+    for name, logits in (("large", large), ("base", base), ("expert", tuned[1])):
+        if ruled_out in (name, "all"):
+            some = rng.random(2500) < 0.3
+            some[:1100] |= name == "large"  # a whole block of tokens
+            logits[some] = -np.inf
+            gone |= some
+    found = solve_row(large, base, tuned, **options)
+    assert (found.logits[0][gone] == -np.inf).all()
+    assert np.isfinite(found.logits[0][~gone]).all()
+    small = solve_row(large[~gone], base[~gone], tuned[:, ~gone], **options)
+    np.testing.assert_allclose(found.alpha, small.alpha, atol=1e-6)
+    np.testing.assert_allclose(found.f, small.f, atol=1e-6)
+    np.testing.assert_allclose(found.target_f, small.target_f, rtol=1e-9)
+    np.testing.assert_allclose(found.logits[0][~gone], small.logits[0], atol=1e-4)
+
+
+def test_single_token_left() -> None:
+    large, base, tuned = draw(np.random.default_rng(18), 50, 1, 2.0)
+    large[1:] = -np.inf
+    found = solve_row(large, base, tuned)
+    assert found.alpha[0, 0] == 0.0 and found.f[0] == 0.0
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_one_hot_distributions(which: int) -> None:
+    """Logits so far apart that all but one probability is 0 in double precision."""
+    logits = [np.zeros(100, np.float32) for _ in range(3)]
+    rng = np.random.default_rng(19)
+    for index, some in enumerate(logits):
+        some[:] = rng.normal(size=100) if index != which else -2000.0
+        some[7] = 0.0
+    for match in MATCHES:
+        found = solve_row(logits[0], logits[1], logits[2][None], match=match)
+        assert np.isfinite(found.alpha).all() and np.isfinite(found.logits).all()
+        assert np.isfinite([found.f[0], found.g[0], found.target_f[0, 0], found.target_g[0, 0]]).all()
+
+
+def test_steep_curves() -> None:
+    """Differences of hundreds: the answer is near 0, far below the first points."""
+    rng = np.random.default_rng(20)
+    for scale in (30.0, 100.0, 1000.0):
+        large, base, experts = draw(rng, 500, 1, 1.0)
+        experts[0] = base + 0.01 * experts[0]
+        large *= scale
+        check_one(large, base, experts[0], "symmetric")
+        check_one(base, large, large + scale * experts[0], "symmetric")
+
+
+def test_rows_do_not_depend_on_the_batch() -> None:
+    rng = np.random.default_rng(21)
+    rows = [language(rng, 3000, 2) for _ in range(3)] + [draw(rng, 3000, 2, 6.0)]
+    rows[1][2][0, 5] = -np.inf
+    large, base, experts = (np.stack(part) for part in zip(*rows, strict=True))
+    for combine in ("select", "centroid", "joint", "grid"):
+        together = fusion.solve(large, base, experts, combine=combine, threads=1)
+        threaded = fusion.solve(large, base, experts, combine=combine, threads=2)
+        for index, row in enumerate(rows):
+            alone = solve_row(*row, combine=combine)
+            for name in ("alpha", "logits", "f", "g", "target_f", "target_g", "passes"):
+                assert (getattr(alone, name)[0] == getattr(together, name)[index]).all(), name
+                assert (getattr(alone, name)[0] == getattr(threaded, name)[index]).all(), name
+
+
+def test_own_base_for_each_expert() -> None:
+    rng = np.random.default_rng(22)
+    large, bases, experts = language(rng, 300, 2)[0], *(language(rng, 300, 2)[2] for _ in range(2))
+    found = fusion.solve(large[None], bases[None], experts[None])
+    np.testing.assert_allclose(found.alpha[0], reference.select(reference.prepare(large, bases, experts)), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_tensors_of_any_dtype(dtype: torch.dtype) -> None:
+    large, base, experts = (torch.from_numpy(part).to(dtype)[None] for part in language(np.random.default_rng(23), 300, 1))
+    found = fusion.solve(large, base, experts)
+    assert all(isinstance(value, torch.Tensor) for value in vars(found).values())
+    arrays = fusion.solve(*(part.float().numpy() for part in (large, base, experts)))
+    assert all(isinstance(value, np.ndarray) for value in vars(arrays).values())
+    assert (found.alpha.numpy() == arrays.alpha).all() and found.alpha.shape == (1, 1)
+    assert found.logits.dtype == torch.float32 and found.logits.shape == (1, 300)
+
+
+def test_strided_logits() -> None:
+    large, base, experts = (torch.from_numpy(part)[None] for part in language(np.random.default_rng(24), 300, 2))
+    expected = fusion.solve(large, base, experts)
+    found = fusion.solve(large.T.contiguous().T, base.repeat(2, 1)[::2], experts.transpose(1, 2).contiguous().transpose(1, 2))
+    assert (found.logits == expected.logits).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("model", ["large", "expert 1", "base 1"])
+def test_bad_logits_are_named(model: str, value: float) -> None:
+    rng = np.random.default_rng(25)
+    large, bases, experts = (rng.normal(size=shape) for shape in ((2, 1500), (2, 3, 1500), (2, 3, 1500)))
+    part = {"large": large[1], "expert 1": experts[1, 1], "base 1": bases[1, 1]}[model]
+    part[1234] = value
+    with pytest.raises(ValueError, match=f"{model} hold a NaN or .inf in row 1"):
+        fusion.solve(large, bases, experts)
+
+
+def test_no_token_left() -> None:
+    large, base, experts = (np.zeros(shape) for shape in ((1, 4), (1, 4), (1, 1, 4)))
+    large[0, :2] = -np.inf
+    experts[0, 0, 2:] = -np.inf
+    with pytest.raises(ValueError, match="row 0 leaves no token"):
+        fusion.solve(large, base, experts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"combine": "best"}, "combine is 'best'; it takes 'select', 'centroid', 'joint', 'static' or 'grid'"),
+        ({"match": "both"}, "match is 'both'; it takes 'symmetric', 'forward' or 'reverse'"),
+        ({"alpha_max": 0.0}, "alpha_max is 0"),
+        ({"alpha_max": np.inf}, "alpha_max is inf"),
+        ({"alpha_max": np.nan}, "alpha_max is"),
+        ({"alpha": [1.0, 1.0]}, "only combine='static' takes"),
+        ({"combine": "static"}, "give alpha"),
+        ({"combine": "static", "alpha": [1.0]}, "alpha holds 1 weights for 2 experts"),
+        ({"combine": "static", "alpha": [1.0, np.nan]}, r"alpha\[1\] is"),
+        ({"threads": 0}, "threads is 0"),
+        ({"large": np.zeros(8)}, r"large has shape \[8\]"),
+        ({"large": np.zeros((3, 9))}, r"experts has shape \[3, 2, 8\] where large has \[3, 9\]"),
+        ({"base": np.zeros((3, 3, 8))}, r"base has shape \[3, 3, 8\]"),
+        ({"experts": np.zeros((3, 8))}, r"experts has shape \[3, 8\]"),
+        ({"experts": np.zeros((3, 0, 8))}, "got 0 experts; give 1 to 16"),
+        ({"experts": np.zeros((3, 17, 8))}, "got 17 experts; give 1 to 16"),
+        ({"large": np.zeros((3, 1))}, "vocabulary holds 1"),
+        ({"large": np.zeros((0, 8))}, "large has no rows"),
+    ],
+)
+def test_misuse_is_explained(change: dict[str, Any], message: str) -> None:
+    call: dict[str, Any] = {"large": np.zeros((3, 8)), "base": np.zeros((3, 8)), "experts": np.zeros((3, 2, 8))}
+    with pytest.raises(ValueError, match=message):
+        fusion.solve(**(call | change))
+
+
+def test_logits_must_be_floating() -> None:
+    with pytest.raises(TypeError, match="base holds int64"):
+        fusion.solve(np.zeros((1, 8)), np.zeros((1, 8), np.int64), np.zeros((1, 1, 8)))
+    with pytest.raises(TypeError, match="large is a list"):
+        fusion.solve([[0.0, 1.0]], np.zeros((1, 2)), np.zeros((1, 1, 2)))  # type: ignore[type-var]
+
+
+SCRIPT = """
+import numpy as np
+from dlf import _C, fusion
+from test_solver import MATCHES, check_joint, check_one, draw, language
+rng = np.random.default_rng(26)
+for match in MATCHES:
+    large, base, experts = language(rng, 1500, 1)
+    check_one(large, base, experts[0], match)
+    large, base, experts = draw(rng, 1027, 1, 5.0)
+    check_one(large, base, experts[0], match)
+check_joint(*language(rng, 1030, 3))
+print(_C.cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
+def test_every_instruction_set(capability: str) -> None:
+    """Where the processor lacks one, the next lesser runs."""
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ | {"DLF_CPU_CAPABILITY": capability, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() in ("portable", "avx2", "avx512")
