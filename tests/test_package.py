@@ -1,0 +1,71 @@
+"""The package as it is installed: its version, its types, and the torch that it was built for."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dlf
+from dlf import _C
+from dlf._compat import check_torch
+
+ROOT = Path(__file__).parents[1]
+TORCH_MINOR = ".".join(torch.__version__.split(".")[:2])
+
+
+def test_version_is_written_once():
+    assert dlf.__version__ == _C.__version__ == importlib.metadata.version("dlf")
+
+
+def test_the_installed_package_is_tested():
+    assert not Path(dlf.__file__).is_relative_to(ROOT / "dlf")
+
+
+def test_types_ship_with_the_package():
+    package = Path(dlf.__file__).parent
+    assert (package / "py.typed").exists()
+    assert (package / "_C.pyi").exists()
+
+
+def test_stub_describes_the_extension():
+    check = subprocess.run([sys.executable, ROOT / "tools" / "stubs.py", "--check"], capture_output=True, text=True)
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+def test_requires_the_torch_minor_it_was_built_for():
+    requirements = importlib.metadata.requires("dlf") or []
+    assert f"torch=={TORCH_MINOR}.*" in [requirement.replace(" ", "") for requirement in requirements]
+    assert _C.torch_minor == TORCH_MINOR
+
+
+def test_accepts_the_torch_it_was_built_for():
+    check_torch()
+    check_torch(TORCH_MINOR)
+
+
+def test_another_torch_is_an_error_that_names_the_remedies():
+    with pytest.raises(ImportError, match=r"built for torch 2\.10, but torch .* is installed") as caught:
+        check_torch("2.10")
+    assert "pip install --no-build-isolation" in str(caught.value)
+    assert "pip install 'torch==2.10.*'" in str(caught.value)
+
+
+def test_torch_is_checked_before_the_extension_is_loaded():
+    code = (
+        "import sys, torch\n"
+        "torch.__version__ = '2.10.1'\n"
+        "try:\n    import dlf\n"
+        "except ImportError as error:\n    assert 'dlf._C' not in sys.modules; print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "but torch 2.10.1 is installed" in done.stdout
+
+
+def test_an_error_of_the_engine_reaches_python_as_itself():
+    code = "import dlf._C; dlf._C.cpu_capability()"
+    environment = {"DLF_CPU_CAPABILITY": "sse9", "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "ValueError: DLF_CPU_CAPABILITY is 'sse9'" in done.stderr

@@ -1,0 +1,48 @@
+"""Generate dlf/_C.pyi from the installed extension, or check that it is up to date with `--check`."""
+
+import difflib
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+STUB = Path(__file__).parents[1] / "dlf" / "_C.pyi"
+HEADER = "# Generated from the extension by `make stubs`; do not edit.\n"
+
+
+def generate() -> str:
+    """Return the stub of dlf._C, formatted."""
+    with tempfile.TemporaryDirectory() as folder:
+        # From another folder, so that the installed package is described, not the sources beside this file.
+        command = [sys.executable, "-m", "pybind11_stubgen", "dlf._C", "--output-dir", folder]
+        command += ["--numpy-array-wrap-with-annotated", "--enum-class-locations", ".*:dlf._C", "--exit-code"]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
+        text = tidy((Path(folder) / "dlf" / "_C.pyi").read_text())
+    ruff = Path(sys.executable).with_name("ruff")
+    format_ = [ruff, "format", "--line-length", "120", "--stdin-filename", "_C.pyi", "-"]
+    return subprocess.run(format_, input=text, capture_output=True, check=True, text=True).stdout
+
+
+def tidy(text: str) -> str:
+    """Drop what depends on the machine that generates (values) and what type checkers do not need."""
+    text = re.sub(r"^(\w+): str = .*$", r"\1: str", text, flags=re.MULTILINE)
+    return HEADER + text
+
+
+def main() -> int:
+    fresh = generate()
+    if "--check" not in sys.argv:
+        STUB.write_text(fresh)
+        return 0
+    there = STUB.read_text() if STUB.exists() else ""
+    sys.stdout.writelines(
+        difflib.unified_diff(there.splitlines(True), fresh.splitlines(True), "dlf/_C.pyi", "the extension")
+    )
+    if there != fresh:
+        print("dlf/_C.pyi is out of date: run `make stubs`")
+    return int(there != fresh)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
