@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from reference import fusion as reference
 
 from dlf import fusion
-from reference import fusion as reference
 
 Array = npt.NDArray[Any]
 MATCHES = ["symmetric", "forward", "reverse"]
@@ -307,6 +307,20 @@ def test_steep_curves() -> None:
         check_one(base, large, large + scale * experts[0], "symmetric")
 
 
+@pytest.mark.parametrize(
+    ("large", "base", "expert"),
+    [
+        ([-23.72611, -27.868994, 6.5552588], [-21.676535, -25.461538, 5.9889846], [-12.978767, -15.245028, 3.5858884]),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [-5.0, 23.0, 14.0]),
+    ],
+    ids=["rises over twelve decades", "target just below a ceiling"],
+)
+def test_curves_that_polynomials_follow_badly(large: list[float], base: list[float], expert: list[float]) -> None:
+    for match in MATCHES:
+        for alpha_max in (2.0, 20.0, 200.0):
+            check_one(*(np.array(part, np.float32) for part in (large, base, expert)), match, alpha_max)
+
+
 def test_rows_do_not_depend_on_the_batch() -> None:
     rng = np.random.default_rng(21)
     rows = [language(rng, 3000, 2) for _ in range(3)] + [draw(rng, 3000, 2, 6.0)]
@@ -331,7 +345,9 @@ def test_own_base_for_each_expert() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_tensors_of_any_dtype(dtype: torch.dtype) -> None:
-    large, base, experts = (torch.from_numpy(part).to(dtype)[None] for part in language(np.random.default_rng(23), 300, 1))
+    large, base, experts = (
+        torch.from_numpy(part).to(dtype)[None] for part in language(np.random.default_rng(23), 300, 1)
+    )
     found = fusion.solve(large, base, experts)
     assert all(isinstance(value, torch.Tensor) for value in vars(found).values())
     arrays = fusion.solve(*(part.float().numpy() for part in (large, base, experts)))
@@ -343,7 +359,9 @@ def test_tensors_of_any_dtype(dtype: torch.dtype) -> None:
 def test_strided_logits() -> None:
     large, base, experts = (torch.from_numpy(part)[None] for part in language(np.random.default_rng(24), 300, 2))
     expected = fusion.solve(large, base, experts)
-    found = fusion.solve(large.T.contiguous().T, base.repeat(2, 1)[::2], experts.transpose(1, 2).contiguous().transpose(1, 2))
+    found = fusion.solve(
+        large.T.contiguous().T, base.repeat(2, 1)[::2], experts.transpose(1, 2).contiguous().transpose(1, 2)
+    )
     assert (found.logits == expected.logits).all()
 
 

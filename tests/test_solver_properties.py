@@ -23,7 +23,8 @@ def rows(draw: st.DrawFn, most_experts: int = 3) -> Row:
     vocab = draw(st.sampled_from([2, 3, 10, 100, 1023, 1024, 1025, 2050]))
     experts = draw(st.integers(1, most_experts))
     large, bases, tuned = (
-        rng.normal(size=shape) * 10.0 ** draw(st.floats(-1.5, 1.2)) for shape in ((vocab,), (experts, vocab), (experts, vocab))
+        rng.normal(size=shape) * 10.0 ** draw(st.floats(-1.5, 1.2))
+        for shape in ((vocab,), (experts, vocab), (experts, vocab))
     )
     if draw(st.booleans()):
         tuned = bases + tuned

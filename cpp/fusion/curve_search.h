@@ -11,9 +11,9 @@
 namespace dlf {
 
 inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
-inline constexpr int kSearchSweeps = 10;
-inline constexpr int kSearchPoints = 8;  // of one sweep
-inline constexpr int kSearchCapacity = kSweepPoints + (kSearchSweeps - 1) * kSearchPoints;
+inline constexpr int kSearchSweeps = 11;
+inline constexpr int kTrustedSweeps = 2;  // after so many, points are spread out too
+inline constexpr int kSearchCapacity = kSearchSweeps * kSweepPoints;
 
 class CurveSearch {
  public:
@@ -38,6 +38,11 @@ class CurveSearch {
   }
 
   DLF_HOST_DEVICE void add(const CurvePoint& point) {
+    for (int i = 0; i < count_; ++i) {
+      if (points_[i].alpha == point.alpha) {
+        return;  // a cell has a width
+      }
+    }
     int at = count_++;
     for (; at > 0 && points_[at - 1].alpha > point.alpha; --at) {
       points_[at] = points_[at - 1];
@@ -186,10 +191,14 @@ DLF_HOST_DEVICE inline int CurveSearch::plan(double* alpha) {
   int planned = 0;
   for (int i = 0; i < opened; ++i) {
     const Report& report = open[i];
-    const int share = (kSearchPoints - planned) / (opened - i);
+    int share = (kSweepPoints - planned) / (opened - i);
+    if (i == 0 && opened > 1) {
+      share = kSweepPoints / 2;  // the most promising
+    }
     const double left = points_[report.cell].alpha;
     const double right = points_[report.cell + 1].alpha;
     const double width = right - left;
+    int spread = share;
     if (share >= 2 && report.error < width / 8) {
       // The minimum is about known: close it in.
       const double around = larger(2.0 * report.error, width / 256);
@@ -202,10 +211,11 @@ DLF_HOST_DEVICE inline int CurveSearch::plan(double* alpha) {
       if (report.alpha + around < right - 0.1 * around) {
         alpha[planned++] = report.alpha + around;
       }
-    } else {
-      for (int k = 1; k <= share; ++k) {
-        alpha[planned++] = left + width * k / (share + 1);
-      }
+      // If it wasn't there, the model is wrong about this curve: make sure of shrinking the cell all the same.
+      spread = sweeps_ > kTrustedSweeps ? share - 3 : 0;
+    }
+    for (int k = 1; k <= spread; ++k) {
+      alpha[planned++] = left + width * k / (spread + 1);
     }
   }
   return planned;

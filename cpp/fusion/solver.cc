@@ -16,7 +16,7 @@ constexpr int kCentreSamples = 32;
 
 static_assert(kMaxExperts == kSweepExperts);
 static_assert(kMaxExperts == JointSearch::kMost);
-static_assert(CurveSearch::kFirstPoints <= kSweepPoints && kSearchPoints <= kSweepPoints);
+static_assert(CurveSearch::kFirstPoints <= kSweepPoints);
 static_assert(kGridPoints <= 2 * kSweepPoints);
 
 }  // namespace

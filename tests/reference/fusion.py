@@ -83,7 +83,9 @@ def solve_one(
     if max(f_weight * a, g_weight * b) <= 1e-11:
         return 0.0, f_weight * a**2 + g_weight * b**2
     # Steep curves decide near 0, hence a grid in the logarithm beside the even one.
-    alphas = np.unique(np.concatenate([np.linspace(0, alpha_max, dense), alpha_max * np.geomspace(1e-6, 1, dense // 8)]))
+    alphas = np.unique(
+        np.concatenate([np.linspace(0, alpha_max, dense), alpha_max * np.geomspace(1e-6, 1, dense // 8)])
+    )
     values = losses(row, expert, alphas, a, b, match)
     best = (float(alphas[values.argmin()]), float(values.min()))
     inner = np.flatnonzero((values[1:-1] <= values[:-2]) & (values[1:-1] <= values[2:])) + 1
@@ -125,10 +127,7 @@ def grid(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector:
 def alone(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector:
     """Every expert's weight when it is solved alone against its own targets."""
     return np.array(
-        [
-            solve_one(row, t, row.target_f[t], row.target_g[t], match, alpha_max)[0]
-            for t in range(len(row.delta))
-        ]
+        [solve_one(row, t, row.target_f[t], row.target_g[t], match, alpha_max)[0] for t in range(len(row.delta))]
     )
 
 
