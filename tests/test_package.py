@@ -53,19 +53,24 @@ def test_another_torch_is_an_error_that_names_the_remedies():
     assert "pip install 'torch==2.10.*'" in str(caught.value)
 
 
-def test_torch_is_checked_before_the_extension_is_loaded():
+def run_python(code, folder, **options):
+    """Run `code` elsewhere: in the repository the sources would be imported in place of the installed package."""
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, **options)
+
+
+def test_torch_is_checked_before_the_extension_is_loaded(tmp_path):
     code = (
         "import sys, torch\n"
         "torch.__version__ = '2.10.1'\n"
         "try:\n    import dlf\n"
         "except ImportError as error:\n    assert 'dlf._C' not in sys.modules; print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_python(code, tmp_path, check=True)
     assert "but torch 2.10.1 is installed" in done.stdout
 
 
-def test_an_error_of_the_engine_reaches_python_as_itself():
+def test_an_error_of_the_engine_reaches_python_as_itself(tmp_path):
     code = "import dlf._C; dlf._C.cpu_capability()"
     environment = {"DLF_CPU_CAPABILITY": "sse9", "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = run_python(code, tmp_path, env=environment)
     assert "ValueError: DLF_CPU_CAPABILITY is 'sse9'" in done.stderr

@@ -1,0 +1,380 @@
+# Generated from the extension by `make stubs`; do not edit.
+"""
+The C++ engine of dlf.
+"""
+
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import torch
+import typing
+
+__all__: list[str] = [
+    "Decoder",
+    "FinishReason",
+    "ModelConfig",
+    "Sampler",
+    "SamplingOptions",
+    "StepLoop",
+    "StepOutput",
+    "StepTimings",
+    "Weights",
+    "check_fusion",
+    "cpu_capability",
+    "fusion_solve",
+    "philox_uniform",
+    "sample_many",
+    "torch_minor",
+]
+
+class SamplingOptions:
+    """
+    How the next token is chosen.
+    """
+    def __init__(self, **kwargs) -> None: ...
+    @property
+    def bad_words(self) -> list[list[int]]: ...
+    @bad_words.setter
+    def bad_words(
+        self, arg0: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]
+    ) -> None: ...
+    @property
+    def frequency_penalty(self) -> float: ...
+    @frequency_penalty.setter
+    def frequency_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def logit_bias(self) -> list[tuple[int, float]]: ...
+    @logit_bias.setter
+    def logit_bias(
+        self,
+        arg0: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]
+        ],
+    ) -> None: ...
+    @property
+    def logprobs(self) -> int: ...
+    @logprobs.setter
+    def logprobs(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def min_new_tokens(self) -> int: ...
+    @min_new_tokens.setter
+    def min_new_tokens(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def min_p(self) -> float: ...
+    @min_p.setter
+    def min_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def presence_penalty(self) -> float: ...
+    @presence_penalty.setter
+    def presence_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def repetition_penalty(self) -> float: ...
+    @repetition_penalty.setter
+    def repetition_penalty(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def seed(self) -> int: ...
+    @seed.setter
+    def seed(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def stop_token_ids(self) -> list[int]: ...
+    @stop_token_ids.setter
+    def stop_token_ids(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None: ...
+    @property
+    def stream(self) -> int: ...
+    @stream.setter
+    def stream(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def temperature(self) -> float: ...
+    @temperature.setter
+    def temperature(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def top_k(self) -> int: ...
+    @top_k.setter
+    def top_k(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def top_p(self) -> float: ...
+    @top_p.setter
+    def top_p(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+
+class Sampler:
+    """
+    Chooses the tokens of one sequence.
+    """
+    def __init__(
+        self,
+        options: SamplingOptions,
+        vocab: typing.SupportsInt | typing.SupportsIndex,
+        prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        max_new_tokens: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def append(self, token: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Records a token that was chosen.
+        """
+    def sample(
+        self,
+        logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        step: typing.SupportsInt | typing.SupportsIndex,
+    ) -> tuple:
+        """
+        The token chosen by logits[vocab], its log-probability, and the most probable tokens with theirs.
+        """
+
+class ModelConfig:
+    """
+    The shape of one decoder-only transformer.
+    """
+    def __init__(self) -> None: ...
+    @property
+    def head_dim(self) -> int: ...
+    @head_dim.setter
+    def head_dim(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @hidden_size.setter
+    def hidden_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @intermediate_size.setter
+    def intermediate_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def inv_freq(self) -> list[float]: ...
+    @inv_freq.setter
+    def inv_freq(self, arg0: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None: ...
+    @property
+    def num_attention_heads(self) -> int: ...
+    @num_attention_heads.setter
+    def num_attention_heads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def num_key_value_heads(self) -> int: ...
+    @num_key_value_heads.setter
+    def num_key_value_heads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    @property
+    def rms_norm_eps(self) -> float: ...
+    @rms_norm_eps.setter
+    def rms_norm_eps(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def rope_scaling_factor(self) -> float: ...
+    @rope_scaling_factor.setter
+    def rope_scaling_factor(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    @property
+    def sliding_windows(self) -> list[int]: ...
+    @sliding_windows.setter
+    def sliding_windows(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @vocab_size.setter
+    def vocab_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+
+class Weights:
+    """
+    The tensors and config of one checkpoint, immutable.
+    """
+    def __init__(self, config: ModelConfig, tensors: collections.abc.Mapping[str, torch.Tensor]) -> None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Decoder:
+    """
+    One model run by hand, without the step loop.
+    """
+    def __init__(
+        self,
+        weights: Weights,
+        slots: typing.SupportsInt | typing.SupportsIndex,
+        max_context: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def decode(
+        self,
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        slots: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ) -> torch.Tensor:
+        """
+        Logits [rows, vocab] of one token in each of several slots.
+        """
+    def prefill(
+        self,
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        slot: typing.SupportsInt | typing.SupportsIndex,
+        position: typing.SupportsInt | typing.SupportsIndex,
+    ) -> torch.Tensor:
+        """
+        Logits [tokens, vocab] of consecutive tokens of one slot.
+        """
+
+class FinishReason:
+    """
+    Why a sequence ended.
+
+    Members:
+
+      none
+
+      stop
+
+      length
+
+      error
+    """
+
+    __members__: typing.ClassVar[dict[str, FinishReason]]
+    error: typing.ClassVar[FinishReason]
+    length: typing.ClassVar[FinishReason]
+    none: typing.ClassVar[FinishReason]
+    stop: typing.ClassVar[FinishReason]
+    def __eq__(self, other: typing.Any) -> bool: ...
+    def __getstate__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __index__(self) -> int: ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __int__(self) -> int: ...
+    def __ne__(self, other: typing.Any) -> bool: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __str__(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class StepOutput:
+    """
+    What one step gave one sequence; holds until the next step.
+    """
+    @property
+    def alpha(self) -> list[float]: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def f(self) -> float: ...
+    @property
+    def finish(self) -> FinishReason: ...
+    @property
+    def g(self) -> float: ...
+    @property
+    def logprob(self) -> float: ...
+    @property
+    def request(self) -> int: ...
+    @property
+    def token(self) -> int: ...
+    @property
+    def top_logprobs(self) -> list[float]: ...
+    @property
+    def top_tokens(self) -> list[int]: ...
+
+class StepTimings:
+    """
+    Seconds that a step spent in each of its parts.
+    """
+    @property
+    def large(self) -> float: ...
+    @property
+    def sample(self) -> float: ...
+    @property
+    def small(self) -> float: ...
+    @property
+    def solve(self) -> float: ...
+
+class StepLoop:
+    """
+    Decodes all running sequences one token further at each step.
+    """
+    def __init__(
+        self,
+        models: collections.abc.Sequence[Weights],
+        lane_model: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        experts: collections.abc.Sequence[
+            tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
+        ],
+        combine: str,
+        match: str,
+        alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+        alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+        vocab: typing.SupportsInt | typing.SupportsIndex,
+        max_batch: typing.SupportsInt | typing.SupportsIndex,
+        max_context: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def add(
+        self,
+        id: typing.SupportsInt | typing.SupportsIndex,
+        prompts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        sampling: SamplingOptions,
+        max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        Queues a request with one prompt of token ids for each lane.
+        """
+    def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Ends a request and frees its places; unknown ids are ignored.
+        """
+    def step(self) -> list[StepOutput]:
+        """
+        Decodes every running sequence one token further.
+        """
+    @property
+    def idle(self) -> bool: ...
+    @property
+    def timings(self) -> StepTimings: ...
+
+def check_fusion(
+    experts: typing.SupportsInt | typing.SupportsIndex,
+    combine: str,
+    match: str,
+    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+) -> None:
+    """
+    Raises the ValueError that a StepLoop or a solve with these options would raise.
+    """
+
+def cpu_capability() -> str:
+    """
+    Instruction set that the CPU kernels use: portable, avx2 or avx512.
+    """
+
+def fusion_solve(
+    large: torch.Tensor,
+    experts: torch.Tensor,
+    bases: torch.Tensor,
+    combine: str,
+    match: str,
+    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple:
+    """
+    alpha, logits, f, g, target_f, target_g and passes of the fusion of float32 logits.
+    """
+
+def philox_uniform(
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex = 0,
+) -> float:
+    """
+    Uniform random number in [0, 1), a function of its arguments alone.
+    """
+
+def sample_many(
+    logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+    options: SamplingOptions,
+    draws: typing.SupportsInt | typing.SupportsIndex,
+    prompt: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+) -> numpy.typing.NDArray[numpy.int64]:
+    """
+    Tokens drawn from the same logits at the steps 0 to draws - 1.
+    """
+
+__version__: str
+torch_minor: str
