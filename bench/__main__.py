@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from bench import latency
+from bench.family import build
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(latency.main)
+app.command("family")(build.main)
 
 
 @app.callback()

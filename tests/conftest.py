@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from models import make_model
 from transformers import AutoModelForCausalLM
+
+# For bench/; last, because in the repository the sources of dlf would hide the installed package.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:

@@ -1,0 +1,139 @@
+"""Pretraining and fine-tuning of one model: the loop, the optimizers and their schedule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.family import corpus
+from bench.family.problem import Problem
+from bench.family.tokenizer import EOS
+
+__all__ = ["Run", "fine_tune", "new_model", "pretrain"]
+
+BLOCK = 160  # tokens of one row of a pretraining batch
+IGNORED = -100  # a target that is not learnt
+Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets, both [rows, length]
+Result = tuple[int, float]  # tokens that were learnt, mean loss of the last steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long to train and how fast to learn."""
+
+    steps: int
+    rows: int
+    learning_rate: float
+    seed: int = 0
+    warm_up: int = 50
+
+
+def new_model(hidden: int, layers: int, heads: int, intermediate: int, vocab: int, seed: int) -> LlamaForCausalLM:
+    """Return a Llama with random weights, half as many key-value heads as heads, and tied embeddings."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, max(1, max(1, heads // 2))),
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config)
+
+
+def pretrain(model: LlamaForCausalLM, tokenizer: Tokenizer, run: Run, label: str) -> Result:
+    """Learn the pretraining text, each document read once."""
+    blocks = _blocks(tokenizer, run.seed)
+
+    def batch() -> Batch:
+        rows = torch.tensor([next(blocks) for _ in range(run.rows)])
+        return rows[:, :-1], rows[:, 1:]
+
+    return _train(model, batch, run, label)
+
+
+def _blocks(tokenizer: Tokenizer, seed: int) -> Iterator[list[int]]:
+    """Documents end to end, cut into rows of BLOCK + 1 tokens."""
+    eos = tokenizer.token_to_id(EOS)
+    held: list[int] = []
+    for document in corpus.pretraining(seed):
+        held += tokenizer.encode(document).ids + [eos]
+        while len(held) > BLOCK:
+            yield held[: BLOCK + 1]
+            del held[:BLOCK]
+
+
+def fine_tune(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem], run: Run, label: str) -> Result:
+    """Learn to answer: the loss is that of the completions, not of the questions."""
+    eos = tokenizer.token_to_id(EOS)
+    prompts = [tokenizer.encode(problem.prompt).ids for problem in problems]
+    completions = [tokenizer.encode(problem.completion, add_special_tokens=False).ids + [eos] for problem in problems]
+    order, draw = list(range(len(problems))), random.Random(run.seed)
+    waiting: list[int] = []
+
+    def batch() -> Batch:
+        if len(waiting) < run.rows:
+            draw.shuffle(order)
+            waiting.extend(order)
+        rows = [waiting.pop() for _ in range(run.rows)]
+        length = max(len(prompts[row]) + len(completions[row]) for row in rows)
+        tokens = torch.full((run.rows, length), eos)
+        targets = torch.full((run.rows, length), IGNORED)
+        for i, row in enumerate(rows):
+            first, last = len(prompts[row]), len(prompts[row]) + len(completions[row])
+            tokens[i, :last] = torch.tensor(prompts[row] + completions[row])
+            targets[i, first - 1 : last - 1] = tokens[i, first:last]
+        return tokens, targets
+
+    return _train(model, batch, run, label)
+
+
+def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label: str) -> Result:
+    optimizers = _optimizers(model, run.learning_rate)
+    warm_up = min(run.warm_up, run.steps // 4)
+
+    def scale(step: int) -> float:  # up, then down to nothing
+        return min((step + 1) / (warm_up + 1), (run.steps - step) / (run.steps - warm_up))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in optimizers]
+    model.train()
+    learnt, mean = 0, 0.0
+    with tqdm(range(run.steps), desc=label, unit="step") as bar:
+        for step in bar:
+            tokens, targets = batch()
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(input_ids=tokens, use_cache=False).logits
+            loss = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+            learnt += int((targets != IGNORED).sum())
+            mean = loss.item() if step == 0 else 0.95 * mean + 0.05 * loss.item()
+            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+    model.eval()
+    return learnt, mean
+
+
+def _optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, which learn several times faster with it; AdamW for the rest."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=learning_rate, weight_decay=0.0, betas=(0.9, 0.95)),
+    ]
