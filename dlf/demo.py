@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dlf import Completion, Engine, Piece
 
-__all__ = ["extract_answer", "run_demo"]
+__all__ = ["extract_answer", "is_correct", "run_demo", "systems"]
 
 ANSWER = re.compile(r"####[ \t]*([^\n]*)")
 DEFAULT_PLOT = Path("dlf-demo.png")
@@ -87,11 +87,11 @@ def is_correct(text: str, answer: str) -> bool:
     return extract_answer(text) == expected
 
 
-def _systems(task: str, threads: int | None) -> list[System]:
+def systems(task: str, find: Callable[[str], Path], threads: int | None = None) -> list[System]:
+    """Ways to answer the problems of a task, with the models that `find` gives the folders of."""
     import dlf
-    from dlf import zoo
 
-    large, base, expert = (str(zoo.path(name)) for name in ("large-base", "small-base", f"{task}-expert"))
+    large, base, expert = (str(find(name)) for name in ("large-base", "small-base", f"{task}-expert"))
     pair = dlf.Expert(expert, base=base)
 
     def opener(model: str, **options: Any) -> Callable[[], Engine]:
@@ -141,21 +141,21 @@ def run_demo(
         raise ValueError(f"there are no problems for the task {task!r}")
     if plot is not None and not plot.parent.is_dir():
         raise FileNotFoundError(f"no folder {str(plot.parent)!r} to save the plot in")
-    systems = _systems(task, threads)
+    ways = systems(task, zoo.path, threads)
     console = Console(highlight=False, quiet=as_json)
     with ExitStack() as stack:
-        engines = [stack.enter_context(system.open()) for system in systems]
+        engines = [stack.enter_context(system.open()) for system in ways]
         # The plot and the speed of one sequence need a problem even where none is to be printed.
         for number, problem in enumerate(chosen[: max(show, 1)]):
-            for system, engine in zip(systems, engines, strict=True):
+            for system, engine in zip(ways, engines, strict=True):
                 _answer_one(system, engine, problem, max_new_tokens)
             if number < show:
-                _print_problem(console, systems, problem, number)
-        _score(systems, engines, chosen, max_new_tokens)
-    _print_results(console, systems, task, len(chosen))
-    saved = _save_plot(console, systems[-1], plot, wanted=not as_json or plot is not None)
+                _print_problem(console, ways, problem, number)
+        _score(ways, engines, chosen, max_new_tokens)
+    _print_results(console, ways, task, len(chosen))
+    saved = _save_plot(console, ways[-1], plot, wanted=not as_json or plot is not None)
     if as_json:
-        typer.echo(json.dumps(_report(systems, chosen[:show], task, saved)))
+        typer.echo(json.dumps(_report(ways, chosen[:show], task, saved)))
 
 
 def _answer_one(system: System, engine: Engine, problem: Problem, max_new_tokens: int) -> None:

@@ -94,8 +94,8 @@ def write(folder: Path, models: Sequence[Made], problems: int, minutes: float, s
 def _scores(folder: Path) -> str:
     rows: dict[str, list[str]] = {}
     for task in corpus.TASKS:
-        for name, options in evaluate.systems(folder, task).items():
-            rows.setdefault(name, [name]).append(f"{evaluate.accuracy(corpus.held_out(task), **options):.1%}")
+        for title, share in evaluate.accuracies(folder, task, corpus.held_out(task)).items():
+            rows.setdefault(title, [title]).append(f"{share:.1%}")
     return _table(["", *corpus.TASKS], rows.values())
 
 
