@@ -92,12 +92,17 @@ def main(
         median = statistics.median(seconds)
         low, *_, high = statistics.quantiles(seconds, n=10)
         table.add_row(
-            name, f"{1e3 * median:.1f}", f"{1e3 * low:.1f} .. {1e3 * high:.1f}", f"{1e3 * first[name]:.0f}", f"{median / reference:.2f}"
+            name,
+            f"{1e3 * median:.1f}",
+            f"{1e3 * low:.1f} .. {1e3 * high:.1f}",
+            f"{1e3 * first[name]:.0f}",
+            f"{median / reference:.2f}",
         )
         rows.append({"name": name, "median_s": median, "p10_s": low, "p90_s": high, "first_token_s": first[name]})
     console.print(table)
     if output is not None:
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "threads": threads}
+        processor = platform.processor() or platform.machine()
+        machine = {"processor": processor, "torch": torch.__version__, "threads": threads}
         result = {"shape": [large, small], "floor_s": floor, "bandwidth": statistics.median(speeds), "rows": rows}
         output.write_text(json.dumps(result | {"machine": machine}, indent=2))
         console.print(f"written to {output}")

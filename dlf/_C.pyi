@@ -32,7 +32,7 @@ class SamplingOptions:
     """
     How the next token is chosen.
     """
-    def __init__(self, **kwargs) -> None: ...
+    def __init__(self, **kwargs: typing.Any) -> None: ...
     @property
     def bad_words(self) -> list[list[int]]: ...
     @bad_words.setter
@@ -116,7 +116,7 @@ class Sampler:
         self,
         logits: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
         step: typing.SupportsInt | typing.SupportsIndex,
-    ) -> tuple:
+    ) -> tuple[typing.Any, ...]:
         """
         The token chosen by logits[vocab], its log-probability, and the most probable tokens with theirs.
         """
@@ -352,7 +352,7 @@ def fusion_solve(
     alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
     alpha_max: typing.SupportsFloat | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
-) -> tuple:
+) -> tuple[typing.Any, ...]:
     """
     alpha, logits, f, g, target_f, target_g and passes of the fusion of float32 logits.
     """

@@ -6,8 +6,8 @@ import importlib
 def check_torch(built_minor: str | None = None) -> None:
     """Check that the torch that is there is the one the extension was built for.
 
-    libtorch keeps its binary interface only within a minor version; loaded into another one, the extension would stop at
-    a missing symbol, or worse, not stop.
+    libtorch keeps its binary interface only within a minor version; loaded into another one, the extension would stop
+    at a missing symbol, or worse, not stop.
 
     Parameters
     ----------
@@ -29,9 +29,9 @@ def check_torch(built_minor: str | None = None) -> None:
     there = ".".join(torch.__version__.split(".")[:2])
     if there != built_minor:
         raise ImportError(
-            f"dlf was built for torch {built_minor}, but torch {torch.__version__} is installed. Either build dlf for it "
-            "(in a checkout of dlf: pip install --no-build-isolation --force-reinstall --no-deps .), or install the torch "
-            f"that dlf was built for (pip install 'torch=={built_minor}.*')."
+            f"dlf was built for torch {built_minor}, but torch {torch.__version__} is installed. Either build dlf for "
+            "it (in a checkout of dlf: pip install --no-build-isolation --force-reinstall --no-deps .), or install the "
+            f"torch that dlf was built for (pip install 'torch=={built_minor}.*')."
         )
 
 
@@ -40,5 +40,5 @@ def _recorded_minor() -> str:
     try:
         recorded: str = importlib.import_module("dlf._build").torch_minor
     except ModuleNotFoundError as error:
-        raise ImportError("dlf has no compiled extension here: install it with 'make setup' or 'pip install .'") from error
+        raise ImportError("dlf has no compiled extension here: run 'make setup' or 'pip install .'") from error
     return recorded

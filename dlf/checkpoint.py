@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from dlf.config import ModelConfig
 from dlf.errors import CheckpointError

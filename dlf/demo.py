@@ -23,9 +23,8 @@ from rich.text import Text
 from dlf.plot import MATPLOTLIB_HINT, alpha_legend, alpha_line, plot_alpha
 
 if TYPE_CHECKING:
-    from dlf.zoo import Problem
-
     from dlf import Completion, Engine, Piece
+    from dlf.zoo import Problem
 
 __all__ = ["extract_answer", "is_correct", "run_demo", "systems"]
 

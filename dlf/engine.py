@@ -36,8 +36,8 @@ DEFAULT_CONTEXT = 4096
 class Engine:
     """A large language model specialised at decoding time by small experts.
 
-    At every step the logits are ``large + sum_t alpha_t (expert_t - base_t)``, with the weights solved so that the fused
-    distribution moves away from the large model's as far, in KL divergence, as the expert moved from its base
+    At every step the logits are ``large + sum_t alpha_t (expert_t - base_t)``, with the weights solved so that the
+    fused distribution moves away from the large model's as far, in KL divergence, as the expert moved from its base
     (Fan et al., NeurIPS 2024, arXiv 2406.15480).
 
     Parameters
@@ -194,7 +194,7 @@ class Engine:
         Returns
         -------
         Completion or list of Completion
-            A list if `prompt` is one or ``num_return_sequences`` is above 1 (all samples of the first prompt come first).
+            A list if `prompt` is one or ``num_return_sequences`` is above 1: all samples of the first prompt come first.
 
         Raises
         ------
@@ -458,6 +458,6 @@ def _check_memory(models: list[Model], lanes: list[int], max_batch: int, max_con
         have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if need > have:
             raise MemoryError(
-                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB; this "
-                f"machine has {have / 2**30:.1f} GiB; lower one of them"
+                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB; "
+                f"this machine has {have / 2**30:.1f} GiB; lower one of them"
             )

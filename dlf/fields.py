@@ -29,28 +29,33 @@ class Fields:
         return next((self._values[key] for key in keys if key in self), None)
 
     def error(self, key: str, wanted: str) -> CheckpointError:
+        """Return the complaint about a key that is not what is wanted."""
         got = "nothing" if key not in self._values else f"{self._values[key]!r:.80}"
         return CheckpointError(f"{self.where}: '{key}' must be {wanted}, not {got}; correct the file or fetch it again")
 
     def integer(self, key: str, low: int, high: int) -> int:
+        """Return an integer from `low` to `high`."""
         value = self._values.get(key)
         if type(value) is not int or not low <= value <= high:  # type(): a bool is an int to isinstance
             raise self.error(key, f"an integer from {low} to {high}")
         return value
 
     def number(self, key: str, low: float, high: float) -> float:
+        """Return a number from `low` to `high`."""
         value = self._values.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # so a NaN fails
             raise self.error(key, f"a number from {low:g} to {high:g}")
         return float(value)
 
     def flag(self, key: str) -> bool:
+        """Return true or false."""
         value = self._values.get(key)
         if type(value) is not bool:
             raise self.error(key, "true or false")
         return value
 
     def table(self, key: str) -> dict[str, Any]:
+        """Return a nested object; null is an empty one."""
         value = self._values.get(key)
         if value is None:
             return {}

@@ -77,8 +77,8 @@ def solve(
     combine : str
         ``"select"``: the one expert whose curve (f, g) passes nearest the mean of the targets; the others get 0.
         ``"centroid"``: every expert solved alone, its weight divided by T.
-        ``"joint"``: the least KL(fused || large) at which every expert reaches the mean logit difference that it reaches
-        when it is solved alone.
+        ``"joint"``: the least KL(fused || large) at which every expert reaches the mean logit difference that it
+        reaches when it is solved alone.
         ``"static"``: the weights given by `alpha`.
         ``"grid"``: as ``"select"``, trying 0, 0.1, ..., 2.0 up to `alpha_max`.
     match : str

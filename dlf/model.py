@@ -35,7 +35,7 @@ def load_model(name: str | os.PathLike[str], dtype: str = "auto") -> Model:
     name
         Folder in Hugging Face format, or a hub id.
     dtype : {"auto", "float32", "bfloat16"}
-        Type of the weights and the KV cache; ``"auto"`` keeps the file's (float16 becomes float32, which holds it exactly).
+        Type of the weights and the KV cache; ``"auto"`` keeps the file's (float16 becomes float32, which can hold it).
 
     Raises
     ------

@@ -71,13 +71,15 @@ class Completion:
     tokens : list of int
         Every token that was decoded, the end-of-sequence token included.
     logprobs : ndarray
-        Log-probability of each token under the fused distribution, before temperature and penalties, float64 ``[steps]``.
+        Log-probability of each token under the fused distribution, before temperature and penalties;
+        float64 ``[steps]``.
     alpha : ndarray
         Weight of each expert at each step, float64 ``[steps, experts]``.
     f, g : ndarray
         KL(fused || large) and KL(large || fused) at each step, in nats, float64 ``[steps]``.
     finish_reason : str
-        ``"stop"`` (end of sequence, stop token or stop string), ``"length"`` (max_new_tokens or context) or ``"callback"``.
+        ``"stop"`` (end of sequence, stop token or stop string), ``"length"`` (max_new_tokens or context) or
+        ``"callback"``.
     prompt_tokens : int
         Length of the prompt in tokens.
     timings : Timings

@@ -1,4 +1,4 @@
-"""Fused decoding as the paper's authors ran it: a Python loop over three models of ``transformers``, with their KV caches.
+"""Fused decoding as the paper's authors ran it: a Python loop over three models of ``transformers`` with KV caches.
 
 Each step tries 21 values of alpha and keeps the one whose fused distribution is as far from the large model, in both KL
 divergences, as the expert is from its base (Fan et al., arXiv 2406.15480, section 3.3).
@@ -28,9 +28,7 @@ def grid_alpha(large: torch.Tensor, expert: torch.Tensor, base: torch.Tensor) ->
     return float(alphas[loss.argmin()])
 
 
-def decode(
-    models: list[AutoModelForCausalLM], prompt: list[int], alpha: float | None = None
-) -> Iterator[int]:
+def decode(models: list[AutoModelForCausalLM], prompt: list[int], alpha: float | None = None) -> Iterator[int]:
     """Greedy tokens without end; one model decodes alone, three are large, expert and base (`alpha` None: solved)."""
     caches: list[object] = [None] * len(models)
     tokens = torch.tensor([prompt])

@@ -10,7 +10,8 @@ namespace py = pybind11;
 void bind_engine(py::module_& m) {
   m.def(
       "check_fusion",
-      [](int experts, const std::string& combine, const std::string& match, std::vector<double> alpha, double alpha_max) {
+      [](int experts, const std::string& combine, const std::string& match, std::vector<double> alpha,
+         double alpha_max) {
         validate({parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)}, experts);
       },
       py::arg("experts"), py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"),
@@ -43,7 +44,8 @@ void bind_engine(py::module_& m) {
   py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences one token further at each step.")
       .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
                        const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
-                       const std::string& match, std::vector<double> alpha, double alpha_max, int64_t vocab, int64_t max_batch, int64_t max_context, int threads) {
+                       const std::string& match, std::vector<double> alpha, double alpha_max, int64_t vocab,
+                       int64_t max_batch, int64_t max_context, int threads) {
              const FusionOptions fusion = {parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)};
              FusionPlan plan{std::move(lane_model), {}, fusion, vocab};
              for (const auto& [expert, base] : experts) {
@@ -53,20 +55,18 @@ void bind_engine(py::module_& m) {
                  std::move(plan), std::vector<std::shared_ptr<const Weights>>(models.begin(), models.end()), max_batch,
                  max_context, threads);
            }),
-           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"),
-           py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"),
-           py::arg("max_batch"), py::arg("max_context"), py::arg("threads"))
+           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"), py::arg("match"),
+           py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"), py::arg("max_batch"), py::arg("max_context"),
+           py::arg("threads"))
       .def(
           "add",
           [](StepLoop& loop, int64_t id, std::vector<std::vector<int64_t>> prompts, SamplingOptions sampling,
-             int64_t max_new_tokens) {
-            loop.add({id, std::move(prompts), std::move(sampling), max_new_tokens});
-          },
+             int64_t max_new_tokens) { loop.add({id, std::move(prompts), std::move(sampling), max_new_tokens}); },
           py::arg("id"), py::arg("prompts"), py::arg("sampling"), py::arg("max_new_tokens"),
           "Queues a request with one prompt of token ids for each lane.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
-      .def("step", &StepLoop::step, py::call_guard<py::gil_scoped_release>(), py::return_value_policy::reference_internal,
-           "Decodes every running sequence one token further.")
+      .def("step", &StepLoop::step, py::call_guard<py::gil_scoped_release>(),
+           py::return_value_policy::reference_internal, "Decodes every running sequence one token further.")
       .def_property_readonly("timings", &StepLoop::timings, py::return_value_policy::reference_internal)
       .def_property_readonly("idle", &StepLoop::idle);
 }

@@ -1,6 +1,5 @@
-#include <pybind11/stl.h>
-
 #include <ATen/ops/empty.h>
+#include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
 #include "model/decoder.h"
@@ -67,7 +66,8 @@ void bind_model(py::module_& m) {
   py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "The tensors and config of one checkpoint, immutable.")
       .def(py::init<ModelConfig, const TensorMap&>(), py::arg("config"), py::arg("tensors"))
       .def_property_readonly("nbytes", &Weights::bytes)
-      .def_property_readonly("dtype", [](const Weights& w) { return w.dtype() == DType::float32 ? "float32" : "bfloat16"; });
+      .def_property_readonly("dtype",
+                             [](const Weights& w) { return w.dtype() == DType::float32 ? "float32" : "bfloat16"; });
 
   py::class_<StandaloneDecoder>(m, "Decoder", "One model run by hand, without the step loop.")
       .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int>(), py::arg("weights"), py::arg("slots"),

@@ -23,8 +23,9 @@ PYBIND11_MODULE(_C, m) {
   pybind11::register_local_exception_translator(&translate_exception);
   m.attr("__version__") = DLF_VERSION;
   m.attr("torch_minor") = DLF_TORCH_MINOR;
-  m.def("cpu_capability", [] { return std::string(dlf::name(dlf::cpu_capability())); },
-        "Instruction set that the CPU kernels use: portable, avx2 or avx512.");
+  m.def(
+      "cpu_capability", [] { return std::string(dlf::name(dlf::cpu_capability())); },
+      "Instruction set that the CPU kernels use: portable, avx2 or avx512.");
   dlf::bind_fusion(m);
   dlf::bind_sampling(m);
   dlf::bind_model(m);

@@ -13,7 +13,8 @@ struct ExpertLanes {
   int64_t base;
 };
 
-// Which lanes a sequence has, and how their logits become one distribution. Lanes are numbered; the large model is lane 0.
+// Which lanes a sequence has, and how their logits become one distribution. Lanes are numbered; the large model is lane
+// 0.
 struct FusionPlan {
   std::vector<int64_t> lane_model;   // for each lane the model (unique Weights) that it runs on
   std::vector<ExpertLanes> experts;  // none: the large model decodes alone

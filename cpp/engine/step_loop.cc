@@ -1,10 +1,10 @@
 #include "engine/step_loop.h"
 
-#include <algorithm>
-#include <chrono>
-
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <chrono>
 
 namespace dlf {
 namespace {
@@ -41,10 +41,12 @@ StepLoop::StepLoop(FusionPlan plan, std::vector<std::shared_ptr<const Weights>> 
   TORCH_CHECK_VALUE(max_context >= 2, "max_context is ", max_context, "; it must be at least 2");
   TORCH_CHECK_VALUE(!plan_.lane_model.empty(), "a plan needs at least the large model's lane");
   for (const int64_t model : plan_.lane_model) {
-    TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "lane on model ", model, " of ", models.size());
+    TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "lane on model ", model, " of ",
+                      models.size());
   }
   for (size_t i = 0; i < models.size(); ++i) {
-    TORCH_CHECK_VALUE(models[i]->config().vocab_size >= plan_.vocab, "model ", i, " has fewer than ", plan_.vocab, " logits");
+    TORCH_CHECK_VALUE(models[i]->config().vocab_size >= plan_.vocab, "model ", i, " has fewer than ", plan_.vocab,
+                      " logits");
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
     const int64_t rows = max_batch * lanes;
     Model& model = models_.emplace_back();
@@ -110,7 +112,8 @@ void StepLoop::cancel(int64_t request) {
 }
 
 bool StepLoop::idle() const {
-  return waiting_.empty() && std::all_of(running_.begin(), running_.end(), [](const std::unique_ptr<Sequence>& sequence) {
+  return waiting_.empty() &&
+         std::all_of(running_.begin(), running_.end(), [](const std::unique_ptr<Sequence>& sequence) {
            return sequence->output.finish != FinishReason::none;
          });
 }
@@ -142,7 +145,8 @@ void StepLoop::admit() {
   }
 }
 
-// Every model once: the next token of each lane that decodes in one batch, then a piece of each prompt still to be read.
+// Every model once: the next token of each lane that decodes in one batch, then a piece of each prompt still to be
+// read.
 void StepLoop::forward() {
   for (Model& model : models_) {
     model.rows.clear();
@@ -174,9 +178,9 @@ void StepLoop::forward() {
   }
 }
 
-// Reads at most one piece of each lane's prompt, so that a long prompt holds up neither other sequences nor Ctrl-C for long.
-// Pieces start at fixed places: a prompt's logits do not depend on what else runs. A shorter prompt waits with its pieces, so
-// that the last logits of all lanes come in the same step.
+// Reads at most one piece of each lane's prompt, so that a long prompt holds up neither other sequences nor Ctrl-C for
+// long. Pieces start at fixed places: a prompt's logits do not depend on what else runs. A shorter prompt waits with
+// its pieces, so that the last logits of all lanes come in the same step.
 void StepLoop::prefill(Sequence& sequence) {
   const auto pieces_left = [](const Lane& lane) {
     const auto left = static_cast<int64_t>(lane.prompt.size()) - lane.length;

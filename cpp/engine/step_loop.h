@@ -36,7 +36,7 @@ class StepLoop {
   StepLoop(FusionPlan plan, std::vector<std::shared_ptr<const Weights>> models, int64_t max_batch, int64_t max_context,
            int threads);
 
-  void add(Request request);    // waits until one of max_batch places is free
+  void add(Request request);     // waits until one of max_batch places is free
   void cancel(int64_t request);  // frees its places; unknown ids are ignored
   bool idle() const;             // nothing is left to decode
 

@@ -1,9 +1,9 @@
 #include "model/decoder.h"
 
-#include <algorithm>
-
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
+
+#include <algorithm>
 
 #include "ops/activation.h"
 #include "ops/attention.h"
@@ -21,9 +21,7 @@ const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.c
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team)
-    : weights_(std::move(weights)),
-      cache_(weights_->config(), weights_->dtype(), slots, max_context),
-      team_(team) {
+    : weights_(std::move(weights)), cache_(weights_->config(), weights_->dtype(), slots, max_context), team_(team) {
   const ModelConfig& config = weights_->config();
   const int64_t half = config.head_dim / 2;
   cos_ = at::empty({max_context, half}, at::kFloat);
@@ -60,8 +58,8 @@ void Decoder::decode(std::span<const Row> rows, float* logits) {
 void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits) {
   const ModelConfig& config = weights_->config();
   const auto count = static_cast<int64_t>(tokens.size());
-  TORCH_CHECK_VALUE(count > 0 && position >= 0 && position + count <= cache_.max_context(), "tokens at positions ", position,
-                    " to ", position + count - 1, " do not fit the context of ", cache_.max_context());
+  TORCH_CHECK_VALUE(count > 0 && position >= 0 && position + count <= cache_.max_context(), "tokens at positions ",
+                    position, " to ", position + count - 1, " do not fit the context of ", cache_.max_context());
   TORCH_CHECK_INDEX(slot >= 0 && slot < cache_.slots(), "slot ", slot, " of ", cache_.slots());
   for (const int64_t token : tokens) {
     TORCH_CHECK_INDEX(token >= 0 && token < config.vocab_size, "token id ", token, " is outside the vocabulary of ",
@@ -86,8 +84,8 @@ void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t pos
 
 void Decoder::forward(std::span<const Row> rows, Phase phase) {
   const auto count = static_cast<int64_t>(rows.size());
-  ops::embedding({weights_->embedding.const_data_ptr(), rows.data(), data(hidden_), count, weights_->config().hidden_size,
-                  weights_->dtype()});
+  ops::embedding({weights_->embedding.const_data_ptr(), rows.data(), data(hidden_), count,
+                  weights_->config().hidden_size, weights_->dtype()});
   for (int64_t i = 0; i < weights_->config().num_hidden_layers; ++i) {
     attention_block(weights_->layers[i], i, rows, phase);
     mlp_block(weights_->layers[i], count, phase);
@@ -116,9 +114,10 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
                        rows.data(), count, heads, kv_heads, config.head_dim, cache_.max_context(), weights_->dtype()},
                       team_);
   const float scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim));
-  ops::attention({data(q_), cache_.keys(index), cache_.values(index), data(attended_), rows.data(), count, heads, kv_heads,
-                  config.head_dim, cache_.max_context(), config.sliding_windows[index], scale, weights_->dtype()},
-                 team_);
+  ops::attention(
+      {data(q_), cache_.keys(index), cache_.values(index), data(attended_), rows.data(), count, heads, kv_heads,
+       config.head_dim, cache_.max_context(), config.sliding_windows[index], scale, weights_->dtype()},
+      team_);
   project(layer.o, data(attended_), data(hidden_), count, phase, /*accumulate=*/true);
 }
 
@@ -134,15 +133,10 @@ void Decoder::mlp_block(const LayerWeights& layer, int64_t rows, Phase phase) {
   project(layer.down, data(gate_), data(hidden_), rows, phase, /*accumulate=*/true);
 }
 
-void Decoder::project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase, bool accumulate) {
-  const ops::LinearArgs args = {x,
-                                linear.weight.const_data_ptr(),
-                                data(linear.bias),
-                                y,
-                                rows,
-                                linear.weight.size(1),
-                                linear.weight.size(0),
-                                weights_->dtype(),
+void Decoder::project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,
+                      bool accumulate) {
+  const ops::LinearArgs args = {x,         linear.weight.const_data_ptr(), data(linear.bias),     y,
+                                rows,      linear.weight.size(1),          linear.weight.size(0), weights_->dtype(),
                                 accumulate};
   if (phase == Phase::prefill) {
     ops::linear_prefill(args, team_);
@@ -153,9 +147,9 @@ void Decoder::project(const LinearWeights& linear, const float* x, float* y, int
 
 void Decoder::head(const float* hidden, int64_t rows, float* logits, Phase phase) {
   const ModelConfig& config = weights_->config();
-  ops::rms_norm({hidden, data(weights_->norm), data(normed_), rows, config.hidden_size,
-                 static_cast<float>(config.rms_norm_eps)},
-                team_);
+  ops::rms_norm(
+      {hidden, data(weights_->norm), data(normed_), rows, config.hidden_size, static_cast<float>(config.rms_norm_eps)},
+      team_);
   project(weights_->lm_head, data(normed_), logits, rows, phase);
 }
 

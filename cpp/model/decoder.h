@@ -12,8 +12,8 @@ namespace dlf {
 
 using ops::Row;
 
-// A pre-norm decoder-only transformer (Llama, Mistral, Qwen2, Qwen3: they differ only in config) on one Weights, with the KV
-// cache of all its lanes.
+// A pre-norm decoder-only transformer (Llama, Mistral, Qwen2, Qwen3: they differ only in config) on one Weights, with
+// the KV cache of all its lanes.
 class Decoder {
  public:
   static constexpr int64_t kPrefillRows = 256;  // a longer prompt goes through in pieces of this many tokens
@@ -35,13 +35,14 @@ class Decoder {
   void forward(std::span<const Row> rows, Phase phase);
   void attention_block(const LayerWeights& layer, int64_t index, std::span<const Row> rows, Phase phase);
   void mlp_block(const LayerWeights& layer, int64_t rows, Phase phase);
-  void project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase, bool accumulate = false);
+  void project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,
+               bool accumulate = false);
   void head(const float* hidden, int64_t rows, float* logits, Phase phase);
 
   std::shared_ptr<const Weights> weights_;
   KVCache cache_;
   ThreadTeam& team_;
-  at::Tensor cos_, sin_;                                            // [max_context, head_dim / 2]
+  at::Tensor cos_, sin_;                                           // [max_context, head_dim / 2]
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass
   std::vector<Row> prefill_rows_;
 };

@@ -1,16 +1,16 @@
 #pragma once
 
-#include <vector>
-
 #include <ATen/core/Tensor.h>
+
+#include <vector>
 
 #include "model/config.h"
 #include "support/dtype.h"
 
 namespace dlf {
 
-// Keys and values of all lanes on one Weights. A lane owns one slot; taking the cache back to an earlier position is only a
-// smaller position in the next forward pass. Memory is reserved at once and touched as positions are written.
+// Keys and values of all lanes on one Weights. A lane owns one slot; taking the cache back to an earlier position is
+// only a smaller position in the next forward pass. Memory is reserved at once and touched as positions are written.
 class KVCache {
  public:
   KVCache(const ModelConfig& config, DType dtype, int64_t slots, int64_t max_context);

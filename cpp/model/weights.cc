@@ -53,11 +53,13 @@ at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::
   const auto found = tensors.find(name);
   TORCH_CHECK_VALUE(found != tensors.end(), "tensor ", name, " is missing");
   const at::Tensor& tensor = found->second;
-  TORCH_CHECK_VALUE(tensor.sizes() == shape, "tensor ", name, " has shape ", tensor.sizes(), "; the config asks for ", shape);
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, "tensor ", name, " has shape ", tensor.sizes(), "; the config asks for ",
+                    shape);
   const at::ScalarType type = dtype_ == DType::float32 ? at::kFloat : at::kBFloat16;
-  TORCH_CHECK_VALUE(tensor.scalar_type() == type, "tensor ", name, " is ", tensor.scalar_type(), ", the embedding is ", type,
-                    "; load all with one dtype");
-  TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.is_contiguous(), "tensor ", name, " must be contiguous on the CPU");
+  TORCH_CHECK_VALUE(tensor.scalar_type() == type, "tensor ", name, " is ", tensor.scalar_type(), ", the embedding is ",
+                    type, "; load all with one dtype");
+  TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.is_contiguous(), "tensor ", name,
+                    " must be contiguous on the CPU");
   bytes_ += static_cast<int64_t>(tensor.nbytes());
   return tensor;
 }

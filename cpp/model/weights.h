@@ -1,10 +1,10 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <string>
 #include <unordered_map>
 #include <vector>
-
-#include <ATen/core/Tensor.h>
 
 #include "model/config.h"
 #include "support/dtype.h"
@@ -29,8 +29,9 @@ struct LayerWeights {
 // The tensors and config of one checkpoint: immutable, loaded once, shared by every lane that runs on it.
 class Weights {
  public:
-  // Takes tensors under their Hugging Face names, checks their shapes against the config (ValueError names the tensor) and
-  // keeps those it needs. Matrices stay where they are; vectors become float32. Without lm_head.weight the embedding is tied.
+  // Takes tensors under their Hugging Face names, checks their shapes against the config (ValueError names the tensor)
+  // and keeps those it needs. Matrices stay where they are; vectors become float32. Without lm_head.weight the
+  // embedding is tied.
   Weights(ModelConfig config, const TensorMap& tensors);
 
   const ModelConfig& config() const { return config_; }

@@ -1,6 +1,6 @@
-#include "ops/activation.h"
-
 #include <ATen/cpu/vec/vec.h>
+
+#include "ops/activation.h"
 
 namespace dlf::ops::DLF_CPU {
 

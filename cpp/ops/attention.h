@@ -11,8 +11,8 @@ struct AttentionArgs {
   const float* q;       // [rows, heads, head_dim]
   const void* k_cache;  // [slots, kv_heads, max_context, head_dim], of dtype
   const void* v_cache;
-  float* y;             // [rows, heads, head_dim]
-  const Row* row;       // [rows]; a row sees positions 0 .. row.position of its slot
+  float* y;        // [rows, heads, head_dim]
+  const Row* row;  // [rows]; a row sees positions 0 .. row.position of its slot
   int64_t rows;
   int64_t heads;
   int64_t kv_heads;
@@ -23,8 +23,8 @@ struct AttentionArgs {
   DType dtype;
 };
 
-// Causal grouped-query attention over the cache, with a running softmax (Milakov and Gimelshein, arXiv 1805.02867), so that it
-// needs no scratch memory.
+// Causal grouped-query attention over the cache, with a running softmax (Milakov and Gimelshein, arXiv 1805.02867), so
+// that it needs no scratch memory.
 void attention(const AttentionArgs& args, ThreadTeam& team);
 
 // Work items [begin, end) of rows x heads.

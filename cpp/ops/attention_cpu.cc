@@ -1,9 +1,9 @@
-#include "ops/attention.h"
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
 
 #include <cmath>
 
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
+#include "ops/attention.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {

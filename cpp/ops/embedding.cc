@@ -1,8 +1,8 @@
 #include "ops/embedding.h"
 
-#include <algorithm>
-
 #include <c10/util/BFloat16.h>
+
+#include <algorithm>
 
 namespace dlf::ops {
 namespace {

@@ -1,7 +1,7 @@
-#include "ops/linear.h"
-
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
+
+#include "ops/linear.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {

@@ -1,9 +1,9 @@
-#include "ops/norm.h"
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
 
 #include <cmath>
 
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
+#include "ops/norm.h"
 
 namespace dlf::ops::DLF_CPU {
 

@@ -10,14 +10,14 @@
 namespace dlf::ops {
 
 struct RopeArgs {
-  float* q;            // [rows, heads, head_dim], rotated in place
-  const float* k;      // [rows, kv_heads, head_dim]
-  const float* v;      // [rows, kv_heads, head_dim]
-  void* k_cache;       // [slots, kv_heads, max_context, head_dim], of dtype
+  float* q;        // [rows, heads, head_dim], rotated in place
+  const float* k;  // [rows, kv_heads, head_dim]
+  const float* v;  // [rows, kv_heads, head_dim]
+  void* k_cache;   // [slots, kv_heads, max_context, head_dim], of dtype
   void* v_cache;
-  const float* cos;    // [max_context, head_dim / 2]
+  const float* cos;  // [max_context, head_dim / 2]
   const float* sin;
-  const Row* row;      // [rows]
+  const Row* row;  // [rows]
   int64_t rows;
   int64_t heads;
   int64_t kv_heads;
@@ -26,8 +26,8 @@ struct RopeArgs {
   DType dtype;
 };
 
-// Rotary position embedding (Su et al., arXiv 2104.09864; halves rotated as in Llama) of q and k, and the write of k and v
-// into the cache at each row's slot and position.
+// Rotary position embedding (Su et al., arXiv 2104.09864; halves rotated as in Llama) of q and k, and the write of k
+// and v into the cache at each row's slot and position.
 void rope_and_cache(const RopeArgs& args, ThreadTeam& team);
 
 DLF_CPU_KERNEL(rope_and_cache_kernel, const RopeArgs& args, int64_t begin, int64_t end);

@@ -1,6 +1,6 @@
-#include "ops/rope.h"
-
 #include <c10/util/BFloat16.h>
+
+#include "ops/rope.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {

@@ -1,9 +1,9 @@
 #include "support/cpu_capability.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cstdlib>
-
-#include <c10/util/Exception.h>
 
 namespace dlf {
 namespace {

@@ -2,26 +2,26 @@
 
 #include <string_view>
 
-// Kernels in *_cpu.cc are compiled once per instruction set, into the namespaces below. DLF_CPU_KERNEL declares one in all
-// of them; DLF_CPU_DISPATCH is a pointer to the best that this processor runs.
+// Kernels in *_cpu.cc are compiled once per instruction set, into the namespaces below. DLF_CPU_KERNEL declares one in
+// all of them; DLF_CPU_DISPATCH is a pointer to the best that this processor runs.
 #ifdef DLF_X86_64
-#define DLF_CPU_KERNEL(name, ...)          \
-  namespace portable {                     \
-  void name(__VA_ARGS__);                  \
-  }                                        \
-  namespace avx2 {                         \
-  void name(__VA_ARGS__);                  \
-  }                                        \
-  namespace avx512 {                       \
-  void name(__VA_ARGS__);                  \
-  }                                        \
+#define DLF_CPU_KERNEL(name, ...) \
+  namespace portable {            \
+  void name(__VA_ARGS__);         \
+  }                               \
+  namespace avx2 {                \
+  void name(__VA_ARGS__);         \
+  }                               \
+  namespace avx512 {              \
+  void name(__VA_ARGS__);         \
+  }                               \
   static_assert(true, "ends with a semicolon")
 #define DLF_CPU_DISPATCH(name) ::dlf::choose_kernel(&portable::name, &avx2::name, &avx512::name)
 #else
-#define DLF_CPU_KERNEL(name, ...)          \
-  namespace portable {                     \
-  void name(__VA_ARGS__);                  \
-  }                                        \
+#define DLF_CPU_KERNEL(name, ...) \
+  namespace portable {            \
+  void name(__VA_ARGS__);         \
+  }                               \
   static_assert(true, "ends with a semicolon")
 #define DLF_CPU_DISPATCH(name) (&portable::name)
 #endif

@@ -8,9 +8,9 @@
 
 namespace dlf {
 
-// A fixed team of threads that splits loops. A decode step holds hundreds of short loops, so the workers spin for the next one
-// for a few tens of microseconds before they sleep: starting a loop costs about a microsecond and allocates nothing.
-// The caller is the team's first thread. Not reentrant: one loop at a time.
+// A fixed team of threads that splits loops. A decode step holds hundreds of short loops, so the workers spin for the
+// next one for a few tens of microseconds before they sleep: starting a loop costs about a microsecond and allocates
+// nothing. The caller is the team's first thread. Not reentrant: one loop at a time.
 class ThreadTeam {
  public:
   explicit ThreadTeam(int size);
@@ -32,9 +32,8 @@ class ThreadTeam {
       return;
     }
     using Function = std::remove_reference_t<Body>;
-    Loop loop{count, grain, const_cast<void*>(static_cast<const void*>(&body)), [](void* function, int64_t begin, int64_t end) {
-                (*static_cast<Function*>(function))(begin, end);
-              }};
+    Loop loop{count, grain, const_cast<void*>(static_cast<const void*>(&body)),
+              [](void* function, int64_t begin, int64_t end) { (*static_cast<Function*>(function))(begin, end); }};
     run(loop);
   }
 

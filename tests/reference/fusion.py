@@ -78,7 +78,7 @@ def losses(row: Row, expert: int, alphas: Vector, a: float, b: float, match: str
 def solve_one(
     row: Row, expert: int, a: float, b: float, match: str = "symmetric", alpha_max: float = 2.0, dense: int = DENSE
 ) -> tuple[float, float]:
-    """The global minimum over [0, alpha_max]: (alpha, loss). A dense grid, then ever finer ones around its best points."""
+    """The global minimum over [0, alpha_max]: (alpha, loss). A dense grid, then finer ones around its best points."""
     f_weight, g_weight = WEIGHTS[match]
     if max(f_weight * a, g_weight * b) <= 1e-11:
         return 0.0, f_weight * a**2 + g_weight * b**2
