@@ -194,7 +194,7 @@ class Engine:
         Returns
         -------
         Completion or list of Completion
-            A list if `prompt` is one or ``num_return_sequences`` is above 1: all samples of the first prompt come first.
+            A list if `prompt` is one or ``num_return_sequences`` is above 1: all samples of the first prompt first.
 
         Raises
         ------
