@@ -44,7 +44,7 @@ def new_model(hidden: int, layers: int, heads: int, intermediate: int, vocab: in
         intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=max(1, max(1, max(1, heads // 2))),
+        num_key_value_heads=max(1, heads // 2),
         max_position_embeddings=512,
         bos_token_id=0,
         eos_token_id=1,

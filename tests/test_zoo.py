@@ -1,0 +1,55 @@
+"""The miniature family that ships with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dlf
+from dlf import zoo
+from dlf.demo import is_correct, systems
+
+TWELVE_MEGABYTES = 12_000_000
+
+
+def test_what_ships():
+    assert zoo.models() == ["large-base", "math-expert", "small-base", "towns-expert"]
+    assert zoo.tasks() == ["math", "towns"]
+    assert (
+        sum(file.stat().st_size for file in Path(zoo.__file__).parent.rglob("*") if file.is_file()) < TWELVE_MEGABYTES
+    )
+
+
+@pytest.mark.parametrize("task", ["math", "towns"])
+def test_problems_are_those_of_the_generator(task: str):
+    from bench.family import corpus
+
+    held_out = [zoo.Problem(problem.prompt, problem.answer) for problem in corpus.held_out(task)]
+    assert zoo.problems(task) == held_out and len(held_out) == 200
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(ValueError, match="choose from large-base"):
+        zoo.path("huge-base")
+    with pytest.raises(ValueError, match="choose from math"):
+        zoo.problems("chess")
+
+
+@pytest.mark.parametrize("task", ["math", "towns"])
+def test_fusion_answers_what_neither_model_answers_alone(task: str):
+    """On the first 40 problems; `dlf demo` scores all 200."""
+    problems = zoo.problems(task)[:40]
+    right = {}
+    for system in systems(task, zoo.path):
+        with system.open() as engine:
+            answers = engine.generate([problem.prompt for problem in problems], max_new_tokens=128, progress=False)
+        right[system.key] = sum(is_correct(a.text, p.answer) for a, p in zip(answers, problems, strict=True))
+    assert right["large"] <= 4 and right["expert"] <= 22 and right["dynamic"] >= right["expert"] + 8
+
+
+def test_readme_example():
+    expert = dlf.Expert(zoo.path("math-expert"), base=zoo.path("small-base"))
+    with dlf.Engine(zoo.path("large-base"), experts=[expert]) as engine:
+        out = engine.generate(zoo.problems("math")[0].prompt, max_new_tokens=128)
+    assert "####" in out.text and out.alpha.shape == (len(out.tokens), 1) and out.alpha.max() > 0
