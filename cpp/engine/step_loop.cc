@@ -125,6 +125,7 @@ const std::vector<const StepOutput*>& StepLoop::step() {
   admit();
   forward();
   solve();
+  sample();
   return outputs_;
 }
 
@@ -209,55 +210,61 @@ void StepLoop::prefill(Sequence& sequence) {
   sequence.prefilled = most <= 1;
 }
 
+// α and the fused logits of every sequence that has read its prompt.
 void StepLoop::solve() {
+  if (!solver_) {
+    return;
+  }
+  const Timer timer(timings_.solve);
   const size_t experts = plan_.experts.size();
   size_t count = 0;
-  if (experts > 0) {
-    const Timer timer(timings_.solve);
-    for (std::unique_ptr<Sequence>& sequence : running_) {
-      if (!sequence->prefilled) {
-        continue;
-      }
-      const size_t at = count * experts;
-      for (size_t t = 0; t < experts; ++t) {
-        expert_logits_[at + t] = sequence->lanes[plan_.experts[t].expert].logits;
-        base_logits_[at + t] = sequence->lanes[plan_.experts[t].base].logits;
-      }
-      inputs_[count] = {sequence->lanes[0].logits, &expert_logits_[at], &base_logits_[at]};
-      FusionResult& result = results_[count];
-      result.alpha = &alpha_[at];
-      result.target_f = &target_f_[at];
-      result.target_g = &target_g_[at];
-      result.logits = fused_.mutable_data_ptr<float>() + static_cast<int64_t>(count) * plan_.vocab;
-      ++count;
-    }
-    solver_->solve({inputs_.data(), count}, {results_.data(), count});
-  }
-  const Timer timer(timings_.sample);
-  count = 0;
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!sequence->prefilled) {
       continue;
     }
-    const float* logits = sequence->lanes[0].logits;
+    const size_t at = count * experts;
+    for (size_t t = 0; t < experts; ++t) {
+      expert_logits_[at + t] = sequence->lanes[plan_.experts[t].expert].logits;
+      base_logits_[at + t] = sequence->lanes[plan_.experts[t].base].logits;
+    }
+    inputs_[count] = {sequence->lanes[0].logits, &expert_logits_[at], &base_logits_[at]};
+    FusionResult& result = results_[count];
+    result.alpha = &alpha_[at];
+    result.target_f = &target_f_[at];
+    result.target_g = &target_g_[at];
+    result.logits = fused_.mutable_data_ptr<float>() + static_cast<int64_t>(count) * plan_.vocab;
+    ++count;
+  }
+  solver_->solve({inputs_.data(), count}, {results_.data(), count});
+}
+
+void StepLoop::sample() {
+  const Timer timer(timings_.sample);
+  size_t row = 0;
+  for (std::unique_ptr<Sequence>& sequence : running_) {
+    if (!sequence->prefilled) {
+      continue;
+    }
     StepOutput& output = sequence->output;
     output.finish = FinishReason::none;
-    if (experts > 0) {
-      const FusionResult& result = results_[count++];
-      std::copy(result.alpha, result.alpha + experts, output.alpha.begin());
-      output.f = result.f;
-      output.g = result.g;
-      logits = result.logits;
-      if (result.bad_model != kNoBadModel) {
-        fail(*sequence, describe(result.bad_model) + " at step " + std::to_string(sequence->new_tokens));
-        continue;
-      }
+    if (!solver_) {
+      append_token(*sequence, sequence->lanes[0].logits);
+      continue;
     }
-    sample(*sequence, logits);
+    const FusionResult& fused = results_[row++];
+    std::copy_n(fused.alpha, output.alpha.size(), output.alpha.begin());
+    output.f = fused.f;
+    output.g = fused.g;
+    if (fused.bad_model == kNoBadModel) {
+      append_token(*sequence, fused.logits);
+    } else {
+      fail(*sequence, describe(fused.bad_model) + " at step " + std::to_string(sequence->new_tokens));
+    }
   }
 }
 
-void StepLoop::sample(Sequence& sequence, const float* logits) {
+// Draws a sequence's next token, appends it, and sees whether that was the last one.
+void StepLoop::append_token(Sequence& sequence, const float* logits) {
   StepOutput& output = sequence.output;
   try {
     const Sample sample = sequence.sampler->sample(logits, sequence.new_tokens);

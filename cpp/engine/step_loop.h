@@ -59,7 +59,8 @@ class StepLoop {
   void forward();
   void prefill(Sequence& sequence);
   void solve();
-  void sample(Sequence& sequence, const float* logits);
+  void sample();
+  void append_token(Sequence& sequence, const float* logits);
   void release(Sequence& sequence);
   void fail(Sequence& sequence, const std::string& what);
 

@@ -48,16 +48,6 @@ FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, in
   }
 }
 
-template <typename Body>
-void FusionSolver::for_blocks(size_t items, Body&& body) {
-  threads_.parallel_for(static_cast<int64_t>(items) * blocks_, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t block = i % blocks_;
-      body(static_cast<int>(i / blocks_), block, block * kSweepBlock, std::min((block + 1) * kSweepBlock, vocab_));
-    }
-  });
-}
-
 void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionResult> results) {
   TORCH_CHECK(inputs.size() == results.size() && inputs.size() <= static_cast<size_t>(max_batch_),
               "the solver was made for ", max_batch_, " rows; got ", inputs.size(), " and ", results.size(),
@@ -331,75 +321,6 @@ void FusionSolver::combine(int row) {
       result.alpha[t] /= experts_;  // where `joint` starts
     }
   }
-}
-
-void FusionSolver::solve_joint() {
-  active_rows_.clear();
-  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
-    if (!alive(row)) {
-      continue;
-    }
-    double moments[kMaxExperts];
-    for (int t = 0; t < experts_; ++t) {
-      moments[t] = curves_[row * experts_ + t].search.answer().mean;
-      centres_[row * experts_ + t] = curves_[row * experts_ + t].centre;
-    }
-    joints_[row].start(experts_, options_.alpha_max, results_[row].alpha, moments);
-    active_rows_.push_back(row);
-  }
-  const auto kernel = DLF_CPU_DISPATCH(sweep_joint);
-  while (!active_rows_.empty()) {
-    for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
-      const int row = active_rows_[item];
-      const FusionInput& input = inputs_[row];
-      kernel({large_[row], input.experts, input.bases, joints_[row].trial(), &centres_[row * experts_], experts_, begin,
-              end, &joint_sums_[(row * blocks_ + block) * joint_sum_size_]});
-    });
-    std::erase_if(active_rows_, [&](int row) {
-      ++results_[row].passes;
-      const bool known = !take_joint(row);
-      if (known) {
-        std::copy_n(joints_[row].answer(), experts_, results_[row].alpha);
-      }
-      return known;
-    });
-  }
-}
-
-// Merges the blocks' sums, moves them to Δ centred under P, and hands them to the row's search.
-bool FusionSolver::take_joint(int row) {
-  const double* sums = &joint_sums_[row * blocks_ * joint_sum_size_];
-  constexpr int kMost = kMaxExperts + kMaxExperts * (kMaxExperts + 1) / 2;
-  double totals[1 + kMost] = {};
-  double peak = sums[0];
-  for (int64_t block = 1; block < blocks_; ++block) {
-    peak = std::max(peak, sums[block * joint_sum_size_]);
-  }
-  for (int64_t block = 0; block < blocks_; ++block) {
-    const double* part = sums + block * joint_sum_size_;
-    if (part[1] > 0.0) {
-      const double scale = std::exp(part[0] - peak);
-      for (int k = 0; k + 1 < joint_sum_size_; ++k) {
-        totals[k] += scale * part[k + 1];
-      }
-    }
-  }
-  double cumulant = peak + std::log(totals[0]) - curves_[row * experts_].zero.log_sum;
-  double means[kMaxExperts];
-  double products[kMost];
-  const double* raw = totals + 1 + experts_;
-  int pair = 0;
-  for (int t = 0; t < experts_; ++t) {
-    const double shift = curves_[row * experts_ + t].zero.mean;
-    cumulant -= joints_[row].trial()[t] * shift;
-    means[t] = totals[1 + t] / totals[0] - shift;
-    for (int s = 0; s <= t; ++s, ++pair) {
-      const double other = curves_[row * experts_ + s].zero.mean;
-      // E[(Δ_t − x)(Δ_s − y)] = E[Δ_tΔ_s] − x·E[Δ_s − y] − y·E[Δ_t − x] − xy
-      products[pair] = raw[pair] / totals[0] - shift * means[s] - other * means[t] - shift * other;
-    }
-  }
-  return joints_[row].take(cumulant, means, products);
 }
 
 void FusionSolver::fuse() {

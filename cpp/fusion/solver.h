@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -106,5 +107,15 @@ class FusionSolver {
   int joint_sum_size_ = 0;
   std::vector<double> centres_;  // per curve, for the sweeps over several experts
 };
+
+template <typename Body>
+void FusionSolver::for_blocks(size_t items, Body&& body) {
+  threads_.parallel_for(static_cast<int64_t>(items) * blocks_, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t block = i % blocks_;
+      body(static_cast<int>(i / blocks_), block, block * kSweepBlock, std::min((block + 1) * kSweepBlock, vocab_));
+    }
+  });
+}
 
 }  // namespace dlf

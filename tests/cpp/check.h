@@ -4,10 +4,10 @@
 #include <exception>
 #include <initializer_list>
 
-// CHECK states what a test expects and goes on after a failure, so that one run shows all of them.
-#define CHECK(condition) ::dlf::testing::check((condition), #condition, __FILE__, __LINE__)
+// EXPECT states what a test expects and goes on after a failure, so that one run shows all of them.
+#define EXPECT(condition) ::dlf::testing::check((condition), #condition, __FILE__, __LINE__)
 
-#define CHECK_THROWS(expression)                                                                               \
+#define EXPECT_THROWS(expression)                                                                               \
   ::dlf::testing::check(::dlf::testing::throws([&] { static_cast<void>(expression); }), #expression " throws", \
                         __FILE__, __LINE__)
 

@@ -1,0 +1,306 @@
+// Every operation against its definition in double precision, for every instruction set that this processor has.
+#include <c10/util/BFloat16.h>
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "ops/activation.h"
+#include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+
+namespace dlf::ops {
+namespace {
+
+using Floats = std::vector<float>;
+
+Floats random_floats(int64_t count, uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  Floats values(count);
+  for (float& value : values) {
+    value = normal(generator);
+  }
+  return values;
+}
+
+// Values as a type holds them, and the same values as floats.
+struct Stored {
+  std::vector<char> bytes;
+  Floats values;
+  DType dtype;
+
+  Stored(Floats from, DType type) : values(std::move(from)), dtype(type) {
+    bytes.resize(values.size() * (type == DType::float32 ? 4 : 2));
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (type == DType::float32) {
+        reinterpret_cast<float*>(bytes.data())[i] = values[i];
+      } else {
+        const auto rounded = static_cast<c10::BFloat16>(values[i]);
+        reinterpret_cast<c10::BFloat16*>(bytes.data())[i] = rounded;
+        values[i] = static_cast<float>(rounded);
+      }
+    }
+  }
+};
+
+constexpr DType kTypes[] = {DType::float32, DType::bfloat16};
+
+double element(const Stored& stored, int64_t i) {
+  return stored.dtype == DType::float32
+             ? reinterpret_cast<const float*>(stored.bytes.data())[i]
+             : static_cast<float>(reinterpret_cast<const c10::BFloat16*>(stored.bytes.data())[i]);
+}
+
+bool near(double value, double expected, double tolerance) {
+  return std::abs(value - expected) <= tolerance * (1.0 + std::abs(expected));
+}
+
+// Calls body with the portable kernel, and with the vectorised ones where the processor has their instructions.
+template <typename Kernel, typename Body>
+void for_each_kernel(Kernel* portable, [[maybe_unused]] Kernel* avx2, [[maybe_unused]] Kernel* avx512, Body&& body) {
+  body(portable);
+#ifdef DLF_X86_64
+  if (cpu_capability() >= CpuCapability::avx2) {
+    body(avx2);
+  }
+  if (cpu_capability() >= CpuCapability::avx512) {
+    body(avx512);
+  }
+#endif
+}
+
+#ifdef DLF_X86_64
+#define KERNELS(name) &portable::name, &avx2::name, &avx512::name
+#else
+#define KERNELS(name) &portable::name, &portable::name, &portable::name
+#endif
+
+void linear_is_a_matrix_product() {
+  for (const DType dtype : kTypes) {
+    for (const int64_t rows : {1, 2, 3, 5, 9}) {
+      for (const int64_t in : {1, 7, 64, 131}) {
+        const int64_t out = 37;
+        const Floats x = random_floats(rows * in, 1);
+        const Floats bias = random_floats(out, 2);
+        const Stored weight(random_floats(out * in, 3), dtype);
+        for (const bool accumulate : {false, true}) {
+          for_each_kernel(KERNELS(linear_kernel), [&](auto* kernel) {
+            Floats y(rows * out, 0.5F);
+            const LinearArgs args = {x.data(), weight.bytes.data(), bias.data(), y.data(), rows, in, out, dtype,
+                                     accumulate};
+            kernel(args, 0, 16);
+            kernel(args, 16, out);
+            for (int64_t r = 0; r < rows; ++r) {
+              for (int64_t o = 0; o < out; ++o) {
+                double expected = bias[o] + (accumulate ? 0.5 : 0.0);
+                for (int64_t i = 0; i < in; ++i) {
+                  expected += static_cast<double>(x[r * in + i]) * weight.values[o * in + i];
+                }
+                EXPECT(near(y[r * out + o], expected, 2e-5));
+              }
+            }
+          });
+        }
+      }
+    }
+  }
+}
+
+void a_row_of_linear_does_not_depend_on_the_others() {
+  const int64_t in = 200;
+  const int64_t out = 48;
+  const Floats x = random_floats(7 * in, 4);
+  for (const DType dtype : kTypes) {
+    const Stored weight(random_floats(out * in, 5), dtype);
+    for_each_kernel(KERNELS(linear_kernel), [&](auto* kernel) {
+      Floats together(7 * out);
+      Floats alone(out);
+      kernel({x.data(), weight.bytes.data(), nullptr, together.data(), 7, in, out, dtype, false}, 0, out);
+      for (int64_t r = 0; r < 7; ++r) {
+        kernel({x.data() + r * in, weight.bytes.data(), nullptr, alone.data(), 1, in, out, dtype, false}, 0, out);
+        EXPECT(std::equal(alone.begin(), alone.end(), together.begin() + r * out));
+      }
+    });
+  }
+}
+
+void prefill_multiplies_as_decode_does() {
+  ThreadTeam team(2);
+  const int64_t rows = 40;
+  const int64_t in = 96;
+  const int64_t out = 33;
+  const Floats x = random_floats(rows * in, 6);
+  const Floats bias = random_floats(out, 7);
+  for (const DType dtype : kTypes) {
+    const Stored weight(random_floats(out * in, 8), dtype);
+    Floats decoded(rows * out, 1.0F);
+    Floats prefilled(rows * out, 1.0F);
+    linear({x.data(), weight.bytes.data(), bias.data(), decoded.data(), rows, in, out, dtype, true}, team);
+    linear_prefill({x.data(), weight.bytes.data(), bias.data(), prefilled.data(), rows, in, out, dtype, true}, team);
+    for (size_t i = 0; i < decoded.size(); ++i) {
+      // In bfloat16 prefill rounds x and the product, half a part in 256 each.
+      EXPECT(std::abs(prefilled[i] - decoded[i]) <= (dtype == DType::float32 ? 1e-4 : 0.2));
+    }
+  }
+}
+
+void rms_norm_divides_by_the_root_mean_square() {
+  for (const int64_t size : {1, 5, 64, 200}) {
+    const Floats x = random_floats(3 * size, 9);
+    const Floats weight = random_floats(size, 10);
+    for_each_kernel(KERNELS(rms_norm_kernel), [&](auto* kernel) {
+      Floats y = x;
+      kernel({y.data(), weight.data(), y.data(), 3, size, 1e-5F}, 0, 3);  // in place
+      for (int64_t r = 0; r < 3; ++r) {
+        double squares = 0.0;
+        for (int64_t i = 0; i < size; ++i) {
+          squares += static_cast<double>(x[r * size + i]) * x[r * size + i];
+        }
+        for (int64_t i = 0; i < size; ++i) {
+          EXPECT(near(y[r * size + i], x[r * size + i] / std::sqrt(squares / size + 1e-5) * weight[i], 1e-5));
+        }
+      }
+    });
+  }
+}
+
+void swiglu_gates() {
+  Floats gate = random_floats(1003, 11);
+  gate[0] = 100.0F;
+  gate[1] = -100.0F;
+  const Floats up = random_floats(1003, 12);
+  for_each_kernel(KERNELS(swiglu_kernel), [&](auto* kernel) {
+    Floats y = gate;
+    kernel({y.data(), up.data(), y.data(), 1003}, 0, 500);
+    kernel({y.data(), up.data(), y.data(), 1003}, 500, 1003);
+    for (size_t i = 0; i < y.size(); ++i) {
+      EXPECT(near(y[i], gate[i] / (1.0 + std::exp(-static_cast<double>(gate[i]))) * up[i], 1e-5));
+    }
+  });
+}
+
+void embedding_copies_rows() {
+  for (const DType dtype : kTypes) {
+    const Stored weight(random_floats(10 * 6, 13), dtype);
+    const std::vector<Row> rows = {{9, 0, 0}, {0, 1, 3}, {4, 0, 1}};
+    Floats y(18);
+    embedding({weight.bytes.data(), rows.data(), y.data(), 3, 6, dtype});
+    for (size_t r = 0; r < rows.size(); ++r) {
+      for (int64_t i = 0; i < 6; ++i) {
+        EXPECT(y[r * 6 + i] == weight.values[rows[r].token * 6 + i]);
+      }
+    }
+  }
+}
+
+void rope_rotates_and_fills_the_cache() {
+  const int64_t heads = 4, kv_heads = 2, dim = 10, half = 5, context = 8, slots = 2;
+  const std::vector<Row> rows = {{0, 1, 7}, {0, 0, 0}, {0, 1, 3}};
+  const Floats q = random_floats(3 * heads * dim, 14);
+  const Floats k = random_floats(3 * kv_heads * dim, 15);
+  const Floats v = random_floats(3 * kv_heads * dim, 16);
+  Floats cos(context * half), sin(context * half);
+  for (int64_t i = 0; i < context * half; ++i) {
+    cos[i] = static_cast<float>(std::cos(0.1 * static_cast<double>(i)));
+    sin[i] = static_cast<float>(std::sin(0.1 * static_cast<double>(i)));
+  }
+  const auto rotated = [&](const float* x, int64_t i, int64_t position) {
+    const int64_t j = i % half;
+    const double other = i < half ? -x[i + half] : x[i - half];
+    return x[i] * static_cast<double>(cos[position * half + j]) + other * sin[position * half + j];
+  };
+  for (const DType dtype : kTypes) {
+    const double tolerance = dtype == DType::float32 ? 1e-6 : 1.0 / 256;
+    for_each_kernel(KERNELS(rope_and_cache_kernel), [&](auto* kernel) {
+      Floats turned = q;
+      Stored keys(Floats(slots * kv_heads * context * dim, 7.0F), dtype);
+      Stored values = keys;
+      kernel({turned.data(), k.data(), v.data(), keys.bytes.data(), values.bytes.data(), cos.data(), sin.data(),
+              rows.data(), 3, heads, kv_heads, dim, context, dtype},
+             0, 3);
+      int64_t untouched = 0;
+      for (int64_t i = 0; i < slots * kv_heads * context * dim; ++i) {
+        untouched += element(keys, i) == 7.0 && element(values, i) == 7.0;
+      }
+      EXPECT(untouched == (slots * context - 3) * kv_heads * dim);
+      for (int64_t r = 0; r < 3; ++r) {
+        for (int64_t i = 0; i < heads * dim; ++i) {
+          const int64_t first = r * heads * dim + i / dim * dim;
+          EXPECT(near(turned[r * heads * dim + i], rotated(&q[first], i % dim, rows[r].position), 1e-6));
+        }
+        for (int64_t i = 0; i < kv_heads * dim; ++i) {
+          const int64_t first = r * kv_heads * dim + i / dim * dim;
+          const int64_t at = ((rows[r].slot * kv_heads + i / dim) * context + rows[r].position) * dim + i % dim;
+          EXPECT(near(element(keys, at), rotated(&k[first], i % dim, rows[r].position), tolerance));
+          EXPECT(near(element(values, at), v[r * kv_heads * dim + i], tolerance));
+        }
+      }
+    });
+  }
+}
+
+void attention_averages_the_values_that_a_row_sees() {
+  const int64_t heads = 6, kv_heads = 2, context = 70, slots = 2;
+  for (const int64_t dim : {4, 64, 80}) {
+    const std::vector<Row> rows = {{0, 0, 0}, {0, 1, 69}, {0, 0, 33}};
+    const Floats q = random_floats(3 * heads * dim, 17);
+    const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
+    for (const DType dtype : kTypes) {
+      const Stored keys(random_floats(slots * kv_heads * context * dim, 18), dtype);
+      const Stored values(random_floats(slots * kv_heads * context * dim, 19), dtype);
+      for (const int64_t window : {0, 1, 20}) {
+        for_each_kernel(KERNELS(attention_kernel), [&](auto* kernel) {
+          Floats y(3 * heads * dim);
+          kernel({q.data(), keys.bytes.data(), values.bytes.data(), y.data(), rows.data(), 3, heads, kv_heads, dim,
+                  context, window, scale, dtype},
+                 0, 3 * heads);
+          for (int64_t item = 0; item < 3 * heads; ++item) {
+            const Row& row = rows[item / heads];
+            const int64_t head = item % heads / (heads / kv_heads);
+            const int64_t first = window == 0 ? 0 : std::max<int64_t>(0, row.position - window + 1);
+            std::vector<double> sum(dim, 0.0);
+            double total = 0.0;
+            for (int64_t p = first; p <= row.position; ++p) {
+              const int64_t at = ((row.slot * kv_heads + head) * context + p) * dim;
+              double score = 0.0;
+              for (int64_t i = 0; i < dim; ++i) {
+                score += static_cast<double>(q[item * dim + i]) * keys.values[at + i];
+              }
+              const double weight = std::exp(score * scale);
+              total += weight;
+              for (int64_t i = 0; i < dim; ++i) {
+                sum[i] += weight * values.values[at + i];
+              }
+            }
+            for (int64_t i = 0; i < dim; ++i) {
+              EXPECT(near(y[item * dim + i], sum[i] / total, 1e-5));
+            }
+          }
+        });
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dlf::ops
+
+int main() {
+  using namespace dlf::ops;
+  return dlf::testing::run({
+      {"linear is a matrix product", linear_is_a_matrix_product},
+      {"a row of linear does not depend on the others", a_row_of_linear_does_not_depend_on_the_others},
+      {"prefill multiplies as decode does", prefill_multiplies_as_decode_does},
+      {"rms_norm divides by the root mean square", rms_norm_divides_by_the_root_mean_square},
+      {"swiglu gates", swiglu_gates},
+      {"embedding copies rows", embedding_copies_rows},
+      {"rope rotates and fills the cache", rope_rotates_and_fills_the_cache},
+      {"attention averages the values that a row sees", attention_averages_the_values_that_a_row_sees},
+  });
+}

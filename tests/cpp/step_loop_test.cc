@@ -1,0 +1,227 @@
+// The step loop on a tiny random family: what Python cannot see, such as memory and slots.
+#include "engine/step_loop.h"
+
+#include <ATen/ops/empty.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <map>
+#include <new>
+#include <random>
+#include <stdexcept>
+
+#include "check.h"
+
+namespace {
+std::atomic<int64_t> allocations{0};
+}  // namespace
+
+// Tensors, vectors and strings all come by here.
+void* operator new(size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size == 0 ? 1 : size)) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
+namespace dlf {
+namespace {
+
+constexpr int64_t kVocab = 50;
+
+at::Tensor random_tensor(std::initializer_list<int64_t> shape, std::mt19937& generator) {
+  at::Tensor tensor = at::empty(shape, at::kFloat);
+  std::normal_distribution<float> normal(0.0F, 0.3F);
+  auto* data = tensor.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < tensor.numel(); ++i) {
+    data[i] = normal(generator);
+  }
+  return tensor;
+}
+
+std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
+  ModelConfig config;
+  config.vocab_size = kVocab;
+  config.hidden_size = 16;
+  config.intermediate_size = 24;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.head_dim = 4;
+  config.sliding_windows = {0, 0};
+  config.inv_freq = {1.0F, 0.01F};
+  std::mt19937 generator(seed);
+  TensorMap tensors = {{"model.embed_tokens.weight", random_tensor({kVocab, 16}, generator)},
+                       {"model.norm.weight", random_tensor({16}, generator)}};
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::string name = "model.layers." + std::to_string(layer) + ".";
+    tensors[name + "input_layernorm.weight"] = random_tensor({16}, generator);
+    tensors[name + "post_attention_layernorm.weight"] = random_tensor({16}, generator);
+    tensors[name + "self_attn.q_proj.weight"] = random_tensor({16, 16}, generator);
+    tensors[name + "self_attn.k_proj.weight"] = random_tensor({8, 16}, generator);
+    tensors[name + "self_attn.v_proj.weight"] = random_tensor({8, 16}, generator);
+    tensors[name + "self_attn.o_proj.weight"] = random_tensor({16, 16}, generator);
+    tensors[name + "mlp.gate_proj.weight"] = random_tensor({24, 16}, generator);
+    tensors[name + "mlp.up_proj.weight"] = random_tensor({24, 16}, generator);
+    tensors[name + "mlp.down_proj.weight"] = random_tensor({16, 24}, generator);
+  }
+  return std::make_shared<const Weights>(config, tensors);
+}
+
+// A large model and two experts that share a base: lanes 0 to 3.
+StepLoop make_loop(Combine combine, int64_t max_batch = 3) {
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 2, 3};
+  plan.experts = {{1, 2}, {3, 2}};
+  plan.fusion.combine = combine;
+  plan.vocab = kVocab;
+  return StepLoop(plan, {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}, max_batch, 64, 2);
+}
+
+Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, double temperature = 1.0) {
+  Request request;
+  request.id = id;
+  request.max_new_tokens = max_new_tokens;
+  request.sampling.temperature = temperature;
+  request.sampling.top_p = 0.9;
+  request.sampling.repetition_penalty = 1.1;
+  request.sampling.logprobs = 5;
+  request.sampling.seed = static_cast<uint64_t>(id);
+  for (int lane = 0; lane < 4; ++lane) {
+    std::vector<int64_t>& tokens = request.prompts.emplace_back();
+    for (int64_t i = 0; i < prompt; ++i) {
+      tokens.push_back((7 * i + id) % kVocab);
+    }
+  }
+  return request;
+}
+
+using Tokens = std::map<int64_t, std::vector<int64_t>>;
+
+Tokens run(StepLoop& loop) {
+  Tokens tokens;
+  while (!loop.idle()) {
+    for (const StepOutput* output : loop.step()) {
+      tokens[output->request].push_back(output->token);
+    }
+  }
+  return tokens;
+}
+
+void a_decode_step_allocates_nothing() {
+  const int64_t at_first = allocations;
+  static_cast<void>(at::empty({1}, at::kFloat));
+  EXPECT(allocations > at_first);  // libtorch's are counted too
+  for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
+    StepLoop loop = make_loop(combine);
+    for (int64_t id = 0; id < 3; ++id) {
+      loop.add(make_request(id, 5 + id, 40));
+    }
+    loop.step();  // reads the prompts
+    const int64_t before = allocations;
+    for (int i = 0; i < 30; ++i) {
+      loop.step();
+    }
+    EXPECT(allocations == before);
+  }
+}
+
+void sequences_do_not_depend_on_the_batch() {
+  StepLoop together = make_loop(Combine::select);
+  for (int64_t id = 0; id < 7; ++id) {  // more than there are places
+    together.add(make_request(id, 1 + 5 * id, 20));
+  }
+  const Tokens all = run(together);
+  for (int64_t id = 0; id < 7; ++id) {
+    StepLoop alone = make_loop(Combine::select, 1);
+    alone.add(make_request(id, 1 + 5 * id, 20));
+    EXPECT(run(alone).at(id) == all.at(id));
+    EXPECT(all.at(id).size() == 20);
+  }
+}
+
+void a_cancelled_sequence_leaves_its_place() {
+  StepLoop loop = make_loop(Combine::select, 1);
+  loop.add(make_request(1, 4, 50));
+  loop.add(make_request(2, 4, 3));
+  loop.step();
+  loop.cancel(1);
+  loop.cancel(99);
+  EXPECT(!loop.idle());
+  const Tokens tokens = run(loop);
+  EXPECT(tokens.count(1) == 0 && tokens.at(2).size() == 3);
+  for (int64_t id = 10; id < 200; ++id) {  // a slot that was lost would be missing by now
+    loop.add(make_request(id, 4, 50));
+    loop.step();
+    loop.cancel(id);
+  }
+  EXPECT(loop.idle());
+}
+
+void the_context_ends_a_sequence() {
+  StepLoop loop = make_loop(Combine::select);
+  loop.add(make_request(1, 60, 1000));
+  // The last of the 64 places is that of a token which is fed back; one more is chosen after it.
+  EXPECT(run(loop).at(1).size() == 5);
+}
+
+void logits_that_are_not_numbers_end_only_their_sequence() {
+  const auto good = tiny_model(1);
+  const auto broken = [] {
+    auto weights = std::make_shared<Weights>(*tiny_model(2));
+    weights->embedding.mutable_data_ptr<float>()[11 * 16] = NAN;  // token 11
+    return weights;
+  }();
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 2};
+  plan.experts = {{1, 2}};
+  plan.vocab = kVocab;
+  StepLoop loop(plan, {good, broken, tiny_model(3)}, 2, 64, 1);
+  for (const int64_t id : {1, 2}) {
+    Request request = make_request(id, 1, 1);
+    request.prompts.resize(3);
+    request.prompts[0] = request.prompts[1] = request.prompts[2] = {id == 1 ? 11 : 12};
+    loop.add(std::move(request));
+  }
+  int failed = 0;
+  for (const StepOutput* output : loop.step()) {
+    // The embedding is tied, so token 11's logit is NaN after any prompt.
+    failed += output->finish == FinishReason::error && output->error.find("expert 0") != std::string::npos;
+  }
+  EXPECT(failed == 2);
+  EXPECT(loop.idle());
+}
+
+void requests_that_do_not_fit_are_refused() {
+  StepLoop loop = make_loop(Combine::select);
+  EXPECT_THROWS(loop.add(make_request(1, 0, 5)));
+  EXPECT_THROWS(loop.add(make_request(1, 64, 5)));
+  EXPECT_THROWS(loop.add(make_request(1, 4, 0)));
+  Request missing = make_request(1, 4, 5);
+  missing.prompts.pop_back();
+  EXPECT_THROWS(loop.add(missing));
+  Request outside = make_request(1, 4, 5);
+  outside.prompts[2][1] = kVocab;
+  EXPECT_THROWS(loop.add(outside));
+  EXPECT(loop.idle());
+  loop.add(make_request(2, 4, 5));
+  EXPECT(run(loop).at(2).size() == 5);
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() {
+  return dlf::testing::run({
+      {"a decode step allocates nothing", dlf::a_decode_step_allocates_nothing},
+      {"sequences do not depend on the batch", dlf::sequences_do_not_depend_on_the_batch},
+      {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
+      {"the context ends a sequence", dlf::the_context_ends_a_sequence},
+      {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
+      {"requests that do not fit are refused", dlf::requests_that_do_not_fit_are_refused},
+  });
+}
