@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import typer
 
-from bench import latency
+from bench import latency, solver
 from bench.family import build
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(latency.main)
+app.command("solver")(solver.main)
 app.command("family")(build.main)
 
 

@@ -1,7 +1,8 @@
 """Decode several language models together: a large one, specialised at every step by small experts."""
 
-from dlf._compat import check_torch
+from dlf._compat import check_torch, find_extension
 
+find_extension(__path__)
 check_torch()
 
 from dlf import fusion

@@ -1,6 +1,26 @@
 """Checks the surroundings before the extension is loaded into them."""
 
 import importlib
+import importlib.metadata
+from pathlib import Path
+
+
+def find_extension(package_path: list[str]) -> None:
+    """Add the installed package to the path of one that has no extension.
+
+    A checkout's sources hide the installed package from a Python that runs there, and the extension lies in the latter.
+
+    Parameters
+    ----------
+    package_path
+        ``dlf.__path__``.
+    """
+    if not any(Path(folder, "_build.py").exists() for folder in package_path):
+        try:
+            installed = importlib.metadata.distribution("dlf").locate_file("dlf")
+        except importlib.metadata.PackageNotFoundError:
+            return
+        package_path.append(str(installed))
 
 
 def check_torch(built_minor: str | None = None) -> None:

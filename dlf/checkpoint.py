@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = ["check_finite", "expected_tensors", "load_tensors", "resolve"]
 
 MAX_INDEX_BYTES = 64 << 20
 PROGRESS_BYTES = 1 << 30
+PORTIONS = 16
 FILE_DTYPES = ("F64", "F32", "F16", "BF16")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
@@ -124,7 +125,7 @@ def load_tensors(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[
     hidden = total < PROGRESS_BYTES or not sys.stderr.isatty()
     tensors: dict[str, torch.Tensor] = {}
     with tqdm(total=total, desc=f"Loading {folder.name}", unit="B", unit_scale=True, disable=hidden) as progress:
-        for path, names in shards.items():
+        for path, names in _portions(shards):
             with _open(path) as file:
                 present = set(file.keys())
                 for name in names:
@@ -140,6 +141,18 @@ def load_tensors(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     return tensors
+
+
+def _portions(shards: Mapping[Path, list[str]]) -> Iterator[tuple[Path, list[str]]]:
+    """Every file several times, with some of its tensors each time.
+
+    Closing a file gives back the pages of those tensors that were converted, so that loading in another type never
+    holds a whole file beside its copy.
+    """
+    for path, names in shards.items():
+        size = -(-len(names) // PORTIONS)
+        for first in range(0, len(names), size):
+            yield path, names[first : first + size]
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,30 @@ def test_equal_dtype_is_mapped_not_copied(folder: Path, config: ModelConfig) -> 
     path = folder / "model.safetensors"
     assert all(in_mapping_of(path, t.data_ptr()) for t in load_tensors(folder, config, torch.float32).values())
     assert not any(in_mapping_of(path, t.data_ptr()) for t in load_tensors(folder, config, torch.bfloat16).values())
+
+
+MEASURE = """
+import resource, sys, torch
+import dlf
+from dlf.model import load_model
+load_model(sys.argv[1])  # a tiny one, so that libraries are there
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load_model(sys.argv[2], sys.argv[3])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, model.weights.nbytes)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_peak_memory_while_loading(folder: Path, tmp_path: Path, dtype: str) -> None:
+    """Mapped pages count; in another type the file's pages must have gone before the next ones come."""
+    from bench.shapes import write_checkpoint
+
+    big = write_checkpoint(tmp_path / "big", "135M", 0)
+    arguments = [sys.executable, "-c", MEASURE, str(folder), str(big), dtype]
+    found = subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    peak, weights = map(int, found.split())
+    assert weights > 250e6
+    assert peak <= 1.15 * weights
 
 
 @pytest.mark.parametrize("padding", range(9))

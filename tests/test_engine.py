@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,18 @@ def test_a_closed_stream_frees_its_places(engine: dlf.Engine) -> None:
         stream.close()
     assert not engine._running
     assert same(engine.generate(PROMPT, max_new_tokens=5, ignore_eos=True), expected)
+
+
+def test_ctrl_c_stops_a_generation_and_leaves_the_engine_usable(engine: dlf.Engine) -> None:
+    expected = engine.generate(PROMPT, max_new_tokens=10, ignore_eos=True)
+    for _ in range(3):
+        pressed = threading.Timer(0.05, signal.raise_signal, [signal.SIGINT])
+        pressed.start()
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                engine.generate(PROMPTS, max_new_tokens=200, ignore_eos=True)
+        pressed.join()
+        assert same(engine.generate(PROMPT, max_new_tokens=10, ignore_eos=True), expected)
 
 
 def test_callback(engine: dlf.Engine) -> None:

@@ -69,6 +69,10 @@ def test_torch_is_checked_before_the_extension_is_loaded(tmp_path):
     assert "but torch 2.10.1 is installed" in done.stdout
 
 
+def test_a_python_that_runs_in_the_repository_finds_the_extension():
+    run_python("import dlf, dlf._C; dlf.fusion.solve", ROOT, check=True)
+
+
 def test_an_error_of_the_engine_reaches_python_as_itself(tmp_path):
     code = "import dlf._C; dlf._C.cpu_capability()"
     environment = {"DLF_CPU_CAPABILITY": "sse9", "PATH": ""}

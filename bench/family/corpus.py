@@ -31,7 +31,7 @@ def pretraining(seed: int) -> Iterator[str]:
 
 
 def training(task: str, count: int, seed: int) -> list[Problem]:
-    """`count` different problems, none of them held out."""
+    """`count` different problems, none of them held out; fewer where the task has no more."""
     used = {problem.prompt for problem in held_out(task)}
     return _distinct(TASKS[task][0], count, Random(f"train {task} {seed}"), used)
 
@@ -43,9 +43,13 @@ def held_out(task: str, count: int = 200) -> list[Problem]:
 
 def _distinct(make: Callable[[Random], Problem], count: int, random: Random, used: set[str]) -> list[Problem]:
     found: list[Problem] = []
-    while len(found) < count:
+    repeated = 0
+    while len(found) < count and repeated < 2000:
         problem = make(random)
-        if problem.prompt not in used:
+        if problem.prompt in used:
+            repeated += 1
+        else:
             used.add(problem.prompt)
             found.append(problem)
+            repeated = 0
     return found

@@ -6,8 +6,9 @@
 namespace dlf {
 namespace {
 
-constexpr int kEvaluations = 40;
+constexpr int kEvaluations = 60;
 constexpr double kTolerance = 1e-7;  // of α
+constexpr double kRidge = 1e-9;      // experts that say the same make the Hessian singular
 
 }  // namespace
 
@@ -15,7 +16,6 @@ void JointSearch::start(int count, double alpha_max, const double* alpha, const 
   count_ = count;
   taken_ = 0;
   alpha_max_ = alpha_max;
-  damping_ = 1e-9;
   std::copy_n(alpha, count, alpha_);
   std::copy_n(alpha, count, trial_);
   std::copy_n(moments, count, target_);
@@ -23,11 +23,13 @@ void JointSearch::start(int count, double alpha_max, const double* alpha, const 
 
 bool JointSearch::take(double cumulant, const double* means, const double* products) {
   double value = cumulant;
+  double slope = 0.0;
   for (int t = 0; t < count_; ++t) {
     value -= trial_[t] * target_[t];
+    slope += (means[t] - target_[t]) * move_[t];
   }
-  const bool better = taken_ == 0 || value <= value_ - 1e-4 * predicted_ + 1e-15 * std::abs(value_);
-  if (better) {
+  // D is convex: where it still falls along the line, it is below its value at the start of the line.
+  if (taken_ == 0 || slope <= 0.0 || value <= value_ + 1e-4 * length_ * slope_) {
     value_ = value;
     std::copy_n(trial_, count_, alpha_);
     for (int t = 0; t < count_; ++t) {
@@ -37,45 +39,35 @@ bool JointSearch::take(double cumulant, const double* means, const double* produ
         hessian_[s][t] = hessian_[t][s];
       }
     }
-    damping_ = taken_ == 0 ? damping_ : std::max(0.1 * damping_, 1e-12);
-  } else {
-    damping_ = std::max(10.0 * damping_, 1e-3);
+    return ++taken_ < kEvaluations && newton_step();
   }
-  if (++taken_ >= kEvaluations) {
-    return false;
-  }
-  step();
-  double moved = 0.0;
-  for (int t = 0; t < count_; ++t) {
-    moved = std::max(moved, std::abs(trial_[t] - alpha_[t]));
-  }
-  return moved > kTolerance * alpha_max_;
+  shorten(slope);
+  return ++taken_ < kEvaluations && -slope_ * length_ > 1e-15 * std::abs(value_);
 }
 
-// The damped quadratic's minimum in the box, by coordinate descent: it needs no factorisation, keeps to the box by
-// itself and leaves alone what a singular Hessian doesn't see.
-void JointSearch::step() {
-  double trace = 0.0;
+// The quadratic's minimum in the box, by coordinate descent: it needs no factorisation, keeps to the box by itself and
+// leaves alone what a singular Hessian doesn't see. False where the answer is known.
+bool JointSearch::newton_step() {
+  double scale = 0.0;
   for (int t = 0; t < count_; ++t) {
-    trace = std::max(trace, hessian_[t][t]);
+    scale = std::max({scale, hessian_[t][t], std::abs(gradient_[t]) / alpha_max_});
   }
-  double move[kMost] = {};
-  double slope[kMost];  // of the quadratic at `move`
+  if (!(scale > 0.0)) {
+    return false;
+  }
+  const double ridge = kRidge * scale;
+  double slope[kMost];  // of the quadratic at move_
+  std::fill_n(move_, count_, 0.0);
   std::copy_n(gradient_, count_, slope);
-  const double ridge = damping_ * trace;
   for (int round = 0; round < 2000; ++round) {
     double change = 0.0;
     for (int t = 0; t < count_; ++t) {
-      const double bend = hessian_[t][t] + ridge;
-      if (!(bend > 0.0)) {
-        continue;
-      }
-      const double place = std::clamp(alpha_[t] + move[t] - slope[t] / bend, 0.0, alpha_max_);
-      const double shift = place - alpha_[t] - move[t];
+      const double place = std::clamp(alpha_[t] + move_[t] - slope[t] / (hessian_[t][t] + ridge), 0.0, alpha_max_);
+      const double shift = place - alpha_[t] - move_[t];
       if (shift == 0.0) {
         continue;
       }
-      move[t] += shift;
+      move_[t] += shift;
       for (int s = 0; s < count_; ++s) {
         slope[s] += hessian_[s][t] * shift;
       }
@@ -86,10 +78,22 @@ void JointSearch::step() {
       break;
     }
   }
-  predicted_ = 0.0;
+  slope_ = 0.0;
+  double moved = 0.0;
   for (int t = 0; t < count_; ++t) {
-    predicted_ -= 0.5 * move[t] * (gradient_[t] + slope[t]);
-    trial_[t] = std::clamp(alpha_[t] + move[t], 0.0, alpha_max_);
+    slope_ += gradient_[t] * move_[t];
+    trial_[t] = std::clamp(alpha_[t] + move_[t], 0.0, alpha_max_);
+    moved = std::max(moved, std::abs(move_[t]));
+  }
+  length_ = 1.0;
+  return moved > kTolerance * alpha_max_ && -slope_ > 1e-15 * std::abs(value_);
+}
+
+// To where the slope vanishes if it changes evenly from the start of the line to the trial.
+void JointSearch::shorten(double slope_at_trial) {
+  length_ *= std::clamp(slope_ / (slope_ - slope_at_trial), 0.1, 0.6);
+  for (int t = 0; t < count_; ++t) {
+    trial_[t] = std::clamp(alpha_[t] + length_ * move_[t], 0.0, alpha_max_);
   }
 }
 

@@ -5,8 +5,8 @@ namespace dlf {
 // The joint weights: the distribution nearest P in KL(·‖P) that reaches every expert's moment, E[Δ_t] >= τ_t. Its
 // convex dual is
 //     minimise  D(α) = log E_P[exp(Σ α_tΔ_t)] − Σ α_tτ_t   over  0 <= α_t <= α_max,
-// with gradient E[Δ_t] − τ_t and the covariance of the Δ_t as Hessian: Newton steps inside the box, damped as Levenberg
-// and Marquardt do, since experts that say the same make the Hessian singular.
+// with gradient E[Δ_t] − τ_t and the covariance of the Δ_t as Hessian: Newton's method inside the box. A step that goes
+// too far is shortened along its line, which reaches the minimum also where P̃ is all but certain and the Hessian vanishes.
 class JointSearch {
  public:
   static constexpr int kMost = 16;  // experts
@@ -21,15 +21,17 @@ class JointSearch {
   const double* answer() const { return alpha_; }
 
  private:
-  void step();
+  bool newton_step();
+  void shorten(double slope_at_trial);
 
   int count_ = 0;
   int taken_ = 0;
   double alpha_max_ = 0.0;
-  double damping_ = 0.0;
   double value_ = 0.0;
-  double predicted_ = 0.0;  // decrease of D by the last step, if D were its quadratic
+  double slope_ = 0.0;   // of D along move_, at alpha_
+  double length_ = 0.0;  // of the trial, as a share of move_
   double alpha_[kMost];
+  double move_[kMost] = {};
   double trial_[kMost];
   double target_[kMost];
   double gradient_[kMost];

@@ -42,7 +42,8 @@ Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::mo
     w.down = linear(tensors, layer + "mlp.down_proj", hidden, config_.intermediate_size);
   }
   norm = vector(tensors, "model.norm.weight", hidden);
-  if (tensors.contains("lm_head.weight")) {
+  const auto head = tensors.find("lm_head.weight");
+  if (head != tensors.end() && !head->second.is_same(embedding)) {  // else tied: counted once
     lm_head = linear(tensors, "lm_head", config_.vocab_size, hidden);
   } else {
     lm_head.weight = embedding;
