@@ -6,7 +6,8 @@ namespace dlf {
 // convex dual is
 //     minimise  D(α) = log E_P[exp(Σ α_tΔ_t)] − Σ α_tτ_t   over  0 <= α_t <= α_max,
 // with gradient E[Δ_t] − τ_t and the covariance of the Δ_t as Hessian: Newton's method inside the box. A step that goes
-// too far is shortened along its line, which reaches the minimum also where P̃ is all but certain and the Hessian vanishes.
+// too far is shortened along its line, which reaches the minimum also where P̃ is all but certain and the Hessian
+// vanishes.
 class JointSearch {
  public:
   static constexpr int kMost = 16;  // experts

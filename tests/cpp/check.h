@@ -7,7 +7,7 @@
 // EXPECT states what a test expects and goes on after a failure, so that one run shows all of them.
 #define EXPECT(condition) ::dlf::testing::check((condition), #condition, __FILE__, __LINE__)
 
-#define EXPECT_THROWS(expression)                                                                               \
+#define EXPECT_THROWS(expression)                                                                              \
   ::dlf::testing::check(::dlf::testing::throws([&] { static_cast<void>(expression); }), #expression " throws", \
                         __FILE__, __LINE__)
 

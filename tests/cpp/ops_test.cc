@@ -92,8 +92,8 @@ void linear_is_a_matrix_product() {
         for (const bool accumulate : {false, true}) {
           for_each_kernel(KERNELS(linear_kernel), [&](auto* kernel) {
             Floats y(rows * out, 0.5F);
-            const LinearArgs args = {x.data(), weight.bytes.data(), bias.data(), y.data(), rows, in, out, dtype,
-                                     accumulate};
+            const LinearArgs args = {x.data(), weight.bytes.data(), bias.data(), y.data(), rows, in, out,
+                                     dtype,    accumulate};
             kernel(args, 0, 16);
             kernel(args, 16, out);
             for (int64_t r = 0; r < rows; ++r) {

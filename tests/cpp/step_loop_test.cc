@@ -17,16 +17,16 @@ namespace {
 std::atomic<int64_t> allocations{0};
 }  // namespace
 
-// Tensors, vectors and strings all come by here.
-void* operator new(size_t size) {
+// Tensors, vectors and strings all come by here. Not inline: GCC would take free() for the mate of another new.
+[[gnu::noinline]] void* operator new(size_t size) {
   ++allocations;
   if (void* memory = std::malloc(size == 0 ? 1 : size)) {
     return memory;
   }
   throw std::bad_alloc();
 }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace dlf {
 namespace {

@@ -1,0 +1,117 @@
+// The solver over vocabularies of all sorts, for the sanitizers: what it answers is tested from Python.
+#include "fusion/solver.h"
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "check.h"
+
+namespace dlf {
+namespace {
+
+struct Batch {
+  std::vector<std::vector<float>> logits;
+  std::vector<const float*> experts;
+  std::vector<const float*> bases;
+  std::vector<FusionInput> inputs;
+  std::vector<double> numbers;
+  std::vector<std::vector<float>> fused;
+  std::vector<FusionResult> results;
+
+  Batch(int rows, int count, int64_t vocab, double excluded, std::mt19937& generator) {
+    const int models = 1 + 2 * count;
+    std::normal_distribution<float> normal(0.0F, 3.0F);
+    std::bernoulli_distribution exclude(excluded);
+    for (int i = 0; i < rows * models; ++i) {
+      std::vector<float>& row = logits.emplace_back(vocab);
+      for (float& logit : row) {
+        logit = exclude(generator) ? -std::numeric_limits<float>::infinity() : normal(generator);
+      }
+      row[0] = 0.0F;
+    }
+    for (int i = 0; i < rows * count; ++i) {
+      experts.push_back(logits[i / count * models + 1 + 2 * (i % count)].data());
+      bases.push_back(logits[i / count * models + 2 + 2 * (i % count)].data());
+    }
+    numbers.resize(3 * rows * count);
+    for (int row = 0; row < rows; ++row) {
+      inputs.push_back({logits[row * models].data(), &experts[row * count], &bases[row * count]});
+      fused.emplace_back(vocab);
+      FusionResult& result = results.emplace_back();
+      result.alpha = &numbers[3 * row * count];
+      result.target_f = result.alpha + count;
+      result.target_g = result.target_f + count;
+      result.logits = fused.back().data();
+    }
+  }
+};
+
+void every_mode_solves_every_size() {
+  std::mt19937 generator(1);
+  ThreadTeam team(3);
+  for (const int64_t vocab : {2, 3, 1023, 1024, 1025, 5000}) {
+    for (const int count : {1, 2, 16}) {
+      for (const Combine combine :
+           {Combine::select, Combine::centroid, Combine::joint, Combine::grid, Combine::static_alpha}) {
+        FusionOptions options;
+        options.combine = combine;
+        if (combine == Combine::static_alpha) {
+          options.alpha.assign(count, 0.5);
+        }
+        FusionSolver solver(options, count, vocab, 3, team);
+        for (const double excluded : {0.0, 0.1}) {
+          Batch batch(3, count, vocab, excluded, generator);
+          solver.solve(batch.inputs, batch.results);
+          for (size_t row = 0; row < 3; ++row) {
+            const FusionResult& result = batch.results[row];
+            EXPECT(result.bad_model == kNoBadModel);
+            EXPECT(result.passes >= 2 && std::isfinite(result.f) && std::isfinite(result.g));
+            for (int t = 0; t < count; ++t) {
+              EXPECT(result.alpha[t] >= 0.0 && result.alpha[t] <= 2.0);
+            }
+            for (int64_t i = 0; i < vocab; ++i) {
+              EXPECT(!std::isnan(result.logits[i]));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+void a_bad_logit_is_the_fault_of_its_row_and_model() {
+  std::mt19937 generator(2);
+  ThreadTeam team(2);
+  FusionSolver solver({}, 2, 3000, 3, team);
+  Batch batch(3, 2, 3000, 0.0, generator);
+  batch.logits[5 + 3][2999] = std::numeric_limits<float>::quiet_NaN();  // row 1, expert 1
+  batch.logits[10][0] = std::numeric_limits<float>::infinity();         // row 2, the large model
+  solver.solve(batch.inputs, batch.results);
+  EXPECT(batch.results[0].bad_model == kNoBadModel);
+  EXPECT(batch.results[1].bad_model == 3);
+  EXPECT(batch.results[2].bad_model == 0);
+}
+
+void impossible_solvers_are_refused() {
+  ThreadTeam team(1);
+  EXPECT_THROWS(FusionSolver({}, 0, 10, 1, team));
+  EXPECT_THROWS(FusionSolver({}, 17, 10, 1, team));
+  EXPECT_THROWS(FusionSolver({}, 1, 1, 1, team));
+  FusionSolver solver({}, 1, 10, 1, team);
+  std::mt19937 generator(3);
+  Batch batch(2, 1, 10, 0.0, generator);
+  EXPECT_THROWS(solver.solve(batch.inputs, batch.results));
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() {
+  return dlf::testing::run({
+      {"every mode solves every size", dlf::every_mode_solves_every_size},
+      {"a bad logit is the fault of its row and model", dlf::a_bad_logit_is_the_fault_of_its_row_and_model},
+      {"impossible solvers are refused", dlf::impossible_solvers_are_refused},
+  });
+}
