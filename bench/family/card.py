@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,8 +38,8 @@ Both base models read documents like these, without questions and without `####`
 
 {samples}
 
-Each expert read {problems:,} answered problems of its task. None of them is held out, and what the expert for towns
-was asked about are other towns than those that it is scored on:
+Each expert read answered problems of its task, {problems}. None of them is held out, and what the
+expert for towns was asked about are other towns than those that it is scored on:
 
 {examples}
 
@@ -69,7 +69,7 @@ class Made:
     loss: float
 
 
-def write(folder: Path, models: Sequence[Made], problems: int, minutes: float, seed: int) -> None:
+def write(folder: Path, models: Sequence[Made], problems: Mapping[str, int], minutes: float, seed: int) -> None:
     """Score every way to answer, and write ``README.md``."""
     text = CARD.format(
         models=_table(
@@ -78,7 +78,7 @@ def write(folder: Path, models: Sequence[Made], problems: int, minutes: float, s
         ),
         vocab=tokenizer.VOCAB_SIZE,
         samples=_quoted(islice(corpus.pretraining(seed), 6)),
-        problems=problems,
+        problems=" and ".join(f"{count:,} of {task}" for task, count in problems.items()),
         examples="\n\n".join(_quoted([p.prompt + p.completion for p in corpus.held_out(t)[:1]]) for t in corpus.TASKS),
         held_out=len(corpus.held_out("math")),
         scores=_scores(folder),
