@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import log_softmax
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -50,4 +51,5 @@ def decode(models: list[AutoModelForCausalLM], prompt: list[int], alpha: float |
 
 def load(folder: Path) -> AutoModelForCausalLM:
     """A checkpoint in its own dtype."""
+    logging.disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
