@@ -6,6 +6,7 @@
 namespace {
 
 // torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that they name.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 asks for this signature.
 void translate_exception(std::exception_ptr exception) {
   try {
     std::rethrow_exception(exception);

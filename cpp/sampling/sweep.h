@@ -8,7 +8,7 @@ namespace dlf {
 
 // Sweeps over a vocabulary work in blocks: sums are kept per block, so that a draw skips whole blocks.
 inline constexpr int64_t kSamplingBlock = 1024;
-inline constexpr int64_t sampling_blocks(int64_t count) { return (count + kSamplingBlock - 1) / kSamplingBlock; }
+constexpr int64_t sampling_blocks(int64_t count) { return (count + kSamplingBlock - 1) / kSamplingBlock; }
 
 struct Peak {
   int64_t index;  // of the first greatest value
