@@ -27,7 +27,7 @@ $(VENV)/.tools: tools/requirements.py
 # only what it touches; the C++ tests are built there as well.
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
-	  -Cbuild-dir=$(BUILD) -Ccmake.define.DLF_BUILD_TESTS=ON '.[plot,test]'
+	  --config-settings=build-dir=$(BUILD) --config-settings=cmake.define.DLF_BUILD_TESTS=ON '.[plot,test]'
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/.tools pyproject.toml
