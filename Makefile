@@ -18,15 +18,17 @@ help: ## Show this list
 # ---- set-up: a virtual environment, torch, the build tools, then the package itself
 
 $(VENV)/.tools: tools/requirements.py
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python tools/requirements.py build >$(VENV)/build.txt
-	$(BIN)/python -m pip install --quiet -r $(VENV)/build.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python tools/requirements.py build >$(VENV)/build.txt
+	@echo "Installing torch and the build tools"
+	@$(BIN)/python -m pip install --quiet -r $(VENV)/build.txt
 	@touch $@
 
 # A plain install, not an editable one: what is tested is what a user gets. The build folder is kept, so an edit rebuilds
 # only what it touches; the C++ tests are built there as well.
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
+	@echo "Building and installing dlf (a minute or two the first time)"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
 	  --config-settings=build-dir=$(BUILD) --config-settings=cmake.define.DLF_BUILD_TESTS=ON '.[plot,test]'
 	@touch $@
 
@@ -61,8 +63,8 @@ lint: setup $(VENV)/.linters ## Check style and types: ruff, mypy, clang-format,
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	@echo $(TIDY_FILES) | xargs -n 1 -P 2 $(BIN)/clang-tidy --quiet -p $(BUILD)
+	@echo clang-format; $(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@echo clang-tidy; echo $(TIDY_FILES) | xargs -n 1 -P 2 $(BIN)/clang-tidy --quiet -p $(BUILD)
 
 format: $(VENV)/.linters ## Format every source file in place
 	$(BIN)/ruff check --fix

@@ -281,8 +281,10 @@ class Engine:
         for i, prompt in enumerate(prompts):
             tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
             which = f"prompt {i}" if len(prompts) > 1 else "the prompt"
-            if not tokens:
-                raise ValueError(f"{which} is empty; give at least one token")
+            if not prompt or not tokens:  # a special token alone would be a prompt that nobody wrote
+                raise ValueError(
+                    f"{which} is empty; give text, or token ids such as [bos_token_id] to start from nothing"
+                )
             if len(tokens) >= self.max_context:
                 raise ValueError(
                     f"{which} has {len(tokens)} tokens, but the context holds {self.max_context} with at least one new "
@@ -398,7 +400,7 @@ def _as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
     if not isinstance(prompt, (list, tuple)):
         raise TypeError(f"a prompt is text or token ids, or a list of such, not {type(prompt).__name__}")
     if not prompt:
-        raise ValueError("the prompt is empty; give at least one token")
+        raise ValueError("there is no prompt; give text or token ids, or a list of such")
     if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
         return [list(prompt)], True
     for one in prompt:

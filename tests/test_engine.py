@@ -226,7 +226,7 @@ def test_too_many_experts(family: dict[str, Path]) -> None:
     ("prompt", "options", "error", "words"),
     [
         ("", {}, ValueError, "empty"),
-        ([], {}, ValueError, "empty|list"),
+        ([], {}, ValueError, "no prompt"),
         (["x", ""], {}, ValueError, "prompt 1"),
         ("x " * 5000, {}, ValueError, "context"),
         ([10**6], {}, ValueError, "token id"),

@@ -48,6 +48,13 @@ def test_fusion_answers_what_neither_model_answers_alone(task: str):
     assert right["large"] <= 4 and right["expert"] <= 22 and right["dynamic"] >= right["expert"] + 8
 
 
+def test_empty_text_is_no_prompt_even_where_the_tokenizer_begins_texts_with_a_token():
+    with dlf.Engine(zoo.path("small-base")) as engine:
+        with pytest.raises(ValueError, match="empty"):
+            engine.generate("")
+        assert engine.generate([0], max_new_tokens=3).tokens  # <s> alone, asked for
+
+
 def test_readme_example():
     expert = dlf.Expert(zoo.path("math-expert"), base=zoo.path("small-base"))
     with dlf.Engine(zoo.path("large-base"), experts=[expert]) as engine:
