@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["alpha_colour", "alpha_legend", "alpha_line", "plot_alpha"]
 
-MATPLOTLIB_HINT = "the plot needs matplotlib: pip install 'dlf[plot]'"
+MATPLOTLIB_HINT = "the plot needs matplotlib: pip install matplotlib"
 LEVELS = " ▁▂▃▄▅▆▇█"
 MAX_LABELS = 200
 

@@ -276,9 +276,9 @@ def test_demo_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run("demo", "--problems", "3")
     assert result.exit_code == 0
-    assert "pip install 'dlf[plot]'" in result.stdout
+    assert "pip install matplotlib" in result.stdout
     result = run("demo", "--problems", "3", "--plot", "wanted.png")
-    assert result.exit_code == 2 and "pip install 'dlf[plot]'" in result.stderr
+    assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
 
 
 @pytest.mark.parametrize(
