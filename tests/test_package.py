@@ -30,6 +30,10 @@ def test_types_ship_with_the_package():
     assert (package / "_C.pyi").exists()
 
 
+@pytest.mark.skipif(
+    f"torch=={TORCH_MINOR}." not in (ROOT / "pyproject.toml").read_text(),
+    reason="the pybind11 of another torch writes signatures differently",
+)
 def test_stub_describes_the_extension():
     check = subprocess.run([sys.executable, ROOT / "tools" / "stubs.py", "--check"], capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr
