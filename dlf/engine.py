@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import secrets
@@ -15,7 +14,17 @@ import torch
 from tqdm import tqdm
 
 from dlf import _C
-from dlf.errors import TokenizerMismatchError
+from dlf.arguments import (
+    Path,
+    Prompt,
+    as_expert,
+    as_prompts,
+    check_memory,
+    common_vocabulary,
+    context,
+    positive,
+    sampling_options,
+)
 from dlf.experts import Expert
 from dlf.model import Model, load_model
 from dlf.request import RunningRequest
@@ -25,12 +34,9 @@ from dlf.tokenizer import check_same_tokenizer
 
 __all__ = ["Engine"]
 
-Path: TypeAlias = "str | os.PathLike[str]"
-Prompt: TypeAlias = "str | Sequence[int]"
 Callback: TypeAlias = "Callable[[Piece], bool | None]"
 
 MAX_EXPERTS = 16
-DEFAULT_CONTEXT = 4096
 
 
 class Engine:
@@ -99,11 +105,11 @@ class Engine:
         self._ids = itertools.count()
         if device != "cpu":
             raise ValueError(f"device is {device!r}; this build runs on 'cpu'")
-        threads = _positive("threads", torch.get_num_threads() if threads is None else threads)
-        max_batch = _positive("max_batch", max_batch)
+        threads = positive("threads", torch.get_num_threads() if threads is None else threads)
+        max_batch = positive("max_batch", max_batch)
         if isinstance(experts, (str, os.PathLike, Expert)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
-        wanted = [_as_expert(expert, base) for expert in experts]
+        wanted = [as_expert(expert, base) for expert in experts]
         if len(wanted) > MAX_EXPERTS:
             raise ValueError(f"{len(wanted)} experts; at most {MAX_EXPERTS} can be fused")
         # Impossible options should not cost the loading of a large model.
@@ -138,13 +144,14 @@ class Engine:
         """Tokenizer of the large model."""
         for other in loaded[1:]:
             check_same_tokenizer(self.tokenizer, other.tokenizer, self._model.name, other.name)
-        self.vocab_size = _common_vocabulary(loaded)
+        self.vocab_size = common_vocabulary(loaded)
         """Token ids that all models share; logits above it are padding and are never chosen."""
-        self.max_context = _context(max_context, loaded)
+        self._trained_context = min(model.config.max_position_embeddings for model in loaded)
+        self.max_context = context(max_context, self._trained_context)
         """Tokens of prompt and completion together."""
         self.experts = [expert.label for expert in wanted]
         """Names of the experts: the columns of ``Completion.alpha``."""
-        _check_memory(loaded, [lane_models.count(i) for i in range(len(loaded))], max_batch, self.max_context)
+        check_memory(loaded, [lane_models.count(i) for i in range(len(loaded))], max_batch, self.max_context)
         self._loop = _C.StepLoop(
             models=[model.weights for model in loaded],
             lane_model=lane_models,
@@ -203,8 +210,8 @@ class Engine:
         FloatingPointError
             If a model's logits are not finite; the message names the model and the step.
         """
-        prompts, single = _as_prompts(prompt)
-        sampling = _sampling_options(options)
+        prompts, single = as_prompts(prompt)
+        sampling = sampling_options(options)
         requests = self._add(prompts, sampling)
         try:
             if progress is None:
@@ -235,8 +242,8 @@ class Engine:
         Piece
             One for each token.
         """
-        prompts, single = _as_prompts(prompt)
-        sampling = _sampling_options(options)
+        prompts, single = as_prompts(prompt)
+        sampling = sampling_options(options)
         if not single or sampling.num_return_sequences != 1:
             raise ValueError("stream decodes one sequence; use generate with a callback for several")
         return self._stream(self._add(prompts, sampling))
@@ -286,9 +293,10 @@ class Engine:
                     f"{which} is empty; give text, or token ids such as [bos_token_id] to start from nothing"
                 )
             if len(tokens) >= self.max_context:
+                longer = self._trained_context > self.max_context
                 raise ValueError(
                     f"{which} has {len(tokens)} tokens, but the context holds {self.max_context} with at least one new "
-                    "token; shorten it or raise max_context"
+                    f"token; shorten it{f' or raise max_context, up to {self._trained_context}' if longer else ''}"
                 )
             outside = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
             if outside is not None:
@@ -370,96 +378,7 @@ class Engine:
         return self._loop
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if not 1 <= value <= 1024:
-        raise ValueError(f"{name} is {value}; it must be from 1 to 1024")
-    return value
-
-
-def _as_expert(expert: Expert | Path, base: Path | None) -> Expert:
-    if not isinstance(expert, (Expert, str, os.PathLike)):
-        raise TypeError(f"an expert is a dlf.Expert or a path, not {type(expert).__name__}")
-    if not isinstance(expert, Expert):
-        expert = Expert(expert)
-    if expert.base is None:
-        if base is None:
-            raise ValueError(
-                f"expert '{expert.label}' has no base: give the checkpoint that it was fine-tuned from, "
-                f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
-            )
-        expert = Expert(expert.model, base, expert.name)
-    return expert
-
-
-def _as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
-    """The prompts, and whether there was a single one rather than a list."""
-    if isinstance(prompt, str):
-        return [prompt], True
-    if not isinstance(prompt, (list, tuple)):
-        raise TypeError(f"a prompt is text or token ids, or a list of such, not {type(prompt).__name__}")
-    if not prompt:
-        raise ValueError("there is no prompt; give text or token ids, or a list of such")
-    if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
-        return [list(prompt)], True
-    for one in prompt:
-        if not isinstance(one, str) and not (
-            isinstance(one, (list, tuple))
-            and all(isinstance(token, int) and not isinstance(token, bool) for token in one)
-        ):
-            raise TypeError("each prompt must be a string or a list of token ids")
-    return list(prompt), False
-
-
-def _sampling_options(options: dict[str, Any]) -> SamplingOptions:
-    unknown = sorted(options.keys() - SamplingOptions.__dataclass_fields__.keys())
-    if unknown:
-        raise TypeError(
-            f"no option is called {unknown[0]!r}; there are: {', '.join(SamplingOptions.__dataclass_fields__)}"
-        )
-    return SamplingOptions(**options)
-
-
 def _raise_failure(request: RunningRequest) -> None:
     if request.error is not None:
         kind = FloatingPointError if "NaN" in request.error else ValueError
         raise kind(request.error)
-
-
-def _common_vocabulary(models: list[Model]) -> int:
-    """One model alone keeps all its logits, as elsewhere; fused ones agree on the tokens that every tokenizer has."""
-    size = min(model.config.vocab_size for model in models)
-    if len(models) > 1:
-        size = min(size, *(model.tokenizer.vocab_size for model in models))
-    if size < 2:
-        raise TokenizerMismatchError("the models share fewer than two tokens")
-    return size
-
-
-def _context(max_context: int | None, models: list[Model]) -> int:
-    trained = min(model.config.max_position_embeddings for model in models)
-    if max_context is None:
-        return min(trained, DEFAULT_CONTEXT)
-    if isinstance(max_context, bool) or not isinstance(max_context, int):
-        raise TypeError(f"max_context must be an integer, not {max_context!r}")
-    if not 2 <= max_context <= trained:
-        raise ValueError(f"max_context is {max_context}; the models were made for 2 to {trained} tokens")
-    return max_context
-
-
-def _check_memory(models: list[Model], lanes: list[int], max_batch: int, max_context: int) -> None:
-    """Refuse a KV cache that the machine cannot hold before any of it is taken."""
-    need = 0
-    for model, count in zip(models, lanes, strict=True):
-        config = model.config
-        width = 4 if model.weights.dtype == "float32" else 2
-        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
-        need += per_token * max_context * max_batch * count
-    with contextlib.suppress(ValueError, OSError):
-        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if need > have:
-            raise MemoryError(
-                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB; "
-                f"this machine has {have / 2**30:.1f} GiB; lower one of them"
-            )

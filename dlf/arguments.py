@@ -1,0 +1,122 @@
+"""What a caller hands to the engine, checked before anything is loaded or queued."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from dlf.errors import TokenizerMismatchError
+from dlf.experts import Expert
+from dlf.model import Model
+from dlf.sampling import SamplingOptions
+
+__all__ = [
+    "Path",
+    "Prompt",
+    "as_expert",
+    "as_prompts",
+    "check_memory",
+    "common_vocabulary",
+    "context",
+    "positive",
+    "sampling_options",
+]
+
+Path: TypeAlias = "str | os.PathLike[str]"
+Prompt: TypeAlias = "str | Sequence[int]"
+
+DEFAULT_CONTEXT = 4096
+
+
+def positive(name: str, value: int) -> int:
+    """A count from 1 to 1024."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, not {value!r}")
+    if not 1 <= value <= 1024:
+        raise ValueError(f"{name} is {value}; it must be from 1 to 1024")
+    return value
+
+
+def as_expert(expert: Expert | Path, base: Path | None) -> Expert:
+    """An expert with its base; a plain path takes the engine's."""
+    if not isinstance(expert, (Expert, str, os.PathLike)):
+        raise TypeError(f"an expert is a dlf.Expert or a path, not {type(expert).__name__}")
+    if not isinstance(expert, Expert):
+        expert = Expert(expert)
+    if expert.base is None:
+        if base is None:
+            raise ValueError(
+                f"expert '{expert.label}' has no base: give the checkpoint that it was fine-tuned from, "
+                f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
+            )
+        expert = Expert(expert.model, base, expert.name)
+    return expert
+
+
+def as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
+    """The prompts, and whether there was a single one rather than a list."""
+    if isinstance(prompt, str):
+        return [prompt], True
+    if not isinstance(prompt, (list, tuple)):
+        raise TypeError(f"a prompt is text or token ids, or a list of such, not {type(prompt).__name__}")
+    if not prompt:
+        raise ValueError("there is no prompt; give text or token ids, or a list of such")
+    if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
+        return [list(prompt)], True
+    for one in prompt:
+        if not isinstance(one, str) and not (
+            isinstance(one, (list, tuple))
+            and all(isinstance(token, int) and not isinstance(token, bool) for token in one)
+        ):
+            raise TypeError("each prompt must be a string or a list of token ids")
+    return list(prompt), False
+
+
+def sampling_options(options: dict[str, Any]) -> SamplingOptions:
+    """The options of a request; an unknown name is an error that lists the known ones."""
+    unknown = sorted(options.keys() - SamplingOptions.__dataclass_fields__.keys())
+    if unknown:
+        raise TypeError(
+            f"no option is called {unknown[0]!r}; there are: {', '.join(SamplingOptions.__dataclass_fields__)}"
+        )
+    return SamplingOptions(**options)
+
+
+def common_vocabulary(models: list[Model]) -> int:
+    """One model alone keeps all its logits, as elsewhere; fused ones agree on the tokens that every tokenizer has."""
+    size = min(model.config.vocab_size for model in models)
+    if len(models) > 1:
+        size = min(size, *(model.tokenizer.vocab_size for model in models))
+    if size < 2:
+        raise TokenizerMismatchError("the models share fewer than two tokens")
+    return size
+
+
+def context(max_context: int | None, trained: int) -> int:
+    """Tokens of prompt and completion together, no more than the `trained` ones of all models."""
+    if max_context is None:
+        return min(trained, DEFAULT_CONTEXT)
+    if isinstance(max_context, bool) or not isinstance(max_context, int):
+        raise TypeError(f"max_context must be an integer, not {max_context!r}")
+    if not 2 <= max_context <= trained:
+        raise ValueError(f"max_context is {max_context}; the models were made for 2 to {trained} tokens")
+    return max_context
+
+
+def check_memory(models: list[Model], lanes: list[int], max_batch: int, max_context: int) -> None:
+    """Refuse a KV cache that the machine cannot hold before any of it is taken."""
+    need = 0
+    for model, count in zip(models, lanes, strict=True):
+        config = model.config
+        width = 4 if model.weights.dtype == "float32" else 2
+        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+        need += per_token * max_context * max_batch * count
+    with contextlib.suppress(ValueError, OSError):
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if need > have:
+            raise MemoryError(
+                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB; "
+                f"this machine has {have / 2**30:.1f} GiB; lower one of them"
+            )
