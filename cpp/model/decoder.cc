@@ -114,10 +114,24 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
                        rows.data(), count, heads, kv_heads, config.head_dim, cache_.max_context(), weights_->dtype()},
                       team_);
   const float scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim));
-  ops::attention(
-      {data(q_), cache_.keys(index), cache_.values(index), data(attended_), rows.data(), count, heads, kv_heads,
-       config.head_dim, cache_.max_context(), config.sliding_windows[index], scale, weights_->dtype()},
-      team_);
+  const ops::AttentionArgs attention = {data(q_),
+                                        cache_.keys(index),
+                                        cache_.values(index),
+                                        data(attended_),
+                                        rows.data(),
+                                        count,
+                                        heads,
+                                        kv_heads,
+                                        config.head_dim,
+                                        cache_.max_context(),
+                                        config.sliding_windows[index],
+                                        scale,
+                                        weights_->dtype()};
+  if (phase == Phase::prefill) {
+    ops::prefill_attention(attention, team_);
+  } else {
+    ops::attention(attention, team_);
+  }
   project(layer.o, data(attended_), data(hidden_), count, phase, /*accumulate=*/true);
 }
 

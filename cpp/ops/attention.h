@@ -27,7 +27,30 @@ struct AttentionArgs {
 // that it needs no scratch memory.
 void attention(const AttentionArgs& args, ThreadTeam& team);
 
+// The same for many rows at consecutive positions of one slot: the cache is read once for a chunk of them. Takes
+// scratch memory.
+void prefill_attention(const AttentionArgs& args, ThreadTeam& team);
+
+inline constexpr int64_t kPrefillBlock = 64;  // cache positions between two rescalings
+inline constexpr int64_t kPrefillChunk = 32;  // rows
+
+// The running softmax of one query.
+struct PrefillQuery {
+  float maximum;
+  float total;
+};
+
+struct PrefillScratch {
+  float* keys;            // [head_dim, kPrefillBlock]
+  float* values;          // [kPrefillBlock, head_dim]
+  float* sums;            // [kPrefillChunk * heads / kv_heads, head_dim]
+  PrefillQuery* queries;  // [kPrefillChunk * heads / kv_heads]
+};
+
 // Work items [begin, end) of rows x heads.
 DLF_CPU_KERNEL(attention_kernel, const AttentionArgs& args, int64_t begin, int64_t end);
+// Work items [begin, end) of kv_heads x chunks.
+DLF_CPU_KERNEL(prefill_attention_kernel, const AttentionArgs& args, const PrefillScratch& scratch, int64_t begin,
+               int64_t end);
 
 }  // namespace dlf::ops

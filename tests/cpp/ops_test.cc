@@ -288,6 +288,64 @@ void attention_averages_the_values_that_a_row_sees() {
   }
 }
 
+void prefill_attention_equals_attention() {
+  const int64_t heads = 6, kv_heads = 2, context = 300;
+  ThreadTeam team(2);
+  for (const int64_t dim : {4, 20, 64, 80, 96}) {
+    for (const int64_t begin : {0, 37, 150}) {
+      for (const int64_t count : {1, 31, 100}) {
+        std::vector<Row> rows;
+        for (int64_t i = 0; i < count; ++i) {
+          rows.push_back({0, 1, begin + i});
+        }
+        const Floats q = random_floats(count * heads * dim, 20);
+        const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
+        for (const DType dtype : kTypes) {
+          const Stored keys(random_floats(2 * kv_heads * context * dim, 21), dtype);
+          const Stored values(random_floats(2 * kv_heads * context * dim, 22), dtype);
+          for (const int64_t window : {0, 1, 20, 90}) {
+            Floats expected(count * heads * dim);
+            const auto make_args = [&](float* y) {
+              return AttentionArgs{q.data(),
+                                   keys.bytes.data(),
+                                   values.bytes.data(),
+                                   y,
+                                   rows.data(),
+                                   count,
+                                   heads,
+                                   kv_heads,
+                                   dim,
+                                   context,
+                                   window,
+                                   scale,
+                                   dtype};
+            };
+            attention(make_args(expected.data()), team);
+            const auto compare = [&](const Floats& y) {
+              for (size_t i = 0; i < y.size(); ++i) {
+                EXPECT(near(y[i], expected[i], 1e-5));
+              }
+            };
+            for_each_kernel(KERNELS(prefill_attention_kernel), [&](auto* kernel) {
+              Floats y(expected.size());
+              Floats scratch(3 * kPrefillBlock * dim + 3 * kPrefillChunk * dim);
+              std::vector<PrefillQuery> queries(3 * kPrefillChunk);
+              const int64_t block = kPrefillBlock * dim;
+              kernel(make_args(y.data()),
+                     {scratch.data(), scratch.data() + block, scratch.data() + 2 * block, queries.data()}, 0,
+                     kv_heads * ((count + kPrefillChunk - 1) / kPrefillChunk));
+              compare(y);
+            });
+            Floats threaded(expected.size());
+            prefill_attention(make_args(threaded.data()), team);
+            compare(threaded);
+          }
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dlf::ops
 
@@ -302,5 +360,6 @@ int main() {
       {"embedding copies rows", embedding_copies_rows},
       {"rope rotates and fills the cache", rope_rotates_and_fills_the_cache},
       {"attention averages the values that a row sees", attention_averages_the_values_that_a_row_sees},
+      {"prefill attention equals attention", prefill_attention_equals_attention},
   });
 }
