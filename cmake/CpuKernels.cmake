@@ -1,10 +1,12 @@
 # dlf_add_cpu_kernels(target sources...): compiles every *_cpu.cc once per instruction set, each time into a namespace of its
-# own (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time.
-function(dlf_add_cpu_kernel_variant target namespace aten)
+# own (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time. The products of linear*_cpu.cc are compiled
+# once more, for the dot product instructions.
+function(dlf_add_cpu_kernel_variant target namespace aten aten_features)
   set(library ${target}_${namespace})
   add_library(${library} OBJECT ${DLF_KERNEL_SOURCES})
-  # CPU_CAPABILITY is how at::vec names its instruction sets.
-  target_compile_definitions(${library} PRIVATE DLF_CPU=${namespace} CPU_CAPABILITY=${aten} CPU_CAPABILITY_${aten})
+  # CPU_CAPABILITY is the namespace of at::vec's functions, which must not be one for two sets of flags;
+  # CPU_CAPABILITY_<set> is what they are made of.
+  target_compile_definitions(${library} PRIVATE DLF_CPU=${namespace} CPU_CAPABILITY=${aten} CPU_CAPABILITY_${aten_features})
   # Floating-point exceptions are never read; minding them would keep GCC from vectorising comparisons.
   # GCC 12 takes the undefined operands of its own AVX-512 intrinsics for uninitialised variables.
   target_compile_options(${library} PRIVATE -O3 -ffp-contract=fast -fno-trapping-math -Wno-uninitialized -Wno-maybe-uninitialized ${ARGN})
@@ -14,10 +16,13 @@ endfunction()
 
 function(dlf_add_cpu_kernels target)
   set(DLF_KERNEL_SOURCES ${ARGN})
-  dlf_add_cpu_kernel_variant(${target} portable DEFAULT)
+  dlf_add_cpu_kernel_variant(${target} portable DEFAULT DEFAULT)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     target_compile_definitions(dlf_options INTERFACE DLF_X86_64)
-    dlf_add_cpu_kernel_variant(${target} avx2 AVX2 -mavx2 -mfma -mf16c)
-    dlf_add_cpu_kernel_variant(${target} avx512 AVX512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq)
+    dlf_add_cpu_kernel_variant(${target} avx2 AVX2 AVX2 -mavx2 -mfma -mf16c)
+    set(avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq)
+    dlf_add_cpu_kernel_variant(${target} avx512 AVX512 AVX512 ${avx512})
+    list(FILTER DLF_KERNEL_SOURCES INCLUDE REGEX "/linear(_tiles)?_cpu\\.cc$")
+    dlf_add_cpu_kernel_variant(${target} avx512_bf16 AVX512_BF16 AVX512 ${avx512} -mavx512bf16 -mavx512vnni)
   endif()
 endfunction()

@@ -3,6 +3,7 @@
 
 #include "bindings/bindings.h"
 #include "model/decoder.h"
+#include "ops/quantize.h"
 
 namespace dlf {
 namespace {
@@ -46,6 +47,34 @@ class StandaloneDecoder {
   Decoder decoder_;
 };
 
+const char* name(ops::MatrixType type) {
+  switch (type) {
+    case ops::MatrixType::float32:
+      return "float32";
+    case ops::MatrixType::bfloat16:
+      return "bfloat16";
+    case ops::MatrixType::int8:
+      return "int8";
+    default:
+      return "int4";
+  }
+}
+
+ops::MatrixType quantized_type(int bits) {
+  TORCH_CHECK_VALUE(bits == 8 || bits == 4, "bits is ", bits, "; weights can be quantized to 8 or 4");
+  return bits == 8 ? ops::MatrixType::int8 : ops::MatrixType::int4;
+}
+
+py::tuple quantize(const at::Tensor& weight, int bits, int64_t group, int threads) {
+  ops::QuantizedTensor result;
+  {
+    const py::gil_scoped_release unlocked;
+    ThreadTeam team(threads);
+    result = ops::quantize(weight, quantized_type(bits), group, team);
+  }
+  return py::make_tuple(result.data, result.scale);
+}
+
 }  // namespace
 
 void bind_model(py::module_& m) {
@@ -67,7 +96,11 @@ void bind_model(py::module_& m) {
       .def(py::init<ModelConfig, const TensorMap&>(), py::arg("config"), py::arg("tensors"))
       .def_property_readonly("nbytes", &Weights::bytes)
       .def_property_readonly("dtype",
-                             [](const Weights& w) { return w.dtype() == DType::float32 ? "float32" : "bfloat16"; });
+                             [](const Weights& w) { return w.dtype() == DType::float32 ? "float32" : "bfloat16"; })
+      .def_property_readonly("type", [](const Weights& w) { return name(w.type()); });
+
+  m.def("quantize", &quantize, py::arg("weight"), py::arg("bits"), py::arg("group"), py::arg("threads"),
+        "Tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).");
 
   py::class_<StandaloneDecoder>(m, "Decoder", "One model run by hand, without the step loop.")
       .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int>(), py::arg("weights"), py::arg("slots"),

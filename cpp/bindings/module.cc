@@ -26,7 +26,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("torch_minor") = DLF_TORCH_MINOR;
   m.def(
       "cpu_capability", [] { return std::string(dlf::name(dlf::cpu_capability())); },
-      "Instruction set that the CPU kernels use: portable, avx2 or avx512.");
+      "Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.");
   dlf::bind_fusion(m);
   dlf::bind_sampling(m);
   dlf::bind_model(m);

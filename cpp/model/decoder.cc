@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 
 #include "ops/activation.h"
 #include "ops/attention.h"
@@ -18,10 +19,24 @@ namespace {
 float* data(at::Tensor& tensor) { return tensor.mutable_data_ptr<float>(); }
 const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
+ops::LinearArgs product(const LinearWeights& linear, float* y, int64_t rows, bool accumulate = false) {
+  return {linear.matrix, data(linear.bias), y, rows, accumulate};
+}
+
+int64_t most_rows(int64_t slots) { return std::max(Decoder::kPrefillRows, slots); }
+
+// The widest input of a linear layer.
+int64_t most_in(const ModelConfig& config) {
+  return std::max({config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size});
+}
+
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team)
-    : weights_(std::move(weights)), cache_(weights_->config(), weights_->dtype(), slots, max_context), team_(team) {
+    : weights_(std::move(weights)),
+      cache_(weights_->config(), weights_->dtype(), slots, max_context),
+      team_(team),
+      input_(most_rows(slots), most_in(weights_->config())) {
   const ModelConfig& config = weights_->config();
   const int64_t half = config.head_dim / 2;
   cos_ = at::empty({max_context, half}, at::kFloat);
@@ -35,7 +50,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
       data(sin_)[position * half + i] = std::sin(angle) * factor;
     }
   }
-  const int64_t rows = std::max(kPrefillRows, slots);
+  const int64_t rows = most_rows(slots);
   const int64_t q_size = config.num_attention_heads * config.head_dim;
   const int64_t kv_size = config.num_key_value_heads * config.head_dim;
   hidden_ = at::empty({rows, config.hidden_size}, at::kFloat);
@@ -101,9 +116,16 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
   const int64_t kv_heads = config.num_key_value_heads;
 
   ops::rms_norm({data(hidden_), data(layer.input_norm), data(normed_), count, config.hidden_size, epsilon}, team_);
-  project(layer.q, data(normed_), data(q_), count, phase);
-  project(layer.k, data(normed_), data(k_), count, phase);
-  project(layer.v, data(normed_), data(v_), count, phase);
+  const ops::LinearInputRows input = input_of(layer.q, data(normed_), count);
+  const std::array products = {product(layer.q, data(q_), count), product(layer.k, data(k_), count),
+                               product(layer.v, data(v_), count)};
+  if (phase == Phase::prefill) {
+    for (const ops::LinearArgs& args : products) {
+      ops::linear_prefill(input, args, team_);
+    }
+  } else {
+    ops::linear(input, products, team_);
+  }
   if (layer.q_norm.defined()) {
     ops::rms_norm({data(q_), data(layer.q_norm), data(q_), count * heads, config.head_dim, epsilon}, team_);
   }
@@ -141,22 +163,31 @@ void Decoder::mlp_block(const LayerWeights& layer, int64_t rows, Phase phase) {
   ops::rms_norm({data(hidden_), data(layer.post_attention_norm), data(normed_), rows, config.hidden_size,
                  static_cast<float>(config.rms_norm_eps)},
                 team_);
-  project(layer.gate, data(normed_), data(gate_), rows, phase);
-  project(layer.up, data(normed_), data(up_), rows, phase);
-  ops::swiglu({data(gate_), data(up_), data(gate_), rows * config.intermediate_size}, team_);
+  const ops::LinearInputRows input = input_of(layer.gate, data(normed_), rows);
+  const ops::LinearArgs gate = product(layer.gate, data(gate_), rows);
+  const ops::LinearArgs up = product(layer.up, data(up_), rows);
+  if (phase == Phase::prefill) {
+    ops::linear_prefill(input, gate, team_);
+    ops::linear_prefill(input, up, team_);
+    ops::swiglu({data(gate_), data(up_), data(gate_), rows * config.intermediate_size}, team_);
+  } else {
+    ops::linear_swiglu(input, gate, up, team_);
+  }
   project(layer.down, data(gate_), data(hidden_), rows, phase, /*accumulate=*/true);
 }
 
 void Decoder::project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,
                       bool accumulate) {
-  const ops::LinearArgs args = {x,         linear.weight.const_data_ptr(), data(linear.bias),     y,
-                                rows,      linear.weight.size(1),          linear.weight.size(0), weights_->dtype(),
-                                accumulate};
+  const ops::LinearInputRows input = input_of(linear, x, rows);
   if (phase == Phase::prefill) {
-    ops::linear_prefill(args, team_);
+    ops::linear_prefill(input, product(linear, y, rows, accumulate), team_);
   } else {
-    ops::linear(args, team_);
+    ops::linear(input, product(linear, y, rows, accumulate), team_);
   }
+}
+
+ops::LinearInputRows Decoder::input_of(const LinearWeights& linear, const float* x, int64_t rows) {
+  return input_.prepare(x, rows, linear.matrix.in, linear.matrix.type, team_);
 }
 
 void Decoder::head(const float* hidden, int64_t rows, float* logits, Phase phase) {

@@ -5,6 +5,7 @@
 
 #include "model/kv_cache.h"
 #include "model/weights.h"
+#include "ops/linear.h"
 #include "ops/row.h"
 #include "support/thread_team.h"
 
@@ -37,6 +38,7 @@ class Decoder {
   void mlp_block(const LayerWeights& layer, int64_t rows, Phase phase);
   void project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,
                bool accumulate = false);
+  ops::LinearInputRows input_of(const LinearWeights& linear, const float* x, int64_t rows);
   void head(const float* hidden, int64_t rows, float* logits, Phase phase);
 
   std::shared_ptr<const Weights> weights_;
@@ -44,6 +46,7 @@ class Decoder {
   ThreadTeam& team_;
   at::Tensor cos_, sin_;                                           // [max_context, head_dim / 2]
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass
+  ops::LinearInput input_;
   std::vector<Row> prefill_rows_;
 };
 

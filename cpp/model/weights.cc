@@ -3,6 +3,13 @@
 #include <c10/util/Exception.h>
 
 namespace dlf {
+namespace {
+
+ops::MatrixType float_type(DType dtype) {
+  return dtype == DType::float32 ? ops::MatrixType::float32 : ops::MatrixType::bfloat16;
+}
+
+}  // namespace
 
 Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::move(config)) {
   const int64_t hidden = config_.hidden_size;
@@ -46,7 +53,14 @@ Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::mo
   if (head != tensors.end() && !head->second.is_same(embedding)) {  // else tied: counted once
     lm_head = linear(tensors, "lm_head", config_.vocab_size, hidden);
   } else {
-    lm_head.weight = embedding;
+    lm_head = {
+        embedding, {}, {}, {embedding.const_data_ptr(), nullptr, config_.vocab_size, hidden, float_type(dtype_), 0}};
+  }
+  for (const LayerWeights& w : layers) {
+    for (const LinearWeights* one : {&w.q, &w.k, &w.v, &w.o, &w.gate, &w.up, &w.down}) {
+      TORCH_CHECK_VALUE(one->matrix.type == type(),
+                        "the linear layers are stored in different types; load all with one");
+    }
   }
 }
 
@@ -73,7 +87,40 @@ at::Tensor Weights::vector(const TensorMap& tensors, const std::string& name, in
 }
 
 LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in) {
-  return {take(tensors, name + ".weight", {out, in}), vector(tensors, name + ".bias", out, /*optional=*/true)};
+  const std::string weight = name + ".weight";
+  const std::string scale = name + ".weight_scale";
+  const at::Tensor bias = vector(tensors, name + ".bias", out, /*optional=*/true);
+  if (!tensors.contains(scale)) {
+    const at::Tensor data = take(tensors, weight, {out, in});
+    return {data, {}, bias, {data.const_data_ptr(), nullptr, out, in, float_type(dtype_), 0}};
+  }
+  constexpr int64_t kLanes = ops::kTileOutputs;
+  const int64_t tiles = ops::tiles(out);
+  const auto found = tensors.find(weight);
+  TORCH_CHECK_VALUE(found != tensors.end(), "tensor ", weight, " is missing");
+  if (found->second.scalar_type() == at::kChar) {
+    const int64_t padded = ops::round_up(in, ops::kInputGroup);
+    const at::Tensor data = take_tiles(tensors, weight, at::kChar, {tiles, padded / 4, kLanes, 4});
+    const at::Tensor scales = take_tiles(tensors, scale, at::kFloat, {tiles, kLanes});
+    return {data, scales, bias, {data.const_data_ptr(), scales.const_data_ptr(), out, in, ops::MatrixType::int8, 0}};
+  }
+  const at::Tensor& given = tensors.at(scale);
+  const int64_t group = given.dim() == 3 && given.size(1) == ops::round_up(in, 64) / 64 && in > 32 ? 64 : 32;
+  const int64_t padded = ops::round_up(in, group);
+  const at::Tensor data = take_tiles(tensors, weight, at::kByte, {tiles, padded / 8, kLanes, 4});
+  const at::Tensor scales = take_tiles(tensors, scale, at::kBFloat16, {tiles, padded / group, kLanes});
+  return {data, scales, bias, {data.const_data_ptr(), scales.const_data_ptr(), out, in, ops::MatrixType::int4, group}};
+}
+
+at::Tensor Weights::take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type,
+                               at::IntArrayRef shape) {
+  const at::Tensor& tensor = tensors.at(name);
+  TORCH_CHECK_VALUE(
+      tensor.scalar_type() == type && tensor.sizes() == shape && tensor.device().is_cpu() && tensor.is_contiguous(),
+      "tensor ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), "; tiles of this layer are ", type, " ",
+      shape);
+  bytes_ += static_cast<int64_t>(tensor.nbytes());
+  return tensor;
 }
 
 }  // namespace dlf

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "ops/matrix.h"
 #include "support/dtype.h"
 
 namespace dlf {
@@ -14,8 +15,10 @@ namespace dlf {
 using TensorMap = std::unordered_map<std::string, at::Tensor>;
 
 struct LinearWeights {
-  at::Tensor weight;  // [out, in]
+  at::Tensor weight;  // [out, in], or tiles of int8 or int4
+  at::Tensor scale;   // of tiles
   at::Tensor bias;    // [out] float32, or undefined
+  ops::Matrix matrix;
 };
 
 struct LayerWeights {
@@ -30,12 +33,14 @@ struct LayerWeights {
 class Weights {
  public:
   // Takes tensors under their Hugging Face names, checks their shapes against the config (ValueError names the tensor)
-  // and keeps those it needs. Matrices stay where they are; vectors become float32. Without lm_head.weight the
+  // and keeps those it needs. Matrices stay where they are; vectors become float32. A linear layer's weight may be
+  // tiles of int8 or int4 (ops/matrix.h) beside their `weight_scale`, all of one type. Without lm_head.weight the
   // embedding is tied.
   Weights(ModelConfig config, const TensorMap& tensors);
 
   const ModelConfig& config() const { return config_; }
-  DType dtype() const { return dtype_; }
+  DType dtype() const { return dtype_; }  // of the embedding and of the KV cache
+  ops::MatrixType type() const { return lm_head.matrix.type; }
   int64_t bytes() const { return bytes_; }
 
   at::Tensor embedding;  // [vocab, hidden]
@@ -47,6 +52,7 @@ class Weights {
   at::Tensor take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape);
   at::Tensor vector(const TensorMap& tensors, const std::string& name, int64_t size, bool optional = false);
   LinearWeights linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in);
+  at::Tensor take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type, at::IntArrayRef shape);
 
   ModelConfig config_;
   DType dtype_ = DType::float32;

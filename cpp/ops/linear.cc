@@ -5,11 +5,28 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
+#include <algorithm>
+
+#include "ops/activation.h"
+
 namespace dlf::ops {
 namespace {
 
+using LinearKernel = void(const LinearInputRows&, const LinearArgs&, int64_t, int64_t);
+
 constexpr int64_t kPrefillRows = 16;  // below this, reading the weights costs more than multiplying
 constexpr int64_t kPrefillOutputs = 32;
+
+LinearKernel* kernel_of(MatrixType type) {
+  switch (type) {
+    case MatrixType::int8:
+      return DLF_CPU_DISPATCH_BF16(linear_int8_kernel);
+    case MatrixType::int4:
+      return DLF_CPU_DISPATCH_BF16(linear_int4_kernel);
+    default:
+      return DLF_CPU_DISPATCH_BF16(linear_kernel);
+  }
+}
 
 // torch's own threads spin for milliseconds after a product and would keep ours from their cores: here it has one.
 // The number belongs to each thread; what a new thread starts with is put back in the end.
@@ -30,25 +47,60 @@ at::Tensor view(const void* data, int64_t rows, int64_t columns, at::ScalarType 
 
 }  // namespace
 
-void linear(const LinearArgs& args, ThreadTeam& team) {
-  const auto kernel = DLF_CPU_DISPATCH(linear_kernel);
-  team.parallel_for(args.out, 16, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
+  linear(x, std::span(&args, 1), team);
 }
 
-void linear_prefill(const LinearArgs& args, ThreadTeam& team) {
-  if (args.rows <= kPrefillRows) {
-    return linear(args, team);
+void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team) {
+  LinearKernel* kernel = kernel_of(products[0].weight.type);
+  int64_t total = 0;
+  for (const LinearArgs& args : products) {
+    total += tiles(args.weight.out);
+  }
+  team.parallel_for(total, 1, [&](int64_t begin, int64_t end) {
+    int64_t first = 0;
+    for (const LinearArgs& args : products) {
+      const int64_t count = tiles(args.weight.out);
+      const int64_t low = std::max(begin - first, int64_t{0});
+      const int64_t high = std::min(end - first, count);
+      if (low < high) {
+        kernel(x, args, low, high);
+      }
+      first += count;
+    }
+  });
+}
+
+void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, ThreadTeam& team) {
+  LinearKernel* kernel = kernel_of(gate.weight.type);
+  const auto activate = DLF_CPU_DISPATCH(swiglu_kernel);
+  const int64_t out = gate.weight.out;
+  team.parallel_for(tiles(out), 1, [&](int64_t begin, int64_t end) {
+    kernel(x, gate, begin, end);
+    kernel(x, up, begin, end);
+    for (int64_t row = 0; row < gate.rows; ++row) {
+      activate({gate.y + row * out, up.y + row * out, gate.y + row * out, out}, begin * kTileOutputs,
+               std::min(end * kTileOutputs, out));
+    }
+  });
+}
+
+void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
+  const Matrix& matrix = args.weight;
+  if (args.rows <= kPrefillRows || is_quantized(matrix.type)) {
+    return linear(x, args, team);
   }
   const TorchThreads caller;
-  const at::ScalarType type = args.dtype == DType::float32 ? at::kFloat : at::kBFloat16;
-  const at::Tensor x = view(args.x, args.rows, args.in, at::kFloat).to(type);
-  const at::Tensor weight = view(args.weight, args.out, args.in, type);
-  team.parallel_for(args.out, kPrefillOutputs, [&](int64_t begin, int64_t end) {
+  const at::ScalarType type = matrix.type == MatrixType::float32 ? at::kFloat : at::kBFloat16;
+  const at::Tensor input =
+      type == at::kFloat ? view(x.x, args.rows, x.in, type) : view(x.bfloat16, args.rows, x.in, type);
+  const at::Tensor weight = view(matrix.data, matrix.out, matrix.in, type);
+  team.parallel_for(matrix.out, kPrefillOutputs, [&](int64_t begin, int64_t end) {
     at::set_num_threads(1);
-    const at::Tensor product = at::mm(x, weight.slice(0, begin, end).t()).to(at::kFloat);
+    const at::Tensor product = at::mm(input, weight.slice(0, begin, end).t()).to(at::kFloat);
     const float* from = product.const_data_ptr<float>();
     for (int64_t row = 0; row < args.rows; ++row) {
-      float* y = args.y + row * args.out;
+      float* y = args.y + row * matrix.out;
       for (int64_t o = begin; o < end; ++o) {
         const float value = *from++ + (args.bias ? args.bias[o] : 0.0F);
         y[o] = args.accumulate ? y[o] + value : value;

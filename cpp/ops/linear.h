@@ -1,31 +1,39 @@
 #pragma once
 
+#include <span>
+
+#include "ops/linear_input.h"
+#include "ops/matrix.h"
 #include "support/cpu_capability.h"
-#include "support/dtype.h"
 #include "support/thread_team.h"
 
 namespace dlf::ops {
 
 struct LinearArgs {
-  const float* x;      // [rows, in]
-  const void* weight;  // [out, in], of dtype
-  const float* bias;   // [out], or null
-  float* y;            // [rows, out]
+  Matrix weight;      // [out, in]
+  const float* bias;  // [out], or null
+  float* y;           // [rows, out]
   int64_t rows;
-  int64_t in;
-  int64_t out;
-  DType dtype;
   bool accumulate;  // y += x W^T + bias instead of y =
 };
 
 // y = x W^T + bias for the few rows of a decode step: bound by reading W once. A row's result does not depend on the
 // other rows (its sums run in one fixed order), so a sequence decodes to the same tokens in any batch.
-void linear(const LinearArgs& args, ThreadTeam& team);
+void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 
-// The same product for the many rows of a prompt, by the matrix library that torch carries.
-void linear_prefill(const LinearArgs& args, ThreadTeam& team);
+// Several products of one x, whose weights have one type, in one loop: query, key and value.
+void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team);
 
-// Output channels [begin, end) of linear.
-DLF_CPU_KERNEL(linear_kernel, const LinearArgs& args, int64_t begin, int64_t end);
+// gate.y = silu(x Wg^T) * (x Wu^T), the SwiGLU of two products that have one shape, in one loop.
+void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, ThreadTeam& team);
+
+// The same product for the many rows of a prompt: float32 and bfloat16 by the matrix library that torch carries,
+// int8 and int4 by the kernels of the few rows, which are bound by arithmetic then and faster than it.
+void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
+
+// Tiles [begin, end) of kTileOutputs output channels each.
+DLF_CPU_KERNEL(linear_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
+DLF_CPU_KERNEL(linear_int8_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
+DLF_CPU_KERNEL(linear_int4_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

@@ -12,9 +12,10 @@ namespace {
 int portable_kernel() { return 0; }
 int avx2_kernel() { return 1; }
 int avx512_kernel() { return 2; }
+int avx512_bf16_kernel() { return 3; }
 
 void the_kernel_follows_the_capability() {
-  auto* kernel = choose_kernel(&portable_kernel, &avx2_kernel, &avx512_kernel);
+  auto* kernel = choose_kernel(&portable_kernel, &avx2_kernel, &avx512_kernel, &avx512_bf16_kernel);
   EXPECT(kernel() == static_cast<int>(cpu_capability()));
 }
 
@@ -22,6 +23,7 @@ void names_are_what_the_variable_takes() {
   EXPECT(name(CpuCapability::portable) == "portable");
   EXPECT(name(CpuCapability::avx2) == "avx2");
   EXPECT(name(CpuCapability::avx512) == "avx512");
+  EXPECT(name(CpuCapability::avx512_bf16) == "avx512_bf16");
 }
 
 void the_variable_lowers_the_capability() {

@@ -10,145 +10,12 @@
 #include "ops/activation.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
-#include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
+#include "ops_testing.h"
 
 namespace dlf::ops {
 namespace {
-
-using Floats = std::vector<float>;
-
-Floats random_floats(int64_t count, uint32_t seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<float> normal;
-  Floats values(count);
-  for (float& value : values) {
-    value = normal(generator);
-  }
-  return values;
-}
-
-// Values as a type holds them, and the same values as floats.
-struct Stored {
-  std::vector<char> bytes;
-  Floats values;
-  DType dtype;
-
-  Stored(Floats from, DType type) : values(std::move(from)), dtype(type) {
-    bytes.resize(values.size() * (type == DType::float32 ? 4 : 2));
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (type == DType::float32) {
-        reinterpret_cast<float*>(bytes.data())[i] = values[i];
-      } else {
-        const auto rounded = static_cast<c10::BFloat16>(values[i]);
-        reinterpret_cast<c10::BFloat16*>(bytes.data())[i] = rounded;
-        values[i] = static_cast<float>(rounded);
-      }
-    }
-  }
-};
-
-constexpr DType kTypes[] = {DType::float32, DType::bfloat16};
-
-double element(const Stored& stored, int64_t i) {
-  return stored.dtype == DType::float32
-             ? reinterpret_cast<const float*>(stored.bytes.data())[i]
-             : static_cast<float>(reinterpret_cast<const c10::BFloat16*>(stored.bytes.data())[i]);
-}
-
-bool near(double value, double expected, double tolerance) {
-  return std::abs(value - expected) <= tolerance * (1.0 + std::abs(expected));
-}
-
-// Calls body with the portable kernel, and with the vectorised ones where the processor has their instructions.
-template <typename Kernel, typename Body>
-void for_each_kernel(Kernel* portable, [[maybe_unused]] Kernel* avx2, [[maybe_unused]] Kernel* avx512, Body&& body) {
-  body(portable);
-#ifdef DLF_X86_64
-  if (cpu_capability() >= CpuCapability::avx2) {
-    body(avx2);
-  }
-  if (cpu_capability() >= CpuCapability::avx512) {
-    body(avx512);
-  }
-#endif
-}
-
-#ifdef DLF_X86_64
-#define KERNELS(name) &portable::name, &avx2::name, &avx512::name
-#else
-#define KERNELS(name) &portable::name, &portable::name, &portable::name
-#endif
-
-void linear_is_a_matrix_product() {
-  for (const DType dtype : kTypes) {
-    for (const int64_t rows : {1, 2, 3, 5, 9}) {
-      for (const int64_t in : {1, 7, 64, 131}) {
-        const int64_t out = 37;
-        const Floats x = random_floats(rows * in, 1);
-        const Floats bias = random_floats(out, 2);
-        const Stored weight(random_floats(out * in, 3), dtype);
-        for (const bool accumulate : {false, true}) {
-          for_each_kernel(KERNELS(linear_kernel), [&](auto* kernel) {
-            Floats y(rows * out, 0.5F);
-            const LinearArgs args = {x.data(), weight.bytes.data(), bias.data(), y.data(), rows, in, out,
-                                     dtype,    accumulate};
-            kernel(args, 0, 16);
-            kernel(args, 16, out);
-            for (int64_t r = 0; r < rows; ++r) {
-              for (int64_t o = 0; o < out; ++o) {
-                double expected = bias[o] + (accumulate ? 0.5 : 0.0);
-                for (int64_t i = 0; i < in; ++i) {
-                  expected += static_cast<double>(x[r * in + i]) * weight.values[o * in + i];
-                }
-                EXPECT(near(y[r * out + o], expected, 2e-5));
-              }
-            }
-          });
-        }
-      }
-    }
-  }
-}
-
-void a_row_of_linear_does_not_depend_on_the_others() {
-  const int64_t in = 200;
-  const int64_t out = 48;
-  const Floats x = random_floats(7 * in, 4);
-  for (const DType dtype : kTypes) {
-    const Stored weight(random_floats(out * in, 5), dtype);
-    for_each_kernel(KERNELS(linear_kernel), [&](auto* kernel) {
-      Floats together(7 * out);
-      Floats alone(out);
-      kernel({x.data(), weight.bytes.data(), nullptr, together.data(), 7, in, out, dtype, false}, 0, out);
-      for (int64_t r = 0; r < 7; ++r) {
-        kernel({x.data() + r * in, weight.bytes.data(), nullptr, alone.data(), 1, in, out, dtype, false}, 0, out);
-        EXPECT(std::equal(alone.begin(), alone.end(), together.begin() + r * out));
-      }
-    });
-  }
-}
-
-void prefill_multiplies_as_decode_does() {
-  ThreadTeam team(2);
-  const int64_t rows = 40;
-  const int64_t in = 96;
-  const int64_t out = 33;
-  const Floats x = random_floats(rows * in, 6);
-  const Floats bias = random_floats(out, 7);
-  for (const DType dtype : kTypes) {
-    const Stored weight(random_floats(out * in, 8), dtype);
-    Floats decoded(rows * out, 1.0F);
-    Floats prefilled(rows * out, 1.0F);
-    linear({x.data(), weight.bytes.data(), bias.data(), decoded.data(), rows, in, out, dtype, true}, team);
-    linear_prefill({x.data(), weight.bytes.data(), bias.data(), prefilled.data(), rows, in, out, dtype, true}, team);
-    for (size_t i = 0; i < decoded.size(); ++i) {
-      // In bfloat16 prefill rounds x and the product, half a part in 256 each.
-      EXPECT(std::abs(prefilled[i] - decoded[i]) <= (dtype == DType::float32 ? 1e-4 : 0.2));
-    }
-  }
-}
 
 void rms_norm_divides_by_the_root_mean_square() {
   for (const int64_t size : {1, 5, 64, 200}) {
@@ -352,9 +219,6 @@ void prefill_attention_equals_attention() {
 int main() {
   using namespace dlf::ops;
   return dlf::testing::run({
-      {"linear is a matrix product", linear_is_a_matrix_product},
-      {"a row of linear does not depend on the others", a_row_of_linear_does_not_depend_on_the_others},
-      {"prefill multiplies as decode does", prefill_multiplies_as_decode_does},
       {"rms_norm divides by the root mean square", rms_norm_divides_by_the_root_mean_square},
       {"swiglu gates", swiglu_gates},
       {"embedding copies rows", embedding_copies_rows},

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "ops/matrix.h"
+#include "support/cpu_capability.h"
+#include "support/thread_team.h"
+
+namespace dlf::ops {
+
+// Rows of x as the products of one type of weights read them.
+struct LinearInputRows {
+  const float* x;  // [rows, in]
+  int64_t in;
+  int64_t stride;  // in, rounded up to whole groups
+  // For bfloat16 weights: x rounded to the nearest.
+  uint16_t* bfloat16;  // [rows, in]
+  // For int8 and int4 weights: x = value * scale, in groups of kInputGroup with their own scale, zero beyond in.
+  int8_t* value;  // [rows, stride]
+  float* scale;   // [rows, stride / kInputGroup]
+  int32_t* sum;   // of a group's values: what an offset that all weights have adds to a product
+};
+
+// Scratch memory for the input of linear layers: weights of 16 bits multiply activations of 16 bits, weights of 8 and
+// fewer multiply activations of 8, as elsewhere in the field.
+class LinearInput {
+ public:
+  LinearInput(int64_t max_rows, int64_t max_in);
+
+  // The rows of x as `type` reads them; they hold until the next call.
+  LinearInputRows prepare(const float* x, int64_t rows, int64_t in, MatrixType type, ThreadTeam& team);
+
+ private:
+  at::Tensor values_;  // bfloat16 or int8
+  at::Tensor scales_;
+  at::Tensor sums_;
+};
+
+// Rows [begin, end).
+DLF_CPU_KERNEL(round_input_kernel, const LinearInputRows& input, int64_t begin, int64_t end);
+DLF_CPU_KERNEL(quantize_input_kernel, const LinearInputRows& input, int64_t begin, int64_t end);
+
+}  // namespace dlf::ops

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+
+namespace dlf::ops {
+
+// How a weight matrix [out, in] is stored.
+enum class MatrixType : int8_t { float32, bfloat16, int8, int4 };
+
+// float32 and bfloat16 matrices lie row by row, as in the file that they are mapped from. int8 and int4 ones lie in
+// tiles of 16 output channels, so that a vector register holds the same place of 16 channels, their sums need no final
+// addition across the register, and a tile is one stream of memory:
+//   int8  data [out / 16][in / 4][16][4], values −127 .. 127; scale float32 [out / 16][16]
+//   int4  data [out / 16][in / 8][16][4 bytes], value + 8 of inputs 0 .. 3 in the low halves and of 4 .. 7 in the high
+//         ones; scale bfloat16 [out / 16][in / group][16]
+// with `out` rounded up to whole tiles and `in` to whole groups, the padding being zero. A weight is value * scale.
+inline constexpr int64_t kTileOutputs = 16;
+inline constexpr int64_t kInputGroup = 32;  // activations that share a scale
+
+struct Matrix {
+  const void* data;
+  const void* scale;  // null for float32 and bfloat16
+  int64_t out;
+  int64_t in;
+  MatrixType type;
+  int64_t group;  // weights that share a scale; 0: the whole channel
+};
+
+inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+inline constexpr int64_t tiles(int64_t out) { return (out + kTileOutputs - 1) / kTileOutputs; }
+inline constexpr bool is_quantized(MatrixType type) { return type == MatrixType::int8 || type == MatrixType::int4; }
+
+}  // namespace dlf::ops

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "support/cpu_capability.h"
+#include "support/dtype.h"
+
+// What the tests of operations share: random numbers, values as a type holds them, and every instruction set.
+namespace dlf::ops {
+namespace {
+
+using Floats = std::vector<float>;
+
+[[maybe_unused]] Floats random_floats(int64_t count, uint32_t seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  Floats values(count);
+  for (float& value : values) {
+    value = normal(generator);
+  }
+  return values;
+}
+
+// Values as a type holds them, and the same values as floats.
+struct Stored {
+  std::vector<char> bytes;
+  Floats values;
+  DType dtype;
+
+  Stored(Floats from, DType type) : values(std::move(from)), dtype(type) {
+    bytes.resize(values.size() * (type == DType::float32 ? 4 : 2));
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (type == DType::float32) {
+        reinterpret_cast<float*>(bytes.data())[i] = values[i];
+      } else {
+        const auto rounded = static_cast<c10::BFloat16>(values[i]);
+        reinterpret_cast<c10::BFloat16*>(bytes.data())[i] = rounded;
+        values[i] = static_cast<float>(rounded);
+      }
+    }
+  }
+};
+
+[[maybe_unused]] constexpr DType kTypes[] = {DType::float32, DType::bfloat16};
+
+[[maybe_unused]] double element(const Stored& stored, int64_t i) {
+  return stored.dtype == DType::float32
+             ? reinterpret_cast<const float*>(stored.bytes.data())[i]
+             : static_cast<float>(reinterpret_cast<const c10::BFloat16*>(stored.bytes.data())[i]);
+}
+
+[[maybe_unused]] bool near(double value, double expected, double tolerance) {
+  return std::abs(value - expected) <= tolerance * (1.0 + std::abs(expected));
+}
+
+// Calls body with the portable kernel, and with the vectorised ones where the processor has their instructions.
+template <typename Kernel, typename Body>
+void for_each_kernel(Kernel* portable, [[maybe_unused]] Kernel* avx2, [[maybe_unused]] Kernel* avx512,
+                     [[maybe_unused]] Kernel* avx512_bf16, Body&& body) {
+  body(portable);
+#ifdef DLF_X86_64
+  if (cpu_capability() >= CpuCapability::avx2) {
+    body(avx2);
+  }
+  if (cpu_capability() >= CpuCapability::avx512) {
+    body(avx512);
+  }
+  if (cpu_capability() >= CpuCapability::avx512_bf16 && avx512_bf16 != avx512) {
+    body(avx512_bf16);
+  }
+#endif
+}
+
+#ifdef DLF_X86_64
+#define KERNELS(name) &portable::name, &avx2::name, &avx512::name, &avx512::name
+#define KERNELS_BF16(name) &portable::name, &avx2::name, &avx512::name, &avx512_bf16::name
+#else
+#define KERNELS(name) &portable::name, &portable::name, &portable::name, &portable::name
+#define KERNELS_BF16(name) KERNELS(name)
+#endif
+
+}  // namespace
+}  // namespace dlf::ops
