@@ -15,7 +15,7 @@ namespace {
 using LinearKernel = void(const LinearInputRows&, const LinearArgs&, int64_t, int64_t);
 
 constexpr int64_t kPrefillRows = 16;  // below this, reading the weights costs more than multiplying
-constexpr int64_t kPrefillOutputs = 32;
+constexpr int64_t kPrefillOutputs = 32;  // a multiple of which one product of the library has
 
 LinearKernel* kernel_of(MatrixType type) {
   switch (type) {
@@ -95,7 +95,9 @@ void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam
   const at::Tensor input =
       type == at::kFloat ? view(x.x, args.rows, x.in, type) : view(x.bfloat16, args.rows, x.in, type);
   const at::Tensor weight = view(matrix.data, matrix.out, matrix.in, type);
-  team.parallel_for(matrix.out, kPrefillOutputs, [&](int64_t begin, int64_t end) {
+  // Each product reads x anew: two for each thread, so that a thread without a core doesn't hold up the others.
+  const int64_t share = round_up(matrix.out / (2 * team.size()) + 1, kPrefillOutputs);
+  team.parallel_for(matrix.out, share, [&](int64_t begin, int64_t end) {
     at::set_num_threads(1);
     const at::Tensor product = at::mm(input, weight.slice(0, begin, end).t()).to(at::kFloat);
     const float* from = product.const_data_ptr<float>();

@@ -6,6 +6,7 @@ namespace dlf {
 namespace {
 
 constexpr int kSpins = 4000;  // about 50 us
+constexpr int64_t kShares = 6;  // chunks for each thread: few, so that each reads memory as one long stream
 
 void pause() {
 #ifdef DLF_X86_64
@@ -17,7 +18,7 @@ void pause() {
 
 ThreadTeam::ThreadTeam(int size) {
   for (int index = 1; index < size; ++index) {
-    workers_.emplace_back([this, index] { work(index); });
+    workers_.emplace_back([this] { work(); });
   }
 }
 
@@ -32,10 +33,13 @@ ThreadTeam::~ThreadTeam() {
 
 void ThreadTeam::run(const Loop& loop) {
   loop_ = loop;
+  const int64_t grains = (loop.count + loop.grain - 1) / loop.grain;
+  chunk_ = std::max(grains / (kShares * size()), int64_t{1}) * loop.grain;
+  next_.store(0, std::memory_order_relaxed);
   running_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
-  run_share(0);
+  run_share();
   for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
     if (spins < kSpins) {
       pause();
@@ -45,7 +49,7 @@ void ThreadTeam::run(const Loop& loop) {
   }
 }
 
-void ThreadTeam::work(int index) {
+void ThreadTeam::work() {
   uint32_t seen = 0;
   while (true) {
     uint32_t generation = generation_.load(std::memory_order_acquire);
@@ -61,17 +65,18 @@ void ThreadTeam::work(int index) {
     if (stopping_.load(std::memory_order_relaxed)) {
       return;
     }
-    run_share(index);
+    run_share();
     running_.fetch_sub(1, std::memory_order_release);
   }
 }
 
-void ThreadTeam::run_share(int index) const {
-  const int64_t grains = (loop_.count + loop_.grain - 1) / loop_.grain;
-  const int64_t begin = grains * index / size() * loop_.grain;
-  const int64_t end = std::min(grains * (index + 1) / size() * loop_.grain, loop_.count);
-  if (begin < end) {
-    loop_.call(loop_.body, begin, end);
+void ThreadTeam::run_share() {
+  while (true) {
+    const int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
+    if (begin >= loop_.count) {
+      return;
+    }
+    loop_.call(loop_.body, begin, std::min(begin + chunk_, loop_.count));
   }
 }
 
