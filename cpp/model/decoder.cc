@@ -133,7 +133,7 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
     ops::rms_norm({data(k_), data(layer.k_norm), data(k_), count * kv_heads, config.head_dim, epsilon}, team_);
   }
   ops::rope_and_cache({data(q_), data(k_), data(v_), cache_.keys(index), cache_.values(index), data(cos_), data(sin_),
-                       rows.data(), count, heads, kv_heads, config.head_dim, cache_.max_context(), weights_->dtype()},
+                       rows.data(), count, heads, kv_heads, config.head_dim, cache_.capacity(), weights_->dtype()},
                       team_);
   const float scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim));
   const ops::AttentionArgs attention = {data(q_),
@@ -145,7 +145,7 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
                                         heads,
                                         kv_heads,
                                         config.head_dim,
-                                        cache_.max_context(),
+                                        cache_.capacity(),
                                         config.sliding_windows[index],
                                         scale,
                                         weights_->dtype()};

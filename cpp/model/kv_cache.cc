@@ -6,9 +6,11 @@
 namespace dlf {
 
 KVCache::KVCache(const ModelConfig& config, DType dtype, int64_t slots, int64_t max_context)
-    : slots_(slots), max_context_(max_context) {
+    : slots_(slots),
+      max_context_(max_context),
+      capacity_((max_context + ops::kCacheBlock - 1) / ops::kCacheBlock * ops::kCacheBlock) {
   const auto options = at::TensorOptions().dtype(dtype == DType::float32 ? at::kFloat : at::kBFloat16);
-  const std::vector<int64_t> shape = {config.num_hidden_layers, slots, config.num_key_value_heads, max_context,
+  const std::vector<int64_t> shape = {config.num_hidden_layers, slots, config.num_key_value_heads, capacity_,
                                       config.head_dim};
   keys_ = at::empty(shape, options);
   values_ = at::empty(shape, options);

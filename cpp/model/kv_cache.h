@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "model/config.h"
+#include "ops/cache_layout.h"
 #include "support/dtype.h"
 
 namespace dlf {
@@ -18,6 +19,7 @@ class KVCache {
   void* keys(int64_t layer) { return static_cast<char*>(keys_.mutable_data_ptr()) + layer * layer_bytes_; }
   void* values(int64_t layer) { return static_cast<char*>(values_.mutable_data_ptr()) + layer * layer_bytes_; }
   int64_t max_context() const { return max_context_; }
+  int64_t capacity() const { return capacity_; }  // max_context in whole blocks
   int64_t slots() const { return slots_; }
 
   int64_t acquire();  // a free slot; there must be one
@@ -25,11 +27,12 @@ class KVCache {
   int64_t free_slots() const { return static_cast<int64_t>(free_.size()); }
 
  private:
-  at::Tensor keys_;  // [layers, slots, kv_heads, max_context, head_dim]
+  at::Tensor keys_;  // [layers, ...] as in ops/cache_layout.h
   at::Tensor values_;
   int64_t layer_bytes_;
   int64_t slots_;
   int64_t max_context_;
+  int64_t capacity_;
   std::vector<int64_t> free_;
 };
 

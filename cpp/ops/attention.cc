@@ -6,7 +6,8 @@ namespace dlf::ops {
 
 void attention(const AttentionArgs& args, ThreadTeam& team) {
   const auto kernel = DLF_CPU_DISPATCH(attention_kernel);
-  team.parallel_for(args.rows * args.heads, 1, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  team.parallel_for(args.rows * args.kv_heads * head_groups(args), 1,
+                    [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 void prefill_attention(const AttentionArgs& args, ThreadTeam& team) {
@@ -14,7 +15,7 @@ void prefill_attention(const AttentionArgs& args, ThreadTeam& team) {
   const int64_t queries = kPrefillChunk * args.heads / args.kv_heads;
   const int64_t chunks = (args.rows + kPrefillChunk - 1) / kPrefillChunk;
   team.parallel_for(args.kv_heads * chunks, 1, [&](int64_t begin, int64_t end) {
-    const int64_t block = kPrefillBlock * args.head_dim;
+    const int64_t block = kCacheBlock * args.head_dim;
     std::vector<float> memory(2 * block + queries * args.head_dim);
     std::vector<PrefillQuery> states(queries);
     kernel(args, {memory.data(), memory.data() + block, memory.data() + 2 * block, states.data()}, begin, end);

@@ -9,80 +9,167 @@ namespace dlf::ops::DLF_CPU {
 namespace {
 
 using Vec = at::vec::Vectorized<float>;
-constexpr int64_t kBlock = 64;  // cache positions between two rescalings
+constexpr int64_t kBlock = kCacheBlock;  // positions between two rescalings
 constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kPair = 2 * Vec::size();
+static_assert(kBlock % kPair == 0);
 
-inline Vec load(const float* from, int64_t count) { return Vec::loadu(from, count); }
-
-inline Vec load(const c10::BFloat16* from, int64_t count) {
-  if (count == Vec::size()) {
-    Vec values;
-    at::vec::load_fp32_from_bf16(from, values);
-    return values;
-  }
-  float values[Vec::size()];
-  for (int64_t i = 0; i < Vec::size(); ++i) {
-    values[i] = i < count ? static_cast<float>(from[i]) : 0.0F;
-  }
-  return Vec::loadu(values);
+inline void load(const float* from, Vec (&to)[2]) {
+  to[0] = Vec::loadu(from);
+  to[1] = Vec::loadu(from + Vec::size());
 }
 
-template <typename Element>
-float dot(const float* q, const Element* k, int64_t dim) {
-  Vec total(0.0F);
-  for (int64_t i = 0; i < dim; i += Vec::size()) {
-    const int64_t count = dim - i < Vec::size() ? dim - i : Vec::size();
-    total = at::vec::fmadd(load(q + i, count), load(k + i, count), total);
-  }
-  return at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return a + b; }, total);
+inline void load(const c10::BFloat16* from, Vec (&to)[2]) {
+  std::tie(to[0], to[1]) = at::vec::convert_bfloat16_float(at::vec::Vectorized<c10::BFloat16>::loadu(from));
 }
 
-template <typename Element>
-void attend(const AttentionArgs& args, int64_t item) {
-  const int64_t dim = args.head_dim;
-  const Row& row = args.row[item / args.heads];
-  const int64_t kv_head = item % args.heads / (args.heads / args.kv_heads);
-  const float* q = args.q + item * dim;
-  const int64_t cache = (row.slot * args.kv_heads + kv_head) * args.max_context * dim;
-  const Element* k = static_cast<const Element*>(args.k_cache) + cache;
-  const Element* v = static_cast<const Element*>(args.v_cache) + cache;
+// The H heads that read one key-value head: their queries, softmax and sums.
+template <int64_t H>
+struct Heads {
+  const float* q;  // [H, dim]
+  float* sums;     // [H, dim]
+  float maximum[H];
+  float total[H];
+  float scores[H][kBlock];
+};
 
-  const int64_t last = row.position + 1;
-  const int64_t first = args.window > 0 && last > args.window ? last - args.window : 0;
-  float sums[kMaxHeadDim] = {};
-  float scores[kBlock];
-  float maximum = -INFINITY;
-  float total = 0.0F;
-  for (int64_t block = first; block < last; block += kBlock) {
-    const int64_t count = last - block < kBlock ? last - block : kBlock;
-    float block_maximum = maximum;
-    for (int64_t j = 0; j < count; ++j) {
-      scores[j] = dot(q, k + (block + j) * dim, dim) * args.scale;
-      block_maximum = scores[j] > block_maximum ? scores[j] : block_maximum;
+// scores = q · k * scale for the positions [low, high) of a block, and some beside them.
+template <int64_t H, typename Element>
+void score(Heads<H>& heads, const Element* keys, int64_t low, int64_t high, int64_t dim, float scale) {
+  for (int64_t first = low / kPair * kPair; first < high; first += kPair) {
+    Vec totals[H][2];
+    for (int64_t h = 0; h < H; ++h) {
+      totals[h][0] = Vec(0.0F);
+      totals[h][1] = Vec(0.0F);
     }
-    const float rescale = std::exp(maximum - block_maximum);
-    maximum = block_maximum;
-    total *= rescale;
     for (int64_t i = 0; i < dim; ++i) {
-      sums[i] *= rescale;
-    }
-    for (int64_t j = 0; j < count; j += Vec::size()) {
-      const int64_t part = count - j < Vec::size() ? count - j : Vec::size();
-      (Vec::loadu(scores + j, part) - Vec(maximum)).exp().store(scores + j, static_cast<int>(part));
-    }
-    for (int64_t j = 0; j < count; ++j) {
-      total += scores[j];
-      const Vec weight(scores[j]);
-      for (int64_t i = 0; i < dim; i += Vec::size()) {
-        const int64_t part = dim - i < Vec::size() ? dim - i : Vec::size();
-        at::vec::fmadd(weight, load(v + (block + j) * dim + i, part), load(sums + i, part))
-            .store(sums + i, static_cast<int>(part));
+      Vec k[2];
+      load(keys + i * kBlock + first, k);
+      for (int64_t h = 0; h < H; ++h) {
+        const Vec q(heads.q[h * dim + i]);
+        totals[h][0] = at::vec::fmadd(q, k[0], totals[h][0]);
+        totals[h][1] = at::vec::fmadd(q, k[1], totals[h][1]);
       }
     }
+    for (int64_t h = 0; h < H; ++h) {
+      (totals[h][0] * Vec(scale)).store(heads.scores[h] + first);
+      (totals[h][1] * Vec(scale)).store(heads.scores[h] + first + Vec::size());
+    }
   }
-  float* y = args.y + item * dim;
-  for (int64_t i = 0; i < dim; ++i) {
-    y[i] = sums[i] / total;
+}
+
+// Scores become weights relative to the largest one so far; the sums follow it.
+template <int64_t H>
+void soften(Heads<H>& heads, int64_t low, int64_t high, int64_t dim) {
+  for (int64_t h = 0; h < H; ++h) {
+    float* scores = heads.scores[h];
+    float maximum = heads.maximum[h];
+    for (int64_t j = low; j < high; ++j) {
+      maximum = scores[j] > maximum ? scores[j] : maximum;
+    }
+    const float rescale = std::exp(heads.maximum[h] - maximum);
+    heads.maximum[h] = maximum;
+    for (int64_t j = low / kPair * kPair; j < high; j += Vec::size()) {
+      (Vec::loadu(scores + j) - Vec(maximum)).exp().store(scores + j);
+    }
+    float total = heads.total[h] * rescale;
+    for (int64_t j = low; j < high; ++j) {
+      total += scores[j];
+    }
+    heads.total[h] = total;
+    for (int64_t i = 0; i < dim; ++i) {
+      heads.sums[h * dim + i] *= rescale;
+    }
+  }
+}
+
+// sums += Σ scores[j] * values[j] over [low, high).
+template <int64_t H, typename Element>
+void average(Heads<H>& heads, const Element* values, int64_t low, int64_t high, int64_t dim) {
+  int64_t i = 0;
+  for (; i + kPair <= dim; i += kPair) {
+    Vec sums[H][2];
+    for (int64_t h = 0; h < H; ++h) {
+      load(heads.sums + h * dim + i, sums[h]);
+    }
+    for (int64_t j = low; j < high; ++j) {
+      Vec v[2];
+      load(values + j * dim + i, v);
+      for (int64_t h = 0; h < H; ++h) {
+        const Vec weight(heads.scores[h][j]);
+        sums[h][0] = at::vec::fmadd(weight, v[0], sums[h][0]);
+        sums[h][1] = at::vec::fmadd(weight, v[1], sums[h][1]);
+      }
+    }
+    for (int64_t h = 0; h < H; ++h) {
+      sums[h][0].store(heads.sums + h * dim + i);
+      sums[h][1].store(heads.sums + h * dim + i + Vec::size());
+    }
+  }
+  for (; i < dim; ++i) {
+    for (int64_t h = 0; h < H; ++h) {
+      float sum = heads.sums[h * dim + i];
+      for (int64_t j = low; j < high; ++j) {
+        sum += heads.scores[h][j] * static_cast<float>(values[j * dim + i]);
+      }
+      heads.sums[h * dim + i] = sum;
+    }
+  }
+}
+
+template <int64_t H, typename Element>
+void attend(const AttentionArgs& args, const Row& row, const float* q, int64_t kv_head, float* y) {
+  const int64_t dim = args.head_dim;
+  const int64_t cache = cache_offset(row.slot, kv_head, args.kv_heads, args.capacity, dim);
+  const Element* keys = static_cast<const Element*>(args.k_cache) + cache;
+  const Element* values = static_cast<const Element*>(args.v_cache) + cache;
+  const int64_t end = row.position + 1;
+  const int64_t begin = args.window > 0 && end > args.window ? end - args.window : 0;
+  alignas(64) float sums[H * kMaxHeadDim];
+  Heads<H> heads;
+  heads.q = q;
+  heads.sums = sums;
+  for (int64_t h = 0; h < H; ++h) {
+    heads.maximum[h] = -INFINITY;
+    heads.total[h] = 0.0F;
+  }
+  for (int64_t i = 0; i < H * dim; ++i) {
+    sums[i] = 0.0F;
+  }
+  for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
+    const int64_t low = begin > block ? begin - block : 0;
+    const int64_t high = end - block < kBlock ? end - block : kBlock;
+    score(heads, keys + block * dim, low, high, dim, args.scale);
+    soften(heads, low, high, dim);
+    average(heads, values + block * dim, low, high, dim);
+  }
+  for (int64_t h = 0; h < H; ++h) {
+    for (int64_t i = 0; i < dim; ++i) {
+      y[h * dim + i] = sums[h * dim + i] / heads.total[h];
+    }
+  }
+}
+
+// One work item: some query heads of one key-value head of one row.
+template <typename Element>
+void attend_item(const AttentionArgs& args, int64_t item) {
+  const int64_t groups = head_groups(args);
+  const int64_t row = item / (args.kv_heads * groups);
+  const int64_t kv_head = item / groups % args.kv_heads;
+  const int64_t share = args.heads / args.kv_heads;  // query heads of a key-value head
+  const int64_t first = item % groups * kAttentionHeads;
+  const int64_t at = (row * args.heads + kv_head * share + first) * args.head_dim;
+  const float* q = args.q + at;
+  float* y = args.y + at;
+  switch (share - first < kAttentionHeads ? share - first : kAttentionHeads) {
+    case 1:
+      return attend<1, Element>(args, args.row[row], q, kv_head, y);
+    case 2:
+      return attend<2, Element>(args, args.row[row], q, kv_head, y);
+    case 3:
+      return attend<3, Element>(args, args.row[row], q, kv_head, y);
+    default:
+      return attend<4, Element>(args, args.row[row], q, kv_head, y);
   }
 }
 
@@ -91,9 +178,9 @@ void attend(const AttentionArgs& args, int64_t item) {
 void attention_kernel(const AttentionArgs& args, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     if (args.dtype == DType::float32) {
-      attend<float>(args, item);
+      attend_item<float>(args, item);
     } else {
-      attend<c10::BFloat16>(args, item);
+      attend_item<c10::BFloat16>(args, item);
     }
   }
 }

@@ -9,20 +9,17 @@ namespace dlf::ops::DLF_CPU {
 namespace {
 
 using Vec = at::vec::Vectorized<float>;
-constexpr int64_t kBlock = kPrefillBlock;
+constexpr int64_t kBlock = kCacheBlock;
 constexpr int64_t kScores = kBlock / Vec::size();  // vectors of one query's scores
 
-// Keys of a block as [dim, kBlock], so that a query's scores are sums of vectors, and values as [kBlock, dim].
+// A block of the cache as float32: keys [dim, kBlock] and values [kBlock, dim].
 template <typename Element>
 void unpack(const Element* k, const Element* v, int64_t count, int64_t dim, float* keys, float* values) {
   for (int64_t i = 0; i < dim * kBlock; ++i) {
-    keys[i] = 0.0F;
+    keys[i] = static_cast<float>(k[i]);
   }
-  for (int64_t j = 0; j < count; ++j) {
-    for (int64_t i = 0; i < dim; ++i) {
-      keys[i * kBlock + j] = static_cast<float>(k[j * dim + i]);
-      values[j * dim + i] = static_cast<float>(v[j * dim + i]);
-    }
+  for (int64_t i = 0; i < count * dim; ++i) {
+    values[i] = static_cast<float>(v[i]);
   }
 }
 
@@ -101,7 +98,7 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row,
   const int64_t group = args.heads / args.kv_heads;
   const int64_t end_row = first_row + kPrefillChunk < args.rows ? first_row + kPrefillChunk : args.rows;
   const int64_t queries = (end_row - first_row) * group;
-  const int64_t cache = (args.row[0].slot * args.kv_heads + kv_head) * args.max_context * dim;
+  const int64_t cache = cache_offset(args.row[0].slot, kv_head, args.kv_heads, args.capacity, dim);
   const Element* k = static_cast<const Element*>(args.k_cache) + cache;
   const Element* v = static_cast<const Element*>(args.v_cache) + cache;
   const auto first_seen = [&](int64_t position) {
@@ -114,7 +111,8 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row,
     scratch.sums[i] = 0.0F;
   }
   const int64_t last = args.row[end_row - 1].position + 1;
-  for (int64_t block = first_seen(args.row[first_row].position); block < last; block += kBlock) {
+  const int64_t begin = first_seen(args.row[first_row].position) / kBlock * kBlock;
+  for (int64_t block = begin; block < last; block += kBlock) {
     const int64_t count = last - block < kBlock ? last - block : kBlock;
     unpack(k + block * dim, v + block * dim, count, dim, scratch.keys, scratch.values);
     for (int64_t query = 0; query < queries; ++query) {

@@ -14,7 +14,7 @@ namespace {
 
 using LinearKernel = void(const LinearInputRows&, const LinearArgs&, int64_t, int64_t);
 
-constexpr int64_t kPrefillRows = 16;  // below this, reading the weights costs more than multiplying
+constexpr int64_t kPrefillRows = 16;     // below this, reading the weights costs more than multiplying
 constexpr int64_t kPrefillOutputs = 32;  // a multiple of which one product of the library has
 
 LinearKernel* kernel_of(MatrixType type) {

@@ -11,9 +11,12 @@
 namespace dlf::ops {
 namespace {
 
+// One output channel's weights into their place in a tile [in, kTileOutputs].
 template <typename Element>
-void widen(const Element* from, int64_t count, float* to) {
-  std::copy(from, from + count, to);
+void spread(const Element* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i * kTileOutputs] = static_cast<float>(from[i]);
+  }
 }
 
 }  // namespace
@@ -50,9 +53,9 @@ QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t grou
       for (int64_t channel = 0; channel < kTileOutputs && tile * kTileOutputs + channel < out; ++channel) {
         const int64_t from = (tile * kTileOutputs + channel) * in;
         if (weight.scalar_type() == at::kFloat) {
-          widen(weight.const_data_ptr<float>() + from, in, &values[channel * padded]);
+          spread(weight.const_data_ptr<float>() + from, in, &values[channel]);
         } else {
-          widen(weight.const_data_ptr<c10::BFloat16>() + from, in, &values[channel * padded]);
+          spread(weight.const_data_ptr<c10::BFloat16>() + from, in, &values[channel]);
         }
       }
       kernel({values.data(), padded, group, data + tile * data_bytes, scale + tile * scale_bytes});

@@ -23,7 +23,7 @@ QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t grou
 at::Tensor dequantize(const Matrix& matrix);
 
 struct QuantizeArgs {
-  const float* weight;  // [kTileOutputs, in] of one tile, zero beyond out
+  const float* weight;  // [in, kTileOutputs] of one tile, zero beyond out
   int64_t in;           // a multiple of the group
   int64_t group;
   void* data;

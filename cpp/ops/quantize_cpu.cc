@@ -2,13 +2,18 @@
 
 #include "ops/quantize.h"
 
+// The 16 channels of a tile side by side: the compiler makes one vector operation of each loop over them.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
 constexpr float kLeast = 1e-30F;  // of the largest weight that shares a scale, so that its reciprocal is finite
 constexpr float kLowest = -8.0F;  // of int4
 constexpr float kHighest = 7.0F;
-constexpr int64_t kMostGroup = 64;
+constexpr int64_t kLanes = kTileOutputs;
+
+struct Lanes {
+  float at[kLanes];
+};
 
 inline float magnitude(float value) { return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0x7fffffffU); }
 
@@ -26,81 +31,102 @@ inline float clamped(float value) {
   return value > kHighest ? kHighest : value;
 }
 
-// What one scale makes of a group: its squared error, and the scale that suits the rounded values best.
-struct Try {
-  float error;
-  float better;
-};
-
-Try try_scale(const float* weight, int64_t count, float scale) {
-  const float inverse = 1.0F / scale;
-  float errors[16] = {};
-  float products[16] = {};
-  float squares[16] = {};
-  for (int64_t i = 0; i < count; i += 16) {
-    for (int64_t j = 0; j < 16; ++j) {
-      const float value = clamped(nearest(weight[i + j] * inverse));
-      const float error = weight[i + j] - scale * value;
-      errors[j] += error * error;
-      products[j] += weight[i + j] * value;
-      squares[j] += value * value;
+// The weight of largest magnitude of each channel.
+Lanes extremes(const float* weight, int64_t count) {
+  Lanes extreme = {};
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const float value = weight[i * kLanes + lane];
+      extreme.at[lane] = magnitude(value) > magnitude(extreme.at[lane]) ? value : extreme.at[lane];
     }
   }
-  float error = 0.0F;
-  float product = 0.0F;
-  float square = 0.0F;
-  for (int64_t j = 0; j < 16; ++j) {
-    error += errors[j];
-    product += products[j];
-    square += squares[j];
-  }
-  return {error, square > 0.0F ? product / square : scale};
+  return extreme;
 }
 
-// The scale of a group of int4 weights. The value of largest magnitude takes −8, which has no opposite, so the scale
-// may be negative; a scale somewhat smaller cuts that value short and serves the others better.
-float choose_scale(const float* weight, int64_t count) {
-  float extreme = 0.0F;
-  for (int64_t i = 0; i < count; ++i) {
-    extreme = magnitude(weight[i]) > magnitude(extreme) ? weight[i] : extreme;
-  }
-  if (magnitude(extreme) < kLeast) {
-    return 0.0F;
-  }
-  float best = 0.0F;
-  float least = __builtin_huge_valf();
-  const auto offer = [&](float scale) {
-    scale = from_bfloat16(to_bfloat16(scale));
-    const Try tried = try_scale(weight, count, scale);
-    if (tried.error < least) {
-      least = tried.error;
-      best = scale;
+// Scales of a group of int4 weights: keeps those that leave the least squared error of all that were offered.
+class ScaleSearch {
+ public:
+  ScaleSearch(const float* weight, int64_t count) : weight_(weight), count_(count) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      best_.at[lane] = 0.0F;
+      least_.at[lane] = __builtin_huge_valf();
+      better_.at[lane] = 0.0F;
     }
-    return tried.better;
-  };
-  constexpr float kSteps[] = {-8.0F, -7.5F, -7.0F, 7.0F, 7.5F, -8.7F, -9.5F, 8.3F};  // what the extreme is divided by
-  for (const float step : kSteps) {
-    offer(extreme / step);
   }
-  offer(offer(best));  // least squares for the values that the best one gives
-  return best;
+
+  void offer(const Lanes& scales) {
+    Lanes scale;
+    Lanes inverse;
+    Lanes error = {};
+    Lanes product = {};
+    Lanes square = {};
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      scale.at[lane] = from_bfloat16(to_bfloat16(scales.at[lane]));
+      inverse.at[lane] = magnitude(scale.at[lane]) < kLeast ? 0.0F : 1.0F / scale.at[lane];
+    }
+    for (int64_t i = 0; i < count_; ++i) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const float weight = weight_[i * kLanes + lane];
+        const float value = clamped(nearest(weight * inverse.at[lane]));
+        const float rest = weight - scale.at[lane] * value;
+        error.at[lane] += rest * rest;
+        product.at[lane] += weight * value;
+        square.at[lane] += value * value;
+      }
+    }
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const bool wins = error.at[lane] < least_.at[lane];
+      least_.at[lane] = wins ? error.at[lane] : least_.at[lane];
+      best_.at[lane] = wins ? scale.at[lane] : best_.at[lane];
+      better_.at[lane] = wins && square.at[lane] > 0.0F ? product.at[lane] / square.at[lane] : better_.at[lane];
+    }
+  }
+
+  const Lanes& best() const { return best_; }
+  // The scale that suits the values of best() best, by least squares.
+  const Lanes& better() const { return better_; }
+
+ private:
+  const float* weight_;  // [count, kLanes]
+  int64_t count_;
+  Lanes best_;
+  Lanes least_;
+  Lanes better_;
+};
+
+// The extreme weight takes −8, which has no opposite, so a scale may be negative; a somewhat smaller scale cuts that
+// weight short and serves the others better.
+Lanes choose_scales(const float* weight, int64_t count) {
+  constexpr float kSteps[] = {-8.0F, -7.5F, -7.0F, 7.0F, 7.5F, -8.7F, -9.5F, 8.3F};  // what the extreme is divided by
+  const Lanes extreme = extremes(weight, count);
+  ScaleSearch search(weight, count);
+  for (const float step : kSteps) {
+    Lanes scales;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      scales.at[lane] = extreme.at[lane] / step;
+    }
+    search.offer(scales);
+  }
+  search.offer(Lanes(search.better()));
+  search.offer(Lanes(search.better()));
+  return search.best();
 }
 
 }  // namespace
 
 void quantize_int8_kernel(const QuantizeArgs& args) {
   auto* data = static_cast<int8_t*>(args.data);
-  for (int64_t channel = 0; channel < kTileOutputs; ++channel) {
-    const float* weight = args.weight + channel * args.in;
-    float largest = 0.0F;
-    for (int64_t i = 0; i < args.in; ++i) {
-      largest = magnitude(weight[i]) > largest ? magnitude(weight[i]) : largest;
-    }
-    const bool zero = largest < kLeast;
-    static_cast<float*>(args.scale)[channel] = zero ? 0.0F : largest / 127.0F;
-    const float inverse = zero ? 0.0F : 127.0F / largest;
-    for (int64_t i = 0; i < args.in; ++i) {
-      data[i / 4 * 64 + channel * 4 + i % 4] = static_cast<int8_t>(nearest(weight[i] * inverse));
+  const Lanes extreme = extremes(args.weight, args.in);
+  Lanes inverse;
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const float largest = magnitude(extreme.at[lane]);
+    static_cast<float*>(args.scale)[lane] = largest < kLeast ? 0.0F : largest / 127.0F;
+    inverse.at[lane] = largest < kLeast ? 0.0F : 127.0F / largest;
+  }
+  for (int64_t i = 0; i < args.in; ++i) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      data[i / 4 * 64 + lane * 4 + i % 4] =
+          static_cast<int8_t>(nearest(args.weight[i * kLanes + lane] * inverse.at[lane]));
     }
   }
 }
@@ -108,20 +134,22 @@ void quantize_int8_kernel(const QuantizeArgs& args) {
 void quantize_int4_kernel(const QuantizeArgs& args) {
   auto* data = static_cast<uint8_t*>(args.data);
   auto* scales = static_cast<uint16_t*>(args.scale);
-  for (int64_t channel = 0; channel < kTileOutputs; ++channel) {
-    for (int64_t group = 0; group < args.in / args.group; ++group) {
-      const float* weight = args.weight + channel * args.in + group * args.group;
-      const float scale = choose_scale(weight, args.group);
-      scales[group * kTileOutputs + channel] = to_bfloat16(scale);
-      const float inverse = scale == 0.0F ? 0.0F : 1.0F / scale;
-      uint8_t values[kMostGroup];
-      for (int64_t i = 0; i < args.group; ++i) {
-        values[i] = static_cast<uint8_t>(clamped(nearest(weight[i] * inverse)) - kLowest);
-      }
-      for (int64_t i = 0; i < args.group; i += 8) {
-        uint8_t* to = data + (group * args.group + i) / 8 * 64 + channel * 4;
-        for (int64_t j = 0; j < 4; ++j) {
-          to[j] = static_cast<uint8_t>(values[i + j] | values[i + j + 4] << 4);
+  for (int64_t group = 0; group < args.in / args.group; ++group) {
+    const float* weight = args.weight + group * args.group * kLanes;
+    const Lanes scale = choose_scales(weight, args.group);
+    Lanes inverse;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      scales[group * kLanes + lane] = to_bfloat16(scale.at[lane]);
+      inverse.at[lane] = magnitude(scale.at[lane]) < kLeast ? 0.0F : 1.0F / scale.at[lane];
+    }
+    const auto value = [&](int64_t i, int64_t lane) {
+      return static_cast<int32_t>(clamped(nearest(weight[i * kLanes + lane] * inverse.at[lane])) - kLowest);
+    };
+    for (int64_t i = 0; i < args.group; i += 8) {
+      uint8_t* to = data + (group * args.group + i) * kLanes / 2;
+      for (int64_t j = 0; j < 4; ++j) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          to[lane * 4 + j] = static_cast<uint8_t>(value(i + j, lane) | value(i + j + 4, lane) << 4);
         }
       }
     }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/cache_layout.h"
 #include "ops/row.h"
 #include "support/cpu_capability.h"
 #include "support/dtype.h"
@@ -13,16 +14,16 @@ struct RopeArgs {
   float* q;        // [rows, heads, head_dim], rotated in place
   const float* k;  // [rows, kv_heads, head_dim]
   const float* v;  // [rows, kv_heads, head_dim]
-  void* k_cache;   // [slots, kv_heads, max_context, head_dim], of dtype
+  void* k_cache;   // see cache_layout.h, of dtype
   void* v_cache;
-  const float* cos;  // [max_context, head_dim / 2]
+  const float* cos;  // [positions, head_dim / 2]
   const float* sin;
   const Row* row;  // [rows]
   int64_t rows;
   int64_t heads;
   int64_t kv_heads;
   int64_t head_dim;
-  int64_t max_context;
+  int64_t capacity;  // positions of a slot in the cache
   DType dtype;
 };
 

@@ -30,12 +30,12 @@ void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
     }
     for (int64_t head = 0; head < args.kv_heads; ++head) {
       const int64_t from = (r * args.kv_heads + head) * dim;
-      const int64_t to = ((row.slot * args.kv_heads + head) * args.max_context + row.position) * dim;
+      const int64_t to = cache_offset(row.slot, head, args.kv_heads, args.capacity, dim);
       rotate(args.k + from, rotated, cos, sin, half);
-      Element* k = static_cast<Element*>(args.k_cache) + to;
-      Element* v = static_cast<Element*>(args.v_cache) + to;
+      Element* k = static_cast<Element*>(args.k_cache) + to + key_offset(row.position, 0, dim);
+      Element* v = static_cast<Element*>(args.v_cache) + to + row.position * dim;
       for (int64_t i = 0; i < dim; ++i) {
-        k[i] = static_cast<Element>(rotated[i]);
+        k[i * kCacheBlock] = static_cast<Element>(rotated[i]);
         v[i] = static_cast<Element>(args.v[from + i]);
       }
     }

@@ -5,7 +5,7 @@
 namespace dlf {
 namespace {
 
-constexpr int kSpins = 4000;  // about 50 us
+constexpr int kSpins = 4000;    // about 50 us
 constexpr int64_t kShares = 6;  // chunks for each thread: few, so that each reads memory as one long stream
 
 void pause() {

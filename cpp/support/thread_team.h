@@ -21,7 +21,8 @@ class ThreadTeam {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Calls body(begin, end) on disjoint ranges that cover [0, count), each but the last a multiple of grain long: a few
-  // for each thread, taken as it comes to them, because a thread may lose its core for a while. The body must not throw.
+  // for each thread, taken as it comes to them, because a thread may lose its core for a while. The body must not
+  // throw.
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     if (count <= 0) {
@@ -50,8 +51,8 @@ class ThreadTeam {
   void run_share();
 
   Loop loop_;
-  int64_t chunk_ = 1;             // items that a thread takes at once
-  std::atomic<int64_t> next_{0};  // first item that no thread has taken
+  int64_t chunk_ = 1;                    // items that a thread takes at once
+  std::atomic<int64_t> next_{0};         // first item that no thread has taken
   std::atomic<uint32_t> generation_{0};  // a new value starts a loop
   std::atomic<int32_t> running_{0};      // workers still in it
   std::atomic<bool> stopping_{false};

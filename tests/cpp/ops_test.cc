@@ -3,7 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
-#include <random>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -67,8 +67,8 @@ void embedding_copies_rows() {
 }
 
 void rope_rotates_and_fills_the_cache() {
-  const int64_t heads = 4, kv_heads = 2, dim = 10, half = 5, context = 8, slots = 2;
-  const std::vector<Row> rows = {{0, 1, 7}, {0, 0, 0}, {0, 1, 3}};
+  const int64_t heads = 4, kv_heads = 2, dim = 10, half = 5, context = 2 * kCacheBlock, slots = 2;
+  const std::vector<Row> rows = {{0, 1, 70}, {0, 0, 0}, {0, 1, 3}};
   const Floats q = random_floats(3 * heads * dim, 14);
   const Floats k = random_floats(3 * kv_heads * dim, 15);
   const Floats v = random_floats(3 * kv_heads * dim, 16);
@@ -91,11 +91,12 @@ void rope_rotates_and_fills_the_cache() {
       kernel({turned.data(), k.data(), v.data(), keys.bytes.data(), values.bytes.data(), cos.data(), sin.data(),
               rows.data(), 3, heads, kv_heads, dim, context, dtype},
              0, 3);
-      int64_t untouched = 0;
+      int64_t touched[2] = {};
       for (int64_t i = 0; i < slots * kv_heads * context * dim; ++i) {
-        untouched += element(keys, i) == 7.0 && element(values, i) == 7.0;
+        touched[0] += element(keys, i) != 7.0;
+        touched[1] += element(values, i) != 7.0;
       }
-      EXPECT(untouched == (slots * context - 3) * kv_heads * dim);
+      EXPECT(touched[0] == 3 * kv_heads * dim && touched[1] == 3 * kv_heads * dim);
       for (int64_t r = 0; r < 3; ++r) {
         for (int64_t i = 0; i < heads * dim; ++i) {
           const int64_t first = r * heads * dim + i / dim * dim;
@@ -103,8 +104,10 @@ void rope_rotates_and_fills_the_cache() {
         }
         for (int64_t i = 0; i < kv_heads * dim; ++i) {
           const int64_t first = r * kv_heads * dim + i / dim * dim;
-          const int64_t at = ((rows[r].slot * kv_heads + i / dim) * context + rows[r].position) * dim + i % dim;
-          EXPECT(near(element(keys, at), rotated(&k[first], i % dim, rows[r].position), tolerance));
+          const int64_t slot = cache_offset(rows[r].slot, i / dim, kv_heads, context, dim);
+          const int64_t key = slot + key_offset(rows[r].position, i % dim, dim);
+          const int64_t at = slot + rows[r].position * dim + i % dim;
+          EXPECT(near(element(keys, key), rotated(&k[first], i % dim, rows[r].position), tolerance));
           EXPECT(near(element(values, at), v[r * kv_heads * dim + i], tolerance));
         }
       }
@@ -113,31 +116,45 @@ void rope_rotates_and_fills_the_cache() {
 }
 
 void attention_averages_the_values_that_a_row_sees() {
-  const int64_t heads = 6, kv_heads = 2, context = 70, slots = 2;
-  for (const int64_t dim : {4, 64, 80}) {
-    const std::vector<Row> rows = {{0, 0, 0}, {0, 1, 69}, {0, 0, 33}};
-    const Floats q = random_floats(3 * heads * dim, 17);
+  const int64_t kv_heads = 2, context = 2 * kCacheBlock, slots = 2;
+  for (const auto& [heads, dim] : {std::pair{6L, 4L}, {2L, 64L}, {10L, 80L}, {14L, 64L}, {8L, 30L}, {16L, 128L}}) {
+    const std::vector<Row> rows = {{0, 0, 0}, {0, 1, 69}, {0, 0, 33}, {0, 0, 127}};
+    const auto count = static_cast<int64_t>(rows.size());
+    const Floats q = random_floats(count * heads * dim, 17);
     const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
     for (const DType dtype : kTypes) {
       const Stored keys(random_floats(slots * kv_heads * context * dim, 18), dtype);
       const Stored values(random_floats(slots * kv_heads * context * dim, 19), dtype);
-      for (const int64_t window : {0, 1, 20}) {
+      for (const int64_t window : {0, 1, 20, 70}) {
         for_each_kernel(KERNELS(attention_kernel), [&](auto* kernel) {
-          Floats y(3 * heads * dim);
-          kernel({q.data(), keys.bytes.data(), values.bytes.data(), y.data(), rows.data(), 3, heads, kv_heads, dim,
-                  context, window, scale, dtype},
-                 0, 3 * heads);
-          for (int64_t item = 0; item < 3 * heads; ++item) {
+          Floats y(count * heads * dim);
+          const AttentionArgs args = {q.data(),
+                                      keys.bytes.data(),
+                                      values.bytes.data(),
+                                      y.data(),
+                                      rows.data(),
+                                      count,
+                                      heads,
+                                      kv_heads,
+                                      dim,
+                                      context,
+                                      window,
+                                      scale,
+                                      dtype};
+          kernel(args, 0, 1);
+          kernel(args, 1, count * kv_heads * head_groups(args));
+          for (int64_t item = 0; item < count * heads; ++item) {
             const Row& row = rows[item / heads];
             const int64_t head = item % heads / (heads / kv_heads);
             const int64_t first = window == 0 ? 0 : std::max<int64_t>(0, row.position - window + 1);
             std::vector<double> sum(dim, 0.0);
             double total = 0.0;
             for (int64_t p = first; p <= row.position; ++p) {
-              const int64_t at = ((row.slot * kv_heads + head) * context + p) * dim;
+              const int64_t slot = cache_offset(row.slot, head, kv_heads, context, dim);
+              const int64_t at = slot + p * dim;
               double score = 0.0;
               for (int64_t i = 0; i < dim; ++i) {
-                score += static_cast<double>(q[item * dim + i]) * keys.values[at + i];
+                score += static_cast<double>(q[item * dim + i]) * keys.values[slot + key_offset(p, i, dim)];
               }
               const double weight = std::exp(score * scale);
               total += weight;
@@ -156,7 +173,7 @@ void attention_averages_the_values_that_a_row_sees() {
 }
 
 void prefill_attention_equals_attention() {
-  const int64_t heads = 6, kv_heads = 2, context = 300;
+  const int64_t heads = 6, kv_heads = 2, context = 5 * kCacheBlock;
   ThreadTeam team(2);
   for (const int64_t dim : {4, 20, 64, 80, 96}) {
     for (const int64_t begin : {0, 37, 150}) {
@@ -195,9 +212,9 @@ void prefill_attention_equals_attention() {
             };
             for_each_kernel(KERNELS(prefill_attention_kernel), [&](auto* kernel) {
               Floats y(expected.size());
-              Floats scratch(3 * kPrefillBlock * dim + 3 * kPrefillChunk * dim);
+              Floats scratch(3 * kCacheBlock * dim + 3 * kPrefillChunk * dim);
               std::vector<PrefillQuery> queries(3 * kPrefillChunk);
-              const int64_t block = kPrefillBlock * dim;
+              const int64_t block = kCacheBlock * dim;
               kernel(make_args(y.data()),
                      {scratch.data(), scratch.data() + block, scratch.data() + 2 * block, queries.data()}, 0,
                      kv_heads * ((count + kPrefillChunk - 1) / kPrefillChunk));
