@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -345,6 +346,7 @@ def cache(
 
 def main() -> None:
     """Entry point of the ``dlf`` command."""
+    warnings.formatwarning = lambda message, *_, **__: f"dlf: warning: {message}\n"
     app()
 
 
