@@ -32,7 +32,7 @@ FORMAT = "1"  # to be raised when tiles, scales or the way that they are chosen 
 # The header's first bytes are always these, so the checksum's place is known. The zeros hold it until it is.
 PREFIX = b'{"__metadata__":{"checksum":"'
 CHECKSUM_AT, CHECKSUM_SIZE = 8 + len(PREFIX), 64
-BLOCK = 16 << 20
+BLOCK = 4 << 20  # hashed at once by each of a few threads
 ALIGNMENT = 64
 NAME_DIGITS = 40
 ABANDONED = ".dlf-*.tmp"
@@ -48,7 +48,7 @@ def cache_folder() -> Path | None:
     if chosen == "off":
         return None
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # which its specification says to ignore
         base = os.path.expanduser("~/.cache")
@@ -102,7 +102,7 @@ class CachedWeights:
 
     def load(self) -> dict[str, torch.Tensor] | None:
         """Map the tensors, or return None if they are not there; a file that cannot be believed is a warning."""
-        if not self.path.exists():
+        if not os.path.exists(self.path):  # which a folder that may not be searched doesn't make raise
             return None
         try:
             wrong = self._complaint()
@@ -204,7 +204,7 @@ def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
 
     The file is read rather than mapped, so that its pages do not count as this process's memory.
     """
-    with open(path, "rb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with open(path, "rb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         total = hashlib.sha256(file.read(CHECKSUM_AT))
         said = file.read(CHECKSUM_SIZE).decode("ascii", "replace")
         begins = range(CHECKSUM_AT + CHECKSUM_SIZE, os.fstat(file.fileno()).st_size, BLOCK)
