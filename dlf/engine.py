@@ -117,7 +117,7 @@ class Engine:
         max_batch = positive("max_batch", max_batch)
         if isinstance(experts, (str, os.PathLike, Expert)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
-        Precision.of(dtype, weights)
+        Precision.of(dtype, weights)  # raises where the two contradict each other
         wanted = [as_expert(expert, base, dtype, weights) for expert in experts]
         if len(wanted) > MAX_EXPERTS:
             raise ValueError(f"{len(wanted)} experts; at most {MAX_EXPERTS} can be fused")
