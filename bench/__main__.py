@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from bench import latency, solver
+from bench import latency, quantization, solver
 from bench.family import build
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(latency.main)
 app.command("solver")(solver.main)
+app.command("quantization")(quantization.main)
 app.command("family")(build.main)
 
 

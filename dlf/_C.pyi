@@ -24,6 +24,7 @@ __all__: list[str] = [
     "cpu_capability",
     "fusion_solve",
     "philox_uniform",
+    "quantize",
     "sample_many",
     "torch_minor",
 ]
@@ -180,6 +181,8 @@ class Weights:
     def dtype(self) -> str: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def type(self) -> str: ...
 
 class Decoder:
     """
@@ -340,7 +343,7 @@ def check_fusion(
 
 def cpu_capability() -> str:
     """
-    Instruction set that the CPU kernels use: portable, avx2 or avx512.
+    Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.
     """
 
 def fusion_solve(
@@ -364,6 +367,16 @@ def philox_uniform(
 ) -> float:
     """
     Uniform random number in [0, 1), a function of its arguments alone.
+    """
+
+def quantize(
+    weight: torch.Tensor,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[typing.Any, ...]:
+    """
+    Tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).
     """
 
 def sample_many(

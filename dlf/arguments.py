@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from dlf.errors import TokenizerMismatchError
 from dlf.experts import Expert
 from dlf.model import Model
+from dlf.precision import Precision
 from dlf.sampling import SamplingOptions
 
 __all__ = [
@@ -39,8 +41,8 @@ def positive(name: str, value: int) -> int:
     return value
 
 
-def as_expert(expert: Expert | Path, base: Path | None) -> Expert:
-    """An expert with its base; a plain path takes the engine's."""
+def as_expert(expert: Expert | Path, base: Path | None, dtype: str, weights: str | None) -> Expert:
+    """An expert with its base and its type of weights; what it does not name itself is the engine's."""
     if not isinstance(expert, (Expert, str, os.PathLike)):
         raise TypeError(f"an expert is a dlf.Expert or a path, not {type(expert).__name__}")
     if not isinstance(expert, Expert):
@@ -51,7 +53,13 @@ def as_expert(expert: Expert | Path, base: Path | None) -> Expert:
                 f"expert '{expert.label}' has no base: give the checkpoint that it was fine-tuned from, "
                 f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
             )
-        expert = Expert(expert.model, base, expert.name)
+        expert = replace(expert, base=base)
+    if expert.weights is None:
+        expert = replace(expert, weights=weights)
+    try:
+        Precision.of(dtype, expert.weights)
+    except ValueError as error:
+        raise ValueError(f"expert '{expert.label}': {error}") from None
     return expert
 
 
@@ -113,10 +121,11 @@ def check_memory(models: list[Model], lanes: list[int], max_batch: int, max_cont
         width = 4 if model.weights.dtype == "float32" else 2
         per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
         need += per_token * max_context * max_batch * count
+    held = sum(model.weights.nbytes for model in models)
     with contextlib.suppress(ValueError, OSError):
         have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if need > have:
             raise MemoryError(
-                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB; "
-                f"this machine has {have / 2**30:.1f} GiB; lower one of them"
+                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB "
+                f"beside {held / 2**30:.1f} GiB of weights; this machine has {have / 2**30:.1f} GiB; lower one of them"
             )

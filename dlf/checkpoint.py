@@ -5,11 +5,12 @@ Only safetensors: a ``*.bin`` checkpoint is a pickle, and reading a pickle runs 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from dlf.config import ModelConfig
 from dlf.errors import CheckpointError
 from dlf.fields import read_json
 
-__all__ = ["check_finite", "expected_tensors", "load_tensors", "resolve"]
+__all__ = ["check_finite", "expected_tensors", "find_shards", "load_tensors", "read_tensors", "resolve"]
 
 MAX_INDEX_BYTES = 64 << 20
-PROGRESS_BYTES = 1 << 30
+PROGRESS_PARAMETERS = 1 << 29  # a GiB of bfloat16
 PORTIONS = 16
 FILE_DTYPES = ("F64", "F32", "F16", "BF16")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
@@ -98,16 +99,27 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_tensors(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def load_tensors(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, names: Collection[str] | None = None
+) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors as `dtype`.
 
     A tensor that has this dtype in the file is a view of the mapped file: it costs no memory of its own and is shared
     by all processes that load it, and the file must not be changed while it is in use. Others are converted one by one.
 
+    Parameters
+    ----------
+    folder, config
+        The checkpoint.
+    dtype
+        ``torch.float32``, ``torch.float16`` or ``torch.bfloat16``.
+    names
+        Which of the tensors of `expected_tensors` to read; all of them if not given.
+
     Returns
     -------
     dict
-        The tensors of `expected_tensors`; where the embedding is tied, ``lm_head.weight`` is that same tensor.
+        The tensors asked for; where all are and the embedding is tied, ``lm_head.weight`` is that same tensor.
 
     Raises
     ------
@@ -119,40 +131,43 @@ def load_tensors(folder: Path, config: ModelConfig, dtype: torch.dtype) -> dict[
     folder = Path(folder)
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
-    shapes = expected_tensors(config)
-    shards = _shards(folder, shapes)
-    total = sum(path.stat().st_size for path in shards)
-    hidden = total < PROGRESS_BYTES or not sys.stderr.isatty()
     tensors: dict[str, torch.Tensor] = {}
-    with tqdm(total=total, desc=f"Loading {folder.name}", unit="B", unit_scale=True, disable=hidden) as progress:
-        for path, names in _portions(shards):
-            with _open(path) as file:
-                present = set(file.keys())
-                for name in names:
-                    if name not in present:
-                        raise CheckpointError(
-                            f"{path} has no tensor '{name}': the checkpoint is incomplete or not "
-                            f"a {config.architecture}; fetch it again"
-                        )
-                    tensor = _read_tensor(file, name, shapes[name], path)
-                    progress.update(tensor.nbytes)
-                    tensors[name] = tensor.to(dtype)
-                    check_finite(tensors[name], name, path)
-    if config.tie_word_embeddings:
+    for path, name, tensor in read_tensors(folder, config, names, f"Loading {folder.name}"):
+        tensors[name] = tensor.to(dtype)
+        check_finite(tensors[name], name, path)
+    if config.tie_word_embeddings and names is None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     return tensors
 
 
-def _portions(shards: Mapping[Path, list[str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Every file several times, with some of its tensors each time.
+def read_tensors(
+    folder: Path, config: ModelConfig, names: Collection[str] | None, task: str, one_by_one: bool = False
+) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    """Yield the file, the name and the values of each tensor, which are a view of the mapped file.
 
-    Closing a file gives back the pages of those tensors that were converted, so that loading in another type never
-    holds a whole file beside its copy.
+    Every file is opened several times, for some of its tensors each time, or for a single one with `one_by_one`:
+    closing it gives back the pages of those tensors that nobody kept, so that loading in another type never holds a
+    whole file beside its copy. Large checkpoints get a progress bar that says `task`. Errors are those of
+    `load_tensors`.
     """
-    for path, names in shards.items():
-        size = -(-len(names) // PORTIONS)
-        for first in range(0, len(names), size):
-            yield path, names[first : first + size]
+    shapes = {name: shape for name, shape in expected_tensors(config).items() if names is None or name in names}
+    shards = find_shards(folder, shapes)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
+    with tqdm(total=total, desc=task, unit="param", unit_scale=True, disable=hidden) as progress:
+        for path, members in shards.items():
+            size = 1 if one_by_one else -(-len(members) // PORTIONS)
+            for first in range(0, len(members), size):
+                with _open(path) as file:
+                    present = set(file.keys())
+                    for name in members[first : first + size]:
+                        if name not in present:
+                            raise CheckpointError(
+                                f"{path} has no tensor '{name}': the checkpoint is incomplete or not "
+                                f"a {config.architecture}; fetch it again"
+                            )
+                        yield path, name, _read_tensor(file, name, shapes[name], path)
+                        progress.update(math.prod(shapes[name]))
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
@@ -197,7 +212,7 @@ def _read_tensor(file: Any, name: str, shape: tuple[int, ...], path: Path) -> to
     return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
 
-def _shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
+def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
     """Which file holds which of the wanted tensors."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():

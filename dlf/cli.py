@@ -1,4 +1,4 @@
-"""The command line: ``dlf generate``, ``dlf inspect`` and ``dlf demo``.
+"""The command line: ``dlf generate``, ``dlf inspect``, ``dlf demo`` and ``dlf cache``.
 
 What takes long to import comes in only where a command needs it.
 """
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ SAMPLING = (
     "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
     "frequency_penalty seed logprobs ignore_eos"
 ).split()
-ENGINE = "combine match alpha alpha_max dtype threads max_context".split()
+ENGINE = "combine match alpha alpha_max dtype weights threads max_context".split()
 DTYPE_BYTES = {"F64": 8, "F32": 4, "float32": 4}  # any other has 2 bytes
 
 
@@ -134,6 +135,7 @@ def generate(
     logprobs: Annotated[int | None, typer.Option(help="How many top tokens to report (with --json).")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the text.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    weights: Annotated[str | None, typer.Option(help="fp32, bf16, int8, int4 or int4-g64; dtype's by default.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a decode step.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
@@ -259,7 +261,7 @@ def inspect(
 
 def describe(model: str) -> dict[str, Any]:
     """What `inspect` reports, under the names that its JSON has; no weight is loaded."""
-    from dlf import checkpoint, config, tokenizer
+    from dlf import checkpoint, config, precision, quantized, tokenizer
 
     folder = checkpoint.resolve(model)
     c = config.read_config(folder)
@@ -285,6 +287,7 @@ def describe(model: str) -> dict[str, Any]:
         "eos_token_ids": list(c.eos_token_ids),
         "tied_embeddings": c.tie_word_embeddings,
         "disk_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        **{f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, name) for name in precision.WEIGHTS},
         "kv_cache_bytes_per_token": 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * width,
     }
 
@@ -314,6 +317,7 @@ def demo(
     problems: Annotated[int, typer.Option(min=1, help="How many problems to score.")] = 200,
     show: Annotated[int, typer.Option(min=0, help="How many of them to print side by side.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
+    weights: Annotated[str | None, typer.Option(help="fp32, bf16, int8, int4 or int4-g64.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a decode step.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to save the alpha trace  [default: dlf-demo.png]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -321,11 +325,28 @@ def demo(
     """Compare the large model, the expert, alpha = 1 and dynamic fusion on held-out problems."""
     from dlf.demo import run_demo
 
-    run_demo(task, problems, show=show, max_new_tokens=max_new_tokens, threads=threads, plot=plot, as_json=as_json)
+    options = {"weights": weights, "threads": threads}
+    run_demo(task, problems, show=show, max_new_tokens=max_new_tokens, options=options, plot=plot, as_json=as_json)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them; models that are running keep theirs.")] = False,
+) -> None:
+    """Say where quantized weights are kept and what they take."""
+    from dlf.weight_cache import cache_bytes, cache_folder, clear_cache
+
+    folder = cache_folder()
+    if folder is None:
+        typer.echo("quantized weights are not kept: DLF_CACHE is 'off'")
+        return
+    taken = clear_cache(folder) if clear else cache_bytes(folder)
+    typer.echo(f"{folder}: {_binary(taken)}{' removed' if clear else ''}")
 
 
 def main() -> None:
     """Entry point of the ``dlf`` command."""
+    warnings.formatwarning = lambda message, *_, **__: f"dlf: warning: {message}\n"
     app()
 
 

@@ -86,15 +86,18 @@ def is_correct(text: str, answer: str) -> bool:
     return extract_answer(text) == expected
 
 
-def systems(task: str, find: Callable[[str], Path], threads: int | None = None) -> list[System]:
-    """Ways to answer the problems of a task, with the models that `find` gives the folders of."""
+def systems(task: str, find: Callable[[str], Path], **options: Any) -> list[System]:
+    """Ways to answer the problems of a task, with the models that `find` gives the folders of.
+
+    Options are those of `dlf.Engine`.
+    """
     import dlf
 
     large, base, expert = (str(find(name)) for name in ("large-base", "small-base", f"{task}-expert"))
     pair = dlf.Expert(expert, base=base)
 
-    def opener(model: str, **options: Any) -> Callable[[], Engine]:
-        return lambda: dlf.Engine(model, threads=threads, max_batch=BATCH, **options)
+    def opener(model: str, **fusion: Any) -> Callable[[], Engine]:
+        return lambda: dlf.Engine(model, max_batch=BATCH, **fusion, **options)
 
     return [
         System("large", "large alone", opener(large)),
@@ -110,7 +113,7 @@ def run_demo(
     *,
     show: int = 2,
     max_new_tokens: int = 128,
-    threads: int | None = None,
+    options: dict[str, Any] | None = None,
     plot: Path | None = None,
     as_json: bool = False,
 ) -> None:
@@ -126,8 +129,8 @@ def run_demo(
         How many of them, the first ones, to print side by side.
     max_new_tokens : int
         Tokens of an answer at most.
-    threads : int, optional
-        Threads of a decode step.
+    options : dict, optional
+        Options of every `dlf.Engine`.
     plot : path, optional
         Where to save the alpha trace of the first problem; without it ``dlf-demo.png``, or nothing with `as_json`.
     as_json : bool
@@ -140,7 +143,7 @@ def run_demo(
         raise ValueError(f"there are no problems for the task {task!r}")
     if plot is not None and not plot.parent.is_dir():
         raise FileNotFoundError(f"no folder {str(plot.parent)!r} to save the plot in")
-    ways = systems(task, zoo.path, threads)
+    ways = systems(task, zoo.path, **(options or {}))
     console = Console(highlight=False, quiet=as_json)
     with ExitStack() as stack:
         engines = [stack.enter_context(system.open()) for system in ways]

@@ -27,6 +27,7 @@ from dlf.arguments import (
 )
 from dlf.experts import Expert
 from dlf.model import Model, load_model
+from dlf.precision import Precision
 from dlf.request import RunningRequest
 from dlf.results import Completion, Piece
 from dlf.sampling import SamplingOptions, StopStrings
@@ -64,6 +65,12 @@ class Engine:
         Upper bound of a solved weight.
     dtype : {"auto", "float32", "bfloat16"}
         Type of the weights and of the KV cache; ``"auto"`` keeps each file's.
+    weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
+        Type of the weights if it is to be another than `dtype`, which then is that of the embedding and the KV cache.
+        ``"int8"`` and ``"int4"`` quantize the linear layers when they are first loaded and keep the result on disk (in
+        ``~/.cache/dlf``, see the README); ``"int8"`` has a scale for each output channel, ``"int4"`` one for each 32
+        inputs, ``"int4-g64"`` one for each 64, which is smaller and less exact. ``"fp32"`` and ``"bf16"`` are the same
+        as `dtype`. An `Expert` may have its own; a base used in two types is loaded in both.
     device : str
         ``"cpu"``.
     threads : int, optional
@@ -94,6 +101,7 @@ class Engine:
         alpha: Sequence[float] | None = None,
         alpha_max: float = 2.0,
         dtype: str = "auto",
+        weights: str | None = None,
         device: str = "cpu",
         threads: int | None = None,
         max_batch: int = 8,
@@ -109,29 +117,32 @@ class Engine:
         max_batch = positive("max_batch", max_batch)
         if isinstance(experts, (str, os.PathLike, Expert)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
-        wanted = [as_expert(expert, base) for expert in experts]
+        Precision.of(dtype, weights)  # raises where the two contradict each other
+        wanted = [as_expert(expert, base, dtype, weights) for expert in experts]
         if len(wanted) > MAX_EXPERTS:
             raise ValueError(f"{len(wanted)} experts; at most {MAX_EXPERTS} can be fused")
         # Impossible options should not cost the loading of a large model.
-        weights = [] if alpha is None else [float(weight) for weight in alpha]
+        alphas = [] if alpha is None else [float(weight) for weight in alpha]
         if wanted:
-            _C.check_fusion(len(wanted), combine, match, weights, alpha_max)
+            _C.check_fusion(len(wanted), combine, match, alphas, alpha_max)
 
-        models: dict[str, Model] = {}  # unique weights: the base that five experts share is loaded and run once
+        # Unique weights: the base that five experts share is loaded and run once, unless they want it in other types.
+        models: dict[tuple[str, Precision], Model] = {}
 
-        def lane(name: Path) -> int:
-            key = os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)
+        def lane(name: Path, weights: str | None) -> int:
+            folder = os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)
+            key = folder, Precision.of(dtype, weights)
             if key not in models:
-                models[key] = load_model(name, dtype)
+                models[key] = load_model(name, dtype, weights)
             return list(models).index(key)
 
-        lane_models = [lane(large)]
+        lane_models = [lane(large, weights)]
         pairs = []
         for expert in wanted:
             assert expert.base is not None
             lanes = []
             for name in (expert.model, expert.base):
-                model = lane(name)
+                model = lane(name, expert.weights)
                 if model in lane_models[1:]:
                     lanes.append(lane_models.index(model, 1))
                 else:
@@ -158,7 +169,7 @@ class Engine:
             experts=pairs,
             combine=combine,
             match=match,
-            alpha=weights,
+            alpha=alphas,
             alpha_max=alpha_max,
             vocab=self.vocab_size,
             max_batch=max_batch,

@@ -23,11 +23,14 @@ class Expert:
         Folder or hub id of its base; the engine's ``base`` if not given.
     name : str, optional
         What to call it in results and errors; the last part of `model` if not given.
+    weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
+        Type of its weights and its base's; the engine's ``weights`` if not given.
     """
 
     model: str | os.PathLike[str]
     base: str | os.PathLike[str] | None = None
     name: str | None = None
+    weights: str | None = None
 
     @property
     def label(self) -> str:

@@ -10,11 +10,13 @@ import torch
 from dlf import _C
 from dlf.checkpoint import load_tensors, resolve
 from dlf.config import ModelConfig, read_config
+from dlf.precision import Precision
+from dlf.quantized import load_quantized
 from dlf.tokenizer import Tokenizer
 
-__all__ = ["DTYPES", "Model", "load_model"]
+__all__ = ["Model", "load_model"]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Model:
     weights: _C.Weights
 
 
-def load_model(name: str | os.PathLike[str], dtype: str = "auto") -> Model:
+def load_model(name: str | os.PathLike[str], dtype: str = "auto", weights: str | None = None) -> Model:
     """Load a checkpoint folder or hub id.
 
     Parameters
@@ -36,19 +38,25 @@ def load_model(name: str | os.PathLike[str], dtype: str = "auto") -> Model:
         Folder in Hugging Face format, or a hub id.
     dtype : {"auto", "float32", "bfloat16"}
         Type of the weights and the KV cache; ``"auto"`` keeps the file's (float16 becomes float32, which can hold it).
+    weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
+        Type of the linear layers' weights if it is to be another; see `dlf.Engine`.
 
     Raises
     ------
+    ValueError
+        If there is no such type, or the two contradict each other.
     FileNotFoundError, CheckpointError, UnknownArchitectureError
         If the folder is no usable checkpoint; the message says what is wrong and what to do.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it takes auto, {', '.join(DTYPES)}")
+    precision = Precision.of(dtype, weights)
     folder = resolve(name)
     config = read_config(folder)
     tokenizer = Tokenizer(folder)
-    chosen = ("bfloat16" if config.dtype == "bfloat16" else "float32") if dtype == "auto" else dtype
-    tensors = load_tensors(folder, config, DTYPES[chosen])
+    chosen = TORCH_DTYPES[precision.float_dtype(config.dtype)]
+    if precision.quantization is None:
+        tensors = load_tensors(folder, config, chosen)
+    else:
+        tensors = load_quantized(folder, config, chosen, precision.quantization)
     return Model(os.fspath(name), config, tokenizer, _C.Weights(_native_config(config), tensors))
 
 

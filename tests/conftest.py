@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,15 @@ from transformers import AutoModelForCausalLM
 
 # For bench/; last, because in the repository the sources of dlf would hide the installed package.
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def weight_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Quantized weights are kept here, not in the user's cache; processes that tests start inherit it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLF_CACHE", str(folder))
+        yield folder
 
 
 def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:

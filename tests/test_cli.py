@@ -161,6 +161,25 @@ def test_generate_passes_options_that_were_given_and_no_others() -> None:
     assert "alpha" not in engine.options
 
 
+def test_generate_passes_the_type_of_weights() -> None:
+    run("generate", "big", "Q", "--weights", "int8")
+    run("generate", "big", "Q")
+    assert [engine.options.get("weights") for engine in FakeEngine.made] == ["int8", None]
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clear: bool) -> None:
+    monkeypatch.setenv("DLF_CACHE", str(tmp_path))
+    file = tmp_path / f"{'0' * 40}-int8.safetensors"
+    file.write_bytes(b"x" * 2048)
+    result = run("cache", *(["--clear"] if clear else []))
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path}: 2 KiB{' removed' if clear else ''}\n"
+    assert file.exists() is not clear
+    monkeypatch.setenv("DLF_CACHE", "off")
+    assert "off" in run("cache").stdout
+
+
 def test_generate_pairs_experts_and_bases() -> None:
     run("generate", "big", "Q", "--expert", "a", "--expert", "b", "--base", "s")
     run("generate", "big", "Q", "--expert", "a", "--base", "s", "--expert", "b", "--base", "t")
@@ -260,7 +279,7 @@ def test_demo() -> None:
 
 
 def test_demo_json() -> None:
-    result = run("demo", "--json", "--threads", "2")
+    result = run("demo", "--json", "--threads", "2", "--weights", "int8")
     found = json.loads(result.stdout)
     assert found["problems"] == 200
     assert found["systems"]["dynamic"]["accuracy"] == 1.0
@@ -269,7 +288,7 @@ def test_demo_json() -> None:
     assert found["systems"]["dynamic"]["mean_alpha"] == pytest.approx(1.0)
     assert found["examples"][0]["outputs"]["static"]["correct"] is True
     assert found["plot"] is None and not Path("dlf-demo.png").exists()
-    assert all(engine.options["threads"] == 2 for engine in FakeEngine.made)
+    assert all(engine.options["threads"] == 2 and engine.options["weights"] == "int8" for engine in FakeEngine.made)
 
 
 def test_demo_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

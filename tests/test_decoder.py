@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from models import FAMILIES, make_model
+from reference.quantization import dequantize
 from transformers import AutoModelForCausalLM
 
 import dlf
 from dlf import _C
+from dlf.config import read_config
 from dlf.model import load_model
+from dlf.precision import QUANTIZATIONS
+from dlf.quantized import linear_shapes, load_quantized
 
 TOKENS = 220
 PROMPT = [5, 17, 200, 3, 99, 42, 7, 7, 301, 12, 260]
@@ -61,12 +65,13 @@ def test_greedy_tokens(folder: Path) -> None:
     assert completion.tokens == expected[0, len(PROMPT) :].tolist()
 
 
-def test_rows_do_not_depend_on_the_batch(folder: Path) -> None:
+@pytest.mark.parametrize("weights", [None, *QUANTIZATIONS])
+def test_rows_do_not_depend_on_the_batch(folder: Path, weights: str | None) -> None:
     """Bit for bit: a sequence decodes the same alone and among others, and on one thread or two."""
-    weights = load_model(folder).weights
+    loaded = load_model(folder, weights=weights).weights
     logits = []
     for slots, threads in ((1, 1), (7, 2)):
-        decoder = _C.Decoder(weights, slots=slots, max_context=64, threads=threads)
+        decoder = _C.Decoder(loaded, slots=slots, max_context=64, threads=threads)
         for slot in range(slots):
             decoder.prefill(PROMPT[: 5 + slot] if slot else PROMPT, slot, 0)
         positions = [len(PROMPT)] + [5 + slot for slot in range(1, slots)]
@@ -88,6 +93,32 @@ def test_bfloat16(folder: Path) -> None:
         exact = rounded(torch.tensor([tokens])).logits[0]
     theirs = reference_logits(folder, tokens, torch.bfloat16)
     assert (ours - exact).abs().mean() <= 1.1 * (theirs - exact).abs().mean()
+
+
+@pytest.mark.parametrize("weights", QUANTIZATIONS)
+def test_quantized(folder: Path, weights: str) -> None:
+    """Near transformers with the weights that the tiles stand for, where only the rounding of activations is left."""
+    tokens = random_tokens(60)
+    decoder = _C.Decoder(load_model(folder, weights=weights).weights, slots=2, max_context=64, threads=2)
+    prefilled = decoder.prefill(tokens, 0, 0)
+    decoder.prefill(tokens[:1], 1, 0)
+    decoded = torch.cat([decoder.decode([token], [1], [i]) for i, token in enumerate(tokens)])
+
+    config = read_config(folder)
+    tiles = load_quantized(folder, config, torch.float32, QUANTIZATIONS[weights])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for name, (out, columns) in linear_shapes(
+            config
+        ).items():  # the embedding stays, even if the head is tied to it
+            rounded = dequantize(tiles[name], tiles[f"{name}_scale"], out, columns)
+            model.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(rounded)
+        expected = model(torch.tensor([tokens])).logits[0]
+    exact = reference_logits(folder, tokens)
+    for logits in (prefilled, decoded):
+        assert (logits - expected).norm() < 0.04 * expected.norm()
+        # Random weights, which have no structure that survives rounding: this is as bad as it gets.
+        assert (logits - exact).norm() < {"int8": 0.05, "int4": 0.4, "int4-g64": 0.45}[weights] * exact.norm()
 
 
 def test_prefill_in_pieces(tmp_path: Path) -> None:

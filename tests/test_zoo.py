@@ -9,6 +9,7 @@ import pytest
 import dlf
 from dlf import zoo
 from dlf.demo import is_correct, systems
+from dlf.precision import WEIGHTS
 
 TWELVE_MEGABYTES = 12_000_000
 
@@ -46,6 +47,17 @@ def test_fusion_answers_what_neither_model_answers_alone(task: str):
             answers = engine.generate([problem.prompt for problem in problems], max_new_tokens=128, progress=False)
         right[system.key] = sum(is_correct(a.text, p.answer) for a, p in zip(answers, problems, strict=True))
     assert right["large"] <= 4 and right["expert"] <= 22 and right["dynamic"] >= right["expert"] + 8
+
+
+def test_quantized_weights_know_what_float_ones_know():
+    """Rounded weights of a trained model, unlike random ones; `python -m bench quantization` measures all."""
+    from bench.quantization import perplexity, texts
+
+    documents = texts(20)["large-base"]
+    found = {weights: perplexity("large-base", weights, documents, threads=2) for weights in WEIGHTS}
+    assert found["fp32"] < 1.8
+    for weights, most in {"bf16": 1.002, "int8": 1.005, "int4": 1.05, "int4-g64": 1.05}.items():
+        assert 1 / most < found[weights] / found["fp32"] < most, weights
 
 
 def test_empty_text_is_no_prompt_even_where_the_tokenizer_begins_texts_with_a_token():

@@ -1,0 +1,94 @@
+"""What quantized weights cost in quality: the miniature family in every type of weights, beside float32."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench.family import corpus
+from bench.family.evaluate import accuracies
+from dlf import _C, zoo
+from dlf.model import load_model
+from dlf.precision import WEIGHTS
+
+REFERENCE = "fp32"
+OTHER_SEED = 1_000_003  # of documents that no model has read
+RESULTS = Path(__file__).parent / "results" / "quantization.json"
+
+
+def texts(count: int) -> dict[str, list[tuple[str, str]]]:
+    """What each model is made to continue: nothing with a document, or a held-out problem with its worked answer."""
+    documents = [("", document) for document in itertools.islice(corpus.pretraining(OTHER_SEED), count)]
+    found = {"large-base": documents, "small-base": documents}
+    for task in corpus.TASKS:
+        found[f"{task}-expert"] = [(problem.prompt, problem.completion) for problem in corpus.held_out(task, count)]
+    return found
+
+
+def perplexity(name: str, weights: str, read: list[tuple[str, str]], threads: int) -> float:
+    """exp of the mean loss of a token of the continuations, each text read alone."""
+    model = load_model(zoo.path(name), weights=weights)
+    context = model.config.max_position_embeddings
+    decoder = _C.Decoder(model.weights, slots=1, max_context=context, threads=threads)
+    loss, count = 0.0, 0
+    for prompt, continuation in read:
+        first = max(1, len(model.tokenizer.encode(prompt)))
+        tokens = model.tokenizer.encode(prompt + continuation)[:context]
+        logits = decoder.prefill(tokens, 0, 0)[first - 1 : -1].double()
+        loss += float(torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[first:]), reduction="sum"))
+        count += len(tokens) - first
+    return math.exp(loss / count)
+
+
+def main(
+    problems: Annotated[int, typer.Option(help="Problems of each task, and documents, that are scored.")] = 200,
+    threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
+    output: Annotated[Path, typer.Option(help="Where to write the result as JSON.")] = RESULTS,
+) -> None:
+    """Perplexity and accuracy of the miniature family in every type of weights."""
+    threads = threads or torch.get_num_threads()
+    read = texts(problems)
+    sizes = {
+        name: {weights: load_model(zoo.path(name), weights=weights).weights.nbytes for weights in WEIGHTS}
+        for name in zoo.models()
+    }
+    found = {
+        name: {weights: perplexity(name, weights, read[name], threads) for weights in WEIGHTS}
+        for name in track(list(read), "Perplexity", transient=True)
+    }
+    right: dict[str, dict[str, float]] = {}
+    for task, weights in track(list(itertools.product(corpus.TASKS, WEIGHTS)), "Accuracy  ", transient=True):
+        held_out = corpus.held_out(task, problems)
+        for way, share in accuracies(zoo.FOLDER, task, held_out, weights=weights, threads=threads).items():
+            right.setdefault(f"{task}, {way}", {})[weights] = share
+    console = Console()
+    console.print(_table("bytes of weights", sizes, "{:,.0f}", "{:+.0%}", relative=True))
+    console.print(_table("perplexity", found, "{:.4f}", "{:+.2%}", relative=True))
+    console.print(_table(f"accuracy on {problems} held-out problems", right, "{:.1%}", "{:+.1%}", relative=False))
+    result = {"problems": problems, "bytes": sizes, "perplexity": found, "accuracy": right}
+    output.write_text(json.dumps(result | {"torch": torch.__version__}, indent=2) + "\n")
+    console.print(f"written to {output}")
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]], value: str, change: str, relative: bool) -> Table:
+    """Rows of numbers, those that are not the reference with their difference to it."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("", no_wrap=True)
+    for weights in WEIGHTS:
+        table.add_column(weights, justify="right")
+    for name, row in rows.items():
+        cells = []
+        for weights, number in row.items():
+            difference = (number - row[REFERENCE]) / (row[REFERENCE] if relative else 1)
+            cells.append(value.format(number) + (f" {change.format(difference)}" if weights != REFERENCE else ""))
+        table.add_row(name, *cells)
+    return table

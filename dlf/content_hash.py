@@ -1,0 +1,71 @@
+"""The hash of a checkpoint's weights, which names what is derived from them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+__all__ = ["MEMORY", "content_hash"]
+
+# A file written this shortly before it was hashed may be written again without its times changing.
+SETTLED_SECONDS = 2.0
+MEMORY = "hashes"
+
+
+def content_hash(shards: Mapping[Path, list[str]], cache: Path) -> str:
+    """Return one hash of a checkpoint's files, and of which tensors are taken from which of them.
+
+    Parameters
+    ----------
+    shards
+        The names of the tensors that each file gives.
+    cache
+        Folder in which the hashes of files are remembered, so that they need not be read every time.
+    """
+    parts = [[_remembered_hash(path, cache / MEMORY), sorted(names)] for path, names in shards.items()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _remembered_hash(path: Path, memory: Path) -> str:
+    """Hash of a file, remembered under its path and everything that changes when its content does.
+
+    Size, modification time and inode miss a file that was changed in place and given its old time back. The change time
+    does not: the system sets it at every write and nobody can choose it. What is remembered is not trusted further
+    than to be the name under which quantized weights are looked up: a wrong one finds none, or those of the file that
+    has this hash. So a damaged memory costs time, and only somebody who may write to the user's cache, where the
+    weights themselves lie, can forge one.
+    """
+    before = os.stat(path)
+    note = memory / _identity(path, before)
+    with contextlib.suppress(OSError, ValueError):
+        known = note.read_text("ascii")
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
+    begin = time.time()
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    unchanged = _identity(path, os.stat(path)) == note.name
+    if unchanged and before.st_ctime + SETTLED_SECONDS < begin:
+        with contextlib.suppress(OSError):  # a cache that cannot be written is reported where the weights are stored
+            _write(note, found)
+    return found
+
+
+def _identity(path: Path, stat: os.stat_result) -> str:
+    parts = [os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_dev, stat.st_ino]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    with open(descriptor, "w") as file:
+        file.write(text)
+    os.replace(temporary, path)

@@ -1,0 +1,101 @@
+"""Loads a checkpoint with its linear layers quantized, from the cache where they are there."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dlf import _C
+from dlf.checkpoint import check_finite, expected_tensors, find_shards, load_tensors, read_tensors
+from dlf.config import ModelConfig
+from dlf.content_hash import content_hash
+from dlf.precision import Precision, Quantization, scale_name
+from dlf.weight_cache import CachedWeights, cache_folder
+
+__all__ = ["linear_shapes", "load_quantized", "weights_bytes"]
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Name and shape ``[out, in]`` of every linear layer's weight; a tied embedding counts as ``lm_head.weight``."""
+    shapes = {
+        name: (shape[0], shape[1])
+        for name, shape in expected_tensors(config).items()
+        if len(shape) == 2 and name != EMBEDDING
+    }
+    return shapes | {HEAD: (config.vocab_size, config.hidden_size)}
+
+
+def weights_bytes(config: ModelConfig, weights: str) -> int:
+    """Bytes that a model takes in one of the types of weights; a quantized one's embedding and norms as bfloat16."""
+    precision = Precision.of(weights=weights)
+    shapes = expected_tensors(config)
+    if precision.quantization is None:
+        width = 4 if precision.dtype == "float32" else 2
+        return width * sum(math.prod(shape) for shape in shapes.values())
+    linears = linear_shapes(config)
+    others = sum(math.prod(shape) for name, shape in shapes.items() if name not in linears)
+    return 2 * others + sum(one.nbytes for one in precision.quantization.layout(linears).values())
+
+
+def load_quantized(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, quantization: Quantization
+) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's tensors, those of linear layers as tiles and scales.
+
+    What is quantized are the file's own values, whatever `dtype` is. The tiles are mapped from the cache; where it
+    cannot be written, which is a warning, or is switched off, they are held in memory.
+
+    Returns
+    -------
+    dict
+        What `_C.Weights` takes; the embedding, norms and biases are `dtype`.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As `load_tensors` does.
+    """
+    linears = linear_shapes(config)
+    shapes = expected_tensors(config)
+    shards = find_shards(folder, shapes)
+    tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys())
+    cache = cache_folder()
+    if cache is not None:
+        place = CachedWeights(cache, content_hash(shards, cache), quantization.name, quantization.layout(linears))
+        found = place.load()
+        if found is not None:
+            return tensors | found
+        try:
+            return tensors | place.store(_quantize(folder, config, quantization))
+        except OSError as error:
+            warnings.warn(
+                f"quantized weights cannot be kept in {cache} ({error.strerror or error}); going on without. "
+                "Set DLF_CACHE to another folder, or to 'off'",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return tensors | dict(_quantize(folder, config, quantization))
+
+
+def _quantize(folder: Path, config: ModelConfig, quantization: Quantization) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tiles and scales of one linear layer after the other."""
+    names = set(linear_shapes(config))
+    if config.tie_word_embeddings:
+        names = names - {HEAD} | {EMBEDDING}
+    task = f"Quantizing {folder.name} to {quantization.name}"
+    for path, name, tensor in read_tensors(folder, config, names, task, one_by_one=True):
+        if tensor.dtype != torch.bfloat16:
+            tensor = tensor.float()
+        check_finite(tensor, name, path)
+        tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
+        del tensor  # and with it the file's pages, before the next one comes
+        target = HEAD if name == EMBEDDING else name
+        yield target, tiles
+        yield scale_name(target), scale
+        del tiles, scale

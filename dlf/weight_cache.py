@@ -1,0 +1,217 @@
+"""Keeps quantized weights on disk, so that a model is quantized once and mapped from then on.
+
+A file is ordinary safetensors whose metadata begins with a checksum over all its other bytes. It is believed only if
+that checksum, the format, the source and every name, type and shape are right; anything else is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from dlf.content_hash import MEMORY
+from dlf.precision import TensorLayout
+
+__all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache"]
+
+FORMAT = "1"  # to be raised when tiles, scales or the way that they are chosen change
+# The header's first bytes are always these, so the checksum's place is known. The zeros hold it until it is.
+PREFIX = b'{"__metadata__":{"checksum":"'
+CHECKSUM_AT, CHECKSUM_SIZE = 8 + len(PREFIX), 64
+BLOCK = 4 << 20  # hashed at once by each of a few threads
+ALIGNMENT = 64
+NAME_DIGITS = 40
+ABANDONED = ".dlf-*.tmp"
+ABANDONED_SECONDS = 24 * 3600
+
+
+def cache_folder() -> Path | None:
+    """Return the folder that quantized weights are kept in, or None if they are not.
+
+    It is ``$DLF_CACHE``, ``$XDG_CACHE_HOME/dlf`` or ``~/.cache/dlf``; ``DLF_CACHE=off`` means none.
+    """
+    chosen = os.environ.get("DLF_CACHE")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(os.path.expanduser(chosen))
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # which its specification says to ignore
+        base = os.path.expanduser("~/.cache")
+    return Path(base) / "dlf" if os.path.isabs(base) else None
+
+
+def cache_bytes(folder: Path) -> int:
+    """Bytes that the cache takes."""
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def clear_cache(folder: Path) -> int:
+    """Remove everything that the cache holds and return how many bytes that were; what is mapped stays usable."""
+    taken = cache_bytes(folder)
+    for path in _files(folder):
+        path.unlink(missing_ok=True)
+    return taken
+
+
+def _files(folder: Path) -> list[Path]:
+    """What dlf has written: the folder may be one that holds other things too, so the names are matched closely."""
+    patterns = "[0-9a-f]" * NAME_DIGITS + "-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+
+
+@dataclass(frozen=True)
+class CachedWeights:
+    """The place of one checkpoint's weights, quantized in one way.
+
+    Parameters
+    ----------
+    folder
+        The cache.
+    source
+        Hash of the checkpoint's content.
+    width
+        Name of the quantization.
+    layout
+        Every tensor that the file must hold, and no other.
+    """
+
+    folder: Path
+    source: str
+    width: str
+    layout: Mapping[str, TensorLayout]
+
+    @property
+    def path(self) -> Path:
+        """The file, which may not be there."""
+        return self.folder / f"{self.source[:NAME_DIGITS]}-{self.width}.safetensors"
+
+    def load(self) -> dict[str, torch.Tensor] | None:
+        """Map the tensors, or return None if they are not there; a file that cannot be believed is a warning."""
+        if not os.path.exists(self.path):  # which a folder that may not be searched doesn't make raise
+            return None
+        try:
+            wrong = self._complaint()
+            if not wrong:
+                return _map(self.path)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            wrong = str(error)
+        warnings.warn(f"{self.path} {wrong}; quantizing again", RuntimeWarning, stacklevel=2)
+        return None
+
+    def store(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Write the tensors one by one as they come and return them mapped from the file.
+
+        The file gets its name when it is whole and on the disk; of several writers the last one's stays, and the others
+        keep what they have mapped.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written or the disk is full.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._remove_abandoned()
+        header, places = self._header()
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".dlf-", suffix=".tmp")
+        try:
+            with open(descriptor, "r+b") as file:
+                last = list(self.layout)[-1]
+                os.posix_fallocate(descriptor, 0, places[last] + self.layout[last].nbytes)  # a full disk shows here
+                file.write(header)
+                for name, tensor in tensors:
+                    file.seek(places.pop(name))
+                    file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                assert not places
+                file.flush()
+                file.seek(CHECKSUM_AT)
+                file.write(_checksum(temporary)[1].encode())
+                file.flush()
+                os.fsync(descriptor)
+            mapped = _map(temporary)
+            os.replace(temporary, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        return mapped
+
+    def _metadata(self) -> dict[str, str]:
+        return {"dlf": FORMAT, "source": self.source, "width": self.width}
+
+    def _complaint(self) -> str:
+        """What is wrong with the file, or nothing."""
+        if not self.path.is_file():
+            return "is no file"
+        said, found = _checksum(self.path)
+        if said != found:
+            return "is damaged"
+        with safe_open(self.path, framework="pt") as file:
+            if file.metadata() != {"checksum": said, **self._metadata()}:
+                return "is of another version or source"
+            there = {}
+            for name in file.keys():  # noqa: SIM118 (no mapping)
+                header = file.get_slice(name)
+                there[name] = TensorLayout(header.get_dtype(), tuple(header.get_shape()))
+        return "" if there == self.layout else "holds other tensors"
+
+    def _header(self) -> tuple[bytes, dict[str, int]]:
+        """The file's first bytes, without the checksum, and the place of each tensor in it."""
+        offsets, end = {}, 0
+        for name, one in self.layout.items():
+            offsets[name] = end
+            end += one.nbytes
+        entries = {
+            name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": [offsets[name], offsets[name] + one.nbytes]}
+            for name, one in self.layout.items()
+        }
+        metadata = {"checksum": "0" * CHECKSUM_SIZE, **self._metadata()}
+        text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
+        assert text.startswith(PREFIX)
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + offset for name, offset in offsets.items()}
+
+    def _remove_abandoned(self) -> None:
+        """Remove what a writer that was killed has left."""
+        for path in self.folder.glob(ABANDONED):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+
+
+def _map(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """All tensors of a file, as views of it."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The checksum that a file states, and that of all its other bytes: a hash of the hashes of its blocks.
+
+    The file is read rather than mapped, so that its pages do not count as this process's memory.
+    """
+    with open(path, "rb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        total = hashlib.sha256(file.read(CHECKSUM_AT))
+        said = file.read(CHECKSUM_SIZE).decode("ascii", "replace")
+        begins = range(CHECKSUM_AT + CHECKSUM_SIZE, os.fstat(file.fileno()).st_size, BLOCK)
+        for digest in pool.map(partial(_block_digest, file.fileno()), begins):
+            total.update(digest)
+    return said, total.hexdigest()
+
+
+def _block_digest(descriptor: int, begin: int) -> bytes:
+    return hashlib.sha256(os.pread(descriptor, BLOCK, begin)).digest()
