@@ -46,19 +46,19 @@ ENGINES = (
     Engine("dlf-large", "dlf, large alone", "bench.peers.dlf", ("dlf", "torch"), fused=False),
     Engine(
         "llama.cpp",
-        "llama.cpp, sum of three",
+        "llama.cpp, sum of 3",
         "bench.peers.llama_cpp",
         ("llama-cpp-python", "gguf"),
     ),
     Engine(
         "openvino",
-        "OpenVINO GenAI, sum of three",
+        "OpenVINO, sum of 3",
         "bench.peers.openvino_genai",
         ("openvino-genai", "openvino", "optimum-intel", "nncf"),
     ),
     Engine(
         "transformers",
-        "transformers, paper's loop",
+        "transformers, 21 α",
         "bench.peers.transformers_loop",
         ("transformers", "torch"),
         widths=("bf16",),

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.latency.engines import MEMORY, Engine
 from bench.latency.process import EngineFailed, Process
+from bench.shapes import VOCAB_SIZE
 
 TURN = 5  # tokens
 WARM_UP = 2
 PAUSE_SECONDS = 0.03
-VOCAB = 32000
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,17 @@ class WidthResult:
         return statistics.median(self.bandwidths)
 
 
+Action = Callable[[Measured, Process], None]
+
+
 def steps(engines: Sequence[Engine], plan: Plan) -> int:
     """How often `measure_width` reports."""
     return len(engines) * (1 + plan.repeats * len(plan.first_token_prompts) + plan.rounds)
 
 
-def measure_width(weights: str, engines: Sequence[Engine], plan: Plan, report: Callable[[str, int], None]) -> WidthResult:
+def measure_width(
+    weights: str, engines: Sequence[Engine], plan: Plan, report: Callable[[str, int], None]
+) -> WidthResult:
     """Measure engines that all have this width; one that fails becomes a note and the others go on."""
     result = WidthResult(weights)
     running: dict[str, tuple[Measured, Process]] = {}
@@ -90,10 +96,8 @@ def measure_width(weights: str, engines: Sequence[Engine], plan: Plan, report: C
         memory, reader = _load(MEMORY, weights, plan, stack)
         reader.ask("start", prompt=[])
 
-        def turn(what: str, act: Callable[[Measured, Process], None]) -> None:
+        def each(what: str, act: Action, done: int = 0) -> None:
             """Let every engine do something once, in an order by chance."""
-            speeds = reader.ask("decode", count=3)["seconds"]
-            result.bandwidths.append(memory.weight_bytes / min(speeds))
             for name in chance.sample(list(running), len(running)):
                 measured, process = running[name]
                 report(f"{weights}: {what}, {measured.engine.label}", 0)
@@ -103,7 +107,13 @@ def measure_width(weights: str, engines: Sequence[Engine], plan: Plan, report: C
                 except EngineFailed as error:
                     result.notes.append(f"{measured.engine.label}, {weights}: {error}")
                     del running[name]
-                report(f"{weights}: {what}, {measured.engine.label}", 1)
+                report(f"{weights}: {what}, {measured.engine.label}", done)
+
+        def turn(what: str, act: Action) -> None:
+            """Measure the bandwidth, then every engine."""
+            speeds = reader.ask("decode", count=3)["seconds"]
+            result.bandwidths.append(memory.weight_bytes / min(speeds))
+            each(what, act, 1)
 
         for engine in engines:
             report(f"{weights}: loading {engine.label}", 0)
@@ -116,24 +126,34 @@ def measure_width(weights: str, engines: Sequence[Engine], plan: Plan, report: C
         for _ in range(plan.repeats):
             for length in plan.first_token_prompts:
                 # Another prompt each time: an engine may remember one that it has read.
-                prompt = [chance.randrange(3, VOCAB) for _ in range(length)]
-
-                def first(measured: Measured, process: Process, prompt: list[int] = prompt) -> None:
-                    seconds = process.ask("start", prompt=prompt)["seconds"]
-                    measured.first.setdefault(len(prompt), []).append(seconds)
-
-                turn(f"first token after {length}", first)
-
-        prompt = [chance.randrange(3, VOCAB) for _ in range(plan.prompt)]
-        for _, process in running.values():
-            process.ask("start", prompt=prompt)
-            process.ask("decode", count=WARM_UP)
+                turn(f"first token after {length}", partial(_first_token, _random_prompt(length, chance)))
+        each("warming up", partial(_warm_up, _random_prompt(plan.prompt, chance)))
         for _ in range(plan.rounds):
-            turn("decoding", lambda measured, process: measured.times.extend(process.ask("decode", count=TURN)["seconds"]))
-        for measured, process in running.values():
-            measured.after_run = process.ask("memory")
-            result.engines.append(measured)
+            turn("decoding", _decode)
+        each("memory", _memory)
+        result.engines = [measured for measured, _ in running.values()]
     return result
+
+
+def _random_prompt(length: int, chance: random.Random) -> list[int]:
+    return [chance.randrange(3, VOCAB_SIZE) for _ in range(length)]
+
+
+def _first_token(prompt: list[int], measured: Measured, process: Process) -> None:
+    measured.first.setdefault(len(prompt), []).append(process.ask("start", prompt=prompt)["seconds"])
+
+
+def _warm_up(prompt: list[int], measured: Measured, process: Process) -> None:
+    process.ask("start", prompt=prompt)
+    process.ask("decode", count=WARM_UP)
+
+
+def _decode(measured: Measured, process: Process) -> None:
+    measured.times += process.ask("decode", count=TURN)["seconds"]
+
+
+def _memory(measured: Measured, process: Process) -> None:
+    measured.after_run = process.ask("memory")
 
 
 def _load(engine: Engine, weights: str, plan: Plan, stack: ExitStack) -> tuple[Measured, Process]:
@@ -147,10 +167,7 @@ def _load(engine: Engine, weights: str, plan: Plan, stack: ExitStack) -> tuple[M
     process = stack.enter_context(Process(engine.module, plan.threads, log))
     options = {"weights": weights, "threads": plan.threads, "context": plan.context, **engine.options}
     loaded = process.ask("load", paths=prepared["paths"], options=options)
-    measured.load, measured.weight_bytes, measured.settings = (
-        loaded["seconds"],
-        loaded["weight_bytes"],
-        loaded["settings"],
-    )
+    measured.load, measured.settings = loaded["seconds"], loaded["settings"]
+    measured.weight_bytes = loaded["weight_bytes"]
     measured.after_load = process.ask("memory")
     return measured, process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rich import box
 from rich.table import Table
 
 from bench.latency.rows import Row
@@ -20,8 +21,8 @@ def tables(rows: Sequence[Row], title: str) -> Iterator[Table]:
 
 
 def _table(rows: Sequence[Row], title: str, columns: dict) -> Table:  # type: ignore[type-arg]
-    table = Table(title=title, title_justify="left")
-    table.add_column("weights")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("weights", no_wrap=True)
     table.add_column("engine", no_wrap=True)
     for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)

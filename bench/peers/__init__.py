@@ -1,7 +1,7 @@
 """The same work on other engines.
 
-Each module has ``prepare``, which converts one checkpoint to what the engine reads, and ``load``, which returns a `Peer`.
-Nothing here imports an engine before one of them is called, so a process holds only the engine that it measures.
+Each module has ``prepare``, which converts one checkpoint to what the engine reads, and ``load``, which returns a
+`Peer`. Nothing here imports an engine before one of them is called, so a process holds only the engine that it measures.
 """
 
 from __future__ import annotations
@@ -20,5 +20,5 @@ class Peer(Protocol):
     """What was chosen where the engine leaves a choice."""
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[object]:
-        """Decode without end; the first item comes after the prompt, each further one after one token of every model."""
+        """Decode without end: the first item comes after the prompt, each further one after a token of every model."""
         ...
