@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.shapes import write_checkpoint
+from bench.shapes import VOCAB_SIZE, write_checkpoint
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("gguf")
@@ -19,21 +19,18 @@ def test_greedy_tokens_and_logits_are_those_of_transformers_in_float32(tmp_path:
     folder = write_checkpoint(tmp_path / "model", "tiny", 0)
     model = llama_cpp.LlamaCpp(llama_cpp.prepare(folder, "bf16", tmp_path), threads=1, context=64)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokens = [(7919 * i) % 32000 for i in range(1, 17)]
+
+    def expected(tokens: list[int]) -> torch.Tensor:
+        with torch.inference_mode():
+            return reference(torch.tensor([tokens])).logits[0, -1]
+
+    tokens = [7919 * i % VOCAB_SIZE for i in range(1, 25)]
+    logits = torch.from_numpy(model.logits(tokens).copy())
+    # llama.cpp rounds activations to bfloat16, which costs 0.003 here; q and k in the wrong order cost 0.04.
+    assert (logits - expected(tokens)).norm() < 0.01 * logits.norm()
     decoded = model.tokens(tokens)
     for _ in range(8):
         token = next(decoded)
-        with torch.inference_mode():
-            expected = reference(torch.tensor([tokens])).logits[0, -1]
-        # Activations are bfloat16 in llama.cpp's products, so a near tie may fall the other way.
-        assert expected.max() - expected[token] < 0.02 * expected.std()
+        best = expected(tokens)
+        assert best.max() - best[token] < 0.01 * best.std()  # the same one, but for a near tie
         tokens.append(token)
-    again = torch.from_numpy(_logits(model, tokens[:-1]))
-    with torch.inference_mode():
-        expected = reference(torch.tensor([tokens[:-1]])).logits[0, -1]
-    assert torch.nn.functional.cosine_similarity(again, expected, dim=0) > 0.999
-
-
-def _logits(model, tokens):  # type: ignore[no-untyped-def]
-    next(model.tokens(tokens[:-1]))
-    return model.logits(tokens[-1:]).copy()

@@ -1,7 +1,8 @@
 """The same work on other engines.
 
 Each module has ``prepare``, which converts one checkpoint to what the engine reads, and ``load``, which returns a
-`Peer`. Nothing here imports an engine before one of them is called, so a process holds only the engine that it measures.
+`Peer`. Nothing here imports an engine before one of them is called, so that a process holds
+only the engine that it measures.
 """
 
 from __future__ import annotations
