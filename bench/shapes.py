@@ -21,7 +21,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "heads": 15, "kv_heads": 5},
     "143M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 15, "heads": 12, "kv_heads": 4},
     "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "heads": 9, "kv_heads": 3},
-    "tiny": {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6, "heads": 4, "kv_heads": 4},
+    "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "heads": 4, "kv_heads": 4},
 }
 
 

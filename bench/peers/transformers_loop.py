@@ -6,13 +6,11 @@ divergences, as the expert is from its base (Fan et al., arXiv 2406.15480, secti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn.functional import log_softmax
-from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -29,27 +27,47 @@ def grid_alpha(large: torch.Tensor, expert: torch.Tensor, base: torch.Tensor) ->
     return float(alphas[loss.argmin()])
 
 
-def decode(models: list[AutoModelForCausalLM], prompt: list[int], alpha: float | None = None) -> Iterator[int]:
-    """Greedy tokens without end; one model decodes alone, three are large, expert and base (`alpha` None: solved)."""
-    caches: list[object] = [None] * len(models)
-    tokens = torch.tensor([prompt])
-    while True:
-        logits = []
-        with torch.inference_mode():
-            for i, model in enumerate(models):
-                output = model(tokens, past_key_values=caches[i], use_cache=True, logits_to_keep=1)
-                caches[i] = output.past_key_values
-                logits.append(output.logits[0, -1])
-        fused = logits[0]
-        if len(models) == 3:
-            weight = grid_alpha(*logits) if alpha is None else alpha
-            fused = fused + weight * (logits[1] - logits[2])
-        token = int(fused.argmax())
-        yield token
-        tokens = torch.tensor([[token]])
+def prepare(folder: Path, weights: str, scratch: Path) -> Path:
+    """The checkpoint is read as it is."""
+    return folder
 
 
-def load(folder: Path) -> AutoModelForCausalLM:
-    """A checkpoint in its own dtype."""
-    logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+class TransformersLoop:
+    """Large model, expert and base; `alpha` None: solved at every step."""
+
+    def __init__(self, paths: Sequence[Path], threads: int, alpha: float | None) -> None:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        torch.set_num_threads(threads)
+        logging.disable_progress_bar()
+        self.models = [AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval() for path in paths]
+        self.alpha = alpha
+        self.weight_bytes = sum(_read_bytes(model) for model in self.models)
+        self.settings = {"alpha": "21 values" if alpha is None else alpha, "attention": "sdpa", "cache": "dynamic"}
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
+        caches: list[object] = [None] * len(self.models)
+        tokens = torch.tensor([prompt])
+        while True:
+            logits = []
+            with torch.inference_mode():
+                for i, model in enumerate(self.models):
+                    output = model(tokens, past_key_values=caches[i], use_cache=True, logits_to_keep=1)
+                    caches[i] = output.past_key_values
+                    logits.append(output.logits[0, -1])
+            weight = grid_alpha(*logits) if self.alpha is None else self.alpha
+            token = int((logits[0] + weight * (logits[1] - logits[2])).argmax())
+            yield token
+            tokens = torch.tensor([[token]])
+
+
+def _read_bytes(model: torch.nn.Module) -> int:
+    embedding = model.get_input_embeddings().weight
+    return sum(weight.nbytes for weight in model.parameters() if weight is not embedding)
+
+
+def load(
+    paths: Sequence[Path], weights: str, threads: int, context: int, alpha: float | None = None
+) -> TransformersLoop:
+    return TransformersLoop(paths, threads, alpha)
