@@ -12,6 +12,7 @@ namespace dlf {
 
 inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
 inline constexpr double kTolerance = 1e-11;   // of the loss at α = 0: the least gain that is worth another sweep
+inline constexpr double kSettled = 1e-6;
 inline constexpr int kSearchSweeps = 11;
 inline constexpr int kTrustedSweeps = 2;  // after so many, points are spread out too
 inline constexpr int kSearchCapacity = kSearchSweeps * kSweepPoints;
@@ -19,7 +20,7 @@ inline constexpr int kSearchCapacity = kSearchSweeps * kSweepPoints;
 class CurveSearch {
  public:
   // α of the first sweep.
-  static constexpr int kFirstPoints = 17;
+  static constexpr int kFirstPoints = 9;
   DLF_HOST_DEVICE static AlphaRange first_points(double alpha_max) { return {0.0, alpha_max, kFirstPoints}; }
 
   DLF_HOST_DEVICE void clear() {
@@ -75,8 +76,10 @@ class CurveSearch {
   };
 
   static constexpr int kOpen = 4;  // cells that one sweep serves; the others wait
+  static_assert(2 * kOpen <= kSweepRanges);
 
   DLF_HOST_DEVICE Report examine(int cell) const;
+  DLF_HOST_DEVICE double fine_share(int cell) const;
   DLF_HOST_DEVICE void offer(const CurvePoint& point, double loss);
 
   Loss loss_;
@@ -107,12 +110,32 @@ DLF_HOST_DEVICE inline void CurveSearch::choose() {
   }
 }
 
+// The difference of the two models is the coarse one's error. How much smaller the fine one's is can be seen one size
+// up: over this cell and the one beside it, both models are tried at the point between them. Halving the width makes
+// the share four times smaller still, which is left as a margin.
+DLF_HOST_DEVICE inline double CurveSearch::fine_share(int cell) const {
+  double share = 0.0;
+  for (int i = cell > 0 ? cell - 1 : 0; i <= cell && i + 2 < count_; ++i) {
+    const CurveModel model(points_[i], points_[i + 2]);
+    const Divergences truth = divergences(points_[i + 1]);
+    const double t = (points_[i + 1].alpha - points_[i].alpha) / (points_[i + 2].alpha - points_[i].alpha);
+    const Divergences fine = model.fine(t);
+    const Divergences coarse = model.coarse(t);
+    const double missed = loss_.f_weight * fabs(fine.f - truth.f) + loss_.g_weight * fabs(fine.g - truth.g);
+    const double against = loss_.f_weight * fabs(coarse.f - truth.f) + loss_.g_weight * fabs(coarse.g - truth.g);
+    // Cells of other widths say little.
+    share = fabs(t - 0.5) < 0.2 && missed < against ? larger(share, missed / against) : 1.0;
+  }
+  return share > 0.0 ? larger(share, 1.0 / 64) : 1.0;
+}
+
 DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const {
   constexpr int kSteps = 16;
   const CurvePoint& left = points_[cell];
   const CurvePoint& right = points_[cell + 1];
   const CurveModel model(left, right);
   const double width = right.alpha - left.alpha;
+  const double share = fine_share(cell);
   Report report = {cell, 0.0, HUGE_VAL, HUGE_VAL, width, false, {}};
   int lowest = 0;
   for (int k = 0; k <= kSteps; ++k) {
@@ -124,7 +147,7 @@ DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const 
     }
     if (k > 0 && k < kSteps) {
       const double coarse = loss_.value(model.coarse(t));
-      report.floor = smaller(report.floor, fine - fabs(fine - coarse));
+      report.floor = smaller(report.floor, fine - share * fabs(fine - coarse));
     }
   }
   double low = larger((lowest - 1.0) / kSteps, 1e-6);
@@ -137,13 +160,13 @@ DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const 
     }
     const double aside = smaller(smaller(t, 1.0 - t), 1.0 / 64);
     const double bend = (loss_.slope(model.fine(t + aside)) - loss_.slope(model.fine(t - aside))) / (2.0 * aside);
-    const double slip = fabs(loss_.slope(model.fine(t)) - loss_.slope(model.coarse(t)));
+    const double slip = share * fabs(loss_.slope(model.fine(t)) - loss_.slope(model.coarse(t)));
     report.error = bend > 0.0 ? smaller(width * slip / bend, width) : width;
     const double fine = loss_.value(model.fine(t));
-    const double slack = fabs(fine - loss_.value(model.coarse(t)));
+    const double slack = share * fabs(fine - loss_.value(model.coarse(t)));
     report.loss = fine;
     report.floor = smaller(report.floor, fine - slack);
-    report.settled = report.error <= 1e-6 * model.alpha(t) && slack <= 1e-8 * scale_;
+    report.settled = report.error <= kSettled * model.alpha(t) && slack <= 1e-8 * scale_;
   }
   report.settled = report.settled || width <= 1e-7 * right.alpha;
   report.point = model.point(t);

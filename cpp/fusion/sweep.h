@@ -10,7 +10,7 @@ namespace dlf {
 
 inline constexpr int64_t kSweepBlock = 1024;  // tokens that one call handles: 8 KB of doubles for each of their numbers
 inline constexpr int kSweepPoints = 21;       // values of α of one sweep
-inline constexpr int kSweepRanges = 6;        // in so many ranges
+inline constexpr int kSweepRanges = 8;        // in so many ranges
 inline constexpr int kSweepExperts = 16;
 
 // Values of α an equal step apart, both ends included; a count of 1 is `first` alone. e^{(α+h)Δ} = e^{αΔ}·e^{hΔ}, so
