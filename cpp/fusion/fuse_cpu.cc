@@ -6,24 +6,35 @@ namespace {
 
 constexpr float kLargestF = __FLT_MAX__;
 
-// The weighted sum of the experts' centred differences, Σ α_tΔ_t; 0 for tokens that take no part.
-template <typename Block>
-inline void weighted_delta(const Block& block, const float* large, int64_t tokens, Buffer& delta) {
-  for (int64_t i = 0; i < padded(tokens); i += kWidth) {
-    delta.store(i, Vector{});
-  }
-  for (int t = 0; t < block.count; ++t) {
-    if (block.alpha[t] == 0.0) {
-      continue;
+// The experts that weigh something.
+struct Weighted {
+  int count = 0;
+  double alpha[kSweepExperts];
+  double centre[kSweepExperts];
+  const float* expert[kSweepExperts];
+  const float* base[kSweepExperts];
+
+  template <typename Block>
+  explicit Weighted(const Block& block) {
+    for (int t = 0; t < block.count; ++t) {
+      if (block.alpha[t] != 0.0) {
+        alpha[count] = block.alpha[t];
+        centre[count] = block.centre[t];
+        expert[count] = block.experts[t] + block.begin;
+        base[count++] = block.bases[t] + block.begin;
+      }
     }
-    const float* expert = block.experts[t] + block.begin;
-    const float* base = block.bases[t] + block.begin;
-    for (int64_t i = 0; i < tokens; ++i) {
-      const double difference = static_cast<double>(expert[i]) - static_cast<double>(base[i]) - block.centre[t];
-      delta.at[i] += large[i] == -kInfinityF ? 0.0 : block.alpha[t] * difference;
-    }
   }
-}
+
+  // Σ α_tΔ_t of tokens i, i + 1, …
+  Vector delta(int64_t i, int64_t tokens) const {
+    Vector sum = {};
+    for (int t = 0; t < count; ++t) {
+      sum += alpha[t] * (load(expert[t], i, tokens) - load(base[t], i, tokens) - centre[t]);
+    }
+    return sum;
+  }
+};
 
 }  // namespace
 
@@ -31,25 +42,30 @@ void sweep_fuse(const FuseBlock& block) {
   Buffer logit;
   Buffer delta;
   const int64_t tokens = block.end - block.begin;
-  const int64_t size = padded(tokens);
   const float* large = block.large + block.begin;
   float* fused = block.logits + block.begin;
-  weighted_delta(block, large, tokens, delta);
-  read_logits(large, large, tokens, logit);
+  const Weighted experts(block);
   double offset = 0.0;
-  for (int t = 0; t < block.count; ++t) {
-    offset += block.alpha[t] * block.centre[t];
+  for (int t = 0; t < experts.count; ++t) {
+    offset += experts.alpha[t] * experts.centre[t];
   }
-  for (int64_t i = 0; i < tokens; ++i) {
-    double sum = logit.at[i] + delta.at[i] + offset;
-    sum = sum < kLargestF ? sum : kLargestF;  // a finite logit stays finite
-    sum = sum > -kLargestF ? sum : -kLargestF;
-    fused[i] = large[i] == -kInfinityF ? -kInfinityF : static_cast<float>(sum);
+  Vector peaks = Vector{} - kInfinity;
+  for (int64_t i = 0; i < tokens; i += kWidth) {
+    const Vector l = load(large, i, tokens);
+    const Mask excluded = l == -kInfinity;
+    const Vector d = excluded ? Vector{} : experts.delta(i, tokens);
+    logit.store(i, l);
+    delta.store(i, d);
+    peaks = larger(l + d, peaks);
+    Vector sum = l + d + offset;
+    sum = sum < kLargestF ? sum : Vector{} + kLargestF;  // a finite logit stays finite
+    sum = sum > -kLargestF ? sum : Vector{} - kLargestF;
+    store(excluded ? l : sum, fused, i, tokens);
   }
-  const double peak = peak_of(logit, delta, 1.0, size);
+  const double peak = largest(peaks);
   Vector total = {};
   Vector first = {};
-  for (int64_t i = 0; i < size && peak != -kInfinity; i += kWidth) {
+  for (int64_t i = 0; i < tokens && peak != -kInfinity; i += kWidth) {
     const Vector d = delta.load(i);
     const Vector w = exponential(logit.load(i) + d - peak);
     total += w;
@@ -66,9 +82,16 @@ void sweep_joint(const JointBlock& block) {
   const int64_t tokens = block.end - block.begin;
   const float* large = block.large + block.begin;
   const int64_t size = padded(tokens);
-  weighted_delta(block, large, tokens, delta);
-  read_logits(large, large, tokens, logit);
-  const double peak = peak_of(logit, delta, 1.0, size);
+  const Weighted experts(block);
+  Vector peaks = Vector{} - kInfinity;
+  for (int64_t i = 0; i < tokens; i += kWidth) {
+    const Vector l = load(large, i, tokens);
+    const Vector d = l == -kInfinity ? Vector{} : experts.delta(i, tokens);
+    logit.store(i, l);
+    delta.store(i, d);
+    peaks = larger(l + d, peaks);
+  }
+  const double peak = largest(peaks);
   double* out = block.sums;
   *out++ = peak;
   if (peak == -kInfinity) {

@@ -37,7 +37,6 @@ FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, in
   active_.reserve(curves);
   active_rows_.reserve(rows);
   large_.resize(rows);
-  support_ = std::make_unique_for_overwrite<float[]>(rows * vocab);
   sums_ = std::make_unique_for_overwrite<BlockSum[]>(curves * blocks_ * kSums);
   flags_ = std::make_unique_for_overwrite<uint32_t[]>(curves * blocks_);
   centres_.resize(curves);
@@ -219,16 +218,17 @@ void FusionSolver::check_rows() {
   }
 }
 
-// A −inf of an expert or a base takes the token from every distribution of its row, which then starts anew.
+// A −inf of an expert or a base takes the token from every distribution of its row, which then starts anew, on a
+// copy of large that is kept where the fused logits will go.
 void FusionSolver::shrink_supports() {
   const auto kernel = DLF_CPU_DISPATCH(sweep_support);
   for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
     const int row = active_rows_[item];
     const FusionInput& input = inputs_[row];
-    kernel({input.large, input.experts, input.bases, experts_, begin, end, &support_[row * vocab_]});
+    kernel({input.large, input.experts, input.bases, experts_, begin, end, results_[row].logits});
   });
   for (int row : active_rows_) {
-    large_[row] = &support_[row * vocab_];
+    large_[row] = results_[row].logits;
     ++results_[row].passes;
   }
   sweep_rows(false);

@@ -106,7 +106,6 @@ class FusionSolver {
   std::vector<int> active_;           // curves of the next sweep
   std::vector<int> active_rows_;      // rows of the next sweep
   std::vector<const float*> large_;   // per row: the logits, or their copy on the common support
-  std::unique_ptr<float[]> support_;  // max_batch × V, untouched memory while no row needs it
   std::unique_ptr<BlockSum[]> sums_;  // per curve and block
   std::unique_ptr<uint32_t[]> flags_;  // per curve and block
   std::vector<JointSearch> joints_;    // per row

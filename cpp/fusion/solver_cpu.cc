@@ -65,13 +65,7 @@ struct Differences {
   double most;  // |Δ|
 
   void read(const float* large, const float* expert, const float* base, double centre, int64_t tokens) {
-    read_delta(large, expert, base, centre, tokens, delta);
-    Vector reach = {};
-    for (int64_t i = 0; i < padded(tokens); i += kWidth) {
-      const Vector d = delta.load(i);
-      reach = larger(d > 0.0 ? d : -d, reach);
-    }
-    most = largest(reach);
+    most = read_delta(large, expert, base, centre, tokens, delta);
   }
 
   // How many values of a range one walk serves.
@@ -164,8 +158,7 @@ void sweep_row(const RowBlock& block) {
   Buffer base_weight;
   Buffer weight;
   Differences differences;
-  read_logits(large, large, tokens, logit);
-  const double peak = peak_of(logit, size);
+  const double peak = read_logits(large, large, tokens, logit);
   double base_peak = 0.0;
   for (int t = 0; t < block.count; ++t) {
     const float* expert = block.experts[t] + block.begin;
@@ -187,8 +180,7 @@ void sweep_row(const RowBlock& block) {
       weigh(logit, delta, 0.0, peak, size, large_weight);
     }
     if (t == 0 || block.bases[t] != block.bases[t - 1]) {
-      read_logits(base, large, tokens, base_logit);
-      base_peak = peak_of(base_logit, size);
+      base_peak = read_logits(base, large, tokens, base_logit);
       weigh(base_logit, delta, 0.0, base_peak, size, base_weight);
     }
     const bool near = differences.most <= kReach;

@@ -17,6 +17,7 @@ constexpr int kWidth = 2;
 #endif
 typedef double Vector __attribute__((vector_size(kWidth * sizeof(double)), may_alias));
 typedef int64_t Mask __attribute__((vector_size(kWidth * sizeof(int64_t))));
+typedef float Floats __attribute__((vector_size(kWidth * sizeof(float)), aligned(alignof(float)), may_alias));
 static_assert(kSweepBlock % kWidth == 0);
 
 constexpr float kInfinityF = __builtin_huge_valf();
@@ -51,23 +52,22 @@ inline double largest(Vector x) {
   return most;
 }
 
-// e^x for x <= 700, within 1e-14; 0 below −kNegligible, −inf included. Two to the nearest power by adding 1.5·2⁵²,
-// which leaves the integer in the low bits, then a Taylor polynomial on |r| <= ln 2 / 2.
+// e^x for x <= 700, within 1e-13; 0 below −kNegligible, −inf included. Two to the nearest power by adding 1.5·2⁵²,
+// which leaves the integer in the low bits, then a polynomial 1 + r + r²q(r) on |r| <= ln 2 / 2, q interpolating at
+// Chebyshev's nodes.
 inline Vector exponential(Vector x) {
   constexpr double kRound = 6755399441055744.0;
   const Vector shifted = x * 1.4426950408889634 + kRound;
   const Vector power = shifted - kRound;
   Vector r = x - power * 6.93147180369123816490e-01;
   r = r - power * 1.90821492927058770002e-10;
-  Vector p = r * (1.0 / 39916800) + 1.0 / 3628800;
-  p = p * r + 1.0 / 362880;
-  p = p * r + 1.0 / 40320;
-  p = p * r + 1.0 / 5040;
-  p = p * r + 1.0 / 720;
-  p = p * r + 1.0 / 120;
-  p = p * r + 1.0 / 24;
-  p = p * r + 1.0 / 6;
-  p = p * r + 0.5;
+  Vector p = r * 2.7617564785996704e-06 + 2.4867870179820457e-05;
+  p = p * r + 1.9841224599655833e-04;
+  p = p * r + 1.388883911057181e-03;
+  p = p * r + 8.33333334420298e-03;
+  p = p * r + 4.166666678626574e-02;
+  p = p * r + 1.6666666666662586e-01;
+  p = p * r + 4.999999999995511e-01;
   p = p * r + 1.0;
   p = p * r + 1.0;
   const Mask scaled = reinterpret_cast<Mask>(p) + (reinterpret_cast<Mask>(shifted) << 52);
@@ -75,39 +75,57 @@ inline Vector exponential(Vector x) {
   return x > -kNegligible ? reinterpret_cast<Vector>(scaled) : zero;
 }
 
-// Rounds a number of tokens up to whole vectors: the buffers are filled up with tokens that weigh nothing.
+// Rounds a number of tokens up to whole vectors: the buffers are filled up with tokens that take no part.
 inline int64_t padded(int64_t tokens) { return (tokens + kWidth - 1) / kWidth * kWidth; }
 
-inline void pad(Buffer& buffer, int64_t tokens, double value) {
-  for (int64_t i = tokens; i < padded(tokens); ++i) {
-    buffer.at[i] = value;
+// The logits of tokens i, i + 1, …, and −inf after the last.
+inline Vector load(const float* logits, int64_t i, int64_t tokens) {
+  if (i + kWidth <= tokens) {
+    return __builtin_convertvector(*reinterpret_cast<const Floats*>(logits + i), Vector);
+  }
+  Vector x = Vector{} - kInfinity;
+  for (int64_t lane = 0; i + lane < tokens; ++lane) {
+    x[lane] = logits[i + lane];
+  }
+  return x;
+}
+
+inline void store(Vector x, float* logits, int64_t i, int64_t tokens) {
+  const Floats rounded = __builtin_convertvector(x, Floats);
+  if (i + kWidth <= tokens) {
+    *reinterpret_cast<Floats*>(logits + i) = rounded;
+    return;
+  }
+  for (int64_t lane = 0; i + lane < tokens; ++lane) {
+    logits[i + lane] = rounded[lane];
   }
 }
 
-// A model's logits in double; −inf for tokens that take no part, which are those where large is −inf.
-inline void read_logits(const float* logits, const float* large, int64_t tokens, Buffer& out) {
-  for (int64_t i = 0; i < tokens; ++i) {
-    out.at[i] = large[i] == -kInfinityF ? -kInfinity : static_cast<double>(logits[i]);
-  }
-  pad(out, tokens, -kInfinity);
-}
-
-// The differences Δ = expert − base − centre, 0 for tokens that take no part.
-inline void read_delta(const float* large, const float* expert, const float* base, double centre, int64_t tokens,
-                       Buffer& out) {
-  for (int64_t i = 0; i < tokens; ++i) {
-    const double difference = static_cast<double>(expert[i]) - static_cast<double>(base[i]) - centre;
-    out.at[i] = large[i] == -kInfinityF ? 0.0 : difference;
-  }
-  pad(out, tokens, 0.0);
-}
-
-inline double peak_of(const Buffer& logit, int64_t size) {
+// A model's logits in double; −inf for tokens that take no part, which are those where large is −inf. Returns their
+// peak.
+inline double read_logits(const float* logits, const float* large, int64_t tokens, Buffer& out) {
   Vector peak = Vector{} - kInfinity;
-  for (int64_t i = 0; i < size; i += kWidth) {
-    peak = larger(logit.load(i), peak);
+  for (int64_t i = 0; i < tokens; i += kWidth) {
+    const Vector l = load(large, i, tokens);
+    const Vector x = load(logits, i, tokens);
+    const Vector taken = l == -kInfinity ? l : x;
+    out.store(i, taken);
+    peak = larger(taken, peak);
   }
   return largest(peak);
+}
+
+// The differences Δ = expert − base − centre, 0 for tokens that take no part. Returns the largest |Δ|.
+inline double read_delta(const float* large, const float* expert, const float* base, double centre, int64_t tokens,
+                         Buffer& out) {
+  Vector most = {};
+  for (int64_t i = 0; i < tokens; i += kWidth) {
+    const Vector difference = load(expert, i, tokens) - load(base, i, tokens) - centre;
+    const Vector d = load(large, i, tokens) == -kInfinity ? Vector{} : difference;
+    out.store(i, d);
+    most = larger(d > 0.0 ? d : -d, most);
+  }
+  return largest(most);
 }
 
 // The largest logit + αΔ.
