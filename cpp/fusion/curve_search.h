@@ -51,7 +51,7 @@ class CurveSearch {
   DLF_HOST_DEVICE void look();
 
   // Then writes the α that the next sweep should evaluate and returns in how many ranges they lie; 0 when the answer is
-  // known, or known to lose by more than 0 against the loss `rival`.
+  // known, or known not to get below the loss `rival`.
   DLF_HOST_DEVICE int plan(double rival, AlphaRange* ranges) const;
 
   // Makes the best of the points evaluated so far the answer.
