@@ -98,7 +98,7 @@ def test_rare_token_with_the_largest_difference() -> None:
     check_one(large, base, experts[0], "symmetric")
 
 
-@pytest.mark.parametrize("alpha_max", [0.05, 0.7, 1.0, 5.0])
+@pytest.mark.parametrize("alpha_max", [2.0**-30, 0.05, 0.25, 0.7, 1.0, 5.0])
 def test_other_alpha_max(alpha_max: float) -> None:
     rng = np.random.default_rng(4)
     for scale in (0.5, 2.0, 6.0):

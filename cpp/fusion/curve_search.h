@@ -12,7 +12,7 @@ namespace dlf {
 
 inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
 inline constexpr double kTolerance = 1e-11;   // of the loss at α = 0: the least gain that is worth another sweep
-inline constexpr double kSettled = 1e-6;
+inline constexpr double kSettled = 1e-6;      // an error of α, as a share of it, that is not worth another sweep
 inline constexpr int kSearchSweeps = 11;
 inline constexpr int kTrustedSweeps = 2;  // after so many, points are spread out too
 inline constexpr int kSearchCapacity = kSearchSweeps * kSweepPoints;

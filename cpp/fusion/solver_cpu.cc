@@ -96,13 +96,14 @@ inline void scan(const Buffer& logit, const Differences& differences, const Alph
   }
 }
 
-// Sums of w and wΔ under the weights w = base·e^Δ. Where α = 1 is a power of two of steps away from 0, as by default,
-// the ratio squared so often is e^Δ.
+// Sums of w and wΔ under the weights w = base·e^Δ. Where α = 1 is a small power of two of steps away from 0, as by
+// default, the ratio squared a few times is e^Δ; its error doubles with each.
 inline void sum_target(const Buffer& base, const Differences& differences, double step, double peak, int64_t size,
                        BlockSum* sums) {
+  constexpr int kSquarings = 4;
   int squarings = 0;
   double reached = step;
-  for (; reached > 0.0 && reached < 1.0; reached *= 2.0) {
+  for (; squarings < kSquarings && reached < 1.0; reached *= 2.0) {
     ++squarings;
   }
   const bool squares = reached == 1.0;
