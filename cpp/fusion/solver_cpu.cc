@@ -74,6 +74,7 @@ struct Differences {
     return steps < range.count ? 1 + static_cast<int>(steps) : range.count;
   }
 
+  // Without meaning, and without use, where a step alone goes too far.
   void set_step(double step, int64_t size) {
     for (int64_t i = 0; i < size; i += kWidth) {
       ratio.store(i, exponential(step * delta.load(i)));

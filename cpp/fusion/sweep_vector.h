@@ -17,6 +17,7 @@ constexpr int kWidth = 2;
 #endif
 typedef double Vector __attribute__((vector_size(kWidth * sizeof(double)), may_alias));
 typedef int64_t Mask __attribute__((vector_size(kWidth * sizeof(int64_t))));
+typedef uint64_t Bits __attribute__((vector_size(kWidth * sizeof(uint64_t))));
 typedef float Floats __attribute__((vector_size(kWidth * sizeof(float)), aligned(alignof(float)), may_alias));
 static_assert(kSweepBlock % kWidth == 0);
 
@@ -70,7 +71,7 @@ inline Vector exponential(Vector x) {
   p = p * r + 4.999999999995511e-01;
   p = p * r + 1.0;
   p = p * r + 1.0;
-  const Mask scaled = reinterpret_cast<Mask>(p) + (reinterpret_cast<Mask>(shifted) << 52);
+  const Bits scaled = reinterpret_cast<Bits>(p) + (reinterpret_cast<Bits>(shifted) << 52);
   const Vector zero = {};
   return x > -kNegligible ? reinterpret_cast<Vector>(scaled) : zero;
 }
