@@ -11,20 +11,17 @@
 namespace dlf {
 
 inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
+inline constexpr double kTolerance = 1e-11;   // of the loss at α = 0: the least gain that is worth another sweep
+inline constexpr double kSettled = 1e-6;      // an error of α, as a share of it, that is not worth another sweep
 inline constexpr int kSearchSweeps = 11;
 inline constexpr int kTrustedSweeps = 2;  // after so many, points are spread out too
 inline constexpr int kSearchCapacity = kSearchSweeps * kSweepPoints;
 
 class CurveSearch {
  public:
-  // α of the first sweep, dense near 0, where a strong expert's curve is steep.
+  // α of the first sweep.
   static constexpr int kFirstPoints = 9;
-  DLF_HOST_DEVICE static void first_points(double alpha_max, double* alpha) {
-    const double fractions[kFirstPoints] = {0.0, 0.03125, 0.125, 0.25, 0.375, 0.5, 0.625, 0.8125, 1.0};
-    for (int k = 0; k < kFirstPoints; ++k) {
-      alpha[k] = fractions[k] * alpha_max;
-    }
-  }
+  DLF_HOST_DEVICE static AlphaRange first_points(double alpha_max) { return {0.0, alpha_max, kFirstPoints}; }
 
   DLF_HOST_DEVICE void clear() {
     count_ = 0;
@@ -50,8 +47,12 @@ class CurveSearch {
     points_[at] = point;
   }
 
-  // Writes the α that the next sweep should evaluate and returns how many; 0 when the answer is known.
-  DLF_HOST_DEVICE int plan(double* alpha);
+  // Sees what the points evaluated so far tell.
+  DLF_HOST_DEVICE void look();
+
+  // Then writes the α that the next sweep should evaluate and returns in how many ranges they lie; 0 when the answer is
+  // known, or known not to get below the loss `rival`.
+  DLF_HOST_DEVICE int plan(double rival, AlphaRange* ranges) const;
 
   // Makes the best of the points evaluated so far the answer.
   DLF_HOST_DEVICE void choose();
@@ -74,7 +75,11 @@ class CurveSearch {
     CurvePoint point;
   };
 
+  static constexpr int kOpen = 4;  // cells that one sweep serves; the others wait
+  static_assert(2 * kOpen <= kSweepRanges);
+
   DLF_HOST_DEVICE Report examine(int cell) const;
+  DLF_HOST_DEVICE double fine_share(int cell) const;
   DLF_HOST_DEVICE void offer(const CurvePoint& point, double loss);
 
   Loss loss_;
@@ -84,6 +89,8 @@ class CurveSearch {
   CurvePoint points_[kSearchCapacity];
   CurvePoint answer_ = {};
   double answer_loss_ = 0.0;
+  Report open_[kOpen];  // cells that may hold the minimum, the most promising first
+  int opened_ = 0;
 };
 
 // Keeps the better of two answers; of equals, the smaller α.
@@ -103,12 +110,32 @@ DLF_HOST_DEVICE inline void CurveSearch::choose() {
   }
 }
 
+// The difference of the two models is the coarse one's error. How much smaller the fine one's is can be seen one size
+// up: over this cell and the one beside it, both models are tried at the point between them. Halving the width makes
+// the share four times smaller still, which is left as a margin.
+DLF_HOST_DEVICE inline double CurveSearch::fine_share(int cell) const {
+  double share = 0.0;
+  for (int i = cell > 0 ? cell - 1 : 0; i <= cell && i + 2 < count_; ++i) {
+    const CurveModel model(points_[i], points_[i + 2]);
+    const Divergences truth = divergences(points_[i + 1]);
+    const double t = (points_[i + 1].alpha - points_[i].alpha) / (points_[i + 2].alpha - points_[i].alpha);
+    const Divergences fine = model.fine(t);
+    const Divergences coarse = model.coarse(t);
+    const double missed = loss_.f_weight * fabs(fine.f - truth.f) + loss_.g_weight * fabs(fine.g - truth.g);
+    const double against = loss_.f_weight * fabs(coarse.f - truth.f) + loss_.g_weight * fabs(coarse.g - truth.g);
+    // Cells of other widths say little.
+    share = fabs(t - 0.5) < 0.2 && missed < against ? larger(share, missed / against) : 1.0;
+  }
+  return share > 0.0 ? larger(share, 1.0 / 64) : 1.0;
+}
+
 DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const {
   constexpr int kSteps = 16;
   const CurvePoint& left = points_[cell];
   const CurvePoint& right = points_[cell + 1];
   const CurveModel model(left, right);
   const double width = right.alpha - left.alpha;
+  const double share = fine_share(cell);
   Report report = {cell, 0.0, HUGE_VAL, HUGE_VAL, width, false, {}};
   int lowest = 0;
   for (int k = 0; k <= kSteps; ++k) {
@@ -120,7 +147,7 @@ DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const 
     }
     if (k > 0 && k < kSteps) {
       const double coarse = loss_.value(model.coarse(t));
-      report.floor = smaller(report.floor, fine - fabs(fine - coarse));
+      report.floor = smaller(report.floor, fine - share * fabs(fine - coarse));
     }
   }
   double low = larger((lowest - 1.0) / kSteps, 1e-6);
@@ -133,13 +160,13 @@ DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const 
     }
     const double aside = smaller(smaller(t, 1.0 - t), 1.0 / 64);
     const double bend = (loss_.slope(model.fine(t + aside)) - loss_.slope(model.fine(t - aside))) / (2.0 * aside);
-    const double slip = fabs(loss_.slope(model.fine(t)) - loss_.slope(model.coarse(t)));
+    const double slip = share * fabs(loss_.slope(model.fine(t)) - loss_.slope(model.coarse(t)));
     report.error = bend > 0.0 ? smaller(width * slip / bend, width) : width;
     const double fine = loss_.value(model.fine(t));
-    const double slack = fabs(fine - loss_.value(model.coarse(t)));
+    const double slack = share * fabs(fine - loss_.value(model.coarse(t)));
     report.loss = fine;
     report.floor = smaller(report.floor, fine - slack);
-    report.settled = report.error <= 1e-6 * model.alpha(t) && slack <= 1e-8 * scale_;
+    report.settled = report.error <= kSettled * model.alpha(t) && slack <= 1e-8 * scale_;
   }
   report.settled = report.settled || width <= 1e-7 * right.alpha;
   report.point = model.point(t);
@@ -147,76 +174,76 @@ DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const 
   return report;
 }
 
-DLF_HOST_DEVICE inline int CurveSearch::plan(double* alpha) {
+DLF_HOST_DEVICE inline void CurveSearch::look() {
   ++sweeps_;
+  opened_ = 0;
   choose();
   if (larger(loss_.f_weight * loss_.a, loss_.g_weight * loss_.b) <= kNoDistance) {
     answer_ = points_[0];
     answer_loss_ = scale_;
-    return 0;  // the expert says what its base says
+    return;  // the expert says what its base says
   }
-  // The least α-error that is worth another sweep, as a loss.
-  const double tolerance = 1e-11 * scale_;
-  constexpr int kOpen = 4;  // cells that one sweep serves; the others wait
-  Report open[kOpen];
-  int opened = 0;
   for (int i = 0; i + 1 < count_; ++i) {
-    if (loss_.bound(divergences(points_[i]), divergences(points_[i + 1])) >= answer_loss_ - tolerance) {
+    if (loss_.bound(divergences(points_[i]), divergences(points_[i + 1])) >= answer_loss_ - kTolerance * scale_) {
       continue;
     }
     const Report report = examine(i);
-    if (report.floor >= answer_loss_ - tolerance) {
+    if (report.floor >= answer_loss_ - kTolerance * scale_) {
       continue;
     }
     if (report.settled) {
       offer(report.point, report.loss);
       continue;
     }
-    int at = opened < kOpen ? opened++ : kOpen;
-    for (; at > 0 && open[at - 1].floor > report.floor; --at) {
+    int at = opened_ < kOpen ? opened_++ : kOpen;
+    for (; at > 0 && open_[at - 1].floor > report.floor; --at) {
       if (at < kOpen) {
-        open[at] = open[at - 1];
+        open_[at] = open_[at - 1];
       }
     }
     if (at < kOpen) {
-      open[at] = report;
+      open_[at] = report;
     }
   }
-  while (opened > 0 && open[opened - 1].floor >= answer_loss_ - tolerance) {
-    --opened;  // a settled cell has beaten it meanwhile
+}
+
+DLF_HOST_DEVICE inline int CurveSearch::plan(double rival, AlphaRange* ranges) const {
+  // A settled cell may have beaten the others meanwhile.
+  const double ceiling = smaller(answer_loss_ - kTolerance * scale_, rival);
+  int open = opened_;
+  while (open > 0 && open_[open - 1].floor >= ceiling) {
+    --open;
   }
-  if (opened == 0 || sweeps_ >= kSearchSweeps) {
+  if (sweeps_ >= kSearchSweeps) {
     return 0;
   }
   int planned = 0;
-  for (int i = 0; i < opened; ++i) {
-    const Report& report = open[i];
-    int share = (kSweepPoints - planned) / (opened - i);
-    if (i == 0 && opened > 1) {
+  int points = 0;
+  for (int i = 0; i < open; ++i) {
+    const Report& report = open_[i];
+    int share = (kSweepPoints - points) / (open - i);
+    if (i == 0 && open > 1) {
       share = kSweepPoints / 2;  // the most promising
     }
+    points += share;
     const double left = points_[report.cell].alpha;
     const double right = points_[report.cell + 1].alpha;
     const double width = right - left;
-    int spread = share;
-    if (share >= 2 && report.error < width / 8) {
+    if (report.error < width / 8) {
       // The minimum is about known: close it in.
       const double around = larger(2.0 * report.error, width / 256);
-      if (report.alpha - around > left + 0.1 * around) {
-        alpha[planned++] = report.alpha - around;
-      }
-      if (share >= 3) {
-        alpha[planned++] = report.alpha;
-      }
-      if (report.alpha + around < right - 0.1 * around) {
-        alpha[planned++] = report.alpha + around;
-      }
+      const bool before = report.alpha - around > left + 0.1 * around;
+      const bool after = report.alpha + around < right - 0.1 * around;
+      ranges[planned++] = {report.alpha - (before ? around : 0.0), report.alpha + (after ? around : 0.0),
+                           1 + (before ? 1 : 0) + (after ? 1 : 0)};
       // If it wasn't there, the model is wrong about this curve: make sure of shrinking the cell all the same.
-      spread = sweeps_ > kTrustedSweeps ? share - 3 : 0;
+      if (sweeps_ <= kTrustedSweeps || share <= 3) {
+        continue;
+      }
+      share -= 3;
     }
-    for (int k = 1; k <= spread; ++k) {
-      alpha[planned++] = left + width * k / (spread + 1);
-    }
+    const double apart = width / (share + 1);
+    ranges[planned++] = {left + apart, right - apart, share};
   }
   return planned;
 }

@@ -17,7 +17,7 @@ constexpr int kCentreSamples = 32;
 static_assert(kMaxExperts == kSweepExperts);
 static_assert(kMaxExperts == JointSearch::kMost);
 static_assert(CurveSearch::kFirstPoints <= kSweepPoints);
-static_assert(kGridPoints <= 2 * kSweepPoints);
+static_assert(kGridPoints <= kSweepPoints);
 
 }  // namespace
 
@@ -37,9 +37,8 @@ FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, in
   active_.reserve(curves);
   active_rows_.reserve(rows);
   large_.resize(rows);
-  support_.resize(rows * vocab);
-  sums_.resize(curves * blocks_ * (kSweepPoints + 2));
-  flags_.resize(curves * blocks_);
+  sums_ = std::make_unique_for_overwrite<BlockSum[]>(curves * blocks_ * kSums);
+  flags_ = std::make_unique_for_overwrite<uint32_t[]>(curves * blocks_);
   centres_.resize(curves);
   if (options_.combine == Combine::joint && experts > 1) {
     joint_sum_size_ = 2 + experts + experts * (experts + 1) / 2;
@@ -54,16 +53,14 @@ void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionRe
               " results");
   inputs_ = inputs;
   results_ = results;
-  active_.clear();
+  active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
     results_[row].bad_model = kNoBadModel;
     results_[row].passes = 0;
     large_[row] = inputs[row].large;
-    for (int t = 0; t < experts_; ++t) {
-      active_.push_back(row * experts_ + t);
-    }
+    active_rows_.push_back(row);
   }
-  sweep(true, true);
+  sweep_rows(true);
   check_rows();
   shrink_supports();
   set_targets();
@@ -98,97 +95,107 @@ double FusionSolver::find_centre(int curve) const {
   return found > 0 ? total / found : 0.0;
 }
 
-void FusionSolver::plan_first(int index) {
-  Curve& curve = curves_[index];
-  curve.search.clear();
-  curve.centre = find_centre(index);
+AlphaRange FusionSolver::first_range() const {
   switch (options_.combine) {
     case Combine::static_alpha:
-      curve.alpha[0] = 0.0;
-      curve.points = 1;
-      break;
-    case Combine::grid:
-      for (curve.points = 0; curve.points < kSweepPoints; ++curve.points) {
-        const double alpha = curve.points / kGridSteps;
-        if (alpha > options_.alpha_max) {
-          break;
-        }
-        curve.alpha[curve.points] = alpha;
+      return {0.0, 0.0, 1};
+    case Combine::grid: {
+      int points = 1;
+      while (points < kGridPoints && points / kGridSteps <= options_.alpha_max) {
+        ++points;
       }
-      break;
+      return {0.0, (points - 1) / kGridSteps, points};
+    }
     default:
-      CurveSearch::first_points(options_.alpha_max, curve.alpha);
-      curve.points = CurveSearch::kFirstPoints;
+      return CurveSearch::first_points(options_.alpha_max);
   }
 }
 
-// Evaluates the planned points of every active curve: one sweep over its logits.
-void FusionSolver::sweep(bool first, bool check) {
-  if (active_.empty()) {
-    return;
-  }
-  if (first) {
-    for (int index : active_) {
-      plan_first(index);
-      curves_[index].sweeps = check ? 0 : curves_[index].sweeps;
+// Evaluates the first range on every curve of the active rows, and the targets.
+void FusionSolver::sweep_rows(bool check) {
+  const AlphaRange range = first_range();
+  const auto each_curve = [&](auto&& body) {
+    threads_.parallel_for(static_cast<int64_t>(active_rows_.size()) * experts_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        body(active_rows_[i / experts_] * experts_ + static_cast<int>(i % experts_));
+      }
+    });
+  };
+  each_curve([&](int index) {
+    Curve& curve = curves_[index];
+    curve.search.clear();
+    curve.sweeps = check ? 1 : curve.sweeps + 1;
+    curve.ranges = 1;
+    curve.alpha[0] = range;
+    curve.flags = 0;
+    centres_[index] = find_centre(index);
+  });
+  const auto kernel = DLF_CPU_DISPATCH(sweep_row);
+  for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
+    const int row = active_rows_[item];
+    const int first = row * experts_;
+    kernel({large_[row], inputs_[row].experts, inputs_[row].bases, &centres_[first], experts_, begin, end, range,
+            sums(first) + block * kSums, check ? &flags_[first * blocks_ + block] : nullptr, blocks_ * kSums, blocks_});
+  });
+  each_curve([&](int index) {
+    for (int64_t block = 0; check && block < blocks_; ++block) {
+      curves_[index].flags |= flags_[index * blocks_ + block];
     }
-  }
+    if (curves_[index].flags == 0) {  // otherwise the sums may be NaN
+      take_first(index);
+    }
+  });
+}
+
+// Evaluates the planned points of every active curve: one sweep over its logits.
+void FusionSolver::sweep_curves() {
   const auto kernel = DLF_CPU_DISPATCH(sweep_curve);
   for_blocks(active_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
     const int index = active_[item];
     const Curve& curve = curves_[index];
     const FusionInput& input = inputs_[index / experts_];
-    kernel({large_[index / experts_], input.experts[index % experts_], input.bases[index % experts_], begin, end,
-            curve.centre, curve.alpha, curve.points, first, sums(index) + block * (kSweepPoints + 2),
-            check ? &flags_[index * blocks_ + block] : nullptr});
+    kernel({large_[index / experts_], input.experts[index % experts_], input.bases[index % experts_], centres_[index],
+            begin, end, curve.alpha, curve.ranges, sums(index) + block * kSums});
   });
   threads_.parallel_for(static_cast<int64_t>(active_.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      Curve& curve = curves_[active_[i]];
-      ++curve.sweeps;
-      if (check) {
-        const uint32_t* flags = &flags_[active_[i] * blocks_];
-        curve.flags = 0;
-        for (int64_t block = 0; block < blocks_; ++block) {
-          curve.flags |= flags[block];
-        }
-        if (curve.flags != 0) {
-          continue;  // the sums may be NaN
-        }
-      }
-      first ? take_first(active_[i]) : take_next(active_[i]);
+      ++curves_[active_[i]].sweeps;
+      take_points(active_[i]);
     }
   });
 }
 
 void FusionSolver::take_first(int index) {
   Curve& curve = curves_[index];
-  constexpr int64_t kStride = kSweepPoints + 2;
-  const BlockSum zero = merge(sums(index), blocks_, kStride);
+  const BlockSum zero = merge(sums(index), blocks_, kSums);
   if (!(zero.weight > 0.0)) {
     results_[index / experts_].bad_model = kEmptySupport;
     return;
   }
   curve.zero = moments(zero);
-  take_next(index);
-  const Moments base = moments(merge(sums(index) + curve.points, blocks_, kStride));
-  const Moments expert = moments(merge(sums(index) + curve.points + 1, blocks_, kStride));
+  take_points(index);
+  const BlockSum* targets = sums(index) + curve.alpha[0].count;
+  const Moments base = moments(merge(targets, blocks_, kSums));
+  const Moments expert = moments(merge(targets + 1, blocks_, kSums));
   // Along base + αΔ the expert lies at α = 1, so its divergences are that curve's f and g.
   const Divergences target = divergences(curve_point(1.0, expert, base));
   curve.a = target.f;
   curve.b = target.g;
 }
 
-void FusionSolver::take_next(int index) {
+void FusionSolver::take_points(int index) {
   Curve& curve = curves_[index];
-  for (int k = 0; k < curve.points; ++k) {
-    const Moments at = moments(merge(sums(index) + k, blocks_, kSweepPoints + 2));
-    curve.search.add(curve_point(curve.alpha[k], at, curve.zero));
+  const BlockSum* at = sums(index);
+  for (int i = 0; i < curve.ranges; ++i) {
+    const AlphaRange& range = curve.alpha[i];
+    for (int k = 0; k < range.count; ++k, ++at) {
+      const Moments here = moments(merge(at, blocks_, kSums));
+      curve.search.add(curve_point(alpha_of(range, k), here, curve.zero));
+    }
   }
 }
 
 void FusionSolver::check_rows() {
-  active_.clear();
   active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
     uint32_t any = 0;
@@ -207,26 +214,24 @@ void FusionSolver::check_rows() {
     }
     if (alive(row) && (any & kShrinksSupport) != 0) {
       active_rows_.push_back(row);
-      for (int t = 0; t < experts_; ++t) {
-        active_.push_back(row * experts_ + t);
-      }
     }
   }
 }
 
-// A −inf of an expert or a base takes the token from every distribution of its row, which then starts anew.
+// A −inf of an expert or a base takes the token from every distribution of its row, which then starts anew, on a
+// copy of large that is kept where the fused logits will go.
 void FusionSolver::shrink_supports() {
   const auto kernel = DLF_CPU_DISPATCH(sweep_support);
   for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
     const int row = active_rows_[item];
     const FusionInput& input = inputs_[row];
-    kernel({input.large, input.experts, input.bases, experts_, begin, end, &support_[row * vocab_]});
+    kernel({input.large, input.experts, input.bases, experts_, begin, end, results_[row].logits});
   });
   for (int row : active_rows_) {
-    large_[row] = &support_[row * vocab_];
+    large_[row] = results_[row].logits;
     ++results_[row].passes;
   }
-  sweep(true, false);
+  sweep_rows(false);
 }
 
 Loss FusionSolver::loss(double a, double b) const {
@@ -256,40 +261,53 @@ void FusionSolver::set_targets() {
 }
 
 void FusionSolver::search() {
-  for (int sweeps = 0;; ++sweeps) {
-    threads_.parallel_for(static_cast<int64_t>(inputs_.size()) * experts_, 1, [&](int64_t begin, int64_t end) {
+  const int curves = static_cast<int>(inputs_.size()) * experts_;
+  active_.clear();
+  for (int i = 0; i < curves; ++i) {
+    if (alive(i / experts_)) {
+      active_.push_back(i);
+    }
+  }
+  while (!active_.empty()) {
+    threads_.parallel_for(static_cast<int64_t>(active_.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        Curve& curve = curves_[i];
-        if (!alive(static_cast<int>(i / experts_)) || (sweeps > 0 && curve.points == 0)) {
-          continue;
-        }
-        switch (options_.combine) {
-          case Combine::static_alpha:
-            curve.points = 0;
-            break;
-          case Combine::grid:
-            curve.points = 0;
-            for (int k = curve.search.count(); k < kGridPoints && k / kGridSteps <= options_.alpha_max; ++k) {
-              curve.alpha[curve.points++] = k / kGridSteps;
-            }
-            curve.search.choose();
-            break;
-          default:
-            curve.points = curve.search.plan(curve.alpha);
-        }
+        look(curves_[active_[i]]);
       }
     });
-    active_.clear();
-    for (int i = 0; i < static_cast<int>(inputs_.size()) * experts_; ++i) {
-      if (alive(i / experts_) && curves_[i].points > 0) {
-        active_.push_back(i);
-      }
+    std::erase_if(active_, [&](int index) {
+      Curve& curve = curves_[index];
+      curve.ranges = exact() ? curve.search.plan(rival(index / experts_), curve.alpha) : 0;
+      return curve.ranges == 0;
+    });
+    if (!active_.empty()) {
+      sweep_curves();
     }
-    if (active_.empty()) {
-      return;
-    }
-    sweep(false, false);
   }
+}
+
+void FusionSolver::look(Curve& curve) const {
+  switch (options_.combine) {
+    case Combine::static_alpha:
+      return;
+    case Combine::grid:
+      return curve.search.choose();
+    default:
+      curve.search.look();
+  }
+}
+
+// The loss that a curve of this row must be able to get below: where one expert is selected, those that can't be the
+// best needn't be known well. Those that tie must be.
+double FusionSolver::rival(int row) const {
+  if (options_.combine != Combine::select) {
+    return HUGE_VAL;
+  }
+  const Curve* curves = &curves_[row * experts_];
+  double least = HUGE_VAL;
+  for (int t = 0; t < experts_; ++t) {
+    least = std::min(least, curves[t].search.answer_loss());
+  }
+  return least + 2.0 * kTie * curves[0].search.scale();
 }
 
 void FusionSolver::combine(int row) {
@@ -328,9 +346,6 @@ void FusionSolver::fuse() {
   for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
     if (alive(row)) {
       active_rows_.push_back(row);
-      for (int t = 0; t < experts_; ++t) {
-        centres_[row * experts_ + t] = curves_[row * experts_ + t].centre;
-      }
     }
   }
   const auto kernel = DLF_CPU_DISPATCH(sweep_fuse);
@@ -338,16 +353,21 @@ void FusionSolver::fuse() {
     const int row = active_rows_[item];
     const FusionInput& input = inputs_[row];
     kernel({large_[row], input.experts, input.bases, results_[row].alpha, &centres_[row * experts_], experts_, begin,
-            end, results_[row].logits, sums(row * experts_) + 2 * block});
+            end, results_[row].logits, sums(row * experts_) + block});
   });
   for (int row : active_rows_) {
-    const BlockSum* parts = sums(row * experts_);
-    const Moments zero = moments(merge(parts, blocks_, 2));
-    const Moments one = moments(merge(parts + 1, blocks_, 2));
+    FusionResult& result = results_[row];
+    const Curve* curves = &curves_[row * experts_];
+    // δ = Σ α_tΔ_t under P is known from the first sweep.
+    Moments zero = {curves[0].zero.log_sum, 0.0, 0.0};
+    for (int t = 0; t < experts_; ++t) {
+      zero.mean += result.alpha[t] * curves[t].zero.mean;
+    }
+    const Moments one = moments(merge(sums(row * experts_), blocks_, 1));
     const Divergences fused = divergences(curve_point(1.0, one, zero));
-    results_[row].f = fused.f;
-    results_[row].g = fused.g;
-    ++results_[row].passes;
+    result.f = fused.f;
+    result.g = fused.g;
+    ++result.passes;
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -55,36 +56,41 @@ class FusionSolver {
   // One (row, expert) pair.
   struct Curve {
     CurveSearch search;
-    double centre;  // subtracted from Δ in the sweeps, so that its square keeps its digits
-    Moments zero;   // of Δ under P
-    double a;       // a_t = KL(Q_t‖Q)
-    double b;       // b_t = KL(Q‖Q_t)
-    int sweeps;
-    int points;  // of the next sweep
-    double alpha[kSweepPoints];
+    Moments zero;  // of Δ under P
+    double a;      // a_t = KL(Q_t‖Q)
+    double b;      // b_t = KL(Q‖Q_t)
     uint32_t flags;
+    int sweeps;
+    int ranges;  // of α, in the next sweep
+    AlphaRange alpha[kSweepRanges];
   };
 
   // Curve number row * T + expert.
   double find_centre(int curve) const;
-  void plan_first(int curve);
-  void sweep(bool first, bool check);
+  AlphaRange first_range() const;
+  void sweep_rows(bool check);
+  void sweep_curves();
   void take_first(int curve);
-  void take_next(int curve);
+  void take_points(int curve);
   void check_rows();
   void shrink_supports();
   void set_targets();
   void search();
+  void look(Curve& curve) const;
+  double rival(int row) const;
   void combine(int row);
   void solve_joint();
   bool take_joint(int row);
   void fuse();
+  bool exact() const { return options_.combine != Combine::static_alpha && options_.combine != Combine::grid; }
   Loss loss(double a, double b) const;
   bool alive(int row) const { return results_[row].bad_model == kNoBadModel; }
-  BlockSum* sums(int64_t curve) { return sums_.data() + curve * blocks_ * (kSweepPoints + 2); }
+  BlockSum* sums(int64_t curve) { return sums_.get() + curve * blocks_ * kSums; }
   // Calls body(item, block, begin, end) for every block of every item.
   template <typename Body>
   void for_blocks(size_t items, Body&& body);
+
+  static constexpr int64_t kSums = kSweepPoints + 2;  // of a curve in a block
 
   FusionOptions options_;
   int experts_;
@@ -95,17 +101,16 @@ class FusionSolver {
 
   std::span<const FusionInput> inputs_;  // of the solve that runs
   std::span<FusionResult> results_;
-  std::vector<Curve> curves_;        // max_batch × T
-  std::vector<int> active_;          // curves of the next sweep
-  std::vector<int> active_rows_;     // rows of the next sweep
-  std::vector<const float*> large_;  // per row: the logits, or their copy on the common support
-  std::vector<float> support_;       // max_batch × V
-  std::vector<BlockSum> sums_;
-  std::vector<uint32_t> flags_;      // per curve and block
-  std::vector<JointSearch> joints_;  // per row
-  std::vector<double> joint_sums_;   // per row and block
+  std::vector<Curve> curves_;         // max_batch × T
+  std::vector<double> centres_;       // per curve: subtracted from Δ in the sweeps, so that its square keeps its digits
+  std::vector<int> active_;           // curves of the next sweep
+  std::vector<int> active_rows_;      // rows of the next sweep
+  std::vector<const float*> large_;   // per row: the logits, or their copy on the common support
+  std::unique_ptr<BlockSum[]> sums_;  // per curve and block
+  std::unique_ptr<uint32_t[]> flags_;  // per curve and block
+  std::vector<JointSearch> joints_;    // per row
+  std::vector<double> joint_sums_;     // per row and block
   int joint_sum_size_ = 0;
-  std::vector<double> centres_;  // per curve, for the sweeps over several experts
 };
 
 template <typename Body>

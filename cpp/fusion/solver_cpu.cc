@@ -1,252 +1,223 @@
-#include "fusion/sweep.h"
+#include "fusion/sweep_vector.h"
 
+// The sweeps that evaluate the curves α → P_α.
 namespace dlf::DLF_CPU {
 namespace {
 
-// Vectors as the compiler knows them, as wide as the instruction set's: everything inlines, so nothing of one
-// instruction set can be linked into another's.
-#if defined(CPU_CAPABILITY_AVX512)
-constexpr int kWidth = 8;
-#elif defined(CPU_CAPABILITY_AVX2)
-constexpr int kWidth = 4;
-#else
-constexpr int kWidth = 2;
-#endif
-typedef double Vector __attribute__((vector_size(kWidth * sizeof(double)), may_alias));
-typedef int64_t Mask __attribute__((vector_size(kWidth * sizeof(int64_t))));
-static_assert(kSweepBlock % kWidth == 0);
+// How far the exponents αΔ may move along a range before the weights are computed anew. From weights e^0 (the token at
+// the peak) and 0 below e^−500, a walk of 200 nats stays within what a double holds; and what counts as 0 then weighs
+// less than e^(−500+200) beside more than e^−200: nothing.
+constexpr double kReach = 200.0;
+static_assert(kNegligible >= 2 * kReach + 50);
 
-constexpr float kInfinityF = __builtin_huge_valf();
-constexpr double kInfinity = __builtin_huge_val();
-constexpr float kLargestF = __FLT_MAX__;
+inline double step_of(const AlphaRange& range) {
+  return range.count > 1 ? (range.last - range.first) / (range.count - 1) : 0.0;
+}
 
-inline Vector load(const double* from) { return *reinterpret_cast<const Vector*>(from); }
-
-inline double sum(Vector x) {
-  double total = x[0];
-  for (int lane = 1; lane < kWidth; ++lane) {
-    total += x[lane];
+// Sums at `count` values of α a step apart, from the weights at the first; leaves those of the value after the last.
+template <int count>
+inline void walk(const Buffer& start, const Buffer& delta, const Buffer& ratio, double peak, int64_t size,
+                 Buffer& weight, BlockSum* sums) {
+  Vector total[count] = {};
+  Vector first[count] = {};
+  Vector second[count] = {};
+  for (int64_t i = 0; i < size; i += kWidth) {
+    const Vector d = delta.load(i);
+    const Vector r = ratio.load(i);
+    Vector w = start.load(i);
+    for (int k = 0; k < count; ++k) {
+      const Vector wd = w * d;
+      total[k] += w;
+      first[k] += wd;
+      second[k] += wd * d;
+      w *= r;
+    }
+    weight.store(i, w);
   }
-  return total;
+  for (int k = 0; k < count; ++k) {
+    sums[k] = {peak, sum(total[k]), sum(first[k]), sum(second[k])};
+  }
 }
 
-// e^x for x <= 0, within 1e-14; 0 below −700, −inf included. Two to the nearest power by adding 1.5·2⁵², which leaves
-// the integer in the low bits, then a Taylor polynomial on |r| <= ln 2 / 2.
-inline Vector exp_not_positive(Vector x) {
-  constexpr double kRound = 6755399441055744.0;
-  const Vector shifted = x * 1.4426950408889634 + kRound;
-  const Vector power = shifted - kRound;
-  Vector r = x - power * 6.93147180369123816490e-01;
-  r = r - power * 1.90821492927058770002e-10;
-  Vector p = r * (1.0 / 39916800) + 1.0 / 3628800;
-  p = p * r + 1.0 / 362880;
-  p = p * r + 1.0 / 40320;
-  p = p * r + 1.0 / 5040;
-  p = p * r + 1.0 / 720;
-  p = p * r + 1.0 / 120;
-  p = p * r + 1.0 / 24;
-  p = p * r + 1.0 / 6;
-  p = p * r + 0.5;
-  p = p * r + 1.0;
-  p = p * r + 1.0;
-  const Mask scaled = reinterpret_cast<Mask>(p) + (reinterpret_cast<Mask>(shifted) << 52);
-  const Vector zero = {};
-  return x > -700.0 ? reinterpret_cast<Vector>(scaled) : zero;
+// Four at a time: their sums stay in registers.
+inline void walk(const Buffer& start, const Buffer& delta, const Buffer& ratio, double peak, int count, int64_t size,
+                 Buffer& weight, BlockSum* sums) {
+  const Buffer* from = &start;
+  for (; count >= 4; count -= 4, sums += 4, from = &weight) {
+    walk<4>(*from, delta, ratio, peak, size, weight, sums);
+  }
+  switch (count) {
+    case 3:
+      return walk<3>(*from, delta, ratio, peak, size, weight, sums);
+    case 2:
+      return walk<2>(*from, delta, ratio, peak, size, weight, sums);
+    case 1:
+      return walk<1>(*from, delta, ratio, peak, size, weight, sums);
+    default:
+      return;
+  }
 }
 
-struct alignas(64) Buffer {
-  double at[kSweepBlock];
+// One expert's differences in a block, and e^{hΔ} for the step h of a range.
+struct Differences {
+  Buffer delta;
+  Buffer ratio;
+  double most;  // |Δ|
+
+  void read(const float* large, const float* expert, const float* base, double centre, int64_t tokens) {
+    most = read_delta(large, expert, base, centre, tokens, delta);
+  }
+
+  // How many values of a range one walk serves.
+  int stretch(const AlphaRange& range) const {
+    const double steps = kReach / (step_of(range) * most + 1e-300);
+    return steps < range.count ? 1 + static_cast<int>(steps) : range.count;
+  }
+
+  // Without meaning, and without use, where a step alone goes too far.
+  void set_step(double step, int64_t size) {
+    for (int64_t i = 0; i < size; i += kWidth) {
+      ratio.store(i, exponential(step * delta.load(i)));
+    }
+  }
 };
 
-// Fills up to a whole vector with tokens that weigh nothing.
-inline int64_t pad(Buffer& logit, Buffer& delta, int64_t size) {
-  for (; size % kWidth != 0; ++size) {
-    logit.at[size] = -kInfinity;
-    delta.at[size] = 0.0;
+// Sums at every α of a range. `start` holds the weights at the first, less the peak.
+inline void scan(const Buffer& logit, const Differences& differences, const AlphaRange& range, const Buffer& start,
+                 double peak, int64_t size, Buffer& weight, BlockSum* sums) {
+  const Buffer& delta = differences.delta;
+  const int stretch = differences.stretch(range);
+  walk(start, delta, differences.ratio, peak, stretch, size, weight, sums);
+  for (int k = stretch; k < range.count; k += stretch) {
+    const double alpha = range.first + k * step_of(range);
+    peak = peak_of(logit, delta, alpha, size);
+    weigh(logit, delta, alpha, peak, size, weight);
+    walk(weight, delta, differences.ratio, peak, k + stretch < range.count ? stretch : range.count - k, size, weight,
+         sums + k);
   }
-  return size;
 }
 
-// The largest logit + αΔ.
-inline double peak_of(const Buffer& logit, const Buffer& delta, double alpha, int64_t size) {
-  Vector peak = Vector{} - kInfinity;
-  for (int64_t i = 0; i < size; i += kWidth) {
-    const Vector x = load(logit.at + i) + alpha * load(delta.at + i);
-    peak = x > peak ? x : peak;
+// Sums of w and wΔ under the weights w = base·e^Δ. Where α = 1 is a small power of two of steps away from 0, as by
+// default, the ratio squared a few times is e^Δ; its error doubles with each.
+inline void sum_target(const Buffer& base, const Differences& differences, double step, double peak, int64_t size,
+                       BlockSum* sums) {
+  constexpr int kSquarings = 4;
+  int squarings = 0;
+  double reached = step;
+  for (; squarings < kSquarings && reached < 1.0; reached *= 2.0) {
+    ++squarings;
   }
-  double largest = peak[0];
-  for (int lane = 1; lane < kWidth; ++lane) {
-    largest = peak[lane] > largest ? peak[lane] : largest;
-  }
-  return largest;
-}
-
-inline BlockSum moments(const Buffer& logit, const Buffer& delta, double alpha, int64_t size) {
-  const double peak = peak_of(logit, delta, alpha, size);
-  if (peak == -kInfinity) {
-    return {peak, 0.0, 0.0, 0.0};
-  }
-  Vector weight = {};
+  const bool squares = reached == 1.0;
+  Vector q_total = {};
+  Vector q_first = {};
+  Vector total = {};
   Vector first = {};
-  Vector second = {};
   for (int64_t i = 0; i < size; i += kWidth) {
-    const Vector d = load(delta.at + i);
-    const Vector w = exp_not_positive(load(logit.at + i) + alpha * d - peak);
-    const Vector wd = w * d;
-    weight += w;
-    first += wd;
-    second += wd * d;
+    const Vector d = differences.delta.load(i);
+    Vector factor = squares ? differences.ratio.load(i) : exponential(d);
+    for (int k = 0; squares && k < squarings; ++k) {
+      factor *= factor;
+    }
+    const Vector q = base.load(i);
+    const Vector w = q * factor;
+    q_total += q;
+    q_first += q * d;
+    total += w;
+    first += w * d;
   }
-  return {peak, sum(weight), sum(first), sum(second)};
+  sums[0] = {peak, sum(q_total), sum(q_first), 0.0};
+  sums[1] = {peak, sum(total), sum(first), 0.0};
 }
 
-inline uint32_t flags_of(const CurveBlock& block) {
-  uint32_t large = 0;
-  uint32_t expert = 0;
-  uint32_t base = 0;
+inline uint32_t flags_of(const float* large, const float* expert, const float* base, int64_t tokens) {
+  uint32_t bad_large = 0;
+  uint32_t bad_expert = 0;
+  uint32_t bad_base = 0;
   uint32_t outside = 0;
-  for (int64_t i = block.begin; i < block.end; ++i) {
-    const float l = block.large[i];
-    const float e = block.expert[i];
-    const float b = block.base[i];
-    large |= l < kInfinityF ? 0 : 1;  // also catches NaN
-    expert |= e < kInfinityF ? 0 : 1;
-    base |= b < kInfinityF ? 0 : 1;
+  for (int64_t i = 0; i < tokens; ++i) {
+    const float l = large[i];
+    const float e = expert[i];
+    const float b = base[i];
+    bad_large |= l < kInfinityF ? 0 : 1;  // also catches NaN
+    bad_expert |= e < kInfinityF ? 0 : 1;
+    bad_base |= b < kInfinityF ? 0 : 1;
     outside |= (l != -kInfinityF ? 1 : 0) & ((e == -kInfinityF ? 1 : 0) | (b == -kInfinityF ? 1 : 0));
   }
-  return large * kBadLarge | expert * kBadExpert | base * kBadBase | outside * kShrinksSupport;
-}
-
-// The weighted sum of the experts' centred differences, Σ α_tΔ_t.
-template <typename Block>
-inline void weighted_delta(const Block& block, Buffer& delta, int64_t size) {
-  for (int64_t i = 0; i < size; ++i) {
-    delta.at[i] = 0.0;
-  }
-  for (int t = 0; t < block.count; ++t) {
-    if (block.alpha[t] == 0.0) {
-      continue;
-    }
-    const float* expert = block.experts[t] + block.begin;
-    const float* base = block.bases[t] + block.begin;
-    for (int64_t i = 0; i < size; ++i) {
-      delta.at[i] += block.alpha[t] * (static_cast<double>(expert[i]) - static_cast<double>(base[i]) - block.centre[t]);
-    }
-  }
+  return bad_large * kBadLarge | bad_expert * kBadExpert | bad_base * kBadBase | outside * kShrinksSupport;
 }
 
 }  // namespace
 
-void sweep_curve(const CurveBlock& block) {
-  if (block.flags != nullptr) {
-    *block.flags = flags_of(block);
-  }
-  Buffer logit;
-  Buffer delta;
+// What all experts share is computed once: the weights under the large model and, where they have one base, under it.
+void sweep_row(const RowBlock& block) {
   const int64_t tokens = block.end - block.begin;
+  const int64_t size = padded(tokens);
   const float* large = block.large + block.begin;
-  const float* expert = block.expert + block.begin;
-  const float* base = block.base + block.begin;
-  for (int64_t i = 0; i < tokens; ++i) {
-    const double difference = static_cast<double>(expert[i]) - static_cast<double>(base[i]) - block.centre;
-    logit.at[i] = large[i];
-    delta.at[i] = large[i] == -kInfinityF ? 0.0 : difference;
-  }
-  const int64_t size = pad(logit, delta, tokens);
-  for (int k = 0; k < block.points; ++k) {
-    block.sums[k] = moments(logit, delta, block.alpha[k], size);
-  }
-  if (block.on_base) {
-    for (int64_t i = 0; i < tokens; ++i) {
-      logit.at[i] = large[i] == -kInfinityF ? -kInfinity : static_cast<double>(base[i]);
-    }
-    block.sums[block.points] = moments(logit, delta, 0.0, size);
-    block.sums[block.points + 1] = moments(logit, delta, 1.0, size);
-  }
-}
-
-void sweep_fuse(const FuseBlock& block) {
+  const double step = step_of(block.range);
   Buffer logit;
-  Buffer delta;
-  const int64_t tokens = block.end - block.begin;
-  const float* large = block.large + block.begin;
-  float* fused = block.logits + block.begin;
-  weighted_delta(block, delta, tokens);
-  double offset = 0.0;
-  for (int t = 0; t < block.count; ++t) {
-    offset += block.alpha[t] * block.centre[t];
-  }
-  for (int64_t i = 0; i < tokens; ++i) {
-    const bool in_support = large[i] != -kInfinityF;
-    const double d = in_support ? delta.at[i] : 0.0;
-    const double l = large[i];
-    double sum = l + d + offset;
-    sum = sum < kLargestF ? sum : kLargestF;  // a finite logit stays finite
-    sum = sum > -kLargestF ? sum : -kLargestF;
-    fused[i] = in_support ? static_cast<float>(sum) : -kInfinityF;
-    delta.at[i] = d;
-    logit.at[i] = l;
-  }
-  const int64_t size = pad(logit, delta, tokens);
-  block.sums[0] = moments(logit, delta, 0.0, size);
-  block.sums[1] = moments(logit, delta, 1.0, size);
-}
-
-void sweep_joint(const JointBlock& block) {
-  Buffer logit;
-  Buffer delta;
+  Buffer large_weight;
+  Buffer base_logit;
+  Buffer base_weight;
   Buffer weight;
-  Buffer each[kSweepExperts];
-  const int64_t tokens = block.end - block.begin;
-  const float* large = block.large + block.begin;
-  weighted_delta(block, delta, tokens);
-  for (int64_t i = 0; i < tokens; ++i) {
-    delta.at[i] = large[i] == -kInfinityF ? 0.0 : delta.at[i];
-    logit.at[i] = large[i];
-  }
-  const int64_t size = pad(logit, delta, tokens);
-  const double peak = peak_of(logit, delta, 1.0, size);
-  double* out = block.sums;
-  *out++ = peak;
-  if (peak == -kInfinity) {
-    const int sums = 1 + block.count + block.count * (block.count + 1) / 2;
-    for (int k = 0; k < sums; ++k) {
-      *out++ = 0.0;
-    }
-    return;
-  }
-  Vector total = {};
-  for (int64_t i = 0; i < size; i += kWidth) {
-    const Vector w = exp_not_positive(load(logit.at + i) + load(delta.at + i) - peak);
-    *reinterpret_cast<Vector*>(weight.at + i) = w;
-    total += w;
-  }
-  *out++ = sum(total);
+  Differences differences;
+  const double peak = read_logits(large, large, tokens, logit);
+  double base_peak = 0.0;
   for (int t = 0; t < block.count; ++t) {
     const float* expert = block.experts[t] + block.begin;
     const float* base = block.bases[t] + block.begin;
-    for (int64_t i = 0; i < tokens; ++i) {
-      const double difference = static_cast<double>(expert[i]) - static_cast<double>(base[i]) - block.centre[t];
-      each[t].at[i] = large[i] == -kInfinityF ? 0.0 : difference;
+    BlockSum* sums = block.sums + t * block.sums_stride;
+    BlockSum* targets = sums + block.range.count;
+    if (block.flags != nullptr) {
+      block.flags[t * block.flags_stride] = flags_of(large, expert, base, tokens);
     }
-    pad(logit, each[t], tokens);
-    Vector first = {};
-    for (int64_t i = 0; i < size; i += kWidth) {
-      first += load(weight.at + i) * load(each[t].at + i);
-    }
-    *out++ = sum(first);
-  }
-  for (int t = 0; t < block.count; ++t) {
-    for (int64_t i = 0; i < size; i += kWidth) {
-      *reinterpret_cast<Vector*>(delta.at + i) = load(weight.at + i) * load(each[t].at + i);
-    }
-    for (int s = 0; s <= t; ++s) {
-      Vector second = {};
-      for (int64_t i = 0; i < size; i += kWidth) {
-        second += load(delta.at + i) * load(each[s].at + i);
+    if (peak == -kInfinity) {  // no token takes part
+      for (int k = 0; k < block.range.count + 2; ++k) {
+        sums[k] = {peak, 0.0, 0.0, 0.0};
       }
-      *out++ = sum(second);
+      continue;
     }
+    differences.read(large, expert, base, block.centre[t], tokens);
+    const Buffer& delta = differences.delta;
+    if (t == 0) {
+      weigh(logit, delta, 0.0, peak, size, large_weight);
+    }
+    if (t == 0 || block.bases[t] != block.bases[t - 1]) {
+      base_peak = read_logits(base, large, tokens, base_logit);
+      weigh(base_logit, delta, 0.0, base_peak, size, base_weight);
+    }
+    const bool near = differences.most <= kReach;
+    differences.set_step(step, size);
+    scan(logit, differences, block.range, large_weight, peak, size, weight, sums);
+    if (near) {
+      sum_target(base_weight, differences, step, base_peak, size, targets);
+    } else {
+      const AlphaRange ends = {0.0, 1.0, 2};
+      scan(base_logit, differences, ends, base_weight, base_peak, size, weight, targets);
+    }
+  }
+}
+
+void sweep_curve(const CurveBlock& block) {
+  const int64_t tokens = block.end - block.begin;
+  const int64_t size = padded(tokens);
+  const float* large = block.large + block.begin;
+  Buffer logit;
+  Buffer weight;
+  Differences differences;
+  read_logits(large, large, tokens, logit);
+  differences.read(large, block.expert + block.begin, block.base + block.begin, block.centre, tokens);
+  BlockSum* sums = block.sums;
+  for (const AlphaRange* range = block.ranges; range != block.ranges + block.count; sums += range->count, ++range) {
+    const double peak = peak_of(logit, differences.delta, range->first, size);
+    if (peak == -kInfinity) {
+      for (int k = 0; k < range->count; ++k) {
+        sums[k] = {peak, 0.0, 0.0, 0.0};
+      }
+      continue;
+    }
+    differences.set_step(step_of(*range), size);
+    weigh(logit, differences.delta, range->first, peak, size, weight);
+    scan(logit, differences, *range, weight, peak, size, weight, sums);
   }
 }
 

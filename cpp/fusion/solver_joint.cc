@@ -15,7 +15,6 @@ void FusionSolver::solve_joint() {
     double moments[kMaxExperts];
     for (int t = 0; t < experts_; ++t) {
       moments[t] = curves_[row * experts_ + t].search.answer().mean;
-      centres_[row * experts_ + t] = curves_[row * experts_ + t].centre;
     }
     joints_[row].start(experts_, options_.alpha_max, results_[row].alpha, moments);
     active_rows_.push_back(row);

@@ -20,6 +20,11 @@ DLF_HOST_DEVICE inline double larger(double x, double y) { return x > y ? x : y;
 DLF_HOST_DEVICE inline double smaller(double x, double y) { return x < y ? x : y; }
 DLF_HOST_DEVICE inline double clamp(double x, double low, double high) { return larger(low, smaller(x, high)); }
 
+// The value number k of a range. Its ends are met exactly.
+DLF_HOST_DEVICE inline double alpha_of(const AlphaRange& range, int k) {
+  return range.count > 1 ? range.first + (range.last - range.first) * k / (range.count - 1) : range.first;
+}
+
 // Merges `count` sums that lie `stride` apart, always in the same order, so that the answer doesn't depend on threads.
 DLF_HOST_DEVICE inline BlockSum merge(const BlockSum* sums, int64_t count, int64_t stride) {
   BlockSum total = {sums[0].peak, 0.0, 0.0, 0.0};

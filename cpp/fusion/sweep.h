@@ -8,9 +8,18 @@
 // compiled for several instruction sets and nothing inline may be shared among them.
 namespace dlf {
 
-inline constexpr int64_t kSweepBlock = 1024;  // tokens that one call handles: 16 KB of doubles stay in the first cache
-inline constexpr int kSweepPoints = 11;       // values of α of one sweep
+inline constexpr int64_t kSweepBlock = 1024;  // tokens that one call handles: 8 KB of doubles for each of their numbers
+inline constexpr int kSweepPoints = 21;       // values of α of one sweep
+inline constexpr int kSweepRanges = 8;        // in so many ranges
 inline constexpr int kSweepExperts = 16;
+
+// Values of α an equal step apart, both ends included; a count of 1 is `first` alone. e^{(α+h)Δ} = e^{αΔ}·e^{hΔ}, so
+// all of them cost two exponentials a token.
+struct AlphaRange {
+  double first;
+  double last;
+  int count;
+};
 
 // Sums over some tokens under the weights exp(logit + αΔ − peak), peak being their largest exponent.
 struct BlockSum {
@@ -29,24 +38,39 @@ enum SweepFlag : uint32_t {
   kShrinksSupport = 8,
 };
 
-// Sums of one expert's Δ = expert − base − centre over the tokens [begin, end): under large + αΔ for every given α and,
-// with on_base, under base (= Q) and base + Δ (= Q_t), which follow in `sums`. Tokens where large is −inf don't take
-// part.
+// Sums over the tokens [begin, end) for all experts of a row, Δ_t = expert_t − base_t − centre_t. Tokens where large is
+// −inf don't take part.
+struct RowBlock {
+  const float* large;
+  const float* const* experts;
+  const float* const* bases;
+  const double* centre;
+  int count;
+  int64_t begin;
+  int64_t end;
+  AlphaRange range;  // starts at 0
+  // Of expert t from t * stride on: under large + αΔ_t for every α, then under base (= Q) and base + Δ_t (= Q_t), whose
+  // `second` stays empty.
+  BlockSum* sums;
+  uint32_t* flags;  // of expert t at t * flags_stride; may be null
+  int64_t sums_stride;
+  int64_t flags_stride;
+};
+
+// The same sums under large + αΔ for one expert and any values of α.
 struct CurveBlock {
   const float* large;
   const float* expert;
   const float* base;
+  double centre;
   int64_t begin;
   int64_t end;
-  double centre;
-  const double* alpha;
-  int points;
-  bool on_base;
-  BlockSum* sums;   // points, and 2 more with on_base
-  uint32_t* flags;  // where not null, takes the block's flags
+  const AlphaRange* ranges;
+  int count;  // of ranges
+  BlockSum* sums;
 };
 
-// The fused logits of a block, and sums of δ = Σ α_tΔ_t under large (sums[0]) and large + δ (sums[1]).
+// The fused logits of a block, and the sum of δ = Σ α_tΔ_t under large + δ, whose `second` stays empty.
 struct FuseBlock {
   const float* large;
   const float* const* experts;
@@ -57,7 +81,7 @@ struct FuseBlock {
   int64_t begin;
   int64_t end;
   float* logits;
-  BlockSum* sums;
+  BlockSum* sum;
 };
 
 // Under large + Σ α_tΔ_t: peak, Σ w, then Σ wΔ_t for every expert, then Σ wΔ_tΔ_s for s <= t.
@@ -84,6 +108,7 @@ struct SupportBlock {
   float* support;
 };
 
+DLF_CPU_KERNEL(sweep_row, const RowBlock& block);
 DLF_CPU_KERNEL(sweep_curve, const CurveBlock& block);
 DLF_CPU_KERNEL(sweep_fuse, const FuseBlock& block);
 DLF_CPU_KERNEL(sweep_joint, const JointBlock& block);
