@@ -21,6 +21,7 @@ from tqdm import tqdm
 from dlf.config import ModelConfig
 from dlf.errors import CheckpointError
 from dlf.fields import read_json
+from dlf.huge_pages import Place, leave
 
 __all__ = ["check_finite", "expected_tensors", "find_shards", "load_tensors", "read_tensors", "resolve"]
 
@@ -100,12 +101,17 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load_tensors(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, names: Collection[str] | None = None
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    names: Collection[str] | None = None,
+    place: Place = leave,
 ) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors as `dtype`.
 
-    A tensor that has this dtype in the file is a view of the mapped file: it costs no memory of its own and is shared
-    by all processes that load it, and the file must not be changed while it is in use. Others are converted one by one.
+    A tensor that has this dtype in the file, and that `place` leaves there, is a view of the mapped file: it costs no
+    memory of its own and is shared by all processes that load it, and the file must not be changed while it is in use.
+    Others are converted one by one.
 
     Parameters
     ----------
@@ -115,6 +121,8 @@ def load_tensors(
         ``torch.float32``, ``torch.float16`` or ``torch.bfloat16``.
     names
         Which of the tensors of `expected_tensors` to read; all of them if not given.
+    place
+        Where each of them is to stay.
 
     Returns
     -------
@@ -133,7 +141,7 @@ def load_tensors(
         raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
     tensors: dict[str, torch.Tensor] = {}
     for path, name, tensor in read_tensors(folder, config, names, f"Loading {folder.name}"):
-        tensors[name] = tensor.to(dtype)
+        tensors[name] = place(name, tensor.to(dtype))
         check_finite(tensors[name], name, path)
     if config.tie_word_embeddings and names is None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -10,8 +11,9 @@ import torch
 from dlf import _C
 from dlf.checkpoint import load_tensors, resolve
 from dlf.config import ModelConfig, read_config
+from dlf.huge_pages import placement
 from dlf.precision import Precision
-from dlf.quantized import load_quantized
+from dlf.quantized import load_quantized, stored_linears
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["Model", "load_model"]
@@ -54,7 +56,9 @@ def load_model(name: str | os.PathLike[str], dtype: str = "auto", weights: str |
     tokenizer = Tokenizer(folder)
     chosen = TORCH_DTYPES[precision.float_dtype(config.dtype)]
     if precision.quantization is None:
-        tensors = load_tensors(folder, config, chosen)
+        # Not an embedding that isn't the head too: of it only single rows are read.
+        sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
+        tensors = load_tensors(folder, config, chosen, place=placement(sizes))
     else:
         tensors = load_quantized(folder, config, chosen, precision.quantization)
     return Model(os.fspath(name), config, tokenizer, _C.Weights(_native_config(config), tensors))

@@ -13,10 +13,11 @@ from dlf import _C
 from dlf.checkpoint import check_finite, expected_tensors, find_shards, load_tensors, read_tensors
 from dlf.config import ModelConfig
 from dlf.content_hash import content_hash
+from dlf.huge_pages import placement
 from dlf.precision import Precision, Quantization, scale_name
 from dlf.weight_cache import CachedWeights, cache_folder
 
-__all__ = ["linear_shapes", "load_quantized", "weights_bytes"]
+__all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -29,6 +30,14 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
         if len(shape) == 2 and name != EMBEDDING
     }
     return shapes | {HEAD: (config.vocab_size, config.hidden_size)}
+
+
+def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """`linear_shapes`, where a tied head has the name that it has in the file."""
+    shapes = linear_shapes(config)
+    if config.tie_word_embeddings:
+        shapes[EMBEDDING] = shapes.pop(HEAD)
+    return shapes
 
 
 def weights_bytes(config: ModelConfig, weights: str) -> int:
@@ -48,8 +57,8 @@ def load_quantized(
 ) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors, those of linear layers as tiles and scales.
 
-    What is quantized are the file's own values, whatever `dtype` is. The tiles are mapped from the cache; where it
-    cannot be written, which is a warning, or is switched off, they are held in memory.
+    What is quantized are the file's own values, whatever `dtype` is. The tiles come from the cache, to huge pages if
+    the model is large; where the cache cannot be written, which is a warning, or is switched off, they are made anew.
 
     Returns
     -------
@@ -62,17 +71,19 @@ def load_quantized(
         As `load_tensors` does.
     """
     linears = linear_shapes(config)
+    layout = quantization.layout(linears)
+    place = placement({name: one.nbytes for name, one in layout.items()})
     shapes = expected_tensors(config)
     shards = find_shards(folder, shapes)
     tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys())
     cache = cache_folder()
     if cache is not None:
-        place = CachedWeights(cache, content_hash(shards, cache), quantization.name, quantization.layout(linears))
-        found = place.load()
+        kept = CachedWeights(cache, content_hash(shards, cache), quantization.name, layout)
+        found = kept.load(place)
         if found is not None:
             return tensors | found
         try:
-            return tensors | place.store(_quantize(folder, config, quantization))
+            return tensors | kept.store(_quantize(folder, config, quantization), place)
         except OSError as error:
             warnings.warn(
                 f"quantized weights cannot be kept in {cache} ({error.strerror or error}); going on without. "
@@ -80,14 +91,12 @@ def load_quantized(
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return tensors | dict(_quantize(folder, config, quantization))
+    return tensors | {name: place(name, tensor) for name, tensor in _quantize(folder, config, quantization)}
 
 
 def _quantize(folder: Path, config: ModelConfig, quantization: Quantization) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield tiles and scales of one linear layer after the other."""
-    names = set(linear_shapes(config))
-    if config.tie_word_embeddings:
-        names = names - {HEAD} | {EMBEDDING}
+    names = stored_linears(config)
     task = f"Quantizing {folder.name} to {quantization.name}"
     for path, name, tensor in read_tensors(folder, config, names, task, one_by_one=True):
         if tensor.dtype != torch.bfloat16:

@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dlf.content_hash import MEMORY
+from dlf.huge_pages import Place, leave
 from dlf.precision import TensorLayout
 
 __all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache"]
@@ -34,6 +35,7 @@ PREFIX = b'{"__metadata__":{"checksum":"'
 CHECKSUM_AT, CHECKSUM_SIZE = 8 + len(PREFIX), 64
 BLOCK = 4 << 20  # hashed at once by each of a few threads
 ALIGNMENT = 64
+PORTION = 16  # tensors that are mapped at once
 NAME_DIGITS = 40
 ABANDONED = ".dlf-*.tmp"
 ABANDONED_SECONDS = 24 * 3600
@@ -100,21 +102,21 @@ class CachedWeights:
         """The file, which may not be there."""
         return self.folder / f"{self.source[:NAME_DIGITS]}-{self.width}.safetensors"
 
-    def load(self) -> dict[str, torch.Tensor] | None:
-        """Map the tensors, or return None if they are not there; a file that cannot be believed is a warning."""
+    def load(self, place: Place = leave) -> dict[str, torch.Tensor] | None:
+        """Map the tensors and `place` them, or return None if they are not there; a file that cannot be believed is a warning."""
         if not os.path.exists(self.path):  # which a folder that may not be searched doesn't make raise
             return None
         try:
             wrong = self._complaint()
             if not wrong:
-                return _map(self.path)
+                return _map(self.path, place)
         except (OSError, SafetensorError, RuntimeError) as error:
             wrong = str(error)
         warnings.warn(f"{self.path} {wrong}; quantizing again", RuntimeWarning, stacklevel=2)
         return None
 
-    def store(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Write the tensors one by one as they come and return them mapped from the file.
+    def store(self, tensors: Iterator[tuple[str, torch.Tensor]], place: Place = leave) -> dict[str, torch.Tensor]:
+        """Write the tensors one by one as they come and return them mapped from the file, and placed.
 
         The file gets its name when it is whole and on the disk; of several writers the last one's stays, and the others
         keep what they have mapped.
@@ -142,7 +144,7 @@ class CachedWeights:
                 file.write(_checksum(temporary)[1].encode())
                 file.flush()
                 os.fsync(descriptor)
-            mapped = _map(temporary)
+            mapped = _map(temporary, place)
             os.replace(temporary, self.path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -193,10 +195,16 @@ class CachedWeights:
                     path.unlink()
 
 
-def _map(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """All tensors of a file, as views of it."""
+def _map(path: str | os.PathLike[str], place: Place) -> dict[str, torch.Tensor]:
+    """All tensors of a file, as views of it that are placed a few at a time."""
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        names = list(file.keys())
+    tensors = {}
+    for first in range(0, len(names), PORTION):
+        with safe_open(path, framework="pt") as file:  # closing it gives back the pages of what was copied
+            for name in names[first : first + PORTION]:
+                tensors[name] = place(name, file.get_tensor(name))
+    return tensors
 
 
 def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
