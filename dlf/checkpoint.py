@@ -106,6 +106,7 @@ def load_tensors(
     dtype: torch.dtype,
     names: Collection[str] | None = None,
     place: Place = leave,
+    by_row: Collection[str] = (),
 ) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors as `dtype`.
 
@@ -123,6 +124,9 @@ def load_tensors(
         Which of the tensors of `expected_tensors` to read; all of them if not given.
     place
         Where each of them is to stay.
+    by_row
+        Those of which only single rows will be read. Checking them has touched them whole; they are mapped anew, so that
+        memory holds only the rows that are used.
 
     Returns
     -------
@@ -143,6 +147,9 @@ def load_tensors(
     for path, name, tensor in read_tensors(folder, config, names, f"Loading {folder.name}"):
         tensors[name] = place(name, tensor.to(dtype))
         check_finite(tensors[name], name, path)
+        if name in by_row and tensor.dtype == dtype:
+            with _open(path) as file:
+                tensors[name] = _read_tensor(file, name, tuple(tensor.shape), path)
     if config.tie_word_embeddings and names is None:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     return tensors

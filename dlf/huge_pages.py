@@ -27,11 +27,18 @@ def leave(_: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def placement(sizes: Mapping[str, int]) -> Place:
-    """Return what copies the tensors of these names and sizes (bytes) to huge pages, where that helps, and no other."""
+    """Return what copies the tensors of these names and sizes (bytes) to huge pages, where that helps."""
     memory = HugePages.available_for(sizes)
     if memory is None:
         return leave
-    return lambda name, tensor: memory.copy(tensor) if name in sizes else tensor
+
+    def place(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if name in sizes:
+            return memory.copy(tensor)
+        # A view would keep all that was mapped with it, and a vector is not worth that.
+        return tensor.clone() if tensor.dim() == 1 else tensor
+
+    return place
 
 
 class HugePages:

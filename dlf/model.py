@@ -13,7 +13,7 @@ from dlf.checkpoint import load_tensors, resolve
 from dlf.config import ModelConfig, read_config
 from dlf.huge_pages import placement
 from dlf.precision import Precision
-from dlf.quantized import load_quantized, stored_linears
+from dlf.quantized import EMBEDDING, load_quantized, stored_linears
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["Model", "load_model"]
@@ -56,9 +56,9 @@ def load_model(name: str | os.PathLike[str], dtype: str = "auto", weights: str |
     tokenizer = Tokenizer(folder)
     chosen = TORCH_DTYPES[precision.float_dtype(config.dtype)]
     if precision.quantization is None:
-        # Not an embedding that isn't the head too: of it only single rows are read.
         sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
-        tensors = load_tensors(folder, config, chosen, place=placement(sizes))
+        by_row = set() if config.tie_word_embeddings else {EMBEDDING}
+        tensors = load_tensors(folder, config, chosen, place=placement(sizes), by_row=by_row)
     else:
         tensors = load_quantized(folder, config, chosen, precision.quantization)
     return Model(os.fspath(name), config, tokenizer, _C.Weights(_native_config(config), tensors))

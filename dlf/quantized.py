@@ -17,7 +17,7 @@ from dlf.huge_pages import placement
 from dlf.precision import Precision, Quantization, scale_name
 from dlf.weight_cache import CachedWeights, cache_folder
 
-__all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
+__all__ = ["EMBEDDING", "linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -75,7 +75,7 @@ def load_quantized(
     place = placement({name: one.nbytes for name, one in layout.items()})
     shapes = expected_tensors(config)
     shards = find_shards(folder, shapes)
-    tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys())
+    tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys(), place, {EMBEDDING})
     cache = cache_folder()
     if cache is not None:
         kept = CachedWeights(cache, content_hash(shards, cache), quantization.name, layout)
