@@ -125,8 +125,8 @@ def load_tensors(
     place
         Where each of them is to stay.
     by_row
-        Those of which only single rows will be read. Checking them has touched them whole; they are mapped anew, so that
-        memory holds only the rows that are used.
+        Those of which only single rows will be read. Checking them has touched them whole; they are mapped anew, so
+        that memory holds only the rows that are used.
 
     Returns
     -------

@@ -65,7 +65,7 @@ class HugePages:
 
     @classmethod
     def available_for(cls, sizes: Mapping[str, int]) -> HugePages | None:
-        """Room for tensors of these sizes; None where it would not help, or would take what the machine doesn't have."""
+        """Room for tensors of these sizes; None where that would not help, or where the machine doesn't have it."""
         total = sum(sizes.values())
         if total < LEAST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
             return None

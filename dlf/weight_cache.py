@@ -103,7 +103,7 @@ class CachedWeights:
         return self.folder / f"{self.source[:NAME_DIGITS]}-{self.width}.safetensors"
 
     def load(self, place: Place = leave) -> dict[str, torch.Tensor] | None:
-        """Map the tensors and `place` them, or return None if they are not there; a file that cannot be believed is a warning."""
+        """Map and `place` the tensors, or return None if there are none; a file that is not believed is a warning."""
         if not os.path.exists(self.path):  # which a folder that may not be searched doesn't make raise
             return None
         try:

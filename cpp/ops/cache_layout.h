@@ -12,13 +12,12 @@ namespace dlf::ops {
 inline constexpr int64_t kCacheBlock = 64;
 
 // Where the keys and values of a slot's head begin, in elements.
-inline constexpr int64_t cache_offset(int64_t slot, int64_t head, int64_t kv_heads, int64_t capacity,
-                                      int64_t head_dim) {
+constexpr int64_t cache_offset(int64_t slot, int64_t head, int64_t kv_heads, int64_t capacity, int64_t head_dim) {
   return (slot * kv_heads + head) * capacity * head_dim;
 }
 
 // Element i of the key at a position, from there.
-inline constexpr int64_t key_offset(int64_t position, int64_t i, int64_t head_dim) {
+constexpr int64_t key_offset(int64_t position, int64_t i, int64_t head_dim) {
   return position / kCacheBlock * kCacheBlock * head_dim + i * kCacheBlock + position % kCacheBlock;
 }
 

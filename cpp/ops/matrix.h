@@ -26,10 +26,8 @@ struct Matrix {
   int64_t group;  // weights that share a scale; 0: the whole channel
 };
 
-inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-inline constexpr int64_t tiles(int64_t out) { return (out + kTileOutputs - 1) / kTileOutputs; }
-inline constexpr bool is_quantized(MatrixType type) { return type == MatrixType::int8 || type == MatrixType::int4; }
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+constexpr int64_t tiles(int64_t out) { return (out + kTileOutputs - 1) / kTileOutputs; }
+constexpr bool is_quantized(MatrixType type) { return type == MatrixType::int8 || type == MatrixType::int4; }
 
 }  // namespace dlf::ops
