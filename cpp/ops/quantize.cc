@@ -74,7 +74,8 @@ at::Tensor dequantize(const Matrix& matrix) {
       float& value = weight.mutable_data_ptr<float>()[o * matrix.in + i];
       if (matrix.type == MatrixType::int8) {
         const auto* data = static_cast<const int8_t*>(matrix.data) + tile * padded * kTileOutputs;
-        value = data[i / 4 * 64 + channel * 4 + i % 4] * static_cast<const float*>(matrix.scale)[o];
+        const int64_t at = i / 4 * 64 + channel * 4 + i % 4;
+        value = static_cast<float>(data[at]) * static_cast<const float*>(matrix.scale)[o];
       } else {
         const auto* data = static_cast<const uint8_t*>(matrix.data) + tile * padded * kTileOutputs / 2;
         const auto* scale =
