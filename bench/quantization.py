@@ -50,7 +50,7 @@ def perplexity(name: str, weights: str, read: list[tuple[str, str]], threads: in
 
 
 def main(
-    problems: Annotated[int, typer.Option(help="Problems of each task, and documents, that are scored.")] = 200,
+    problems: Annotated[int, typer.Option(help="Documents, and problems of each task at most, that are scored.")] = 200,
     threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
     output: Annotated[Path, typer.Option(help="Where to write the result as JSON.")] = RESULTS,
 ) -> None:
@@ -65,16 +65,17 @@ def main(
         name: {weights: perplexity(name, weights, read[name], threads) for weights in WEIGHTS}
         for name in track(list(read), "Perplexity", transient=True)
     }
+    held_out = {task: corpus.held_out(task, problems) for task in corpus.TASKS}  # fewer where there are no more
+    counts = {task: len(of_task) for task, of_task in held_out.items()}
     right: dict[str, dict[str, float]] = {}
     for task, weights in track(list(itertools.product(corpus.TASKS, WEIGHTS)), "Accuracy  ", transient=True):
-        held_out = corpus.held_out(task, problems)
-        for way, share in accuracies(zoo.FOLDER, task, held_out, weights=weights, threads=threads).items():
+        for way, share in accuracies(zoo.FOLDER, task, held_out[task], weights=weights, threads=threads).items():
             right.setdefault(f"{task}, {way}", {})[weights] = share
     console = Console()
     console.print(_table("bytes of weights", sizes, "{:,.0f}", "{:+.0%}", relative=True))
     console.print(_table("perplexity", found, "{:.4f}", "{:+.2%}", relative=True))
-    console.print(_table(f"accuracy on {problems} held-out problems", right, "{:.1%}", "{:+.1%}", relative=False))
-    result = {"problems": problems, "bytes": sizes, "perplexity": found, "accuracy": right}
+    console.print(_table(f"accuracy on held-out problems: {counts}", right, "{:.1%}", "{:+.1%}", relative=False))
+    result = {"problems": counts, "documents": problems, "bytes": sizes, "perplexity": found, "accuracy": right}
     output.write_text(json.dumps(result | {"torch": torch.__version__}, indent=2) + "\n")
     console.print(f"written to {output}")
 

@@ -69,7 +69,8 @@ class Engine:
         Type of the weights if it is to be another than `dtype`, which then is that of the embedding and the KV cache.
         ``"int8"`` and ``"int4"`` quantize the linear layers when they are first loaded and keep the result on disk (in
         ``~/.cache/dlf``, see the README); ``"int8"`` has a scale for each output channel, ``"int4"`` one for each 32
-        inputs, ``"int4-g64"`` one for each 64, which is smaller and less exact. ``"fp32"`` and ``"bf16"`` are the same
+        inputs, ``"int4-g64"`` one for each 64, which is less exact and, where layers have a multiple of 64
+        inputs, smaller. ``"fp32"`` and ``"bf16"`` are the same
         as `dtype`. An `Expert` may have its own; a base used in two types is loaded in both.
     device : str
         ``"cpu"``.
