@@ -121,6 +121,16 @@ def test_quantized(folder: Path, weights: str) -> None:
         assert (logits - exact).norm() < {"int8": 0.05, "int4": 0.4, "int4-g64": 0.45}[weights] * exact.norm()
 
 
+def test_layers_narrower_than_a_group(tmp_path: Path) -> None:
+    """32 inputs in groups of 64: the padding is zero."""
+    folder = make_model(tmp_path / "narrow", "llama", hidden_size=32, intermediate_size=48)
+    tokens = random_tokens(20)
+    exact = reference_logits(folder, tokens)
+    for weights in QUANTIZATIONS:
+        decoder = _C.Decoder(load_model(folder, weights=weights).weights, slots=1, max_context=64, threads=1)
+        assert (decoder.prefill(tokens, 0, 0) - exact).norm() < 0.5 * exact.norm()
+
+
 def test_prefill_in_pieces(tmp_path: Path) -> None:
     """Prompts longer than one piece."""
     folder = make_model(tmp_path / "long", "llama", max_position_embeddings=1024)

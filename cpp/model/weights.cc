@@ -90,26 +90,33 @@ LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name,
   const std::string weight = name + ".weight";
   const std::string scale = name + ".weight_scale";
   const at::Tensor bias = vector(tensors, name + ".bias", out, /*optional=*/true);
-  if (!tensors.contains(scale)) {
+  const auto scales = tensors.find(scale);
+  if (scales == tensors.end()) {
     const at::Tensor data = take(tensors, weight, {out, in});
     return {data, {}, bias, {data.const_data_ptr(), nullptr, out, in, float_type(dtype_), 0}};
   }
   constexpr int64_t kLanes = ops::kTileOutputs;
   const int64_t tiles = ops::tiles(out);
-  const auto found = tensors.find(weight);
-  TORCH_CHECK_VALUE(found != tensors.end(), "tensor ", weight, " is missing");
-  if (found->second.scalar_type() == at::kChar) {
+  LinearWeights linear = {{}, {}, bias, {nullptr, nullptr, out, in, ops::MatrixType::int8, 0}};
+  if (scales->second.dim() == 2) {  // one for each channel
     const int64_t padded = ops::round_up(in, ops::kInputGroup);
-    const at::Tensor data = take_tiles(tensors, weight, at::kChar, {tiles, padded / 4, kLanes, 4});
-    const at::Tensor scales = take_tiles(tensors, scale, at::kFloat, {tiles, kLanes});
-    return {data, scales, bias, {data.const_data_ptr(), scales.const_data_ptr(), out, in, ops::MatrixType::int8, 0}};
+    linear.weight = take_tiles(tensors, weight, at::kChar, {tiles, padded / 4, kLanes, 4});
+    linear.scale = take_tiles(tensors, scale, at::kFloat, {tiles, kLanes});
+  } else {
+    // Eight registers of weights to a scale, or four.
+    const auto found = tensors.find(weight);
+    const bool wide = found != tensors.end() && found->second.dim() == 4 && scales->second.dim() == 3 &&
+                      found->second.size(1) == scales->second.size(1) * 8;
+    const int64_t group = wide ? 64 : 32;
+    const int64_t padded = ops::round_up(in, group);
+    linear.weight = take_tiles(tensors, weight, at::kByte, {tiles, padded / 8, kLanes, 4});
+    linear.scale = take_tiles(tensors, scale, at::kBFloat16, {tiles, padded / group, kLanes});
+    linear.matrix.type = ops::MatrixType::int4;
+    linear.matrix.group = group;
   }
-  const at::Tensor& given = tensors.at(scale);
-  const int64_t group = given.dim() == 3 && given.size(1) == ops::round_up(in, 64) / 64 && in > 32 ? 64 : 32;
-  const int64_t padded = ops::round_up(in, group);
-  const at::Tensor data = take_tiles(tensors, weight, at::kByte, {tiles, padded / 8, kLanes, 4});
-  const at::Tensor scales = take_tiles(tensors, scale, at::kBFloat16, {tiles, padded / group, kLanes});
-  return {data, scales, bias, {data.const_data_ptr(), scales.const_data_ptr(), out, in, ops::MatrixType::int4, group}};
+  linear.matrix.data = linear.weight.const_data_ptr();
+  linear.matrix.scale = linear.scale.const_data_ptr();
+  return linear;
 }
 
 at::Tensor Weights::take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type,
