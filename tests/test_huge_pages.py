@@ -28,9 +28,11 @@ def test_copies_are_equal_and_lie_on_pages() -> None:
 def test_only_what_was_announced_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huge_pages, "LEAST_BYTES", 1)
     place = placement({"a": 40})
-    tensor = torch.randn(10)
+    tensor = torch.randn(2, 5)
     assert place("a", tensor).data_ptr() != tensor.data_ptr()
     assert place("b", tensor) is tensor
+    vector = torch.randn(10)  # a view of a file, which would keep all of it mapped
+    assert place("b", vector).data_ptr() != vector.data_ptr()
 
 
 def test_small_models_stay_where_they_are() -> None:
