@@ -119,13 +119,7 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
   const ops::LinearInputRows input = input_of(layer.q, data(normed_), count);
   const std::array products = {product(layer.q, data(q_), count), product(layer.k, data(k_), count),
                                product(layer.v, data(v_), count)};
-  if (phase == Phase::prefill) {
-    for (const ops::LinearArgs& args : products) {
-      ops::linear_prefill(input, args, team_);
-    }
-  } else {
-    ops::linear(input, products, team_);
-  }
+  multiply(input, products, phase);
   if (layer.q_norm.defined()) {
     ops::rms_norm({data(q_), data(layer.q_norm), data(q_), count * heads, config.head_dim, epsilon}, team_);
   }
@@ -164,25 +158,28 @@ void Decoder::mlp_block(const LayerWeights& layer, int64_t rows, Phase phase) {
                  static_cast<float>(config.rms_norm_eps)},
                 team_);
   const ops::LinearInputRows input = input_of(layer.gate, data(normed_), rows);
-  const ops::LinearArgs gate = product(layer.gate, data(gate_), rows);
-  const ops::LinearArgs up = product(layer.up, data(up_), rows);
+  const std::array products = {product(layer.gate, data(gate_), rows), product(layer.up, data(up_), rows)};
   if (phase == Phase::prefill) {
-    ops::linear_prefill(input, gate, team_);
-    ops::linear_prefill(input, up, team_);
+    multiply(input, products, phase);
     ops::swiglu({data(gate_), data(up_), data(gate_), rows * config.intermediate_size}, team_);
   } else {
-    ops::linear_swiglu(input, gate, up, team_);
+    ops::linear_swiglu(input, products[0], products[1], team_);
   }
   project(layer.down, data(gate_), data(hidden_), rows, phase, /*accumulate=*/true);
 }
 
 void Decoder::project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,
                       bool accumulate) {
-  const ops::LinearInputRows input = input_of(linear, x, rows);
-  if (phase == Phase::prefill) {
-    ops::linear_prefill(input, product(linear, y, rows, accumulate), team_);
-  } else {
-    ops::linear(input, product(linear, y, rows, accumulate), team_);
+  const std::array products = {product(linear, y, rows, accumulate)};
+  multiply(input_of(linear, x, rows), products, phase);
+}
+
+void Decoder::multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products, Phase phase) {
+  if (phase == Phase::decode) {
+    return ops::linear(x, products, team_);
+  }
+  for (const ops::LinearArgs& args : products) {
+    ops::linear_prefill(x, args, team_);
   }
 }
 

@@ -38,6 +38,7 @@ class Decoder {
   void mlp_block(const LayerWeights& layer, int64_t rows, Phase phase);
   void project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,
                bool accumulate = false);
+  void multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products, Phase phase);
   ops::LinearInputRows input_of(const LinearWeights& linear, const float* x, int64_t rows);
   void head(const float* hidden, int64_t rows, float* logits, Phase phase);
 

@@ -9,6 +9,12 @@ ops::MatrixType float_type(DType dtype) {
   return dtype == DType::float32 ? ops::MatrixType::float32 : ops::MatrixType::bfloat16;
 }
 
+const at::Tensor& find(const TensorMap& tensors, const std::string& name) {
+  const auto found = tensors.find(name);
+  TORCH_CHECK_VALUE(found != tensors.end(), "tensor ", name, " is missing");
+  return found->second;
+}
+
 }  // namespace
 
 Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::move(config)) {
@@ -25,11 +31,9 @@ Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::mo
   TORCH_CHECK_VALUE(static_cast<int64_t>(config_.inv_freq.size()) == config_.head_dim / 2,
                     "inv_freq must have head_dim / 2 = ", config_.head_dim / 2, " entries");
 
-  const auto first = tensors.find("model.embed_tokens.weight");
-  TORCH_CHECK_VALUE(first != tensors.end(), "tensor model.embed_tokens.weight is missing");
-  TORCH_CHECK_VALUE(first->second.scalar_type() == at::kFloat || first->second.scalar_type() == at::kBFloat16,
-                    "weights must be float32 or bfloat16, not ", first->second.scalar_type());
-  dtype_ = first->second.scalar_type() == at::kFloat ? DType::float32 : DType::bfloat16;
+  const at::ScalarType first = find(tensors, "model.embed_tokens.weight").scalar_type();
+  TORCH_CHECK_VALUE(first == at::kFloat || first == at::kBFloat16, "weights must be float32 or bfloat16, not ", first);
+  dtype_ = first == at::kFloat ? DType::float32 : DType::bfloat16;
 
   embedding = take(tensors, "model.embed_tokens.weight", {config_.vocab_size, hidden});
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
@@ -65,9 +69,7 @@ Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::mo
 }
 
 at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape) {
-  const auto found = tensors.find(name);
-  TORCH_CHECK_VALUE(found != tensors.end(), "tensor ", name, " is missing");
-  const at::Tensor& tensor = found->second;
+  const at::Tensor& tensor = find(tensors, name);
   TORCH_CHECK_VALUE(tensor.sizes() == shape, "tensor ", name, " has shape ", tensor.sizes(), "; the config asks for ",
                     shape);
   const at::ScalarType type = dtype_ == DType::float32 ? at::kFloat : at::kBFloat16;
@@ -99,16 +101,15 @@ LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name,
   const int64_t tiles = ops::tiles(out);
   LinearWeights linear = {{}, {}, bias, {nullptr, nullptr, out, in, ops::MatrixType::int8, 0}};
   if (scales->second.dim() == 2) {  // one for each channel
-    const int64_t padded = ops::round_up(in, ops::kInputGroup);
+    const int64_t padded = ops::padded_inputs(in, 0);
     linear.weight = take_tiles(tensors, weight, at::kChar, {tiles, padded / 4, kLanes, 4});
     linear.scale = take_tiles(tensors, scale, at::kFloat, {tiles, kLanes});
   } else {
     // Eight registers of weights to a scale, or four.
-    const auto found = tensors.find(weight);
-    const bool wide = found != tensors.end() && found->second.dim() == 4 && scales->second.dim() == 3 &&
-                      found->second.size(1) == scales->second.size(1) * 8;
+    const at::Tensor& given = find(tensors, weight);
+    const bool wide = given.dim() == 4 && scales->second.dim() == 3 && given.size(1) == scales->second.size(1) * 8;
     const int64_t group = wide ? 64 : 32;
-    const int64_t padded = ops::round_up(in, group);
+    const int64_t padded = ops::padded_inputs(in, group);
     linear.weight = take_tiles(tensors, weight, at::kByte, {tiles, padded / 8, kLanes, 4});
     linear.scale = take_tiles(tensors, scale, at::kBFloat16, {tiles, padded / group, kLanes});
     linear.matrix.type = ops::MatrixType::int4;
@@ -121,7 +122,7 @@ LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name,
 
 at::Tensor Weights::take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type,
                                at::IntArrayRef shape) {
-  const at::Tensor& tensor = tensors.at(name);
+  const at::Tensor& tensor = find(tensors, name);
   TORCH_CHECK_VALUE(
       tensor.scalar_type() == type && tensor.sizes() == shape && tensor.device().is_cpu() && tensor.is_contiguous(),
       "tensor ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), "; tiles of this layer are ", type, " ",

@@ -17,7 +17,7 @@ void prefill_attention(const AttentionArgs& args, ThreadTeam& team) {
   team.parallel_for(args.kv_heads * chunks, 1, [&](int64_t begin, int64_t end) {
     const int64_t block = kCacheBlock * args.head_dim;
     std::vector<float> memory(2 * block + queries * args.head_dim);
-    std::vector<PrefillQuery> states(queries);
+    std::vector<RunningSoftmax> states(queries);
     kernel(args, {memory.data(), memory.data() + block, memory.data() + 2 * block, states.data()}, begin, end);
   });
 }

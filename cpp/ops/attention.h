@@ -41,16 +41,16 @@ inline int64_t head_groups(const AttentionArgs& args) {
 }
 
 // The running softmax of one query.
-struct PrefillQuery {
+struct RunningSoftmax {
   float maximum;
   float total;
 };
 
 struct PrefillScratch {
-  float* keys;            // [head_dim, kCacheBlock]
-  float* values;          // [kCacheBlock, head_dim]
-  float* sums;            // [kPrefillChunk * heads / kv_heads, head_dim]
-  PrefillQuery* queries;  // [kPrefillChunk * heads / kv_heads]
+  float* keys;              // [head_dim, kCacheBlock]
+  float* values;            // [kCacheBlock, head_dim]
+  float* sums;              // [kPrefillChunk * heads / kv_heads, head_dim]
+  RunningSoftmax* queries;  // [kPrefillChunk * heads / kv_heads]
 };
 
 // Work items [begin, end) of rows x kv_heads x head_groups().

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "ops/attention.h"
+#include "ops/running_softmax.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {
@@ -28,8 +29,7 @@ template <int64_t H>
 struct Heads {
   const float* q;  // [H, dim]
   float* sums;     // [H, dim]
-  float maximum[H];
-  float total[H];
+  RunningSoftmax softmax[H];
   float scores[H][kBlock];
 };
 
@@ -54,31 +54,6 @@ void score(Heads<H>& heads, const Element* keys, int64_t low, int64_t high, int6
     for (int64_t h = 0; h < H; ++h) {
       (totals[h][0] * Vec(scale)).store(heads.scores[h] + first);
       (totals[h][1] * Vec(scale)).store(heads.scores[h] + first + Vec::size());
-    }
-  }
-}
-
-// Scores become weights relative to the largest one so far; the sums follow it.
-template <int64_t H>
-void soften(Heads<H>& heads, int64_t low, int64_t high, int64_t dim) {
-  for (int64_t h = 0; h < H; ++h) {
-    float* scores = heads.scores[h];
-    float maximum = heads.maximum[h];
-    for (int64_t j = low; j < high; ++j) {
-      maximum = scores[j] > maximum ? scores[j] : maximum;
-    }
-    const float rescale = std::exp(heads.maximum[h] - maximum);
-    heads.maximum[h] = maximum;
-    for (int64_t j = low / kPair * kPair; j < high; j += Vec::size()) {
-      (Vec::loadu(scores + j) - Vec(maximum)).exp().store(scores + j);
-    }
-    float total = heads.total[h] * rescale;
-    for (int64_t j = low; j < high; ++j) {
-      total += scores[j];
-    }
-    heads.total[h] = total;
-    for (int64_t i = 0; i < dim; ++i) {
-      heads.sums[h * dim + i] *= rescale;
     }
   }
 }
@@ -130,8 +105,7 @@ void attend(const AttentionArgs& args, const Row& row, const float* q, int64_t k
   heads.q = q;
   heads.sums = sums;
   for (int64_t h = 0; h < H; ++h) {
-    heads.maximum[h] = -INFINITY;
-    heads.total[h] = 0.0F;
+    heads.softmax[h] = {-INFINITY, 0.0F};
   }
   for (int64_t i = 0; i < H * dim; ++i) {
     sums[i] = 0.0F;
@@ -140,12 +114,17 @@ void attend(const AttentionArgs& args, const Row& row, const float* q, int64_t k
     const int64_t low = begin > block ? begin - block : 0;
     const int64_t high = end - block < kBlock ? end - block : kBlock;
     score(heads, keys + block * dim, low, high, dim, args.scale);
-    soften(heads, low, high, dim);
+    for (int64_t h = 0; h < H; ++h) {
+      const float rescale = soften(heads.scores[h], low, high, heads.softmax[h]);
+      for (int64_t i = 0; i < dim; ++i) {
+        sums[h * dim + i] *= rescale;
+      }
+    }
     average(heads, values + block * dim, low, high, dim);
   }
   for (int64_t h = 0; h < H; ++h) {
     for (int64_t i = 0; i < dim; ++i) {
-      y[h * dim + i] = sums[h * dim + i] / heads.total[h];
+      y[h * dim + i] = sums[h * dim + i] / heads.softmax[h].total;
     }
   }
 }

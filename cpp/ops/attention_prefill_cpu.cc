@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "ops/attention.h"
+#include "ops/running_softmax.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {
@@ -64,22 +65,10 @@ int64_t average(const float* scores, const float* values, int64_t low, int64_t h
 
 // One query against the positions [low, high) of a block.
 void attend(const float* q, const float* keys, const float* values, int64_t low, int64_t high, int64_t dim, float scale,
-            PrefillQuery& state, float* sums) {
+            RunningSoftmax& state, float* sums) {
   float scores[kBlock];
   score(q, keys, dim, scale, scores);
-  float maximum = state.maximum;
-  for (int64_t j = low; j < high; ++j) {
-    maximum = scores[j] > maximum ? scores[j] : maximum;
-  }
-  const float rescale = std::exp(state.maximum - maximum);
-  state.maximum = maximum;
-  state.total *= rescale;
-  for (int64_t part = 0; part < kBlock; part += Vec::size()) {
-    (Vec::loadu(scores + part) - Vec(maximum)).exp().store(scores + part);
-  }
-  for (int64_t j = low; j < high; ++j) {
-    state.total += scores[j];
-  }
+  const float rescale = soften(scores, low, high, state);
   int64_t i = average<4>(scores, values, low, high, dim, 0, rescale, sums);
   i = average<1>(scores, values, low, high, dim, i, rescale, sums);
   for (; i < dim; ++i) {

@@ -18,14 +18,7 @@ constexpr int64_t kPrefillRows = 16;     // below this, reading the weights cost
 constexpr int64_t kPrefillOutputs = 32;  // a multiple of which one product of the library has
 
 LinearKernel* kernel_of(MatrixType type) {
-  switch (type) {
-    case MatrixType::int8:
-      return DLF_CPU_DISPATCH_BF16(linear_int8_kernel);
-    case MatrixType::int4:
-      return DLF_CPU_DISPATCH_BF16(linear_int4_kernel);
-    default:
-      return DLF_CPU_DISPATCH_BF16(linear_kernel);
-  }
+  return is_quantized(type) ? DLF_CPU_DISPATCH_BF16(linear_tiles_kernel) : DLF_CPU_DISPATCH_BF16(linear_kernel);
 }
 
 // torch's own threads spin for milliseconds after a product and would keep ours from their cores: here it has one.

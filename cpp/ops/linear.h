@@ -31,9 +31,8 @@ void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const Linea
 // int8 and int4 by the kernels of the few rows, which are bound by arithmetic then and faster than it.
 void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 
-// Tiles [begin, end) of kTileOutputs output channels each.
+// kTileOutputs output channels for each of [begin, end): of float32 and bfloat16 weights, and of int8 and int4 ones.
 DLF_CPU_KERNEL(linear_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
-DLF_CPU_KERNEL(linear_int8_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
-DLF_CPU_KERNEL(linear_int4_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
+DLF_CPU_KERNEL(linear_tiles_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

@@ -6,6 +6,8 @@
 #endif
 
 #include "ops/linear.h"
+#include "ops/rounding.h"
+#include "ops/row_blocks.h"
 
 // float32 and bfloat16 weights, which lie row by row.
 namespace dlf::ops::DLF_CPU {
@@ -17,66 +19,68 @@ inline float sum(const Vec& vector) {
   return at::vec::vec_reduce_all<float>([](Vec a, Vec b) { return a + b; }, vector);
 }
 
-// Two sums of products, of the even and of the odd vectors, so that additions don't wait for each other. step() is how
-// many inputs one addition takes, and its weights are kBytes long.
-struct Float32 {
-  using Element = float;
-  static const Element* input(const LinearInputRows& x) { return x.x; }
-  static float value(Element element) { return element; }
-
-  struct Operand {
-    Vec parts[2];
-    explicit Operand(const Element* from) : parts{Vec::loadu(from), Vec::loadu(from + Vec::size())} {}
-  };
-  static constexpr int64_t kStep = 2 * Vec::size();
-
-  struct Sum {
-    Vec parts[2] = {Vec(0.0F), Vec(0.0F)};
-    void add(const Operand& weight, const Operand& x) {
-      parts[0] = at::vec::fmadd(x.parts[0], weight.parts[0], parts[0]);
-      parts[1] = at::vec::fmadd(x.parts[1], weight.parts[1], parts[1]);
-    }
-    float total() const { return sum(parts[0] + parts[1]); }
-  };
+// Two neighbouring vectors, and a sum of products for each, so that additions don't wait for each other.
+struct Pair {
+  Vec parts[2];
 };
 
-struct BFloat16 : Float32 {
-  using Element = uint16_t;
-  static const Element* input(const LinearInputRows& x) { return x.bfloat16; }
-  static float value(Element element) { return static_cast<float>(c10::BFloat16(element, c10::BFloat16::from_bits())); }
+struct PairSum {
+  Vec parts[2] = {Vec(0.0F), Vec(0.0F)};
+
+  void add(const Pair& weight, const Pair& x) {
+    parts[0] = at::vec::fmadd(x.parts[0], weight.parts[0], parts[0]);
+    parts[1] = at::vec::fmadd(x.parts[1], weight.parts[1], parts[1]);
+  }
+  float total() const { return sum(parts[0] + parts[1]); }
+};
+
+// How one type of weights is multiplied, kStep inputs at a time.
+struct Float32 {
+  using Element = float;
+  using Sum = PairSum;
+  static constexpr int64_t kStep = 2 * Vec::size();
+
+  static const Element* input(const LinearInputRows& x) { return x.x; }
+  static float value(Element element) { return element; }
+  static Pair load(const Element* from) { return {Vec::loadu(from), Vec::loadu(from + Vec::size())}; }
+};
 
 #ifdef __AVX512BF16__
-  struct Operand {
-    __m512i parts[2];
-    explicit Operand(const Element* from) : parts{_mm512_loadu_si512(from), _mm512_loadu_si512(from + 32)} {}
-  };
+struct BFloat16Pair {
+  __m512i parts[2];
+};
+
+struct BFloat16Sum {
+  __m512 parts[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+
+  void add(const BFloat16Pair& weight, const BFloat16Pair& x) {
+    for (int part = 0; part < 2; ++part) {
+      parts[part] = _mm512_dpbf16_ps(parts[part], reinterpret_cast<__m512bh>(weight.parts[part]),
+                                     reinterpret_cast<__m512bh>(x.parts[part]));
+    }
+  }
+  float total() const { return _mm512_reduce_add_ps(_mm512_add_ps(parts[0], parts[1])); }
+};
+#endif
+
+struct BFloat16 {
+  using Element = uint16_t;
+  static const Element* input(const LinearInputRows& x) { return x.bfloat16; }
+  static float value(Element element) { return from_bfloat16(element); }
+
+#ifdef __AVX512BF16__
+  using Sum = BFloat16Sum;
   static constexpr int64_t kStep = 64;
 
-  struct Sum {
-    __m512 parts[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-    void add(const Operand& weight, const Operand& x) {
-      for (int part = 0; part < 2; ++part) {
-        parts[part] = _mm512_dpbf16_ps(parts[part], reinterpret_cast<__m512bh>(weight.parts[part]),
-                                       reinterpret_cast<__m512bh>(x.parts[part]));
-      }
-    }
-    float total() const { return _mm512_reduce_add_ps(_mm512_add_ps(parts[0], parts[1])); }
-  };
+  static BFloat16Pair load(const Element* from) { return {_mm512_loadu_si512(from), _mm512_loadu_si512(from + 32)}; }
 #else
-  struct Operand {
-    Vec parts[2];
-    explicit Operand(const Element* from) : parts{} {
-      const auto values = at::vec::Vectorized<c10::BFloat16>::loadu(from);
-      std::tie(parts[0], parts[1]) = at::vec::convert_bfloat16_float(values);
-    }
-  };
+  using Sum = PairSum;
+  static constexpr int64_t kStep = 2 * Vec::size();
 
-  struct Sum : Float32::Sum {
-    void add(const Operand& weight, const Operand& x) {
-      parts[0] = at::vec::fmadd(x.parts[0], weight.parts[0], parts[0]);
-      parts[1] = at::vec::fmadd(x.parts[1], weight.parts[1], parts[1]);
-    }
-  };
+  static Pair load(const Element* from) {
+    const auto [low, high] = at::vec::convert_bfloat16_float(at::vec::Vectorized<c10::BFloat16>::loadu(from));
+    return {low, high};
+  }
 #endif
 };
 
@@ -93,12 +97,12 @@ void dot(const LinearInputRows& input, const LinearArgs& args, int64_t row, int6
   int64_t i = 0;
   for (; i + Type::kStep <= in; i += Type::kStep) {
     for (int64_t c = 0; c < C; ++c) {
-      const typename Type::Operand weight(w + c * in + i);
+      const auto weight = Type::load(w + c * in + i);
       for (int64_t byte = 0; byte < kBytes; byte += 64) {
         __builtin_prefetch(reinterpret_cast<const char*>(w + c * in + i) + C * kAhead + byte);
       }
       for (int64_t r = 0; r < R; ++r) {
-        sums[r][c].add(weight, typename Type::Operand(x + r * in + i));
+        sums[r][c].add(weight, Type::load(x + r * in + i));
       }
     }
   }
@@ -135,23 +139,7 @@ void dot_rows(const LinearInputRows& x, const LinearArgs& args, int64_t begin, i
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kTileOutputs;
     const int64_t last = first + kTileOutputs < args.weight.out ? first + kTileOutputs : args.weight.out;
-    int64_t row = 0;
-    for (; row + 4 <= args.rows; row += 4) {
-      dot_outputs<Type, 4>(x, args, row, first, last);
-    }
-    switch (args.rows - row) {
-      case 3:
-        dot_outputs<Type, 3>(x, args, row, first, last);
-        break;
-      case 2:
-        dot_outputs<Type, 2>(x, args, row, first, last);
-        break;
-      case 1:
-        dot_outputs<Type, 1>(x, args, row, first, last);
-        break;
-      default:
-        break;
-    }
+    for_row_blocks<4>(args.rows, [&]<int64_t R>(int64_t row) { dot_outputs<Type, R>(x, args, row, first, last); });
   }
 }
 

@@ -1,20 +1,11 @@
-#include <bit>
-
 #include "ops/linear_input.h"
+#include "ops/rounding.h"
 
 // Plain loops that the compiler vectorises: comparisons are of integers, whose order the bits of a float keep.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
-constexpr float kLeast = 1e-30F;  // of a group's largest value, so that its reciprocal is finite
 constexpr int32_t kInfinite = 0x7f800000;
-
-// To the nearest, ties to even; a NaN stays one.
-inline uint16_t round_to_bfloat16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffffU) > uint32_t{kInfinite} ? 0x7fc0U : rounded);
-}
 
 // The integer nearest to a value of at most 2²², by adding 1.5·2²³, which leaves it in the low bits.
 inline int32_t nearest(float value) { return std::bit_cast<int32_t>(value + 12582912.0F) - 0x4b400000; }
@@ -42,7 +33,7 @@ void quantize_group(const float* x, int8_t* value, float& scale, int32_t& sum) {
 
 void round_input_kernel(const LinearInputRows& input, int64_t begin, int64_t end) {
   for (int64_t i = begin * input.in; i < end * input.in; ++i) {
-    input.bfloat16[i] = round_to_bfloat16(input.x[i]);
+    input.bfloat16[i] = to_bfloat16(input.x[i]);
   }
 }
 

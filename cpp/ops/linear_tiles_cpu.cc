@@ -1,4 +1,5 @@
 #include "ops/linear.h"
+#include "ops/row_blocks.h"
 #include "ops/tile_dot.h"
 
 // int8 and int4 weights, which lie in tiles (matrix.h), times activations of 8 bits: sums of a group of 32 inputs are
@@ -19,8 +20,6 @@ struct Int8 {
   static constexpr int32_t kOffset = kInt8Offset;
   static constexpr bool kGroupScales = false;
   static constexpr int64_t kGroupBytes = kInputGroup * kTileOutputs;
-
-  static int64_t tile_bytes(int64_t inputs) { return inputs * kTileOutputs; }
 
   // sums[r] += the products of one group of inputs, a register of weights at a time.
   template <int64_t R>
@@ -43,8 +42,6 @@ struct Int4 {
   static constexpr int32_t kOffset = 8;
   static constexpr bool kGroupScales = true;
   static constexpr int64_t kGroupBytes = kInputGroup * kTileOutputs / 2;
-
-  static int64_t tile_bytes(int64_t inputs) { return inputs * kTileOutputs / 2; }
 
   template <int64_t R>
   static void dot(const char* weights, const int8_t* x, int64_t stride, Ints (&even)[R], Ints (&odd)[R]) {
@@ -82,8 +79,8 @@ template <typename Type, int64_t R>
 void dot_tile(const LinearInputRows& x, const LinearArgs& args, int64_t row, int64_t tile) {
   const Matrix& matrix = args.weight;
   const int64_t groups = x.stride / kInputGroup;
-  const int64_t padded = matrix.group > 0 ? round_up(matrix.in, matrix.group) : x.stride;
-  const char* weights = static_cast<const char*>(matrix.data) + tile * Type::tile_bytes(padded);
+  const int64_t padded = padded_inputs(matrix.in, matrix.group);
+  const char* weights = static_cast<const char*>(matrix.data) + tile * (padded / kInputGroup) * Type::kGroupBytes;
   const int8_t* value = x.value + row * x.stride;
   const float* x_scale = x.scale + row * groups;
   const int32_t* sum = x.sum + row * groups;
@@ -123,37 +120,18 @@ void dot_tile(const LinearInputRows& x, const LinearArgs& args, int64_t row, int
 template <typename Type>
 void dot_rows(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end) {
   for (int64_t tile = begin; tile < end; ++tile) {
-    int64_t row = 0;
-    for (; row + kMostRows <= args.rows; row += kMostRows) {
-      dot_tile<Type, kMostRows>(x, args, row, tile);
-    }
-    for (; row + 4 <= args.rows; row += 4) {
-      dot_tile<Type, 4>(x, args, row, tile);
-    }
-    switch (args.rows - row) {
-      case 3:
-        dot_tile<Type, 3>(x, args, row, tile);
-        break;
-      case 2:
-        dot_tile<Type, 2>(x, args, row, tile);
-        break;
-      case 1:
-        dot_tile<Type, 1>(x, args, row, tile);
-        break;
-      default:
-        break;
-    }
+    for_row_blocks<kMostRows>(args.rows, [&]<int64_t R>(int64_t row) { dot_tile<Type, R>(x, args, row, tile); });
   }
 }
 
 }  // namespace
 
-void linear_int8_kernel(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end) {
-  dot_rows<Int8>(x, args, begin, end);
-}
-
-void linear_int4_kernel(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end) {
-  dot_rows<Int4>(x, args, begin, end);
+void linear_tiles_kernel(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end) {
+  if (args.weight.type == MatrixType::int8) {
+    dot_rows<Int8>(x, args, begin, end);
+  } else {
+    dot_rows<Int4>(x, args, begin, end);
+  }
 }
 
 }  // namespace dlf::ops::DLF_CPU

@@ -27,6 +27,10 @@ struct Matrix {
 };
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+// Inputs of a tile, the padding included.
+constexpr int64_t padded_inputs(int64_t in, int64_t group) {
+  return round_up(in, group > kInputGroup ? group : kInputGroup);
+}
 constexpr int64_t tiles(int64_t out) { return (out + kTileOutputs - 1) / kTileOutputs; }
 constexpr bool is_quantized(MatrixType type) { return type == MatrixType::int8 || type == MatrixType::int4; }
 

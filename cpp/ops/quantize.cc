@@ -1,7 +1,6 @@
 #include "ops/quantize.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
 
@@ -31,7 +30,7 @@ QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t grou
   const int64_t out = weight.size(0);
   const int64_t in = weight.size(1);
   const int64_t count = tiles(out);
-  const int64_t padded = round_up(in, std::max(group, kInputGroup));
+  const int64_t padded = padded_inputs(in, group);
   QuantizedTensor result;
   if (type == MatrixType::int8) {
     result.data = at::empty({count, padded / 4, kTileOutputs, 4}, at::kChar);
@@ -62,31 +61,6 @@ QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t grou
     }
   });
   return result;
-}
-
-at::Tensor dequantize(const Matrix& matrix) {
-  at::Tensor weight = at::empty({matrix.out, matrix.in}, at::kFloat);
-  const int64_t padded = round_up(matrix.in, std::max(matrix.group, kInputGroup));
-  for (int64_t o = 0; o < matrix.out; ++o) {
-    const int64_t tile = o / kTileOutputs;
-    const int64_t channel = o % kTileOutputs;
-    for (int64_t i = 0; i < matrix.in; ++i) {
-      float& value = weight.mutable_data_ptr<float>()[o * matrix.in + i];
-      if (matrix.type == MatrixType::int8) {
-        const auto* data = static_cast<const int8_t*>(matrix.data) + tile * padded * kTileOutputs;
-        const int64_t at = i / 4 * 64 + channel * 4 + i % 4;
-        value = static_cast<float>(data[at]) * static_cast<const float*>(matrix.scale)[o];
-      } else {
-        const auto* data = static_cast<const uint8_t*>(matrix.data) + tile * padded * kTileOutputs / 2;
-        const auto* scale =
-            static_cast<const c10::BFloat16*>(matrix.scale) + tile * (padded / matrix.group) * kTileOutputs;
-        const uint8_t both = data[i / 8 * 64 + channel * 4 + i % 4];
-        const int half = i % 8 < 4 ? both & 15 : both >> 4;
-        value = static_cast<float>(half - 8) * static_cast<float>(scale[i / matrix.group * kTileOutputs + channel]);
-      }
-    }
-  }
-  return weight;
 }
 
 }  // namespace dlf::ops

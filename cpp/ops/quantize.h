@@ -19,9 +19,6 @@ struct QuantizedTensor {
 // several tries that leaves the least squared error.
 QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t group, ThreadTeam& team);
 
-// The weights [out, in] that tiles stand for, as float32.
-at::Tensor dequantize(const Matrix& matrix);
-
 struct QuantizeArgs {
   const float* weight;  // [in, kTileOutputs] of one tile, zero beyond out
   int64_t in;           // a multiple of the group

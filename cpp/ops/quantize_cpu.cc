@@ -1,12 +1,10 @@
-#include <bit>
-
 #include "ops/quantize.h"
+#include "ops/rounding.h"
 
 // The 16 channels of a tile side by side: the compiler makes one vector operation of each loop over them.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
-constexpr float kLeast = 1e-30F;  // of the largest weight that shares a scale, so that its reciprocal is finite
 constexpr float kLowest = -8.0F;  // of int4
 constexpr float kHighest = 7.0F;
 constexpr int64_t kLanes = kTileOutputs;
@@ -15,16 +13,11 @@ struct Lanes {
   float at[kLanes];
 };
 
-inline float magnitude(float value) { return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0x7fffffffU); }
-
 // The nearest integer, as a float, of a value of at most 2²².
 inline float nearest(float value) { return value + 12582912.0F - 12582912.0F; }
 
-inline uint16_t to_bfloat16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
-}
-inline float from_bfloat16(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+// 1 / scale, and 0 for a scale of 0.
+inline float inverse_of(float scale) { return magnitude(scale) < kLeast ? 0.0F : 1.0F / scale; }
 
 inline float clamped(float value) {
   value = value < kLowest ? kLowest : value;
@@ -62,7 +55,7 @@ class ScaleSearch {
     Lanes square = {};
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       scale.at[lane] = from_bfloat16(to_bfloat16(scales.at[lane]));
-      inverse.at[lane] = magnitude(scale.at[lane]) < kLeast ? 0.0F : 1.0F / scale.at[lane];
+      inverse.at[lane] = inverse_of(scale.at[lane]);
     }
     for (int64_t i = 0; i < count_; ++i) {
       for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -107,8 +100,8 @@ Lanes choose_scales(const float* weight, int64_t count) {
     }
     search.offer(scales);
   }
-  search.offer(Lanes(search.better()));
-  search.offer(Lanes(search.better()));
+  search.offer(search.better());
+  search.offer(search.better());
   return search.best();
 }
 
@@ -140,7 +133,7 @@ void quantize_int4_kernel(const QuantizeArgs& args) {
     Lanes inverse;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       scales[group * kLanes + lane] = to_bfloat16(scale.at[lane]);
-      inverse.at[lane] = magnitude(scale.at[lane]) < kLeast ? 0.0F : 1.0F / scale.at[lane];
+      inverse.at[lane] = inverse_of(scale.at[lane]);
     }
     const auto value = [&](int64_t i, int64_t lane) {
       return static_cast<int32_t>(clamped(nearest(weight[i * kLanes + lane] * inverse.at[lane])) - kLowest);

@@ -15,6 +15,32 @@
 namespace dlf::ops {
 namespace {
 
+// The weights [out, in] that tiles stand for, as float32.
+at::Tensor dequantize(const Matrix& matrix) {
+  at::Tensor weight = at::empty({matrix.out, matrix.in}, at::kFloat);
+  const int64_t padded = padded_inputs(matrix.in, matrix.group);
+  for (int64_t o = 0; o < matrix.out; ++o) {
+    const int64_t tile = o / kTileOutputs;
+    const int64_t channel = o % kTileOutputs;
+    for (int64_t i = 0; i < matrix.in; ++i) {
+      float& value = weight.mutable_data_ptr<float>()[o * matrix.in + i];
+      if (matrix.type == MatrixType::int8) {
+        const auto* data = static_cast<const int8_t*>(matrix.data) + tile * padded * kTileOutputs;
+        const int64_t at = i / 4 * 64 + channel * 4 + i % 4;
+        value = static_cast<float>(data[at]) * static_cast<const float*>(matrix.scale)[o];
+      } else {
+        const auto* data = static_cast<const uint8_t*>(matrix.data) + tile * padded * kTileOutputs / 2;
+        const auto* scale =
+            static_cast<const c10::BFloat16*>(matrix.scale) + tile * (padded / matrix.group) * kTileOutputs;
+        const uint8_t both = data[i / 8 * 64 + channel * 4 + i % 4];
+        const int half = i % 8 < 4 ? both & 15 : both >> 4;
+        value = static_cast<float>(half - 8) * static_cast<float>(scale[i / matrix.group * kTileOutputs + channel]);
+      }
+    }
+  }
+  return weight;
+}
+
 // A random matrix as it is stored, and the values that it stands for.
 struct Weights {
   std::vector<char> bytes;
@@ -62,10 +88,8 @@ double input_value(const LinearInputRows& x, int64_t row, int64_t i, MatrixType 
 
 template <typename Body>
 void for_each_linear_kernel(MatrixType type, Body&& body) {
-  if (type == MatrixType::int8) {
-    for_each_kernel(KERNELS_BF16(linear_int8_kernel), body);
-  } else if (type == MatrixType::int4) {
-    for_each_kernel(KERNELS_BF16(linear_int4_kernel), body);
+  if (is_quantized(type)) {
+    for_each_kernel(KERNELS_BF16(linear_tiles_kernel), body);
   } else {
     for_each_kernel(KERNELS_BF16(linear_kernel), body);
   }

@@ -115,6 +115,26 @@ void rope_rotates_and_fills_the_cache() {
   }
 }
 
+AttentionArgs attention_args(const Floats& q, const Stored& keys, const Stored& values, Floats& y,
+                             const std::vector<Row>& rows, int64_t heads, int64_t kv_heads, int64_t dim,
+                             int64_t capacity, int64_t window) {
+  const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
+  const auto count = static_cast<int64_t>(rows.size());
+  return {q.data(),
+          keys.bytes.data(),
+          values.bytes.data(),
+          y.data(),
+          rows.data(),
+          count,
+          heads,
+          kv_heads,
+          dim,
+          capacity,
+          window,
+          scale,
+          keys.dtype};
+}
+
 void attention_averages_the_values_that_a_row_sees() {
   const int64_t kv_heads = 2, context = 2 * kCacheBlock, slots = 2;
   for (const auto& [heads, dim] : {std::pair{6L, 4L}, {2L, 64L}, {10L, 80L}, {14L, 64L}, {8L, 30L}, {16L, 128L}}) {
@@ -128,19 +148,7 @@ void attention_averages_the_values_that_a_row_sees() {
       for (const int64_t window : {0, 1, 20, 70}) {
         for_each_kernel(KERNELS(attention_kernel), [&](auto* kernel) {
           Floats y(count * heads * dim);
-          const AttentionArgs args = {q.data(),
-                                      keys.bytes.data(),
-                                      values.bytes.data(),
-                                      y.data(),
-                                      rows.data(),
-                                      count,
-                                      heads,
-                                      kv_heads,
-                                      dim,
-                                      context,
-                                      window,
-                                      scale,
-                                      dtype};
+          const AttentionArgs args = attention_args(q, keys, values, y, rows, heads, kv_heads, dim, context, window);
           kernel(args, 0, 1);
           kernel(args, 1, count * kv_heads * head_groups(args));
           for (int64_t item = 0; item < count * heads; ++item) {
@@ -183,28 +191,15 @@ void prefill_attention_equals_attention() {
           rows.push_back({0, 1, begin + i});
         }
         const Floats q = random_floats(count * heads * dim, 20);
-        const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
         for (const DType dtype : kTypes) {
           const Stored keys(random_floats(2 * kv_heads * context * dim, 21), dtype);
           const Stored values(random_floats(2 * kv_heads * context * dim, 22), dtype);
           for (const int64_t window : {0, 1, 20, 90}) {
             Floats expected(count * heads * dim);
-            const auto make_args = [&](float* y) {
-              return AttentionArgs{q.data(),
-                                   keys.bytes.data(),
-                                   values.bytes.data(),
-                                   y,
-                                   rows.data(),
-                                   count,
-                                   heads,
-                                   kv_heads,
-                                   dim,
-                                   context,
-                                   window,
-                                   scale,
-                                   dtype};
+            const auto make_args = [&](Floats& y) {
+              return attention_args(q, keys, values, y, rows, heads, kv_heads, dim, context, window);
             };
-            attention(make_args(expected.data()), team);
+            attention(make_args(expected), team);
             const auto compare = [&](const Floats& y) {
               for (size_t i = 0; i < y.size(); ++i) {
                 EXPECT(near(y[i], expected[i], 1e-5));
@@ -213,15 +208,14 @@ void prefill_attention_equals_attention() {
             for_each_kernel(KERNELS(prefill_attention_kernel), [&](auto* kernel) {
               Floats y(expected.size());
               Floats scratch(3 * kCacheBlock * dim + 3 * kPrefillChunk * dim);
-              std::vector<PrefillQuery> queries(3 * kPrefillChunk);
+              std::vector<RunningSoftmax> queries(3 * kPrefillChunk);
               const int64_t block = kCacheBlock * dim;
-              kernel(make_args(y.data()),
-                     {scratch.data(), scratch.data() + block, scratch.data() + 2 * block, queries.data()}, 0,
-                     kv_heads * ((count + kPrefillChunk - 1) / kPrefillChunk));
+              kernel(make_args(y), {scratch.data(), scratch.data() + block, scratch.data() + 2 * block, queries.data()},
+                     0, kv_heads * ((count + kPrefillChunk - 1) / kPrefillChunk));
               compare(y);
             });
             Floats threaded(expected.size());
-            prefill_attention(make_args(threaded.data()), team);
+            prefill_attention(make_args(threaded), team);
             compare(threaded);
           }
         }

@@ -7,14 +7,15 @@
 #include <random>
 #include <vector>
 
-#include "support/cpu_capability.h"
+#include "kernels.h"
 #include "support/dtype.h"
 
-// What the tests of operations share: random numbers, values as a type holds them, and every instruction set.
+// What the tests of operations share: random numbers, and values as a type holds them.
 namespace dlf::ops {
 namespace {
 
 using Floats = std::vector<float>;
+using testing::for_each_kernel;
 
 [[maybe_unused]] Floats random_floats(int64_t count, uint32_t seed) {
   std::mt19937 generator(seed);
@@ -57,32 +58,6 @@ struct Stored {
 [[maybe_unused]] bool near(double value, double expected, double tolerance) {
   return std::abs(value - expected) <= tolerance * (1.0 + std::abs(expected));
 }
-
-// Calls body with the portable kernel, and with the vectorised ones where the processor has their instructions.
-template <typename Kernel, typename Body>
-void for_each_kernel(Kernel* portable, [[maybe_unused]] Kernel* avx2, [[maybe_unused]] Kernel* avx512,
-                     [[maybe_unused]] Kernel* avx512_bf16, Body&& body) {
-  body(portable);
-#ifdef DLF_X86_64
-  if (cpu_capability() >= CpuCapability::avx2) {
-    body(avx2);
-  }
-  if (cpu_capability() >= CpuCapability::avx512) {
-    body(avx512);
-  }
-  if (cpu_capability() >= CpuCapability::avx512_bf16 && avx512_bf16 != avx512) {
-    body(avx512_bf16);
-  }
-#endif
-}
-
-#ifdef DLF_X86_64
-#define KERNELS(name) &portable::name, &avx2::name, &avx512::name, &avx512::name
-#define KERNELS_BF16(name) &portable::name, &avx2::name, &avx512::name, &avx512_bf16::name
-#else
-#define KERNELS(name) &portable::name, &portable::name, &portable::name, &portable::name
-#define KERNELS_BF16(name) KERNELS(name)
-#endif
 
 }  // namespace
 }  // namespace dlf::ops

@@ -8,31 +8,13 @@
 
 #include "check.h"
 #include "fusion/solver_math.h"
-#include "support/cpu_capability.h"
+#include "kernels.h"
 
 namespace dlf {
 namespace {
 
 using Row = std::vector<float>;
-
-template <typename Kernel, typename Body>
-void for_each_kernel(Kernel* portable, [[maybe_unused]] Kernel* avx2, [[maybe_unused]] Kernel* avx512, Body&& body) {
-  body(portable);
-#ifdef DLF_X86_64
-  if (cpu_capability() >= CpuCapability::avx2) {
-    body(avx2);
-  }
-  if (cpu_capability() >= CpuCapability::avx512) {
-    body(avx512);
-  }
-#endif
-}
-
-#ifdef DLF_X86_64
-#define KERNELS(name) &portable::name, &avx2::name, &avx512::name
-#else
-#define KERNELS(name) &portable::name, nullptr, nullptr
-#endif
+using testing::for_each_kernel;
 
 Row normal(int64_t size, double scale, std::mt19937& generator) {
   std::normal_distribution<float> draw(0.0F, static_cast<float>(scale));
