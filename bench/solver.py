@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.nn.functional import log_softmax
 
-from bench.peers.transformers_loop import kl
+from bench.machine import value_of
+from bench.peers.paper_grid import GRID, torch_grid
 from dlf import fusion
 
 VOCABULARIES = [32_000, 128_256, 151_936, 262_144]
@@ -31,7 +29,6 @@ BATCHES = [1, 8]
 ROWS = 16  # different logits, so that passes are an average
 LEAST = 3  # calls that are timed, however long they take
 ROUNDS = 5  # in which the contestants take turns
-GRID = np.arange(21) / 10
 TORCH, NUMPY = "PyTorch, grid", "NumPy, grid"  # the paper's
 Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Array = npt.NDArray[np.float32]
@@ -67,24 +64,8 @@ def _variations(
 KINDS = {"long tail": language_logits, "peaked": peaked_logits}
 
 
-def torch_grid(large: torch.Tensor, base: torch.Tensor, experts: torch.Tensor) -> list[tuple[int, float]]:
-    """The paper's search, row by row: the best expert and weight of T x 21; logits as `fusion.solve` takes them."""
-    alphas = torch.from_numpy(GRID).float()
-    found = []
-    for p, z, b, row in zip(log_softmax(large, -1), large, log_softmax(base, -1), experts, strict=True):
-        tuned = log_softmax(row, -1)
-        a, c = kl(tuned, b).mean(), kl(b, tuned).mean()
-        losses = []
-        for expert in tuned:
-            fused = log_softmax(z + alphas[:, None] * (expert - b), -1)
-            losses.append((kl(fused, p) - a) ** 2 + (kl(p, fused) - c) ** 2)
-        best = int(torch.stack(losses).argmin())
-        found.append((best // len(GRID), float(GRID[best % len(GRID)])))
-    return found
-
-
 def numpy_grid(large: Array, base: Array, experts: Array) -> list[tuple[int, float]]:
-    """The same in NumPy."""
+    """`torch_grid` in NumPy."""
 
     def log_probabilities(logits: Array) -> Array:
         shifted = logits - logits.max(-1, keepdims=True)
@@ -159,13 +140,14 @@ def _solve_next(inputs: Iterator[Logits], options: dict[str, Any]) -> None:
 
 def machine(threads: int) -> dict[str, object]:
     """What the numbers were measured on."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    processor = models[0].split(":")[1].strip() if models else platform.processor()
+    processor = value_of("/proc/cpuinfo", "model name")
     return {"processor": processor, "threads": threads, "torch": torch.__version__, "numpy": np.__version__}
 
 
 def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Milliseconds over the vocabulary: a column for each number of experts, a row for each batch."""
+    from matplotlib.figure import Figure  # only here: the other benchmarks do without
+
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     axes = figure.subplots(len(BATCHES), len(EXPERTS), sharex=True, sharey=True)
     styles = {"dlf, select, long tail": "o-C0", "dlf, select, peaked": "o--C0", TORCH: "s-C1", NUMPY: "^-C2"}

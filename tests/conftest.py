@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,6 @@ def weight_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:
     """A copy of a model whose weights moved a little: what a fine-tuned expert is to its base."""
-    import shutil
-
     shutil.copytree(source, folder)
     model = AutoModelForCausalLM.from_pretrained(source)
     generator = torch.Generator().manual_seed(seed)
@@ -51,3 +50,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "expert-a": finetune(root / "expert-a", base, 3, 0.2),
         "expert-b": finetune(root / "expert-b", base, 4, 0.3),
     }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small checkpoint to copy; it must not be changed."""
+    return make_model(tmp_path_factory.mktemp("source"), "qwen2", num_hidden_layers=2)
+
+
+@pytest.fixture
+def folder(source: Path, tmp_path: Path) -> Path:
+    """A copy of it to change at will."""
+    return Path(shutil.copytree(source, tmp_path / "model"))

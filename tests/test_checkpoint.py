@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 import subprocess
 import sys
@@ -18,16 +17,6 @@ from safetensors.torch import load_file, save_file
 from dlf.checkpoint import check_finite, expected_tensors, load_tensors, resolve
 from dlf.config import ModelConfig, read_config
 from dlf.errors import CheckpointError
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("source"), "qwen2", num_hidden_layers=2)
-
-
-@pytest.fixture
-def folder(source: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(source, tmp_path / "model"))
 
 
 @pytest.fixture

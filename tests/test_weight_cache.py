@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import make_model
 from safetensors.torch import load_file, save_file
 
 from dlf import content_hash, quantized, weight_cache
@@ -26,16 +25,6 @@ from dlf.errors import CheckpointError
 from dlf.precision import QUANTIZATIONS
 from dlf.quantized import load_quantized
 from dlf.weight_cache import cache_bytes, cache_folder, clear_cache
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("source"), "qwen2", num_hidden_layers=2)
-
-
-@pytest.fixture
-def folder(source: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(source, tmp_path / "model"))
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench.latency.engines import ENGINES, WIDTHS, Engine
-from bench.latency.machine import describe
 from bench.latency.measure import Plan, WidthResult, measure_width, steps
 from bench.latency.plot import plot
 from bench.latency.rows import rows_of
 from bench.latency.table import tables
+from bench.machine import describe
 from bench.shapes import SHAPES, write_checkpoint
 
 NAMES = ", ".join(engine.name for engine in ENGINES)
@@ -62,7 +62,8 @@ def main(
         for width, group in groups.items():
             results.append(measure_width(width, group, plan, report))
     title = f"{large} + 2 × {small}, batch 1, prompt {prompt}, {threads} threads"
-    record = _record(results, title, describe(engines, threads), plan)
+    versions = {name: found for engine in engines for name, found in engine.versions().items()}
+    record = _record(results, title, describe(versions, threads), plan)
     notes += [note for result in results for note in result.notes]
     _show(console, record, notes)
     output.mkdir(parents=True, exist_ok=True)

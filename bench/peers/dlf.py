@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-EMBEDDING = "model.embed_tokens.weight"
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
@@ -20,22 +17,13 @@ def prepare(folder: Path, weights: str, scratch: Path) -> Path:
 
 
 def read_bytes(folder: Path, weights: str) -> int:
-    """Bytes of one model's weights that a token reads."""
-    from dlf.checkpoint import expected_tensors
+    """Bytes of one bfloat16 model's weights that a token reads: of an embedding that is no head it is one row."""
     from dlf.config import read_config
+    from dlf.quantized import weights_bytes
 
-    total = 0.0
-    for name, shape in expected_tensors(read_config(folder)).items():
-        count = math.prod(shape)
-        if name == EMBEDDING:
-            continue
-        if len(shape) == 1 or weights == "bf16":
-            total += 2 * count
-        elif weights == "int8":  # and a float32 scale for each output channel
-            total += count + 4 * shape[0]
-        else:  # and a bfloat16 scale for each 32 inputs
-            total += count / 2 + 2 * count / 32
-    return int(total)
+    config = read_config(folder)
+    embedding = 0 if config.tie_word_embeddings else 2 * config.vocab_size * config.hidden_size
+    return weights_bytes(config, weights) - embedding
 
 
 class Dlf:

@@ -10,21 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch.nn.functional import log_softmax
 
-
-def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """KL divergence of log-probabilities ``[..., V]``, in nats."""
-    return (p.exp() * (p - q)).sum(-1)
-
-
-def grid_alpha(large: torch.Tensor, expert: torch.Tensor, base: torch.Tensor) -> float:
-    """The paper's search for the weight of one step; logits ``[V]``."""
-    p, e, b = (log_softmax(logits.float(), -1) for logits in (large, expert, base))
-    alphas = torch.arange(21) * 0.1
-    fused = log_softmax(large.float() + alphas[:, None] * (expert.float() - base.float()), -1)
-    loss = (kl(fused, p) - kl(e, b)) ** 2 + (kl(p, fused) - kl(b, e)) ** 2
-    return float(alphas[loss.argmin()])
+from bench.peers.paper_grid import torch_grid
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
@@ -56,8 +43,11 @@ class TransformersLoop:
                     output = model(tokens, past_key_values=caches[i], use_cache=True, logits_to_keep=1)
                     caches[i] = output.past_key_values
                     logits.append(output.logits[0, -1])
-            weight = grid_alpha(*logits) if self.alpha is None else self.alpha
-            token = int((logits[0] + weight * (logits[1] - logits[2])).argmax())
+            large, expert, base = (one.float() for one in logits)
+            weight = self.alpha
+            if weight is None:
+                ((_, weight),) = torch_grid(large[None], base[None], expert[None, None])
+            token = int((large + weight * (expert - base)).argmax())
             yield token
             tokens = torch.tensor([[token]])
 

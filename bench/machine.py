@@ -5,14 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.latency.engines import Engine
 
-
-def _value(file: str, key: str) -> str:
+def value_of(file: str, key: str) -> str:
     """The first value of a key in a file of ``key : value`` lines."""
     for line in Path(file).read_text().splitlines():
         name, _, value = line.partition(":")
@@ -21,20 +19,19 @@ def _value(file: str, key: str) -> str:
     return "unknown"
 
 
-def describe(engines: Iterable[Engine], threads: int) -> dict[str, Any]:
+def describe(versions: Mapping[str, str | None], threads: int) -> dict[str, Any]:
     """Processor, memory, system, and the versions of everything that was measured."""
-    versions = {name: found for engine in engines for name, found in engine.versions().items()}
     return {
-        "processor": _value("/proc/cpuinfo", "model name"),
-        "family, model, stepping": [_value("/proc/cpuinfo", key) for key in ("cpu family", "model", "stepping")],
+        "processor": value_of("/proc/cpuinfo", "model name"),
+        "family, model, stepping": [value_of("/proc/cpuinfo", key) for key in ("cpu family", "model", "stepping")],
         "instructions": sorted(
-            flag for flag in _value("/proc/cpuinfo", "flags").split() if flag.startswith(("avx", "amx"))
+            flag for flag in value_of("/proc/cpuinfo", "flags").split() if flag.startswith(("avx", "amx"))
         ),
         "cores": os.cpu_count(),
-        "memory_bytes": 1024 * int(_value("/proc/meminfo", "MemTotal").split()[0]),
+        "memory_bytes": 1024 * int(value_of("/proc/meminfo", "MemTotal").split()[0]),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": dict(versions),
         "threads": threads,
         "date": datetime.date.today().isoformat(),
     }
