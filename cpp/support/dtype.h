@@ -4,7 +4,8 @@
 
 namespace dlf {
 
-// Element types of weights and of the KV cache. Activations and logits are always float32.
-enum class DType : int8_t { float32, bfloat16 };
+// Element types of weights and of the KV cache, and on CUDA of activations; on the CPU those are always float32.
+// float16 is for CUDA alone.
+enum class DType : int8_t { float32, bfloat16, float16 };
 
 }  // namespace dlf

@@ -1,0 +1,105 @@
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "support/cuda/stream.h"
+#include "support/dtype.h"
+
+// What every *_cuda.cu file needs. No torch header comes by here: such a file compiles in seconds, and also for the
+// host, where tests run the kernels thread by thread.
+namespace dlf::cuda {
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+  }
+}
+
+// The dynamic shared memory of the block. There is no other, so that blocks of one cluster find theirs at the same
+// offset.
+template <typename T>
+__device__ T* shared_memory() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(16) unsigned char dlf_shared_memory[];
+  return reinterpret_cast<T*>(dlf_shared_memory);
+#else
+  return reinterpret_cast<T*>(emulation::shared_memory());
+#endif
+}
+
+struct Shape {
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes = 0;
+  unsigned cluster = 1;  // blocks along x that run together and reach each other's shared memory; needs sm_90 above 1
+};
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Arguments&&... arguments) {
+  constexpr size_t kFreeSharedBytes = 48 * 1024;
+  constexpr unsigned kPortableCluster = 8;
+  const auto* address = reinterpret_cast<const void*>(kernel);
+  if (shape.shared_bytes > kFreeSharedBytes) {
+    check(cudaFuncSetAttribute(address, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shape.shared_bytes)),
+          "asking for shared memory");
+  }
+  if (shape.cluster > kPortableCluster) {
+    check(cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for a cluster");
+  }
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = shape.cluster;
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.shared_bytes;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...), "launching a kernel");
+}
+
+// A type T of device memory as float and back.
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+template <typename T>
+__device__ T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16(x);
+}
+template <>
+__device__ inline __half from_float<__half>(float x) {
+  return __float2half(x);
+}
+
+// Calls body.operator()<T>() with the device type of a dtype.
+template <typename Body>
+void for_dtype(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::float32:
+      return body.template operator()<float>();
+    case DType::bfloat16:
+      return body.template operator()<__nv_bfloat16>();
+    case DType::float16:
+      return body.template operator()<__half>();
+  }
+}
+
+}  // namespace dlf::cuda
