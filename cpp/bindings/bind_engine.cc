@@ -1,7 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
-#include "engine/step_loop.h"
+#include "engine/cpu_step_loop.h"
 
 namespace dlf {
 
@@ -51,9 +51,8 @@ void bind_engine(py::module_& m) {
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
-             return std::make_unique<StepLoop>(
-                 std::move(plan), std::vector<std::shared_ptr<const Weights>>(models.begin(), models.end()), max_batch,
-                 max_context, threads);
+             return std::unique_ptr<StepLoop>(std::make_unique<CpuStepLoop>(
+                 std::move(plan), Models(models.begin(), models.end()), max_batch, max_context, threads));
            }),
            py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"), py::arg("match"),
            py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"), py::arg("max_batch"), py::arg("max_context"),

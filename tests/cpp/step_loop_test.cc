@@ -1,6 +1,4 @@
 // The step loop on a tiny random family: what Python cannot see, such as memory and slots.
-#include "engine/step_loop.h"
-
 #include <ATen/ops/empty.h>
 
 #include <atomic>
@@ -12,6 +10,7 @@
 #include <stdexcept>
 
 #include "check.h"
+#include "engine/cpu_step_loop.h"
 
 namespace {
 std::atomic<int64_t> allocations{0};
@@ -73,13 +72,13 @@ std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
 }
 
 // A large model and two experts that share a base: lanes 0 to 3.
-StepLoop make_loop(Combine combine, int64_t max_batch = 3) {
+CpuStepLoop make_loop(Combine combine, int64_t max_batch = 3) {
   FusionPlan plan;
   plan.lane_model = {0, 1, 2, 3};
   plan.experts = {{1, 2}, {3, 2}};
   plan.fusion.combine = combine;
   plan.vocab = kVocab;
-  return StepLoop(plan, {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}, max_batch, 64, 2);
+  return CpuStepLoop(plan, {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}, max_batch, 64, 2);
 }
 
 Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, double temperature = 1.0) {
@@ -117,7 +116,7 @@ void a_decode_step_allocates_nothing() {
   static_cast<void>(at::empty({1}, at::kFloat));
   EXPECT(allocations > at_first);  // libtorch's are counted too
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
-    StepLoop loop = make_loop(combine);
+    CpuStepLoop loop = make_loop(combine);
     for (int64_t id = 0; id < 3; ++id) {
       loop.add(make_request(id, 5 + id, 40));
     }
@@ -131,13 +130,13 @@ void a_decode_step_allocates_nothing() {
 }
 
 void sequences_do_not_depend_on_the_batch() {
-  StepLoop together = make_loop(Combine::select);
+  CpuStepLoop together = make_loop(Combine::select);
   for (int64_t id = 0; id < 7; ++id) {  // more than there are places
     together.add(make_request(id, 1 + 5 * id, 20));
   }
   const Tokens all = run(together);
   for (int64_t id = 0; id < 7; ++id) {
-    StepLoop alone = make_loop(Combine::select, 1);
+    CpuStepLoop alone = make_loop(Combine::select, 1);
     alone.add(make_request(id, 1 + 5 * id, 20));
     EXPECT(run(alone).at(id) == all.at(id));
     EXPECT(all.at(id).size() == 20);
@@ -145,7 +144,7 @@ void sequences_do_not_depend_on_the_batch() {
 }
 
 void a_cancelled_sequence_leaves_its_place() {
-  StepLoop loop = make_loop(Combine::select, 1);
+  CpuStepLoop loop = make_loop(Combine::select, 1);
   loop.add(make_request(1, 4, 50));
   loop.add(make_request(2, 4, 3));
   loop.step();
@@ -163,7 +162,7 @@ void a_cancelled_sequence_leaves_its_place() {
 }
 
 void the_context_ends_a_sequence() {
-  StepLoop loop = make_loop(Combine::select);
+  CpuStepLoop loop = make_loop(Combine::select);
   loop.add(make_request(1, 60, 1000));
   // The last of the 64 places is that of a token which is fed back; one more is chosen after it.
   EXPECT(run(loop).at(1).size() == 5);
@@ -180,7 +179,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   plan.lane_model = {0, 1, 2};
   plan.experts = {{1, 2}};
   plan.vocab = kVocab;
-  StepLoop loop(plan, {good, broken, tiny_model(3)}, 2, 64, 1);
+  CpuStepLoop loop(plan, {good, broken, tiny_model(3)}, 2, 64, 1);
   for (const int64_t id : {1, 2}) {
     Request request = make_request(id, 1, 1);
     request.prompts.resize(3);
@@ -197,7 +196,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
 }
 
 void requests_that_do_not_fit_are_refused() {
-  StepLoop loop = make_loop(Combine::select);
+  CpuStepLoop loop = make_loop(Combine::select);
   EXPECT_THROWS(loop.add(make_request(1, 0, 5)));
   EXPECT_THROWS(loop.add(make_request(1, 64, 5)));
   EXPECT_THROWS(loop.add(make_request(1, 4, 0)));
