@@ -39,6 +39,8 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
       rope_(weights_->config(), max_context),
       input_(most_rows(slots), most_in(weights_->config())) {
   const ModelConfig& config = weights_->config();
+  TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
+                    "; what runs on the processor must be on the CPU");
   TORCH_CHECK_VALUE(weights_->dtype() != DType::float16, "float16 is for CUDA devices; load with bfloat16 or float32");
   const int64_t rows = most_rows(slots);
   const int64_t q_size = config.num_attention_heads * config.head_dim;

@@ -25,8 +25,6 @@ namespace dlf::cuda {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 256;  // of the attention kernel
-// Reading quantized weights a few times costs less than writing them out as floats.
-constexpr int kMostQuantizedRows = 4 * kLinearRows;
 
 const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
@@ -261,24 +259,14 @@ void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tens
   args.x = x.const_data_ptr();
   args.y = y.mutable_data_ptr();
   args.rows = batch.rows;
-  const bool quantized = ops::is_quantized(linear.matrix.type);
-  if (batch.rows <= (quantized ? kMostQuantizedRows : kLinearRows)) {
-    for (int row = 0; row < batch.rows; row += kLinearRows) {
-      LinearArgs part = args;
-      const size_t element = x.element_size();
-      part.x = static_cast<const char*>(args.x) + row * linear.matrix.in * element;
-      part.y = static_cast<char*>(args.y) + row * y.size(1) * y.element_size();
-      part.rows = std::min(kLinearRows, batch.rows - row);
-      part.position = args.position == nullptr ? nullptr : args.position + row;
-      cuda::linear(part, queue_.stream());
-    }
-    return;
+  if (linear_serves(args)) {
+    return cuda::linear(args, queue_.stream());
   }
   at::Tensor weight = linear.weight;
-  if (quantized) {
+  if (ops::is_quantized(linear.matrix.type)) {
     cuda::dequantize(linear.matrix, dequantized_.mutable_data_ptr(), dtype_, queue_.stream());
-    weight = dequantized_.narrow(0, 0, linear.matrix.out * linear.matrix.in)
-                 .view({linear.matrix.out, linear.matrix.in});
+    weight =
+        dequantized_.narrow(0, 0, linear.matrix.out * linear.matrix.in).view({linear.matrix.out, linear.matrix.in});
   }
   at::Tensor out = y.narrow(0, 0, batch.rows).narrow(1, 0, linear.matrix.out);
   matmul(x.narrow(0, 0, batch.rows), weight, out);

@@ -85,8 +85,7 @@ at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::
   const at::ScalarType type = scalar_type(dtype_);
   TORCH_CHECK_VALUE(tensor.scalar_type() == type, "tensor ", name, " is ", tensor.scalar_type(), ", the embedding is ",
                     type, "; load all with one dtype");
-  TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.is_contiguous(), "tensor ", name,
-                    " must be contiguous on the CPU");
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), "tensor ", name, " must be contiguous");
   bytes_ += static_cast<int64_t>(tensor.nbytes());
   return tensor;
 }
@@ -133,10 +132,8 @@ LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name,
 at::Tensor Weights::take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type,
                                at::IntArrayRef shape) {
   const at::Tensor& tensor = find(tensors, name);
-  TORCH_CHECK_VALUE(
-      tensor.scalar_type() == type && tensor.sizes() == shape && tensor.device().is_cpu() && tensor.is_contiguous(),
-      "tensor ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), "; tiles of this layer are ", type, " ",
-      shape);
+  TORCH_CHECK_VALUE(tensor.scalar_type() == type && tensor.sizes() == shape && tensor.is_contiguous(), "tensor ", name,
+                    " is ", tensor.scalar_type(), " ", tensor.sizes(), "; tiles of this layer are ", type, " ", shape);
   bytes_ += static_cast<int64_t>(tensor.nbytes());
   return tensor;
 }
