@@ -24,19 +24,19 @@ class Timer {
 
 }  // namespace
 
-CpuStepLoop::CpuStepLoop(FusionPlan plan, Models weights, int64_t max_batch, int64_t max_context, int threads)
+CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, int64_t max_batch, int64_t max_context, int threads)
     : plan_(std::move(plan)),
-      weights_(std::move(weights)),
+      vocab_sizes_(vocab_sizes(weights)),
       max_batch_(max_batch),
       max_context_(max_context),
       team_(threads) {
-  check_plan(plan_, weights_, max_batch, max_context);
-  for (size_t i = 0; i < weights_.size(); ++i) {
+  check_plan(plan_, weights, max_batch, max_context);
+  for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
     const int64_t rows = max_batch * lanes;
     Model& model = models_.emplace_back();
-    model.decoder = std::make_unique<Decoder>(weights_[i], rows, max_context, team_);
-    model.logits = at::empty({rows, weights_[i]->config().vocab_size}, at::kFloat);
+    model.decoder = std::make_unique<Decoder>(weights[i], rows, max_context, team_);
+    model.logits = at::empty({rows, weights[i]->config().vocab_size}, at::kFloat);
     model.rows.reserve(rows);
     model.owners.reserve(rows);
   }
@@ -58,7 +58,7 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, Models weights, int64_t max_batch, int
 }
 
 void CpuStepLoop::add(Request request) {
-  check_request(request, plan_, weights_, max_context_);
+  check_request(request, plan_, vocab_sizes_, max_context_);
   auto sequence = std::make_unique<Sequence>();
   for (std::vector<int64_t>& prompt : request.prompts) {
     sequence->lanes.emplace_back().prompt = std::move(prompt);

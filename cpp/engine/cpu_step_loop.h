@@ -14,7 +14,7 @@ namespace dlf {
 // The step loop on the processor. A step without new sequences allocates nothing.
 class CpuStepLoop final : public StepLoop {
  public:
-  CpuStepLoop(FusionPlan plan, Models weights, int64_t max_batch, int64_t max_context, int threads);
+  CpuStepLoop(FusionPlan plan, const Models& weights, int64_t max_batch, int64_t max_context, int threads);
 
   void add(Request request) override;
   void cancel(int64_t request) override;
@@ -42,7 +42,7 @@ class CpuStepLoop final : public StepLoop {
   void fail(Sequence& sequence, const std::string& what);
 
   FusionPlan plan_;
-  Models weights_;
+  std::vector<int64_t> vocab_sizes_;  // of the models
   int64_t max_batch_;
   int64_t max_context_;
   ThreadTeam team_;

@@ -20,7 +20,16 @@ void check_plan(const FusionPlan& plan, const Models& models, int64_t max_batch,
   }
 }
 
-void check_request(const Request& request, const FusionPlan& plan, const Models& models, int64_t max_context) {
+std::vector<int64_t> vocab_sizes(const Models& models) {
+  std::vector<int64_t> sizes;
+  for (const std::shared_ptr<const Weights>& model : models) {
+    sizes.push_back(model->config().vocab_size);
+  }
+  return sizes;
+}
+
+void check_request(const Request& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
+                   int64_t max_context) {
   TORCH_CHECK_VALUE(request.prompts.size() == plan.lane_model.size(), "a request needs a prompt for each of the ",
                     plan.lane_model.size(), " lanes");
   TORCH_CHECK_VALUE(request.max_new_tokens >= 1, "max_new_tokens must be at least 1");
@@ -29,7 +38,7 @@ void check_request(const Request& request, const FusionPlan& plan, const Models&
     TORCH_CHECK_VALUE(length >= 1, "the prompt has no tokens");
     TORCH_CHECK_VALUE(length < max_context, "the prompt has ", length, " tokens; the context of ", max_context,
                       " leaves no room for a new one (shorten it or raise max_context)");
-    const int64_t vocab = models[plan.lane_model[i]]->config().vocab_size;
+    const int64_t vocab = vocab_sizes[plan.lane_model[i]];
     for (const int64_t token : request.prompts[i]) {
       TORCH_CHECK_INDEX(token >= 0 && token < vocab, "token id ", token, " is outside the vocabulary of ", vocab);
     }

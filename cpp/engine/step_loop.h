@@ -38,7 +38,10 @@ class StepLoop {
 
 // Throw a ValueError or IndexError for what no step loop can run.
 void check_plan(const FusionPlan& plan, const Models& models, int64_t max_batch, int64_t max_context);
-void check_request(const Request& request, const FusionPlan& plan, const Models& models, int64_t max_context);
+void check_request(const Request& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
+                   int64_t max_context);
+
+std::vector<int64_t> vocab_sizes(const Models& models);
 
 // FusionResult::bad_model in words.
 std::string describe_bad_model(int bad_model);

@@ -4,10 +4,10 @@
 
 namespace dlf::ops {
 
-// How a weight matrix [out, in] is stored.
-enum class MatrixType : int8_t { float32, bfloat16, int8, int4 };
+// How a weight matrix [out, in] is stored; float16 is for CUDA alone.
+enum class MatrixType : int8_t { float32, bfloat16, float16, int8, int4 };
 
-// float32 and bfloat16 matrices lie row by row, as in the file that they are mapped from. int8 and int4 ones lie in
+// Matrices of floats lie row by row, as in the file that they are mapped from. int8 and int4 ones lie in
 // tiles of 16 output channels, so that a vector register holds the same place of 16 channels, their sums need no final
 // addition across the register, and a tile is one stream of memory:
 //   int8  data [out / 16][in / 4][16][4], values −127 .. 127; scale float32 [out / 16][16]
@@ -19,7 +19,7 @@ inline constexpr int64_t kInputGroup = 32;  // activations that share a scale
 
 struct Matrix {
   const void* data;
-  const void* scale;  // null for float32 and bfloat16
+  const void* scale;  // null for floats
   int64_t out;
   int64_t in;
   MatrixType type;

@@ -20,6 +20,7 @@ struct DeviceInfo {
   int64_t total_bytes;
   int64_t free_bytes;
   int compute_capability;  // 90 is 9.0
+  int multiprocessors;
 };
 
 // Devices that this process sees; none where there is no driver.
@@ -53,6 +54,7 @@ class Queue {
 
   void wait(const Event& event);  // what comes later waits; the host does not
   void synchronize();             // the host waits for all of it
+  bool finished() const;          // nothing of it is left to do; throws what went wrong on the device
 
  private:
   friend class Event;

@@ -35,8 +35,12 @@ DeviceInfo describe(int device) {
   const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
   constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   const int64_t cached = stats.reserved_bytes[kAll].current - stats.active_bytes[kAll].current;
-  return {device, properties.name, static_cast<int64_t>(total), static_cast<int64_t>(free) + cached,
-          10 * properties.major + properties.minor};
+  return {device,
+          properties.name,
+          static_cast<int64_t>(total),
+          static_cast<int64_t>(free) + cached,
+          10 * properties.major + properties.minor,
+          properties.multiProcessorCount};
 }
 
 }  // namespace
@@ -118,6 +122,8 @@ void Queue::wait(const Event& event) {
 }
 
 void Queue::synchronize() { state_->stream.synchronize(); }
+
+bool Queue::finished() const { return state_->stream.query(); }
 
 // at::cuda::CUDAGraph lets torch's allocator know, so that what an operator allocates for itself while it is recorded
 // stays the graph's.
