@@ -253,6 +253,7 @@ void CudaStepLoop::add(Request request) {
 
 void CudaStepLoop::cancel(int64_t request) {
   std::erase_if(waiting_, [&](const auto& sequence) { return sequence->request == request; });
+  const DeviceGuard guard(main().device());
   std::erase_if(running_, [&](const auto& sequence) {
     if (sequence->request != request) {
       return false;
@@ -266,6 +267,7 @@ void CudaStepLoop::cancel(int64_t request) {
 }
 
 const std::vector<const StepOutput*>& CudaStepLoop::step() {
+  const DeviceGuard guard(main().device());
   outputs_.clear();
   finished_.clear();
   admit();

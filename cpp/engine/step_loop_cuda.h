@@ -19,7 +19,4 @@ struct CudaOptions {
 // it would take and how many are free included; nothing is allocated then.
 std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options);
 
-// Device memory that a model takes with its caches.
-int64_t cuda_bytes(const Weights& weights, int64_t lanes, int64_t max_batch, int64_t max_context);
-
 }  // namespace dlf

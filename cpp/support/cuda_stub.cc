@@ -18,6 +18,4 @@ std::vector<cuda::DeviceInfo> cuda::devices() { return {}; }
 
 std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&) { not_built(); }
 
-int64_t cuda_bytes(const Weights&, int64_t, int64_t, int64_t) { not_built(); }
-
 }  // namespace dlf

@@ -67,7 +67,7 @@ std::vector<DeviceInfo> devices() {
   std::vector<DeviceInfo> all;
   for (int index = 0; index < count; ++index) {
     all.push_back({index, "emulated " + std::to_string(index), page * sysconf(_SC_PHYS_PAGES),
-                   page * sysconf(_SC_AVPHYS_PAGES), 90});
+                   page * sysconf(_SC_AVPHYS_PAGES), 90, 16});
   }
   return all;
 }
@@ -80,6 +80,9 @@ at::TensorOptions on_device(int device) {
 at::Tensor pinned(at::IntArrayRef shape, at::ScalarType type) { return at::empty(shape, type); }
 
 // ---- queues
+
+DeviceGuard::DeviceGuard(int device) : before_(device) {}
+DeviceGuard::~DeviceGuard() = default;
 
 struct Queue::State {
   CUstream_st stream;
@@ -119,6 +122,8 @@ void Queue::synchronize() {
   }
   Worker::instance().drain(state_->stream);
 }
+
+bool Queue::finished() const { return Worker::instance().finished(state_->stream); }
 
 // ---- events
 

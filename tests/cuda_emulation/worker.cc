@@ -81,6 +81,12 @@ void Worker::drain() {
   report(lock);
 }
 
+bool Worker::finished(CUstream_st& stream) {
+  std::unique_lock lock(mutex_);
+  report(lock);
+  return stream.work.empty();
+}
+
 CUstream_st* Worker::choose() {
   const auto can_run = [](const CUstream_st& stream) {
     return !stream.work.empty() &&

@@ -64,6 +64,7 @@ class Worker {
   // The host waits. Throws what went wrong since the last call of this or enqueue().
   void drain(CUstream_st& stream);
   void drain();
+  bool finished(CUstream_st& stream);  // throws likewise
 
  private:
   void push(CUstream_st& stream, CUstream_st::Work work);

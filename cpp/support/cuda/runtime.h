@@ -31,6 +31,18 @@ at::TensorOptions on_device(int device);
 // Host memory that the device can read and write while the host does.
 at::Tensor pinned(at::IntArrayRef shape, at::ScalarType type);
 
+// Makes a device current while it lives: kernels can be launched on its streams then.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_;
+};
+
 class Event;
 
 // A stream of a device, and what runs on it in order. Not the default stream.

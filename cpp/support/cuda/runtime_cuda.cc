@@ -67,6 +67,12 @@ at::Tensor pinned(at::IntArrayRef shape, at::ScalarType type) {
   return at::empty(shape, at::TensorOptions().dtype(type).pinned_memory(true));
 }
 
+DeviceGuard::DeviceGuard(int device) : before_(c10::cuda::current_device()) {
+  c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
+}
+
+DeviceGuard::~DeviceGuard() { C10_CUDA_CHECK_WARN(cudaSetDevice(before_)); }
+
 struct Queue::State {
   c10::cuda::CUDAStream stream;
 };
