@@ -56,7 +56,7 @@ struct Measure {
   float peak;
   float scale;
   float least_weight = 0;
-  Limit within;  // other tokens count for nothing
+  Limit within = {};  // other tokens count for nothing
   uint32_t highest_key = kInfiniteKey;
 
   __device__ uint64_t of_score(float score) const {
@@ -84,8 +84,8 @@ struct Target {
 
 // The first token, by id, at which the sum of the measures reaches the target, which is taken from 1 to their total.
 // Not inlined, as are the searches below: code that is read once takes longer to fetch than to run.
-__device__ __noinline__ inline int32_t find_token(RowBlocks& row, const Slice& slice, const Measure& measure,
-                                                  const Target& target) {
+__attribute__((noinline)) __device__ inline int32_t find_token(RowBlocks& row, const Slice& slice,
+                                                               const Measure& measure, const Target& target) {
   // First which warp's stretch of ids, then which token of it.
   const int32_t stretch = (slice.length + kRowWarps - 1) / kRowWarps;
   int32_t begin = slice.begin + row.warp * stretch;
@@ -154,8 +154,8 @@ struct Bands {
 
 // The limit of the smallest set of highest rank whose measures reach the target, or that of the measure itself where
 // this takes all its tokens.
-__device__ __noinline__ inline Limit find_limit(RowBlocks& row, const Slice& slice, const Measure& measure,
-                                                const Target& target) {
+__attribute__((noinline)) __device__ inline Limit find_limit(RowBlocks& row, const Slice& slice, const Measure& measure,
+                                                             const Target& target) {
   // First the band in which the set ends, then ever fewer keys from low to high, until there is one, or one token.
   // Eighths of a unit, of score or of log-weight, whichever is finer, spread the tokens so that few threads add to one
   // bin at once.

@@ -428,7 +428,9 @@ void test_failures() {
     }
     // A failed row stands where it stood, and goes on with better logits.
     device.set_logits(0, {0, 1, 2});
-    Sampler sampler({.temperature = temperature}, 3, {}, 1);
+    SamplingOptions options;
+    options.temperature = temperature;
+    Sampler sampler(options, 3, {}, 1);
     EXPECT(device.sample()[0].record.token == sampler.sample(Floats{0, 1, 2}.data(), 0).token);
   }
 }
@@ -580,7 +582,9 @@ void test_what_does_not_fit_is_refused() {
   options = {};
   options.stop_token_ids.assign(cuda::kMaxStopTokens + 1, 1);
   EXPECT_THROWS(request(options));
-  EXPECT_THROWS(request({.temperature = -1}));
+  options = {};
+  options.temperature = -1;
+  EXPECT_THROWS(request(options));
   EXPECT_THROWS(request({}, {100}));
   EXPECT_THROWS(request({}, Tokens(kMaxTokens + 1, 1)));
   EXPECT_THROWS(SamplerState(0, 1, cuda::kMaxSampledVocab + 1, 10, kTop));
