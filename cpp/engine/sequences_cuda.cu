@@ -18,7 +18,7 @@ __device__ StepResult result_of(const AdvanceArgs& args, int row) {
   if (args.fusions != nullptr && args.fusions[row].bad_model != kNoBadModel) {
     return StepResult::bad_logits;
   }
-  if (sample.failure != 0) {
+  if (sample.failure != SampleFailure::none) {
     return StepResult::bad_sample;
   }
   const SequenceTable& table = args.table;
@@ -36,7 +36,7 @@ __device__ void write_record(const AdvanceArgs& args, int row, int64_t slot, Ste
   record.result = result;
   record.token = sample.token;
   record.logprob = sample.logprob;
-  record.failure = sample.failure;
+  record.failure = static_cast<int32_t>(sample.failure);
   record.top_count = sample.top_count;
   if (args.fusions != nullptr) {
     const FusionRecord& fusion = args.fusions[row];

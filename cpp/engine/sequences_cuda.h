@@ -10,7 +10,7 @@
 namespace dlf::cuda {
 
 inline constexpr int kMaxModels = 33;  // a large one, 16 experts, 16 bases
-inline constexpr int kMaxStops = 64;   // stop token ids of a sequence
+inline constexpr int kMaxStops = 256;  // stop token ids of a sequence
 inline constexpr int kRing = 4;        // steps whose results the host need not have read yet
 
 // Where the rows of one model find their tokens and positions.

@@ -24,7 +24,8 @@ namespace cuda {
 namespace {
 
 constexpr int64_t kMaxBatch = 256;
-constexpr int64_t kMaxTopTokens = 64;
+constexpr int kTopCapacity = 64;  // what a request may ask for as `logprobs`
+static_assert(kMaxStops == kMaxStopTokens);
 constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
 static_assert(kAhead + 2 <= kRing);
 
@@ -130,13 +131,13 @@ std::string gibibytes(int64_t bytes) {
 }
 
 // What else a step needs on the large model's device.
-int64_t step_bytes(const FusionPlan& plan, int64_t max_batch, int64_t max_context) {
+int64_t step_bytes(const FusionPlan& plan, int device, int64_t max_batch, int64_t max_context) {
   const auto experts = static_cast<int>(plan.experts.size());
   const int64_t solver =
       experts > 0 ? static_cast<int64_t>(solver_scratch_bytes(static_cast<int>(max_batch), experts, plan.vocab)) +
                         max_batch * plan.vocab * 4
                   : 0;
-  return solver + SamplerState::bytes(static_cast<int>(max_batch), plan.vocab, max_context + 1, kMaxTopTokens);
+  return solver + SamplerState::bytes(device, static_cast<int>(max_batch), plan.vocab, max_context + 1, kTopCapacity);
 }
 
 void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options) {
@@ -151,7 +152,8 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
                       "; this machine has ", present.size(), " from cuda:0 on");
     needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options.max_batch, options.max_context));
   }
-  needed[device_of(options, plan.lane_model[0])] += step_bytes(plan, options.max_batch, options.max_context);
+  const int device = device_of(options, plan.lane_model[0]);
+  needed[device] += step_bytes(plan, device, options.max_batch, options.max_context);
   for (const DeviceInfo& device : present) {
     TORCH_CHECK(needed[device.index] <= device.free_bytes, "the models with their caches take ",
                 gibibytes(needed[device.index]), " of cuda:", device.index, " (", device.name, "), which has ",
@@ -188,8 +190,7 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
   }
   begun_ = std::make_unique<Event>(device);
   main().run([&] {
-    sampler_ = std::make_unique<SamplerState>(device, max_batch_, plan_.vocab, options.max_context + 1,
-                                              static_cast<int>(kMaxTopTokens));
+    sampler_ = std::make_unique<SamplerState>(device, max_batch_, plan_.vocab, options.max_context + 1, kTopCapacity);
     const auto experts = static_cast<int>(plan_.experts.size());
     if (experts > 0) {
       const auto bytes = on_device(device).dtype(at::kByte);
@@ -207,8 +208,8 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
   });
   main().synchronize();
   ring_records_ = pinned({static_cast<int64_t>(kRing * max_batch_ * sizeof(StepRecord))}, at::kByte);
-  ring_top_tokens_ = pinned({kRing, max_batch_, kMaxTopTokens}, at::kInt);
-  ring_top_logprobs_ = pinned({kRing, max_batch_, kMaxTopTokens}, at::kFloat);
+  ring_top_tokens_ = pinned({kRing, max_batch_, kTopCapacity}, at::kInt);
+  ring_top_logprobs_ = pinned({kRing, max_batch_, kTopCapacity}, at::kFloat);
   done_ = pinned({1}, at::kLong);
   *done_.mutable_data_ptr<int64_t>() = 0;
   for (Flight& flight : flights_) {
@@ -228,11 +229,8 @@ CudaStepLoop::~CudaStepLoop() {
 
 void CudaStepLoop::add(Request request) {
   check_request(request, plan_, vocab_sizes_, options_.max_context);
-  TORCH_CHECK_VALUE(static_cast<int64_t>(request.sampling.stop_token_ids.size()) <= kMaxStops, "a request has ",
-                    request.sampling.stop_token_ids.size(), " stop token ids; on CUDA there can be ", kMaxStops);
-  TORCH_CHECK_VALUE(request.sampling.logprobs <= kMaxTopTokens, "logprobs is ", request.sampling.logprobs,
-                    "; on CUDA it can be at most ", kMaxTopTokens);
-  sampler_->check(request.sampling);
+  SamplerState::check_request(request.sampling, request.prompts[0], plan_.vocab, options_.max_context + 1,
+                              kTopCapacity);
   auto sequence = std::make_unique<DeviceSequence>();
   int64_t longest = 0;
   for (const std::vector<int64_t>& prompt : request.prompts) {
@@ -516,7 +514,7 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, int64_t slot) {
       output.finish = FinishReason::error;
       break;
     case StepResult::bad_sample:
-      output.error = describe_failure(record.failure, sequence.delivered);
+      output.error = describe(static_cast<SampleFailure>(record.failure), sequence.delivered);
       output.finish = FinishReason::error;
       break;
     default:
@@ -525,8 +523,8 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, int64_t slot) {
       output.f = record.f;
       output.g = record.g;
       std::copy_n(record.alpha, output.alpha.size(), output.alpha.begin());
-      const int32_t* top_tokens = ring_top_tokens_.const_data_ptr<int32_t>() + at * kMaxTopTokens;
-      const float* top_logprobs = ring_top_logprobs_.const_data_ptr<float>() + at * kMaxTopTokens;
+      const int32_t* top_tokens = ring_top_tokens_.const_data_ptr<int32_t>() + at * kTopCapacity;
+      const float* top_logprobs = ring_top_logprobs_.const_data_ptr<float>() + at * kTopCapacity;
       output.top_tokens.assign(top_tokens, top_tokens + record.top_count);
       output.top_logprobs.assign(top_logprobs, top_logprobs + record.top_count);
       output.finish = record.result == StepResult::stop     ? FinishReason::stop
@@ -581,7 +579,7 @@ AdvanceArgs CudaStepLoop::advance_args(int batch) {
   args.top_logprobs = sampler_->top_logprobs();
   args.fusions = plan_.experts.empty() ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr());
   args.experts = static_cast<int>(plan_.experts.size());
-  args.top_capacity = kMaxTopTokens;
+  args.top_capacity = kTopCapacity;
   args.max_batch = max_batch_;
   args.rows = batch;
   args.ticket = ticket_.mutable_data_ptr<int64_t>();

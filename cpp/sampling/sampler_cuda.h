@@ -2,15 +2,10 @@
 
 #include <cstdint>
 
+#include "sampling/failure.h"
 #include "support/cuda/stream.h"
 
 namespace dlf::cuda {
-
-enum class SampleFailure : int32_t {
-  none,
-  broken_logits,  // NaN or +inf
-  all_excluded,
-};
 
 // What a row chose. After a failure the token is 0, which can be looked up, and the row stays as it was.
 struct SampleRecord {
