@@ -70,11 +70,14 @@ $(CUDA_VENV)/.tools: tools/requirements.py pyproject.toml
 	@$(CUDA_VENV)/bin/python -m pip install --quiet -r $(CUDA_VENV)/build.txt
 	@touch $@
 
-cuda-check: $(CUDA_VENV)/.tools ## Build with CUDA and run the Python tests on that build
+# What needs a device says that it was skipped, where there is none.
+cuda-check: $(CUDA_VENV)/.tools ## Build with CUDA and run the tests on that build
 	@echo "Building and installing dlf with CUDA"
 	@PATH="$(CUDA_VENV)/bin:$$PATH" $(CUDA_VENV)/bin/python -m pip install --quiet --no-build-isolation \
-	  --config-settings=build-dir=$(CUDA_BUILD) --config-settings=cmake.define.DLF_CUDA=ON '.[test]'
+	  --config-settings=build-dir=$(CUDA_BUILD) --config-settings='build.targets=_C;dlf_cuda_tests' \
+	  --config-settings=cmake.define.DLF_BUILD_TESTS=ON --config-settings=cmake.define.DLF_CUDA=ON '.[test]'
 	$(CUDA_VENV)/bin/python -P -c "from dlf import _C; assert _C.cuda_version; print('CUDA', _C.cuda_version, _C.cuda_devices())"
+	$(CUDA_VENV)/bin/ctest --test-dir $(CUDA_BUILD) --label-regex cuda --output-on-failure
 	$(CUDA_VENV)/bin/pytest
 
 # ---- habits
