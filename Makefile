@@ -4,12 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/release
-SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp -type f -not -name '*.pyc')
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; runtime_cuda.cc needs CUDA's.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_cpu\.cc$$' -e '/runtime_cuda\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp asan cuda-check lint format stubs stubs-check wheel clean
+.PHONY: help setup demo test test-py test-cpp test-emulated asan cuda-check lint format stubs stubs-check wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -44,13 +44,17 @@ setup: $(VENV)/.installed ## Make .venv, install torch and the build tools, buil
 demo: setup ## Run the main job on the models that ship with the package
 	$(BIN)/dlf demo
 
-test: test-cpp test-py ## Run every test (not the slow ones: pytest -m slow)
+test: test-cpp test-py test-emulated ## Run every test (not the slow ones: pytest -m slow)
 
 test-py: setup ## Run the Python tests
 	$(BIN)/pytest
 
 test-cpp: setup ## Run the C++ tests
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+
+# The CUDA kernels and the engine around them on the host, thread by thread: no GPU is needed.
+test-emulated: setup ## Run the Python tests of CUDA on an emulated device
+	PYTHONPATH=$(BUILD)/emulated DLF_REQUIRE_CUDA=1 $(BIN)/pytest -m "cuda and not slow"
 
 asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
 	$(BIN)/cmake --preset asan

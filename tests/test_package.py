@@ -68,7 +68,7 @@ def test_a_build_with_cuda_asks_for_a_torch_with_the_same_cuda(monkeypatch):
 
 
 def test_devices_are_listed_where_there_are_none():
-    assert _C.cuda_version in ("", torch.version.cuda)
+    assert not _C.cuda_version or _C.cuda_version.split(".")[0] == (torch.version.cuda or "").split(".")[0]
     assert len(_C.cuda_devices()) == (torch.cuda.device_count() if _C.cuda_version else 0)
 
 

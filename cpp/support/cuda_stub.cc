@@ -14,6 +14,8 @@ namespace {
 
 }  // namespace
 
+std::string cuda::version() { return {}; }
+
 std::vector<cuda::DeviceInfo> cuda::devices() { return {}; }
 
 std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&) { not_built(); }

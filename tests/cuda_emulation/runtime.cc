@@ -60,6 +60,8 @@ void check_device(int device) {
 
 }  // namespace
 
+std::string version() { return "emulated"; }
+
 std::vector<DeviceInfo> devices() {
   const char* asked = std::getenv("DLF_EMULATION_DEVICES");
   const int count = asked == nullptr ? 2 : std::atoi(asked);

@@ -14,6 +14,9 @@
 // everything at once on the host (tests/cuda_emulation).
 namespace dlf::cuda {
 
+// Of CUDA, that this was built with; empty in a build without.
+std::string version();
+
 struct DeviceInfo {
   int index;
   std::string name;

@@ -45,6 +45,10 @@ DeviceInfo describe(int device) {
 
 }  // namespace
 
+std::string version() {
+  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
+
 std::vector<DeviceInfo> devices() {
   std::vector<DeviceInfo> found;
   const int count = c10::cuda::device_count();  // 0 without a driver
