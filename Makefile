@@ -4,12 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/release
-SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp -type f -not -name '*.pyc')
+SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
-# The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only.
-TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v '_cpu\.cc$$')
+# The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; runtime_cuda.cc needs CUDA's.
+TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_cpu\.cc$$' -e '/runtime_cuda\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp asan lint format stubs stubs-check wheel clean
+.PHONY: help setup demo test test-py test-cpp test-emulated asan cuda-check lint format stubs stubs-check wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -44,7 +44,7 @@ setup: $(VENV)/.installed ## Make .venv, install torch and the build tools, buil
 demo: setup ## Run the main job on the models that ship with the package
 	$(BIN)/dlf demo
 
-test: test-cpp test-py ## Run every test (not the slow ones: pytest -m slow)
+test: test-cpp test-py test-emulated ## Run every test (not the slow ones: pytest -m slow)
 
 test-py: setup ## Run the Python tests
 	$(BIN)/pytest
@@ -52,10 +52,37 @@ test-py: setup ## Run the Python tests
 test-cpp: setup ## Run the C++ tests
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
 
+# The CUDA kernels and the engine around them on the host, thread by thread: no GPU is needed.
+test-emulated: setup ## Run the Python tests of CUDA on an emulated device
+	PYTHONPATH=$(BUILD)/emulated DLF_REQUIRE_CUDA=1 $(BIN)/pytest -m "cuda and not slow"
+
 asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
 	$(BIN)/cmake --preset asan
 	$(BIN)/cmake --build --preset asan
 	$(BIN)/ctest --preset asan
+
+# ---- the CUDA build, which needs nvcc but no GPU
+
+# The CUDA build of torch takes 5 GB, so it outlives the checkout and is shared by all of them.
+CUDA_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dlf/cuda-check-venv
+CUDA_BUILD := build/cuda
+
+$(CUDA_VENV)/.tools: tools/requirements.py pyproject.toml
+	@test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	@$(CUDA_VENV)/bin/python tools/requirements.py build | sed 's/^torch==.*/torch==2.11.0/' >$(CUDA_VENV)/build.txt
+	@echo "Installing the CUDA build of torch and the build tools in $(CUDA_VENV)"
+	@$(CUDA_VENV)/bin/python -m pip install --quiet -r $(CUDA_VENV)/build.txt
+	@touch $@
+
+# What needs a device says that it was skipped, where there is none.
+cuda-check: $(CUDA_VENV)/.tools ## Build with CUDA and run the tests on that build
+	@echo "Building and installing dlf with CUDA"
+	@PATH="$(CUDA_VENV)/bin:$$PATH" $(CUDA_VENV)/bin/python -m pip install --quiet --no-build-isolation \
+	  --config-settings=build-dir=$(CUDA_BUILD) --config-settings='build.targets=_C;dlf_cuda_tests' \
+	  --config-settings=cmake.define.DLF_BUILD_TESTS=ON --config-settings=cmake.define.DLF_CUDA=ON '.[test]'
+	$(CUDA_VENV)/bin/python -P -c "from dlf import _C; assert _C.cuda_version; print('CUDA', _C.cuda_version, _C.cuda_devices())"
+	$(CUDA_VENV)/bin/ctest --test-dir $(CUDA_BUILD) --label-regex cuda --output-on-failure
+	$(CUDA_VENV)/bin/pytest
 
 # ---- habits
 

@@ -18,7 +18,7 @@ from bench.family import corpus
 from bench.family.evaluate import accuracies
 from dlf import _C, zoo
 from dlf.model import load_model
-from dlf.precision import WEIGHTS
+from dlf.precision import CPU_WEIGHTS
 
 REFERENCE = "fp32"
 OTHER_SEED = 1_000_003  # of documents that no model has read
@@ -58,17 +58,17 @@ def main(
     threads = threads or torch.get_num_threads()
     read = texts(problems)
     sizes = {
-        name: {weights: load_model(zoo.path(name), weights=weights).weights.nbytes for weights in WEIGHTS}
+        name: {weights: load_model(zoo.path(name), weights=weights).weights.nbytes for weights in CPU_WEIGHTS}
         for name in zoo.models()
     }
     found = {
-        name: {weights: perplexity(name, weights, read[name], threads) for weights in WEIGHTS}
+        name: {weights: perplexity(name, weights, read[name], threads) for weights in CPU_WEIGHTS}
         for name in track(list(read), "Perplexity", transient=True)
     }
     held_out = {task: corpus.held_out(task, problems) for task in corpus.TASKS}  # fewer where there are no more
     counts = {task: len(of_task) for task, of_task in held_out.items()}
     right: dict[str, dict[str, float]] = {}
-    for task, weights in track(list(itertools.product(corpus.TASKS, WEIGHTS)), "Accuracy  ", transient=True):
+    for task, weights in track(list(itertools.product(corpus.TASKS, CPU_WEIGHTS)), "Accuracy  ", transient=True):
         for way, share in accuracies(zoo.FOLDER, task, held_out[task], weights=weights, threads=threads).items():
             right.setdefault(f"{task}, {way}", {})[weights] = share
     console = Console()
@@ -84,7 +84,7 @@ def _table(title: str, rows: dict[str, dict[str, Any]], value: str, change: str,
     """Rows of numbers, those that are not the reference with their difference to it."""
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
-    for weights in WEIGHTS:
+    for weights in CPU_WEIGHTS:
         table.add_column(weights, justify="right")
     for name, row in rows.items():
         cells = []

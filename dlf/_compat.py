@@ -23,42 +23,53 @@ def find_extension(package_path: list[str]) -> None:
         package_path.append(str(installed))
 
 
-def check_torch(built_minor: str | None = None) -> None:
+def check_torch(built_minor: str | None = None, built_cuda: str | None = None) -> None:
     """Check that the torch that is there is the one the extension was built for.
 
     libtorch keeps its binary interface only within a minor version; loaded into another one, the extension would stop
-    at a missing symbol, or worse, not stop.
+    at a missing symbol, or worse, not stop. One that was built with CUDA needs a torch with the same CUDA.
 
     Parameters
     ----------
     built_minor
         The minor version of torch, such as ``"2.13"``, that the extension was built for; as recorded by the build if
         it is not given.
+    built_cuda
+        The version of CUDA, such as ``"13.0"``, that the extension was built with, ``""`` for none; as recorded by the
+        build if it is not given.
 
     Raises
     ------
     ImportError
-        If torch is missing or of another minor version, or if the package was never built.
+        If torch is missing, or of another minor version or CUDA, or if the package was never built.
     """
     if built_minor is None:
-        built_minor = _recorded_minor()
+        built_minor = _recorded("torch_minor")
+    if built_cuda is None:
+        built_cuda = _recorded("cuda_version")
     try:
         import torch
     except ModuleNotFoundError as error:
         raise ImportError(f"dlf needs torch {built_minor}: pip install 'torch=={built_minor}.*'") from error
     there = ".".join(torch.__version__.split(".")[:2])
+    cuda = torch.version.cuda or "none"
     if there != built_minor:
-        raise ImportError(
-            f"dlf was built for torch {built_minor}, but torch {torch.__version__} is installed. Either build dlf for "
-            "it (in a checkout of dlf: pip install --no-build-isolation --force-reinstall --no-deps .), or install the "
-            f"torch that dlf was built for (pip install 'torch=={built_minor}.*')."
-        )
+        built_for, found = built_minor, torch.__version__
+    elif built_cuda and built_cuda.split(".")[0] != cuda.split(".")[0]:
+        built_for, found = f"{built_minor} (CUDA {built_cuda})", f"{torch.__version__} (CUDA {cuda})"
+    else:
+        return
+    raise ImportError(
+        f"dlf was built for torch {built_for}, but torch {found} is installed. Either build dlf for it (in a checkout "
+        "of dlf: pip install --no-build-isolation --force-reinstall --no-deps .), or install the torch that dlf was "
+        f"built for (pip install 'torch=={built_minor}.*')."
+    )
 
 
-def _recorded_minor() -> str:
-    """Return the torch minor that CMake wrote into ``dlf/_build.py``."""
+def _recorded(name: str) -> str:
+    """Return what CMake wrote into ``dlf/_build.py``."""
     try:
-        recorded: str = importlib.import_module("dlf._build").torch_minor
+        recorded: str = getattr(importlib.import_module("dlf._build"), name)
     except ModuleNotFoundError as error:
         raise ImportError("dlf has no compiled extension here: run 'make setup' or 'pip install .'") from error
     return recorded

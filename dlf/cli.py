@@ -31,7 +31,7 @@ SAMPLING = (
     "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
     "frequency_penalty seed logprobs ignore_eos"
 ).split()
-ENGINE = "combine match alpha alpha_max dtype weights threads max_context".split()
+ENGINE = "combine match alpha alpha_max dtype weights device threads max_context".split()
 DTYPE_BYTES = {"F64": 8, "F32": 4, "float32": 4}  # any other has 2 bytes
 
 
@@ -134,9 +134,11 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
     logprobs: Annotated[int | None, typer.Option(help="How many top tokens to report (with --json).")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the text.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or, on CUDA, float16.")] = "auto",
     weights: Annotated[str | None, typer.Option(help="fp32, bf16, int8, int4 or int4-g64; dtype's by default.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a decode step.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0, cuda:1, ...")] = "cpu",
+    experts_device: Annotated[str | None, typer.Option(help="Where experts and bases run, if elsewhere.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a decode step on the CPU.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
     show_alpha: Annotated[bool, typer.Option("--show-alpha", help="Show alpha at each token.")] = False,
@@ -161,6 +163,8 @@ def generate(
 
     pieces: list[Piece] = []
     engine_options = {name: params[name] for name in ENGINE if name in params}
+    if experts_device is not None:
+        engine_options["device_map"] = {"large": device, "experts": experts_device}
     with dlf.Engine(large, experts=experts, max_batch=1, **engine_options) as engine:
         callback = _keep(pieces, echo=stream and not as_json)
         completion = engine.generate(prompt, callback=callback, progress=False, **options)
@@ -287,7 +291,10 @@ def describe(model: str) -> dict[str, Any]:
         "eos_token_ids": list(c.eos_token_ids),
         "tied_embeddings": c.tie_word_embeddings,
         "disk_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
-        **{f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, name) for name in precision.WEIGHTS},
+        **{
+            f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, precision.Precision.stored(name))
+            for name in precision.CPU_WEIGHTS
+        },
         "kv_cache_bytes_per_token": 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * width,
     }
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -25,8 +25,12 @@ from dlf.arguments import (
     positive,
     sampling_options,
 )
+from dlf.checkpoint import resolve
+from dlf.config import read_config
+from dlf.devices import Placement, check_cuda_memory
 from dlf.experts import Expert
-from dlf.model import Model, load_model
+from dlf.lanes import Lanes
+from dlf.model import load_model
 from dlf.precision import Precision
 from dlf.request import RunningRequest
 from dlf.results import Completion, Piece
@@ -63,19 +67,25 @@ class Engine:
         The weights of ``combine="static"``, one for each expert.
     alpha_max : float
         Upper bound of a solved weight.
-    dtype : {"auto", "float32", "bfloat16"}
-        Type of the weights and of the KV cache; ``"auto"`` keeps each file's.
-    weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        Type of the weights and of the KV cache; ``"auto"`` keeps each file's. ``"float16"`` is for CUDA devices.
+    weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
         Type of the weights if it is to be another than `dtype`, which then is that of the embedding and the KV cache.
         ``"int8"`` and ``"int4"`` quantize the linear layers when they are first loaded and keep the result on disk (in
         ``~/.cache/dlf``, see the README); ``"int8"`` has a scale for each output channel, ``"int4"`` one for each 32
         inputs, ``"int4-g64"`` one for each 64, which is less exact and, where layers have a multiple of 64
-        inputs, smaller. ``"fp32"`` and ``"bf16"`` are the same
-        as `dtype`. An `Expert` may have its own; a base used in two types is loaded in both.
+        inputs, smaller. ``"fp32"``, ``"bf16"`` and
+        ``"fp16"`` are the same as `dtype`. An `Expert` may have its own; a base used in two types is loaded in both.
     device : str
-        ``"cpu"``.
+        ``"cpu"``, ``"cuda"`` or ``"cuda:0"``, ``"cuda:1"``, ...
+    device_map : mapping, optional
+        Devices of the ``"large"`` model and of the ``"experts"`` with their bases, where they are not on one:
+        ``{"large": "cuda:0", "experts": "cuda:1"}``.
+    cuda_graph : bool
+        Whether a decode step on CUDA is captured once for each size of batch and replayed as one launch. Without, the
+        same kernels are launched one by one, which is slower and easier to profile.
     threads : int, optional
-        Threads of a decode step; the physical cores if not given.
+        Threads of a decode step on the CPU; the physical cores if not given.
     max_batch : int
         Sequences that decode side by side; further ones wait.
     max_context : int, optional
@@ -89,6 +99,10 @@ class Engine:
         If two models give one token id different meanings.
     ValueError, TypeError
         If an option is impossible.
+    MemoryError
+        If the models and their KV caches do not fit the machine or the device.
+    RuntimeError
+        If there is no such device.
     """
 
     def __init__(
@@ -104,6 +118,8 @@ class Engine:
         dtype: str = "auto",
         weights: str | None = None,
         device: str = "cpu",
+        device_map: Mapping[str, str] | None = None,
+        cuda_graph: bool = True,
         threads: int | None = None,
         max_batch: int = 8,
         max_context: int | None = None,
@@ -112,13 +128,14 @@ class Engine:
         self._loop: _C.StepLoop | None = None
         self._running: dict[int, RunningRequest] = {}
         self._ids = itertools.count()
-        if device != "cpu":
-            raise ValueError(f"device is {device!r}; this build runs on 'cpu'")
+        placement = Placement.of(device, device_map)
         threads = positive("threads", torch.get_num_threads() if threads is None else threads)
         max_batch = positive("max_batch", max_batch)
         if isinstance(experts, (str, os.PathLike, Expert)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
-        Precision.of(dtype, weights)  # raises where the two contradict each other
+        precision = Precision.of(dtype, weights)  # raises where the two contradict each other
+        if precision.dtype == "float16" and not placement.cuda:
+            raise ValueError("float16 is for CUDA devices; on the CPU use bfloat16 or float32")
         wanted = [as_expert(expert, base, dtype, weights) for expert in experts]
         if len(wanted) > MAX_EXPERTS:
             raise ValueError(f"{len(wanted)} experts; at most {MAX_EXPERTS} can be fused")
@@ -127,35 +144,18 @@ class Engine:
         if wanted:
             _C.check_fusion(len(wanted), combine, match, alphas, alpha_max)
 
-        # Unique weights: the base that five experts share is loaded and run once, unless they want it in other types.
-        models: dict[tuple[str, Precision], Model] = {}
-
-        def lane(name: Path, weights: str | None) -> int:
-            folder = os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)
-            key = folder, Precision.of(dtype, weights)
-            if key not in models:
-                models[key] = load_model(name, dtype, weights)
-            return list(models).index(key)
-
-        lane_models = [lane(large, weights)]
-        pairs = []
-        for expert in wanted:
-            assert expert.base is not None
-            lanes = []
-            for name in (expert.model, expert.base):
-                model = lane(name, expert.weights)
-                if model in lane_models[1:]:
-                    lanes.append(lane_models.index(model, 1))
-                else:
-                    lane_models.append(model)
-                    lanes.append(len(lane_models) - 1)
-            pairs.append((lanes[0], lanes[1]))
-        loaded = list(models.values())
-        self._model = loaded[0]
-        self.tokenizer = self._model.tokenizer
+        lanes = Lanes.of(large, wanted, dtype, weights)
+        if placement.cuda:
+            configs = [read_config(resolve(name)) for name, _ in lanes.models]
+            room = context(max_context, min(config.max_position_embeddings for config in configs))
+            sizes = [Precision.of(dtype, weights) for _, weights in lanes.models]
+            check_cuda_memory(placement, list(zip(configs, sizes, strict=True)), lanes.counts(), max_batch, room)
+        loaded = [load_model(name, dtype, weights, placement.cuda) for name, weights in lanes.models]
+        self._config = loaded[0].config
+        self.tokenizer = loaded[0].tokenizer
         """Tokenizer of the large model."""
         for other in loaded[1:]:
-            check_same_tokenizer(self.tokenizer, other.tokenizer, self._model.name, other.name)
+            check_same_tokenizer(self.tokenizer, other.tokenizer, loaded[0].name, other.name)
         self.vocab_size = common_vocabulary(loaded)
         """Token ids that all models share; logits above it are padding and are never chosen."""
         self._trained_context = min(model.config.max_position_embeddings for model in loaded)
@@ -163,11 +163,12 @@ class Engine:
         """Tokens of prompt and completion together."""
         self.experts = [expert.label for expert in wanted]
         """Names of the experts: the columns of ``Completion.alpha``."""
-        check_memory(loaded, [lane_models.count(i) for i in range(len(loaded))], max_batch, self.max_context)
+        if not placement.cuda:
+            check_memory(loaded, lanes.counts(), max_batch, self.max_context)
         self._loop = _C.StepLoop(
             models=[model.weights for model in loaded],
-            lane_model=lane_models,
-            experts=pairs,
+            lane_model=lanes.of_model,
+            experts=lanes.pairs,
             combine=combine,
             match=match,
             alpha=alphas,
@@ -176,8 +177,10 @@ class Engine:
             max_batch=max_batch,
             max_context=self.max_context,
             threads=threads,
+            devices=placement.devices(len(loaded)),
+            cuda_graph=cuda_graph,
         )
-        self._lanes = len(lane_models)
+        self._lanes = len(lanes.of_model)
 
     @overload
     def generate(
@@ -293,7 +296,7 @@ class Engine:
             for word in sampling.bad_words or ()
             for form in (word, " " + word)
         ]
-        eos = self._model.config.eos_token_ids
+        eos = self._config.eos_token_ids
         if not eos and self.tokenizer.eos_token_id is not None:
             eos = (self.tokenizer.eos_token_id,)
         encoded = []

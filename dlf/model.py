@@ -11,14 +11,14 @@ import torch
 from dlf import _C
 from dlf.checkpoint import load_tensors, resolve
 from dlf.config import ModelConfig, read_config
-from dlf.huge_pages import placement
+from dlf.huge_pages import leave, placement
 from dlf.precision import Precision
 from dlf.quantized import EMBEDDING, load_quantized, stored_linears
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["Model", "load_model"]
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,22 @@ class Model:
     weights: _C.Weights
 
 
-def load_model(name: str | os.PathLike[str], dtype: str = "auto", weights: str | None = None) -> Model:
+def load_model(
+    name: str | os.PathLike[str], dtype: str = "auto", weights: str | None = None, cuda: bool = False
+) -> Model:
     """Load a checkpoint folder or hub id.
 
     Parameters
     ----------
     name
         Folder in Hugging Face format, or a hub id.
-    dtype : {"auto", "float32", "bfloat16"}
-        Type of the weights and the KV cache; ``"auto"`` keeps the file's (float16 becomes float32, which can hold it).
-    weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        Type of the weights and the KV cache; ``"auto"`` keeps the file's (on the CPU float16 becomes float32, which
+        can hold it).
+    weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
         Type of the linear layers' weights if it is to be another; see `dlf.Engine`.
+    cuda
+        Whether the weights go on to a device: then they stay in the mapped file meanwhile.
 
     Raises
     ------
@@ -54,13 +59,14 @@ def load_model(name: str | os.PathLike[str], dtype: str = "auto", weights: str |
     folder = resolve(name)
     config = read_config(folder)
     tokenizer = Tokenizer(folder)
-    chosen = TORCH_DTYPES[precision.float_dtype(config.dtype)]
+    chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
     if precision.quantization is None:
         sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
         by_row = set() if config.tie_word_embeddings else {EMBEDDING}
-        tensors = load_tensors(folder, config, chosen, place=placement(sizes), by_row=by_row)
+        place = leave if cuda else placement(sizes)
+        tensors = load_tensors(folder, config, chosen, place=place, by_row=by_row)
     else:
-        tensors = load_quantized(folder, config, chosen, precision.quantization)
+        tensors = load_quantized(folder, config, chosen, precision.quantization, huge_pages=not cuda)
     return Model(os.fspath(name), config, tokenizer, _C.Weights(_native_config(config), tensors))
 
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["DTYPES", "WEIGHTS", "Precision", "Quantization", "TensorLayout"]
+__all__ = ["CPU_WEIGHTS", "DTYPES", "WEIGHTS", "Precision", "Quantization", "TensorLayout"]
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 TILE_OUTPUTS = 16  # these two as in cpp/ops/matrix.h
 INPUT_GROUP = 32
 
@@ -70,8 +70,9 @@ QUANTIZATIONS = {
     "int4": Quantization("int4", 4, 32),
     "int4-g64": Quantization("int4-g64", 4, 64),
 }
-FLOATS = {"fp32": "float32", "bf16": "bfloat16"}
+FLOATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 WEIGHTS = (*FLOATS, *QUANTIZATIONS)
+CPU_WEIGHTS = tuple(name for name in WEIGHTS if name != "fp16")
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,9 @@ class Precision:
 
     Parameters
     ----------
-    dtype : {"auto", "float32", "bfloat16"}
+    dtype : {"auto", "float32", "bfloat16", "float16"}
         Type of the embedding, the norms and the KV cache, and of linear layers that are not quantized; ``"auto"``
-        keeps the file's.
+        keeps the file's. ``"float16"`` is for CUDA devices.
     quantization : Quantization, optional
         How the linear layers are quantized.
     """
@@ -114,8 +115,13 @@ class Precision:
             )
         return cls(FLOATS[weights])
 
-    def float_dtype(self, file_dtype: str | None) -> str:
-        """`dtype`, with ``"auto"`` resolved for a file; float16 becomes float32, which can hold it."""
+    @classmethod
+    def stored(cls, weights: str) -> Precision:
+        """Return the precision of a type of weights beside which all else is bfloat16."""
+        return cls.of("bfloat16" if weights in QUANTIZATIONS else "auto", weights)
+
+    def float_dtype(self, file_dtype: str | None, cuda: bool = False) -> str:
+        """`dtype`, with ``"auto"`` resolved for a file; on the CPU float16 becomes float32, which can hold it."""
         if self.dtype != "auto":
             return self.dtype
-        return "bfloat16" if file_dtype == "bfloat16" else "float32"
+        return file_dtype if file_dtype == "bfloat16" or (cuda and file_dtype == "float16") else "float32"

@@ -13,7 +13,7 @@ from dlf import _C
 from dlf.checkpoint import check_finite, expected_tensors, find_shards, load_tensors, read_tensors
 from dlf.config import ModelConfig
 from dlf.content_hash import content_hash
-from dlf.huge_pages import placement
+from dlf.huge_pages import leave, placement
 from dlf.precision import Precision, Quantization, scale_name
 from dlf.weight_cache import CachedWeights, cache_folder
 
@@ -40,25 +40,25 @@ def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def weights_bytes(config: ModelConfig, weights: str) -> int:
-    """Bytes that a model takes in one of the types of weights; a quantized one's embedding and norms as bfloat16."""
-    precision = Precision.of(weights=weights)
+def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
+    """Bytes that a model's weights take."""
     shapes = expected_tensors(config)
+    width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
     if precision.quantization is None:
-        width = 4 if precision.dtype == "float32" else 2
         return width * sum(math.prod(shape) for shape in shapes.values())
     linears = linear_shapes(config)
     others = sum(math.prod(shape) for name, shape in shapes.items() if name not in linears)
-    return 2 * others + sum(one.nbytes for one in precision.quantization.layout(linears).values())
+    return width * others + sum(one.nbytes for one in precision.quantization.layout(linears).values())
 
 
 def load_quantized(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, quantization: Quantization
+    folder: Path, config: ModelConfig, dtype: torch.dtype, quantization: Quantization, huge_pages: bool = True
 ) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors, those of linear layers as tiles and scales.
 
     What is quantized are the file's own values, whatever `dtype` is. The tiles come from the cache, to huge pages if
-    the model is large; where the cache cannot be written, which is a warning, or is switched off, they are made anew.
+    the model is large and `huge_pages` are wanted; where the cache cannot be written, which is a warning, or is
+    switched off, they are made anew.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def load_quantized(
     """
     linears = linear_shapes(config)
     layout = quantization.layout(linears)
-    place = placement({name: one.nbytes for name, one in layout.items()})
+    place = placement({name: one.nbytes for name, one in layout.items()}) if huge_pages else leave
     shapes = expected_tensors(config)
     shards = find_shards(folder, shapes)
     tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys(), place, {EMBEDDING})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,18 @@ import torch
 from models import make_model
 from transformers import AutoModelForCausalLM
 
+from dlf import _C
+
 # For bench/; last, because in the repository the sources of dlf would hide the installed package.
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked cuda need a device, or the build in which one is emulated (make test-emulated)."""
+    if item.get_closest_marker("cuda") and not _C.cuda_devices():
+        if os.environ.get("DLF_REQUIRE_CUDA") == "1":
+            pytest.fail("DLF_REQUIRE_CUDA is 1, but there is no CUDA device, or dlf was built without CUDA")
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session", autouse=True)

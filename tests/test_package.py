@@ -57,6 +57,21 @@ def test_another_torch_is_an_error_that_names_the_remedies():
     assert "pip install 'torch==2.10.*'" in str(caught.value)
 
 
+def test_a_build_with_cuda_asks_for_a_torch_with_the_same_cuda(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    check_torch(TORCH_MINOR, "13.0")
+    check_torch(TORCH_MINOR, "")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    check_torch(TORCH_MINOR, "")
+    with pytest.raises(ImportError, match=r"\(CUDA 13\.0\), but torch .* \(CUDA none\) is installed"):
+        check_torch(TORCH_MINOR, "13.0")
+
+
+def test_devices_are_listed_where_there_are_none():
+    assert not _C.cuda_version or _C.cuda_version.split(".")[0] == (torch.version.cuda or "").split(".")[0]
+    assert len(_C.cuda_devices()) == (torch.cuda.device_count() if _C.cuda_version else 0)
+
+
 def run_python(code, folder, **options):
     """Run `code` elsewhere: in the repository the sources would be imported in place of the installed package."""
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, **options)

@@ -9,7 +9,7 @@ import pytest
 import dlf
 from dlf import zoo
 from dlf.demo import is_correct, systems
-from dlf.precision import WEIGHTS
+from dlf.precision import CPU_WEIGHTS
 
 TWELVE_MEGABYTES = 12_000_000
 
@@ -54,7 +54,7 @@ def test_quantized_weights_know_what_float_ones_know():
     from bench.quantization import perplexity, texts
 
     documents = texts(20)["large-base"]
-    found = {weights: perplexity("large-base", weights, documents, threads=2) for weights in WEIGHTS}
+    found = {weights: perplexity("large-base", weights, documents, threads=2) for weights in CPU_WEIGHTS}
     assert found["fp32"] < 1.8
     for weights, most in {"bf16": 1.002, "int8": 1.005, "int4": 1.05, "int4-g64": 1.05}.items():
         assert 1 / most < found[weights] / found["fp32"] < most, weights

@@ -1,7 +1,8 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
-#include "engine/step_loop.h"
+#include "engine/cpu_step_loop.h"
+#include "engine/step_loop_cuda.h"
 
 namespace dlf {
 
@@ -45,19 +46,23 @@ void bind_engine(py::module_& m) {
       .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
                        const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
                        const std::string& match, std::vector<double> alpha, double alpha_max, int64_t vocab,
-                       int64_t max_batch, int64_t max_context, int threads) {
+                       int64_t max_batch, int64_t max_context, int threads, std::vector<int> devices, bool cuda_graph) {
              const FusionOptions fusion = {parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)};
              FusionPlan plan{std::move(lane_model), {}, fusion, vocab};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
-             return std::make_unique<StepLoop>(
-                 std::move(plan), std::vector<std::shared_ptr<const Weights>>(models.begin(), models.end()), max_batch,
-                 max_context, threads);
+             const Models weights(models.begin(), models.end());
+             if (!devices.empty()) {
+               return make_cuda_step_loop(std::move(plan), weights,
+                                          {max_batch, max_context, std::move(devices), cuda_graph});
+             }
+             return std::unique_ptr<StepLoop>(
+                 std::make_unique<CpuStepLoop>(std::move(plan), weights, max_batch, max_context, threads));
            }),
            py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"), py::arg("match"),
            py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"), py::arg("max_batch"), py::arg("max_context"),
-           py::arg("threads"))
+           py::arg("threads"), py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true)
       .def(
           "add",
           [](StepLoop& loop, int64_t id, std::vector<std::vector<int64_t>> prompts, SamplingOptions sampling,

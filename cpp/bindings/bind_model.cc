@@ -47,16 +47,25 @@ class StandaloneDecoder {
   Decoder decoder_;
 };
 
-const char* name(ops::MatrixType type) {
-  switch (type) {
-    case ops::MatrixType::float32:
+const char* name(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
       return "float32";
-    case ops::MatrixType::bfloat16:
+    case DType::bfloat16:
       return "bfloat16";
+    default:
+      return "float16";
+  }
+}
+
+const char* name_of_type(const Weights& weights) {
+  switch (weights.type()) {
     case ops::MatrixType::int8:
       return "int8";
-    default:
+    case ops::MatrixType::int4:
       return "int4";
+    default:
+      return name(weights.dtype());
   }
 }
 
@@ -95,9 +104,8 @@ void bind_model(py::module_& m) {
   py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "The tensors and config of one checkpoint, immutable.")
       .def(py::init<ModelConfig, const TensorMap&>(), py::arg("config"), py::arg("tensors"))
       .def_property_readonly("nbytes", &Weights::bytes)
-      .def_property_readonly("dtype",
-                             [](const Weights& w) { return w.dtype() == DType::float32 ? "float32" : "bfloat16"; })
-      .def_property_readonly("type", [](const Weights& w) { return name(w.type()); });
+      .def_property_readonly("dtype", [](const Weights& w) { return name(w.dtype()); })
+      .def_property_readonly("type", &name_of_type);
 
   m.def("quantize", &quantize, py::arg("weight"), py::arg("bits"), py::arg("group"), py::arg("threads"),
         "Tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).");

@@ -4,6 +4,7 @@
 
 namespace dlf {
 
+void bind_devices(pybind11::module_& m);
 void bind_fusion(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_model(pybind11::module_& m);

@@ -2,6 +2,7 @@
 
 #include "bindings/bindings.h"
 #include "support/cpu_capability.h"
+#include "support/cuda/runtime.h"
 
 namespace {
 
@@ -24,9 +25,11 @@ PYBIND11_MODULE(_C, m) {
   pybind11::register_local_exception_translator(&translate_exception);
   m.attr("__version__") = DLF_VERSION;
   m.attr("torch_minor") = DLF_TORCH_MINOR;
+  m.attr("cuda_version") = dlf::cuda::version();
   m.def(
       "cpu_capability", [] { return std::string(dlf::name(dlf::cpu_capability())); },
       "Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.");
+  dlf::bind_devices(m);
   dlf::bind_fusion(m);
   dlf::bind_sampling(m);
   dlf::bind_model(m);

@@ -8,6 +8,13 @@
 
 namespace dlf {
 
+struct Request {
+  int64_t id = 0;
+  std::vector<std::vector<int64_t>> prompts;  // one for each lane
+  SamplingOptions sampling;
+  int64_t max_new_tokens = 0;
+};
+
 // One context running on a model: where its keys and values are, and how far it has come.
 struct Lane {
   std::vector<int64_t> prompt;

@@ -36,20 +36,12 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
     : weights_(std::move(weights)),
       cache_(weights_->config(), weights_->dtype(), slots, max_context),
       team_(team),
+      rope_(weights_->config(), max_context),
       input_(most_rows(slots), most_in(weights_->config())) {
   const ModelConfig& config = weights_->config();
-  const int64_t half = config.head_dim / 2;
-  cos_ = at::empty({max_context, half}, at::kFloat);
-  sin_ = at::empty({max_context, half}, at::kFloat);
-  const auto factor = static_cast<float>(config.rope_scaling_factor);
-  for (int64_t position = 0; position < max_context; ++position) {
-    for (int64_t i = 0; i < half; ++i) {
-      // The angle is rounded to float32, as transformers rounds it: at far positions it matters.
-      const float angle = static_cast<float>(position) * config.inv_freq[i];
-      data(cos_)[position * half + i] = std::cos(angle) * factor;
-      data(sin_)[position * half + i] = std::sin(angle) * factor;
-    }
-  }
+  TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
+                    "; what runs on the processor must be on the CPU");
+  TORCH_CHECK_VALUE(weights_->dtype() != DType::float16, "float16 is for CUDA devices; load with bfloat16 or float32");
   const int64_t rows = most_rows(slots);
   const int64_t q_size = config.num_attention_heads * config.head_dim;
   const int64_t kv_size = config.num_key_value_heads * config.head_dim;
@@ -126,9 +118,10 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
   if (layer.k_norm.defined()) {
     ops::rms_norm({data(k_), data(layer.k_norm), data(k_), count * kv_heads, config.head_dim, epsilon}, team_);
   }
-  ops::rope_and_cache({data(q_), data(k_), data(v_), cache_.keys(index), cache_.values(index), data(cos_), data(sin_),
-                       rows.data(), count, heads, kv_heads, config.head_dim, cache_.capacity(), weights_->dtype()},
-                      team_);
+  ops::rope_and_cache(
+      {data(q_), data(k_), data(v_), cache_.keys(index), cache_.values(index), data(rope_.cos), data(rope_.sin),
+       rows.data(), count, heads, kv_heads, config.head_dim, cache_.capacity(), weights_->dtype()},
+      team_);
   const float scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim));
   const ops::AttentionArgs attention = {data(q_),
                                         cache_.keys(index),

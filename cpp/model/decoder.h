@@ -4,6 +4,7 @@
 #include <span>
 
 #include "model/kv_cache.h"
+#include "model/rope_tables.h"
 #include "model/weights.h"
 #include "ops/linear.h"
 #include "ops/row.h"
@@ -45,7 +46,7 @@ class Decoder {
   std::shared_ptr<const Weights> weights_;
   KVCache cache_;
   ThreadTeam& team_;
-  at::Tensor cos_, sin_;                                           // [max_context, head_dim / 2]
+  RopeTables rope_;
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass
   ops::LinearInput input_;
   std::vector<Row> prefill_rows_;

@@ -3,13 +3,15 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
+#include "support/scalar_type.h"
+
 namespace dlf {
 
 KVCache::KVCache(const ModelConfig& config, DType dtype, int64_t slots, int64_t max_context)
     : slots_(slots),
       max_context_(max_context),
       capacity_((max_context + ops::kCacheBlock - 1) / ops::kCacheBlock * ops::kCacheBlock) {
-  const auto options = at::TensorOptions().dtype(dtype == DType::float32 ? at::kFloat : at::kBFloat16);
+  const auto options = at::TensorOptions().dtype(scalar_type(dtype));
   const std::vector<int64_t> shape = {config.num_hidden_layers, slots, config.num_key_value_heads, capacity_,
                                       config.head_dim};
   keys_ = at::empty(shape, options);

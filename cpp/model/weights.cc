@@ -2,11 +2,20 @@
 
 #include <c10/util/Exception.h>
 
+#include "support/scalar_type.h"
+
 namespace dlf {
 namespace {
 
 ops::MatrixType float_type(DType dtype) {
-  return dtype == DType::float32 ? ops::MatrixType::float32 : ops::MatrixType::bfloat16;
+  switch (dtype) {
+    case DType::float32:
+      return ops::MatrixType::float32;
+    case DType::bfloat16:
+      return ops::MatrixType::bfloat16;
+    default:
+      return ops::MatrixType::float16;
+  }
 }
 
 const at::Tensor& find(const TensorMap& tensors, const std::string& name) {
@@ -32,8 +41,9 @@ Weights::Weights(ModelConfig config, const TensorMap& tensors) : config_(std::mo
                     "inv_freq must have head_dim / 2 = ", config_.head_dim / 2, " entries");
 
   const at::ScalarType first = find(tensors, "model.embed_tokens.weight").scalar_type();
-  TORCH_CHECK_VALUE(first == at::kFloat || first == at::kBFloat16, "weights must be float32 or bfloat16, not ", first);
-  dtype_ = first == at::kFloat ? DType::float32 : DType::bfloat16;
+  TORCH_CHECK_VALUE(first == at::kFloat || first == at::kBFloat16 || first == at::kHalf,
+                    "weights must be float32, bfloat16 or float16, not ", first);
+  dtype_ = first == at::kFloat ? DType::float32 : first == at::kBFloat16 ? DType::bfloat16 : DType::float16;
 
   embedding = take(tensors, "model.embed_tokens.weight", {config_.vocab_size, hidden});
   for (int64_t i = 0; i < config_.num_hidden_layers; ++i) {
@@ -72,11 +82,10 @@ at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::
   const at::Tensor& tensor = find(tensors, name);
   TORCH_CHECK_VALUE(tensor.sizes() == shape, "tensor ", name, " has shape ", tensor.sizes(), "; the config asks for ",
                     shape);
-  const at::ScalarType type = dtype_ == DType::float32 ? at::kFloat : at::kBFloat16;
+  const at::ScalarType type = scalar_type(dtype_);
   TORCH_CHECK_VALUE(tensor.scalar_type() == type, "tensor ", name, " is ", tensor.scalar_type(), ", the embedding is ",
                     type, "; load all with one dtype");
-  TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.is_contiguous(), "tensor ", name,
-                    " must be contiguous on the CPU");
+  TORCH_CHECK_VALUE(tensor.is_contiguous(), "tensor ", name, " must be contiguous");
   bytes_ += static_cast<int64_t>(tensor.nbytes());
   return tensor;
 }
@@ -123,10 +132,8 @@ LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name,
 at::Tensor Weights::take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type,
                                at::IntArrayRef shape) {
   const at::Tensor& tensor = find(tensors, name);
-  TORCH_CHECK_VALUE(
-      tensor.scalar_type() == type && tensor.sizes() == shape && tensor.device().is_cpu() && tensor.is_contiguous(),
-      "tensor ", name, " is ", tensor.scalar_type(), " ", tensor.sizes(), "; tiles of this layer are ", type, " ",
-      shape);
+  TORCH_CHECK_VALUE(tensor.scalar_type() == type && tensor.sizes() == shape && tensor.is_contiguous(), "tensor ", name,
+                    " is ", tensor.scalar_type(), " ", tensor.sizes(), "; tiles of this layer are ", type, " ", shape);
   bytes_ += static_cast<int64_t>(tensor.nbytes());
   return tensor;
 }

@@ -33,9 +33,9 @@ struct LayerWeights {
 class Weights {
  public:
   // Takes tensors under their Hugging Face names, checks their shapes against the config (ValueError names the tensor)
-  // and keeps those it needs. Matrices stay where they are; vectors become float32. A linear layer's weight may be
-  // tiles of int8 or int4 (ops/matrix.h) beside their `weight_scale`, all of one type. Without lm_head.weight the
-  // embedding is tied.
+  // and keeps those it needs. Matrices stay where they are, on whatever device; vectors become float32. A linear
+  // layer's weight may be tiles of int8 or int4 (ops/matrix.h) beside their `weight_scale`, all of one type. Without
+  // lm_head.weight the embedding is tied.
   Weights(ModelConfig config, const TensorMap& tensors);
 
   const ModelConfig& config() const { return config_; }

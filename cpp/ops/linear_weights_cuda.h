@@ -134,15 +134,15 @@ class Int8Weights {
       uint32_t values[4];
 #pragma unroll
       for (uint32_t i = 0; i < 4; ++i) {
-        values[i] = __float_as_uint(__uint_as_float(pick_bytes(positive, kExponent, 0x7650U + i)) - kOffset);
+        values[i] = __float_as_uint(__uint_as_float(__byte_perm(positive, kExponent, 0x7650U + i)) - kOffset);
       }
-      pairs[0] = pick_bytes(values[0], values[1], 0x7632U);
-      pairs[1] = pick_bytes(values[2], values[3], 0x7632U);
+      pairs[0] = __byte_perm(values[0], values[1], 0x7632U);
+      pairs[1] = __byte_perm(values[2], values[3], 0x7632U);
     } else {
       constexpr uint32_t kExponent = 0x64646464U;  // 1024, by its upper byte
       constexpr uint32_t kOffset = 0x64806480U;    // 1024 + 128, twice
-      pairs[0] = subtract<T>(pick_bytes(positive, kExponent, 0x4140U), kOffset);
-      pairs[1] = subtract<T>(pick_bytes(positive, kExponent, 0x4342U), kOffset);
+      pairs[0] = subtract<T>(__byte_perm(positive, kExponent, 0x4140U), kOffset);
+      pairs[1] = subtract<T>(__byte_perm(positive, kExponent, 0x4342U), kOffset);
     }
   }
 
@@ -191,10 +191,10 @@ class Int4Weights {
     widen(stage.at[half].x, first);
     widen(stage.at[half].y, second);
     float part[4] = {0.0F, 0.0F, 0.0F, 0.0F};
-    multiply_add<T>(part, {first[0], second[0], first[1], second[1]}, pick_bytes(x.x, x.y, 0x5410U),
-                    pick_bytes(x.x, x.y, 0x7632U));
-    multiply_add<T>(part, {first[2], second[2], first[3], second[3]}, pick_bytes(x.z, x.w, 0x5410U),
-                    pick_bytes(x.z, x.w, 0x7632U));
+    multiply_add<T>(part, {first[0], second[0], first[1], second[1]}, __byte_perm(x.x, x.y, 0x5410U),
+                    __byte_perm(x.x, x.y, 0x7632U));
+    multiply_add<T>(part, {first[2], second[2], first[3], second[3]}, __byte_perm(x.z, x.w, 0x5410U),
+                    __byte_perm(x.z, x.w, 0x7632U));
     const float scales[2] = {__uint_as_float(stage.scale[half] << 16),
                              __uint_as_float(stage.scale[half] & 0xffff0000U)};
 #pragma unroll

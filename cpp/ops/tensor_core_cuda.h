@@ -5,7 +5,7 @@
 
 #include "ops/vector_cuda.h"
 
-// The tensor cores, and the few instructions that bring quantized weights to them. A register holds a pair of values of
+// The tensor cores, and arithmetic on pairs of numbers. A register holds a pair of values of
 // 16 bits, the first in its low half. What only the hardware has gets a plain twin here for the host.
 namespace dlf::cuda {
 
@@ -75,20 +75,6 @@ __device__ uint32_t subtract(uint32_t a, uint32_t b) {
     pair |= static_cast<uint32_t>(bits) << (16 * i);
   }
   return pair;
-#endif
-}
-
-// Four of the eight bytes of a (0 .. 3) and b (4 .. 7): each hexadecimal digit of `which` names one, the lowest first.
-__device__ inline uint32_t pick_bytes(uint32_t a, uint32_t b, uint32_t which) {
-#ifdef __CUDACC__
-  return __byte_perm(a, b, which);
-#else
-  const uint64_t both = static_cast<uint64_t>(b) << 32 | a;
-  uint32_t picked = 0;
-  for (int i = 0; i < 4; ++i) {
-    picked |= static_cast<uint32_t>(both >> (8 * (which >> (4 * i) & 7)) & 0xff) << (8 * i);
-  }
-  return picked;
 #endif
 }
 

@@ -8,6 +8,7 @@
 #include <limits>
 #include <numeric>
 
+#include "sampling/failure.h"
 #include "sampling/random.h"
 
 namespace dlf {
@@ -22,8 +23,7 @@ void check_peak(Peak peak, const float* values, int64_t vocab, int64_t step) {
     return;
   }
   const bool broken = std::any_of(values, values + vocab, [](float value) { return !(value < -kExcluded); });
-  TORCH_CHECK_VALUE(!broken, "the logits of step ", step, " hold NaN or +inf: check the models' weights and dtype");
-  TORCH_CHECK_VALUE(false, "every token is excluded at step ", step, ": relax bad_words / logit_bias");
+  TORCH_CHECK_VALUE(false, describe(broken ? SampleFailure::broken_logits : SampleFailure::all_excluded, step));
 }
 
 }  // namespace
@@ -78,8 +78,7 @@ Sample Sampler::sample(const float* logits, int64_t step) {
   check_peak(peak, logits, vocab_, step);
   exp_weights(logits, vocab_, peak.value, 1.0f, nullptr, block_sums_.data());
   const double log_total = std::log(sum_blocks()) + peak.value;
-  TORCH_CHECK_VALUE(std::isfinite(log_total), "the logits of step ", step,
-                    " hold NaN or +inf: check the models' weights and dtype");
+  TORCH_CHECK_VALUE(std::isfinite(log_total), describe(SampleFailure::broken_logits, step));
 
   Sample sample{0, 0, top_tokens_.data(), top_logprobs_.data(), 0};
   if (options_.logprobs > 0) {

@@ -1,17 +1,15 @@
 // The step loop on a tiny random family: what Python cannot see, such as memory and slots.
-#include "engine/step_loop.h"
-
 #include <ATen/ops/empty.h>
 
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <map>
 #include <new>
-#include <random>
 #include <stdexcept>
 
 #include "check.h"
+#include "engine/cpu_step_loop.h"
+#include "tiny_family.h"
 
 namespace {
 std::atomic<int64_t> allocations{0};
@@ -31,85 +29,14 @@ std::atomic<int64_t> allocations{0};
 namespace dlf {
 namespace {
 
-constexpr int64_t kVocab = 50;
+using testing::kVocab;
+using testing::make_request;
+using testing::run;
+using testing::tiny_model;
+using testing::Tokens;
 
-at::Tensor random_tensor(std::initializer_list<int64_t> shape, std::mt19937& generator) {
-  at::Tensor tensor = at::empty(shape, at::kFloat);
-  std::normal_distribution<float> normal(0.0F, 0.3F);
-  auto* data = tensor.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < tensor.numel(); ++i) {
-    data[i] = normal(generator);
-  }
-  return tensor;
-}
-
-std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
-  ModelConfig config;
-  config.vocab_size = kVocab;
-  config.hidden_size = 16;
-  config.intermediate_size = 24;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 4;
-  config.sliding_windows = {0, 0};
-  config.inv_freq = {1.0F, 0.01F};
-  std::mt19937 generator(seed);
-  TensorMap tensors = {{"model.embed_tokens.weight", random_tensor({kVocab, 16}, generator)},
-                       {"model.norm.weight", random_tensor({16}, generator)}};
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string name = "model.layers." + std::to_string(layer) + ".";
-    tensors[name + "input_layernorm.weight"] = random_tensor({16}, generator);
-    tensors[name + "post_attention_layernorm.weight"] = random_tensor({16}, generator);
-    tensors[name + "self_attn.q_proj.weight"] = random_tensor({16, 16}, generator);
-    tensors[name + "self_attn.k_proj.weight"] = random_tensor({8, 16}, generator);
-    tensors[name + "self_attn.v_proj.weight"] = random_tensor({8, 16}, generator);
-    tensors[name + "self_attn.o_proj.weight"] = random_tensor({16, 16}, generator);
-    tensors[name + "mlp.gate_proj.weight"] = random_tensor({24, 16}, generator);
-    tensors[name + "mlp.up_proj.weight"] = random_tensor({24, 16}, generator);
-    tensors[name + "mlp.down_proj.weight"] = random_tensor({16, 24}, generator);
-  }
-  return std::make_shared<const Weights>(config, tensors);
-}
-
-// A large model and two experts that share a base: lanes 0 to 3.
-StepLoop make_loop(Combine combine, int64_t max_batch = 3) {
-  FusionPlan plan;
-  plan.lane_model = {0, 1, 2, 3};
-  plan.experts = {{1, 2}, {3, 2}};
-  plan.fusion.combine = combine;
-  plan.vocab = kVocab;
-  return StepLoop(plan, {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}, max_batch, 64, 2);
-}
-
-Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, double temperature = 1.0) {
-  Request request;
-  request.id = id;
-  request.max_new_tokens = max_new_tokens;
-  request.sampling.temperature = temperature;
-  request.sampling.top_p = 0.9;
-  request.sampling.repetition_penalty = 1.1;
-  request.sampling.logprobs = 5;
-  request.sampling.seed = static_cast<uint64_t>(id);
-  for (int lane = 0; lane < 4; ++lane) {
-    std::vector<int64_t>& tokens = request.prompts.emplace_back();
-    for (int64_t i = 0; i < prompt; ++i) {
-      tokens.push_back((7 * i + id) % kVocab);
-    }
-  }
-  return request;
-}
-
-using Tokens = std::map<int64_t, std::vector<int64_t>>;
-
-Tokens run(StepLoop& loop) {
-  Tokens tokens;
-  while (!loop.idle()) {
-    for (const StepOutput* output : loop.step()) {
-      tokens[output->request].push_back(output->token);
-    }
-  }
-  return tokens;
+CpuStepLoop make_loop(Combine combine, int64_t max_batch = 3) {
+  return CpuStepLoop(testing::tiny_plan(combine), testing::tiny_models(), max_batch, 64, 2);
 }
 
 void a_decode_step_allocates_nothing() {
@@ -117,7 +44,7 @@ void a_decode_step_allocates_nothing() {
   static_cast<void>(at::empty({1}, at::kFloat));
   EXPECT(allocations > at_first);  // libtorch's are counted too
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
-    StepLoop loop = make_loop(combine);
+    CpuStepLoop loop = make_loop(combine);
     for (int64_t id = 0; id < 3; ++id) {
       loop.add(make_request(id, 5 + id, 40));
     }
@@ -131,13 +58,13 @@ void a_decode_step_allocates_nothing() {
 }
 
 void sequences_do_not_depend_on_the_batch() {
-  StepLoop together = make_loop(Combine::select);
+  CpuStepLoop together = make_loop(Combine::select);
   for (int64_t id = 0; id < 7; ++id) {  // more than there are places
     together.add(make_request(id, 1 + 5 * id, 20));
   }
   const Tokens all = run(together);
   for (int64_t id = 0; id < 7; ++id) {
-    StepLoop alone = make_loop(Combine::select, 1);
+    CpuStepLoop alone = make_loop(Combine::select, 1);
     alone.add(make_request(id, 1 + 5 * id, 20));
     EXPECT(run(alone).at(id) == all.at(id));
     EXPECT(all.at(id).size() == 20);
@@ -145,7 +72,7 @@ void sequences_do_not_depend_on_the_batch() {
 }
 
 void a_cancelled_sequence_leaves_its_place() {
-  StepLoop loop = make_loop(Combine::select, 1);
+  CpuStepLoop loop = make_loop(Combine::select, 1);
   loop.add(make_request(1, 4, 50));
   loop.add(make_request(2, 4, 3));
   loop.step();
@@ -163,7 +90,7 @@ void a_cancelled_sequence_leaves_its_place() {
 }
 
 void the_context_ends_a_sequence() {
-  StepLoop loop = make_loop(Combine::select);
+  CpuStepLoop loop = make_loop(Combine::select);
   loop.add(make_request(1, 60, 1000));
   // The last of the 64 places is that of a token which is fed back; one more is chosen after it.
   EXPECT(run(loop).at(1).size() == 5);
@@ -180,7 +107,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   plan.lane_model = {0, 1, 2};
   plan.experts = {{1, 2}};
   plan.vocab = kVocab;
-  StepLoop loop(plan, {good, broken, tiny_model(3)}, 2, 64, 1);
+  CpuStepLoop loop(plan, {good, broken, tiny_model(3)}, 2, 64, 1);
   for (const int64_t id : {1, 2}) {
     Request request = make_request(id, 1, 1);
     request.prompts.resize(3);
@@ -197,7 +124,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
 }
 
 void requests_that_do_not_fit_are_refused() {
-  StepLoop loop = make_loop(Combine::select);
+  CpuStepLoop loop = make_loop(Combine::select);
   EXPECT_THROWS(loop.add(make_request(1, 0, 5)));
   EXPECT_THROWS(loop.add(make_request(1, 64, 5)));
   EXPECT_THROWS(loop.add(make_request(1, 4, 0)));

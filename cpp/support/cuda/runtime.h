@@ -14,12 +14,16 @@
 // everything at once on the host (tests/cuda_emulation).
 namespace dlf::cuda {
 
+// Of CUDA, that this was built with; empty in a build without.
+std::string version();
+
 struct DeviceInfo {
   int index;
   std::string name;
   int64_t total_bytes;
   int64_t free_bytes;
   int compute_capability;  // 90 is 9.0
+  int multiprocessors;
 };
 
 // Devices that this process sees; none where there is no driver.
@@ -29,6 +33,18 @@ std::vector<DeviceInfo> devices();
 at::TensorOptions on_device(int device);
 // Host memory that the device can read and write while the host does.
 at::Tensor pinned(at::IntArrayRef shape, at::ScalarType type);
+
+// Makes a device current while it lives: kernels can be launched on its streams then.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_;
+};
 
 class Event;
 
@@ -53,6 +69,7 @@ class Queue {
 
   void wait(const Event& event);  // what comes later waits; the host does not
   void synchronize();             // the host waits for all of it
+  bool finished() const;          // nothing of it is left to do; throws what went wrong on the device
 
  private:
   friend class Event;

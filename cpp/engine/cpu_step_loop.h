@@ -1,0 +1,65 @@
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "engine/step_loop.h"
+#include "fusion/solver.h"
+#include "model/decoder.h"
+#include "support/thread_team.h"
+
+namespace dlf {
+
+// The step loop on the processor. A step without new sequences allocates nothing.
+class CpuStepLoop final : public StepLoop {
+ public:
+  CpuStepLoop(FusionPlan plan, const Models& weights, int64_t max_batch, int64_t max_context, int threads);
+
+  void add(Request request) override;
+  void cancel(int64_t request) override;
+  bool idle() const override;
+  const std::vector<const StepOutput*>& step() override;
+  const StepTimings& timings() const override { return timings_; }
+
+ private:
+  // A model, the lanes that run on it, and their logits of this step.
+  struct Model {
+    std::unique_ptr<Decoder> decoder;
+    at::Tensor logits;          // [max_batch * lanes, vocab]
+    std::vector<Row> rows;      // tokens to decode in this step
+    std::vector<Lane*> owners;  // whose rows they are
+  };
+
+  void retire();
+  void admit();
+  void forward();
+  void prefill(Sequence& sequence);
+  void solve();
+  void sample();
+  void append_token(Sequence& sequence, const float* logits);
+  void release(Sequence& sequence);
+  void fail(Sequence& sequence, const std::string& what);
+
+  FusionPlan plan_;
+  std::vector<int64_t> vocab_sizes_;  // of the models
+  int64_t max_batch_;
+  int64_t max_context_;
+  ThreadTeam team_;
+  std::vector<Model> models_;
+  std::unique_ptr<FusionSolver> solver_;  // null without experts
+  std::deque<std::unique_ptr<Sequence>> waiting_;
+  std::vector<std::unique_ptr<Sequence>> running_;
+  std::vector<const StepOutput*> outputs_;
+  StepTimings timings_;
+
+  // What the solver reads and writes, a row for each running sequence.
+  std::vector<const float*> expert_logits_;  // [max_batch, experts]
+  std::vector<const float*> base_logits_;
+  std::vector<FusionInput> inputs_;
+  std::vector<FusionResult> results_;
+  std::vector<double> alpha_, target_f_, target_g_;  // [max_batch, experts]
+  at::Tensor fused_;                                 // [max_batch, vocab]
+};
+
+}  // namespace dlf

@@ -1,0 +1,600 @@
+#include "engine/step_loop_cuda.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <map>
+#include <thread>
+
+#include "engine/sequences_cuda.h"
+#include "fusion/solver_cuda.h"
+#include "model/decoder_cuda.h"
+#include "sampling/sampler_state_cuda.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf {
+namespace cuda {
+namespace {
+
+constexpr int64_t kMaxBatch = 256;
+constexpr int kTopCapacity = 64;  // what a request may ask for as `logprobs`
+static_assert(kMaxStops == kMaxStopTokens);
+constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
+static_assert(kAhead + 2 <= kRing);
+
+// One request while it runs.
+struct DeviceSequence {
+  int64_t request = 0;
+  std::vector<std::vector<int64_t>> prompts;  // for each lane
+  SamplingOptions sampling;
+  int row = -1;
+  int64_t limit = 0;     // tokens
+  int64_t launched = 0;  // steps that it takes part in
+  int64_t delivered = 0;
+  std::vector<at::Tensor> staged;  // for each lane: its prompt, int32, in pinned memory
+  std::vector<at::Tensor> prompt;  // and on its model's device
+  std::vector<int64_t> prefilled;  // tokens in the cache
+  bool started = false;
+  StepOutput output;
+};
+
+// A model with its stream, and its copies of what lies on the large model's device.
+struct DeviceModel {
+  std::unique_ptr<Queue> queue;
+  std::unique_ptr<Decoder> decoder;
+  std::unique_ptr<Event> ready;  // its logits are there
+  at::Tensor tokens, positions;  // the decoder's, or on another device what it copies before it runs
+  at::Tensor logits;             // likewise: what the solver reads
+  bool remote = false;
+};
+
+class CudaStepLoop final : public StepLoop {
+ public:
+  CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options);
+  ~CudaStepLoop() override;
+
+  void add(Request request) override;
+  void cancel(int64_t request) override;
+  bool idle() const override { return waiting_.empty() && running_.empty(); }
+  const std::vector<const StepOutput*>& step() override;
+  const StepTimings& timings() const override { return timings_; }
+
+ private:
+  // Steps that are on their way: which request each row then belonged to.
+  struct Flight {
+    std::vector<int64_t> requests;
+  };
+
+  Queue& main() { return *models_[plan_.lane_model[0]].queue; }
+  Logits lane_logits(int64_t lane);
+  SequenceTable table();
+  AdvanceArgs advance_args(int batch);
+
+  void retire();
+  void admit();
+  void prefill(DeviceSequence& sequence);
+  void prefill_piece(DeviceSequence& sequence, size_t lane);
+  void stage(DeviceSequence& sequence, size_t lane);
+  void start(DeviceSequence& sequence);
+  bool wanted() const;
+  void launch();
+  void enqueue(int batch);
+  void forward(int batch);
+  void collect();
+  void deliver(DeviceSequence& sequence, int64_t slot);
+  void wait_for(int64_t steps);
+  int batch_of_running() const;
+
+  FusionPlan plan_;
+  std::vector<int64_t> vocab_sizes_;  // of the models
+  CudaOptions options_;
+  int max_batch_;
+  std::vector<DeviceModel> models_;
+  std::vector<int64_t> lane_index_;  // among the lanes of its model
+  std::unique_ptr<Event> begun_;     // the step's tokens are known
+  std::unique_ptr<SamplerState> sampler_;
+  at::Tensor fused_, fusions_, solver_scratch_;
+  at::Tensor active_, step_, limit_, stop_count_, stops_, ticket_;
+  at::Tensor ring_records_, ring_top_tokens_, ring_top_logprobs_, done_;
+
+  std::map<int, std::unique_ptr<Graph>> graphs_;  // by batch; null after the first step, which runs without
+  std::deque<std::unique_ptr<DeviceSequence>> waiting_;
+  std::vector<std::unique_ptr<DeviceSequence>> running_;
+  std::vector<std::unique_ptr<DeviceSequence>> finished_;  // in the last step: their outputs can still be read
+  std::array<Flight, kRing> flights_;
+  int64_t launched_ = 0;
+  int64_t collected_ = 0;
+  std::vector<const StepOutput*> outputs_;
+  StepTimings timings_;
+};
+
+int32_t* integers(at::Tensor& tensor) { return tensor.mutable_data_ptr<int32_t>(); }
+
+int device_of(const CudaOptions& options, size_t model) { return options.devices.at(model); }
+
+DecoderShape shape_of(const FusionPlan& plan, size_t model, int64_t max_batch, int64_t max_context) {
+  const auto lanes = std::count(plan.lane_model.begin(), plan.lane_model.end(), static_cast<int64_t>(model));
+  return {static_cast<int>(max_batch), static_cast<int>(lanes), max_context};
+}
+
+std::string gibibytes(int64_t bytes) {
+  std::array<char, 32> text = {};
+  std::snprintf(text.data(), text.size(), "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+  return text.data();
+}
+
+// What else a step needs on the large model's device.
+int64_t step_bytes(const FusionPlan& plan, int device, int64_t max_batch, int64_t max_context) {
+  const auto experts = static_cast<int>(plan.experts.size());
+  const int64_t solver =
+      experts > 0 ? static_cast<int64_t>(solver_scratch_bytes(static_cast<int>(max_batch), experts, plan.vocab)) +
+                        max_batch * plan.vocab * 4
+                  : 0;
+  return solver + SamplerState::bytes(device, static_cast<int>(max_batch), plan.vocab, max_context + 1, kTopCapacity);
+}
+
+void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options) {
+  const std::vector<DeviceInfo> present = devices();
+  TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
+  TORCH_CHECK_VALUE(options.max_batch <= kMaxBatch, "max_batch is ", options.max_batch, "; on CUDA it can be at most ",
+                    kMaxBatch);
+  std::vector<int64_t> needed(present.size());
+  for (size_t i = 0; i < models.size(); ++i) {
+    const int device = device_of(options, i);
+    TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
+                      "; this machine has ", present.size(), " from cuda:0 on");
+    needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options.max_batch, options.max_context));
+  }
+  const int device = device_of(options, plan.lane_model[0]);
+  needed[device] += step_bytes(plan, device, options.max_batch, options.max_context);
+  for (const DeviceInfo& device : present) {
+    TORCH_CHECK(needed[device.index] <= device.free_bytes, "the models with their caches take ",
+                gibibytes(needed[device.index]), " of cuda:", device.index, " (", device.name, "), which has ",
+                gibibytes(device.free_bytes), " free of ", gibibytes(device.total_bytes),
+                "; lower max_batch or max_context, load smaller weights, or spread the models with device_map");
+  }
+}
+
+CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options)
+    : plan_(std::move(plan)),
+      vocab_sizes_(vocab_sizes(models)),
+      options_(options),
+      max_batch_(static_cast<int>(options.max_batch)) {
+  const int device = device_of(options, plan_.lane_model[0]);
+  const auto ints = on_device(device).dtype(at::kInt);
+  const auto floats = on_device(device).dtype(at::kFloat);
+  std::vector<int64_t> lanes(models.size());
+  for (const int64_t model : plan_.lane_model) {
+    lane_index_.push_back(lanes[model]++);
+  }
+  for (size_t i = 0; i < models.size(); ++i) {
+    const DecoderShape shape = shape_of(plan_, i, options.max_batch, options.max_context);
+    DeviceModel& model = models_.emplace_back();
+    model.queue = std::make_unique<Queue>(device_of(options, i));
+    model.queue->run([&] { model.decoder = std::make_unique<Decoder>(*models[i], shape, *model.queue); });
+    model.queue->synchronize();
+    model.ready = std::make_unique<Event>(model.queue->device());
+    model.remote = model.queue->device() != device;
+    model.tokens = model.remote ? at::zeros({max_batch_}, ints) : model.decoder->tokens();
+    model.positions = model.remote ? at::full({shape.rows()}, -1, ints) : model.decoder->positions();
+    if (model.remote) {
+      model.logits = at::empty({shape.rows(), model.decoder->vocab()}, floats);
+    }
+  }
+  begun_ = std::make_unique<Event>(device);
+  main().run([&] {
+    sampler_ = std::make_unique<SamplerState>(device, max_batch_, plan_.vocab, options.max_context + 1, kTopCapacity);
+    const auto experts = static_cast<int>(plan_.experts.size());
+    if (experts > 0) {
+      const auto bytes = on_device(device).dtype(at::kByte);
+      fused_ = at::zeros({max_batch_, plan_.vocab}, floats);
+      fusions_ = at::zeros({static_cast<int64_t>(max_batch_ * sizeof(FusionRecord))}, bytes);
+      solver_scratch_ =
+          at::empty({static_cast<int64_t>(solver_scratch_bytes(max_batch_, experts, plan_.vocab))}, bytes);
+    }
+    active_ = at::zeros({max_batch_}, ints);
+    step_ = at::zeros({max_batch_}, ints);
+    limit_ = at::zeros({max_batch_}, ints);
+    stop_count_ = at::zeros({max_batch_}, ints);
+    stops_ = at::zeros({max_batch_, kMaxStops}, ints);
+    ticket_ = at::zeros({1}, on_device(device).dtype(at::kLong));
+  });
+  main().synchronize();
+  ring_records_ = pinned({static_cast<int64_t>(kRing * max_batch_ * sizeof(StepRecord))}, at::kByte);
+  ring_top_tokens_ = pinned({kRing, max_batch_, kTopCapacity}, at::kInt);
+  ring_top_logprobs_ = pinned({kRing, max_batch_, kTopCapacity}, at::kFloat);
+  done_ = pinned({1}, at::kLong);
+  *done_.mutable_data_ptr<int64_t>() = 0;
+  for (Flight& flight : flights_) {
+    flight.requests.resize(max_batch_);
+  }
+  outputs_.reserve(max_batch_);
+}
+
+CudaStepLoop::~CudaStepLoop() {
+  try {
+    for (DeviceModel& model : models_) {
+      model.queue->synchronize();  // what is still on its way writes to memory that goes now
+    }
+  } catch (...) {  // a device that failed has nothing on its way
+  }
+}
+
+void CudaStepLoop::add(Request request) {
+  check_request(request, plan_, vocab_sizes_, options_.max_context);
+  SamplerState::check_request(request.sampling, request.prompts[0], plan_.vocab, options_.max_context + 1,
+                              kTopCapacity);
+  auto sequence = std::make_unique<DeviceSequence>();
+  int64_t longest = 0;
+  for (const std::vector<int64_t>& prompt : request.prompts) {
+    longest = std::max(longest, static_cast<int64_t>(prompt.size()));
+  }
+  // The last place of the context is that of a token which is fed back; one more is chosen after it.
+  sequence->limit = std::min(request.max_new_tokens, options_.max_context - longest + 1);
+  sequence->request = request.id;
+  sequence->prompts = std::move(request.prompts);
+  sequence->sampling = std::move(request.sampling);
+  sequence->staged.resize(sequence->prompts.size());
+  sequence->prompt.resize(sequence->prompts.size());
+  sequence->prefilled.resize(sequence->prompts.size());
+  sequence->output.request = request.id;
+  sequence->output.alpha.resize(plan_.experts.size());
+  waiting_.push_back(std::move(sequence));
+}
+
+void CudaStepLoop::cancel(int64_t request) {
+  std::erase_if(waiting_, [&](const auto& sequence) { return sequence->request == request; });
+  const DeviceGuard guard(main().device());
+  std::erase_if(running_, [&](const auto& sequence) {
+    if (sequence->request != request) {
+      return false;
+    }
+    stop_sequence(table(), sequence->row, main().stream());
+    if (sequence->delivered == 0) {
+      main().synchronize();  // its prompt may still be on its way to the device
+    }
+    return true;
+  });
+}
+
+const std::vector<const StepOutput*>& CudaStepLoop::step() {
+  const DeviceGuard guard(main().device());
+  outputs_.clear();
+  finished_.clear();
+  admit();
+  while (launched_ - collected_ <= kAhead && wanted()) {
+    launch();
+  }
+  if (launched_ > collected_) {
+    collect();
+  } else {
+    main().synchronize();  // only prompts were read: the host must not run further ahead
+  }
+  return outputs_;
+}
+
+// Places for those that wait, and a piece of each prompt that is still to be read.
+void CudaStepLoop::admit() {
+  while (!waiting_.empty() && static_cast<int>(running_.size()) < max_batch_) {
+    std::unique_ptr<DeviceSequence> sequence = std::move(waiting_.front());
+    waiting_.pop_front();
+    int row = 0;
+    while (std::any_of(running_.begin(), running_.end(), [&](const auto& other) { return other->row == row; })) {
+      ++row;
+    }
+    sequence->row = row;
+    running_.push_back(std::move(sequence));
+  }
+  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
+    if (!sequence->started) {
+      prefill(*sequence);
+    }
+  }
+}
+
+// Reads one piece of each lane's prompt, so that a long one holds up neither other sequences nor Ctrl-C for long. A
+// shorter prompt waits with its pieces: the last logits of all lanes must come right before the sequence starts,
+// because steps of other sequences overwrite them.
+void CudaStepLoop::prefill(DeviceSequence& sequence) {
+  const auto pieces_left = [&](size_t lane) {
+    const auto left = static_cast<int64_t>(sequence.prompts[lane].size()) - sequence.prefilled[lane];
+    return (left + Decoder::kPrefillRows - 1) / Decoder::kPrefillRows;
+  };
+  int64_t most = 0;
+  for (size_t lane = 0; lane < sequence.prompts.size(); ++lane) {
+    most = std::max(most, pieces_left(lane));
+  }
+  begun_->record(main());
+  for (size_t lane = 0; lane < sequence.prompts.size(); ++lane) {
+    if (pieces_left(lane) == most) {
+      prefill_piece(sequence, lane);
+    }
+  }
+  if (most == 1) {
+    start(sequence);
+  }
+}
+
+void CudaStepLoop::prefill_piece(DeviceSequence& sequence, size_t lane) {
+  DeviceModel& model = models_[plan_.lane_model[lane]];
+  const auto length = static_cast<int64_t>(sequence.prompts[lane].size());
+  const int64_t begin = sequence.prefilled[lane];
+  const int64_t count = std::min<int64_t>(length - begin, Decoder::kPrefillRows);
+  const auto row = static_cast<int>(sequence.row * model.decoder->lanes() + lane_index_[lane]);
+  model.queue->wait(*begun_);  // steps on their way use the same buffers
+  if (begin == 0) {
+    stage(sequence, lane);
+  }
+  model.decoder->prefill(sequence.prompt[lane].const_data_ptr<int32_t>() + begin, static_cast<int>(count), row,
+                         static_cast<int>(begin), begin + count == length);
+  sequence.prefilled[lane] += count;
+  if (model.remote && begin + count == length) {
+    const int64_t vocab = model.decoder->vocab();
+    model.queue->copy(model.logits.mutable_data_ptr<float>() + row * vocab, model.decoder->logits() + row * vocab,
+                      vocab * static_cast<int64_t>(sizeof(float)));
+  }
+  model.ready->record(*model.queue);
+  main().wait(*model.ready);
+}
+
+// Sends a prompt to the device of its model.
+void CudaStepLoop::stage(DeviceSequence& sequence, size_t lane) {
+  const std::vector<int64_t>& prompt = sequence.prompts[lane];
+  Queue& queue = *models_[plan_.lane_model[lane]].queue;
+  const auto length = static_cast<int64_t>(prompt.size());
+  at::Tensor& staged = sequence.staged[lane];
+  at::Tensor& tokens = sequence.prompt[lane];
+  staged = pinned({length}, at::kInt);
+  std::copy(prompt.begin(), prompt.end(), integers(staged));
+  queue.run([&] { tokens = at::empty({length}, on_device(queue.device()).dtype(at::kInt)); });
+  queue.copy(tokens.mutable_data_ptr(), staged.const_data_ptr(), static_cast<int64_t>(staged.nbytes()));
+}
+
+void CudaStepLoop::start(DeviceSequence& sequence) {
+  sampler_->set(sequence.row, sequence.sampling, sequence.prompts[0], main());
+  StartArgs args = {};
+  args.table = table();
+  args.row = sequence.row;
+  args.limit = static_cast<int32_t>(sequence.limit);
+  int next = 0;
+  for (size_t model = 0; model < models_.size(); ++model) {
+    for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
+      if (plan_.lane_model[lane] == static_cast<int64_t>(model)) {
+        args.length[next++] = static_cast<int32_t>(sequence.prompts[lane].size());
+      }
+    }
+  }
+  args.stop_count = static_cast<int32_t>(sequence.sampling.stop_token_ids.size());
+  std::copy(sequence.sampling.stop_token_ids.begin(), sequence.sampling.stop_token_ids.end(), args.stops);
+  start_sequence(args, main().stream());
+  sequence.started = true;
+}
+
+// Whether some sequence needs a further step.
+bool CudaStepLoop::wanted() const {
+  return std::any_of(running_.begin(), running_.end(),
+                     [](const auto& sequence) { return sequence->started && sequence->launched < sequence->limit; });
+}
+
+int CudaStepLoop::batch_of_running() const {
+  int rows = 1;
+  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
+    rows = std::max(rows, sequence->row + 1);
+  }
+  int batch = 1;
+  while (batch < rows) {
+    batch *= 2;
+  }
+  return std::min(batch, max_batch_);
+}
+
+// Puts one step for all rows on its way.
+void CudaStepLoop::launch() {
+  Flight& flight = flights_[launched_ % kRing];
+  std::fill(flight.requests.begin(), flight.requests.end(), -1);
+  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
+    if (sequence->started) {
+      flight.requests[sequence->row] = sequence->request;
+      ++sequence->launched;
+    }
+  }
+  const int batch = batch_of_running();
+  const auto known = graphs_.find(batch);
+  if (!options_.graph || known == graphs_.end()) {
+    enqueue(batch);  // the first step of a batch also readies kernels and libraries for the capture
+    graphs_[batch] = nullptr;
+  } else {
+    if (known->second == nullptr) {
+      known->second = std::make_unique<Graph>();
+      known->second->capture(main(), [&] { enqueue(batch); });
+    }
+    known->second->replay(main());
+  }
+  ++launched_;
+}
+
+// One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once.
+void CudaStepLoop::enqueue(int batch) {
+  const float* logits = lane_logits(0).data;
+  int64_t stride = lane_logits(0).stride;
+  if (!plan_.experts.empty()) {
+    FusionArgs args = {};
+    args.large = lane_logits(0);
+    for (size_t t = 0; t < plan_.experts.size(); ++t) {
+      args.experts[t] = lane_logits(plan_.experts[t].expert);
+      args.bases[t] = lane_logits(plan_.experts[t].base);
+      args.alpha[t] = t < plan_.fusion.alpha.size() ? static_cast<float>(plan_.fusion.alpha[t]) : 0.0F;
+    }
+    args.fused = fused_.mutable_data_ptr<float>();
+    args.fused_stride = plan_.vocab;
+    args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
+    args.active = active_.const_data_ptr<int32_t>();
+    args.scratch = solver_scratch_.mutable_data_ptr();
+    args.rows = batch;
+    args.experts = static_cast<int>(plan_.experts.size());
+    args.vocab = plan_.vocab;
+    args.combine = plan_.fusion.combine;
+    args.match = plan_.fusion.match;
+    args.alpha_max = static_cast<float>(plan_.fusion.alpha_max);
+    cuda::solve(args, main().stream());
+    logits = args.fused;
+    stride = args.fused_stride;
+  }
+  sampler_->sample(logits, stride, active_.const_data_ptr<int32_t>(), batch, main());
+  advance(advance_args(batch), main().stream());
+  forward(batch);
+}
+
+// The small models on their own streams beside the large one.
+void CudaStepLoop::forward(int batch) {
+  begun_->record(main());
+  const auto large = static_cast<size_t>(plan_.lane_model[0]);
+  for (size_t i = 0; i < models_.size(); ++i) {
+    DeviceModel& model = models_[i];
+    if (i == large) {
+      continue;
+    }
+    model.queue->wait(*begun_);
+    const int64_t rows = batch * model.decoder->lanes();
+    if (model.remote) {
+      model.queue->copy(model.decoder->tokens().mutable_data_ptr(), model.tokens.const_data_ptr(), batch * 4);
+      model.queue->copy(model.decoder->positions().mutable_data_ptr(), model.positions.const_data_ptr(), rows * 4);
+    }
+    model.decoder->decode(batch);
+    if (model.remote) {
+      model.queue->copy(model.logits.mutable_data_ptr(), model.decoder->logits(), rows * model.decoder->vocab() * 4);
+    }
+    model.ready->record(*model.queue);
+  }
+  models_[large].decoder->decode(batch);
+  for (size_t i = 0; i < models_.size(); ++i) {
+    if (i != large) {
+      main().wait(*models_[i].ready);
+    }
+  }
+}
+
+// Reads what the oldest step on its way has given, when it has.
+void CudaStepLoop::collect() {
+  wait_for(collected_ + 1);
+  const int64_t slot = collected_ % kRing;
+  const Flight& flight = flights_[slot];
+  for (int row = 0; row < max_batch_; ++row) {
+    const auto sequence = std::find_if(running_.begin(), running_.end(), [&](const auto& candidate) {
+      return candidate->row == row && candidate->request == flight.requests[row];
+    });
+    if (sequence == running_.end()) {  // nobody's, or of one that was cancelled meanwhile
+      continue;
+    }
+    deliver(**sequence, slot);
+    if ((*sequence)->output.finish != FinishReason::none) {
+      finished_.push_back(std::move(*sequence));
+      running_.erase(sequence);
+    }
+  }
+  ++collected_;
+}
+
+void CudaStepLoop::deliver(DeviceSequence& sequence, int64_t slot) {
+  const int64_t at = slot * max_batch_ + sequence.row;
+  const StepRecord& record = static_cast<const StepRecord*>(ring_records_.const_data_ptr())[at];
+  StepOutput& output = sequence.output;
+  switch (record.result) {
+    case StepResult::none:
+      return;  // it had already ended on the device
+    case StepResult::bad_logits:
+      output.error = describe_bad_model(record.failure) + " at step " + std::to_string(sequence.delivered);
+      output.finish = FinishReason::error;
+      break;
+    case StepResult::bad_sample:
+      output.error = describe(static_cast<SampleFailure>(record.failure), sequence.delivered);
+      output.finish = FinishReason::error;
+      break;
+    default:
+      output.token = record.token;
+      output.logprob = record.logprob;
+      output.f = record.f;
+      output.g = record.g;
+      std::copy_n(record.alpha, output.alpha.size(), output.alpha.begin());
+      const int32_t* top_tokens = ring_top_tokens_.const_data_ptr<int32_t>() + at * kTopCapacity;
+      const float* top_logprobs = ring_top_logprobs_.const_data_ptr<float>() + at * kTopCapacity;
+      output.top_tokens.assign(top_tokens, top_tokens + record.top_count);
+      output.top_logprobs.assign(top_logprobs, top_logprobs + record.top_count);
+      output.finish = record.result == StepResult::stop     ? FinishReason::stop
+                      : record.result == StepResult::length ? FinishReason::length
+                                                            : FinishReason::none;
+  }
+  ++sequence.delivered;
+  outputs_.push_back(&output);
+}
+
+// Until so many steps have written their records. The device doesn't wait meanwhile: the next step is there already.
+void CudaStepLoop::wait_for(int64_t steps) {
+  using namespace std::chrono_literals;
+  std::atomic_ref<int64_t> done(*done_.mutable_data_ptr<int64_t>());
+  const auto begin = std::chrono::steady_clock::now();
+  for (int64_t spins = 0; done.load(std::memory_order_acquire) < steps; ++spins) {
+    if (std::chrono::steady_clock::now() - begin > 100us) {
+      std::this_thread::sleep_for(20us);
+    }
+    if (spins % 256 == 255 && main().finished() && done.load(std::memory_order_acquire) < steps) {
+      TORCH_CHECK(false, "the device finished its work without a result for step ", steps);
+    }
+  }
+}
+
+Logits CudaStepLoop::lane_logits(int64_t lane) {
+  const DeviceModel& model = models_[plan_.lane_model[lane]];
+  const float* logits = model.remote ? model.logits.const_data_ptr<float>() : model.decoder->logits();
+  const int64_t vocab = model.decoder->vocab();
+  return {logits + lane_index_[lane] * vocab, model.decoder->lanes() * vocab};
+}
+
+SequenceTable CudaStepLoop::table() {
+  SequenceTable table = {integers(active_),
+                         integers(step_),
+                         integers(limit_),
+                         integers(stop_count_),
+                         integers(stops_),
+                         {},
+                         static_cast<int>(models_.size())};
+  for (size_t i = 0; i < models_.size(); ++i) {
+    table.models[i] = {integers(models_[i].tokens), integers(models_[i].positions), models_[i].decoder->lanes()};
+  }
+  return table;
+}
+
+AdvanceArgs CudaStepLoop::advance_args(int batch) {
+  AdvanceArgs args = {};
+  args.table = table();
+  args.samples = sampler_->records();
+  args.top_tokens = sampler_->top_tokens();
+  args.top_logprobs = sampler_->top_logprobs();
+  args.fusions = plan_.experts.empty() ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr());
+  args.experts = static_cast<int>(plan_.experts.size());
+  args.top_capacity = kTopCapacity;
+  args.max_batch = max_batch_;
+  args.rows = batch;
+  args.ticket = ticket_.mutable_data_ptr<int64_t>();
+  args.ring = {static_cast<StepRecord*>(ring_records_.mutable_data_ptr()), integers(ring_top_tokens_),
+               ring_top_logprobs_.mutable_data_ptr<float>(), done_.mutable_data_ptr<int64_t>()};
+  return args;
+}
+
+}  // namespace
+}  // namespace cuda
+
+std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options) {
+  check_plan(plan, models, options.max_batch, options.max_context);
+  cuda::check_devices(plan, models, options);
+  return std::make_unique<cuda::CudaStepLoop>(std::move(plan), models, options);
+}
+
+}  // namespace dlf

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "engine/step_loop.h"
+
+namespace dlf {
+
+struct CudaOptions {
+  int64_t max_batch = 1;
+  int64_t max_context = 2;
+  std::vector<int> devices;  // of each model; sequences live on the large model's
+  bool graph = true;         // whether a step is captured and replayed; else its kernels are launched one by one
+};
+
+// The step loop on GPUs. Throws a ValueError or RuntimeError where it cannot run there, one that says how many bytes
+// it would take and how many are free included; nothing is allocated then.
+std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options);
+
+}  // namespace dlf

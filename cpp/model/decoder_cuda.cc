@@ -1,0 +1,280 @@
+#include "model/decoder_cuda.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/logical_and.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "model/rope_tables.h"
+#include "ops/activation_cuda.h"
+#include "ops/attention_cuda.h"
+#include "ops/bias_cuda.h"
+#include "ops/embedding_cuda.h"
+#include "ops/linear_cuda.h"
+#include "ops/norm_cuda.h"
+#include "ops/rope_cuda.h"
+#include "support/scalar_type.h"
+
+namespace dlf::cuda {
+namespace {
+
+constexpr int64_t kMaxHeadDim = 256;  // of the attention kernel
+
+const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
+
+int most_rows(const DecoderShape& shape) { return std::max(Decoder::kPrefillRows, shape.rows()); }
+
+// Outputs of the query, key and value projections, and of gate and up: each begins on a whole tile.
+int64_t q_size(const ModelConfig& config) { return config.num_attention_heads * config.head_dim; }
+int64_t kv_size(const ModelConfig& config) { return config.num_key_value_heads * config.head_dim; }
+int64_t qkv_size(const ModelConfig& config) {
+  return padded_outputs(q_size(config)) + 2 * padded_outputs(kv_size(config));
+}
+int64_t gate_up_size(const ModelConfig& config) { return 2 * padded_outputs(config.intermediate_size); }
+
+// Weights of the largest matrix among those that may have to be dequantized.
+int64_t largest_matrix(const ModelConfig& config) {
+  return std::max({qkv_size(config) * config.hidden_size, gate_up_size(config) * config.hidden_size,
+                   config.hidden_size * config.intermediate_size, config.vocab_size * config.hidden_size});
+}
+
+AttentionArgs attention_args(const ModelConfig& config, const DecoderShape& shape, int batch, DType dtype) {
+  AttentionArgs args = {};
+  args.rows = batch * shape.lanes;
+  args.heads = static_cast<int>(config.num_attention_heads);
+  args.kv_heads = static_cast<int>(config.num_key_value_heads);
+  args.head_dim = static_cast<int>(config.head_dim);
+  args.capacity = static_cast<int>(shape.max_context);
+  args.scale = 1.0F / std::sqrt(static_cast<float>(config.head_dim));
+  args.stride = static_cast<int>(qkv_size(config));
+  args.dtype = dtype;
+  return args;
+}
+
+}  // namespace
+
+Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue)
+    : config_(weights.config()),
+      dtype_(weights.dtype()),
+      shape_(shape),
+      queue_(queue),
+      weights_(weights, queue.device()),
+      k_offset_(padded_outputs(q_size(config_))),
+      v_offset_(k_offset_ + padded_outputs(kv_size(config_))),
+      up_offset_(padded_outputs(config_.intermediate_size)),
+      multiprocessors_(devices().at(queue.device()).multiprocessors) {
+  TORCH_CHECK_VALUE(config_.head_dim <= kMaxHeadDim, "head_dim is ", config_.head_dim, "; on CUDA it can be at most ",
+                    kMaxHeadDim);
+  const auto floats = on_device(queue.device()).dtype(at::kFloat);
+  const auto halves = on_device(queue.device()).dtype(scalar_type(dtype_));
+  const auto integers = on_device(queue.device()).dtype(at::kInt);
+  const RopeTables rope(config_, shape.max_context);
+  cos_ = rope.cos.to(floats);
+  sin_ = rope.sin.to(floats);
+  const std::vector<int64_t> cache = {config_.num_hidden_layers, shape.rows(), config_.num_key_value_heads,
+                                      shape.max_context, config_.head_dim};
+  keys_ = at::empty(cache, halves);
+  values_ = at::empty(cache, halves);
+  tokens_ = at::zeros({shape.max_batch}, integers);
+  positions_ = at::full({shape.rows()}, -1, integers);
+  const int64_t rows = most_rows(shape);
+  hidden_ = at::zeros({rows, config_.hidden_size}, floats);
+  normed_ = at::zeros({rows, config_.hidden_size}, halves);
+  qkv_ = at::zeros({rows, qkv_size(config_)}, halves);
+  attended_ = at::zeros({rows, q_size(config_)}, halves);
+  branch_ = at::zeros({rows, config_.hidden_size}, halves);
+  gate_up_ = at::zeros({rows, gate_up_size(config_)}, halves);
+  activated_ = at::zeros({rows, config_.intermediate_size}, halves);
+  logits_ = at::zeros({shape.rows(), config_.vocab_size}, floats);
+  AttentionArgs attention = attention_args(config_, shape, shape.max_batch, dtype_);
+  int64_t scratch = 0;
+  for (int batch = 1; batch <= shape.max_batch; ++batch) {
+    attention.rows = batch * shape.lanes;
+    attention.splits = attention_splits(attention.rows, attention.kv_heads, attention.capacity, multiprocessors_);
+    scratch = std::max(scratch, attention.splits > 1 ? cuda::attention_scratch(attention) : 0);
+  }
+  attention_scratch_ = at::empty({scratch}, floats);
+  if (ops::is_quantized(weights.type())) {
+    dequantized_ = at::empty({largest_matrix(config_)}, halves);
+  }
+}
+
+int64_t Decoder::bytes(const Weights& weights, const DecoderShape& shape) {
+  const ModelConfig& config = weights.config();
+  const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(weights.dtype())));
+  const int64_t cache = 2 * config.num_hidden_layers * shape.rows() * kv_size(config) * shape.max_context * element;
+  const int64_t row = config.hidden_size * (4 + 2 * element) +
+                      (qkv_size(config) + q_size(config) + gate_up_size(config) + config.intermediate_size) * element;
+  const int64_t dequantized = ops::is_quantized(weights.type()) ? largest_matrix(config) * element : 0;
+  return weights.bytes() + cache + most_rows(shape) * row + shape.rows() * config.vocab_size * 4 + dequantized;
+}
+
+void Decoder::decode(int batch) {
+  const Batch rows = {batch * shape_.lanes, false, -1, 0};
+  queue_.run([&] {
+    cuda::embedding(
+        {weights_.embedding.const_data_ptr(), tokens_.const_data_ptr<int32_t>(), hidden_.mutable_data_ptr<float>(),
+         rows.rows, shape_.lanes, static_cast<int>(config_.hidden_size), dtype_},
+        queue_.stream());
+    forward(rows);
+    norm(weights_.norm, /*add_branch=*/true, 0, rows.rows);
+    head(0, 0, rows);
+  });
+}
+
+void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool last) {
+  TORCH_INTERNAL_ASSERT(count >= 1 && count <= kPrefillRows && start + count <= shape_.max_context);
+  const Batch rows = {count, true, row, start};
+  queue_.run([&] {
+    cuda::embedding({weights_.embedding.const_data_ptr(), tokens, hidden_.mutable_data_ptr<float>(), count, 1,
+                     static_cast<int>(config_.hidden_size), dtype_},
+                    queue_.stream());
+    forward(rows);
+    if (last) {
+      norm(weights_.norm, /*add_branch=*/true, count - 1, 1);
+      head(count - 1, row, {1, true, row, start});
+    }
+  });
+}
+
+// Leaves the last layer's branch to be added by the norm that follows.
+void Decoder::forward(const Batch& batch) {
+  for (int i = 0; i < config_.num_hidden_layers; ++i) {
+    const DeviceLayer& layer = weights_.layers[i];
+    norm(layer.input_norm, /*add_branch=*/i > 0, 0, batch.rows);
+    multiply(layer.qkv, normed_, qkv_, batch);
+    attend(batch, i);
+    multiply(layer.o, attended_, branch_, batch);
+    norm(layer.post_attention_norm, /*add_branch=*/true, 0, batch.rows);
+    multiply(layer.gate_up, normed_, gate_up_, batch);
+    cuda::swiglu({gate_up_.const_data_ptr(), static_cast<int>(gate_up_.size(1)), static_cast<int>(up_offset_),
+                  activated_.mutable_data_ptr(), batch.rows, static_cast<int>(config_.intermediate_size), dtype_},
+                 queue_.stream());
+    multiply(layer.down, activated_, branch_, batch);
+  }
+}
+
+void Decoder::attend(const Batch& batch, int index) {
+  const DeviceLayer& layer = weights_.layers[index];
+  at::Tensor keys = keys_.select(0, index);
+  at::Tensor values = values_.select(0, index);
+  RopeArgs rope = {};
+  rope.qkv = qkv_.mutable_data_ptr();
+  rope.stride = static_cast<int>(qkv_.size(1));
+  rope.k_offset = static_cast<int>(k_offset_);
+  rope.v_offset = static_cast<int>(v_offset_);
+  rope.k_cache = keys.mutable_data_ptr();
+  rope.v_cache = values.mutable_data_ptr();
+  rope.cos = data(cos_);
+  rope.sin = data(sin_);
+  rope.q_norm = data(layer.q_norm);
+  rope.k_norm = data(layer.k_norm);
+  rope.epsilon = static_cast<float>(config_.rms_norm_eps);
+  rope.position = batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>();
+  rope.start = batch.start;
+  rope.slot = batch.slot;
+  rope.rows = batch.rows;
+  rope.heads = static_cast<int>(config_.num_attention_heads);
+  rope.kv_heads = static_cast<int>(config_.num_key_value_heads);
+  rope.head_dim = static_cast<int>(config_.head_dim);
+  rope.capacity = static_cast<int>(shape_.max_context);
+  rope.dtype = dtype_;
+  cuda::rope_and_cache(rope, queue_.stream());
+  if (batch.prompt) {
+    return attend_prompt(batch, index);
+  }
+  AttentionArgs args = attention_args(config_, shape_, batch.rows / shape_.lanes, dtype_);
+  args.qkv = qkv_.const_data_ptr();
+  args.k_cache = keys.const_data_ptr();
+  args.v_cache = values.const_data_ptr();
+  args.y = attended_.mutable_data_ptr();
+  args.scratch = attention_scratch_.mutable_data_ptr<float>();
+  args.position = positions_.const_data_ptr<int32_t>();
+  args.window = static_cast<int>(config_.sliding_windows[index]);
+  args.splits = attention_splits(args.rows, args.kv_heads, args.capacity, multiprocessors_);
+  cuda::attention(args, queue_.stream());
+}
+
+// Every token of the piece sees what the cache holds of its prompt up to itself.
+void Decoder::attend_prompt(const Batch& batch, int index) {
+  const int64_t rows = batch.rows;
+  const int64_t end = batch.start + rows;
+  const int64_t window = config_.sliding_windows[index];
+  const int64_t heads = config_.num_attention_heads;
+  const int64_t size = config_.head_dim;
+  const at::Tensor q = qkv_.narrow(0, 0, rows).narrow(1, 0, heads * size).view({rows, heads, size});
+  const auto seen = [&](const at::Tensor& cache) {
+    return cache.select(0, index).select(0, batch.slot).narrow(1, 0, end).unsqueeze(0);  // [1, kv_heads, end, size]
+  };
+  c10::optional<at::Tensor> mask;
+  const bool causal = batch.start == 0 && (window == 0 || window >= end);
+  if (!causal) {
+    const auto integers = on_device(queue_.device()).dtype(at::kInt);
+    const at::Tensor row = at::arange(batch.start, end, integers).unsqueeze(1);
+    const at::Tensor column = at::arange(end, integers).unsqueeze(0);
+    mask = column <= row;
+    if (window > 0) {
+      mask = at::logical_and(*mask, column > row - window);
+    }
+  }
+  const double scale = 1.0 / std::sqrt(static_cast<double>(size));
+  const at::Tensor y =
+      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), seen(keys_), seen(values_), mask,
+                                       /*dropout_p=*/0.0, causal, scale,
+                                       /*enable_gqa=*/heads != config_.num_key_value_heads);
+  attended_.narrow(0, 0, rows).view({rows, heads, size}).copy_(y.squeeze(0).transpose(0, 1));
+}
+
+void Decoder::norm(const at::Tensor& weight, bool add_branch, int first_row, int rows) {
+  at::Tensor hidden = hidden_.narrow(0, first_row, rows);
+  at::Tensor normed = normed_.narrow(0, first_row, rows);
+  const at::Tensor branch = branch_.narrow(0, first_row, rows);
+  cuda::rms_norm({hidden.mutable_data_ptr<float>(), add_branch ? branch.const_data_ptr() : nullptr, data(weight),
+                  normed.mutable_data_ptr(), rows, static_cast<int>(config_.hidden_size),
+                  static_cast<float>(config_.rms_norm_eps), dtype_},
+                 queue_.stream());
+}
+
+void Decoder::head(int first_row, int first_logits, const Batch& batch) {
+  const at::Tensor x = normed_.narrow(0, first_row, batch.rows);
+  at::Tensor y = logits_.narrow(0, first_logits, batch.rows);
+  multiply(weights_.lm_head, x, y, batch);
+}
+
+// y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.
+void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch) {
+  LinearArgs args = {};
+  args.weight = linear.matrix;
+  args.bias = data(linear.bias);
+  args.y_stride = static_cast<int>(y.size(1));
+  args.y_float = y.scalar_type() == at::kFloat;
+  args.position = batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>();
+  args.dtype = dtype_;
+  args.x = x.const_data_ptr();
+  args.y = y.mutable_data_ptr();
+  args.rows = batch.rows;
+  if (linear_serves(args)) {
+    return cuda::linear(args, queue_.stream());
+  }
+  at::Tensor weight = linear.weight;
+  if (ops::is_quantized(linear.matrix.type)) {
+    cuda::dequantize(linear.matrix, dequantized_.mutable_data_ptr(), dtype_, queue_.stream());
+    weight =
+        dequantized_.narrow(0, 0, linear.matrix.out * linear.matrix.in).view({linear.matrix.out, linear.matrix.in});
+  }
+  at::Tensor out = y.narrow(0, 0, batch.rows).narrow(1, 0, linear.matrix.out);
+  matmul(x.narrow(0, 0, batch.rows), weight, out);
+  if (linear.bias.defined()) {
+    add_bias({args.y, args.bias, batch.rows, static_cast<int>(linear.matrix.out), args.y_stride,
+              args.y_float ? DType::float32 : dtype_},
+             queue_.stream());
+  }
+}
+
+}  // namespace dlf::cuda

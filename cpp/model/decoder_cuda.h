@@ -1,0 +1,82 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "model/config.h"
+#include "model/weights_cuda.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf::cuda {
+
+// What a decoder takes of its device's memory beside the weights.
+struct DecoderShape {
+  int max_batch;  // sequences
+  int lanes;      // of each sequence; row r of a step is lane r % lanes of sequence r / lanes, in cache slot r
+  int64_t max_context;
+
+  int rows() const { return max_batch * lanes; }
+};
+
+// The transformer of model/decoder.h on a GPU, with the KV cache of all its lanes. Everything that a decode step
+// touches lies at a fixed address, and which tokens it reads is written in device memory: it can be captured into a
+// graph. The residual stream is float32, activations have the weights' dtype.
+class Decoder {
+ public:
+  static constexpr int kPrefillRows = 512;  // a longer prompt goes through in pieces of this many tokens
+
+  Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue);
+
+  // Bytes of device memory that one takes, the weights included.
+  static int64_t bytes(const Weights& weights, const DecoderShape& shape);
+
+  // The next token of the first `batch` sequences in each of their lanes: from tokens() and positions() to logits().
+  void decode(int batch);
+
+  // `count` tokens [device memory] of one row, from position `start` on; the logits of the last one where `last`.
+  void prefill(const int32_t* tokens, int count, int row, int start, bool last);
+
+  Queue& queue() { return queue_; }
+  int lanes() const { return shape_.lanes; }
+  const float* logits() const { return logits_.const_data_ptr<float>(); }
+  int64_t vocab() const { return config_.vocab_size; }  // the stride of logits()
+  at::Tensor& tokens() { return tokens_; }              // int32 [max_batch]
+  at::Tensor& positions() { return positions_; }        // int32 [rows]; −1: the row is idle
+
+ private:
+  // The rows that pass through the layers together: one for each lane, or the tokens of a prompt.
+  struct Batch {
+    int rows;
+    bool prompt;
+    int slot;   // of a prompt
+    int start;  // position of its first token
+  };
+
+  void forward(const Batch& batch);
+  void attend(const Batch& batch, int layer);
+  void attend_prompt(const Batch& batch, int layer);
+  void norm(const at::Tensor& weight, bool add_branch, int first_row, int rows);
+  void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch);
+  void head(int first_row, int first_logits, const Batch& batch);
+  at::Tensor cache(const at::Tensor& cache, int layer) const;
+
+  ModelConfig config_;
+  DType dtype_;
+  DecoderShape shape_;
+  Queue& queue_;
+  DeviceWeights weights_;
+  int64_t k_offset_, v_offset_, qkv_size_, up_offset_, gate_up_size_;
+  int multiprocessors_;
+  at::Tensor keys_, values_;  // [layers, rows, kv_heads, max_context, head_dim]
+  at::Tensor cos_, sin_;      // [max_context, head_dim / 2]
+  at::Tensor tokens_, positions_;
+  at::Tensor hidden_;  // float32 [most rows, hidden]
+  at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
+  at::Tensor attention_scratch_;
+  at::Tensor dequantized_;  // the largest matrix, where weights are quantized
+  at::Tensor logits_;       // float32 [rows, vocab]
+};
+
+}  // namespace dlf::cuda

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "model/weights.h"
+
+namespace dlf::cuda {
+
+// A linear layer on a device. Layers that share their input are one: their outputs lie behind each other, each rounded
+// up to whole tiles.
+struct DeviceLinear {
+  at::Tensor weight;   // [out, in], or tiles of int8 or int4
+  at::Tensor scale;    // of tiles
+  at::Tensor bias;     // [out] float32, or undefined
+  ops::Matrix matrix;  // `out` includes the padding
+};
+
+struct DeviceLayer {
+  at::Tensor input_norm;
+  DeviceLinear qkv, o;
+  at::Tensor q_norm, k_norm;
+  at::Tensor post_attention_norm;
+  DeviceLinear gate_up, down;
+};
+
+// A checkpoint's tensors in the memory of one device.
+struct DeviceWeights {
+  // Copies in the order of the current stream.
+  DeviceWeights(const Weights& weights, int device);
+
+  at::Tensor embedding;
+  std::vector<DeviceLayer> layers;
+  at::Tensor norm;
+  DeviceLinear lm_head;
+};
+
+// Where the outputs of a layer begin that comes behind others.
+constexpr int64_t padded_outputs(int64_t out) { return ops::round_up(out, ops::kTileOutputs); }
+
+}  // namespace dlf::cuda

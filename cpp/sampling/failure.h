@@ -1,0 +1,18 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace dlf {
+
+// Why no token could be chosen.
+enum class SampleFailure : int32_t {
+  none,
+  broken_logits,  // NaN or +inf
+  all_excluded,
+};
+
+// In words, with the remedy.
+std::string describe(SampleFailure failure, int64_t step);
+
+}  // namespace dlf

@@ -1,0 +1,331 @@
+#include <cmath>
+
+#include "sampling/random.h"
+#include "sampling/rank_search_cuda.h"
+#include "sampling/sampler_cuda.h"
+
+namespace dlf::cuda {
+namespace {
+
+constexpr size_t kClusterScoreBytes = 192 * 1024;  // of a block's shared memory, with clusters (sm_90)
+constexpr size_t kScoreBytes = 88 * 1024;          // without them
+
+// What a block keeps in shared memory ahead of its scores.
+struct alignas(16) BlockShared {
+  RowShared row;
+  SampleRow options;
+  uint64_t top[kMaxTopTokens];  // of the row's first block: the most probable tokens
+  int32_t top_count;
+};
+
+__host__ __device__ int32_t slice_length(int32_t vocab, int blocks) {
+  return ((vocab + blocks - 1) / blocks + 3) / 4 * 4;  // so that a slice of aligned logits is aligned
+}
+
+// Copies the logits to the slice's scores. The greatest of them, as far as this thread sees; what is not a logit
+// (NaN, +inf) is greater than any.
+__device__ uint64_t read_logits(const RowBlocks& row, const float* logits, const Slice& slice) {
+  const float* from = logits + slice.begin;
+  float best = -INFINITY;
+  int32_t best_index = INT_MAX - slice.begin;
+  bool broken = false;
+  const auto take = [&](float logit, int32_t i) {
+    broken |= !(logit < INFINITY);
+    if (logit > best) {
+      best = logit;
+      best_index = i;
+    }
+  };
+  const int32_t count = slice.end - slice.begin;
+  int32_t done = 0;
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(float4) == 0) {
+    done = max(count, 0) / 4 * 4;
+#pragma unroll 4
+    for (int32_t i = 4 * row.thread; i < done; i += 4 * kRowThreads) {
+      const float4 four = *reinterpret_cast<const float4*>(from + i);
+      *reinterpret_cast<float4*>(slice.scores + i) = four;
+      take(four.x, i);
+      take(four.y, i + 1);
+      take(four.z, i + 2);
+      take(four.w, i + 3);
+    }
+  }
+#pragma unroll 8
+  for (int32_t i = done + row.thread; i < count; i += kRowThreads) {
+    const float logit = from[i];
+    slice.scores[i] = logit;
+    take(logit, i);
+  }
+  return broken ? UINT64_MAX : rank_key(best, slice.begin + best_index);
+}
+
+__device__ uint64_t greatest_score(const RowBlocks& row, const Slice& slice) {
+  float best = -INFINITY;
+  int32_t best_token = INT_MAX;
+  bool broken = false;
+#pragma unroll 4
+  for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
+    const float score = slice.score(token);
+    broken |= !(score < INFINITY);
+    if (score > best) {
+      best = score;
+      best_token = token;
+    }
+  }
+  return broken ? UINT64_MAX : rank_key(best, best_token);
+}
+
+__device__ uint64_t sum_weights(const RowBlocks& row, const Slice& slice, float peak) {
+  uint64_t sum = 0;
+#pragma unroll 4
+  for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
+    sum += fixed_point(weight(slice.score(token), peak, 1.0f));
+  }
+  return sum;
+}
+
+__device__ SampleFailure failure_of(uint64_t peak) {
+  const uint32_t key = static_cast<uint32_t>(peak >> 32);
+  if (key >= kInfiniteKey) {
+    return SampleFailure::broken_logits;
+  }
+  return key <= kExcludedKey ? SampleFailure::all_excluded : SampleFailure::none;
+}
+
+// Gathers the most probable tokens in the row's first block, in any order.
+__device__ void gather_top(RowBlocks& row, const Slice& slice, float peak, uint64_t count, BlockShared* shared) {
+  const Measure ones{false, peak, 1.0f};
+  const Limit limit = find_limit(row, slice, ones, {0, count});
+  BlockShared* first = row.at_block(shared, 0);
+  for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
+    const float score = slice.score(token);
+    if (limit.keeps(ordered(score), token)) {
+      first->top[atomicAdd(&first->top_count, 1)] = rank_key(score, token);
+    }
+  }
+}
+
+__device__ void penalize(const RowBlocks& row, const SampleRow& options, const int32_t* counts, const Slice& slice) {
+#pragma unroll 4
+  for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
+    const int32_t count = __ldg(counts + token);
+    if (count == 0) {
+      continue;
+    }
+    float& score = slice.scores[token - slice.begin];
+    const float repeated = score < 0 ? score * options.repetition_penalty : score / options.repetition_penalty;
+    score = repeated;
+    if (count > 0) {
+      const float penalty = static_cast<float>(options.presence_penalty + options.frequency_penalty * count);
+      score = __fsub_rn(repeated, penalty);  // rounded as on the CPU, never fused with the product
+    }
+  }
+}
+
+__device__ void add_biases(const RowBlocks& row, const SampleRow& options, const int32_t* lists, const Slice& slice) {
+  const int32_t* values = lists + list_begins(options).bias_values;
+  for (int32_t i = row.thread; i < options.bias_count; i += kRowThreads) {
+    const int32_t token = lists[i];
+    if (token < slice.begin || token >= slice.end || (i > 0 && lists[i - 1] == token)) {
+      continue;
+    }
+    float score = slice.score(token);
+    for (int32_t j = i; j < options.bias_count && lists[j] == token; ++j) {  // in the order of the request
+      score += __int_as_float(values[j]);
+    }
+    slice.scores[token - slice.begin] = score;
+  }
+}
+
+// Excludes the last token of every word whose others end the history, and the stop tokens of a sequence that is too
+// short.
+__device__ void exclude(const RowBlocks& row, const SampleRow& options, const int32_t* lists, const int32_t* history,
+                        const Slice& slice) {
+  const SampleListBegins begins = list_begins(options);
+  const auto exclude_token = [&](int32_t token) {
+    if (token >= slice.begin && token < slice.end) {
+      slice.scores[token - slice.begin] = -INFINITY;
+    }
+  };
+  for (int32_t word = row.thread; word < options.word_count; word += kRowThreads) {
+    const int32_t* tokens = lists + begins.words + lists[begins.word_begins + word];
+    const int32_t preceding = lists[begins.word_begins + word + 1] - lists[begins.word_begins + word] - 1;
+    const int32_t* ending = history + options.history_length - preceding;
+    bool matches = preceding <= options.history_length;
+    for (int32_t i = 0; matches && i < preceding; ++i) {
+      matches = tokens[i] == ending[i];
+    }
+    if (matches) {
+      exclude_token(tokens[preceding]);
+    }
+  }
+  if (options.step < options.min_new_tokens) {
+    for (int32_t i = row.thread; i < options.stop_count; i += kRowThreads) {
+      exclude_token(lists[begins.stops + i]);
+    }
+  }
+}
+
+__device__ int32_t draw(RowBlocks& row, const SampleRow& options, const Slice& slice, float peak, int32_t vocab) {
+  Measure measure{false, peak, options.scale};
+  if (options.top_k > 0 && options.top_k < vocab) {
+    measure.within = find_limit(row, slice, measure, {0, static_cast<uint64_t>(options.top_k)});
+  }
+  measure.weighs = true;
+  if (options.top_p < 1) {
+    measure.within = find_limit(row, slice, measure, {options.top_p, 0});
+  }
+  measure.least_weight = options.min_p;
+  return find_token(row, slice, measure,
+                    {philox_uniform(options.seed, static_cast<uint64_t>(options.step), options.stream), 0});
+}
+
+// What the first block of a row does at last: it writes down the choice. log_total is that of the raw logits.
+__device__ void record(const RowBlocks& row, const SampleArgs& args, const SampleRow& options, int index, int32_t token,
+                       double log_total, const BlockShared* shared) {
+  const int32_t top_count = shared->top_count;
+  for (int32_t i = row.thread; i < top_count; i += kRowThreads) {
+    const uint64_t key = shared->top[i];
+    int32_t position = 0;
+    for (int32_t j = 0; j < top_count; ++j) {
+      position += shared->top[j] > key ? 1 : 0;
+    }
+    const int64_t place = static_cast<int64_t>(index) * args.top_capacity + position;
+    args.top_tokens[place] = token_of(key);
+    args.top_logprobs[place] =
+        static_cast<float>(static_cast<double>(score_of(static_cast<uint32_t>(key >> 32))) - log_total);
+  }
+  if (row.thread != 0) {
+    return;
+  }
+  const float logit = args.logits[index * args.logits_stride + token];
+  args.records[index] = {token, static_cast<float>(static_cast<double>(logit) - log_total), SampleFailure::none,
+                         top_count};
+  SampleRow& state = args.rows[index];
+  state.step = options.step + 1;
+  if (options.history_length < args.history_stride) {
+    args.history[index * args.history_stride + options.history_length] = token;
+    state.history_length = options.history_length + 1;
+  }
+  if (options.penalizes != 0) {
+    int32_t& count = args.counts[index * args.counts_stride + token];
+    count = max(count, 0) + 1;
+  }
+}
+
+__device__ void record_failure(const RowBlocks& row, const SampleArgs& args, int index, SampleFailure failure) {
+  if (row.rank == 0 && row.thread == 0) {
+    args.records[index] = {0, 0, failure, 0};
+  }
+  row.sync();  // a block ends only when none looks into its shared memory
+}
+
+template <bool kScoresAreShared>
+__global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_kernel(SampleArgs args) {
+  const int index = static_cast<int>(blockIdx.x) / args.blocks_per_row;
+  if (args.active[index] == 0) {
+    return;
+  }
+  auto* shared = shared_memory<BlockShared>();
+  RowBlocks row(&shared->row, args.blocks_per_row);
+  if (row.thread == 0) {
+    shared->options = args.rows[index];
+    shared->top_count = 0;
+  }
+  const SampleRow& options = shared->options;  // read after the first barrier
+  const float* logits = args.logits + index * args.logits_stride;
+  const int32_t* lists = args.lists + index * args.lists_stride;
+  Slice slice;
+  slice.length = slice_length(args.vocab, args.blocks_per_row);
+  slice.begin = row.rank * slice.length;
+  slice.end = min(slice.begin + slice.length, args.vocab);
+  if constexpr (kScoresAreShared) {
+    slice.scores = reinterpret_cast<float*>(shared + 1);
+  } else {
+    slice.scores = args.scores + index * args.scores_stride + slice.begin;
+  }
+
+  row.show(RowBlocks::warp_max(read_logits(row, logits, slice)));
+  uint64_t peak = row.max_shown(0);
+  SampleFailure failure = failure_of(peak);
+  if (failure != SampleFailure::none) {
+    return record_failure(row, args, index, failure);
+  }
+  const float raw_peak = score_of(static_cast<uint32_t>(peak >> 32));
+  const uint64_t weight_sum = RowBlocks::warp_sum(sum_weights(row, slice, raw_peak));
+  if (options.logprobs > 0) {
+    gather_top(row, slice, raw_peak, static_cast<uint64_t>(options.logprobs), shared);
+  }
+
+  const bool processes = options.penalizes != 0 || options.bias_count > 0 || options.word_count > 0 ||
+                         (options.step < options.min_new_tokens && options.stop_count > 0);
+  if (processes) {
+    __syncthreads();  // everyone has read the raw scores
+    if (options.penalizes != 0) {
+      penalize(row, options, args.counts + index * args.counts_stride, slice);
+      __syncthreads();
+    }
+    add_biases(row, options, lists, slice);
+    __syncthreads();
+    exclude(row, options, lists, args.history + index * args.history_stride, slice);
+    __syncthreads();
+    row.show(weight_sum, RowBlocks::warp_max(greatest_score(row, slice)));
+    peak = row.max_shown(1);
+  } else {
+    row.show(weight_sum);
+  }
+  const uint64_t total = row.sum_shown(0);
+  failure = failure_of(peak);
+  if (failure != SampleFailure::none) {
+    return record_failure(row, args, index, failure);
+  }
+
+  int32_t token = token_of(peak);
+  if (options.scale > 0) {
+    token = draw(row, options, slice, score_of(static_cast<uint32_t>(peak >> 32)), args.vocab);
+  }
+  if (row.rank == 0) {
+    const double log_total = log(static_cast<double>(total) * kFixedPointUnit) + static_cast<double>(raw_peak);
+    record(row, args, options, index, token, log_total, shared);
+  }
+  row.sync();  // a block ends only when none looks into its shared memory
+}
+
+__global__ void count_prompt_kernel(const int32_t* history, int32_t length, int32_t* counts) {
+  const int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < length) {
+    counts[history[i]] = -1;
+  }
+}
+
+size_t score_bytes(int32_t vocab, int blocks) { return slice_length(vocab, blocks) * sizeof(float); }
+
+}  // namespace
+
+bool needs_scores(int32_t vocab, int blocks_per_row) {
+  return score_bytes(vocab, blocks_per_row) > (blocks_per_row > 1 ? kClusterScoreBytes : kScoreBytes);
+}
+
+void sample(const SampleArgs& args, Stream stream) {
+  const bool shared = !needs_scores(args.vocab, args.blocks_per_row);
+  Shape shape;
+  shape.grid = dim3(static_cast<unsigned>(args.row_count * args.blocks_per_row));
+  shape.block = dim3(kRowThreads);
+  shape.shared_bytes = sizeof(BlockShared) + (shared ? score_bytes(args.vocab, args.blocks_per_row) : 0);
+  shape.cluster = static_cast<unsigned>(args.blocks_per_row);
+  launch(shared ? sample_kernel<true> : sample_kernel<false>, shape, stream, args);
+}
+
+void count_prompt(const SampleArgs& args, int row, int32_t length, Stream stream) {
+  if (length == 0) {
+    return;
+  }
+  constexpr unsigned kThreads = 256;
+  Shape shape;
+  shape.grid = dim3((static_cast<unsigned>(length) + kThreads - 1) / kThreads);
+  shape.block = dim3(kThreads);
+  launch(count_prompt_kernel, shape, stream, args.history + row * args.history_stride, length,
+         args.counts + row * args.counts_stride);
+}
+
+}  // namespace dlf::cuda

@@ -1,0 +1,98 @@
+#pragma once
+
+#include <cstdint>
+
+#include "sampling/failure.h"
+#include "support/cuda/stream.h"
+
+namespace dlf::cuda {
+
+// What a row chose. After a failure the token is 0, which can be looked up, and the row stays as it was.
+struct SampleRecord {
+  int32_t token;
+  float logprob;  // of the raw logits, before any option
+  SampleFailure failure;
+  int32_t top_count;  // below `logprobs` where fewer tokens have logits above -inf
+};
+
+// The options of a row and where its sequence stands, in device memory.
+struct SampleRow {
+  double presence_penalty;
+  double frequency_penalty;
+  double top_p;
+  uint64_t seed;
+  uint64_t stream;
+  int64_t step;  // counts the chosen tokens, and is the random counter
+  int64_t min_new_tokens;
+  float repetition_penalty;
+  float scale;  // 1 / temperature; 0: greedy
+  float min_p;
+  int32_t top_k;  // 0: off
+  int32_t logprobs;
+  int32_t penalizes;       // whether the row's counts are kept
+  int32_t bias_count;      // how many there are of each kind in the row's lists
+  int32_t word_count;      //
+  int32_t word_tokens;     // of all words together
+  int32_t stop_count;      //
+  int32_t history_length;  // prompt and chosen tokens
+  uint32_t ticket;         // tells the host which set() has arrived
+};
+
+// Where the parts of a row's lists begin, which lie behind one another:
+// bias tokens in rising order, their values, the words' begins and the end of the last, the words' tokens, stop tokens.
+struct SampleListBegins {
+  int64_t bias_values;
+  int64_t word_begins;
+  int64_t words;
+  int64_t stops;
+  int64_t end;
+};
+
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+    inline SampleListBegins list_begins(const SampleRow& row) {
+  SampleListBegins begins;
+  begins.bias_values = row.bias_count;
+  begins.word_begins = begins.bias_values + row.bias_count;
+  begins.words = begins.word_begins + row.word_count + 1;
+  begins.stops = begins.words + row.word_tokens;
+  begins.end = begins.stops + row.stop_count;
+  return begins;
+}
+
+struct SampleArgs {
+  const float* logits;  // [rows, logits_stride]
+  int64_t logits_stride;
+  const int32_t* active;  // [rows], 0: the row is skipped
+  SampleRow* rows;        // [rows]
+  const int32_t* lists;   // [rows, lists_stride]
+  int64_t lists_stride;
+  int32_t* history;  // [rows, history_stride]
+  int64_t history_stride;
+  int32_t* counts;  // [rows, counts_stride]: how often a token was chosen; -1 if it is only in the prompt, 0 if nowhere
+  int64_t counts_stride;
+  float* scores;  // [rows, scores_stride], used where they do not fit into shared memory
+  int64_t scores_stride;
+  SampleRecord* records;  // [rows]
+  int32_t* top_tokens;    // [rows, top_capacity], the most probable first
+  float* top_logprobs;    // [rows, top_capacity]
+  int32_t top_capacity;   // at most kMaxTopTokens
+  int32_t vocab;          // at most kMaxSampledVocab
+  int32_t row_count;
+  int32_t blocks_per_row;  // a power of two up to 8, and 1 below sm_90; the answer does not depend on it
+};
+
+inline constexpr int32_t kMaxTopTokens = 512;
+inline constexpr int32_t kMaxSampledVocab = 1 << 19;
+
+// Whether the rows' scores need memory of their own.
+bool needs_scores(int32_t vocab, int blocks_per_row);
+
+// Chooses a token for every active row as Sampler does, appends it and takes the row a step further.
+void sample(const SampleArgs& args, Stream stream);
+
+// Marks the tokens of a row's history, its prompt, in its counts, which are zero.
+void count_prompt(const SampleArgs& args, int row, int32_t length, Stream stream);
+
+}  // namespace dlf::cuda

@@ -1,0 +1,23 @@
+#include <c10/util/Exception.h>
+
+#include "engine/step_loop_cuda.h"
+#include "support/cuda/runtime.h"
+
+// What a build without CUDA has in place of dlf_cuda: all that the rest calls of it.
+namespace dlf {
+namespace {
+
+[[noreturn]] void not_built() {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, "this build of dlf has no CUDA: install a torch that has, and build dlf from source ", "there, with nvcc");
+}
+
+}  // namespace
+
+std::string cuda::version() { return {}; }
+
+std::vector<cuda::DeviceInfo> cuda::devices() { return {}; }
+
+std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&) { not_built(); }
+
+}  // namespace dlf

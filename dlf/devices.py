@@ -1,0 +1,134 @@
+"""Where the models of an engine run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dlf import _C
+from dlf.config import ModelConfig
+from dlf.precision import Precision
+from dlf.quantized import weights_bytes
+
+__all__ = ["Placement", "check_cuda_memory"]
+
+CUDA = re.compile(r"cuda(?::(\d+))?")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The CUDA devices of the large model and of the small ones; None is the CPU.
+
+    Parameters
+    ----------
+    large, experts : int, optional
+        Indices of CUDA devices; experts and their bases are on one.
+    """
+
+    large: int | None = None
+    experts: int | None = None
+
+    @property
+    def cuda(self) -> bool:
+        """Whether the models run on CUDA devices."""
+        return self.large is not None
+
+    def devices(self, models: int) -> list[int]:
+        """Device of each of the models, the large one first; empty on the CPU."""
+        if self.large is None or self.experts is None:
+            return []
+        return [self.large] + [self.experts] * (models - 1)
+
+    @classmethod
+    def of(cls, device: str, device_map: Mapping[str, str] | None = None) -> Placement:
+        """Return what `device` and `device_map` ask for.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or the two mix CPU and CUDA.
+        RuntimeError
+            If the build has no CUDA, or the machine no such device.
+        """
+        unknown = sorted(set(device_map or ()) - {"large", "experts"})
+        if unknown:
+            raise ValueError(f"device_map has {unknown[0]!r}; its keys are 'large' and 'experts'")
+        names = {"large": device, "experts": device} | dict(device_map or {})
+        if device_map and device == "cpu":  # the default: what the map leaves out goes where the rest goes
+            names = {key: device_map.get(key, next(iter(device_map.values()))) for key in names}
+        large, experts = (_index(names[key]) for key in ("large", "experts"))
+        if (large is None) != (experts is None):
+            raise ValueError(
+                f"the large model is on {names['large']!r} and the experts are on {names['experts']!r}; put all of "
+                "them on the CPU or all on CUDA devices"
+            )
+        for index in {large, experts} - {None}:
+            _check_present(index)
+        return cls(large, experts)
+
+
+def _index(device: str) -> int | None:
+    if not isinstance(device, str):
+        raise TypeError(f"a device is a string such as 'cpu' or 'cuda:0', not {device!r}")
+    if device == "cpu":
+        return None
+    match = CUDA.fullmatch(device)
+    if not match:
+        raise ValueError(f"device is {device!r}; it takes 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ...")
+    return int(match[1] or 0)
+
+
+def _check_present(index: int | None) -> None:
+    if not _C.cuda_version:
+        raise RuntimeError(
+            "this build of dlf has no CUDA: install a torch with CUDA and nvcc, and build dlf there "
+            "(pip install --no-build-isolation .)"
+        )
+    present = _C.cuda_devices()
+    if not present:
+        raise RuntimeError("no CUDA device is there; see whether nvidia-smi finds one, or use device='cpu'")
+    if index not in {device.index for device in present}:
+        raise RuntimeError(f"there is no cuda:{index}; this machine has cuda:0 to cuda:{len(present) - 1}")
+
+
+def check_cuda_memory(
+    placement: Placement,
+    models: Sequence[tuple[ModelConfig, Precision]],
+    lanes: Sequence[int],
+    max_batch: int,
+    max_context: int,
+) -> None:
+    """Refuse models that do not fit their devices, before any of them is loaded.
+
+    Parameters
+    ----------
+    placement
+        Where they are to go; the first model is the large one.
+    models, lanes
+        Config and precision of each, and its lanes in a sequence.
+    max_batch, max_context
+        What the KV cache must hold.
+
+    Raises
+    ------
+    MemoryError
+        Saying how many bytes are needed and free.
+    """
+    needed: dict[int, int] = {}
+    for i, ((config, precision), count) in enumerate(zip(models, lanes, strict=True)):
+        index = placement.devices(len(models))[i]
+        width = 4 if precision.float_dtype(config.dtype, cuda=True) == "float32" else 2
+        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
+        cache = per_token * max_context * max_batch * count
+        needed[index] = needed.get(index, 0) + weights_bytes(config, precision, cuda=True) + cache
+    for device in _C.cuda_devices():
+        need = needed.get(device.index, 0)
+        if need > device.free_bytes:
+            raise MemoryError(
+                f"the models and their KV caches for max_batch={max_batch} and max_context={max_context} take "
+                f"{need / 2**30:.1f} GiB of cuda:{device.index} ({device.name}), which has "
+                f"{device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free; lower one of them, "
+                "load smaller weights (weights='int8' or 'int4'), or give the experts a device of their own "
+                "(device_map)"
+            )

@@ -1,0 +1,208 @@
+// The step loop on a GPU (or its emulation) against the one on the processor, in float32: the same tokens.
+#include "engine/step_loop_cuda.h"
+
+#include <cmath>
+#include <cstdlib>
+
+#include "check.h"
+#include "engine/cpu_step_loop.h"
+#include "support/cuda/runtime.h"
+#include "tiny_family.h"
+
+namespace dlf {
+namespace {
+
+using testing::kVocab;
+using testing::make_request;
+using testing::run;
+using testing::tiny_model;
+using testing::tiny_models;
+using testing::tiny_plan;
+using testing::Tokens;
+
+constexpr int64_t kContext = 64;
+
+CudaOptions options(int64_t max_batch, bool graph = true) { return {max_batch, kContext, {0, 0, 0, 0}, graph}; }
+
+void expect_near(const StepOutput& output, const StepOutput& expected) {
+  EXPECT(std::abs(output.logprob - expected.logprob) < 1e-3);
+  EXPECT(std::abs(output.f - expected.f) < 1e-3 && std::abs(output.g - expected.g) < 1e-3);
+  for (size_t t = 0; t < expected.alpha.size(); ++t) {
+    EXPECT(std::abs(output.alpha[t] - expected.alpha[t]) < 3e-3);
+  }
+  EXPECT(output.top_tokens == expected.top_tokens);
+}
+
+void tokens_are_those_of_the_processor() {
+  for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
+    CpuStepLoop cpu(tiny_plan(combine), tiny_models(), 1, kContext, 1);
+    const auto cuda = make_cuda_step_loop(tiny_plan(combine), tiny_models(), options(1));
+    for (const double temperature : {0.0, 1.0}) {
+      const Request request = make_request(1, 5, 25, temperature);
+      cpu.add(request);
+      cuda->add(request);
+      while (!cpu.idle()) {
+        const StepOutput expected = *cpu.step().at(0);
+        EXPECT(!cuda->idle());
+        const auto& outputs = cuda->step();
+        if (outputs.size() != 1) {
+          EXPECT(outputs.size() == 1);
+          return;
+        }
+        EXPECT(outputs[0]->token == expected.token && outputs[0]->finish == expected.finish);
+        expect_near(*outputs[0], expected);
+      }
+      EXPECT(cuda->idle());
+    }
+  }
+}
+
+Tokens tokens_of_many(StepLoop& loop) {
+  for (int64_t id = 0; id < 9; ++id) {
+    loop.add(make_request(id, 1 + 5 * id, 6 + 3 * id, id % 2 == 0 ? 1.0 : 0.0));
+  }
+  return run(loop);
+}
+
+void batches_and_graphs_change_nothing() {
+  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), 3, kContext, 1);
+  const Tokens expected = tokens_of_many(cpu);
+  for (const int64_t max_batch : {1, 3, 5}) {
+    for (const bool graph : {true, false}) {
+      const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(max_batch, graph));
+      EXPECT(tokens_of_many(*loop) == expected);
+      EXPECT(tokens_of_many(*loop) == expected);  // rows are used again
+    }
+  }
+}
+
+void models_may_be_on_two_devices() {
+  if (cuda::devices().size() < 2) {
+    return;
+  }
+  CpuStepLoop cpu(tiny_plan(Combine::joint), tiny_models(), 2, kContext, 1);
+  CudaOptions two = options(2);
+  two.devices = {0, 1, 1, 1};
+  const auto loop = make_cuda_step_loop(tiny_plan(Combine::joint), tiny_models(), two);
+  EXPECT(tokens_of_many(*loop) == tokens_of_many(cpu));
+}
+
+void the_large_model_decodes_alone() {
+  FusionPlan plan;
+  plan.lane_model = {0};
+  plan.vocab = kVocab;
+  CpuStepLoop cpu(plan, {tiny_model(1)}, 2, kContext, 1);
+  const auto loop = make_cuda_step_loop(plan, {tiny_model(1)}, {2, kContext, {0}, true});
+  Request request = make_request(1, 7, 30);
+  request.prompts.resize(1);
+  cpu.add(request);
+  loop->add(request);
+  EXPECT(run(*loop) == run(cpu));
+}
+
+// Five lanes on one model: an expert whose base is itself has two there.
+void lanes_share_a_model() {
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 1, 0};
+  plan.experts = {{1, 2}, {3, 2}};
+  plan.vocab = kVocab;
+  const Models models = {tiny_model(1), tiny_model(2)};
+  CpuStepLoop cpu(plan, models, 2, kContext, 1);
+  const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, true});
+  for (StepLoop* each : std::initializer_list<StepLoop*>{&cpu, loop.get()}) {
+    for (const int64_t id : {1, 2, 3}) {
+      Request request = make_request(id, 4 + id, 12);
+      request.prompts[1].push_back(id);  // lanes of different lengths
+      request.prompts[3].resize(2);
+      each->add(request);
+    }
+  }
+  EXPECT(run(*loop) == run(cpu));
+}
+
+void a_cancelled_sequence_leaves_its_place() {
+  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  loop->add(make_request(1, 4, 50));
+  loop->add(make_request(2, 4, 3));
+  loop->step();
+  loop->cancel(1);
+  loop->cancel(99);
+  EXPECT(!loop->idle());
+  const Tokens tokens = run(*loop);
+  EXPECT(tokens.count(1) == 0 && tokens.at(2).size() == 3);
+  for (int64_t id = 10; id < 30; ++id) {
+    loop->add(make_request(id, 4, 50));
+    loop->step();
+    loop->cancel(id);
+  }
+  EXPECT(loop->idle());
+}
+
+void stop_tokens_and_the_context_end_a_sequence() {
+  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(2));
+  loop->add(make_request(1, 60, 1000));
+  EXPECT(run(*loop).at(1).size() == 5);
+  loop->add(make_request(2, 4, 20));
+  const std::vector<int64_t> free = run(*loop).at(2);
+  Request request = make_request(3, 4, 20);
+  request.sampling.seed = 2;
+  request.prompts = make_request(2, 4, 20).prompts;
+  request.sampling.stop_token_ids = {free[7]};
+  loop->add(request);
+  const auto first = std::find(free.begin(), free.end(), free[7]) - free.begin();
+  EXPECT(run(*loop).at(3).size() == static_cast<size_t>(first) + 1);
+}
+
+void logits_that_are_not_numbers_end_only_their_sequence() {
+  const auto broken = [] {
+    auto weights = std::make_shared<Weights>(*tiny_model(2));
+    weights->embedding.mutable_data_ptr<float>()[11 * 16] = NAN;  // token 11, and as it is tied, its logit always
+    return weights;
+  }();
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 2};
+  plan.experts = {{1, 2}};
+  plan.vocab = kVocab;
+  const auto loop = make_cuda_step_loop(plan, {tiny_model(1), broken, tiny_model(3)}, {2, kContext, {0, 0, 0}, true});
+  Request request = make_request(1, 3, 5);
+  request.prompts.resize(3);
+  loop->add(request);
+  const auto& outputs = loop->step();
+  EXPECT(outputs.size() == 1 && outputs[0]->finish == FinishReason::error);
+  EXPECT(outputs[0]->error.find("expert 0 at step 0") != std::string::npos);
+  EXPECT(loop->idle());
+}
+
+void what_does_not_fit_is_refused() {
+  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {1, kContext, {0, 0, 0, 99}, true}));
+  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {256, 1 << 28, {0, 0, 0, 0}, true}));
+  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  EXPECT_THROWS(loop->add(make_request(1, 0, 5)));
+  EXPECT_THROWS(loop->add(make_request(1, 64, 5)));
+  Request many = make_request(1, 4, 5);
+  many.sampling.stop_token_ids.assign(65, 1);
+  EXPECT_THROWS(loop->add(many));
+  loop->add(make_request(2, 4, 5));
+  EXPECT(run(*loop).at(2).size() == 5);
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() {
+  if (dlf::cuda::devices().empty()) {
+    std::puts("skipped: no CUDA device");
+    return std::getenv("DLF_REQUIRE_CUDA") == nullptr ? 0 : 1;
+  }
+  return dlf::testing::run({
+      {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
+      {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
+      {"models may be on two devices", dlf::models_may_be_on_two_devices},
+      {"the large model decodes alone", dlf::the_large_model_decodes_alone},
+      {"lanes share a model", dlf::lanes_share_a_model},
+      {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
+      {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
+      {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
+      {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
+  });
+}

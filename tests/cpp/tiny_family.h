@@ -1,0 +1,98 @@
+#pragma once
+
+#include <ATen/ops/empty.h>
+
+#include <map>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "engine/step_loop.h"
+
+// A tiny random family, requests to it and what they give: for the tests of step loops.
+namespace dlf::testing {
+
+inline constexpr int64_t kVocab = 50;
+
+inline at::Tensor random_tensor(std::initializer_list<int64_t> shape, std::mt19937& generator) {
+  at::Tensor tensor = at::empty(shape, at::kFloat);
+  std::normal_distribution<float> normal(0.0F, 0.3F);
+  auto* data = tensor.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < tensor.numel(); ++i) {
+    data[i] = normal(generator);
+  }
+  return tensor;
+}
+
+inline std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
+  ModelConfig config;
+  config.vocab_size = kVocab;
+  config.hidden_size = 16;
+  config.intermediate_size = 24;
+  config.num_hidden_layers = 2;
+  config.num_attention_heads = 4;
+  config.num_key_value_heads = 2;
+  config.head_dim = 4;
+  config.sliding_windows = {0, 0};
+  config.inv_freq = {1.0F, 0.01F};
+  std::mt19937 generator(seed);
+  TensorMap tensors = {{"model.embed_tokens.weight", random_tensor({kVocab, 16}, generator)},
+                       {"model.norm.weight", random_tensor({16}, generator)}};
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::string name = "model.layers." + std::to_string(layer) + ".";
+    tensors[name + "input_layernorm.weight"] = random_tensor({16}, generator);
+    tensors[name + "post_attention_layernorm.weight"] = random_tensor({16}, generator);
+    tensors[name + "self_attn.q_proj.weight"] = random_tensor({16, 16}, generator);
+    tensors[name + "self_attn.k_proj.weight"] = random_tensor({8, 16}, generator);
+    tensors[name + "self_attn.v_proj.weight"] = random_tensor({8, 16}, generator);
+    tensors[name + "self_attn.o_proj.weight"] = random_tensor({16, 16}, generator);
+    tensors[name + "mlp.gate_proj.weight"] = random_tensor({24, 16}, generator);
+    tensors[name + "mlp.up_proj.weight"] = random_tensor({24, 16}, generator);
+    tensors[name + "mlp.down_proj.weight"] = random_tensor({16, 24}, generator);
+  }
+  return std::make_shared<const Weights>(config, tensors);
+}
+
+// A large model and two experts that share a base: lanes 0 to 3.
+inline FusionPlan tiny_plan(Combine combine) {
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 2, 3};
+  plan.experts = {{1, 2}, {3, 2}};
+  plan.fusion.combine = combine;
+  plan.vocab = kVocab;
+  return plan;
+}
+
+inline Models tiny_models() { return {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}; }
+
+inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, double temperature = 1.0) {
+  Request request;
+  request.id = id;
+  request.max_new_tokens = max_new_tokens;
+  request.sampling.temperature = temperature;
+  request.sampling.top_p = 0.9;
+  request.sampling.repetition_penalty = 1.1;
+  request.sampling.logprobs = 5;
+  request.sampling.seed = static_cast<uint64_t>(id);
+  for (int lane = 0; lane < 4; ++lane) {
+    std::vector<int64_t>& tokens = request.prompts.emplace_back();
+    for (int64_t i = 0; i < prompt; ++i) {
+      tokens.push_back((7 * i + id) % kVocab);
+    }
+  }
+  return request;
+}
+
+using Tokens = std::map<int64_t, std::vector<int64_t>>;
+
+inline Tokens run(StepLoop& loop) {
+  Tokens tokens;
+  while (!loop.idle()) {
+    for (const StepOutput* output : loop.step()) {
+      tokens[output->request].push_back(output->token);
+    }
+  }
+  return tokens;
+}
+
+}  // namespace dlf::testing

@@ -1,0 +1,461 @@
+#include "emulator.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <vector>
+
+#include "fiber.h"
+#include "kernel_name.h"
+#include "order.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+dim3 blockDim;
+dim3 gridDim;
+
+namespace dlf::emulation {
+
+const Place* place = nullptr;
+
+namespace {
+
+constexpr unsigned kLanes = 32;
+constexpr unsigned kMaxThreads = 1024;
+constexpr unsigned kMaxBlockDepth = 64;
+constexpr unsigned kMaxGridSide = 65535;
+constexpr size_t kMaxSharedBytes = 227 * 1024;
+constexpr unsigned kMaxCluster = 16;
+constexpr size_t kGuardBytes = 128;  // behind each block's shared memory; also its alignment
+constexpr unsigned char kGuard = 0xa5;
+
+struct Block;
+
+struct Thread {
+  Place place;
+  Block* block;
+  unsigned warp;  // within the cluster
+  unsigned lane;
+  unsigned cluster_phase;  // that it has arrived for
+  Fiber fiber;
+};
+
+// Sets of lanes are bits.
+struct Warp {
+  unsigned first_thread;  // within the cluster
+  unsigned ready;
+  unsigned ended;  // lanes that the block doesn't have count as ended
+  unsigned meeting;
+  unsigned at_block_barrier;
+  unsigned at_cluster_barrier;
+  unsigned masks[kLanes];  // of those that are meeting
+  Exchange exchanges[kLanes];
+  Offer offers[kLanes];
+};
+
+struct Block {
+  unsigned first_warp;  // within the cluster
+  unsigned rank;
+  unsigned arrived;
+  unsigned ended;
+  int votes;
+  Votes result;
+  unsigned char* shared;
+};
+
+// The cluster that runs.
+class Machine {
+ public:
+  void run(const Launch& launch, const std::function<void()>& body);
+
+  Thread& current() { return *current_; }
+  Votes synchronize_block(bool vote);
+  uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source);
+  unsigned present_lanes() { return ~warps_[current_->warp].ended; }
+  void yield();
+  void arrive_cluster();
+  void wait_cluster();
+  unsigned cluster_blocks() const { return launch_->cluster; }
+  void* map_shared(void* pointer, unsigned rank);
+  [[noreturn]] void fail(const std::string& problem);
+
+ private:
+  void run_cluster(dim3 first_block);
+  void prepare(dim3 first_block);
+  void prepare_shared_memory();
+  void run_warp(unsigned warp);
+  void suspend(Thread& thread);
+  void try_to_meet(Warp& warp, unsigned mask, Exchange exchange);
+  void try_to_pass_block_barrier(Block& block);
+  void try_to_pass_cluster_barrier();
+  void end(Thread& thread);
+  void end(Block& block);
+  std::string describe(const uint3& block, const std::string& problem) const;
+  std::string describe_deadlock() const;
+  static void thread_main();
+
+  const Launch* launch_ = nullptr;
+  const std::function<void()>* body_ = nullptr;
+  Schedule schedule_;
+  std::deque<Thread> threads_;  // never moves a fiber
+  std::vector<Warp> warps_;
+  std::vector<Block> blocks_;
+  std::unique_ptr<unsigned char[]> shared_;
+  size_t shared_stride_ = 0;
+  unsigned threads_per_block_ = 0;
+  unsigned warps_per_block_ = 0;
+  unsigned ended_ = 0;
+  unsigned cluster_arrived_ = 0;
+  unsigned cluster_phase_ = 0;
+  bool barrier_passed_ = false;  // of a block or of the cluster, in this turn
+  Thread* current_ = nullptr;
+  std::string problem_;
+};
+
+Machine machine;
+std::mutex machine_mutex;
+
+void Machine::run(const Launch& launch, const std::function<void()>& body) {
+  launch_ = &launch;
+  body_ = &body;
+  schedule_ = Schedule();
+  blockDim = launch.block;
+  gridDim = launch.grid;
+  threads_per_block_ = launch.block.x * launch.block.y * launch.block.z;
+  warps_per_block_ = (threads_per_block_ + kLanes - 1) / kLanes;
+  blocks_.assign(launch.cluster, Block{});
+  warps_.assign(launch.cluster * warps_per_block_, Warp{});
+  while (threads_.size() < launch.cluster * threads_per_block_) {
+    threads_.emplace_back();
+  }
+  prepare_shared_memory();
+  const uint64_t row = launch.grid.x / launch.cluster;
+  const uint64_t clusters = row * launch.grid.y * launch.grid.z;
+  const std::vector<uint64_t> order = schedule_.permutation(clusters);
+  for (const uint64_t cluster : order) {
+    const uint64_t x = cluster % row * launch.cluster;
+    const uint64_t y = cluster / row % launch.grid.y;
+    const uint64_t z = cluster / row / launch.grid.y;
+    run_cluster(dim3(x, y, z));
+  }
+}
+
+void Machine::prepare_shared_memory() {
+  const size_t rounded = (launch_->shared_bytes + kGuardBytes - 1) / kGuardBytes * kGuardBytes;
+  shared_stride_ = rounded + kGuardBytes;
+  shared_.reset(new unsigned char[launch_->cluster * shared_stride_ + kGuardBytes]);
+  const auto address = reinterpret_cast<uintptr_t>(shared_.get());
+  unsigned char* aligned = shared_.get() + (kGuardBytes - address % kGuardBytes) % kGuardBytes;
+  for (unsigned rank = 0; rank < launch_->cluster; ++rank) {
+    unsigned char* shared = aligned + rank * shared_stride_;
+    blocks_[rank].shared = shared;
+    std::memset(shared + launch_->shared_bytes, kGuard, shared_stride_ - launch_->shared_bytes);
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_POISON_MEMORY_REGION(shared + launch_->shared_bytes, shared_stride_ - launch_->shared_bytes);
+#endif
+  }
+}
+
+void Machine::prepare(dim3 first_block) {
+  problem_.clear();
+  ended_ = 0;
+  cluster_arrived_ = 0;
+  cluster_phase_ = 0;
+  const unsigned last_lanes = threads_per_block_ - (warps_per_block_ - 1) * kLanes;
+  unsigned thread_index = 0;
+  for (unsigned rank = 0; rank < launch_->cluster; ++rank) {
+    unsigned char* shared = blocks_[rank].shared;
+    std::memset(shared, schedule_.poison(), launch_->shared_bytes);
+    blocks_[rank] = Block{rank * warps_per_block_, rank, 0, 0, 0, {}, shared};
+    for (unsigned index = 0; index < threads_per_block_; ++index, ++thread_index) {
+      Thread& thread = threads_[thread_index];
+      thread.place.thread = {index % launch_->block.x, index / launch_->block.x % launch_->block.y,
+                             index / launch_->block.x / launch_->block.y};
+      thread.place.block = {first_block.x + rank, first_block.y, first_block.z};
+      thread.block = &blocks_[rank];
+      thread.warp = rank * warps_per_block_ + index / kLanes;
+      thread.lane = index % kLanes;
+      thread.cluster_phase = 0;
+      thread.fiber.start(&Machine::thread_main);
+    }
+    for (unsigned index = 0; index < warps_per_block_; ++index) {
+      Warp& warp = warps_[rank * warps_per_block_ + index];
+      warp.first_thread = rank * threads_per_block_ + index * kLanes;
+      const bool partial = index + 1 == warps_per_block_ && last_lanes < kLanes;
+      warp.ready = partial ? (1U << last_lanes) - 1 : ~0U;
+      warp.ended = ~warp.ready;
+      warp.meeting = warp.at_block_barrier = warp.at_cluster_barrier = 0;
+    }
+  }
+}
+
+void Machine::run_cluster(dim3 first_block) {
+  prepare(first_block);
+  unsigned last = schedule_.before_first(warps_.size());
+  while (ended_ < launch_->cluster * threads_per_block_) {
+    const unsigned warp = schedule_.next(last, warps_.size(), [&](unsigned index) { return warps_[index].ready != 0; });
+    if (warp == warps_.size()) {
+      throw std::runtime_error(describe({first_block.x, first_block.y, first_block.z}, describe_deadlock()));
+    }
+    last = warp;
+    run_warp(warp);
+  }
+}
+
+// Lets the lanes of a warp run until all wait, or until others may run that come before them; in a random order, for
+// one turn only.
+void Machine::run_warp(unsigned index) {
+  Warp& warp = warps_[index];
+  barrier_passed_ = false;
+  do {
+    const unsigned lane = schedule_.lane(warp.ready);
+    warp.ready &= ~(1U << lane);
+    current_ = &threads_[warp.first_thread + lane];
+    place = &current_->place;
+    current_->fiber.resume();
+    if (current_->fiber.overflowed()) {
+      problem_ = "a thread needs more stack than the emulator gives it";
+    }
+    if (!problem_.empty()) {
+      throw std::runtime_error(describe(current_->place.block, problem_));
+    }
+  } while (warp.ready != 0 && !barrier_passed_ && !schedule_.is_random());
+}
+
+void Machine::thread_main() {
+  try {
+    (*machine.body_)();
+  } catch (const std::exception& error) {
+    machine.problem_ = std::string("exception: ") + error.what();
+  }
+  machine.end(machine.current());
+  machine.current().fiber.finish();
+}
+
+void Machine::suspend(Thread& thread) { thread.fiber.suspend(); }
+
+void Machine::yield() {
+  warps_[current_->warp].ready |= 1U << current_->lane;
+  suspend(*current_);
+}
+
+void Machine::fail(const std::string& problem) {
+  problem_ = problem;
+  current_->fiber.finish();
+  __builtin_trap();
+}
+
+// ---- warps
+
+uint64_t Machine::meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source) {
+  Thread& thread = *current_;
+  Warp& warp = warps_[thread.warp];
+  const unsigned bit = 1U << thread.lane;
+  if ((mask & bit) == 0) {
+    fail("a lane calls a warp's collective with a mask that it isn't in");
+  }
+  warp.masks[thread.lane] = mask;
+  warp.exchanges[thread.lane] = exchange;
+  warp.offers[thread.lane] = {value, source, 0};
+  warp.meeting |= bit;
+  try_to_meet(warp, mask, exchange);
+  if ((warp.ready & bit) == 0) {
+    suspend(thread);
+  } else {
+    warp.ready &= ~bit;  // the last to come need not wait
+  }
+  return warp.offers[thread.lane].received;
+}
+
+void Machine::try_to_meet(Warp& warp, unsigned mask, Exchange exchange) {
+  const unsigned lanes = mask & ~warp.ended;
+  if ((lanes & ~warp.meeting) != 0) {
+    return;
+  }
+  for (unsigned left = lanes; left != 0; left &= left - 1) {
+    const unsigned lane = std::countr_zero(left);
+    if (warp.masks[lane] != mask || warp.exchanges[lane] != exchange) {
+      return;  // for ever, which ends as a deadlock
+    }
+  }
+  if (exchange != nullptr) {
+    exchange(warp.offers, lanes);
+  }
+  warp.meeting &= ~lanes;
+  warp.ready |= lanes;
+}
+
+// ---- blocks
+
+Votes Machine::synchronize_block(bool vote) {
+  Thread& thread = *current_;
+  Block& block = *thread.block;
+  Warp& warp = warps_[thread.warp];
+  const unsigned bit = 1U << thread.lane;
+  ++block.arrived;
+  block.votes += vote;
+  warp.at_block_barrier |= bit;
+  try_to_pass_block_barrier(block);
+  suspend(thread);  // the last to come waits for its turn too, so that others get ahead of it
+  return block.result;
+}
+
+void Machine::try_to_pass_block_barrier(Block& block) {
+  if (block.arrived == 0 || block.arrived + block.ended < threads_per_block_) {
+    return;
+  }
+  block.result = {block.votes, static_cast<int>(block.arrived)};
+  block.arrived = 0;
+  block.votes = 0;
+  barrier_passed_ = true;
+  for (unsigned index = block.first_warp; index < block.first_warp + warps_per_block_; ++index) {
+    warps_[index].ready |= warps_[index].at_block_barrier;
+    warps_[index].at_block_barrier = 0;
+  }
+}
+
+// ---- clusters
+
+void Machine::arrive_cluster() {
+  if (current_->cluster_phase != cluster_phase_) {
+    fail("a thread arrives twice at the cluster's barrier without waiting");
+  }
+  ++current_->cluster_phase;
+  ++cluster_arrived_;
+  try_to_pass_cluster_barrier();
+}
+
+void Machine::wait_cluster() {
+  Thread& thread = *current_;
+  if (thread.cluster_phase > cluster_phase_) {
+    warps_[thread.warp].at_cluster_barrier |= 1U << thread.lane;
+    suspend(thread);
+  } else {
+    yield();
+  }
+}
+
+void Machine::try_to_pass_cluster_barrier() {
+  if (cluster_arrived_ == 0 || cluster_arrived_ + ended_ < launch_->cluster * threads_per_block_) {
+    return;
+  }
+  cluster_arrived_ = 0;
+  ++cluster_phase_;
+  barrier_passed_ = true;
+  for (Warp& warp : warps_) {
+    warp.ready |= warp.at_cluster_barrier;
+    warp.at_cluster_barrier = 0;
+  }
+}
+
+void* Machine::map_shared(void* pointer, unsigned rank) {
+  const Block& block = *current_->block;
+  if (rank >= blocks_.size()) {
+    fail("the cluster has no block " + std::to_string(rank));
+  }
+  const auto offset = static_cast<unsigned char*>(pointer) - block.shared;
+  if (offset < 0 || static_cast<size_t>(offset) >= launch_->shared_bytes) {
+    fail("map_shared_rank of a pointer that isn't into the block's shared memory");
+  }
+  return blocks_[rank].shared + offset;
+}
+
+// ---- the end
+
+void Machine::end(Thread& thread) {
+  Warp& warp = warps_[thread.warp];
+  Block& block = *thread.block;
+  warp.ended |= 1U << thread.lane;
+  ++block.ended;
+  ++ended_;
+  for (unsigned lanes = warp.meeting; lanes != 0; lanes &= warp.meeting & (lanes - 1)) {
+    const unsigned lane = std::countr_zero(lanes);
+    try_to_meet(warp, warp.masks[lane], warp.exchanges[lane]);
+  }
+  try_to_pass_block_barrier(block);
+  if (thread.cluster_phase > cluster_phase_) {
+    --cluster_arrived_;  // it arrived and did not wait; it counts as ended now
+  }
+  try_to_pass_cluster_barrier();
+  if (block.ended == threads_per_block_) {
+    end(block);
+  }
+}
+
+// What a block leaves behind is nobody's: a neighbour that reads it without a last barrier finds it gone.
+void Machine::end(Block& block) {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(block.shared, shared_stride_);
+#endif
+  for (size_t i = launch_->shared_bytes; i < shared_stride_; ++i) {
+    if (block.shared[i] != kGuard) {
+      problem_ = "a write beyond the " + std::to_string(launch_->shared_bytes) + " bytes of shared memory";
+    }
+  }
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_POISON_MEMORY_REGION(block.shared + launch_->shared_bytes, shared_stride_ - launch_->shared_bytes);
+#endif
+  std::memset(block.shared, schedule_.poison(), launch_->shared_bytes);
+}
+
+std::string Machine::describe(const uint3& block, const std::string& problem) const {
+  return "kernel " + kernel_name(launch_->kernel) + ", block (" + std::to_string(block.x) + ", " +
+         std::to_string(block.y) + ", " + std::to_string(block.z) + "): " + problem;
+}
+
+std::string Machine::describe_deadlock() const {
+  unsigned warp_lanes = 0;
+  unsigned block_lanes = 0;
+  unsigned cluster_lanes = 0;
+  for (const Warp& warp : warps_) {
+    warp_lanes += std::popcount(warp.meeting);
+    block_lanes += std::popcount(warp.at_block_barrier);
+    cluster_lanes += std::popcount(warp.at_cluster_barrier);
+  }
+  return "deadlock: of " + std::to_string(launch_->cluster * threads_per_block_) + " threads " +
+         std::to_string(ended_) + " have ended, " + std::to_string(warp_lanes) + " wait for their warp, " +
+         std::to_string(block_lanes) + " for their block, " + std::to_string(cluster_lanes) + " for their cluster";
+}
+
+}  // namespace
+
+bool valid(const Launch& launch) {
+  const dim3& grid = launch.grid;
+  const dim3& block = launch.block;
+  if (block.x == 0 || block.y == 0 || block.z == 0 || grid.x == 0 || grid.y == 0 || grid.z == 0) {
+    return false;
+  }
+  return block.x <= kMaxThreads && block.y <= kMaxThreads && block.z <= kMaxBlockDepth &&
+         block.x * block.y * block.z <= kMaxThreads && grid.x <= INT32_MAX && grid.y <= kMaxGridSide &&
+         grid.z <= kMaxGridSide && launch.shared_bytes <= kMaxSharedBytes && launch.cluster >= 1 &&
+         launch.cluster <= kMaxCluster && grid.x % launch.cluster == 0;
+}
+
+void run(const Launch& launch, const std::function<void()>& body) {
+  const std::lock_guard lock(machine_mutex);
+  machine.run(launch, body);
+}
+
+void* shared_memory() { return machine.current().block->shared; }
+Votes synchronize_block(bool vote) { return machine.synchronize_block(vote); }
+uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source) {
+  return machine.meet_warp(mask, exchange, value, source);
+}
+unsigned present_lanes() { return machine.present_lanes(); }
+void yield() { machine.yield(); }
+void arrive_cluster() { machine.arrive_cluster(); }
+void wait_cluster() { machine.wait_cluster(); }
+unsigned cluster_blocks() { return machine.cluster_blocks(); }
+unsigned cluster_rank() { return machine.current().block->rank; }
+void* map_shared(void* pointer, unsigned rank) { return machine.map_shared(pointer, rank); }
+void fail(const std::string& problem) { machine.fail(problem); }
+
+}  // namespace dlf::emulation

@@ -1,0 +1,82 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "emulation/vector_types.h"
+
+struct CUstream_st;
+
+// Of the kernel that runs. threadIdx and blockIdx differ between threads, so they are macros.
+extern dim3 blockDim;
+extern dim3 gridDim;
+
+// Runs CUDA kernels on the host so that they can be tested without a GPU. Each thread of a block is a fiber; the blocks
+// of a cluster run together, one cluster after the other. A thread runs until it has to wait for others, so threads
+// that should have waited are far out of step: a missing barrier gives another answer in another order.
+namespace dlf::emulation {
+
+// ---- what tests choose
+
+enum class Order { forward, backward, random };
+
+// In what order threads, blocks, and the work of several queues take their turns, from now on; the environment's
+// DLF_EMULATION_ORDER=forward|backward|<seed> says what it is at first. What shared memory holds at first also depends
+// on it, so kernels that read what nothing wrote give different answers too.
+void set_order(Order order, uint64_t seed = 0);
+
+// ---- what a kernel sees, through the headers in include/
+
+struct Place {
+  uint3 thread;
+  uint3 block;
+};
+extern const Place* place;  // of the thread that runs
+
+void* shared_memory();
+
+struct Votes {
+  int yes;
+  int all;
+};
+Votes synchronize_block(bool vote);
+
+// Waits until all lanes of the mask have offered a value, and gives what the exchange made of them for this lane.
+struct Offer {
+  uint64_t value;
+  int source;  // the lane whose value is wanted, where it matters
+  uint64_t received;
+};
+using Exchange = void (*)(Offer* offers, unsigned lanes);
+uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source);
+unsigned present_lanes();  // of the warp: those that have not ended
+void yield();              // lets others run
+
+void arrive_cluster();
+void wait_cluster();
+unsigned cluster_blocks();
+unsigned cluster_rank();
+void* map_shared(void* pointer, unsigned rank);
+
+[[noreturn]] void fail(const std::string& problem);  // from inside a kernel: ends it with an error
+
+// ---- what a launch is made of
+
+struct Launch {
+  const void* kernel;
+  dim3 grid;
+  dim3 block;
+  size_t shared_bytes;
+  unsigned cluster;  // blocks along x
+};
+
+bool valid(const Launch& launch);  // whether the hardware would take it
+// Runs a kernel, now; throws std::runtime_error if it goes wrong.
+void run(const Launch& launch, const std::function<void()>& body);
+
+// Puts work on a stream (runtime.cc).
+void submit(CUstream_st* stream, std::function<void()> work);
+
+}  // namespace dlf::emulation

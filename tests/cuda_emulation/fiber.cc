@@ -1,0 +1,150 @@
+#include "fiber.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace dlf::emulation {
+namespace {
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kStackBytes = 256 * 1024;
+#else
+constexpr size_t kStackBytes = 64 * 1024;
+#endif
+constexpr uint64_t kCanary = 0x5afe57acb077031eULL;
+
+// Stacks that all began at one offset of a page would fight for the same lines of the first cache.
+size_t stagger() {
+  static size_t stacks = 0;
+  return (stacks++ % 16) * 256;
+}
+
+Fiber* entered = nullptr;  // by the last resume()
+
+}  // namespace
+
+#if defined(__x86_64__)
+// Saves what a call must preserve on this stack, and goes on on the other one: dlf_emulation_switch(&saved, other).
+asm(R"(
+.pushsection .text
+.hidden dlf_emulation_switch
+.globl dlf_emulation_switch
+.type dlf_emulation_switch, @function
+dlf_emulation_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size dlf_emulation_switch, .-dlf_emulation_switch
+.popsection
+)");
+extern "C" void dlf_emulation_switch(void** saved, void* other);
+#endif
+
+Fiber::Fiber() {
+  void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    throw std::bad_alloc();
+  }
+  stack_ = static_cast<unsigned char*>(memory);
+  top_ = stack_ + kStackBytes - stagger();
+  std::memcpy(stack_, &kCanary, sizeof(kCanary));
+}
+
+Fiber::~Fiber() { munmap(stack_, kStackBytes); }
+
+bool Fiber::overflowed() const { return std::memcmp(stack_, &kCanary, sizeof(kCanary)) != 0; }
+
+// The first thing that runs on the stack.
+void Fiber::first() {
+  Fiber* const fiber = entered;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &fiber->outside_stack_, &fiber->outside_bytes_);
+#endif
+  fiber->function_();
+  __builtin_trap();
+}
+
+void Fiber::start(void (*function)()) {
+  function_ = function;
+#if defined(__SANITIZE_ADDRESS__)
+  // Frames that were left in the middle have left their marks.
+  ASAN_UNPOISON_MEMORY_REGION(stack_, kStackBytes);
+  fake_stack_ = nullptr;
+#endif
+#if defined(__x86_64__)
+  auto** stack = reinterpret_cast<void**>(top_);
+  *--stack = nullptr;  // where first() would return to; it keeps the stack aligned as a call would
+  *--stack = reinterpret_cast<void*>(&Fiber::first);
+  for (int i = 0; i < 6; ++i) {
+    *--stack = nullptr;
+  }
+  inside_ = stack;
+#else
+  getcontext(&inside_);
+  inside_.uc_stack.ss_sp = stack_;
+  inside_.uc_stack.ss_size = top_ - stack_;
+  inside_.uc_link = nullptr;
+  makecontext(&inside_, &Fiber::first, 0);
+#endif
+}
+
+void Fiber::resume() {
+  entered = this;
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+  __sanitizer_start_switch_fiber(&fake_stack, stack_, kStackBytes);
+#endif
+#if defined(__x86_64__)
+  dlf_emulation_switch(&outside_, inside_);
+#else
+  swapcontext(&outside_, &inside_);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+}
+
+void Fiber::enter_outside(void** fake_stack) {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(fake_stack, outside_stack_, outside_bytes_);
+#else
+  static_cast<void>(fake_stack);
+#endif
+#if defined(__x86_64__)
+  dlf_emulation_switch(&inside_, outside_);
+#else
+  swapcontext(&inside_, &outside_);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake_stack_, &outside_stack_, &outside_bytes_);
+#endif
+}
+
+void Fiber::suspend() { enter_outside(&fake_stack_); }
+
+void Fiber::finish() {
+  enter_outside(nullptr);
+  __builtin_trap();
+}
+
+}  // namespace dlf::emulation

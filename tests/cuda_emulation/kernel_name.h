@@ -1,0 +1,10 @@
+#pragma once
+
+#include <string>
+
+namespace dlf::emulation {
+
+// The name of a function of this program, for messages.
+std::string kernel_name(const void* function);
+
+}  // namespace dlf::emulation

@@ -1,0 +1,249 @@
+#include "support/cuda/runtime.h"
+
+#include <ATen/ATen.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <utility>
+
+#include "emulator.h"
+#include "worker.h"
+
+// The runtime on the host. Tensors of a device lie in host memory; the work of queues is done by a thread of its own.
+// Operators of torch can't be queued, so inside Queue::run everything is done at once, in order. They can't be captured
+// either: a captured body holds kernels, copies and matmul only.
+namespace dlf::cuda {
+namespace {
+
+using emulation::Recording;
+using emulation::Worker;
+
+thread_local int at_once = 0;                 // inside Queue::run
+thread_local Queue* current_queue = nullptr;  // that torch's operators would use
+
+CUstream_st& default_stream() {
+  static CUstream_st* const stream = [] {
+    auto* made = new CUstream_st;
+    Worker::instance().add(*made);
+    return made;
+  }();
+  return *stream;
+}
+
+class CurrentQueue {
+ public:
+  explicit CurrentQueue(Queue* queue) : before_(std::exchange(current_queue, queue)) {}
+  ~CurrentQueue() { current_queue = before_; }
+  CurrentQueue(const CurrentQueue&) = delete;
+  CurrentQueue& operator=(const CurrentQueue&) = delete;
+
+ private:
+  Queue* before_;
+};
+
+class AtOnce {
+ public:
+  AtOnce() { ++at_once; }
+  ~AtOnce() { --at_once; }
+  AtOnce(const AtOnce&) = delete;
+  AtOnce& operator=(const AtOnce&) = delete;
+};
+
+void check_device(int device) {
+  if (device < 0 || device >= static_cast<int>(devices().size())) {
+    throw std::invalid_argument("there is no emulated CUDA device " + std::to_string(device));
+  }
+}
+
+}  // namespace
+
+std::string version() { return "emulated"; }
+
+std::vector<DeviceInfo> devices() {
+  const char* asked = std::getenv("DLF_EMULATION_DEVICES");
+  const int count = asked == nullptr ? 2 : std::atoi(asked);
+  const int64_t page = sysconf(_SC_PAGESIZE);
+  std::vector<DeviceInfo> all;
+  for (int index = 0; index < count; ++index) {
+    all.push_back({index, "emulated " + std::to_string(index), page * sysconf(_SC_PHYS_PAGES),
+                   page * sysconf(_SC_AVPHYS_PAGES), 90, 16});
+  }
+  return all;
+}
+
+at::TensorOptions on_device(int device) {
+  check_device(device);
+  return at::TensorOptions().device(at::kCPU);
+}
+
+at::Tensor pinned(at::IntArrayRef shape, at::ScalarType type) { return at::empty(shape, type); }
+
+// ---- queues
+
+DeviceGuard::DeviceGuard(int device) : before_(device) {}
+DeviceGuard::~DeviceGuard() = default;
+
+struct Queue::State {
+  CUstream_st stream;
+};
+
+Queue::Queue(int device) : device_(device), state_(std::make_unique<State>()) {
+  check_device(device);
+  Worker::instance().add(state_->stream);
+}
+
+Queue::~Queue() { Worker::instance().remove(state_->stream); }
+
+Stream Queue::stream() const { return &state_->stream; }
+
+void Queue::run(const std::function<void()>& body) {
+  const CurrentQueue current(this);
+  if (state_->stream.recording != nullptr) {
+    body();
+    return;
+  }
+  Worker::instance().drain();
+  const AtOnce now;
+  body();
+}
+
+void Queue::copy(void* to, const void* from, int64_t bytes) {
+  emulation::submit(&state_->stream, [to, from, bytes] { std::memmove(to, from, bytes); });
+}
+
+void Queue::clear(void* to, int64_t bytes) {
+  emulation::submit(&state_->stream, [to, bytes] { std::memset(to, 0, bytes); });
+}
+
+void Queue::synchronize() {
+  if (state_->stream.recording != nullptr) {
+    throw std::runtime_error("a queue that is being captured cannot be waited for");
+  }
+  Worker::instance().drain(state_->stream);
+}
+
+bool Queue::finished() const { return Worker::instance().finished(state_->stream); }
+
+// ---- events
+
+struct Event::State {
+  std::shared_ptr<emulation::Mark> mark = std::make_shared<emulation::Mark>();
+  Recording* recording = nullptr;  // that it was recorded in
+  CUstream_st* stream = nullptr;
+};
+
+Event::Event(int device) : state_(std::make_unique<State>()) { check_device(device); }
+Event::~Event() = default;
+
+void Event::record(Queue& queue) {
+  CUstream_st& stream = queue.state_->stream;
+  state_->recording = stream.recording;
+  state_->stream = &stream;
+  if (stream.recording == nullptr) {
+    Worker::instance().record(stream, state_->mark);
+  }
+}
+
+void Queue::wait(const Event& event) {
+  CUstream_st& stream = state_->stream;
+  Recording* const recording = event.state_->recording;
+  if (recording == nullptr) {
+    if (stream.recording != nullptr) {
+      throw std::runtime_error("a queue that is being captured waits for an event from outside the capture");
+    }
+    Worker::instance().wait(stream, event.state_->mark);
+    return;
+  }
+  stream.recording = recording;
+  recording->streams.insert(&stream);
+  recording->unjoined.erase(event.state_->stream);
+  if (&stream != recording->origin) {
+    recording->unjoined.insert(&stream);
+  }
+}
+
+// ---- graphs
+
+struct Graph::State {
+  std::shared_ptr<const std::vector<std::function<void()>>> steps;
+};
+
+Graph::Graph() : state_(std::make_unique<State>()) {}
+Graph::~Graph() = default;
+
+void Graph::capture(Queue& queue, const std::function<void()>& body) {
+  CUstream_st& origin = queue.state_->stream;
+  if (origin.recording != nullptr) {
+    throw std::runtime_error("the queue is being captured already");
+  }
+  Recording recording{&origin, {}, {&origin}, {}};
+  origin.recording = &recording;
+  const auto stop = [&] {
+    for (CUstream_st* stream : recording.streams) {
+      stream->recording = nullptr;
+    }
+  };
+  try {
+    const CurrentQueue current(&queue);
+    body();
+  } catch (...) {
+    stop();
+    throw;
+  }
+  stop();
+  if (!recording.unjoined.empty()) {
+    throw std::runtime_error("a capture ended before its queue waited for the others that took part");
+  }
+  state_->steps = std::make_shared<const std::vector<std::function<void()>>>(std::move(recording.steps));
+}
+
+void Graph::replay(Queue& queue) {
+  if (state_->steps == nullptr) {
+    throw std::runtime_error("a graph is replayed that nothing was captured into");
+  }
+  emulation::submit(queue.stream(), [steps = state_->steps] {
+    for (const auto& step : *steps) {
+      step();
+    }
+  });
+}
+
+// ---- the matrix library
+
+void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y) {
+  if (current_queue == nullptr) {
+    throw std::runtime_error("matmul outside Queue::run and Graph::capture");
+  }
+  const bool types_agree =
+      x.scalar_type() == weight.scalar_type() && (y.scalar_type() == x.scalar_type() || y.scalar_type() == at::kFloat);
+  if (!types_agree || x.dim() != 2 || weight.dim() != 2 || y.dim() != 2 || x.size(1) != weight.size(1) ||
+      y.size(0) != x.size(0) || y.size(1) != weight.size(0) || y.stride(1) != 1) {
+    throw std::invalid_argument("matmul: shapes or types do not agree");
+  }
+  emulation::submit(current_queue->stream(),
+                    [x, weight, y] { y.copy_(at::mm(x.to(at::kFloat), weight.to(at::kFloat).t())); });
+}
+
+}  // namespace dlf::cuda
+
+namespace dlf::emulation {
+
+void submit(CUstream_st* stream, std::function<void()> work) {
+  CUstream_st& target = stream == nullptr ? cuda::default_stream() : *stream;
+  if (target.recording != nullptr) {
+    target.recording->steps.push_back(std::move(work));
+    if (&target != target.recording->origin) {
+      target.recording->unjoined.insert(&target);
+    }
+  } else if (cuda::at_once > 0) {
+    Worker::instance().drain();
+    work();
+  } else {
+    Worker::instance().enqueue(target, std::move(work));
+  }
+}
+
+}  // namespace dlf::emulation

@@ -1,0 +1,163 @@
+"""The engine on a CUDA device, or an emulated one, against the one on the CPU, which has tests of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import FAMILIES, make_model
+
+import dlf
+from dlf import _C
+
+pytestmark = pytest.mark.cuda
+
+PROMPTS = ["Question: what is the sum", "x", "lazy dog " * 9]
+OPTIONS = {"max_new_tokens": 16, "ignore_eos": True}
+
+
+def engine(family: dict[str, Path], **options: object) -> dlf.Engine:
+    experts = [dlf.Expert(family[name], base=family["base"]) for name in ("expert-a", "expert-b")]
+    return dlf.Engine(family["large"], experts, max_batch=2, max_context=128, threads=1, **options)
+
+
+def close(device: dlf.Completion, host: dlf.Completion) -> None:
+    assert device.tokens == host.tokens
+    assert device.text == host.text
+    assert device.finish_reason == host.finish_reason
+    np.testing.assert_allclose(device.logprobs, host.logprobs, atol=1e-3)
+    np.testing.assert_allclose(device.alpha, host.alpha, atol=5e-3)
+    np.testing.assert_allclose(device.f, host.f, atol=1e-3)
+    np.testing.assert_allclose(device.g, host.g, atol=1e-3)
+
+
+@pytest.mark.parametrize("combine", ["select", "centroid", "joint", "grid", "static"])
+def test_completions_are_those_of_the_cpu(family: dict[str, Path], combine: str) -> None:
+    fusion = {"combine": combine} | ({"alpha": [0.7, -0.3]} if combine == "static" else {})
+    with engine(family, **fusion) as host, engine(family, device="cuda", **fusion) as device:
+        for ours, theirs in zip(device.generate(PROMPTS, **OPTIONS), host.generate(PROMPTS, **OPTIONS), strict=True):
+            close(ours, theirs)
+
+
+def test_sampling_is_that_of_the_cpu(family: dict[str, Path]) -> None:
+    options = OPTIONS | {
+        "temperature": 0.9,
+        "top_k": 40,
+        "top_p": 0.95,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.1,
+        "logit_bias": {5: 1.5, 9: -100.0},
+        "bad_words": ["the"],
+        "seed": 7,
+        "num_return_sequences": 2,
+        "logprobs": 5,
+    }
+    with engine(family) as host, engine(family, device="cuda:0") as device:
+        ours, theirs = device.generate(PROMPTS[:2], **options), host.generate(PROMPTS[:2], **options)
+    for mine, other in zip(ours, theirs, strict=True):
+        close(mine, other)
+        assert [list(step) for step in mine.top_logprobs] == [list(step) for step in other.top_logprobs]
+
+
+def test_a_graph_changes_nothing(family: dict[str, Path]) -> None:
+    with engine(family, device="cuda") as graph, engine(family, device="cuda", cuda_graph=False) as eager:
+        for ours, theirs in zip(graph.generate(PROMPTS, **OPTIONS), eager.generate(PROMPTS, **OPTIONS), strict=True):
+            assert ours.tokens == theirs.tokens
+            assert np.array_equal(ours.alpha, theirs.alpha)
+            assert np.array_equal(ours.logprobs, theirs.logprobs)
+
+
+def test_a_batch_changes_nothing(family: dict[str, Path]) -> None:
+    with engine(family, device="cuda") as one:
+        together = one.generate(PROMPTS, **OPTIONS)
+        for prompt, completion in zip(PROMPTS, together, strict=True):
+            alone = one.generate(prompt, **OPTIONS)
+            assert alone.tokens == completion.tokens
+            assert np.array_equal(alone.logprobs, completion.logprobs)
+
+
+@pytest.mark.parametrize("family_name", FAMILIES)
+def test_every_family_of_models(family_name: str, tmp_path: Path) -> None:
+    path = make_model(tmp_path / family_name, family_name, seed=11)
+    prompt = "The quick brown fox jumps over the lazy dog, and "  # longer than the sliding windows
+    with dlf.Engine(path, threads=1, max_batch=1) as host, dlf.Engine(path, device="cuda", max_batch=1) as device:
+        ours, theirs = device.generate(prompt, **OPTIONS), host.generate(prompt, **OPTIONS)
+    assert ours.tokens == theirs.tokens
+    np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "types", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"weights": "int8"}, {"weights": "int4"}]
+)
+def test_smaller_types_stay_near(family: dict[str, Path], types: dict[str, str]) -> None:
+    host_types = {"dtype": "float32"} if types.get("dtype") == "float16" else types
+    prompt = PROMPTS[2]
+    with engine(family, **host_types) as host, engine(family, device="cuda", **types) as device:
+        ours, theirs = device.generate(prompt, **OPTIONS), host.generate(prompt, **OPTIONS)
+    # Rounding may decide a token, after which the texts go their own ways.
+    np.testing.assert_allclose(ours.logprobs[:1], theirs.logprobs[:1], atol=0.25)
+    np.testing.assert_allclose(ours.f[:1], theirs.f[:1], atol=0.25)
+
+
+def test_streams_callbacks_and_stop_strings(family: dict[str, Path]) -> None:
+    with engine(family) as host, engine(family, device="cuda") as device:
+        pieces = [piece.text for piece in device.stream(PROMPTS[0], **OPTIONS)]
+        whole = host.generate(PROMPTS[0], **OPTIONS)
+        assert "".join(pieces) == whole.text
+        stop = whole.text[4:7]
+        stopped = device.generate(PROMPTS[0], stop_strings=[stop], **OPTIONS)
+        assert stopped.text == host.generate(PROMPTS[0], stop_strings=[stop], **OPTIONS).text
+        for piece in device.stream(PROMPTS[1], **OPTIONS):
+            assert piece.token >= 0
+            break  # an early close frees the places
+        close(device.generate(PROMPTS[0], **OPTIONS), whole)
+
+
+def test_experts_on_a_second_device(family: dict[str, Path]) -> None:
+    if len(_C.cuda_devices()) < 2:
+        pytest.skip("one CUDA device")
+    placed = {"large": "cuda:0", "experts": "cuda:1"}
+    with engine(family) as host, engine(family, device_map=placed) as devices:
+        for ours, theirs in zip(devices.generate(PROMPTS, **OPTIONS), host.generate(PROMPTS, **OPTIONS), strict=True):
+            close(ours, theirs)
+
+
+def test_long_prompts_go_through_in_pieces(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "long", "mistral", seed=3, max_position_embeddings=2048, num_hidden_layers=1)
+    prompt = [2 + (7 * i) % 300 for i in range(1100)]
+    with dlf.Engine(path, threads=2, max_batch=1, max_context=1200) as host:
+        theirs = host.generate(prompt, **OPTIONS)
+    with dlf.Engine(path, device="cuda", max_batch=1, max_context=1200) as device:
+        ours = device.generate(prompt, **OPTIONS)
+    assert ours.tokens == theirs.tokens
+
+
+def test_models_that_do_not_fit_are_refused_before_they_are_loaded(family: dict[str, Path]) -> None:
+    experts = [dlf.Expert(family["expert-a"], base=family["base"])]
+    before = _C.cuda_devices()[0].free_bytes
+    with pytest.raises(MemoryError, match=r"GiB of cuda:0 .* GiB free"):
+        dlf.Engine(make_wide(family), experts, device="cuda", max_batch=256)
+    assert abs(_C.cuda_devices()[0].free_bytes - before) < before / 2
+
+
+def make_wide(family: dict[str, Path]) -> Path:
+    """The large model, said to have a context for which no device has the memory."""
+    import json
+    import shutil
+
+    path = family["large"].parent / "wide"
+    if not path.exists():
+        shutil.copytree(family["large"], path)
+        config = json.loads((path / "config.json").read_text())
+        config["num_hidden_layers"] = 4096
+        config["head_dim"] = 512
+        (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_a_device_that_is_not_there(family: dict[str, Path]) -> None:
+    with pytest.raises(RuntimeError, match="there is no cuda:77"):
+        engine(family, device="cuda:77")

@@ -1,0 +1,54 @@
+"""Where models run: what can be asked for, on any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dlf
+from dlf import _C
+from dlf.devices import Placement
+
+
+def test_the_cpu_is_the_default(family: dict[str, Path]) -> None:
+    assert Placement.of("cpu") == Placement()
+    assert not Placement().cuda
+    assert Placement.of("cpu", {"large": "cpu"}).devices(3) == []
+    assert Placement(0, 1).devices(3) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:x", "mps", ""])
+def test_unknown_devices_are_refused(device: str) -> None:
+    with pytest.raises(ValueError, match="it takes 'cpu', 'cuda'"):
+        Placement.of(device)
+
+
+def test_maps_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="'small'; its keys are 'large' and 'experts'"):
+        Placement.of("cpu", {"small": "cuda:0"})
+    with pytest.raises(ValueError, match="all of them on the CPU or all on CUDA"):
+        Placement.of("cpu", {"large": "cpu", "experts": "cuda:1"})
+    with pytest.raises(TypeError, match="a device is a string"):
+        Placement.of(0)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(bool(_C.cuda_version), reason="this build has CUDA")
+def test_a_build_without_cuda_says_so(family: dict[str, Path]) -> None:
+    with pytest.raises(RuntimeError, match="this build of dlf has no CUDA"):
+        dlf.Engine(family["large"], device="cuda")
+
+
+@pytest.mark.skipif(
+    not _C.cuda_version or bool(_C.cuda_devices()), reason="for a build with CUDA, on a machine without"
+)
+def test_a_machine_without_a_device_says_so(family: dict[str, Path]) -> None:
+    with pytest.raises(RuntimeError, match="no CUDA device is there"):
+        dlf.Engine(family["large"], device="cuda")
+
+
+def test_float16_is_for_cuda(family: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="float16 is for CUDA devices"):
+        dlf.Engine(family["large"], dtype="float16")
+    with pytest.raises(ValueError, match="float16 is for CUDA devices"):
+        dlf.Engine(family["large"], weights="fp16")
