@@ -438,7 +438,7 @@ void CudaStepLoop::enqueue(int batch) {
     args.active = active_.const_data_ptr<int32_t>();
     args.scratch = solver_scratch_.mutable_data_ptr();
     args.rows = batch;
-    args.experts = static_cast<int>(plan_.experts.size());
+    args.expert_count = static_cast<int>(plan_.experts.size());
     args.vocab = plan_.vocab;
     args.combine = plan_.fusion.combine;
     args.match = plan_.fusion.match;
