@@ -240,7 +240,7 @@ std::vector<SamplingOptions> all_options(int64_t vocab) {
 
 void expect_like_the_cpu(const Choice& choice, const Sample& expected, const Floats& logits,
                          const SamplingOptions& options, const Tokens& prompt, const Tokens& generated) {
-  EXPECT(choice.record.failure == cuda::SampleFailure::none);
+  EXPECT(choice.record.failure == SampleFailure::none);
   const int64_t token = choice.record.token;
   if (options.temperature == 0) {
     EXPECT(token == expected.token);
@@ -394,7 +394,7 @@ void test_ties_go_to_the_lowest_id() {
 }
 
 void test_failures() {
-  using cuda::SampleFailure;
+  using SampleFailure;
   struct Case {
     Floats logits;
     SampleFailure failure;
