@@ -413,8 +413,6 @@ void start(const AttentionArgs& args, Stream stream) {
 
 }  // namespace
 
-int64_t attention_scratch(const AttentionArgs& /*args*/) { return 0; }
-
 int attention_splits(int rows, int kv_heads, int capacity, int multiprocessors, int compute_capability) {
   constexpr int kShort = 128;  // positions that one block reads as fast
   constexpr int kClusters = 90;

@@ -13,7 +13,6 @@ struct AttentionArgs {
   const void* k_cache;  // [slots, kv_heads, capacity, head_dim], of dtype
   const void* v_cache;
   void* y;                  // [rows, heads, head_dim], of dtype
-  float* scratch;           // attention_scratch() floats
   const int32_t* position;  // [rows]: row r sees positions 0 .. position[r] of slot r; -1: y = 0
   int rows;
   int heads;
@@ -25,9 +24,6 @@ struct AttentionArgs {
   int splits;  // 1, or 8 blocks that share a context: a cluster, which needs compute capability 9.0
   DType dtype;
 };
-
-// Floats of scratch memory: none, the parts of a context meet in the shared memory of a cluster.
-int64_t attention_scratch(const AttentionArgs& args);
 
 // How many blocks should share a context. It changes the speed only: the answer is the same to the bit.
 int attention_splits(int rows, int kv_heads, int capacity, int multiprocessors, int compute_capability = 90);
