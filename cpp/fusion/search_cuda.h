@@ -7,16 +7,18 @@
 // right, and a warp examines a cell with all its lanes. The sums are of float32, so the answer is closed in less far.
 namespace dlf::cuda {
 
-inline constexpr double kNoDistance = 1e-11;   // divergences up to here are the rounding of float32 logits
-inline constexpr double kLeastGain = 1e-8;     // of the loss at α = 0: the least that is worth another sweep
-inline constexpr double kSettledAlpha = 5e-5;  // an error of α, as a share of it, that is not worth another sweep
-inline constexpr double kSettledLoss = 1e-7;   // an error of the least loss, as a share of that at α = 0
-// Widths, as shares of α. A model of a narrow cell would amplify the rounding of the sums, in the slopes by the width
-// and in their slopes by its square; but what the sums say of its ends is good, and between them a straight line is
-// enough.
-inline constexpr double kNarrow = 5e-3;
-inline constexpr double kNarrowest = 1.5e-3;  // of a cell about a minimum that is about known
-inline constexpr double kModelled = 3e-2;     // of one that takes a model still
+inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
+inline constexpr double kLeastGain = 1e-8;    // of the loss at α = 0: the least that is worth another sweep
+inline constexpr double kSettledLoss = 1e-7;  // an error of the least loss, as a share of that at α = 0
+// Steps of α, by the share of f and g that they change.
+inline constexpr double kSettled = 1e-4;    // an error that is not worth another sweep,
+inline constexpr double kSettledBy = 2e-3;  // nor by how much it changes f or g
+// A model of a narrow cell would amplify the rounding of the sums, in the slopes by the width and in their slopes by
+// its square; but what the sums say of its ends is good, and between them a straight line is enough.
+inline constexpr double kNarrow = 1e-2;
+inline constexpr double kNarrowest = 4e-3;  // of a cell beside a minimum that is about known
+inline constexpr double kModelled = 8e-2;   // of one that takes a model still
+inline constexpr double kClosed = 1e-4;     // a width, as a share of α, that holds no secret
 inline constexpr int kMostSweeps = 8;
 inline constexpr int kTrusted = 3;       // after so many sweeps, points are spread out evenly
 inline constexpr int kSweepValues = 10;  // of α in one sweep
@@ -72,8 +74,7 @@ class SearchWarp {
   __device__ void survey();
   // What the model says about a cell. Any warp may do this for any search.
   __device__ void examine(int cell) {
-    const CurvePoint& right = points_[cell + 1];
-    if (right.alpha - points_[cell].alpha <= kNarrow * right.alpha) {
+    if (is_narrow(points_[cell], points_[cell + 1])) {
       examine_narrow(cell);
     } else {
       examine_model(cell);
@@ -109,6 +110,21 @@ class SearchWarp {
 
   __device__ void examine_narrow(int cell);
   __device__ void examine_model(int cell);
+  __device__ bool is_narrow(const CurvePoint& from, const CurvePoint& to) const {
+    const Divergences left = divergences(from);
+    const Divergences right = divergences(to);
+    const auto straight = [](double start, double end, double enter, double leave) {
+      return end - start <= kNarrow * end && enter <= 2.0 * leave && leave <= 2.0 * enter;
+    };
+    return to.alpha - from.alpha <= kClosed * to.alpha ||
+           ((loss_.f_weight == 0.0 || straight(left.f, right.f, left.f_slope, right.f_slope)) &&
+            (loss_.g_weight == 0.0 || straight(left.g, right.g, left.g_slope, right.g_slope)));
+  }
+  // How fast f and g change with α, as a share of them: 2/α where they are quadratic.
+  __device__ double rate_at(const CurvePoint& point) const {
+    const Divergences at = divergences(point);
+    return larger(loss_.f_weight * at.f_slope / (at.f + 1e-30), loss_.g_weight * at.g_slope / (at.g + 1e-30)) + 1e-30;
+  }
   __device__ double loss_at(const CurvePoint& point) const { return loss_.value(divergences(point)); }
   __device__ bool is_cell(int left) const { return left >= 0 && left + 1 < count_ && (last_ >> left & 1U) == 0; }
 
@@ -195,7 +211,7 @@ __device__ inline void SearchWarp::examine_model(int cell) {
   const CurvePoint right = points_[judges ? first + 2 : cell + 1];
   const CurvePoint between = points_[judges ? first + 1 : cell];
   const CurveModel model(left, right);
-  double t = static_cast<double>(lane) * (1.0 / (kSamples - 1));
+  double t = clamp(static_cast<double>(lane) * (1.0 / (kSamples - 1)), 1e-6, 1.0 - 1e-6);
   if (judges) {
     t = (between.alpha - left.alpha) / (right.alpha - left.alpha);
   }
@@ -254,7 +270,8 @@ __device__ inline void SearchWarp::examine_model(int cell) {
     report.error = bend > 0.0 ? smaller(width * slip / bend, width) : width;
     report.loss = loss;
     report.floor = fminf(floor, static_cast<float>(loss - slack));
-    report.settled = report.error <= kSettledAlpha * here.alpha(t) && slack <= kSettledLoss * scale_;
+    const double settled = smaller(kSettled, kSettledBy / sqrt(scale_));
+    report.settled = report.error * rate_at(here.point(t)) <= settled && slack <= kSettledLoss * scale_;
   }
   report.point = here.point(t);
   if (lane == 0) {
@@ -323,9 +340,10 @@ __device__ inline void SearchWarp::plan(double rival) {
       mine[count++] = value;
     }
   };
-  double around = larger(2.0 * report.error, kModelled * report.point.alpha);
-  if (2.0 * report.error < kNarrowest * report.point.alpha) {
-    around = kNarrowest * report.point.alpha;
+  const double rate = kept ? rate_at(report.point) : 1.0;
+  double around = larger(2.0 * report.error, kModelled / rate);
+  if (2.0 * report.error < kNarrowest / rate) {
+    around = kNarrowest / rate;
   }
   if (share >= 3 && around < width / 4 && sweeps <= kTrusted) {
     // The minimum is about known: close it in.

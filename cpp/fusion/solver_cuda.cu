@@ -91,7 +91,7 @@ class RowSolver {
     exchange_ = reinterpret_cast<float*>(memory + plan.exchange);
   }
 
-  __device__ void solve() {
+  __device__ __forceinline__ void solve() {
     read();
     if (shared_.bad != kNoBadModel) {
       report_bad();
