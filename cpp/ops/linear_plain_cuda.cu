@@ -117,8 +117,11 @@ __global__ void linear_plain_kernel(LinearArgs args) {
   const float bias = args.bias != nullptr ? args.bias[channel] : 0.0F;
 #pragma unroll
   for (int r = 0; r < kLinearRows; ++r) {
+    if (!active[r]) {
+      continue;
+    }
     const float total = warp_sum(sums[r]) + bias;
-    if (active[r] && lane == 0) {
+    if (lane == 0) {
       const int64_t place = static_cast<int64_t>(first_row + r) * args.y_stride + channel;
       if (args.y_float) {
         static_cast<float*>(args.y)[place] = total;
