@@ -22,6 +22,7 @@ __all__: list[str] = [
     "Weights",
     "check_fusion",
     "cpu_capability",
+    "cuda_fusion_solve",
     "fusion_solve",
     "philox_uniform",
     "quantize",
@@ -344,6 +345,20 @@ def check_fusion(
 def cpu_capability() -> str:
     """
     Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.
+    """
+
+def cuda_fusion_solve(
+    large: torch.Tensor,
+    experts: torch.Tensor,
+    bases: torch.Tensor,
+    combine: str,
+    match: str,
+    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[typing.Any, ...]:
+    """
+    The same, solved on a CUDA device; its logits stay there.
     """
 
 def fusion_solve(
