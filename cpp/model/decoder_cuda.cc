@@ -3,8 +3,11 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/gt.h>
+#include <ATen/ops/le.h>
 #include <ATen/ops/logical_and.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -210,9 +213,9 @@ void Decoder::attend_prompt(const Batch& batch, int index) {
     const auto integers = on_device(queue_.device()).dtype(at::kInt);
     const at::Tensor row = at::arange(batch.start, end, integers).unsqueeze(1);
     const at::Tensor column = at::arange(end, integers).unsqueeze(0);
-    mask = column <= row;
+    mask = at::le(column, row);
     if (window > 0) {
-      mask = at::logical_and(*mask, column > row - window);
+      mask = at::logical_and(*mask, at::gt(column, at::sub(row, window)));
     }
   }
   const double scale = 1.0 / std::sqrt(static_cast<double>(size));

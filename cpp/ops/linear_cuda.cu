@@ -33,7 +33,7 @@ __device__ void write(const LinearArgs& args, int row, int64_t channel, float va
 // Weights::kAhead stages on their way from memory. x is small and stays in the first cache.
 template <typename T, typename Weights>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) linear_kernel(LinearArgs args) {
-  const Lane lane(static_cast<int>(threadIdx.x));
+  const Lane lane(threadIdx.x);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int warps = static_cast<int>(blockDim.x) / kWarp;
   const int first_row = static_cast<int>(blockIdx.x) * kLinearRows;
@@ -44,10 +44,11 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) linear_kernel(LinearArgs 
     return;  // all warps alike: each has all rows
   }
   const T* x = static_cast<const T*>(args.x) + static_cast<int64_t>(first_row + lane.group) * in + 8 * lane.member;
+  const int end = active ? lane.end(in) : 0;
   const Weights weights(args.weight, tile, lane);
 
   const int step = warps * kStage;
-  typename Weights::Stage stages[Weights::kAhead];
+  typename Weights::Stage stages[Weights::kAhead] = {};
 #pragma unroll
   for (int s = 0; s < Weights::kAhead; ++s) {
     weights.load(warp * kStage + s * step, stages[s]);
@@ -57,13 +58,16 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) linear_kernel(LinearArgs 
 #pragma unroll
     for (int s = 0; s < Weights::kAhead; ++s) {  // the last ones may lie beyond the end and add zeros
       const int input = first + s * step;
+      const T* from = x + input;
+      uint4 values[2] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int from = input + half * kHalf;
-        const bool inside = active && from + 8 * lane.member < in;
-        const uint4 values = inside ? *reinterpret_cast<const uint4*>(x + from) : make_uint4(0, 0, 0, 0);
-        weights.multiply(stages[s], half, values, sums);
+        if (input < end - half * kHalf) {
+          values[half] = *reinterpret_cast<const uint4*>(from + half * kHalf);
+        }
       }
+      weights.multiply(stages[s], 0, values[0], sums);
+      weights.multiply(stages[s], 1, values[1], sums);
       weights.load(input + Weights::kAhead * step, stages[s]);
     }
   }

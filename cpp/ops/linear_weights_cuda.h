@@ -20,7 +20,11 @@ struct Lane {
   int group;   // g: owns channels group and group + 8, or 2 group and 2 group + 1; and column `group` of x
   int member;  // t
 
-  __device__ explicit Lane(int thread) : group(thread % kWarp / 4), member(thread % 4) {}
+  __device__ explicit Lane(unsigned thread)
+      : group(static_cast<int>(thread % kWarp / 4)), member(static_cast<int>(thread % 4)) {}
+
+  // Where a lane's first eight inputs of a half must begin before, to be inside.
+  __device__ int end(int64_t in) const { return static_cast<int>(in) - 8 * member; }
 };
 
 // Reads what is read once only and need not stay in a cache.
@@ -38,7 +42,7 @@ class RowWeights {
     uint4 at[2][2];  // [half][channel]
   };
 
-  __device__ RowWeights(const Matrix& matrix, int tile, Lane lane) : in_(static_cast<int>(matrix.in)), lane_(lane) {
+  __device__ RowWeights(const Matrix& matrix, int tile, Lane lane) : end_(lane.end(matrix.in)) {
     for (int i = 0; i < 2; ++i) {
       // Beyond the last channel stands the last one again; nobody writes its sum.
       const int64_t channel = min(static_cast<int64_t>(tile) * ops::kTileOutputs + channel_of(lane, i), matrix.out - 1);
@@ -49,15 +53,14 @@ class RowWeights {
   __device__ static int channel_of(Lane lane, int index) { return lane.group + 8 * index; }
   __device__ static float scale(const Matrix&, int64_t) { return 1.0F; }
 
-  // The inputs from `first` on; zero beyond the last.
+  // The inputs from `first` on. What lies beyond the last stays as it is: x is zero there.
   __device__ void load(int first, Stage& stage) const {
+    const T* from[2] = {row_[0] + first, row_[1] + first};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int input = first + half * kHalf;
-      const bool inside = input + 8 * lane_.member < in_;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        stage.at[half][i] = inside ? stream<uint4>(row_[i] + input) : make_uint4(0, 0, 0, 0);
+      if (first < end_ - half * kHalf) {
+        stage.at[half][0] = stream<uint4>(from[0] + half * kHalf);
+        stage.at[half][1] = stream<uint4>(from[1] + half * kHalf);
       }
     }
   }
@@ -71,15 +74,14 @@ class RowWeights {
 
  private:
   const T* row_[2];
-  int in_;
-  Lane lane_;
+  int end_;
 };
 
 // int8 tiles: a lane's two channels lie side by side, four inputs of each. Every value is exact in 16 bits.
 template <typename T>
 class Int8Weights {
  public:
-  static constexpr int kAhead = 4;
+  static constexpr int kAhead = 3;
   struct Stage {
     uint2 at[2][2];  // [half][first or second four of the eight inputs], the two channels
   };
@@ -88,8 +90,7 @@ class Int8Weights {
       : data_(static_cast<const char*>(matrix.data) +
               tile * ops::padded_inputs(matrix.in, matrix.group) * ops::kTileOutputs + lane.member * 128 +
               lane.group * 8),
-        in_(static_cast<int>(matrix.in)),
-        lane_(lane) {}
+        end_(lane.end(matrix.in)) {}
 
   __device__ static int channel_of(Lane lane, int index) { return 2 * lane.group + index; }
   __device__ static float scale(const Matrix& matrix, int64_t channel) {
@@ -97,14 +98,12 @@ class Int8Weights {
   }
 
   __device__ void load(int first, Stage& stage) const {
+    const char* from = data_ + static_cast<int64_t>(first) * ops::kTileOutputs;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int input = first + half * kHalf;
-      const bool inside = input + 8 * lane_.member < in_;
-#pragma unroll
-      for (int quad = 0; quad < 2; ++quad) {
-        const char* from = data_ + static_cast<int64_t>(input) * ops::kTileOutputs + quad * 64;
-        stage.at[half][quad] = inside ? stream<uint2>(from) : make_uint2(0, 0);
+      if (first < end_ - half * kHalf) {
+        stage.at[half][0] = stream<uint2>(from + half * kHalf * ops::kTileOutputs);
+        stage.at[half][1] = stream<uint2>(from + half * kHalf * ops::kTileOutputs + 64);
       }
     }
   }
@@ -147,8 +146,7 @@ class Int8Weights {
   }
 
   const char* data_;
-  int in_;
-  Lane lane_;
+  int end_;
 };
 
 // int4 tiles: a lane's two channels lie side by side, eight inputs of each.
@@ -162,26 +160,30 @@ class Int4Weights {
   };
 
   __device__ Int4Weights(const Matrix& matrix, int tile, Lane lane)
-      : in_(static_cast<int>(matrix.in)), group_shift_(matrix.group == 64 ? 6 : 5), lane_(lane) {
+      : end_(lane.end(matrix.in)),
+        in_(static_cast<int>(matrix.in)),
+        scale_shift_(matrix.group == kStage ? 1 : 0),
+        half_scale_(matrix.group == kStage ? 0 : kGroupBytes) {
     const int64_t padded = ops::padded_inputs(matrix.in, matrix.group);
     data_ = static_cast<const char*>(matrix.data) + tile * padded * (ops::kTileOutputs / 2) + lane.member * 64 +
             lane.group * 8;
-    scale_ = static_cast<const char*>(matrix.scale) + tile * (padded >> group_shift_) * (ops::kTileOutputs * 2) +
-             lane.group * 4;
+    scale_ = static_cast<const char*>(matrix.scale) + tile * (padded / matrix.group) * kGroupBytes + lane.group * 4;
   }
 
   __device__ static int channel_of(Lane lane, int index) { return 2 * lane.group + index; }
   __device__ static float scale(const Matrix&, int64_t) { return 1.0F; }
 
   __device__ void load(int first, Stage& stage) const {
+    const char* from = data_ + static_cast<int64_t>(first) * (ops::kTileOutputs / 2);
+    const char* scale = scale_ + (first >> scale_shift_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int input = first + half * kHalf;
-      const bool inside = input + 8 * lane_.member < in_;
-      const char* from = data_ + static_cast<int64_t>(input) * (ops::kTileOutputs / 2);
-      const char* scale = scale_ + static_cast<int64_t>(input >> group_shift_) * (ops::kTileOutputs * 2);
-      stage.at[half] = inside ? stream<uint2>(from) : make_uint2(0, 0);
-      stage.scale[half] = input < in_ ? stream<uint32_t>(scale) : 0;
+      if (first < end_ - half * kHalf) {
+        stage.at[half] = stream<uint2>(from + half * kHalf * (ops::kTileOutputs / 2));
+      }
+      if (first < in_ - half * kHalf) {
+        stage.scale[half] = stream<uint32_t>(scale + half * half_scale_);
+      }
     }
   }
 
@@ -213,15 +215,18 @@ class Int4Weights {
     constexpr int kShifts[4] = {0, 8, 4, 12};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      pairs[i] = subtract<T>((word >> kShifts[i] & 0x000f000fU) | kExponent, kOffset);
+      pairs[i] = subtract<T>(put_bits<0x000f000fU, kExponent>(word >> kShifts[i]), kOffset);
     }
   }
 
+  static constexpr int kGroupBytes = 2 * ops::kTileOutputs;  // of the scales of a tile's group
+
   const char* data_;
   const char* scale_;
+  int end_;
   int in_;
-  int group_shift_;  // log2 of inputs to a scale
-  Lane lane_;
+  int scale_shift_;  // a scale's bytes, 32 of a group, are one for each input, or half of one
+  int half_scale_;   // bytes between the scales of a stage's halves
 };
 
 }  // namespace dlf::cuda

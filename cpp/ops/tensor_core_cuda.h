@@ -78,4 +78,17 @@ __device__ uint32_t subtract(uint32_t a, uint32_t b) {
 #endif
 }
 
+// The bits of a word under a mask, and others. Left to itself the compiler makes two instructions of it.
+template <uint32_t Mask, uint32_t Others>
+__device__ uint32_t put_bits(uint32_t word) {
+#ifdef __CUDACC__
+  constexpr uint32_t kAndOr = (0xf0U & 0xccU) | 0xaaU;
+  uint32_t bits;
+  asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(bits) : "r"(word), "n"(Mask), "r"(Others), "n"(kAndOr));
+  return bits;
+#else
+  return (word & Mask) | Others;
+#endif
+}
+
 }  // namespace dlf::cuda
