@@ -12,7 +12,6 @@ import typing
 
 __all__: list[str] = [
     "Decoder",
-    "DeviceInfo",
     "FinishReason",
     "ModelConfig",
     "Sampler",
@@ -23,31 +22,13 @@ __all__: list[str] = [
     "Weights",
     "check_fusion",
     "cpu_capability",
-    "cuda_devices",
-    "cuda_version",
+    "cuda_fusion_solve",
     "fusion_solve",
     "philox_uniform",
     "quantize",
     "sample_many",
     "torch_minor",
 ]
-
-class DeviceInfo:
-    """
-    A CUDA device that this process sees.
-    """
-    @property
-    def compute_capability(self) -> int: ...
-    @property
-    def free_bytes(self) -> int: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def multiprocessors(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def total_bytes(self) -> int: ...
 
 class SamplingOptions:
     """
@@ -326,8 +307,6 @@ class StepLoop:
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         max_context: typing.SupportsInt | typing.SupportsIndex,
         threads: typing.SupportsInt | typing.SupportsIndex,
-        devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
-        cuda_graph: bool = True,
     ) -> None: ...
     def add(
         self,
@@ -368,9 +347,18 @@ def cpu_capability() -> str:
     Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.
     """
 
-def cuda_devices() -> list[DeviceInfo]:
+def cuda_fusion_solve(
+    large: torch.Tensor,
+    experts: torch.Tensor,
+    bases: torch.Tensor,
+    combine: str,
+    match: str,
+    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+    device: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[typing.Any, ...]:
     """
-    The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.
+    The same, solved on a CUDA device; its logits stay there.
     """
 
 def fusion_solve(
@@ -417,5 +405,4 @@ def sample_many(
     """
 
 __version__: str
-cuda_version: str
 torch_minor: str

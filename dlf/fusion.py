@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dlf import _C
+from dlf.devices import Placement
 
 __all__ = ["Fusion", "solve"]
 
@@ -58,6 +59,7 @@ def solve(
     alpha: Sequence[float] | None = None,
     alpha_max: float = 2.0,
     threads: int | None = None,
+    device: str | None = None,
 ) -> Fusion[Array]:
     """Solve the weights of the experts in every row and fuse the logits.
 
@@ -68,8 +70,9 @@ def solve(
     Parameters
     ----------
     large : [B, V]
-        Logits of the large model. A PyTorch CPU tensor or a NumPy array of any floating type; computed in float32
-        logits and float64 sums. -inf rules a token out, in whichever model it stands.
+        Logits of the large model. A PyTorch tensor or a NumPy array of any floating type; computed in float32 logits,
+        and sums in float64 on the CPU and in float32 on a CUDA device. -inf rules a token out, in whichever model it
+        stands.
     base : [B, V] or [B, T, V]
         Logits of the model that the experts were tuned from, or one for each expert.
     experts : [B, T, V]
@@ -89,11 +92,13 @@ def solve(
         Weights are solved in [0, alpha_max].
     threads : int, optional
         Threads to compute on; by default as many as the process may use. The answer doesn't depend on them.
+    device : str, optional
+        ``"cpu"``, ``"cuda"`` or ``"cuda:0"``, ...: where to solve; by default where `large` is.
 
     Returns
     -------
     Fusion
-        Tensors where `large` is a tensor, arrays where it is an array.
+        Tensors on the device of `large` where it is a tensor, arrays where it is an array.
 
     Raises
     ------
@@ -101,6 +106,8 @@ def solve(
         If shapes don't fit, a logit is NaN or +inf, no token is allowed by all models, or an option is unknown.
     TypeError
         If the logits are not floating-point tensors or arrays.
+    RuntimeError
+        If the machine has no such device, or this build no CUDA.
 
     References
     ----------
@@ -115,18 +122,17 @@ def solve(
     _check_shapes(**logits)
     if alpha is None and combine == "static":
         raise ValueError("combine='static' takes the weights: give alpha, one number an expert")
-    found = _C.fusion_solve(
-        logits["large"],
-        logits["experts"],
-        logits["base"],
-        combine,
-        match,
-        [] if alpha is None else [float(weight) for weight in alpha],
-        float(alpha_max),
-        _usable_cores() if threads is None else int(threads),
-    )
+    place = Placement.of(str(logits["large"].device) if device is None else device).large
+    options = (combine, match, [] if alpha is None else [float(weight) for weight in alpha], float(alpha_max))
+    if place is None:
+        here = (logits[name].cpu() for name in ("large", "experts", "base"))
+        found = _C.fusion_solve(*here, *options, _usable_cores() if threads is None else int(threads))
+    else:
+        found = _C.cuda_fusion_solve(logits["large"], logits["experts"], logits["base"], *options, place)
     if isinstance(large, np.ndarray):
-        found = tuple(tensor.numpy() for tensor in found)
+        found = tuple(tensor.cpu().numpy() for tensor in found)
+    else:
+        found = tuple(tensor.to(large.device) for tensor in found)
     weights, fused, f, g, target_f, target_g, passes = found
     return Fusion(weights, fused, f, g, target_f, target_g, passes)
 
@@ -147,8 +153,6 @@ def _float32(logits: Any, name: str) -> torch.Tensor:
         raise TypeError(f"{name} is a {type(logits).__name__}; give a torch.Tensor or a numpy.ndarray")
     if not logits.is_floating_point():
         raise TypeError(f"{name} holds {logits.dtype}; give floating-point logits")
-    if logits.device.type != "cpu":
-        raise ValueError(f"{name} is on {logits.device}; move it to the CPU with .cpu()")
     return logits.detach().to(torch.float32).contiguous()
 
 

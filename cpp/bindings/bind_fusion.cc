@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "fusion/solve_cuda.h"
 #include "fusion/solver.h"
 
 namespace dlf {
@@ -13,9 +14,19 @@ namespace {
 namespace py = pybind11;
 
 void check_logits(const at::Tensor& logits, const char* name, int64_t dimensions) {
-  TORCH_CHECK_VALUE(logits.device().is_cpu() && logits.scalar_type() == at::kFloat && logits.is_contiguous() &&
-                        logits.dim() == dimensions,
-                    name, " must be a contiguous float32 CPU tensor of ", dimensions, " dimensions");
+  TORCH_CHECK_VALUE(logits.scalar_type() == at::kFloat && logits.is_contiguous() && logits.dim() == dimensions, name,
+                    " must be a contiguous float32 tensor of ", dimensions, " dimensions");
+}
+
+// large [B, V], experts [B, T, V], bases [B, V] or [B, T, V]
+void check_batch(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases) {
+  check_logits(large, "large", 2);
+  check_logits(experts, "experts", 3);
+  check_logits(bases, "base", bases.dim() == 2 ? 2 : 3);
+  TORCH_CHECK_VALUE(experts.size(0) == large.size(0) && experts.size(2) == large.size(1) &&
+                        bases.size(0) == large.size(0) && bases.size(-1) == large.size(1) &&
+                        (bases.dim() == 2 || bases.size(1) == experts.size(1)),
+                    "shapes don't fit: large ", large.sizes(), ", experts ", experts.sizes(), ", base ", bases.sizes());
 }
 
 std::string model_name(int bad_model) {
@@ -25,30 +36,22 @@ std::string model_name(int bad_model) {
   return (bad_model % 2 == 1 ? "expert " : "base ") + std::to_string((bad_model - 1) / 2);
 }
 
-void check_results(const std::vector<FusionResult>& results) {
-  for (size_t row = 0; row < results.size(); ++row) {
-    const int bad = results[row].bad_model;
-    TORCH_CHECK_VALUE(bad != kEmptySupport, "row ", row, " leaves no token: every one is -inf in some model; ",
-                      "leave at least one that all models allow");
-    TORCH_CHECK_VALUE(bad == kNoBadModel, "the logits of ", model_name(bad), " hold a NaN or +inf in row ", row,
-                      "; logits must be finite, or -inf for tokens that are ruled out");
-  }
+void check_result(size_t row, int bad) {
+  TORCH_CHECK_VALUE(bad != kEmptySupport, "row ", row, " leaves no token: every one is -inf in some model; ",
+                    "leave at least one that all models allow");
+  TORCH_CHECK_VALUE(bad == kNoBadModel, "the logits of ", model_name(bad), " hold a NaN or +inf in row ", row,
+                    "; logits must be finite, or -inf for tokens that are ruled out");
 }
 
-// large [B, V], experts [B, T, V], bases [B, V] or [B, T, V]
 py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases, const std::string& combine,
                 const std::string& match, const std::vector<double>& alpha, double alpha_max, int threads) {
-  check_logits(large, "large", 2);
-  check_logits(experts, "experts", 3);
-  check_logits(bases, "base", bases.dim() == 2 ? 2 : 3);
+  check_batch(large, experts, bases);
+  TORCH_CHECK_VALUE(large.is_cpu() && experts.is_cpu() && bases.is_cpu(), "the logits must be on the CPU");
   TORCH_CHECK_VALUE(threads >= 1, "threads is ", threads, "; give at least 1");
   const int64_t batch = large.size(0);
   const int64_t vocab = large.size(1);
   const int64_t count = experts.size(1);
   const bool shared = bases.dim() == 2;
-  TORCH_CHECK_VALUE(experts.size(0) == batch && experts.size(2) == vocab && bases.size(0) == batch &&
-                        bases.size(-1) == vocab && (shared || bases.size(1) == count),
-                    "shapes don't fit: large ", large.sizes(), ", experts ", experts.sizes(), ", base ", bases.sizes());
   FusionOptions options{parse_combine(combine), parse_match(match), alpha_max, alpha};
 
   const at::Tensor weights = at::empty({batch, count}, at::kDouble);
@@ -80,8 +83,8 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
     ThreadTeam team(threads);
     FusionSolver solver(std::move(options), static_cast<int>(count), vocab, static_cast<int>(batch), team);
     solver.solve(inputs, results);
-    check_results(results);
     for (int64_t row = 0; row < batch; ++row) {
+      check_result(row, results[row].bad_model);
       f.mutable_data_ptr<double>()[row] = results[row].f;
       g.mutable_data_ptr<double>()[row] = results[row].g;
       passes.mutable_data_ptr<int64_t>()[row] = results[row].passes;
@@ -90,12 +93,32 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
   return py::make_tuple(weights, logits, f, g, target_f, target_g, passes);
 }
 
+// The same on a CUDA device; the logits may be on any.
+py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
+                     const std::string& combine, const std::string& match, const std::vector<double>& alpha,
+                     double alpha_max, int device) {
+  check_batch(large, experts, bases);
+  const FusionOptions options{parse_combine(combine), parse_match(match), alpha_max, alpha};
+  FusionTensors found;
+  {
+    py::gil_scoped_release unlocked;
+    found = solve_on_cuda(large, experts, bases, options, device);
+    for (int64_t row = 0; row < large.size(0); ++row) {
+      check_result(row, static_cast<int>(found.bad_model.const_data_ptr<int64_t>()[row]));
+    }
+  }
+  return py::make_tuple(found.alpha, found.logits, found.f, found.g, found.target_f, found.target_g, found.passes);
+}
+
 }  // namespace
 
 void bind_fusion(py::module_& m) {
   m.def("fusion_solve", &solve, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("combine"),
         py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("threads"),
         "alpha, logits, f, g, target_f, target_g and passes of the fusion of float32 logits.");
+  m.def("cuda_fusion_solve", &solve_cuda, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("combine"),
+        py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("device"),
+        "The same, solved on a CUDA device; its logits stay there.");
 }
 
 }  // namespace dlf

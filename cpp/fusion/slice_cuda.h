@@ -24,6 +24,60 @@ struct alignas(16) Four {
   float at[4];
 };
 
+__device__ inline float difference(float expert, float base) {
+  return fminf(fmaxf(expert - base, -kMostDifference), kMostDifference);
+}
+
+// What is not on the chip, or not aligned, or at the end of a row takes long anyway. It stays out of line, so that the
+// instructions of the other cases are few: they too have to come from memory first.
+
+// Tokens first, first + 1, … of a row, −inf behind the last.
+__device__ __noinline__ Four load_ends(const float* row, int64_t first, int64_t vocab) {
+  Four x;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    x.at[j] = first + j < vocab ? row[first + j] : -kInfinity;
+  }
+  return x;
+}
+
+__device__ __noinline__ void store_ends(float* row, int64_t first, int64_t vocab, Four x) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (first + j < vocab) {
+      row[first + j] = x.at[j];
+    }
+  }
+}
+
+__device__ inline Four load_four(const float* row, int64_t first, int64_t vocab, bool aligned) {
+  if (aligned && first + 4 <= vocab) {
+    const float4 x = *reinterpret_cast<const float4*>(row + first);
+    return {{x.x, x.y, x.z, x.w}};
+  }
+  return load_ends(row, first, vocab);
+}
+
+__device__ __noinline__ Four load_delta(const float* expert, const float* base, int64_t first, int64_t vocab,
+                                        bool aligned, Four large) {
+  Four x = load_four(expert, first, vocab, aligned);
+  const Four y = load_four(base, first, vocab, aligned);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    x.at[j] = large.at[j] == -kInfinity ? 0.0F : difference(x.at[j], y.at[j]);
+  }
+  return x;
+}
+
+__device__ __noinline__ Four load_base(const float* base, int64_t first, int64_t vocab, bool aligned, Four large) {
+  Four x = load_four(base, first, vocab, aligned);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    x.at[j] = large.at[j] == -kInfinity ? -kInfinity : x.at[j];
+  }
+  return x;
+}
+
 class Slice {
  public:
   __device__ Slice(const FusionArgs& args, const SolverLayout& layout, int row, int block, float* shared)
@@ -41,69 +95,40 @@ class Slice {
   __device__ int read() const;
   static constexpr int kNone = 1 << 20;
 
-  __device__ Four large(int group) const { return layout_.resident > 0 ? held(0, group) : load(fused(), group, false); }
+  __device__ Four large(int group) const { return layout_.resident > 0 ? held(0, group) : load(fused(), group); }
   // Δ_t; `large` says which tokens take part.
   __device__ Four delta(int t, int group, const Four& large) const {
     if (1 + t < layout_.resident) {
       return held(1 + t, group);
     }
-    Four x = load(of(args_.experts[t]), group, true);
-    const Four base = load(of(args_.bases[t]), group, true);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      x.at[j] = large.at[j] == -kInfinity ? 0.0F : difference(x.at[j], base.at[j]);
-    }
-    return x;
+    return load_delta(of(args_.experts[t]), of(args_.bases[t]), token(group), args_.vocab, layout_.aligned, large);
   }
   __device__ Four base(int t, int group, const Four& large) const {
     const int array = 1 + args_.expert_count + layout_.base_slot[t];
     if (array < layout_.resident) {
       return held(array, group);
     }
-    Four x = load(of(args_.bases[t]), group, true);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      x.at[j] = large.at[j] == -kInfinity ? -kInfinity : x.at[j];
-    }
-    return x;
+    return load_base(of(args_.bases[t]), token(group), args_.vocab, layout_.aligned, large);
   }
   __device__ void write(int group, const Four& x) const {
-    const int64_t first = begin_ + 4 * group;
+    const int64_t first = token(group);
     if (layout_.aligned && first + 4 <= args_.vocab) {
       *reinterpret_cast<float4*>(fused() + first) = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
-      return;
-    }
-    for (int j = 0; j < 4; ++j) {
-      if (first + j < args_.vocab) {
-        fused()[first + j] = x.at[j];
-      }
+    } else {
+      store_ends(fused(), first, args_.vocab, x);
     }
   }
 
  private:
-  __device__ static float difference(float expert, float base) {
-    return fminf(fmaxf(expert - base, -kMostDifference), kMostDifference);
-  }
   __device__ const float* of(const Logits& logits) const { return logits.data + row_ * logits.stride; }
   __device__ float* fused() const { return args_.fused + row_ * args_.fused_stride; }
   __device__ Four* place(int array, int group) const {
     return reinterpret_cast<Four*>(shared_) + static_cast<int64_t>(array) * layout_.groups + group;
   }
   __device__ Four held(int array, int group) const { return *place(array, group); }
-  // −inf behind the last token.
-  __device__ Four load(const float* row, int group, bool constant) const {
-    const int64_t first = begin_ + 4 * group;
-    if (layout_.aligned && first + 4 <= args_.vocab) {
-      const auto* at = reinterpret_cast<const float4*>(row + first);
-      const float4 x = constant ? __ldg(at) : *at;
-      return {x.x, x.y, x.z, x.w};
-    }
-    Four x;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      x.at[j] = first + j < args_.vocab ? row[first + j] : -kInfinity;
-    }
-    return x;
+  __device__ int64_t token(int group) const { return begin_ + 4 * static_cast<int64_t>(group); }
+  __device__ Four load(const float* row, int group) const {
+    return load_four(row, token(group), args_.vocab, layout_.aligned);
   }
 
   const FusionArgs& args_;
@@ -116,8 +141,9 @@ class Slice {
 
 __device__ inline int Slice::read() const {
   int bad = kNone;
+#pragma unroll 1
   for (int group = static_cast<int>(threadIdx.x); group < count_; group += kSolverThreads) {
-    Four large = load(of(args_.large), group, true);
+    Four large = load(of(args_.large), group);
     bool out[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -128,10 +154,10 @@ __device__ inline int Slice::read() const {
     Four base = {};
 #pragma unroll 2
     for (int t = 0; t < args_.expert_count; ++t) {
-      const Four expert = load(of(args_.experts[t]), group, true);
+      const Four expert = load(of(args_.experts[t]), group);
       const bool same = t > 0 && layout_.base_slot[t] == layout_.base_slot[t - 1];
       if (!same) {
-        base = load(of(args_.bases[t]), group, true);
+        base = load(of(args_.bases[t]), group);
       }
       Four delta;
       Four taken;

@@ -8,7 +8,7 @@
 // float32 holds seven digits, so what is summed is y = e^{αδ} − 1 with Δ centred, δ = Δ − E_P[Δ]: A = log(1 + E_P[y])
 // then keeps its digits however near the expert is to its base. And as E_P[e^{αδ}] >= 1, a token whose probability
 // float32 cannot hold is nothing as long as its e^{αδ} stays below e^kReach. Beyond that (a curve is `wide` there)
-// every α has weights of its own below their peak, with exponents taken in double.
+// every α has weights of its own below their peak, with exponents taken in double, one α after another.
 namespace dlf::cuda {
 
 constexpr float kReach = 55.0F;
@@ -19,7 +19,6 @@ constexpr int kFirstSteps = 8;  // of the first sweep, from 0
 constexpr int kZeroSums = 24;    // Σpδ, Σpδ²
 constexpr int kTargetSums = 27;  // Σqδ, Σqy, Σqyδ; or, where it is wide, nothing, Σw, Σwδ
 constexpr int kTargetPeak = kSweepValues;
-constexpr int kPeaks = kSweepValues + 1;
 
 // One expert's curve.
 struct alignas(16) Curve {
@@ -67,6 +66,7 @@ __device__ inline float finite_peak(float peak) { return peak > -kInfinity ? pea
 // Calls body(group) for those of this thread.
 template <typename Body>
 __device__ __forceinline__ void for_groups(const Slice& slice, Body&& body) {
+#pragma unroll 1
   for (int group = static_cast<int>(threadIdx.x); group < slice.groups(); group += kSolverThreads) {
     body(group);
   }
@@ -165,8 +165,8 @@ __device__ __forceinline__ void sum_values(const Slice& slice, int t, const Curv
   });
 }
 
-// Under the base: at α = 1.
-__device__ __forceinline__ void sum_target(const Slice& slice, int t, const Curve& curve, float (&x)[kWarp]) {
+// Σqδ, Σqy, Σqyδ under the base, at α = 1.
+__device__ __forceinline__ void sum_target(const Slice& slice, int t, const Curve& curve, float* x) {
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
     const Four delta = slice.delta(t, group, large);
@@ -176,9 +176,9 @@ __device__ __forceinline__ void sum_target(const Slice& slice, int t, const Curv
       const float d = delta.at[j] - curve.base_centre;
       const TokenSums token(weight_of(base.at[j], curve.base_peak), d);
       const float y = expm1_fast(d);
-      x[kTargetSums] += token.first;
-      x[kTargetSums + 1] = fmaf(token.weight, y, x[kTargetSums + 1]);
-      x[kTargetSums + 2] = fmaf(token.first, y, x[kTargetSums + 2]);
+      x[0] += token.first;
+      x[1] = fmaf(token.weight, y, x[1]);
+      x[2] = fmaf(token.first, y, x[2]);
     }
   });
 }
@@ -188,82 +188,37 @@ __device__ inline float wide_weight(double exponent, float peak) {
   return exp2_fast(static_cast<float>((exponent - peak) * 1.4426950408889634));
 }
 
-// Σw, Σwδ, Σwδ² of the values alpha(0), …, alpha(count − 1), each below its own peak in this block.
-template <typename Alpha>
-__device__ __forceinline__ void sum_wide(const Slice& slice, int t, const Curve& curve, int count, Alpha&& alpha,
-                                         float* parts, float* peaks, float (&x)[kWarp]) {
-  float peak[kSweepValues];
-#pragma unroll
-  for (int k = 0; k < kSweepValues; ++k) {
-    peak[k] = -kInfinity;
-  }
-  for_groups(slice, [&](int group) {
-    const Four large = slice.large(group);
-    const Four delta = slice.delta(t, group, large);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const double d = static_cast<double>(delta.at[j]) - curve.centre;
-#pragma unroll
-      for (int k = 0; k < kSweepValues; ++k) {
-        if (k < count) {
-          peak[k] = fmaxf(peak[k], static_cast<float>(exponent(large.at[j], alpha(k), d)));
-        }
-      }
-    }
-  });
-  largest_of_block(peak, parts);
-  if (threadIdx.x == 0) {
-#pragma unroll
-    for (int k = 0; k < kSweepValues; ++k) {
-      peaks[k] = peak[k];
-    }
-  }
-  for_groups(slice, [&](int group) {
-    const Four large = slice.large(group);
-    const Four delta = slice.delta(t, group, large);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const double d = static_cast<double>(delta.at[j]) - curve.centre;
-      const TokenSums token(1.0F, static_cast<float>(d));
-#pragma unroll
-      for (int k = 0; k < kSweepValues; ++k) {
-        if (k < count) {
-          token.add(wide_weight(exponent(large.at[j], alpha(k), d), finite_peak(peak[k])), x + 3 * k);
-        }
-      }
-    }
-  });
-}
-
-__device__ __forceinline__ void sum_wide_target(const Slice& slice, int t, const Curve& curve, float* parts,
-                                                float* peaks, float (&x)[kWarp]) {
+// The tokens of a slice under a model's logits and α: Σw, Σwδ, Σwδ² below the largest exponent, which comes fourth.
+struct WideSums {
+  float at[4];
+};
+__device__ __noinline__ WideSums sum_wide(Slice slice, int t, bool of_base, float centre, double alpha, float* parts) {
+  const auto logits = [&](int group, const Four& large) { return of_base ? slice.base(t, group, large) : large; };
   float peak[1] = {-kInfinity};
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
     const Four delta = slice.delta(t, group, large);
-    const Four base = slice.base(t, group, large);
+    const Four logit = logits(group, large);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const double d = static_cast<double>(delta.at[j]) - curve.base_centre;
-      peak[0] = fmaxf(peak[0], static_cast<float>(exponent(base.at[j], 1.0, d)));
+      const double d = static_cast<double>(delta.at[j]) - centre;
+      peak[0] = fmaxf(peak[0], static_cast<float>(exponent(logit.at[j], alpha, d)));
     }
   });
   largest_of_block(peak, parts);
-  if (threadIdx.x == 0) {
-    peaks[kTargetPeak] = peak[0];
-  }
+  WideSums sums = {{0.0F, 0.0F, 0.0F, peak[0]}};
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
     const Four delta = slice.delta(t, group, large);
-    const Four base = slice.base(t, group, large);
+    const Four logit = logits(group, large);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const double d = static_cast<double>(delta.at[j]) - curve.base_centre;
-      const float w = wide_weight(exponent(base.at[j], 1.0, d), finite_peak(peak[0]));
-      x[kTargetSums + 1] += w;
-      x[kTargetSums + 2] = fmaf(w, static_cast<float>(d), x[kTargetSums + 2]);
+      const double d = static_cast<double>(delta.at[j]) - centre;
+      const TokenSums token(1.0F, static_cast<float>(d));
+      token.add(wide_weight(exponent(logit.at[j], alpha, d), finite_peak(peak[0])), sums.at);
     }
   });
+  return sums;
 }
 
 }  // namespace dlf::cuda

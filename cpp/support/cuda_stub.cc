@@ -1,6 +1,7 @@
 #include <c10/util/Exception.h>
 
 #include "engine/step_loop_cuda.h"
+#include "fusion/solve_cuda.h"
 #include "support/cuda/runtime.h"
 
 // What a build without CUDA has in place of dlf_cuda: all that the rest calls of it.
@@ -17,6 +18,10 @@ namespace {
 std::string cuda::version() { return {}; }
 
 std::vector<cuda::DeviceInfo> cuda::devices() { return {}; }
+
+FusionTensors solve_on_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&, const FusionOptions&, int) {
+  not_built();
+}
 
 std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&) { not_built(); }
 

@@ -1,0 +1,108 @@
+#pragma once
+
+#include "fusion/row_solver_cuda.h"
+
+// `joint`: the weights of all experts together, by Newton steps that cost one sweep each.
+namespace dlf::cuda {
+
+inline constexpr int kMostEvaluations = 64;
+
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::solve_joint() {
+  const int experts = args_.expert_count;
+  if (threadIdx.x == 0) {
+    double alpha[kMaxExperts];
+    double moments[kMaxExperts];
+    for (int t = 0; t < experts; ++t) {
+      alpha[t] = shared_.alpha[t];
+      moments[t] = curves_[t].search.answer().mean;
+    }
+    joint_->search.start(experts, args_.alpha_max, alpha, moments, JointPrecision::of_float());
+  }
+  const int tiles = Tile::count(experts);
+  for (int evaluation = 0; evaluation < kMostEvaluations; ++evaluation) {
+    const Mixture mixture = {shared_.alpha, curves_, experts, Mixture::is_wide(shared_.alpha, curves_, experts)};
+    float peak = shared_.peak;
+    if (mixture.wide) {
+      peak = mixture.peak(slice_, shared_.peaks);
+      if (threadIdx.x == 0) {
+        exchange(0)[tiles * kWarp] = peak;
+      }
+    }
+    Tile tile = {0, 0};
+    for (int index = 0; index < tiles; ++index, tile.next()) {
+      float x[kWarp] = {};
+      sum_tile(slice_, mixture, tile, peak, x);
+      sums_.add(x, exchange(0) + index * kWarp);
+    }
+    ++passes_;
+    meet();
+    gather_joint(mixture.wide);
+    ++round_;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      joint_->searching = take_joint(mixture.wide);
+      const double* next = joint_->searching ? joint_->search.trial() : joint_->search.answer();
+      for (int t = 0; t < experts; ++t) {
+        shared_.alpha[t] = static_cast<float>(next[t]);
+      }
+    }
+    __syncthreads();
+    if (!joint_->searching) {
+      return;
+    }
+  }
+}
+
+// A warp adds up one tile. Where it is wide, the totals lie below the cluster's peak, which goes to `means[0]`.
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::gather_joint(bool wide) {
+  const int tiles = Tile::count(args_.expert_count);
+  if (warp_index() >= tiles) {
+    return;
+  }
+  float* sums = exchange(0);
+  const int index = warp_index() * kWarp + lane_index();
+  if (!wide) {
+    joint_->totals[index] = sum_cluster(cluster_, sums, index);
+    return;
+  }
+  float* peaks = sums + tiles * kWarp;
+  float peak = -kInfinity;
+  for (int block = 0; block < cluster_.blocks; ++block) {
+    peak = fmaxf(peak, *cluster_.of(peaks, block));
+  }
+  double sum = 0.0;
+  for (int block = 0; block < cluster_.blocks; ++block) {
+    sum += cluster_.of(sums, block)[index] * weight_of(*cluster_.of(peaks, block), peak);
+  }
+  joint_->totals[index] = static_cast<float>(sum);
+  if (threadIdx.x == 0) {
+    joint_->means[0] = peak;
+  }
+}
+
+// Moves the totals to Δ centred under P, and hands them to the search.
+template <bool kJoint>
+__device__ bool RowSolver<kJoint>::take_joint(bool wide) {
+  JointState& state = *joint_;
+  const double weight = state.totals[0];
+  const double rise = weight * shared_.per_weight;
+  const double per = wide ? 1.0 / weight : shared_.per_weight / (1.0 + rise);
+  double cumulant = wide ? state.means[0] - shared_.peak + log(rise) : log1p(rise);
+  int pair = 0;
+  for (int t = 0; t < args_.expert_count; ++t) {
+    const double shift = curves_[t].zero_mean;
+    cumulant -= static_cast<double>(shared_.alpha[t]) * shift;
+    state.means[t] = state.totals[Tile::place(1 + t, 0)] * per - shift;
+    for (int s = 0; s <= t; ++s, ++pair) {
+      const double other = curves_[s].zero_mean;
+      // E[(Δ_t − x)(Δ_s − y)] = E[Δ_tΔ_s] − x·E[Δ_s − y] − y·E[Δ_t − x] − xy
+      state.products[pair] = state.totals[Tile::place(1 + t, 1 + s)] * per - shift * state.means[s] -
+                             other * state.means[t] - shift * other;
+    }
+  }
+  return state.search.take(cumulant, state.means, state.products);
+}
+
+}  // namespace dlf::cuda
