@@ -1,14 +1,13 @@
 #include "emulator.h"
 
-#include <algorithm>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "fiber.h"
@@ -85,14 +84,13 @@ class Machine {
   void wait_cluster();
   unsigned cluster_blocks() const { return launch_->cluster; }
   void* map_shared(void* pointer, unsigned rank);
-  [[noreturn]] void fail(const std::string& problem);
+  [[noreturn]] void fail(const char* problem);
 
  private:
   void run_cluster(dim3 first_block);
   void prepare(dim3 first_block);
   void prepare_shared_memory();
   void run_warp(unsigned warp);
-  void suspend(Thread& thread);
   void try_to_meet(Warp& warp, unsigned mask, Exchange exchange);
   void try_to_pass_block_barrier(Block& block);
   void try_to_pass_cluster_barrier();
@@ -240,14 +238,13 @@ void Machine::thread_main() {
   machine.current().fiber.finish();
 }
 
-void Machine::suspend(Thread& thread) { thread.fiber.suspend(); }
-
 void Machine::yield() {
   warps_[current_->warp].ready |= 1U << current_->lane;
-  suspend(*current_);
+  current_->fiber.suspend();
 }
 
-void Machine::fail(const std::string& problem) {
+// The thread's frames are left as they are, so nothing in them may need to be destroyed.
+void Machine::fail(const char* problem) {
   problem_ = problem;
   current_->fiber.finish();
   __builtin_trap();
@@ -268,7 +265,7 @@ uint64_t Machine::meet_warp(unsigned mask, Exchange exchange, uint64_t value, in
   warp.meeting |= bit;
   try_to_meet(warp, mask, exchange);
   if ((warp.ready & bit) == 0) {
-    suspend(thread);
+    thread.fiber.suspend();
   } else {
     warp.ready &= ~bit;  // the last to come need not wait
   }
@@ -304,7 +301,7 @@ Votes Machine::synchronize_block(bool vote) {
   block.votes += vote;
   warp.at_block_barrier |= bit;
   try_to_pass_block_barrier(block);
-  suspend(thread);  // the last to come waits for its turn too, so that others get ahead of it
+  thread.fiber.suspend();  // the last to come waits for its turn too, so that others get ahead of it
   return block.result;
 }
 
@@ -337,7 +334,7 @@ void Machine::wait_cluster() {
   Thread& thread = *current_;
   if (thread.cluster_phase > cluster_phase_) {
     warps_[thread.warp].at_cluster_barrier |= 1U << thread.lane;
-    suspend(thread);
+    thread.fiber.suspend();
   } else {
     yield();
   }
@@ -359,7 +356,7 @@ void Machine::try_to_pass_cluster_barrier() {
 void* Machine::map_shared(void* pointer, unsigned rank) {
   const Block& block = *current_->block;
   if (rank >= blocks_.size()) {
-    fail("the cluster has no block " + std::to_string(rank));
+    fail("map_shared_rank of a block that the cluster hasn't");
   }
   const auto offset = static_cast<unsigned char*>(pointer) - block.shared;
   if (offset < 0 || static_cast<size_t>(offset) >= launch_->shared_bytes) {
@@ -456,6 +453,6 @@ void wait_cluster() { machine.wait_cluster(); }
 unsigned cluster_blocks() { return machine.cluster_blocks(); }
 unsigned cluster_rank() { return machine.current().block->rank; }
 void* map_shared(void* pointer, unsigned rank) { return machine.map_shared(pointer, rank); }
-void fail(const std::string& problem) { machine.fail(problem); }
+void fail(const char* problem) { machine.fail(problem); }
 
 }  // namespace dlf::emulation
