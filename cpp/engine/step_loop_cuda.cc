@@ -100,7 +100,7 @@ class CudaStepLoop final : public StepLoop {
   std::vector<int64_t> lane_index_;  // among the lanes of its model
   std::unique_ptr<Event> begun_;     // the step's tokens are known
   std::unique_ptr<SamplerState> sampler_;
-  at::Tensor fused_, fusions_, solver_scratch_;
+  at::Tensor fused_, fusions_;
   at::Tensor active_, step_, limit_, stop_count_, stops_, ticket_;
   at::Tensor ring_records_, ring_top_tokens_, ring_top_logprobs_, done_;
 
@@ -132,12 +132,8 @@ std::string gibibytes(int64_t bytes) {
 
 // What else a step needs on the large model's device.
 int64_t step_bytes(const FusionPlan& plan, int device, int64_t max_batch, int64_t max_context) {
-  const auto experts = static_cast<int>(plan.experts.size());
-  const int64_t solver =
-      experts > 0 ? static_cast<int64_t>(solver_scratch_bytes(static_cast<int>(max_batch), experts, plan.vocab)) +
-                        max_batch * plan.vocab * 4
-                  : 0;
-  return solver + SamplerState::bytes(device, static_cast<int>(max_batch), plan.vocab, max_context + 1, kTopCapacity);
+  const int64_t fused = plan.experts.empty() ? 0 : max_batch * plan.vocab * static_cast<int64_t>(sizeof(float));
+  return fused + SamplerState::bytes(device, static_cast<int>(max_batch), plan.vocab, max_context + 1, kTopCapacity);
 }
 
 void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options) {
@@ -196,8 +192,6 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
       const auto bytes = on_device(device).dtype(at::kByte);
       fused_ = at::zeros({max_batch_, plan_.vocab}, floats);
       fusions_ = at::zeros({static_cast<int64_t>(max_batch_ * sizeof(FusionRecord))}, bytes);
-      solver_scratch_ =
-          at::empty({static_cast<int64_t>(solver_scratch_bytes(max_batch_, experts, plan_.vocab))}, bytes);
     }
     active_ = at::zeros({max_batch_}, ints);
     step_ = at::zeros({max_batch_}, ints);
@@ -436,9 +430,8 @@ void CudaStepLoop::enqueue(int batch) {
     args.fused_stride = plan_.vocab;
     args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
     args.active = active_.const_data_ptr<int32_t>();
-    args.scratch = solver_scratch_.mutable_data_ptr();
     args.rows = batch;
-    args.experts = static_cast<int>(plan_.experts.size());
+    args.expert_count = static_cast<int>(plan_.experts.size());
     args.vocab = plan_.vocab;
     args.combine = plan_.fusion.combine;
     args.match = plan_.fusion.match;

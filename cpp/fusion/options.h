@@ -7,6 +7,11 @@ namespace dlf {
 
 inline constexpr int kMaxExperts = 16;
 
+// bad_model of a result where no model is at fault.
+inline constexpr int kNoBadModel = -1;
+// Or where every token is −inf in one model or another, so that there is nothing to choose from.
+inline constexpr int kEmptySupport = -2;
+
 // How the weights of several experts come together.
 enum class Combine {
   select,        // the one expert whose curve passes nearest the mean targets

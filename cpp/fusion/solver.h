@@ -21,11 +21,6 @@ struct FusionInput {
   const float* const* bases;    // T
 };
 
-// FusionResult::bad_model where no model is at fault.
-inline constexpr int kNoBadModel = -1;
-// Or where every token is −inf in one model or another, so that there is nothing to choose from.
-inline constexpr int kEmptySupport = -2;
-
 struct FusionResult {
   // The caller's arrays.
   double* alpha;     // T, the weights

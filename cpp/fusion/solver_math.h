@@ -110,6 +110,7 @@ class CurveModel {
   DLF_HOST_DEVICE CurveModel(const CurvePoint& left, const CurvePoint& right)
       : left_(left),
         width_(right.alpha - left.alpha),
+        per_width_(1.0 / width_),
         f_(divergences(left), divergences(right), width_, true),
         g_(divergences(left), divergences(right), width_, false) {
     const double slope = width_ * left.mean;
@@ -133,11 +134,11 @@ class CurveModel {
     const double value = c[0] + t * (c[1] + t * (c[2] + t * (c[3] + t * (c[4] + t * c[5]))));
     const double first = c[1] + t * (2.0 * c[2] + t * (3.0 * c[3] + t * (4.0 * c[4] + t * 5.0 * c[5])));
     const double second = 2.0 * c[2] + t * (6.0 * c[3] + t * (12.0 * c[4] + t * 20.0 * c[5]));
-    return {alpha(t), value, first / width_, larger(second / (width_ * width_), 0.0)};
+    return {alpha(t), value, first * per_width_, larger(second * per_width_ * per_width_, 0.0)};
   }
   DLF_HOST_DEVICE Divergences fine(double t) const { return divergences(point(t)); }
   DLF_HOST_DEVICE Divergences coarse(double t) const {
-    return {f_.value(t), g_.value(t), f_.slope(t) / width_, g_.slope(t) / width_};
+    return {f_.value(t), g_.value(t), f_.slope(t) * per_width_, g_.slope(t) * per_width_};
   }
 
  private:
@@ -160,6 +161,7 @@ class CurveModel {
 
   CurvePoint left_;
   double width_;
+  double per_width_;
   double quintic_[6];
   Cubic f_;
   Cubic g_;

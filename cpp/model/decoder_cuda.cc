@@ -3,8 +3,11 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/gt.h>
+#include <ATen/ops/le.h>
 #include <ATen/ops/logical_and.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -68,7 +71,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
       k_offset_(padded_outputs(q_size(config_))),
       v_offset_(k_offset_ + padded_outputs(kv_size(config_))),
       up_offset_(padded_outputs(config_.intermediate_size)),
-      multiprocessors_(devices().at(queue.device()).multiprocessors) {
+      device_(devices().at(queue.device())) {
   TORCH_CHECK_VALUE(config_.head_dim <= kMaxHeadDim, "head_dim is ", config_.head_dim, "; on CUDA it can be at most ",
                     kMaxHeadDim);
   const auto floats = on_device(queue.device()).dtype(at::kFloat);
@@ -92,14 +95,6 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   gate_up_ = at::zeros({rows, gate_up_size(config_)}, halves);
   activated_ = at::zeros({rows, config_.intermediate_size}, halves);
   logits_ = at::zeros({shape.rows(), config_.vocab_size}, floats);
-  AttentionArgs attention = attention_args(config_, shape, shape.max_batch, dtype_);
-  int64_t scratch = 0;
-  for (int batch = 1; batch <= shape.max_batch; ++batch) {
-    attention.rows = batch * shape.lanes;
-    attention.splits = attention_splits(attention.rows, attention.kv_heads, attention.capacity, multiprocessors_);
-    scratch = std::max(scratch, attention.splits > 1 ? cuda::attention_scratch(attention) : 0);
-  }
-  attention_scratch_ = at::empty({scratch}, floats);
   if (ops::is_quantized(weights.type())) {
     dequantized_ = at::empty({largest_matrix(config_)}, halves);
   }
@@ -194,10 +189,10 @@ void Decoder::attend(const Batch& batch, int index) {
   args.k_cache = keys.const_data_ptr();
   args.v_cache = values.const_data_ptr();
   args.y = attended_.mutable_data_ptr();
-  args.scratch = attention_scratch_.mutable_data_ptr<float>();
   args.position = positions_.const_data_ptr<int32_t>();
   args.window = static_cast<int>(config_.sliding_windows[index]);
-  args.splits = attention_splits(args.rows, args.kv_heads, args.capacity, multiprocessors_);
+  args.splits =
+      attention_splits(args.rows, args.kv_heads, args.capacity, device_.multiprocessors, device_.compute_capability);
   cuda::attention(args, queue_.stream());
 }
 
@@ -218,9 +213,9 @@ void Decoder::attend_prompt(const Batch& batch, int index) {
     const auto integers = on_device(queue_.device()).dtype(at::kInt);
     const at::Tensor row = at::arange(batch.start, end, integers).unsqueeze(1);
     const at::Tensor column = at::arange(end, integers).unsqueeze(0);
-    mask = column <= row;
+    mask = at::le(column, row);
     if (window > 0) {
-      mask = at::logical_and(*mask, column > row - window);
+      mask = at::logical_and(*mask, at::gt(column, at::sub(row, window)));
     }
   }
   const double scale = 1.0 / std::sqrt(static_cast<double>(size));

@@ -68,13 +68,12 @@ class Decoder {
   Queue& queue_;
   DeviceWeights weights_;
   int64_t k_offset_, v_offset_, qkv_size_, up_offset_, gate_up_size_;
-  int multiprocessors_;
+  DeviceInfo device_;
   at::Tensor keys_, values_;  // [layers, rows, kv_heads, max_context, head_dim]
   at::Tensor cos_, sin_;      // [max_context, head_dim / 2]
   at::Tensor tokens_, positions_;
   at::Tensor hidden_;  // float32 [most rows, hidden]
   at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
-  at::Tensor attention_scratch_;
   at::Tensor dequantized_;  // the largest matrix, where weights are quantized
   at::Tensor logits_;       // float32 [rows, vocab]
 };

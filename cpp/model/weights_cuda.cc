@@ -9,8 +9,11 @@
 namespace dlf::cuda {
 namespace {
 
+// A copy even of what lies there: a checkpoint's tensors may begin at any address, kernels read 16 bytes at once.
 at::Tensor to_device(const at::Tensor& tensor, int device) {
-  return tensor.defined() ? tensor.to(on_device(device).dtype(tensor.scalar_type())) : at::Tensor();
+  return tensor.defined() ? tensor.to(on_device(device).dtype(tensor.scalar_type()), /*non_blocking=*/false,
+                                      /*copy=*/true)
+                          : at::Tensor();
 }
 
 // Tensors behind each other, each from a multiple of `rows` on.

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "support/host_device.h"
+
 namespace dlf::ops {
 
 // How a weight matrix [out, in] is stored; float16 is for CUDA alone.
@@ -26,9 +28,11 @@ struct Matrix {
   int64_t group;  // weights that share a scale; 0: the whole channel
 };
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+DLF_HOST_DEVICE constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 // Inputs of a tile, the padding included.
-constexpr int64_t padded_inputs(int64_t in, int64_t group) {
+DLF_HOST_DEVICE constexpr int64_t padded_inputs(int64_t in, int64_t group) {
   return round_up(in, group > kInputGroup ? group : kInputGroup);
 }
 constexpr int64_t tiles(int64_t out) { return (out + kTileOutputs - 1) / kTileOutputs; }

@@ -2,11 +2,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define DLF_HOST_DEVICE __host__ __device__
-#else
-#define DLF_HOST_DEVICE
-#endif
+#include "support/host_device.h"
 
 namespace dlf {
 

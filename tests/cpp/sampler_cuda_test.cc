@@ -90,6 +90,9 @@ std::vector<double> probabilities(const Floats& scores, const SamplingOptions& o
 
 // Whether the token is the one that a uniform number draws, give or take a rounding error.
 bool draws(const std::vector<double>& distribution, double uniform, int64_t token) {
+  if (token < 0 || token >= static_cast<int64_t>(distribution.size())) {
+    return false;
+  }
   const double below = std::accumulate(distribution.begin(), distribution.begin() + token, 0.0);
   return distribution[token] > 0 && below - 1e-5 <= uniform && uniform <= below + distribution[token] + 1e-5;
 }
@@ -240,8 +243,9 @@ std::vector<SamplingOptions> all_options(int64_t vocab) {
 
 void expect_like_the_cpu(const Choice& choice, const Sample& expected, const Floats& logits,
                          const SamplingOptions& options, const Tokens& prompt, const Tokens& generated) {
-  EXPECT(choice.record.failure == cuda::SampleFailure::none);
+  EXPECT(choice.record.failure == SampleFailure::none);
   const int64_t token = choice.record.token;
+  EXPECT(token >= 0 && token < static_cast<int64_t>(logits.size()));
   if (options.temperature == 0) {
     EXPECT(token == expected.token);
   } else if (logits.size() <= 1000 || token != expected.token) {
@@ -394,7 +398,6 @@ void test_ties_go_to_the_lowest_id() {
 }
 
 void test_failures() {
-  using cuda::SampleFailure;
   struct Case {
     Floats logits;
     SampleFailure failure;
@@ -408,30 +411,38 @@ void test_failures() {
       {{1, 2, -kInfinity}, SampleFailure::all_excluded},  // by its bad words
       {{-kInfinity, -3e38F, -kInfinity}, SampleFailure::none},
   };
-  for (const double temperature : {0.0, 1.0}) {
-    Device device(static_cast<int>(cases.size()), 3);
-    for (size_t row = 0; row < cases.size(); ++row) {
+  // The others of a large vocabulary are excluded; there several blocks share a row.
+  const auto widened = [](Floats logits, int64_t vocab) {
+    logits.resize(vocab, -kInfinity);
+    return logits;
+  };
+  for (const int64_t vocab : {3, 9000}) {
+    for (const double temperature : {0.0, 1.0}) {
       SamplingOptions options;
       options.temperature = temperature;
       options.logprobs = 2;
-      if (row == 5) {
-        options.bad_words = {{0}, {1}};
+      Device device(static_cast<int>(cases.size()), vocab);
+      for (size_t row = 0; row < cases.size(); ++row) {
+        options.bad_words.clear();
+        if (row == 5) {
+          options.bad_words = {{0}, {1}};
+        }
+        device.set(static_cast<int>(row), options);
+        device.set_logits(static_cast<int>(row), widened(cases[row].logits, vocab));
       }
-      device.set(static_cast<int>(row), options);
-      device.set_logits(static_cast<int>(row), cases[row].logits);
+      const auto choices = device.sample();
+      for (size_t row = 0; row < cases.size(); ++row) {
+        EXPECT(choices[row].record.failure == cases[row].failure);
+        EXPECT(choices[row].record.token == (cases[row].failure == SampleFailure::none ? 1 : 0));
+        EXPECT(choices[row].record.top_count == (cases[row].failure == SampleFailure::none ? 1 : 0));
+      }
+      // A failed row stands where it stood, and goes on with better logits.
+      const Floats better = widened({0, 1, 2}, vocab);
+      device.set_logits(0, better);
+      options.bad_words.clear();
+      Sampler sampler(options, vocab, {}, 1);
+      EXPECT(device.sample()[0].record.token == sampler.sample(better.data(), 0).token);
     }
-    const auto choices = device.sample();
-    for (size_t row = 0; row < cases.size(); ++row) {
-      EXPECT(choices[row].record.failure == cases[row].failure);
-      EXPECT(choices[row].record.token == (cases[row].failure == SampleFailure::none ? 1 : 0));
-      EXPECT(choices[row].record.top_count == (cases[row].failure == SampleFailure::none ? 1 : 0));
-    }
-    // A failed row stands where it stood, and goes on with better logits.
-    device.set_logits(0, {0, 1, 2});
-    SamplingOptions options;
-    options.temperature = temperature;
-    Sampler sampler(options, 3, {}, 1);
-    EXPECT(device.sample()[0].record.token == sampler.sample(Floats{0, 1, 2}.data(), 0).token);
   }
 }
 

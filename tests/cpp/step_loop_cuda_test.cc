@@ -38,7 +38,7 @@ void tokens_are_those_of_the_processor() {
     CpuStepLoop cpu(tiny_plan(combine), tiny_models(), 1, kContext, 1);
     const auto cuda = make_cuda_step_loop(tiny_plan(combine), tiny_models(), options(1));
     for (const double temperature : {0.0, 1.0}) {
-      const Request request = make_request(1, 5, 25, temperature);
+      const Request request = make_request(1, 5, 6, temperature);
       cpu.add(request);
       cuda->add(request);
       while (!cpu.idle()) {
@@ -58,8 +58,8 @@ void tokens_are_those_of_the_processor() {
 }
 
 Tokens tokens_of_many(StepLoop& loop) {
-  for (int64_t id = 0; id < 9; ++id) {
-    loop.add(make_request(id, 1 + 5 * id, 6 + 3 * id, id % 2 == 0 ? 1.0 : 0.0));
+  for (int64_t id = 0; id < 5; ++id) {
+    loop.add(make_request(id, 1 + 5 * id, 4 + 2 * id, id % 2 == 0 ? 1.0 : 0.0));
   }
   return run(loop);
 }
@@ -67,12 +67,9 @@ Tokens tokens_of_many(StepLoop& loop) {
 void batches_and_graphs_change_nothing() {
   CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), 3, kContext, 1);
   const Tokens expected = tokens_of_many(cpu);
-  for (const int64_t max_batch : {1, 3, 5}) {
-    for (const bool graph : {true, false}) {
-      const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(max_batch, graph));
-      EXPECT(tokens_of_many(*loop) == expected);
-      EXPECT(tokens_of_many(*loop) == expected);  // rows are used again
-    }
+  for (const bool graph : {true, false}) {
+    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(3, graph));
+    EXPECT(tokens_of_many(*loop) == expected);
   }
 }
 
@@ -93,7 +90,7 @@ void the_large_model_decodes_alone() {
   plan.vocab = kVocab;
   CpuStepLoop cpu(plan, {tiny_model(1)}, 2, kContext, 1);
   const auto loop = make_cuda_step_loop(plan, {tiny_model(1)}, {2, kContext, {0}, true});
-  Request request = make_request(1, 7, 30);
+  Request request = make_request(1, 7, 8);
   request.prompts.resize(1);
   cpu.add(request);
   loop->add(request);
@@ -111,7 +108,7 @@ void lanes_share_a_model() {
   const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, true});
   for (StepLoop* each : std::initializer_list<StepLoop*>{&cpu, loop.get()}) {
     for (const int64_t id : {1, 2, 3}) {
-      Request request = make_request(id, 4 + id, 12);
+      Request request = make_request(id, 4 + id, 5);
       request.prompts[1].push_back(id);  // lanes of different lengths
       request.prompts[3].resize(2);
       each->add(request);
@@ -130,7 +127,7 @@ void a_cancelled_sequence_leaves_its_place() {
   EXPECT(!loop->idle());
   const Tokens tokens = run(*loop);
   EXPECT(tokens.count(1) == 0 && tokens.at(2).size() == 3);
-  for (int64_t id = 10; id < 30; ++id) {
+  for (int64_t id = 10; id < 14; ++id) {
     loop->add(make_request(id, 4, 50));
     loop->step();
     loop->cancel(id);
@@ -142,14 +139,14 @@ void stop_tokens_and_the_context_end_a_sequence() {
   const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(2));
   loop->add(make_request(1, 60, 1000));
   EXPECT(run(*loop).at(1).size() == 5);
-  loop->add(make_request(2, 4, 20));
+  loop->add(make_request(2, 4, 8));
   const std::vector<int64_t> free = run(*loop).at(2);
-  Request request = make_request(3, 4, 20);
+  Request request = make_request(3, 4, 8);
   request.sampling.seed = 2;
-  request.prompts = make_request(2, 4, 20).prompts;
-  request.sampling.stop_token_ids = {free[7]};
+  request.prompts = make_request(2, 4, 8).prompts;
+  request.sampling.stop_token_ids = {free[5]};
   loop->add(request);
-  const auto first = std::find(free.begin(), free.end(), free[7]) - free.begin();
+  const auto first = std::find(free.begin(), free.end(), free[5]) - free.begin();
   EXPECT(run(*loop).at(3).size() == static_cast<size_t>(first) + 1);
 }
 
@@ -180,7 +177,7 @@ void what_does_not_fit_is_refused() {
   EXPECT_THROWS(loop->add(make_request(1, 0, 5)));
   EXPECT_THROWS(loop->add(make_request(1, 64, 5)));
   Request many = make_request(1, 4, 5);
-  many.sampling.stop_token_ids.assign(65, 1);
+  many.sampling.stop_token_ids.assign(257, 1);
   EXPECT_THROWS(loop->add(many));
   loop->add(make_request(2, 4, 5));
   EXPECT(run(*loop).at(2).size() == 5);

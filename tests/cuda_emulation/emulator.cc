@@ -198,8 +198,20 @@ void Machine::prepare(dim3 first_block) {
 void Machine::run_cluster(dim3 first_block) {
   prepare(first_block);
   unsigned last = schedule_.before_first(warps_.size());
+  // In half of the random orders a block runs as far as it can before another does, so that one that overwrites what
+  // its neighbours have yet to read is seen.
+  const bool block_by_block = schedule_.is_random() && schedule_.random() % 2 == 0;
   while (ended_ < launch_->cluster * threads_per_block_) {
-    const unsigned warp = schedule_.next(last, warps_.size(), [&](unsigned index) { return warps_[index].ready != 0; });
+    const unsigned block = last / warps_per_block_;
+    unsigned warp = warps_.size();
+    if (block_by_block) {
+      warp = schedule_.next(last, warps_.size(), [&](unsigned index) {
+        return warps_[index].ready != 0 && index / warps_per_block_ == block;
+      });
+    }
+    if (warp == warps_.size()) {
+      warp = schedule_.next(last, warps_.size(), [&](unsigned index) { return warps_[index].ready != 0; });
+    }
     if (warp == warps_.size()) {
       throw std::runtime_error(describe({first_block.x, first_block.y, first_block.z}, describe_deadlock()));
     }

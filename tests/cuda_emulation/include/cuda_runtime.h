@@ -56,10 +56,37 @@ enum cudaFuncAttribute {
   cudaFuncAttributeNonPortableClusterSizeAllowed,
 };
 
+// The emulated device is like an H100.
+constexpr int kMaxSharedBytes = 227 * 1024;
+
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
-  constexpr int kMaxSharedBytes = 227 * 1024;
   const bool too_much = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && value > kMaxSharedBytes;
   return value < 0 || too_much ? cudaErrorInvalidValue : cudaSuccess;
+}
+
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+};
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = 132;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = 9;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = kMaxSharedBytes;
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
 }
 
 enum cudaLaunchAttributeID {
@@ -88,6 +115,11 @@ struct cudaLaunchConfig_t {
   cudaLaunchAttribute* attrs;
   unsigned numAttrs;
 };
+
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t*) {
+  *clusters = 8;
+  return cudaSuccess;
+}
 
 // Copies the arguments, as a launch does, and puts the kernel on the stream.
 template <typename... Parameters, typename... Arguments>

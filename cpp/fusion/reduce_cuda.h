@@ -1,0 +1,128 @@
+#pragma once
+
+#include "support/cuda/launch.h"
+
+// Sums and maxima over the lanes of a warp, the warps of a block and the blocks of a cluster, always in one order.
+namespace dlf::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr int kSolverThreads = 512;
+inline constexpr int kSolverWarps = kSolverThreads / kWarp;
+inline constexpr int kSolverBlocks = 16;  // the most of a cluster
+inline constexpr unsigned kAllLanes = 0xffffffffU;
+
+__device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
+__device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
+
+// The blocks that share a row. Below sm_90 there are no clusters: one block is all.
+struct Cluster {
+  int rank = 0;
+  int blocks = 1;
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  __device__ Cluster()
+      : rank(static_cast<int>(cooperative_groups::this_cluster().block_rank())),
+        blocks(static_cast<int>(cooperative_groups::this_cluster().num_blocks())) {}
+  __device__ void sync() const { cooperative_groups::this_cluster().sync(); }
+  template <typename T>
+  __device__ T* of(T* shared, int other) const {
+    return cooperative_groups::this_cluster().map_shared_rank(shared, other);
+  }
+#else
+  __device__ Cluster() {}
+  __device__ void sync() const { __syncthreads(); }
+  template <typename T>
+  __device__ T* of(T* shared, int /*other*/) const {
+    return shared;
+  }
+#endif
+};
+
+// One step for each halving of the numbers: a lane gives away the half that its partner keeps.
+template <int kNumbers, int kDistance>
+__device__ __forceinline__ void fold(float* x) {
+  if constexpr (kNumbers > 1) {
+    constexpr int kHalf = kNumbers / 2;
+    const bool upper = (lane_index() & kDistance) != 0;
+#pragma unroll
+    for (int j = 0; j < kHalf; ++j) {
+      const float keep = upper ? x[j + kHalf] : x[j];
+      const float give = upper ? x[j] : x[j + kHalf];
+      x[j] = keep + __shfl_xor_sync(kAllLanes, give, kDistance);
+    }
+    fold<kHalf, kDistance / 2>(x);
+  } else if constexpr (kDistance > 0) {
+    x[0] += __shfl_xor_sync(kAllLanes, x[0], kDistance);
+    fold<1, kDistance / 2>(x);
+  }
+}
+
+// Sums several numbers over the lanes of a warp at once: 31 shuffles for 32 numbers, where one by one takes 160. The
+// result in lane i is the sum of number i * kNumbers / 32. Overwrites x.
+template <int kNumbers>
+__device__ __forceinline__ float sum_lanes(float (&x)[kNumbers]) {
+  fold<kNumbers, kWarp / 2>(x);
+  return x[0];
+}
+
+// The largest of a warp's numbers, by the whole-number instruction: bits of floats order as they do, once those of
+// negative ones are turned round.
+__device__ inline float largest_lane(float x) {
+  const int bits = __float_as_int(x);
+  const int most = __reduce_max_sync(kAllLanes, bits >= 0 ? bits : bits ^ 0x7fffffff);
+  return __int_as_float(most >= 0 ? most : most ^ 0x7fffffff);
+}
+
+// Of a power of two numbers, pairwise: it rounds less than one after the other, and waits less.
+template <int kNumbers>
+__device__ __forceinline__ float sum_tree(float (&x)[kNumbers]) {
+#pragma unroll
+  for (int width = kNumbers / 2; width > 0; width /= 2) {
+#pragma unroll
+    for (int j = 0; j < width; ++j) {
+      x[j] += x[j + width];
+    }
+  }
+  return x[0];
+}
+
+// The sums of a block, one set of 32 numbers after another. There are two of each buffer, so that one barrier a set
+// is enough.
+struct BlockSums {
+  float* parts;  // [2, kSolverWarps, kWarp]
+  int turn = 0;
+
+  static constexpr int kFloats = 2 * kSolverThreads;
+
+  // Writes the sums of the block to out[0 .. 31], for who waits at the next barrier.
+  template <int kNumbers>
+  __device__ __forceinline__ void add(float (&x)[kNumbers], float* out) {
+    float* buffer = parts + turn % 2 * kSolverThreads;
+    buffer[threadIdx.x] = sum_lanes(x);
+    __syncthreads();
+    if (warp_index() == turn % kSolverWarps) {
+      float column[kSolverWarps];
+#pragma unroll
+      for (int warp = 0; warp < kSolverWarps; ++warp) {
+        column[warp] = buffer[warp * kWarp + lane_index()];
+      }
+      const float total = sum_tree(column);
+      if (lane_index() % (kWarp / kNumbers) == 0) {
+        out[lane_index() / (kWarp / kNumbers)] = total;
+      }
+    }
+    ++turn;
+  }
+};
+
+// Number `index` of every block's exchange, summed over the cluster.
+__device__ inline float sum_cluster(const Cluster& cluster, float* exchange, int index) {
+  float column[kSolverBlocks];
+#pragma unroll
+  for (int block = 0; block < kSolverBlocks; ++block) {
+    column[block] = block < cluster.blocks ? cluster.of(exchange, block)[index] : 0.0F;
+  }
+  return sum_tree(column);
+}
+
+}  // namespace dlf::cuda

@@ -1,0 +1,269 @@
+#pragma once
+
+#include "fusion/search_cuda.h"
+#include "fusion/slice_cuda.h"
+
+// The sweeps over a block's tokens. Each leaves the sums of one thread in an array of 32 numbers.
+//
+// float32 holds seven digits, so what is summed is y = e^{αδ} − 1 with Δ centred, δ = Δ − E_P[Δ]: A = log(1 + E_P[y])
+// then keeps its digits however near the expert is to its base. And as E_P[e^{αδ}] >= 1, a token whose probability
+// float32 cannot hold is nothing as long as its e^{αδ} stays below e^kReach. Beyond that (a curve is `wide` there)
+// every α has weights of its own below their peak, with exponents taken in double.
+namespace dlf::cuda {
+
+constexpr float kReach = 55.0F;
+constexpr float kLog2E = 1.442695040888963F;
+constexpr int kFirstSteps = 8;  // of the first sweep, from 0
+
+// Which of the 32 sums is what: those of value number k lie at 3k, and behind them in the first sweep
+constexpr int kZeroSums = 24;    // Σpδ, Σpδ²
+constexpr int kTargetSums = 27;  // Σqδ, Σqy, Σqyδ; or, where it is wide, nothing, Σw, Σwδ
+constexpr int kTargetPeak = kSweepValues;
+constexpr int kPeaks = kSweepValues + 1;
+
+// One expert's curve.
+struct alignas(16) Curve {
+  float centre;        // about E_P[Δ]
+  float base_centre;   // about E_Q[Δ]
+  float most;          // the largest Δ
+  float least;         // the smallest
+  float base_peak;     // the base's largest logit
+  bool wide;           // in this sweep
+  bool target_wide;    // Q_t beside Q
+  double per_base;     // 1 / Σq
+  double zero_mean;    // E_P[δ], what the centre is off by
+  double zero_square;  // E_P[δ²]
+  double a;            // a_t = KL(Q_t‖Q)
+  double b;            // b_t = KL(Q‖Q_t)
+  SearchWarp search;
+};
+
+// 2^x; what float32 holds only with fewer digits is 0.
+__device__ inline float exp2_fast(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+// e^x − 1 to a few units of its last digit: near 0 by its series.
+__device__ inline float expm1_fast(float x) {
+  float series = fmaf(x, 1.0F / 5040, 1.0F / 720);
+  series = fmaf(x, series, 1.0F / 120);
+  series = fmaf(x, series, 1.0F / 24);
+  series = fmaf(x, series, 1.0F / 6);
+  series = fmaf(x, series, 0.5F);
+  series = fmaf(x * x, series, x);
+  return fabsf(x) < 0.35F ? series : exp2_fast(x * kLog2E) - 1.0F;
+}
+
+__device__ inline float weight_of(float logit, float peak) { return exp2_fast((logit - peak) * kLog2E); }
+// Of a block without tokens.
+__device__ inline float finite_peak(float peak) { return peak > -kInfinity ? peak : 0.0F; }
+
+// Calls body(group) for those of this thread.
+template <typename Body>
+__device__ __forceinline__ void for_groups(const Slice& slice, Body&& body) {
+  for (int group = static_cast<int>(threadIdx.x); group < slice.groups(); group += kSolverThreads) {
+    body(group);
+  }
+}
+
+// Over the whole block, of numbers that each thread has: reads `parts` [kNumbers, kSolverWarps] of shared memory, which
+// may be written anew after the next barrier.
+template <int kNumbers>
+__device__ __forceinline__ void largest_of_block(float (&x)[kNumbers], float* parts) {
+#pragma unroll
+  for (int k = 0; k < kNumbers; ++k) {
+    const float most = largest_lane(x[k]);
+    if (lane_index() == 0) {
+      parts[k * kSolverWarps + warp_index()] = most;
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kNumbers; ++k) {
+    x[k] = largest_lane(parts[k * kSolverWarps + lane_index() % kSolverWarps]);
+  }
+}
+
+// Σp, ΣpΔ, Σq, ΣqΔ under the block's own peaks.
+__device__ __forceinline__ void sum_means(const Slice& slice, int t, float peak, float base_peak, float (&x)[4]) {
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four base = slice.base(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float p = weight_of(large.at[j], peak);
+      const float q = weight_of(base.at[j], base_peak);
+      x[0] += p;
+      x[1] = fmaf(p, delta.at[j], x[1]);
+      x[2] += q;
+      x[3] = fmaf(q, delta.at[j], x[3]);
+    }
+  });
+}
+
+// Σpy, Σpyδ, Σpyδ² for one α after another: adds one token's.
+struct TokenSums {
+  float weight;
+  float first;
+  float second;
+
+  __device__ TokenSums(float p, float delta) : weight(p), first(p * delta), second(first * delta) {}
+  __device__ __forceinline__ void add(float y, float* x) const {
+    x[0] = fmaf(weight, y, x[0]);
+    x[1] = fmaf(first, y, x[1]);
+    x[2] = fmaf(second, y, x[2]);
+  }
+};
+
+// At α = step, 2·step, …, 8·step: e^{(α+h)δ} = e^{αδ}·e^{hδ}, less 1 on both sides.
+__device__ __forceinline__ void sum_steps(const Slice& slice, int t, const Curve& curve, float peak, float step,
+                                          float (&x)[kWarp]) {
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float d = delta.at[j] - curve.centre;
+      const TokenSums token(weight_of(large.at[j], peak), d);
+      const float ratio = expm1_fast(step * d);
+      float y = ratio;
+#pragma unroll
+      for (int k = 0; k < kFirstSteps; ++k) {
+        token.add(y, x + 3 * k);
+        y = fmaf(y, ratio, y + ratio);
+      }
+      x[kZeroSums] += token.first;
+      x[kZeroSums + 1] += token.second;
+    }
+  });
+}
+
+__device__ __forceinline__ void sum_values(const Slice& slice, int t, const Curve& curve, float peak,
+                                           float (&x)[kWarp]) {
+  const int count = curve.search.value_count;
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float d = delta.at[j] - curve.centre;
+      const TokenSums token(weight_of(large.at[j], peak), d);
+#pragma unroll
+      for (int k = 0; k < kSweepValues; ++k) {
+        if (k < count) {
+          token.add(expm1_fast(curve.search.values[k] * d), x + 3 * k);
+        }
+      }
+    }
+  });
+}
+
+// Under the base: at α = 1.
+__device__ __forceinline__ void sum_target(const Slice& slice, int t, const Curve& curve, float (&x)[kWarp]) {
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four base = slice.base(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float d = delta.at[j] - curve.base_centre;
+      const TokenSums token(weight_of(base.at[j], curve.base_peak), d);
+      const float y = expm1_fast(d);
+      x[kTargetSums] += token.first;
+      x[kTargetSums + 1] = fmaf(token.weight, y, x[kTargetSums + 1]);
+      x[kTargetSums + 2] = fmaf(token.first, y, x[kTargetSums + 2]);
+    }
+  });
+}
+
+__device__ inline double exponent(float logit, double alpha, double delta) { return logit + alpha * delta; }
+__device__ inline float wide_weight(double exponent, float peak) {
+  return exp2_fast(static_cast<float>((exponent - peak) * 1.4426950408889634));
+}
+
+// Σw, Σwδ, Σwδ² of the values alpha(0), …, alpha(count − 1), each below its own peak in this block.
+template <typename Alpha>
+__device__ __forceinline__ void sum_wide(const Slice& slice, int t, const Curve& curve, int count, Alpha&& alpha,
+                                         float* parts, float* peaks, float (&x)[kWarp]) {
+  float peak[kSweepValues];
+#pragma unroll
+  for (int k = 0; k < kSweepValues; ++k) {
+    peak[k] = -kInfinity;
+  }
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const double d = static_cast<double>(delta.at[j]) - curve.centre;
+#pragma unroll
+      for (int k = 0; k < kSweepValues; ++k) {
+        if (k < count) {
+          peak[k] = fmaxf(peak[k], static_cast<float>(exponent(large.at[j], alpha(k), d)));
+        }
+      }
+    }
+  });
+  largest_of_block(peak, parts);
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int k = 0; k < kSweepValues; ++k) {
+      peaks[k] = peak[k];
+    }
+  }
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const double d = static_cast<double>(delta.at[j]) - curve.centre;
+      const TokenSums token(1.0F, static_cast<float>(d));
+#pragma unroll
+      for (int k = 0; k < kSweepValues; ++k) {
+        if (k < count) {
+          token.add(wide_weight(exponent(large.at[j], alpha(k), d), finite_peak(peak[k])), x + 3 * k);
+        }
+      }
+    }
+  });
+}
+
+__device__ __forceinline__ void sum_wide_target(const Slice& slice, int t, const Curve& curve, float* parts,
+                                                float* peaks, float (&x)[kWarp]) {
+  float peak[1] = {-kInfinity};
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four base = slice.base(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const double d = static_cast<double>(delta.at[j]) - curve.base_centre;
+      peak[0] = fmaxf(peak[0], static_cast<float>(exponent(base.at[j], 1.0, d)));
+    }
+  });
+  largest_of_block(peak, parts);
+  if (threadIdx.x == 0) {
+    peaks[kTargetPeak] = peak[0];
+  }
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four base = slice.base(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const double d = static_cast<double>(delta.at[j]) - curve.base_centre;
+      const float w = wide_weight(exponent(base.at[j], 1.0, d), finite_peak(peak[0]));
+      x[kTargetSums + 1] += w;
+      x[kTargetSums + 2] = fmaf(w, static_cast<float>(d), x[kTargetSums + 2]);
+    }
+  });
+}
+
+}  // namespace dlf::cuda

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <cstdint>
+
+#include "ops/matrix.h"
+#include "support/cuda/stream.h"
+#include "support/dtype.h"
+
+namespace dlf::cuda {
+
+struct LinearArgs {
+  const void* x;       // [rows, in], of dtype
+  ops::Matrix weight;  // [out, in], on the device; of dtype, or int8 or int4
+  const float* bias;   // [out], or null
+  void* y;             // [rows, y_stride], of dtype or float32
+  int y_stride;
+  bool y_float;  // y is float32 whatever dtype is
+  int rows;
+  const int32_t* position;  // [rows], -1: the row is not read and not written; or null
+  DType dtype;
+};
+
+inline constexpr int kLinearRows = 8;            // that read a weight together
+inline constexpr int kQuantizedLinearRows = 64;  // up to here, dequantizing for the matrix library costs more
+
+// Whether linear() is the way to this product; the matrix library is better for many rows.
+bool linear_serves(const LinearArgs& args);
+
+// y = x W^T + bias for the few rows of a decode step: bound by reading W once. A row's result does not depend on the
+// other rows. Where no row is active, no weights are read.
+void linear(const LinearArgs& args, Stream stream);
+
+// The matrix [out, in] that int8 or int4 tiles stand for, in dtype.
+void dequantize(const ops::Matrix& weight, void* y, DType dtype, Stream stream);
+
+}  // namespace dlf::cuda

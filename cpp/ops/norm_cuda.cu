@@ -1,0 +1,80 @@
+#include <algorithm>
+
+#include "ops/norm_cuda.h"
+#include "ops/vector_cuda.h"
+#include "support/cuda/launch.h"
+
+namespace dlf::cuda {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxWarps = kMaxThreads / kWarp;
+
+// A block for each row. The row stays in shared memory between the sum and the product, and so does the weight, which
+// is on its way from memory while the sum is made; each thread reads there only what it wrote itself.
+template <typename T, int N>
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs args) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int step = static_cast<int>(blockDim.x) * N;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * args.size;
+  float* warp_sums = shared_memory<float>();  // [kMaxWarps]
+  float* row = warp_sums + kMaxWarps;         // [size]
+  float* weights = row + args.size;           // [size]
+
+  float squares = 0.0F;
+  for (int i = thread * N; i < args.size; i += step) {
+    auto values = load<float, N>(args.hidden + first + i);
+    const auto weight = load<float, N>(args.weight + i);
+    if (args.branch != nullptr) {
+      const auto branch = load<T, N>(static_cast<const T*>(args.branch) + first + i);
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        values.at[j] += to_float(branch.at[j]);
+      }
+      store(args.hidden + first + i, values);
+    }
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      squares = fmaf(values.at[j], values.at[j], squares);
+    }
+    store(row + i, values);
+    store(weights + i, weight);
+  }
+
+  squares = warp_sum(squares);
+  if (thread % kWarp == 0) {
+    warp_sums[thread / kWarp] = squares;
+  }
+  __syncthreads();
+  const int lane = thread % kWarp;
+  const float total = warp_sum(lane < static_cast<int>(blockDim.x) / kWarp ? warp_sums[lane] : 0.0F);
+  const float scale = 1.0F / sqrtf(total / static_cast<float>(args.size) + args.epsilon);
+
+  for (int i = thread * N; i < args.size; i += step) {
+    const auto values = load<float, N>(row + i);
+    const auto weight = load<float, N>(weights + i);
+    Vector<T, N> y;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      y.at[j] = from_float<T>(values.at[j] * scale * weight.at[j]);
+    }
+    store(static_cast<T*>(args.y) + first + i, y);
+  }
+}
+
+template <typename T, int N>
+void start(const NormArgs& args, Stream stream) {
+  const int threads = std::min((args.size / N + kWarp - 1) / kWarp * kWarp, kMaxThreads);
+  const size_t shared = sizeof(float) * (kMaxWarps + 2 * static_cast<size_t>(args.size));
+  launch(rms_norm_kernel<T, N>, {dim3(static_cast<unsigned>(args.rows)), dim3(static_cast<unsigned>(threads)), shared},
+         stream, args);
+}
+
+}  // namespace
+
+void rms_norm(const NormArgs& args, Stream stream) {
+  for_dtype(args.dtype,
+            [&]<typename T>() { args.size % 4 == 0 ? start<T, 4>(args, stream) : start<T, 1>(args, stream); });
+}
+
+}  // namespace dlf::cuda

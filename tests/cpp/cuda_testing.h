@@ -1,0 +1,99 @@
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <initializer_list>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "support/cuda/runtime.h"
+#include "support/dtype.h"
+#if __has_include("emulator.h")
+#include "emulator.h"
+#endif
+
+// What the tests of operations on CUDA share.
+namespace dlf::testing {
+
+inline constexpr DType kDeviceTypes[] = {DType::float32, DType::bfloat16, DType::float16};
+
+inline at::ScalarType scalar_type(DType dtype) {
+  return dtype == DType::float32 ? at::kFloat : dtype == DType::bfloat16 ? at::kBFloat16 : at::kHalf;
+}
+
+// What one rounding to a type, and the order of float32 sums, may change of a value.
+inline double tolerance(DType dtype) {
+  return dtype == DType::float32 ? 1e-5 : dtype == DType::bfloat16 ? 1.0 / 250 : 1.0 / 2000;
+}
+
+// Normal random numbers as a type holds them.
+inline at::Tensor random(at::IntArrayRef shape, at::ScalarType type, uint32_t seed) {
+  at::Tensor values = at::empty(shape, at::kFloat);
+  std::mt19937 generator(seed);
+  std::normal_distribution<float> normal;
+  for (int64_t i = 0; i < values.numel(); ++i) {
+    values.mutable_data_ptr<float>()[i] = normal(generator);
+  }
+  return values.to(type);
+}
+
+// Filled on the host: what a kernel must not touch keeps the number.
+inline at::Tensor filled(at::IntArrayRef shape, at::ScalarType type, double value) {
+  return at::full(shape, value, at::TensorOptions().dtype(type)).to(cuda::on_device(0).dtype(type));
+}
+
+inline at::Tensor to_device(const at::Tensor& host) { return host.to(cuda::on_device(0).dtype(host.scalar_type())); }
+inline at::Tensor to_device(const std::vector<int32_t>& values) {
+  return to_device(at::tensor(values, at::TensorOptions().dtype(at::kInt)));
+}
+inline at::Tensor to_host(const at::Tensor& tensor) { return tensor.to(at::kCPU).to(at::kDouble); }
+
+// |y - expected| <= tolerance (1 + |expected|) everywhere; a NaN is not near.
+inline bool near(const at::Tensor& y, const at::Tensor& expected, double tolerance) {
+  const at::Tensor difference = (to_host(y) - expected).abs() / (expected.abs() + 1.0);
+  return difference.numel() > 0 && (difference <= tolerance).all().item<bool>();
+}
+
+// Runs body, which launches on a stream and gives what comes out, until all is done.
+inline at::Tensor run_on_device(const std::function<at::Tensor(cuda::Stream)>& body) {
+  cuda::Queue queue(0);
+  at::Tensor y;
+  queue.run([&] { y = body(queue.stream()); });
+  queue.synchronize();
+  return y.to(at::kCPU);
+}
+
+// The same, and that neither the order in which threads take their turns nor another run changes a bit.
+inline at::Tensor run_in_any_order(const std::function<at::Tensor(cuda::Stream)>& body) {
+#if __has_include("emulator.h")
+  using emulation::Order;
+  emulation::set_order(Order::backward);
+  const at::Tensor backward = run_on_device(body);
+  emulation::set_order(Order::random, 1);
+  const at::Tensor random = run_on_device(body);
+  emulation::set_order(Order::forward);
+  const at::Tensor forward = run_on_device(body);
+  EXPECT(at::equal(random, forward));
+#else
+  const at::Tensor backward = run_on_device(body);
+  const at::Tensor forward = run_on_device(body);
+#endif
+  EXPECT(at::equal(backward, forward));
+  return forward;
+}
+
+// run(), where there is a device.
+inline int run_cuda(std::initializer_list<Test> tests) {
+  if (cuda::devices().empty()) {
+    const char* required = std::getenv("DLF_REQUIRE_CUDA");
+    std::puts("skipped: no CUDA device");
+    return required != nullptr && *required == '1' ? 1 : 0;
+  }
+  return run(tests);
+}
+
+}  // namespace dlf::testing

@@ -1,0 +1,228 @@
+// Products of every type of weights on the device against double precision.
+#include "ops/linear_cuda.h"
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "cuda_testing.h"
+#include "ops/linear_plain_cuda.h"
+#include "ops/quantize.h"
+
+namespace dlf::cuda {
+namespace {
+
+using namespace dlf::testing;
+using ops::Matrix;
+using ops::MatrixType;
+
+struct Kind {
+  MatrixType type;
+  int64_t group;
+  DType dtype;  // of activations
+};
+
+constexpr Kind kKinds[] = {
+    {MatrixType::float32, 0, DType::float32}, {MatrixType::bfloat16, 0, DType::bfloat16},
+    {MatrixType::float16, 0, DType::float16}, {MatrixType::int8, 0, DType::float32},
+    {MatrixType::int8, 0, DType::bfloat16},   {MatrixType::int8, 0, DType::float16},
+    {MatrixType::int4, 32, DType::float32},   {MatrixType::int4, 32, DType::bfloat16},
+    {MatrixType::int4, 64, DType::bfloat16},  {MatrixType::int4, 64, DType::float16},
+};
+
+// The weights that tiles stand for, the obvious way.
+at::Tensor values_of(const Matrix& matrix) {
+  at::Tensor values = at::empty({matrix.out, matrix.in}, at::kDouble);
+  const int64_t padded = ops::padded_inputs(matrix.in, matrix.group);
+  for (int64_t o = 0; o < matrix.out; ++o) {
+    const int64_t tile = o / ops::kTileOutputs;
+    const int64_t channel = o % ops::kTileOutputs;
+    for (int64_t i = 0; i < matrix.in; ++i) {
+      double& value = values.mutable_data_ptr<double>()[o * matrix.in + i];
+      if (matrix.type == MatrixType::int8) {
+        const auto* data = static_cast<const int8_t*>(matrix.data) + tile * padded * ops::kTileOutputs;
+        value = double{static_cast<const float*>(matrix.scale)[o]} * data[i / 4 * 64 + channel * 4 + i % 4];
+      } else {
+        const auto* data = static_cast<const uint8_t*>(matrix.data) + tile * padded * ops::kTileOutputs / 2;
+        const uint8_t both = data[i / 8 * 64 + channel * 4 + i % 4];
+        const auto* scale = static_cast<const c10::BFloat16*>(matrix.scale);
+        const int64_t group = tile * (padded / matrix.group) + i / matrix.group;
+        value = static_cast<float>(scale[group * ops::kTileOutputs + channel]);
+        value *= (i % 8 < 4 ? both & 15 : both >> 4) - 8;
+      }
+    }
+  }
+  return values;
+}
+
+// A random matrix on the device, and what it stands for.
+struct Weights {
+  at::Tensor values;  // float64 [out, in]
+  at::Tensor data;
+  at::Tensor scale;
+  Matrix matrix;
+
+  Weights(int64_t out, int64_t in, const Kind& kind, uint32_t seed) {
+    if (ops::is_quantized(kind.type)) {
+      ThreadTeam team(1);
+      const ops::QuantizedTensor tiles =
+          ops::quantize(random({out, in}, at::kFloat, seed), kind.type, kind.group, team);
+      values = values_of({tiles.data.const_data_ptr(), tiles.scale.const_data_ptr(), out, in, kind.type, kind.group});
+      data = to_device(tiles.data);
+      scale = to_device(tiles.scale);
+    } else {
+      const at::Tensor host = random({out, in}, scalar_type(kind.dtype), seed);
+      values = host.to(at::kDouble);
+      data = to_device(host);
+    }
+    matrix = {
+        data.const_data_ptr(), scale.defined() ? scale.const_data_ptr() : nullptr, out, in, kind.type, kind.group};
+  }
+};
+
+using Product = void (*)(const LinearArgs&, Stream);
+
+constexpr int kPadding = 3;  // of y's rows
+
+// y [rows, out + kPadding]; what must not be written is 7. An inactive row of x is not a number.
+at::Tensor multiply(Product product, const Weights& weights, const at::Tensor& x, const at::Tensor& bias,
+                    const std::vector<int32_t>& positions, bool y_float, DType dtype, bool in_any_order) {
+  const int rows = static_cast<int>(x.size(0));
+  at::Tensor input = x.clone();
+  for (size_t r = 0; r < positions.size(); ++r) {
+    if (positions[r] < 0) {
+      input[static_cast<int64_t>(r)].fill_(NAN);
+    }
+  }
+  const at::Tensor device_x = to_device(input);
+  const at::Tensor device_bias = bias.defined() ? to_device(bias) : at::Tensor();
+  const at::Tensor position = positions.empty() ? at::Tensor() : to_device(positions);
+  const int stride = static_cast<int>(weights.matrix.out) + kPadding;
+  const auto body = [&](Stream stream) {
+    const at::Tensor y = filled({rows, stride}, y_float ? at::kFloat : scalar_type(dtype), 7.0);
+    product({device_x.const_data_ptr(), weights.matrix, bias.defined() ? device_bias.const_data_ptr<float>() : nullptr,
+             y.mutable_data_ptr(), stride, y_float, rows,
+             positions.empty() ? nullptr : position.const_data_ptr<int32_t>(), dtype},
+            stream);
+    return y;
+  };
+  return in_any_order ? run_in_any_order(body) : run_on_device(body);
+}
+
+// Whether y is x W^T + bias, give or take float32 sums (their size counts, not what is left of them) and y's rounding.
+bool is_product(const at::Tensor& y, const at::Tensor& x, const Weights& weights, const at::Tensor& bias,
+                double rounding) {
+  const int64_t out = weights.matrix.out;
+  const at::Tensor exact = x.to(at::kDouble);
+  at::Tensor expected = at::matmul(exact, weights.values.t());
+  if (bias.defined()) {
+    expected = expected + bias.to(at::kDouble);
+  }
+  const at::Tensor size = at::matmul(exact.abs(), weights.values.abs().t());
+  const at::Tensor error = (y.narrow(1, 0, out).to(at::kDouble) - expected).abs();
+  return (error <= 1e-6 * (size + 2.0) + rounding * expected.abs()).all().item<bool>() &&
+         (y.narrow(1, out, kPadding) == 7.0).all().item<bool>();
+}
+
+double rounding_of(bool y_float, DType dtype) { return y_float ? 1e-6 : tolerance(dtype); }
+
+void linear_is_a_matrix_product() {
+  for (const Kind& kind : kKinds) {
+    for (const int in : {8, 72, 131, 200, 1096}) {
+      for (const int rows : {1, 3, 8, 11}) {
+        const int out = rows == 3 ? 16 : 37;
+        const bool y_float = rows != 3;
+        const Weights weights(out, in, kind, 1);
+        const at::Tensor x = random({rows, in}, scalar_type(kind.dtype), 2);
+        const at::Tensor bias = rows == 8 ? at::Tensor() : random({out}, at::kFloat, 3);
+        const at::Tensor y = multiply(linear, weights, x, bias, {}, y_float, kind.dtype, in == 200);
+        EXPECT(is_product(y, x, weights, bias, rounding_of(y_float, kind.dtype)));
+      }
+    }
+  }
+}
+
+void the_plain_kernel_is_one_too() {
+  for (const Kind& kind : kKinds) {
+    for (const int in : {5, 72, 130}) {
+      const Weights weights(21, in, kind, 4);
+      const at::Tensor x = random({9, in}, scalar_type(kind.dtype), 5);
+      const at::Tensor bias = random({21}, at::kFloat, 6);
+      const at::Tensor y = multiply(linear_plain, weights, x, bias, {}, false, kind.dtype, in == 72);
+      EXPECT(is_product(y, x, weights, bias, rounding_of(false, kind.dtype)));
+    }
+  }
+}
+
+void a_row_does_not_depend_on_the_others() {
+  for (const Kind& kind : kKinds) {
+    const Weights weights(48, 264, kind, 7);
+    const at::Tensor x = random({8, 264}, scalar_type(kind.dtype), 8);
+    const at::Tensor together = multiply(linear, weights, x, {}, {}, true, kind.dtype, false);
+    for (const int row : {0, 5, 7}) {
+      const at::Tensor alone = multiply(linear, weights, x.narrow(0, row, 1), {}, {}, true, kind.dtype, false);
+      EXPECT(at::equal(alone[0], together[row]));
+    }
+  }
+}
+
+void inactive_rows_stay_as_they_are() {
+  const std::vector<int32_t> positions = {-1, 0, 12, -1, -1};
+  for (const Kind& kind : kKinds) {
+    for (const int in : {72, 131}) {
+      const Weights weights(37, in, kind, 9);
+      const at::Tensor x = random({5, in}, scalar_type(kind.dtype), 10);
+      const at::Tensor all = multiply(linear, weights, x, {}, {}, true, kind.dtype, false);
+      const at::Tensor y = multiply(linear, weights, x, {}, positions, true, kind.dtype, true);
+      for (int row = 0; row < 5; ++row) {
+        EXPECT(at::equal(y[row], positions[row] < 0 ? at::full_like(y[row], 7.0) : all[row]));
+      }
+      const at::Tensor none = multiply(linear, weights, x, {}, {-1, -1, -1, -1, -1}, true, kind.dtype, false);
+      EXPECT((none == 7.0).all().item<bool>());
+    }
+  }
+}
+
+// What is not finite must reach the logits, whose check names the model.
+void input_that_is_not_finite_shows() {
+  for (const Kind& kind : kKinds) {
+    const Weights weights(20, 64, kind, 11);
+    at::Tensor x = random({1, 64}, scalar_type(kind.dtype), 12);
+    x[0][40] = NAN;
+    const at::Tensor y = multiply(linear, weights, x, {}, {}, true, kind.dtype, false);
+    EXPECT(!y[0].narrow(0, 0, 20).isfinite().any().item<bool>());
+  }
+}
+
+void dequantize_writes_the_matrix() {
+  for (const Kind& kind : kKinds) {
+    if (!ops::is_quantized(kind.type)) {
+      continue;
+    }
+    for (const int in : {5, 72, 200, 1100}) {
+      const Weights weights(37, in, kind, 13);
+      const at::Tensor y = run_in_any_order([&](Stream stream) {
+        const at::Tensor matrix = filled({37, in}, scalar_type(kind.dtype), 7.0);
+        dequantize(weights.matrix, matrix.mutable_data_ptr(), kind.dtype, stream);
+        return matrix;
+      });
+      EXPECT(at::equal(y, weights.values.to(at::kFloat).to(scalar_type(kind.dtype))));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dlf::cuda
+
+int main() {
+  using namespace dlf::cuda;
+  return dlf::testing::run_cuda({
+      {"linear is a matrix product", linear_is_a_matrix_product},
+      {"the plain kernel is one too", the_plain_kernel_is_one_too},
+      {"a row does not depend on the others", a_row_does_not_depend_on_the_others},
+      {"inactive rows stay as they are", inactive_rows_stay_as_they_are},
+      {"input that is not finite shows", input_that_is_not_finite_shows},
+      {"dequantize writes the matrix", dequantize_writes_the_matrix},
+  });
+}
