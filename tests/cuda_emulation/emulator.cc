@@ -2,7 +2,6 @@
 
 #include <bit>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
@@ -103,7 +102,7 @@ class Machine {
   const Launch* launch_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   Schedule schedule_;
-  std::deque<Thread> threads_;  // never moves a fiber
+  std::vector<std::unique_ptr<Thread>> threads_;  // never moves a fiber
   std::vector<Warp> warps_;
   std::vector<Block> blocks_;
   std::unique_ptr<unsigned char[]> shared_;
@@ -132,7 +131,7 @@ void Machine::run(const Launch& launch, const std::function<void()>& body) {
   blocks_.assign(launch.cluster, Block{});
   warps_.assign(launch.cluster * warps_per_block_, Warp{});
   while (threads_.size() < launch.cluster * threads_per_block_) {
-    threads_.emplace_back();
+    threads_.push_back(std::make_unique<Thread>());
   }
   prepare_shared_memory();
   const uint64_t row = launch.grid.x / launch.cluster;
@@ -174,7 +173,7 @@ void Machine::prepare(dim3 first_block) {
     std::memset(shared, schedule_.poison(), launch_->shared_bytes);
     blocks_[rank] = Block{rank * warps_per_block_, rank, 0, 0, 0, {}, shared};
     for (unsigned index = 0; index < threads_per_block_; ++index, ++thread_index) {
-      Thread& thread = threads_[thread_index];
+      Thread& thread = *threads_[thread_index];
       thread.place.thread = {index % launch_->block.x, index / launch_->block.x % launch_->block.y,
                              index / launch_->block.x / launch_->block.y};
       thread.place.block = {first_block.x + rank, first_block.y, first_block.z};
@@ -220,24 +219,23 @@ void Machine::run_cluster(dim3 first_block) {
   }
 }
 
-// Lets the lanes of a warp run until all wait, or until others may run that come before them; in a random order, for
-// one turn only.
+// Lets the lanes of a warp run until all wait, or until others may run that come before them; in a random order, each
+// lane that is ready once.
 void Machine::run_warp(unsigned index) {
   Warp& warp = warps_[index];
   barrier_passed_ = false;
-  do {
-    const unsigned lane = schedule_.lane(warp.ready);
+  unsigned turn = warp.ready;
+  while (turn != 0 && !barrier_passed_) {
+    const unsigned lane = schedule_.lane(turn);
     warp.ready &= ~(1U << lane);
-    current_ = &threads_[warp.first_thread + lane];
+    current_ = threads_[warp.first_thread + lane].get();
     place = &current_->place;
     current_->fiber.resume();
-    if (current_->fiber.overflowed()) {
-      problem_ = "a thread needs more stack than the emulator gives it";
-    }
     if (!problem_.empty()) {
       throw std::runtime_error(describe(current_->place.block, problem_));
     }
-  } while (warp.ready != 0 && !barrier_passed_ && !schedule_.is_random());
+    turn = schedule_.is_random() ? turn & ~(1U << lane) : warp.ready;
+  }
 }
 
 void Machine::thread_main() {
@@ -382,6 +380,9 @@ void* Machine::map_shared(void* pointer, unsigned rank) {
 void Machine::end(Thread& thread) {
   Warp& warp = warps_[thread.warp];
   Block& block = *thread.block;
+  if (thread.fiber.overflowed()) {
+    problem_ = "a thread needs more stack than the emulator gives it";
+  }
   warp.ended |= 1U << thread.lane;
   ++block.ended;
   ++ended_;
