@@ -1,14 +1,12 @@
 #include "emulator.h"
 
-#include <algorithm>
 #include <bit>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "fiber.h"
@@ -85,14 +83,13 @@ class Machine {
   void wait_cluster();
   unsigned cluster_blocks() const { return launch_->cluster; }
   void* map_shared(void* pointer, unsigned rank);
-  [[noreturn]] void fail(const std::string& problem);
+  [[noreturn]] void fail(const char* problem);
 
  private:
   void run_cluster(dim3 first_block);
   void prepare(dim3 first_block);
   void prepare_shared_memory();
   void run_warp(unsigned warp);
-  void suspend(Thread& thread);
   void try_to_meet(Warp& warp, unsigned mask, Exchange exchange);
   void try_to_pass_block_barrier(Block& block);
   void try_to_pass_cluster_barrier();
@@ -105,7 +102,7 @@ class Machine {
   const Launch* launch_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   Schedule schedule_;
-  std::deque<Thread> threads_;  // never moves a fiber
+  std::vector<std::unique_ptr<Thread>> threads_;  // never moves a fiber
   std::vector<Warp> warps_;
   std::vector<Block> blocks_;
   std::unique_ptr<unsigned char[]> shared_;
@@ -134,7 +131,7 @@ void Machine::run(const Launch& launch, const std::function<void()>& body) {
   blocks_.assign(launch.cluster, Block{});
   warps_.assign(launch.cluster * warps_per_block_, Warp{});
   while (threads_.size() < launch.cluster * threads_per_block_) {
-    threads_.emplace_back();
+    threads_.push_back(std::make_unique<Thread>());
   }
   prepare_shared_memory();
   const uint64_t row = launch.grid.x / launch.cluster;
@@ -176,7 +173,7 @@ void Machine::prepare(dim3 first_block) {
     std::memset(shared, schedule_.poison(), launch_->shared_bytes);
     blocks_[rank] = Block{rank * warps_per_block_, rank, 0, 0, 0, {}, shared};
     for (unsigned index = 0; index < threads_per_block_; ++index, ++thread_index) {
-      Thread& thread = threads_[thread_index];
+      Thread& thread = *threads_[thread_index];
       thread.place.thread = {index % launch_->block.x, index / launch_->block.x % launch_->block.y,
                              index / launch_->block.x / launch_->block.y};
       thread.place.block = {first_block.x + rank, first_block.y, first_block.z};
@@ -222,24 +219,23 @@ void Machine::run_cluster(dim3 first_block) {
   }
 }
 
-// Lets the lanes of a warp run until all wait, or until others may run that come before them; in a random order, for
-// one turn only.
+// Lets the lanes of a warp run until all wait, or until others may run that come before them; in a random order, each
+// lane that is ready once.
 void Machine::run_warp(unsigned index) {
   Warp& warp = warps_[index];
   barrier_passed_ = false;
-  do {
-    const unsigned lane = schedule_.lane(warp.ready);
+  unsigned turn = warp.ready;
+  while (turn != 0 && !barrier_passed_) {
+    const unsigned lane = schedule_.lane(turn);
     warp.ready &= ~(1U << lane);
-    current_ = &threads_[warp.first_thread + lane];
+    current_ = threads_[warp.first_thread + lane].get();
     place = &current_->place;
     current_->fiber.resume();
-    if (current_->fiber.overflowed()) {
-      problem_ = "a thread needs more stack than the emulator gives it";
-    }
     if (!problem_.empty()) {
       throw std::runtime_error(describe(current_->place.block, problem_));
     }
-  } while (warp.ready != 0 && !barrier_passed_ && !schedule_.is_random());
+    turn = schedule_.is_random() ? turn & ~(1U << lane) : warp.ready;
+  }
 }
 
 void Machine::thread_main() {
@@ -252,14 +248,13 @@ void Machine::thread_main() {
   machine.current().fiber.finish();
 }
 
-void Machine::suspend(Thread& thread) { thread.fiber.suspend(); }
-
 void Machine::yield() {
   warps_[current_->warp].ready |= 1U << current_->lane;
-  suspend(*current_);
+  current_->fiber.suspend();
 }
 
-void Machine::fail(const std::string& problem) {
+// The thread's frames are left as they are, so nothing in them may need to be destroyed.
+void Machine::fail(const char* problem) {
   problem_ = problem;
   current_->fiber.finish();
   __builtin_trap();
@@ -280,7 +275,7 @@ uint64_t Machine::meet_warp(unsigned mask, Exchange exchange, uint64_t value, in
   warp.meeting |= bit;
   try_to_meet(warp, mask, exchange);
   if ((warp.ready & bit) == 0) {
-    suspend(thread);
+    thread.fiber.suspend();
   } else {
     warp.ready &= ~bit;  // the last to come need not wait
   }
@@ -316,7 +311,7 @@ Votes Machine::synchronize_block(bool vote) {
   block.votes += vote;
   warp.at_block_barrier |= bit;
   try_to_pass_block_barrier(block);
-  suspend(thread);  // the last to come waits for its turn too, so that others get ahead of it
+  thread.fiber.suspend();  // the last to come waits for its turn too, so that others get ahead of it
   return block.result;
 }
 
@@ -349,7 +344,7 @@ void Machine::wait_cluster() {
   Thread& thread = *current_;
   if (thread.cluster_phase > cluster_phase_) {
     warps_[thread.warp].at_cluster_barrier |= 1U << thread.lane;
-    suspend(thread);
+    thread.fiber.suspend();
   } else {
     yield();
   }
@@ -371,7 +366,7 @@ void Machine::try_to_pass_cluster_barrier() {
 void* Machine::map_shared(void* pointer, unsigned rank) {
   const Block& block = *current_->block;
   if (rank >= blocks_.size()) {
-    fail("the cluster has no block " + std::to_string(rank));
+    fail("map_shared_rank of a block that the cluster hasn't");
   }
   const auto offset = static_cast<unsigned char*>(pointer) - block.shared;
   if (offset < 0 || static_cast<size_t>(offset) >= launch_->shared_bytes) {
@@ -385,6 +380,9 @@ void* Machine::map_shared(void* pointer, unsigned rank) {
 void Machine::end(Thread& thread) {
   Warp& warp = warps_[thread.warp];
   Block& block = *thread.block;
+  if (thread.fiber.overflowed()) {
+    problem_ = "a thread needs more stack than the emulator gives it";
+  }
   warp.ended |= 1U << thread.lane;
   ++block.ended;
   ++ended_;
@@ -468,6 +466,6 @@ void wait_cluster() { machine.wait_cluster(); }
 unsigned cluster_blocks() { return machine.cluster_blocks(); }
 unsigned cluster_rank() { return machine.current().block->rank; }
 void* map_shared(void* pointer, unsigned rank) { return machine.map_shared(pointer, rank); }
-void fail(const std::string& problem) { machine.fail(problem); }
+void fail(const char* problem) { machine.fail(problem); }
 
 }  // namespace dlf::emulation

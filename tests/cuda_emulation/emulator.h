@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <string>
 
 #include "emulation/vector_types.h"
 
@@ -60,7 +59,7 @@ unsigned cluster_blocks();
 unsigned cluster_rank();
 void* map_shared(void* pointer, unsigned rank);
 
-[[noreturn]] void fail(const std::string& problem);  // from inside a kernel: ends it with an error
+[[noreturn]] void fail(const char* problem);  // from inside a kernel: ends it with an error
 
 // ---- what a launch is made of
 

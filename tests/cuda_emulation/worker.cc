@@ -39,8 +39,8 @@ void Worker::push(CUstream_st& stream, CUstream_st::Work work) {
 }
 
 void Worker::enqueue(CUstream_st& stream, std::function<void()> body) {
-  std::unique_lock lock(mutex_);
-  report(lock);
+  const std::lock_guard lock(mutex_);
+  report();
   push(stream, {0, std::move(body), nullptr});
 }
 
@@ -60,7 +60,7 @@ void Worker::wait(CUstream_st& stream, const std::shared_ptr<Mark>& mark) {
   push(stream, {0, [] {}, mark, mark->recorded});
 }
 
-void Worker::report(std::unique_lock<std::mutex>&) {
+void Worker::report() {
   if (error_ != nullptr) {
     std::rethrow_exception(std::exchange(error_, nullptr));
   }
@@ -69,7 +69,7 @@ void Worker::report(std::unique_lock<std::mutex>&) {
 void Worker::drain(CUstream_st& stream) {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return stream.work.empty(); });
-  report(lock);
+  report();
 }
 
 void Worker::drain() {
@@ -78,12 +78,12 @@ void Worker::drain() {
     return std::all_of(streams_.begin(), streams_.end(),
                        [](const CUstream_st* stream) { return stream->work.empty(); });
   });
-  report(lock);
+  report();
 }
 
 bool Worker::finished(CUstream_st& stream) {
-  std::unique_lock lock(mutex_);
-  report(lock);
+  const std::lock_guard lock(mutex_);
+  report();
   return stream.work.empty();
 }
 

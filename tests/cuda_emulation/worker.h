@@ -70,7 +70,7 @@ class Worker {
   void push(CUstream_st& stream, CUstream_st::Work work);
   void work();
   CUstream_st* choose();
-  void report(std::unique_lock<std::mutex>& lock);
+  void report();  // throws the error
 
   std::mutex mutex_;
   std::condition_variable changed_;
