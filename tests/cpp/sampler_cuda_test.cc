@@ -637,6 +637,7 @@ void test_the_order_of_threads_does_not_matter() {
   for (uint64_t seed = 1; seed < 3; ++seed) {
     emulation::set_order(Order::random, seed);
     EXPECT(run_beside_cpu(9000, 1.0F, 2) == forward);
+    test_failures();
   }
   emulation::set_order(Order::forward);
 #endif
