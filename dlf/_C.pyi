@@ -12,6 +12,7 @@ import typing
 
 __all__: list[str] = [
     "Decoder",
+    "DeviceInfo",
     "FinishReason",
     "ModelConfig",
     "Sampler",
@@ -22,13 +23,32 @@ __all__: list[str] = [
     "Weights",
     "check_fusion",
     "cpu_capability",
+    "cuda_devices",
     "cuda_fusion_solve",
+    "cuda_version",
     "fusion_solve",
     "philox_uniform",
     "quantize",
     "sample_many",
     "torch_minor",
 ]
+
+class DeviceInfo:
+    """
+    A CUDA device that this process sees.
+    """
+    @property
+    def compute_capability(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def total_bytes(self) -> int: ...
 
 class SamplingOptions:
     """
@@ -307,6 +327,8 @@ class StepLoop:
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         max_context: typing.SupportsInt | typing.SupportsIndex,
         threads: typing.SupportsInt | typing.SupportsIndex,
+        devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        cuda_graph: bool = True,
     ) -> None: ...
     def add(
         self,
@@ -345,6 +367,11 @@ def check_fusion(
 def cpu_capability() -> str:
     """
     Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.
+    """
+
+def cuda_devices() -> list[DeviceInfo]:
+    """
+    The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.
     """
 
 def cuda_fusion_solve(
@@ -405,4 +432,5 @@ def sample_many(
     """
 
 __version__: str
+cuda_version: str
 torch_minor: str

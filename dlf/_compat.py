@@ -54,7 +54,7 @@ def check_torch(built_minor: str | None = None, built_cuda: str | None = None) -
     there = ".".join(torch.__version__.split(".")[:2])
     cuda = torch.version.cuda or "none"
     if there != built_minor:
-        built_for, found = built_minor, torch.__version__
+        built_for, found = built_minor, str(torch.__version__)
     elif built_cuda and built_cuda.split(".")[0] != cuda.split(".")[0]:
         built_for, found = f"{built_minor} (CUDA {built_cuda})", f"{torch.__version__} (CUDA {cuda})"
     else:

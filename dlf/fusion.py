@@ -125,8 +125,13 @@ def solve(
     place = Placement.of(str(logits["large"].device) if device is None else device).large
     options = (combine, match, [] if alpha is None else [float(weight) for weight in alpha], float(alpha_max))
     if place is None:
-        here = (logits[name].cpu() for name in ("large", "experts", "base"))
-        found = _C.fusion_solve(*here, *options, _usable_cores() if threads is None else int(threads))
+        found = _C.fusion_solve(
+            logits["large"].cpu(),
+            logits["experts"].cpu(),
+            logits["base"].cpu(),
+            *options,
+            _usable_cores() if threads is None else int(threads),
+        )
     else:
         found = _C.cuda_fusion_solve(logits["large"], logits["experts"], logits["base"], *options, place)
     if isinstance(large, np.ndarray):

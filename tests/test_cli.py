@@ -192,7 +192,7 @@ def test_generate_pairs_experts_and_bases() -> None:
 def test_generate_static_alpha() -> None:
     run("generate", "big", "Q", *FUSED, "--combine", "static", "--alpha", "-0.5")
     assert FakeEngine.made[0].options["combine"] == "static"
-    assert FakeEngine.made[0].options["alpha"] == [-0.5]
+    assert list(FakeEngine.made[0].options["alpha"]) == [-0.5]
 
 
 def test_generate_reads_the_prompt_from_standard_input() -> None:

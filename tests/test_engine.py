@@ -206,7 +206,7 @@ def test_timings(engine: dlf.Engine) -> None:
         ({"alpha_max": 0.0}, ValueError, "alpha_max"),
         ({"max_batch": 0}, ValueError, "max_batch"),
         ({"dtype": "int3"}, ValueError, "dtype"),
-        ({"weights": "int3"}, ValueError, "fp32, bf16, int8, int4, int4-g64"),
+        ({"weights": "int3"}, ValueError, "fp32, bf16, fp16, int8, int4, int4-g64"),
         ({"weights": "float32"}, ValueError, "fp32"),
         ({"weights": "bf16", "dtype": "float32"}, ValueError, "contradict"),
         ({"experts": [dlf.Expert("/no/such", "/no/such", weights="int2")]}, ValueError, "such.*int8"),
@@ -227,13 +227,13 @@ WIDTHS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "int4",
 
 
 @pytest.mark.parametrize("weights", WIDTHS)
-def test_types_of_weights(family: dict[str, Path], weights: str) -> None:
+def test_types_of_weights(family: dict[str, Path], loads: list[Model], weights: str) -> None:
     """Each prompt of a list gives what it gives alone, and fusion with an expert equal to its base changes nothing."""
     options = {"max_new_tokens": 25, "ignore_eos": True}
     experts = [dlf.Expert(family["expert-a"], family["base"]), dlf.Expert(family["base"], family["base"])]
     with dlf.Engine(family["large"], experts, weights=weights, threads=2) as engine:
-        assert engine._model.weights.type == WIDTHS[weights]
-        assert engine._model.weights.dtype == ("bfloat16" if weights == "bf16" else "float32")
+        assert loads[0].weights.type == WIDTHS[weights]
+        assert loads[0].weights.dtype == ("bfloat16" if weights == "bf16" else "float32")
         together = engine.generate(PROMPTS, **options)
         for prompt, completion in zip(PROMPTS, together, strict=True):
             assert same(engine.generate(prompt, **options), completion)
@@ -247,26 +247,25 @@ def test_types_of_weights(family: dict[str, Path], weights: str) -> None:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Name and type of every model that an engine loads."""
-    found: list[tuple[str, str]] = []
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
+    """Every model that an engine loads."""
+    found: list[Model] = []
 
     def load(*arguments: str | None) -> Model:
-        model = load_model(*arguments)  # type: ignore[arg-type]
-        found.append((Path(model.name).name, model.weights.type))
-        return model
+        found.append(load_model(*arguments))  # type: ignore[arg-type]
+        return found[-1]
 
     monkeypatch.setattr("dlf.engine.load_model", load)
     return found
 
 
-def test_models_of_one_engine_in_different_types(family: dict[str, Path], loads: list[tuple[str, str]]) -> None:
+def test_models_of_one_engine_in_different_types(family: dict[str, Path], loads: list[Model]) -> None:
     a, b, base = family["expert-a"], family["expert-b"], family["base"]
     experts = [dlf.Expert(a, base), dlf.Expert(b, base, weights="int8"), dlf.Expert(a, base, "again", "int8")]
     with dlf.Engine(family["large"], experts, weights="int4", threads=2) as engine:
         completion = engine.generate(PROMPT, max_new_tokens=20, ignore_eos=True)
     assert completion.alpha.shape == (20, 3)
-    assert sorted(loads) == [
+    assert sorted((Path(model.name).name, model.weights.type) for model in loads) == [
         ("base", "int4"),
         ("base", "int8"),
         ("expert-a", "int4"),
@@ -276,17 +275,15 @@ def test_models_of_one_engine_in_different_types(family: dict[str, Path], loads:
     ]
 
 
-def test_an_expert_that_names_the_engines_type_shares_the_base(
-    family: dict[str, Path], loads: list[tuple[str, str]]
-) -> None:
+def test_an_expert_that_names_the_engines_type_shares_the_base(family: dict[str, Path], loads: list[Model]) -> None:
     experts = [dlf.Expert(family["expert-a"]), dlf.Expert(family["expert-b"], weights="int8")]
     with dlf.Engine(family["large"], experts, base=family["base"], weights="int8"):
-        assert [name for name, _ in loads].count("base") == 1
+        assert [Path(model.name).name for model in loads].count("base") == 1
 
 
-def test_dtype_beside_quantized_weights_is_that_of_the_cache(family: dict[str, Path]) -> None:
+def test_dtype_beside_quantized_weights_is_that_of_the_cache(family: dict[str, Path], loads: list[Model]) -> None:
     with dlf.Engine(family["large"], weights="int8", dtype="bfloat16") as engine:
-        assert (engine._model.weights.type, engine._model.weights.dtype) == ("int8", "bfloat16")
+        assert (loads[0].weights.type, loads[0].weights.dtype) == ("int8", "bfloat16")
         assert len(engine.generate(PROMPT, max_new_tokens=5, ignore_eos=True).tokens) == 5
 
 
