@@ -61,7 +61,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 raise
             _sync(place.parent)
     except OSError as error:
-        if error.filename is None:  # a full disk
+        if error.errno is not None and error.filename is None:  # a full disk
             error.filename = os.fspath(place)
         raise
 
