@@ -12,6 +12,7 @@ from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitect
 from dlf.experts import Expert
 from dlf.results import Completion, Piece, Timings
 from dlf.sampling import SamplingOptions
+from dlf.task_arithmetic import TaskArithmetic
 
 __all__ = [
     "CheckpointError",
@@ -20,6 +21,7 @@ __all__ = [
     "Expert",
     "Piece",
     "SamplingOptions",
+    "TaskArithmetic",
     "Timings",
     "TokenizerMismatchError",
     "UnknownArchitectureError",

@@ -13,6 +13,7 @@ from dlf.experts import Expert
 from dlf.model import Model
 from dlf.precision import Precision
 from dlf.sampling import SamplingOptions
+from dlf.task_arithmetic import TaskArithmetic
 
 __all__ = [
     "Path",
@@ -41,11 +42,13 @@ def positive(name: str, value: int) -> int:
     return value
 
 
-def as_expert(expert: Expert | Path, base: Path | None, dtype: str, weights: str | None) -> Expert:
+def as_expert(
+    expert: Expert | TaskArithmetic | Path, base: Path | None, dtype: str, weights: str | None
+) -> Expert | TaskArithmetic:
     """An expert with its base and its type of weights; what it does not name itself is the engine's."""
-    if not isinstance(expert, (Expert, str, os.PathLike)):
-        raise TypeError(f"an expert is a dlf.Expert or a path, not {type(expert).__name__}")
-    if not isinstance(expert, Expert):
+    if not isinstance(expert, (Expert, TaskArithmetic, str, os.PathLike)):
+        raise TypeError(f"an expert is a dlf.Expert, a dlf.TaskArithmetic or a path, not {type(expert).__name__}")
+    if not isinstance(expert, (Expert, TaskArithmetic)):
         expert = Expert(expert)
     if expert.base is None:
         if base is None:

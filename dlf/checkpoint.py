@@ -23,7 +23,7 @@ from dlf.errors import CheckpointError
 from dlf.fields import read_json
 from dlf.huge_pages import Place, leave
 
-__all__ = ["check_finite", "expected_tensors", "find_shards", "load_tensors", "read_tensors", "resolve"]
+__all__ = ["check_finite", "expected_tensors", "find_shards", "load_tensors", "read_tensor", "read_tensors", "resolve"]
 
 MAX_INDEX_BYTES = 64 << 20
 PROGRESS_PARAMETERS = 1 << 29  # a GiB of bfloat16
@@ -174,15 +174,15 @@ def read_tensors(
             size = 1 if one_by_one else -(-len(members) // PORTIONS)
             for first in range(0, len(members), size):
                 with _open(path) as file:
-                    present = set(file.keys())
                     for name in members[first : first + size]:
-                        if name not in present:
-                            raise CheckpointError(
-                                f"{path} has no tensor '{name}': the checkpoint is incomplete or not "
-                                f"a {config.architecture}; fetch it again"
-                            )
                         yield path, name, _read_tensor(file, name, shapes[name], path)
                         progress.update(math.prod(shapes[name]))
+
+
+def read_tensor(path: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """One tensor of a file, as a view of it: its pages are given back with it. Errors are those of `load_tensors`."""
+    with _open(path) as file:
+        return _read_tensor(file, name, shape, path)
 
 
 def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
@@ -208,6 +208,11 @@ def _open(path: Path) -> Any:
 
 def _read_tensor(file: Any, name: str, shape: tuple[int, ...], path: Path) -> torch.Tensor:
     """One tensor of an open file, its header checked before its values are touched."""
+    if name not in file.keys():  # noqa: SIM118 (no mapping)
+        raise CheckpointError(
+            f"{path} has no tensor '{name}': the checkpoint is incomplete, or of another architecture than its "
+            "config.json says; fetch it again"
+        )
     header = file.get_slice(name)
     if header.get_dtype() not in FILE_DTYPES:
         raise CheckpointError(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["MEMORY", "content_hash"]
+__all__ = ["MEMORY", "content_hash", "file_hash"]
 
 # A file written this shortly before it was hashed may be written again without its times changing.
 SETTLED_SECONDS = 2.0
@@ -29,11 +29,11 @@ def content_hash(shards: Mapping[Path, list[str]], cache: Path) -> str:
     cache
         Folder in which the hashes of files are remembered, so that they need not be read every time.
     """
-    parts = [[_remembered_hash(path, cache / MEMORY), sorted(names)] for path, names in shards.items()]
+    parts = [[file_hash(path, cache), sorted(names)] for path, names in shards.items()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _remembered_hash(path: Path, memory: Path) -> str:
+def file_hash(path: Path, cache: Path) -> str:
     """Hash of a file, remembered under its path and everything that changes when its content does.
 
     Size, modification time and inode miss a file that was changed in place and given its old time back. The change time
@@ -43,7 +43,7 @@ def _remembered_hash(path: Path, memory: Path) -> str:
     weights themselves lie, can forge one.
     """
     before = os.stat(path)
-    note = memory / _identity(path, before)
+    note = cache / MEMORY / _identity(path, before)
     with contextlib.suppress(OSError, ValueError):
         known = note.read_text("ascii")
         if re.fullmatch("[0-9a-f]{64}", known):

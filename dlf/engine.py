@@ -30,11 +30,13 @@ from dlf.config import read_config
 from dlf.devices import Placement, check_cuda_memory
 from dlf.experts import Expert
 from dlf.lanes import Lanes
+from dlf.merged import merged_experts
 from dlf.model import load_model
 from dlf.precision import Precision
 from dlf.request import RunningRequest
 from dlf.results import Completion, Piece
 from dlf.sampling import SamplingOptions, StopStrings
+from dlf.task_arithmetic import TaskArithmetic
 from dlf.tokenizer import check_same_tokenizer
 
 __all__ = ["Engine"]
@@ -55,8 +57,9 @@ class Engine:
     ----------
     large : str or path
         Folder in Hugging Face format, or hub id, of the large model.
-    experts : sequence of Expert, str or path
-        At most 16; a plain string takes `base`. None: the large model decodes alone.
+    experts : sequence of Expert, TaskArithmetic, str or path
+        At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. None: the large model decodes
+        alone.
     base : str or path, optional
         Base of the experts that do not name their own.
     combine : {"select", "centroid", "joint", "static", "grid"}
@@ -108,7 +111,7 @@ class Engine:
     def __init__(
         self,
         large: Path,
-        experts: Sequence[Expert | Path] = (),
+        experts: Sequence[Expert | TaskArithmetic | Path] = (),
         *,
         base: Path | None = None,
         combine: str = "select",
@@ -131,7 +134,7 @@ class Engine:
         placement = Placement.of(device, device_map)
         threads = positive("threads", torch.get_num_threads() if threads is None else threads)
         max_batch = positive("max_batch", max_batch)
-        if isinstance(experts, (str, os.PathLike, Expert)):
+        if isinstance(experts, (str, os.PathLike, Expert, TaskArithmetic)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
         precision = Precision.of(dtype, weights)  # raises where the two contradict each other
         if precision.dtype == "float16" and not placement.cuda:
@@ -144,13 +147,14 @@ class Engine:
         if wanted:
             _C.check_fusion(len(wanted), combine, match, alphas, alpha_max)
 
-        lanes = Lanes.of(large, wanted, dtype, weights)
-        if placement.cuda:
-            configs = [read_config(resolve(name)) for name, _ in lanes.models]
-            room = context(max_context, min(config.max_position_embeddings for config in configs))
-            sizes = [Precision.of(dtype, weights) for _, weights in lanes.models]
-            check_cuda_memory(placement, list(zip(configs, sizes, strict=True)), lanes.counts(), max_batch, room)
-        loaded = [load_model(name, dtype, weights, placement.cuda) for name, weights in lanes.models]
+        with merged_experts(wanted) as whole:
+            lanes = Lanes.of(large, whole, dtype, weights)
+            if placement.cuda:
+                configs = [read_config(resolve(name)) for name, _ in lanes.models]
+                room = context(max_context, min(config.max_position_embeddings for config in configs))
+                sizes = [Precision.of(dtype, weights) for _, weights in lanes.models]
+                check_cuda_memory(placement, list(zip(configs, sizes, strict=True)), lanes.counts(), max_batch, room)
+            loaded = [load_model(name, dtype, weights, placement.cuda) for name, weights in lanes.models]
         self._config = loaded[0].config
         self.tokenizer = loaded[0].tokenizer
         """Tokenizer of the large model."""

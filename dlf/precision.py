@@ -11,6 +11,7 @@ __all__ = ["CPU_WEIGHTS", "DTYPES", "WEIGHTS", "Precision", "Quantization", "Ten
 DTYPES = ("float32", "bfloat16", "float16")
 TILE_OUTPUTS = 16  # these two as in cpp/ops/matrix.h
 INPUT_GROUP = 32
+ITEM_BYTES = {"I8": 1, "U8": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,14 @@ class TensorLayout:
     shape: tuple[int, ...]
 
     @property
+    def item_bytes(self) -> int:
+        """Bytes of one value."""
+        return ITEM_BYTES[self.dtype]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its values."""
-        return math.prod(self.shape) * {"I8": 1, "U8": 1, "BF16": 2, "F32": 4}[self.dtype]
+        return math.prod(self.shape) * self.item_bytes
 
 
 @dataclass(frozen=True)

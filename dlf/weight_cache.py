@@ -1,4 +1,4 @@
-"""Keeps quantized weights on disk, so that a model is quantized once and mapped from then on.
+"""Keeps quantized weights on disk, so that a model is quantized once and mapped from then on; the cache as a whole.
 
 A file is ordinary safetensors whose metadata begins with a checksum over all its other bytes. It is believed only if
 that checksum, the format, the source and every name, type and shape are right; anything else is built again.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import struct
+import shutil
 import tempfile
 import time
 import warnings
@@ -24,25 +23,30 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dlf.content_hash import MEMORY
+from dlf.errors import CheckpointError
+from dlf.fields import read_json
 from dlf.huge_pages import Place, leave
+from dlf.new_folder import abandoned_folders
 from dlf.precision import TensorLayout
+from dlf.safetensors_file import write_safetensors
 
-__all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache"]
+__all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache", "merged_labels"]
 
 FORMAT = "1"  # to be raised when tiles, scales or the way that they are chosen change
 # The header's first bytes are always these, so the checksum's place is known. The zeros hold it until it is.
 PREFIX = b'{"__metadata__":{"checksum":"'
 CHECKSUM_AT, CHECKSUM_SIZE = 8 + len(PREFIX), 64
 BLOCK = 4 << 20  # hashed at once by each of a few threads
-ALIGNMENT = 64
 PORTION = 16  # tensors that are mapped at once
 NAME_DIGITS = 40
+HASH = "[0-9a-f]" * NAME_DIGITS
 ABANDONED = ".dlf-*.tmp"
 ABANDONED_SECONDS = 24 * 3600
+MERGED, MANIFEST = "merged-", "dlf.json"  # folders of merged models, and what each of them holds
 
 
 def cache_folder() -> Path | None:
-    """Return the folder that quantized weights are kept in, or None if they are not.
+    """Return the folder that quantized weights and merged models are kept in, or None if they are not.
 
     It is ``$DLF_CACHE``, ``$XDG_CACHE_HOME/dlf`` or ``~/.cache/dlf``; ``DLF_CACHE=off`` means none.
     """
@@ -67,12 +71,28 @@ def clear_cache(folder: Path) -> int:
     taken = cache_bytes(folder)
     for path in _files(folder):
         path.unlink(missing_ok=True)
+    for path in [*_merged_folders(folder), *abandoned_folders(folder, f"{MERGED}*")]:
+        shutil.rmtree(path, ignore_errors=True)
     return taken
+
+
+def _merged_folders(folder: Path) -> list[Path]:
+    """Return the folders of merged models."""
+    return sorted(path for path in folder.glob(MERGED + HASH) if path.is_dir())
+
+
+def merged_labels(folder: Path) -> dict[Path, str]:
+    """Return what each merged model was called when it was made."""
+    found = {}
+    for path in _merged_folders(folder):
+        with contextlib.suppress(OSError, CheckpointError):
+            found[path] = str(read_json(path / MANIFEST).get("label"))
+    return found
 
 
 def _files(folder: Path) -> list[Path]:
     """What dlf has written: the folder may be one that holds other things too, so the names are matched closely."""
-    patterns = "[0-9a-f]" * NAME_DIGITS + "-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64
+    patterns = f"{HASH}-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64, f"{MERGED}{HASH}/*"
     return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
 
 
@@ -128,17 +148,11 @@ class CachedWeights:
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_abandoned()
-        header, places = self._header()
         descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".dlf-", suffix=".tmp")
         try:
             with open(descriptor, "r+b") as file:
-                last = list(self.layout)[-1]
-                os.posix_fallocate(descriptor, 0, places[last] + self.layout[last].nbytes)  # a full disk shows here
-                file.write(header)
-                for name, tensor in tensors:
-                    file.seek(places.pop(name))
-                    file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-                assert not places
+                metadata = {"checksum": "0" * CHECKSUM_SIZE, **self._metadata()}
+                write_safetensors(file, self.layout, metadata, tensors)
                 file.flush()
                 file.seek(CHECKSUM_AT)
                 file.write(_checksum(temporary)[1].encode())
@@ -170,22 +184,6 @@ class CachedWeights:
                 header = file.get_slice(name)
                 there[name] = TensorLayout(header.get_dtype(), tuple(header.get_shape()))
         return "" if there == self.layout else "holds other tensors"
-
-    def _header(self) -> tuple[bytes, dict[str, int]]:
-        """The file's first bytes, without the checksum, and the place of each tensor in it."""
-        offsets, end = {}, 0
-        for name, one in self.layout.items():
-            offsets[name] = end
-            end += one.nbytes
-        entries = {
-            name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": [offsets[name], offsets[name] + one.nbytes]}
-            for name, one in self.layout.items()
-        }
-        metadata = {"checksum": "0" * CHECKSUM_SIZE, **self._metadata()}
-        text = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
-        assert text.startswith(PREFIX)
-        text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        return struct.pack("<Q", len(text)) + text, {name: 8 + len(text) + offset for name, offset in offsets.items()}
 
     def _remove_abandoned(self) -> None:
         """Remove what a writer that was killed has left."""

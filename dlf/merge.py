@@ -1,0 +1,235 @@
+"""Merges checkpoints tensor by tensor into a folder in Hugging Face format."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dlf.checkpoint import PROGRESS_PARAMETERS, check_finite, expected_tensors, find_shards, read_tensor, resolve
+from dlf.config import ModelConfig, read_config
+from dlf.errors import CheckpointError
+from dlf.fields import read_json
+from dlf.merging import Recipe, merge_tensor
+from dlf.precision import TensorLayout
+from dlf.safetensors_file import write_safetensors
+from dlf.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, check_same_tokenizer
+
+__all__ = ["Merge", "Source"]
+
+MAX_SHARD_BYTES = 5 * 10**9  # as transformers had it for years
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+TOKENIZER_FILES = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
+    "tokenizer.model chat_template.jinja chat_template.json"
+).split()
+SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+# What all models of a merge must share: the shapes of their tensors follow from it.
+SAME = (
+    "architecture vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim tie_word_embeddings attention_bias mlp_bias"
+).split()
+
+
+class Source:
+    """A checkpoint whose tensors are read in any order.
+
+    Parameters
+    ----------
+    name
+        Folder or hub id.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If it is no usable checkpoint.
+    """
+
+    def __init__(self, name: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(name)
+        self.folder = resolve(name)
+        self.config = read_config(self.folder)
+        self.shapes = expected_tensors(self.config)
+        self.shards = find_shards(self.folder, self.shapes)
+        self._path = {tensor: path for path, tensors in self.shards.items() for tensor in tensors}
+
+    def small_files(self) -> dict[str, Path]:
+        """Those of `SMALL_FILES` that the checkpoint has."""
+        found = {name: path for name in SMALL_FILES if (path := self.folder / name).is_file()}
+        for path in found.values():
+            if path.stat().st_size > MAX_TOKENIZER_BYTES:
+                raise CheckpointError(
+                    f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB, which no honest file of its kind is"
+                )
+        return found
+
+    def read(self, tensor: str) -> torch.Tensor:
+        """One tensor as it is in the mapped file."""
+        return read_tensor(self._path[tensor], tensor, self.shapes[tensor])
+
+    def read_finite(self, tensor: str) -> torch.Tensor:
+        """One tensor, whose values must be finite."""
+        values = self.read(tensor)
+        check_finite(values, tensor, self._path[tensor])
+        return values
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Models that can be merged, and how.
+
+    Parameters
+    ----------
+    base, experts
+        The models, the experts in the order of the recipe's weights.
+    recipe
+        What to compute.
+    dtype
+        Type of the result; that of the base's tensors if not given.
+    """
+
+    base: Source
+    experts: Sequence[Source]
+    recipe: Recipe
+    dtype: torch.dtype | None = None
+
+    def check(self) -> None:
+        """Check that the models have the same shapes and tokens; no weights are read.
+
+        Raises
+        ------
+        CheckpointError
+            Naming the key of ``config.json`` that differs, and both values.
+        TokenizerMismatchError
+            If two models give one token id different meanings.
+        """
+        tokenizer = _tokenizer(self.base)
+        for expert in self.experts:
+            _check_same_shapes(self.base, expert)
+            other = _tokenizer(expert)
+            if tokenizer is not None and other is not None:
+                check_same_tokenizer(tokenizer, other, self.base.name, expert.name)
+
+    def write(self, folder: Path) -> None:
+        """Write the merged checkpoint into an empty folder: weights, configuration, and the base's tokenizer.
+
+        Of a base without a tokenizer it is the first expert's. Memory holds one tensor of each model, and shows a
+        progress bar for large ones.
+
+        Raises
+        ------
+        CheckpointError
+            If a model's file is damaged, or a tensor is missing, misshapen or not finite.
+        ValueError
+            If the result is not finite.
+        OSError
+            If the folder cannot be written or the disk is full.
+        """
+        self._write_config(folder)
+        files = self.base.small_files()
+        if "tokenizer.json" not in files:
+            others = (one.small_files() for one in self.experts)
+            theirs = next((one for one in others if "tokenizer.json" in one), {})
+            files |= {name: path for name, path in theirs.items() if name in TOKENIZER_FILES}
+        for name in files.keys() - {"config.json"}:
+            shutil.copyfile(files[name], folder / name)
+        shapes = self.base.shapes
+        layout = {
+            name: TensorLayout(DTYPES[self.dtype or self.base.read(name).dtype], shape)
+            for name, shape in shapes.items()
+        }
+        shards = _split(layout)
+        total = sum(math.prod(shape) for shape in shapes.values())
+        hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
+        task = f"Merging {len(self.experts)} expert{'s' if len(self.experts) > 1 else ''}"
+        with tqdm(total=total, desc=task, unit="param", unit_scale=True, disable=hidden) as progress:
+            for file_name, members in shards.items():
+                with open(folder / file_name, "wb") as file:
+                    write_safetensors(file, members, {"format": "pt"}, self._tensors(list(members), progress))
+        if len(shards) > 1:
+            weight_map = {name: file_name for file_name, members in shards.items() for name in members}
+            index = {"metadata": {"total_size": sum(one.nbytes for one in layout.values())}, "weight_map": weight_map}
+            _write_json(folder / "model.safetensors.index.json", index)
+
+    def _tensors(self, names: list[str], progress: tqdm[None]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            base = self.base.read_finite(name)
+            experts = (expert.read_finite(name) for expert in self.experts)
+            merged = merge_tensor(self.recipe, name, base, experts, self.dtype)
+            low, high = torch.aminmax(merged)
+            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+                raise ValueError(
+                    f"merging makes values of tensor '{name}' that {str(merged.dtype).removeprefix('torch.')} cannot "
+                    "hold; choose smaller weights, or dtype='float32'"
+                )
+            yield name, merged
+            progress.update(merged.numel())
+
+    def _write_config(self, folder: Path) -> None:
+        values = read_json(self.base.folder / "config.json")
+        if self.dtype is not None:
+            key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
+            values[key] = str(self.dtype).removeprefix("torch.")
+        # The code that auto_map names is not taken along, and dlf's architectures need none.
+        for key in ("auto_map", "_name_or_path"):
+            values.pop(key, None)
+        _write_json(folder / "config.json", values)
+
+
+def _check_same_shapes(base: Source, expert: Source) -> None:
+    a, b = base.config, expert.config
+    for key in SAME:
+        if getattr(a, key) != getattr(b, key):
+            raise CheckpointError(
+                f"'{key}' is {getattr(a, key)} in {base.name} and {getattr(b, key)} in {expert.name}; merge models "
+                "that were fine-tuned from one base and kept its shape"
+            )
+    for keys, same in (
+        ("rms_norm_eps", a.rms_norm_eps == b.rms_norm_eps),
+        ("rotary embedding", _same_rotary(a, b)),
+        ("sliding_window", a.sliding_windows == b.sliding_windows),
+    ):
+        if not same:
+            warnings.warn(
+                f"{base.name} and {expert.name} differ in their {keys}; the merged model has the base's",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _same_rotary(a: ModelConfig, b: ModelConfig) -> bool:
+    return a.rope_scaling_factor == b.rope_scaling_factor and np.array_equal(a.inv_freq, b.inv_freq)
+
+
+def _tokenizer(source: Source) -> Tokenizer | None:
+    return Tokenizer(source.folder) if (source.folder / "tokenizer.json").is_file() else None
+
+
+def _split(layout: dict[str, TensorLayout]) -> dict[str, dict[str, TensorLayout]]:
+    """The tensors of each file, as many as fit its size; wide numbers first, so that all lie on natural borders."""
+    parts: list[dict[str, TensorLayout]] = [{}]
+    room = MAX_SHARD_BYTES
+    for name, one in layout.items():
+        if parts[-1] and one.nbytes > room:
+            parts.append({})
+            room = MAX_SHARD_BYTES
+        parts[-1][name] = one
+        room -= one.nbytes
+    parts = [dict(sorted(part.items(), key=lambda item: -item[1].item_bytes)) for part in parts]
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def _write_json(path: Path, values: dict[str, object]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
