@@ -50,7 +50,7 @@ test-py: setup ## Run the Python tests
 	$(BIN)/pytest
 
 test-cpp: setup ## Run the C++ tests
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure
+	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --parallel 2
 
 # The CUDA kernels and the engine around them on the host, thread by thread: no GPU is needed.
 test-emulated: setup ## Run the Python tests of CUDA on an emulated device

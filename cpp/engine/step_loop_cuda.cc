@@ -217,7 +217,8 @@ CudaStepLoop::~CudaStepLoop() {
     for (DeviceModel& model : models_) {
       model.queue->synchronize();  // what is still on its way writes to memory that goes now
     }
-  } catch (...) {  // a device that failed has nothing on its way
+  } catch (const std::exception& error) {
+    TORCH_WARN("the device failed before its work was done: ", error.what());
   }
 }
 

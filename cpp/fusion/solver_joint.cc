@@ -12,7 +12,7 @@ void FusionSolver::solve_joint() {
     if (!alive(row)) {
       continue;
     }
-    double moments[kMaxExperts];
+    double moments[kMaxExperts] = {};
     for (int t = 0; t < experts_; ++t) {
       moments[t] = curves_[row * experts_ + t].search.answer().mean;
     }

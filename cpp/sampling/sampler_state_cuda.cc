@@ -29,11 +29,11 @@ int suitable_blocks(int device, int64_t vocab) {
   return blocks;
 }
 
-// Assigns memory to the pointers of args, from `base` on, and returns how many bytes this takes.
+// Assigns memory to the pointers of args, from `base` on where there is one, and returns how many bytes this takes.
 int64_t lay_out(SampleArgs& args, std::byte* base, int64_t max_rows, int64_t max_tokens) {
   int64_t bytes = 0;
   const auto take = [&]<typename T>(T*& pointer, int64_t per_row) {
-    pointer = reinterpret_cast<T*>(base + bytes);
+    pointer = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);
     bytes += aligned(max_rows * per_row * static_cast<int64_t>(sizeof(T)));
   };
   args.lists_stride = padded(kListsLength);
