@@ -3,12 +3,7 @@
 #include <cmath>
 
 #include "fusion/sweep.h"
-
-#if defined(__CUDACC__)
-#define DLF_HOST_DEVICE __host__ __device__
-#else
-#define DLF_HOST_DEVICE
-#endif
+#include "support/host_device.h"
 
 // The equations of fusion, once, for the CPU and CUDA solvers. Section 2 of docs/design.md derives them.
 //

@@ -4,6 +4,7 @@
 
 #include "sampling/failure.h"
 #include "support/cuda/stream.h"
+#include "support/host_device.h"
 
 namespace dlf::cuda {
 
@@ -48,10 +49,7 @@ struct SampleListBegins {
   int64_t end;
 };
 
-#ifdef __CUDACC__
-__host__ __device__
-#endif
-    inline SampleListBegins list_begins(const SampleRow& row) {
+DLF_HOST_DEVICE inline SampleListBegins list_begins(const SampleRow& row) {
   SampleListBegins begins;
   begins.bias_values = row.bias_count;
   begins.word_begins = begins.bias_values + row.bias_count;
