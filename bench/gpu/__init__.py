@@ -1,0 +1,1 @@
+"""What `bench/gpu_acceptance.sh` measures on a GPU."""

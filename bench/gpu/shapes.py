@@ -1,0 +1,123 @@
+"""Llama shapes of the paper with random weights, in dlf and in ``transformers``."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+VOCAB = 32_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one model."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int = VOCAB
+
+    @property
+    def layer_parameters(self) -> int:
+        key_value = self.hidden_size // self.num_attention_heads * self.num_key_value_heads
+        attention = 2 * self.hidden_size * (self.hidden_size + key_value)
+        return attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+
+    @property
+    def weight_bytes(self) -> int:
+        """In bfloat16."""
+        ends = 2 * self.vocab_size * self.hidden_size + self.hidden_size
+        return 2 * (ends + self.num_hidden_layers * self.layer_parameters)
+
+    def read_bytes(self, context: int) -> int:
+        """What one step of one sequence reads: all weights but the embedding, and the cache."""
+        return self.weight_bytes - 2 * self.vocab_size * self.hidden_size + self.cache_bytes(context)
+
+    def cache_bytes(self, context: int) -> int:
+        head = self.hidden_size // self.num_attention_heads
+        return 2 * 2 * context * self.num_hidden_layers * self.num_key_value_heads * head
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "tie_word_embeddings": False,
+            "dtype": "bfloat16",
+        }
+
+
+MODELS = {
+    "13B": Shape(5120, 13824, 40, 40, 40),
+    "7B": Shape(4096, 11008, 32, 32, 32),
+    "1.1B": Shape(2048, 5632, 22, 32, 4),
+    "tiny large": Shape(64, 128, 2, 4, 4, 128),
+    "tiny small": Shape(32, 64, 1, 2, 1, 128),
+}
+# The large model, and the expert and its base.
+FAMILIES = {
+    "13b+1.1b": ("13B", "1.1B", "1.1B"),
+    "13b+7b": ("13B", "7B", "7B"),
+    "7b+1.1b": ("7B", "1.1B", "1.1B"),
+    "tiny": ("tiny large", "tiny small", "tiny small"),
+}
+
+
+def device() -> torch.device:
+    """The GPU, or the CPU beside an emulated one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def native_weights(shape: Shape, seed: int) -> Any:
+    """Random weights for `_C.StepLoop`. All layers are one and the same here; the loop copies each for itself."""
+    from dlf import _C
+    from dlf.checkpoint import expected_tensors
+    from dlf.config import read_config
+    from dlf.model import _native_config
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(shape.config()))
+        config = read_config(Path(folder))
+    generator = torch.Generator(device()).manual_seed(seed)
+    drawn: dict[str, torch.Tensor] = {}
+    tensors = {}
+    for name, size in expected_tensors(config).items():
+        key = name.split(".", 3)[3] if name.startswith("model.layers.") else name
+        if key not in drawn:
+            made = torch.empty(size, dtype=torch.bfloat16, device=device())
+            drawn[key] = made.fill_(1.0) if len(size) == 1 else made.normal_(std=0.02, generator=generator)
+        tensors[name] = drawn[key]
+    return _C.Weights(_native_config(config), tensors)
+
+
+def transformers_model(shape: Shape, seed: int) -> Any:
+    """The same in ``transformers``."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {key: value for key, value in shape.config().items() if key not in ("architectures", "model_type")}
+    config = LlamaConfig(**settings, attn_implementation="sdpa")
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with device():
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    return model.to(torch.bfloat16).eval().requires_grad_(False)

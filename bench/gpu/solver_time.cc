@@ -1,0 +1,236 @@
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <vector>
+
+#include "fusion/solver_cuda.h"
+#include "sampling/sampler_state_cuda.h"
+#include "support/cuda/runtime.h"
+
+// Time of one fusion solve and of one choice of a token on a GPU, as lines of JSON on stdout. Many of them are captured
+// in a graph and the graph is replayed, so that no launch by the host is in the time.
+//
+//   dlf_solver_time [--tiny]
+namespace dlf::cuda {
+namespace {
+
+constexpr int64_t kLeastRows = 16;  // different logits, so that passes are an average
+constexpr int kRounds = 9;
+constexpr int kTop = 20;
+constexpr int64_t kMaxTokens = 4096;  // of a history, which is no longer added to when it is full
+
+struct Plan {
+  std::vector<int64_t> vocabularies = {32'000, 128'256, 151'936, 262'144};
+  std::vector<int64_t> sampled = {32'000, 151'936};
+  std::vector<int> batches = {1, 8, 64};
+  int in_graph = 50;
+  double round_seconds = 0.01;
+};
+
+// Logits of rows: large [rows, V], base [rows, V], experts [rows, T, V].
+struct Rows {
+  at::Tensor large;
+  at::Tensor base;
+  at::Tensor experts;
+};
+
+// The two kinds of bench/solver.py, drawn on the device: a long tail that all models share, and the same with 40
+// candidates far above the rest, as in the middle of a sentence.
+Rows draw(int64_t rows, int64_t vocab, int experts, bool peaked) {
+  const auto floats = on_device(0).dtype(at::kFloat);
+  at::Tensor shared;
+  if (peaked) {
+    shared = at::randn({rows, vocab}, floats).mul_(2.2);
+    const int64_t count = std::min<int64_t>(40, vocab);
+    for (int64_t row = 0; row < rows; ++row) {
+      const at::Tensor candidates = at::randperm(vocab, floats.dtype(at::kLong)).narrow(0, 0, count);
+      shared[row].index_add_(0, candidates, at::linspace(20.0, 8.0, count, floats) + at::randn({count}, floats));
+    }
+  } else {
+    shared = at::rand({rows, vocab}, floats).clamp_min_(1e-12).log_().neg_().clamp_min_(1e-12).log_().mul_(-2.0);
+  }
+  const double noise = peaked ? 0.5 : 1.0;
+  const at::Tensor base = shared + noise * at::randn({rows, vocab}, floats);
+  const at::Tensor strength = 0.2 + 0.8 * at::rand({rows, experts, 1}, floats);
+  return {(peaked ? 1.1 : 1.3) * shared + noise * at::randn({rows, vocab}, floats), base,
+          base.unsqueeze(1) + strength * noise * at::randn({rows, experts, vocab}, floats)};
+}
+
+struct Microseconds {
+  double median;
+  double least;
+};
+
+// Of one of the `count` things that the graph does.
+Microseconds time_graph(Graph& graph, Queue& queue, int count, double round_seconds) {
+  const auto seconds_of = [&](int replays) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int i = 0; i < replays; ++i) {
+      graph.replay(queue);
+    }
+    queue.synchronize();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  seconds_of(1);  // uploads the graph
+  const double once = std::max(seconds_of(1), 1e-6);
+  const int replays = static_cast<int>(std::clamp(round_seconds / once, 1.0, 100.0)) + 1;
+  std::vector<double> times;
+  for (int round = 0; round < kRounds; ++round) {
+    times.push_back(1e6 * seconds_of(replays) / replays / count);
+  }
+  std::sort(times.begin(), times.end());
+  return {times[kRounds / 2], times.front()};
+}
+
+void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool peaked, Combine combine) {
+  const int64_t rows = std::max<int64_t>(batch, kLeastRows);
+  Queue queue(0);
+  Rows logits;
+  at::Tensor fused;
+  at::Tensor records;
+  queue.run([&] {
+    logits = draw(rows, vocab, experts, peaked);
+    fused = at::empty({batch, vocab}, on_device(0).dtype(at::kFloat));
+    records = at::zeros({rows, static_cast<int64_t>(sizeof(FusionRecord))}, on_device(0).dtype(at::kByte));
+  });
+  queue.synchronize();
+  const auto solve_rows = [&](int64_t first) {
+    FusionArgs args = {};
+    args.large = {logits.large.const_data_ptr<float>() + first * vocab, vocab};
+    for (int t = 0; t < experts; ++t) {
+      args.experts[t] = {logits.experts.const_data_ptr<float>() + (first * experts + t) * vocab, experts * vocab};
+      args.bases[t] = {logits.base.const_data_ptr<float>() + first * vocab, vocab};
+    }
+    args.fused = fused.mutable_data_ptr<float>();
+    args.fused_stride = vocab;
+    args.records = static_cast<FusionRecord*>(records.mutable_data_ptr()) + first;
+    args.rows = batch;
+    args.expert_count = experts;
+    args.vocab = vocab;
+    args.combine = combine;
+    args.match = Match::symmetric;
+    args.alpha_max = 2.0F;
+    solve(args, queue.stream());
+  };
+  queue.run([&] { solve_rows(0); });  // readies the kernel for the capture
+  queue.synchronize();
+  Graph graph;
+  graph.capture(queue, [&] {
+    for (int i = 0; i < plan.in_graph; ++i) {
+      solve_rows(i % (rows / batch) * batch);
+    }
+  });
+  const Microseconds us = time_graph(graph, queue, plan.in_graph, plan.round_seconds);
+  const at::Tensor host = records.cpu();
+  const auto* found = static_cast<const FusionRecord*>(host.const_data_ptr());
+  double passes = 0.0;
+  int64_t solved = 0;
+  bool good = true;
+  for (int64_t row = 0; row < rows && row < plan.in_graph * static_cast<int64_t>(batch); ++row) {
+    passes += found[row].passes;
+    good = good && found[row].bad_model == kNoBadModel;
+    ++solved;
+  }
+  std::printf(
+      "{\"what\": \"solver\", \"vocab\": %lld, \"experts\": %d, \"batch\": %d, \"combine\": \"%s\", \"logits\": "
+      "\"%s\", "
+      "\"median_us\": %.3f, \"min_us\": %.3f, \"passes\": %.2f, \"good\": %s}\n",
+      static_cast<long long>(vocab), experts, batch, combine == Combine::joint ? "joint" : "select",
+      peaked ? "peaked" : "long tail", us.median, us.least, passes / static_cast<double>(solved),
+      good ? "true" : "false");
+  std::fflush(stdout);
+}
+
+void time_sampler(const Plan& plan, int64_t vocab, int batch, bool top_p) {
+  Queue queue(0);
+  at::Tensor logits;
+  at::Tensor active;
+  queue.run([&] {
+    logits = draw(batch, vocab, 1, false).large;
+    active = at::ones({batch}, on_device(0).dtype(at::kInt));
+  });
+  queue.synchronize();
+  SamplerState state(0, batch, vocab, kMaxTokens, kTop);
+  SamplingOptions options;
+  options.seed = 1;
+  if (top_p) {
+    options.temperature = 0.8;
+    options.top_p = 0.95;
+  }
+  const std::vector<int64_t> prompt = {1, 2, 3};
+  for (int row = 0; row < batch; ++row) {
+    options.stream = row;
+    state.set(row, options, prompt, queue);
+  }
+  const auto choose = [&] {
+    state.sample(logits.const_data_ptr<float>(), vocab, active.const_data_ptr<int32_t>(), batch, queue);
+  };
+  queue.run(choose);
+  queue.synchronize();
+  Graph graph;
+  graph.capture(queue, [&] {
+    for (int i = 0; i < plan.in_graph; ++i) {
+      choose();
+    }
+  });
+  const Microseconds us = time_graph(graph, queue, plan.in_graph, plan.round_seconds);
+  std::printf(
+      "{\"what\": \"sampler\", \"vocab\": %lld, \"batch\": %d, \"options\": \"%s\", \"median_us\": %.3f, "
+      "\"min_us\": %.3f}\n",
+      static_cast<long long>(vocab), batch, top_p ? "temperature 0.8, top-p 0.95" : "greedy", us.median, us.least);
+  std::fflush(stdout);
+}
+
+void measure(const Plan& plan) {
+  const DeviceGuard guard(0);
+  for (const int64_t vocab : plan.vocabularies) {
+    for (const int experts : {1, 4}) {
+      for (const int batch : plan.batches) {
+        for (const bool peaked : {true, false}) {
+          time_solver(plan, vocab, experts, batch, peaked, Combine::select);
+        }
+        if (experts > 1) {
+          time_solver(plan, vocab, experts, batch, true, Combine::joint);
+        }
+      }
+    }
+  }
+  for (const int64_t vocab : plan.sampled) {
+    for (const int batch : plan.batches) {
+      for (const bool top_p : {false, true}) {
+        time_sampler(plan, vocab, batch, top_p);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dlf::cuda
+
+int main(int argc, char** argv) {
+  if (argc > 2 || (argc == 2 && std::strcmp(argv[1], "--tiny") != 0)) {
+    std::fputs("usage: dlf_solver_time [--tiny]\n", stderr);
+    return 2;
+  }
+  dlf::cuda::Plan plan;
+  if (argc == 2) {
+    plan = {{100, 1000}, {1000}, {1, 2}, 3, 1e-4};
+  }
+  try {
+    if (dlf::cuda::devices().empty()) {
+      std::fputs("no CUDA device\n", stderr);
+      return 1;
+    }
+    dlf::cuda::measure(plan);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,249 @@
+"""Time of one fused step on a GPU, on the shapes of the paper with random bfloat16 weights.
+
+Parts: ``dlf`` (fused, the large model alone, both with and without a graph, and a device copy in the same process),
+``eager`` (the paper's loop in ``transformers``) and ``compiled`` (the same with static caches and torch.compile). Every
+part of every shape writes OUTPUT/steps-SHAPE-PART.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Last, because in the repository the sources of dlf would hide the installed package.
+sys.path.append(str(Path(__file__).parents[2]))
+
+from bench.gpu.shapes import FAMILIES, MODELS, Shape, device, native_weights, transformers_model  # noqa: E402
+
+PROMPT = 64
+MAX_CONTEXT = 1024
+WARM_UP = 8
+MARGIN = 2 << 30  # of device memory, for the libraries' workspaces
+PARTS = ("dlf", "eager", "compiled")
+
+
+class DoesNotFitError(Exception):
+    """The shape needs more memory than the device has."""
+
+
+def summary(seconds: Sequence[float]) -> dict[str, Any]:
+    """Median, and where the middle 80 % lie, in milliseconds."""
+    ordered = sorted(1e3 * one for one in seconds)
+    last = len(ordered) - 1
+    return {
+        "steps": len(ordered),
+        "median_ms": statistics.median(ordered),
+        "p10_ms": ordered[round(0.1 * last)],
+        "p90_ms": ordered[round(0.9 * last)],
+    }
+
+
+def measure(step: Callable[[], object], steps: int, host_work: float = 0.0) -> list[float]:
+    """Seconds from one result to the next; the host is busy elsewhere for `host_work` of them before each step."""
+    for _ in range(WARM_UP):
+        step()
+    times = []
+    before = time.perf_counter()
+    for _ in range(steps):
+        busy_until = time.perf_counter() + host_work
+        while time.perf_counter() < busy_until:
+            pass
+        step()
+        now = time.perf_counter()
+        times.append(now - before)
+        before = now
+    return times
+
+
+def free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def check_fit(shapes: Sequence[Shape], more: int = 0) -> None:
+    """Raise `DoesNotFitError` where the models do not fit; `more` is what else will lie there."""
+    if not torch.cuda.is_available():
+        return
+    free_memory()
+    free, _ = torch.cuda.mem_get_info()
+    needed = sum(shape.weight_bytes + shape.cache_bytes(MAX_CONTEXT) for shape in shapes) + more + MARGIN
+    if needed > free:
+        raise DoesNotFitError(f"needs {needed / 2**30:.1f} GiB, {free / 2**30:.1f} are free")
+
+
+def copy_bandwidth(nbytes: int) -> float:
+    """GB/s, read and written, of a copy on the device."""
+    source = torch.empty(nbytes, dtype=torch.uint8, device=device()).fill_(1)
+    target = torch.empty_like(source)
+    times = []
+    for _ in range(8):
+        if not torch.cuda.is_available():
+            begin = time.perf_counter()
+            target.copy_(source)
+            times.append(time.perf_counter() - begin)
+            continue
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(4):
+            target.copy_(source)
+        end.record()
+        end.synchronize()
+        times.append(1e-3 * start.elapsed_time(end) / 4)
+    return 2e-9 * nbytes / statistics.median(times[2:])
+
+
+def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check_waits: bool) -> dict[str, Any]:
+    """Times of `_C.StepLoop`: fused where there are three models."""
+    from dlf import _C
+    from dlf.sampling import SamplingOptions
+
+    fused = len(weights) == 3
+    free_memory()
+    loop = _C.StepLoop(
+        models=list(weights),
+        lane_model=list(range(len(weights))),
+        experts=[(1, 2)] if fused else [],
+        combine="select",
+        match="symmetric",
+        alpha=[],
+        alpha_max=2.0,
+        vocab=vocab,
+        max_batch=1,
+        max_context=MAX_CONTEXT,
+        threads=1,
+        devices=[0] * len(weights),
+        cuda_graph=graph,
+    )
+    sampling = SamplingOptions(ignore_eos=True, seed=1).build()
+    prompt = [3 + i for i in range(PROMPT)]
+    last: dict[str, Any] = {}
+
+    def begin() -> None:
+        # The last step that is on its way must be one of this request's.
+        loop.add(0, [prompt] * len(weights), sampling, WARM_UP + steps + 2)
+
+    def step() -> None:
+        outputs = loop.step()
+        while not outputs:  # only the prompt was read
+            outputs = loop.step()
+        if outputs[0].error:
+            raise RuntimeError(outputs[0].error)
+        last["alpha"] = list(outputs[0].alpha)
+
+    begin()
+    times = measure(step, steps)
+    loop.cancel(0)
+    row = summary(times) | {"alpha_of_last_step": last["alpha"]}
+    if check_waits:
+        # The host is away for 40 % of every step. The device has the next step already, so nothing gets slower; had it
+        # to wait for the host once a token, every step would take 40 % longer.
+        begin()
+        row["busy_host"] = summary(measure(step, steps, 0.4e-3 * row["median_ms"]))
+        row["busy_host_ratio"] = row["busy_host"]["median_ms"] / row["median_ms"]
+        loop.cancel(0)
+    return row
+
+
+def dlf_part(shapes: Sequence[Shape], steps: int) -> dict[str, Any]:
+    check_fit(shapes, more=sum(shape.weight_bytes // shape.num_hidden_layers for shape in shapes) * 2)
+    copied = (4 << 30) if torch.cuda.is_available() else (16 << 20)
+    row: dict[str, Any] = {"copy_gb_s": copy_bandwidth(copied)}
+    free_memory()
+    weights = [native_weights(shape, seed) for seed, shape in enumerate(shapes)]
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # the loop copies them on streams of its own
+    vocab = shapes[0].vocab_size
+    row["fused"] = time_loop(weights, vocab, True, steps, True)
+    row["fused, no graph"] = time_loop(weights, vocab, False, steps, False)
+    row["alone"] = time_loop(weights[:1], vocab, True, steps, True)
+    row["alone, no graph"] = time_loop(weights[:1], vocab, False, steps, False)
+    context = PROMPT + WARM_UP + steps // 2
+    for name, some in (("fused", shapes), ("alone", shapes[:1])):
+        read = sum(shape.read_bytes(context) for shape in some)
+        rate = 1e-6 * read / row[name]["median_ms"]
+        row[name] |= {"read_bytes": read, "gb_s": rate, "copy_share": rate / row["copy_gb_s"]}
+    row["bytes_ratio"] = row["fused"]["read_bytes"] / row["alone"]["read_bytes"]
+    row["fused_over_alone"] = row["fused"]["median_ms"] / row["alone"]["median_ms"]
+    return row
+
+
+def transformers_part(shapes: Sequence[Shape], steps: int, compiled: bool) -> dict[str, Any]:
+    import transformers
+
+    from bench.gpu.paper_loop import PaperLoop
+
+    check_fit(shapes)
+    models = [transformers_model(shape, seed) for seed, shape in enumerate(shapes)]
+    tokens = PaperLoop(models, compiled, MAX_CONTEXT).tokens([3 + i for i in range(PROMPT)])
+    begin = time.perf_counter()
+    next(tokens), next(tokens)
+    first = time.perf_counter() - begin
+    times = measure(lambda: next(tokens), steps)
+    return {"loop": summary(times) | {"first_two_s": first}, "transformers": transformers.__version__}
+
+
+def run(name: str, part: str, steps: int, output: Path) -> bool:
+    """Measure one part of one shape and write it; whether the shape fits and nothing failed."""
+    row: dict[str, Any] = {"shape": name, "part": part, "models": FAMILIES[name], "torch": torch.__version__}
+    row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "emulated"
+    shapes = [MODELS[model] for model in FAMILIES[name]]
+    try:
+        found = dlf_part(shapes, steps) if part == "dlf" else transformers_part(shapes, steps, part == "compiled")
+        row |= found
+    except DoesNotFitError as error:
+        row["skipped"] = str(error)
+    except Exception as error:  # the other parts may go well
+        row["error"] = f"{type(error).__name__}: {error}"[:2000]
+        print(f"{name}, {part}: {row['error']}", file=sys.stderr)
+    free_memory()
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"steps-{name}-{part}.json").write_text(json.dumps(row, indent=2) + "\n")
+    print(json.dumps(row))
+    return "skipped" not in row and "error" not in row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files")
+    parser.add_argument("--shapes", default="13b+1.1b", help=f"some of {', '.join(FAMILIES)}, with commas between them")
+    parser.add_argument("--parts", default="dlf,eager,compiled", help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--steps", type=int, default=100, help="steps that are measured, at most 800")
+    parser.add_argument("--fallback", help="the shape to measure where one of --shapes does not fit")
+    options = parser.parse_args()
+    shapes, parts = options.shapes.split(","), options.parts.split(",")
+    for kind, given, known in (("shape", [*shapes, options.fallback or shapes[0]], FAMILIES), ("part", parts, PARTS)):
+        unknown = [one for one in given if one not in known]
+        if unknown:
+            parser.error(f"no {kind} {unknown[0]!r}; there are {', '.join(known)}")
+    if not 1 <= options.steps <= 800:
+        parser.error("--steps must be from 1 to 800")
+    if not torch.cuda.is_available() and shapes != ["tiny"]:
+        print("no CUDA device: torch.cuda.is_available() is False", file=sys.stderr)
+        return 2
+    good = True
+    for name in shapes:
+        for part in parts:
+            fine = run(name, part, options.steps, options.output)
+            if not fine and options.fallback and "skipped" in read(options.output / f"steps-{name}-{part}.json"):
+                fine = run(options.fallback, part, options.steps, options.output)
+            good = good and fine
+    return 0 if good else 1
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command of at most 9 minutes. See --help.
+set -u
+
+usage() {
+  cat <<'TEXT'
+usage: bench/gpu_acceptance.sh OUTPUT_FOLDER [--only STEP[,STEP...]] [--budget SECONDS]
+
+Builds dlf with CUDA from this checkout and checks and measures it on the first GPU. Nothing is fetched: torch with
+CUDA, nvcc, CMake, ninja, scikit-build-core, pybind11, pytest, hypothesis and transformers must be there.
+
+Steps, in this order:
+  build       the package into build/gpu-site, the C++ tests and dlf_solver_time into build/cuda
+  ctest       the C++ tests of the CUDA backend
+  solver      time of the solver and the sampler
+  steps       the fused step, 13B + 2 x 1.1B
+  steps7b     the fused step, 13B + 2 x 7B, or 7B + 2 x 1.1B where that does not fit
+  eager       the paper's loop in transformers, 13B + 2 x 1.1B
+  pytest      the Python tests that are marked cuda
+  sanitizer   compute-sanitizer's memcheck and racecheck on the solver's and the sampler's tests, beside pytest
+  compiled    the paper's loop with static caches and torch.compile
+  report      OUTPUT_FOLDER/gpu-acceptance.json and .md
+
+A failed step is noted and the next one runs; each has its own time limit. The exit code is 0 if every check passed,
+1 if one failed, 2 if nothing could be run. The sanitizers may be "not finished"; what becomes of `compiled` is only
+noted.
+PYTHON names the interpreter, by default python3; --budget is for all steps together, by default 525 seconds.
+TEXT
+}
+
+fail() {
+  echo "gpu_acceptance.sh: $*" >&2
+  exit 2
+}
+
+all="build ctest solver steps steps7b eager pytest sanitizer compiled report"
+output="" only="$all" budget=525
+while [ $# -gt 0 ]; do
+  case $1 in
+    -h | --help) usage; exit 0 ;;
+    --only) [ $# -ge 2 ] || fail "--only needs steps"; only=${2//,/ }; shift ;;
+    --budget) [ $# -ge 2 ] || fail "--budget needs seconds"; budget=$2; shift ;;
+    -*) fail "no option $1; see --help" ;;
+    *) [ -z "$output" ] || fail "one output folder only"; output=$1 ;;
+  esac
+  shift
+done
+[ -n "$output" ] || { usage >&2; exit 2; }
+case $budget in '' | *[!0-9]*) fail "--budget takes whole seconds, not '$budget'" ;; esac
+for step in $only; do
+  case " $all " in *" $step "*) ;; *) fail "no step '$step'; there are: $all" ;; esac
+done
+wants() { case " $only " in *" $1 "*) return 0 ;; esac; return 1; }
+
+mkdir -p "$output" && output=$(cd "$output" && pwd) || fail "cannot make the output folder"
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+python=${PYTHON:-python3}
+command -v "$python" >/dev/null || fail "no interpreter '$python'; PYTHON can name one"
+export PATH="$PATH:/usr/local/cuda/bin" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+# ---- what is there
+
+capability=$("$python" -P -c '
+import torch
+assert torch.cuda.is_available(), "no CUDA device: torch.cuda.is_available() is False"
+print("%d%d" % torch.cuda.get_device_capability())' 2>"$output/device.log") || {
+  tail -n 1 "$output/device.log" >&2
+  fail "this needs torch with CUDA and a GPU"
+}
+{
+  echo "name, driver, memory: $(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1 | head -n 1)"
+  echo "compute capability: $capability"
+  "$python" -P -c 'import platform, torch
+print("python:", platform.python_version())
+print("torch:", torch.__version__)
+print("torch device:", torch.cuda.get_device_name())'
+  echo "nvcc: $(nvcc --version 2>&1 | sed -n 's/.*release \([^,]*\).*/\1/p')"
+  echo "commit: $(git rev-parse HEAD 2>/dev/null || echo unknown)"
+  echo "cores: $(nproc)"
+} >"$output/machine.txt"
+cat "$output/machine.txt"
+
+# ---- running steps
+
+site="$PWD/build/gpu-site"
+export PYTHONPATH="$site"
+bad=0
+checks="$output/checks.tsv"
+[ "$only" = "$all" ] && rm -f "$checks" "$output"/steps-*.json "$output/solver.jsonl"
+touch "$checks"
+
+note() { # name, state, seconds
+  local kept
+  kept=$(awk -F '\t' -v name="$1" '$1 != name' "$checks")
+  { [ -z "$kept" ] || printf '%s\n' "$kept"; printf '%s\t%s\t%s\n' "$1" "$2" "$3"; } >"$checks"
+  printf '%-22s %-14s %4s s\n' "$1" "$2" "$3"
+}
+
+# The least of a step's own limit and what is left of the budget; the report always gets its seconds.
+limit_of() {
+  local left=$((budget - SECONDS))
+  echo $((left < $1 ? left : $1))
+}
+
+# attempt NAME LIMIT REQUIRED COMMAND...: REQUIRED is `check`, or `extra` where a failure says nothing of dlf.
+attempt() {
+  local name=$1 limit begin=$SECONDS code state
+  limit=$(limit_of "$2")
+  local required=$3
+  shift 3
+  if [ "$limit" -lt 5 ]; then
+    note "$name" "no time left" 0
+    [ "$required" = extra ] || bad=1
+    return 1
+  fi
+  timeout --kill-after=10 "$limit" "$@" >"$output/$name.log" 2>&1
+  code=$?
+  case $code in
+    0) state=passed ;;
+    124 | 137) state="not finished" ;;
+    *) state="failed ($code)" ;;
+  esac
+  note "$name" "$state" $((SECONDS - begin))
+  [ "$code" -eq 0 ] && return 0
+  [ "$required" = extra ] || bad=1
+  tail -n 15 "$output/$name.log" | sed 's/^/    /'
+  return 1
+}
+
+build() {
+  attempt build 270 check "$python" -P -m pip install --no-build-isolation --no-deps --upgrade --target "$site" \
+    --config-settings=build-dir=build/cuda --config-settings=cmake.define.DLF_BUILD_TESTS=ON \
+    --config-settings='build.targets=_C;dlf_cuda_tests;dlf_solver_time' --config-settings=cmake.define.DLF_CUDA=ON \
+    --config-settings="cmake.define.CMAKE_CUDA_ARCHITECTURES=$capability-real" .
+}
+
+solver() {
+  local program
+  program=$(find build/cuda -type f -name dlf_solver_time -perm -u+x | head -n 1)
+  # Its lines as they come, so that an end at the limit keeps those before.
+  attempt solver 40 check bash -c '"${1:?dlf_solver_time was not built}" >"$2/solver.jsonl"' - "$program" "$output"
+}
+
+steps() { # name, limit, required, arguments of steps.py
+  local name=$1 limit=$2 required=$3
+  shift 3
+  attempt "$name" "$limit" "$required" "$python" -P bench/gpu/steps.py --output "$output" "$@"
+}
+
+names=() sanitizer_jobs=() sanitizer_begin=0
+sanitizer() {
+  local tool=(memcheck racecheck) test program kind name
+  if ! command -v compute-sanitizer >/dev/null; then
+    note sanitizer "not run: compute-sanitizer is not there" 0
+    return
+  fi
+  local limit
+  sanitizer_begin=$SECONDS
+  limit=$(limit_of 100)
+  for test in solver_cuda_test sampler_cuda_test; do
+    program=$(find build/cuda -type f -name "$test" -perm -u+x | head -n 1)
+    for kind in "${tool[@]}"; do
+      name="$kind-$test"
+      if [ "$limit" -lt 5 ]; then
+        note "$name" "no time left" 0
+        continue
+      fi
+      # Outputs of their own: they run side by side, and the table has one writer.
+      (
+        timeout --kill-after=10 "$limit" compute-sanitizer --tool "$kind" --error-exitcode 9 \
+          "${program:-$test-was-not-built}" >"$output/$name.log" 2>&1
+        echo $? >"$output/$name.code"
+      ) &
+      sanitizer_jobs+=($!)
+      names+=("$name")
+    done
+  done
+}
+
+collect_sanitizer() {
+  local name code
+  [ ${#sanitizer_jobs[@]} -gt 0 ] || return
+  wait "${sanitizer_jobs[@]}"
+  for name in "${names[@]}"; do
+    code=$(cat "$output/$name.code")
+    rm -f "$output/$name.code"
+    case $code in
+      0) note "$name" passed $((SECONDS - sanitizer_begin)) ;;
+      124 | 137) note "$name" "not finished" $((SECONDS - sanitizer_begin)) ;;
+      *)
+        note "$name" "failed ($code)" $((SECONDS - sanitizer_begin))
+        bad=1
+        ;;
+    esac
+  done
+}
+
+export DLF_REQUIRE_CUDA=1
+if wants build; then build; fi
+if wants ctest; then attempt ctest 60 check ctest --test-dir build/cuda -L cuda --no-tests=error --output-on-failure; fi
+if wants solver; then solver; fi
+if wants steps; then steps steps 75 check --shapes 13b+1.1b --parts dlf; fi
+if wants steps7b; then steps steps7b 75 check --shapes 13b+7b --fallback 7b+1.1b --parts dlf; fi
+if wants eager; then steps eager 75 check --shapes 13b+1.1b --parts eager --steps 60; fi
+# Nothing is timed while these two share the GPU.
+if wants sanitizer; then sanitizer; fi
+if wants pytest; then attempt pytest 150 check "$python" -P -m pytest -m "cuda and not slow" -q -p no:cacheprovider; fi
+collect_sanitizer
+if wants compiled; then steps compiled 120 extra --shapes 13b+1.1b --parts compiled --steps 60; fi
+note total "$([ $bad -eq 0 ] && echo passed || echo failed)" $SECONDS
+if wants report; then "$python" -P bench/gpu/report.py "$output" || bad=1; fi
+exit $bad
