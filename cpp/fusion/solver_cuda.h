@@ -33,7 +33,6 @@ struct FusionArgs {
   int64_t fused_stride;
   FusionRecord* records;  // [rows]
   const int32_t* active;  // [rows], 0 where the row is skipped; null where none is
-  void* scratch;          // solver_scratch_bytes(…)
   int rows;
   int expert_count;
   int64_t vocab;
@@ -51,9 +50,6 @@ struct FusionShape {
 
 // The shape that suits the current device.
 FusionShape fusion_shape(const FusionArgs& args);
-
-// Nothing today: what doesn't fit on the chip is read again, or waits where the fused logits will go.
-inline size_t solver_scratch_bytes(int /*rows*/, int /*experts*/, int64_t /*vocab*/) { return 0; }
 
 // A row whose record names a bad model has undefined fused logits.
 void solve(const FusionArgs& args, Stream stream);
