@@ -194,6 +194,8 @@ def transformers_part(shapes: Sequence[Shape], steps: int, compiled: bool) -> di
 
 def run(name: str, part: str, steps: int, output: Path) -> bool:
     """Measure one part of one shape and write it; whether the shape fits and nothing failed."""
+    path = output / f"steps-{name}-{part}.json"
+    path.unlink(missing_ok=True)  # should this run be cut off
     row: dict[str, Any] = {"shape": name, "part": part, "models": FAMILIES[name], "torch": torch.__version__}
     row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "emulated"
     shapes = [MODELS[model] for model in FAMILIES[name]]
@@ -207,7 +209,7 @@ def run(name: str, part: str, steps: int, output: Path) -> bool:
         print(f"{name}, {part}: {row['error']}", file=sys.stderr)
     free_memory()
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"steps-{name}-{part}.json").write_text(json.dumps(row, indent=2) + "\n")
+    path.write_text(json.dumps(row, indent=2) + "\n")
     print(json.dumps(row))
     return "skipped" not in row and "error" not in row
 
