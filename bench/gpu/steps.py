@@ -26,7 +26,6 @@ from bench.gpu.shapes import FAMILIES, MODELS, Shape, device, native_weights, tr
 
 PROMPT = 64
 MAX_CONTEXT = 1024
-WARM_UP = 8
 MARGIN = 2 << 30  # of device memory, for the libraries' workspaces
 PARTS = ("dlf", "eager", "compiled")
 
@@ -47,9 +46,14 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def warm_up(steps: int) -> int:
+    """Steps that are not measured: the first one captures nothing yet, the second does."""
+    return max(3, min(8, steps))
+
+
 def measure(step: Callable[[], object], steps: int, host_work: float = 0.0) -> list[float]:
     """Seconds from one result to the next; the host is busy elsewhere for `host_work` of them before each step."""
-    for _ in range(WARM_UP):
+    for _ in range(warm_up(steps)):
         step()
     times = []
     before = time.perf_counter()
@@ -130,7 +134,7 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
 
     def begin() -> None:
         # The last step that is on its way must be one of this request's.
-        loop.add(0, [prompt] * len(weights), sampling, WARM_UP + steps + 2)
+        loop.add(0, [prompt] * len(weights), sampling, warm_up(steps) + steps + 2)
 
     def step() -> None:
         outputs = loop.step()
@@ -167,7 +171,7 @@ def dlf_part(shapes: Sequence[Shape], steps: int) -> dict[str, Any]:
     row["fused, no graph"] = time_loop(weights, vocab, False, steps, False)
     row["alone"] = time_loop(weights[:1], vocab, True, steps, True)
     row["alone, no graph"] = time_loop(weights[:1], vocab, False, steps, False)
-    context = PROMPT + WARM_UP + steps // 2
+    context = PROMPT + warm_up(steps) + steps // 2
     for name, some in (("fused", shapes), ("alone", shapes[:1])):
         read = sum(shape.read_bytes(context) for shape in some)
         rate = 1e-6 * read / row[name]["median_ms"]
