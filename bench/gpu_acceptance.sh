@@ -136,7 +136,7 @@ build() {
 
 solver() {
   local program
-  program=$(find build/cuda -type f -name dlf_solver_time -perm -u+x | head -n 1)
+  program=$(find build/cuda -type f -name dlf_solver_time -perm -u+x 2>/dev/null | head -n 1)
   # Its lines as they come, so that an end at the limit keeps those before.
   attempt solver 40 check bash -c '"${1:?dlf_solver_time was not built}" >"$2/solver.jsonl"' - "$program" "$output"
 }
@@ -158,7 +158,7 @@ sanitizer() {
   sanitizer_begin=$SECONDS
   limit=$(limit_of 100)
   for test in solver_cuda_test sampler_cuda_test; do
-    program=$(find build/cuda -type f -name "$test" -perm -u+x | head -n 1)
+    program=$(find build/cuda -type f -name "$test" -perm -u+x 2>/dev/null | head -n 1)
     for kind in "${tool[@]}"; do
       name="$kind-$test"
       if [ "$limit" -lt 5 ]; then
@@ -169,7 +169,7 @@ sanitizer() {
       (
         timeout --kill-after=10 "$limit" compute-sanitizer --tool "$kind" --error-exitcode 9 \
           "${program:-$test-was-not-built}" >"$output/$name.log" 2>&1
-        echo $? >"$output/$name.code"
+        echo "$? $((SECONDS - sanitizer_begin))" >"$output/$name.code"
       ) &
       sanitizer_jobs+=($!)
       names+=("$name")
@@ -178,17 +178,17 @@ sanitizer() {
 }
 
 collect_sanitizer() {
-  local name code
+  local name code seconds
   [ ${#sanitizer_jobs[@]} -gt 0 ] || return
   wait "${sanitizer_jobs[@]}"
   for name in "${names[@]}"; do
-    code=$(cat "$output/$name.code")
+    read -r code seconds <"$output/$name.code"
     rm -f "$output/$name.code"
     case $code in
-      0) note "$name" passed $((SECONDS - sanitizer_begin)) ;;
-      124 | 137) note "$name" "not finished" $((SECONDS - sanitizer_begin)) ;;
+      0) note "$name" passed "$seconds" ;;
+      124 | 137) note "$name" "not finished" "$seconds" ;;
       *)
-        note "$name" "failed ($code)" $((SECONDS - sanitizer_begin))
+        note "$name" "failed ($code)" "$seconds"
         bad=1
         ;;
     esac

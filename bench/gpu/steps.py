@@ -26,7 +26,6 @@ from bench.gpu.shapes import FAMILIES, MODELS, Shape, device, native_weights, tr
 
 PROMPT = 64
 MAX_CONTEXT = 1024
-WARM_UP = 8
 MARGIN = 2 << 30  # of device memory, for the libraries' workspaces
 PARTS = ("dlf", "eager", "compiled")
 
@@ -47,9 +46,14 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def warm_up(steps: int) -> int:
+    """Steps that are not measured: the first one captures nothing yet, the second does."""
+    return max(3, min(8, steps))
+
+
 def measure(step: Callable[[], object], steps: int, host_work: float = 0.0) -> list[float]:
     """Seconds from one result to the next; the host is busy elsewhere for `host_work` of them before each step."""
-    for _ in range(WARM_UP):
+    for _ in range(warm_up(steps)):
         step()
     times = []
     before = time.perf_counter()
@@ -130,7 +134,7 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
 
     def begin() -> None:
         # The last step that is on its way must be one of this request's.
-        loop.add(0, [prompt] * len(weights), sampling, WARM_UP + steps + 2)
+        loop.add(0, [prompt] * len(weights), sampling, warm_up(steps) + steps + 2)
 
     def step() -> None:
         outputs = loop.step()
@@ -167,7 +171,7 @@ def dlf_part(shapes: Sequence[Shape], steps: int) -> dict[str, Any]:
     row["fused, no graph"] = time_loop(weights, vocab, False, steps, False)
     row["alone"] = time_loop(weights[:1], vocab, True, steps, True)
     row["alone, no graph"] = time_loop(weights[:1], vocab, False, steps, False)
-    context = PROMPT + WARM_UP + steps // 2
+    context = PROMPT + warm_up(steps) + steps // 2
     for name, some in (("fused", shapes), ("alone", shapes[:1])):
         read = sum(shape.read_bytes(context) for shape in some)
         rate = 1e-6 * read / row[name]["median_ms"]
@@ -194,6 +198,8 @@ def transformers_part(shapes: Sequence[Shape], steps: int, compiled: bool) -> di
 
 def run(name: str, part: str, steps: int, output: Path) -> bool:
     """Measure one part of one shape and write it; whether the shape fits and nothing failed."""
+    path = output / f"steps-{name}-{part}.json"
+    path.unlink(missing_ok=True)  # should this run be cut off
     row: dict[str, Any] = {"shape": name, "part": part, "models": FAMILIES[name], "torch": torch.__version__}
     row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "emulated"
     shapes = [MODELS[model] for model in FAMILIES[name]]
@@ -207,7 +213,7 @@ def run(name: str, part: str, steps: int, output: Path) -> bool:
         print(f"{name}, {part}: {row['error']}", file=sys.stderr)
     free_memory()
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"steps-{name}-{part}.json").write_text(json.dumps(row, indent=2) + "\n")
+    path.write_text(json.dumps(row, indent=2) + "\n")
     print(json.dumps(row))
     return "skipped" not in row and "error" not in row
 
