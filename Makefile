@@ -4,6 +4,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/release
+# What is built here runs the CUDA kernels on an emulated device, whatever torch is there; cuda-check builds the real ones.
+DLF_CUDA ?= OFF
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; runtime_cuda.cc needs CUDA's.
@@ -29,7 +31,8 @@ $(VENV)/.tools: tools/requirements.py
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES)
 	@echo "Building and installing dlf (a minute or two the first time)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
-	  --config-settings=build-dir=$(BUILD) --config-settings=cmake.define.DLF_BUILD_TESTS=ON '.[plot,test]'
+	  --config-settings=build-dir=$(BUILD) --config-settings=cmake.define.DLF_BUILD_TESTS=ON \
+	  --config-settings=cmake.define.DLF_CUDA=$(DLF_CUDA) '.[plot,test]'
 	@touch $@
 
 $(VENV)/.linters: $(VENV)/.tools pyproject.toml
