@@ -67,7 +67,7 @@ __device__ inline Divergences at_one(double per_weight, double first, double y, 
   const double zero = first * per_weight;
   const double rise = y * per_weight;
   const double mean = (y_first * per_weight - rise * zero) / (1.0 + rise);
-  return divergences({1.0, log1pf(static_cast<float>(rise)) - zero, mean, 0.0});
+  return divergences({1.0, log1p(rise) - zero, mean, 0.0});
 }
 
 template <bool kJoint>
@@ -157,7 +157,7 @@ class RowSolver {
     const double per_total = 1.0 / (1.0 + rise);
     const double mean = (sums.first * per - rise * curve.zero_mean) * per_total;
     const double whole = mean + curve.zero_mean;
-    return {alpha, log1pf(static_cast<float>(rise)) - alpha * curve.zero_mean, mean,
+    return {alpha, log1p(rise) - alpha * curve.zero_mean, mean,
             larger((curve.zero_square + sums.second * per) * per_total - whole * whole, 0.0)};
   }
   __device__ CurvePoint wide_point(const Curve& curve, double alpha, float peak, const PointSums& sums) const {
