@@ -14,6 +14,9 @@ void check_plan(const FusionPlan& plan, const Models& models, int64_t max_batch,
     TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "lane on model ", model, " of ",
                       models.size());
   }
+  if (!plan.experts.empty()) {
+    validate(plan.fusion, static_cast<int>(plan.experts.size()));
+  }
   for (size_t i = 0; i < models.size(); ++i) {
     TORCH_CHECK_VALUE(models[i]->config().vocab_size >= plan.vocab, "model ", i, " has fewer than ", plan.vocab,
                       " logits");

@@ -420,23 +420,18 @@ void CudaStepLoop::enqueue(int batch) {
   const float* logits = lane_logits(0).data;
   int64_t stride = lane_logits(0).stride;
   if (!plan_.experts.empty()) {
-    FusionArgs args = {};
+    FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
     args.large = lane_logits(0);
     for (size_t t = 0; t < plan_.experts.size(); ++t) {
       args.experts[t] = lane_logits(plan_.experts[t].expert);
       args.bases[t] = lane_logits(plan_.experts[t].base);
-      args.alpha[t] = t < plan_.fusion.alpha.size() ? static_cast<float>(plan_.fusion.alpha[t]) : 0.0F;
     }
     args.fused = fused_.mutable_data_ptr<float>();
     args.fused_stride = plan_.vocab;
     args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
     args.active = active_.const_data_ptr<int32_t>();
     args.rows = batch;
-    args.expert_count = static_cast<int>(plan_.experts.size());
     args.vocab = plan_.vocab;
-    args.combine = plan_.fusion.combine;
-    args.match = plan_.fusion.match;
-    args.alpha_max = static_cast<float>(plan_.fusion.alpha_max);
     cuda::solve(args, main().stream());
     logits = args.fused;
     stride = args.fused_stride;

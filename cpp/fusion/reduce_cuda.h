@@ -1,42 +1,14 @@
 #pragma once
 
-#include "support/cuda/launch.h"
+#include "support/cuda/cluster.h"
+#include "support/cuda/warp.h"
 
 // Sums and maxima over the lanes of a warp, the warps of a block and the blocks of a cluster, always in one order.
 namespace dlf::cuda {
 
-inline constexpr int kWarp = 32;
 inline constexpr int kSolverThreads = 512;
 inline constexpr int kSolverWarps = kSolverThreads / kWarp;
 inline constexpr int kSolverBlocks = 16;  // the most of a cluster
-inline constexpr unsigned kAllLanes = 0xffffffffU;
-
-__device__ inline int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
-__device__ inline int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
-
-// The blocks that share a row. Below sm_90 there are no clusters: one block is all.
-struct Cluster {
-  int rank = 0;
-  int blocks = 1;
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-  __device__ Cluster()
-      : rank(static_cast<int>(cooperative_groups::this_cluster().block_rank())),
-        blocks(static_cast<int>(cooperative_groups::this_cluster().num_blocks())) {}
-  __device__ void sync() const { cooperative_groups::this_cluster().sync(); }
-  template <typename T>
-  __device__ T* of(T* shared, int other) const {
-    return cooperative_groups::this_cluster().map_shared_rank(shared, other);
-  }
-#else
-  __device__ Cluster() {}
-  __device__ void sync() const { __syncthreads(); }
-  template <typename T>
-  __device__ T* of(T* shared, int /*other*/) const {
-    return shared;
-  }
-#endif
-};
 
 // One step for each halving of the numbers: a lane gives away the half that its partner keeps.
 template <int kNumbers, int kDistance>

@@ -43,23 +43,18 @@ FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, 
     const at::Tensor large_there = large.to(place);
     const at::Tensor experts_there = experts.to(place);
     const at::Tensor bases_there = bases.to(place);
-    cuda::FusionArgs args = {};
+    cuda::FusionArgs args = cuda::fusion_args(options, count);
     args.large = {large_there.const_data_ptr<float>(), vocab};
     const int64_t bases_a_row = bases.dim() == 2 ? 1 : count;
     for (int t = 0; t < count; ++t) {
       args.experts[t] = {experts_there.const_data_ptr<float>() + t * vocab, count * vocab};
       args.bases[t] = {bases_there.const_data_ptr<float>() + t % bases_a_row * vocab, bases_a_row * vocab};
-      args.alpha[t] = options.alpha.empty() ? 0.0F : static_cast<float>(options.alpha[t]);
     }
     args.fused = fused.mutable_data_ptr<float>();
     args.fused_stride = vocab;
     args.records = reinterpret_cast<cuda::FusionRecord*>(records.mutable_data_ptr<uint8_t>());
     args.rows = static_cast<int>(batch);
-    args.expert_count = count;
     args.vocab = vocab;
-    args.combine = options.combine;
-    args.match = options.match;
-    args.alpha_max = static_cast<float>(options.alpha_max);
     cuda::solve(args, queue.stream());
     queue.synchronize();
     here = records.cpu();

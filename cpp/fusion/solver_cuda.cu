@@ -3,6 +3,8 @@
 #include <mutex>
 
 #include "fusion/row_joint_cuda.h"
+#include "fusion/row_read_cuda.h"
+#include "fusion/row_search_cuda.h"
 #include "fusion/solver_cuda.h"
 
 namespace dlf::cuda {

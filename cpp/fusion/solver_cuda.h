@@ -42,6 +42,19 @@ struct FusionArgs {
   float alpha[kMaxExperts];  // for Combine::static_alpha
 };
 
+// The arguments that options decide; the rest is empty.
+inline FusionArgs fusion_args(const FusionOptions& options, int expert_count) {
+  FusionArgs args = {};
+  args.expert_count = expert_count;
+  args.combine = options.combine;
+  args.match = options.match;
+  args.alpha_max = static_cast<float>(options.alpha_max);
+  for (size_t t = 0; t < options.alpha.size(); ++t) {
+    args.alpha[t] = static_cast<float>(options.alpha[t]);
+  }
+  return args;
+}
+
 // How the work lies on the card.
 struct FusionShape {
   int cluster;       // blocks a row: 1, 2, 4, 8 or 16

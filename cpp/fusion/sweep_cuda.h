@@ -122,44 +122,44 @@ struct TokenSums {
   }
 };
 
-// At α = step, 2·step, …, 8·step: e^{(α+h)δ} = e^{αδ}·e^{hδ}, less 1 on both sides.
-__device__ __forceinline__ void sum_steps(const Slice& slice, int t, const Curve& curve, float peak, float step,
-                                          float (&x)[kWarp]) {
+// Calls body(token, δ) for every token of this thread, under the large model's weights.
+template <typename Body>
+__device__ __forceinline__ void for_tokens(const Slice& slice, int t, const Curve& curve, float peak, Body&& body) {
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
     const Four delta = slice.delta(t, group, large);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float d = delta.at[j] - curve.centre;
-      const TokenSums token(weight_of(large.at[j], peak), d);
-      const float ratio = expm1_fast(step * d);
-      float y = ratio;
-#pragma unroll
-      for (int k = 0; k < kFirstSteps; ++k) {
-        token.add(y, x + 3 * k);
-        y = fmaf(y, ratio, y + ratio);
-      }
-      x[kZeroSums] += token.first;
-      x[kZeroSums + 1] += token.second;
+      body(TokenSums(weight_of(large.at[j], peak), d), d);
     }
+  });
+}
+
+// At α = step, 2·step, …, 8·step: e^{(α+h)δ} = e^{αδ}·e^{hδ}, less 1 on both sides.
+__device__ __forceinline__ void sum_steps(const Slice& slice, int t, const Curve& curve, float peak, float step,
+                                          float (&x)[kWarp]) {
+  for_tokens(slice, t, curve, peak, [&](const TokenSums& token, float d) {
+    const float ratio = expm1_fast(step * d);
+    float y = ratio;
+#pragma unroll
+    for (int k = 0; k < kFirstSteps; ++k) {
+      token.add(y, x + 3 * k);
+      y = fmaf(y, ratio, y + ratio);
+    }
+    x[kZeroSums] += token.first;
+    x[kZeroSums + 1] += token.second;
   });
 }
 
 __device__ __forceinline__ void sum_values(const Slice& slice, int t, const Curve& curve, float peak,
                                            float (&x)[kWarp]) {
   const int count = curve.search.value_count;
-  for_groups(slice, [&](int group) {
-    const Four large = slice.large(group);
-    const Four delta = slice.delta(t, group, large);
+  for_tokens(slice, t, curve, peak, [&](const TokenSums& token, float d) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float d = delta.at[j] - curve.centre;
-      const TokenSums token(weight_of(large.at[j], peak), d);
-#pragma unroll
-      for (int k = 0; k < kSweepValues; ++k) {
-        if (k < count) {
-          token.add(expm1_fast(curve.search.values[k] * d), x + 3 * k);
-        }
+    for (int k = 0; k < kSweepValues; ++k) {
+      if (k < count) {
+        token.add(expm1_fast(curve.search.values[k] * d), x + 3 * k);
       }
     }
   });

@@ -3,7 +3,7 @@
 
 #include "ops/attention_cuda.h"
 #include "ops/attention_warp_cuda.h"
-#include "support/cuda/launch.h"
+#include "support/cuda/cluster.h"
 
 // A context is cut into kGroups * kMembers streams of neighbouring positions. A warp takes a stream; the results of a
 // group's members are merged one after the other, and then those of the groups. One block does all of it, a group each
@@ -17,16 +17,6 @@ constexpr int kMembers = 8;  // also the warps of a block: kGroups == kMembers
 constexpr int kThreads = kMembers * kWarp;
 constexpr int kMaxHeads = 4;  // query heads that read the cache together
 constexpr int kMaxHeadDim = kElements * kWarp;
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-__device__ void synchronize_cluster() { cooperative_groups::this_cluster().sync(); }
-__device__ float* shared_of(float* pointer, int block) {
-  return cooperative_groups::this_cluster().map_shared_rank(pointer, block);
-}
-#else  // no clusters: never called
-__device__ void synchronize_cluster() {}
-__device__ float* shared_of(float* pointer, int) { return pointer; }
-#endif
 
 template <typename T, int H, int Lanes, bool Vectors>
 __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2) attention_kernel(AttentionArgs args) {
@@ -98,18 +88,19 @@ __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2) attention
   if (!split) {
     return;
   }
-  synchronize_cluster();
+  const Cluster cluster;
+  cluster.sync();
   const int item = block * kThreads + thread;  // each block writes a share
   if (item < H * Layout::kDim) {
     const int head = item / Layout::kDim;
     const int i = item % Layout::kDim;
     Merged merged;
     for (int part = 0; part < kGroups; ++part) {
-      merged.add(shared_of(whole, part) + head * Layout::kStride, Layout::kDim, i);
+      merged.add(cluster.of(whole, part) + head * Layout::kStride, Layout::kDim, i);
     }
     write(head, i, merged);
   }
-  synchronize_cluster();  // nobody leaves while others read its memory
+  cluster.sync();  // nobody leaves while others read its memory
 }
 
 template <typename T, int H, int Lanes, bool Vectors>

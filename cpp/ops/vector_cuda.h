@@ -1,12 +1,9 @@
 #pragma once
 
-#include "support/cuda/launch.h"
+#include "support/cuda/warp.h"
 
 // Neighbouring values that a thread moves with one instruction, and sums over a warp.
 namespace dlf::cuda {
-
-inline constexpr unsigned kAllLanes = 0xffffffffU;
-inline constexpr int kWarp = 32;
 
 template <typename T, int N>
 struct alignas(sizeof(T) * N) Vector {

@@ -191,8 +191,8 @@ __attribute__((noinline)) __device__ inline Limit find_limit(RowBlocks& row, con
     missing -= place.before;
     if (shift == kBands) {
       const uint32_t border = bands.lowest_key(place.index - row.lane % 2);
-      low = __shfl_sync(0xffffffffu, border, 0);
-      high = __shfl_sync(0xffffffffu, border, 1) - 1;
+      low = __shfl_sync(kAllLanes, border, 0);
+      high = __shfl_sync(kAllLanes, border, 1) - 1;
     } else {
       const uint32_t width = 1u << shift;
       high -= static_cast<uint32_t>(place.index) << shift;

@@ -1,13 +1,14 @@
 #pragma once
 
-#include "support/cuda/launch.h"
+#include "support/cuda/cluster.h"
+#include "support/cuda/warp.h"
 
 // How the blocks that work on one row share what they find. Everything shared is an integer, so it does not matter in
 // which order it is added, nor among how many blocks the row is divided.
 namespace dlf::cuda {
 
 inline constexpr int kRowThreads = 512;  // of each block
-inline constexpr int kRowWarps = kRowThreads / 32;
+inline constexpr int kRowWarps = kRowThreads / kWarp;
 inline constexpr int kMaxRowBlocks = 8;
 inline constexpr int kBinBits = 9;
 inline constexpr int kBins = 1 << kBinBits;  // of a histogram: each thread looks after one
@@ -36,12 +37,13 @@ __device__ inline uint64_t lesser(uint64_t a, uint64_t b) { return a < b ? a : b
 
 class RowBlocks {
  public:
-  __device__ RowBlocks(RowShared* shared, int blocks)
+  __device__ RowBlocks(RowShared* shared, const Cluster& cluster)
       : thread(static_cast<int>(threadIdx.x)),
-        lane(thread % 32),
-        warp(thread / 32),
-        blocks(blocks),
-        rank(static_cast<int>(blockIdx.x) % blocks),
+        lane(lane_index()),
+        warp(warp_index()),
+        blocks(cluster.blocks),
+        rank(cluster.rank),
+        cluster_(cluster),
         shared_(shared) {}
 
   const int thread;
@@ -51,25 +53,12 @@ class RowBlocks {
   const int rank;    // of this block among them
 
   // All threads of the row wait for each other.
-  __device__ void sync() const {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    if (blocks > 1) {
-      cooperative_groups::this_cluster().sync();
-      return;
-    }
-#endif
-    __syncthreads();
-  }
+  __device__ void sync() const { cluster_.sync(); }
 
   // Where another block keeps what this one keeps at `pointer` in its shared memory.
   template <typename T>
   __device__ T* at_block(T* pointer, int block) const {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    if (blocks > 1) {
-      return cooperative_groups::this_cluster().map_shared_rank(pointer, static_cast<unsigned>(block));
-    }
-#endif
-    return pointer;
+    return cluster_.of(pointer, block);
   }
 
   // Each warp shows two numbers, the same in all its lanes, to all threads of the row.
@@ -87,28 +76,28 @@ class RowBlocks {
   }
   __device__ uint64_t sum_shown(int which) const {
     uint64_t sum = 0;
-    for (int i = lane; i < blocks * kRowWarps; i += 32) {
+    for (int i = lane; i < blocks * kRowWarps; i += kWarp) {
       sum += shown(which, i);
     }
     return warp_sum(sum);
   }
   __device__ uint64_t max_shown(int which) const {
     uint64_t greatest = 0;
-    for (int i = lane; i < blocks * kRowWarps; i += 32) {
+    for (int i = lane; i < blocks * kRowWarps; i += kWarp) {
       greatest = greater(greatest, shown(which, i));
     }
     return warp_max(greatest);
   }
 
   __device__ static uint64_t warp_sum(uint64_t value) {
-    for (int distance = 16; distance > 0; distance /= 2) {
-      value += __shfl_xor_sync(0xffffffffu, value, distance);
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      value += __shfl_xor_sync(kAllLanes, value, distance);
     }
     return value;
   }
   __device__ static uint64_t warp_max(uint64_t value) {
-    for (int distance = 16; distance > 0; distance /= 2) {
-      value = greater(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+      value = greater(value, __shfl_xor_sync(kAllLanes, value, distance));
     }
     return value;
   }
@@ -146,11 +135,11 @@ class RowBlocks {
   };
   __device__ Sums scan(uint64_t measure) {
     uint64_t sum = measure;
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const uint64_t other = __shfl_up_sync(0xffffffffu, sum, distance);
+    for (int distance = 1; distance < kWarp; distance *= 2) {
+      const uint64_t other = __shfl_up_sync(kAllLanes, sum, distance);
       sum += lane >= distance ? other : 0;
     }
-    if (lane == 31) {
+    if (lane == kWarp - 1) {
       shared_->warp_sums[warp] = sum;
     }
     __syncthreads();
@@ -178,6 +167,7 @@ class RowBlocks {
   }
 
  private:
+  const Cluster cluster_;
   RowShared* shared_;
   int turn_ = 0;
   int histogram_turn_ = 0;

@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
     return;
   }
   auto* shared = shared_memory<BlockShared>();
-  RowBlocks row(&shared->row, args.blocks_per_row);
+  RowBlocks row(&shared->row, Cluster());
   if (row.thread == 0) {
     shared->options = args.rows[index];
     shared->top_count = 0;
