@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <deque>
 #include <map>
+#include <span>
 #include <thread>
 
+#include "engine/device_room_cuda.h"
+#include "engine/sequence_memory_cuda.h"
 #include "engine/sequences_cuda.h"
 #include "fusion/solver_cuda.h"
 #include "model/decoder_cuda.h"
@@ -23,9 +25,6 @@ namespace dlf {
 namespace cuda {
 namespace {
 
-constexpr int64_t kMaxBatch = 256;
-constexpr int kTopCapacity = 64;  // what a request may ask for as `logprobs`
-static_assert(kMaxStops == kMaxStopTokens);
 constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
 static_assert(kAhead + 2 <= kRing);
 
@@ -75,9 +74,7 @@ class CudaStepLoop final : public StepLoop {
   Queue& main() { return *models_[plan_.lane_model[0]].queue; }
   Logits lane_logits(int64_t lane);
   SequenceTable table();
-  AdvanceArgs advance_args(int batch);
 
-  void retire();
   void admit();
   void prefill(DeviceSequence& sequence);
   void prefill_piece(DeviceSequence& sequence, size_t lane);
@@ -88,7 +85,7 @@ class CudaStepLoop final : public StepLoop {
   void enqueue(int batch);
   void forward(int batch);
   void collect();
-  void deliver(DeviceSequence& sequence, int64_t slot);
+  void deliver(DeviceSequence& sequence);
   void wait_for(int64_t steps);
   int batch_of_running() const;
 
@@ -101,8 +98,7 @@ class CudaStepLoop final : public StepLoop {
   std::unique_ptr<Event> begun_;     // the step's tokens are known
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;
-  at::Tensor active_, step_, limit_, stop_count_, stops_, ticket_;
-  at::Tensor ring_records_, ring_top_tokens_, ring_top_logprobs_, done_;
+  std::unique_ptr<SequenceMemory> memory_;
 
   std::map<int, std::unique_ptr<Graph>> graphs_;  // by batch; null after the first step, which runs without
   std::deque<std::unique_ptr<DeviceSequence>> waiting_;
@@ -117,53 +113,12 @@ class CudaStepLoop final : public StepLoop {
 
 int32_t* integers(at::Tensor& tensor) { return tensor.mutable_data_ptr<int32_t>(); }
 
-int device_of(const CudaOptions& options, size_t model) { return options.devices.at(model); }
-
-DecoderShape shape_of(const FusionPlan& plan, size_t model, int64_t max_batch, int64_t max_context) {
-  const auto lanes = std::count(plan.lane_model.begin(), plan.lane_model.end(), static_cast<int64_t>(model));
-  return {static_cast<int>(max_batch), static_cast<int>(lanes), max_context};
-}
-
-std::string gibibytes(int64_t bytes) {
-  std::array<char, 32> text = {};
-  std::snprintf(text.data(), text.size(), "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
-  return text.data();
-}
-
-// What else a step needs on the large model's device.
-int64_t step_bytes(const FusionPlan& plan, int device, int64_t max_batch, int64_t max_context) {
-  const int64_t fused = plan.experts.empty() ? 0 : max_batch * plan.vocab * static_cast<int64_t>(sizeof(float));
-  return fused + SamplerState::bytes(device, static_cast<int>(max_batch), plan.vocab, max_context + 1, kTopCapacity);
-}
-
-void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options) {
-  const std::vector<DeviceInfo> present = devices();
-  TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
-  TORCH_CHECK_VALUE(options.max_batch <= kMaxBatch, "max_batch is ", options.max_batch, "; on CUDA it can be at most ",
-                    kMaxBatch);
-  std::vector<int64_t> needed(present.size());
-  for (size_t i = 0; i < models.size(); ++i) {
-    const int device = device_of(options, i);
-    TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
-                      "; this machine has ", present.size(), " from cuda:0 on");
-    needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options.max_batch, options.max_context));
-  }
-  const int device = device_of(options, plan.lane_model[0]);
-  needed[device] += step_bytes(plan, device, options.max_batch, options.max_context);
-  for (const DeviceInfo& device : present) {
-    TORCH_CHECK(needed[device.index] <= device.free_bytes, "the models with their caches take ",
-                gibibytes(needed[device.index]), " of cuda:", device.index, " (", device.name, "), which has ",
-                gibibytes(device.free_bytes), " free of ", gibibytes(device.total_bytes),
-                "; lower max_batch or max_context, load smaller weights, or spread the models with device_map");
-  }
-}
-
 CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options)
     : plan_(std::move(plan)),
       vocab_sizes_(vocab_sizes(models)),
       options_(options),
       max_batch_(static_cast<int>(options.max_batch)) {
-  const int device = device_of(options, plan_.lane_model[0]);
+  const int device = options.devices.at(plan_.lane_model[0]);
   const auto ints = on_device(device).dtype(at::kInt);
   const auto floats = on_device(device).dtype(at::kFloat);
   std::vector<int64_t> lanes(models.size());
@@ -171,9 +126,9 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
     lane_index_.push_back(lanes[model]++);
   }
   for (size_t i = 0; i < models.size(); ++i) {
-    const DecoderShape shape = shape_of(plan_, i, options.max_batch, options.max_context);
+    const DecoderShape shape = shape_of(plan_, i, options);
     DeviceModel& model = models_.emplace_back();
-    model.queue = std::make_unique<Queue>(device_of(options, i));
+    model.queue = std::make_unique<Queue>(options.devices.at(i));
     model.queue->run([&] { model.decoder = std::make_unique<Decoder>(*models[i], shape, *model.queue); });
     model.queue->synchronize();
     model.ready = std::make_unique<Event>(model.queue->device());
@@ -193,19 +148,9 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
       fused_ = at::zeros({max_batch_, plan_.vocab}, floats);
       fusions_ = at::zeros({static_cast<int64_t>(max_batch_ * sizeof(FusionRecord))}, bytes);
     }
-    active_ = at::zeros({max_batch_}, ints);
-    step_ = at::zeros({max_batch_}, ints);
-    limit_ = at::zeros({max_batch_}, ints);
-    stop_count_ = at::zeros({max_batch_}, ints);
-    stops_ = at::zeros({max_batch_, kMaxStops}, ints);
-    ticket_ = at::zeros({1}, on_device(device).dtype(at::kLong));
   });
+  memory_ = std::make_unique<SequenceMemory>(max_batch_, kTopCapacity, main());
   main().synchronize();
-  ring_records_ = pinned({static_cast<int64_t>(kRing * max_batch_ * sizeof(StepRecord))}, at::kByte);
-  ring_top_tokens_ = pinned({kRing, max_batch_, kTopCapacity}, at::kInt);
-  ring_top_logprobs_ = pinned({kRing, max_batch_, kTopCapacity}, at::kFloat);
-  done_ = pinned({1}, at::kLong);
-  *done_.mutable_data_ptr<int64_t>() = 0;
   for (Flight& flight : flights_) {
     flight.requests.resize(max_batch_);
   }
@@ -429,15 +374,16 @@ void CudaStepLoop::enqueue(int batch) {
     args.fused = fused_.mutable_data_ptr<float>();
     args.fused_stride = plan_.vocab;
     args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
-    args.active = active_.const_data_ptr<int32_t>();
+    args.active = memory_->active();
     args.rows = batch;
     args.vocab = plan_.vocab;
     cuda::solve(args, main().stream());
     logits = args.fused;
     stride = args.fused_stride;
   }
-  sampler_->sample(logits, stride, active_.const_data_ptr<int32_t>(), batch, main());
-  advance(advance_args(batch), main().stream());
+  sampler_->sample(logits, stride, memory_->active(), batch, main());
+  const auto* fusions = plan_.experts.empty() ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr());
+  memory_->advance(table(), *sampler_, fusions, static_cast<int>(plan_.experts.size()), batch, main().stream());
   forward(batch);
 }
 
@@ -473,8 +419,7 @@ void CudaStepLoop::forward(int batch) {
 // Reads what the oldest step on its way has given, when it has.
 void CudaStepLoop::collect() {
   wait_for(collected_ + 1);
-  const int64_t slot = collected_ % kRing;
-  const Flight& flight = flights_[slot];
+  const Flight& flight = flights_[collected_ % kRing];
   for (int row = 0; row < max_batch_; ++row) {
     const auto sequence = std::find_if(running_.begin(), running_.end(), [&](const auto& candidate) {
       return candidate->row == row && candidate->request == flight.requests[row];
@@ -482,7 +427,7 @@ void CudaStepLoop::collect() {
     if (sequence == running_.end()) {  // nobody's, or of one that was cancelled meanwhile
       continue;
     }
-    deliver(**sequence, slot);
+    deliver(**sequence);
     if ((*sequence)->output.finish != FinishReason::none) {
       finished_.push_back(std::move(*sequence));
       running_.erase(sequence);
@@ -491,9 +436,8 @@ void CudaStepLoop::collect() {
   ++collected_;
 }
 
-void CudaStepLoop::deliver(DeviceSequence& sequence, int64_t slot) {
-  const int64_t at = slot * max_batch_ + sequence.row;
-  const StepRecord& record = static_cast<const StepRecord*>(ring_records_.const_data_ptr())[at];
+void CudaStepLoop::deliver(DeviceSequence& sequence) {
+  const StepRecord& record = memory_->record(collected_, sequence.row);
   StepOutput& output = sequence.output;
   switch (record.result) {
     case StepResult::none:
@@ -512,10 +456,10 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, int64_t slot) {
       output.f = record.f;
       output.g = record.g;
       std::copy_n(record.alpha, output.alpha.size(), output.alpha.begin());
-      const int32_t* top_tokens = ring_top_tokens_.const_data_ptr<int32_t>() + at * kTopCapacity;
-      const float* top_logprobs = ring_top_logprobs_.const_data_ptr<float>() + at * kTopCapacity;
-      output.top_tokens.assign(top_tokens, top_tokens + record.top_count);
-      output.top_logprobs.assign(top_logprobs, top_logprobs + record.top_count);
+      const std::span<const int32_t> top_tokens = memory_->top_tokens(collected_, sequence.row);
+      const std::span<const float> top_logprobs = memory_->top_logprobs(collected_, sequence.row);
+      output.top_tokens.assign(top_tokens.begin(), top_tokens.end());
+      output.top_logprobs.assign(top_logprobs.begin(), top_logprobs.end());
       output.finish = record.result == StepResult::stop     ? FinishReason::stop
                       : record.result == StepResult::length ? FinishReason::length
                                                             : FinishReason::none;
@@ -527,13 +471,12 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, int64_t slot) {
 // Until so many steps have written their records. The device doesn't wait meanwhile: the next step is there already.
 void CudaStepLoop::wait_for(int64_t steps) {
   using namespace std::chrono_literals;
-  std::atomic_ref<int64_t> done(*done_.mutable_data_ptr<int64_t>());
   const auto begin = std::chrono::steady_clock::now();
-  for (int64_t spins = 0; done.load(std::memory_order_acquire) < steps; ++spins) {
+  for (int64_t spins = 0; memory_->steps_done() < steps; ++spins) {
     if (std::chrono::steady_clock::now() - begin > 100us) {
       std::this_thread::sleep_for(20us);
     }
-    if (spins % 256 == 255 && main().finished() && done.load(std::memory_order_acquire) < steps) {
+    if (spins % 256 == 255 && main().finished() && memory_->steps_done() < steps) {
       TORCH_CHECK(false, "the device finished its work without a result for step ", steps);
     }
   }
@@ -547,34 +490,11 @@ Logits CudaStepLoop::lane_logits(int64_t lane) {
 }
 
 SequenceTable CudaStepLoop::table() {
-  SequenceTable table = {integers(active_),
-                         integers(step_),
-                         integers(limit_),
-                         integers(stop_count_),
-                         integers(stops_),
-                         {},
-                         static_cast<int>(models_.size())};
-  for (size_t i = 0; i < models_.size(); ++i) {
-    table.models[i] = {integers(models_[i].tokens), integers(models_[i].positions), models_[i].decoder->lanes()};
+  std::vector<ModelRows> rows;
+  for (DeviceModel& model : models_) {
+    rows.push_back({integers(model.tokens), integers(model.positions), model.decoder->lanes()});
   }
-  return table;
-}
-
-AdvanceArgs CudaStepLoop::advance_args(int batch) {
-  AdvanceArgs args = {};
-  args.table = table();
-  args.samples = sampler_->records();
-  args.top_tokens = sampler_->top_tokens();
-  args.top_logprobs = sampler_->top_logprobs();
-  args.fusions = plan_.experts.empty() ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr());
-  args.experts = static_cast<int>(plan_.experts.size());
-  args.top_capacity = kTopCapacity;
-  args.max_batch = max_batch_;
-  args.rows = batch;
-  args.ticket = ticket_.mutable_data_ptr<int64_t>();
-  args.ring = {static_cast<StepRecord*>(ring_records_.mutable_data_ptr()), integers(ring_top_tokens_),
-               ring_top_logprobs_.mutable_data_ptr<float>(), done_.mutable_data_ptr<int64_t>()};
-  return args;
+  return memory_->table(rows);
 }
 
 }  // namespace

@@ -119,20 +119,7 @@ void lanes_share_a_model() {
 
 void a_cancelled_sequence_leaves_its_place() {
   const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
-  loop->add(make_request(1, 4, 50));
-  loop->add(make_request(2, 4, 3));
-  loop->step();
-  loop->cancel(1);
-  loop->cancel(99);
-  EXPECT(!loop->idle());
-  const Tokens tokens = run(*loop);
-  EXPECT(tokens.count(1) == 0 && tokens.at(2).size() == 3);
-  for (int64_t id = 10; id < 14; ++id) {
-    loop->add(make_request(id, 4, 50));
-    loop->step();
-    loop->cancel(id);
-  }
-  EXPECT(loop->idle());
+  testing::expect_a_cancelled_sequence_leaves_its_place(*loop, 4);
 }
 
 void stop_tokens_and_the_context_end_a_sequence() {
@@ -174,13 +161,10 @@ void what_does_not_fit_is_refused() {
   EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {1, kContext, {0, 0, 0, 99}, true}));
   EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {256, 1 << 28, {0, 0, 0, 0}, true}));
   const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
-  EXPECT_THROWS(loop->add(make_request(1, 0, 5)));
-  EXPECT_THROWS(loop->add(make_request(1, 64, 5)));
   Request many = make_request(1, 4, 5);
   many.sampling.stop_token_ids.assign(257, 1);
   EXPECT_THROWS(loop->add(many));
-  loop->add(make_request(2, 4, 5));
-  EXPECT(run(*loop).at(2).size() == 5);
+  testing::expect_requests_that_do_not_fit_are_refused(*loop);
 }
 
 }  // namespace

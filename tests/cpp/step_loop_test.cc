@@ -73,20 +73,7 @@ void sequences_do_not_depend_on_the_batch() {
 
 void a_cancelled_sequence_leaves_its_place() {
   CpuStepLoop loop = make_loop(Combine::select, 1);
-  loop.add(make_request(1, 4, 50));
-  loop.add(make_request(2, 4, 3));
-  loop.step();
-  loop.cancel(1);
-  loop.cancel(99);
-  EXPECT(!loop.idle());
-  const Tokens tokens = run(loop);
-  EXPECT(tokens.count(1) == 0 && tokens.at(2).size() == 3);
-  for (int64_t id = 10; id < 200; ++id) {  // a slot that was lost would be missing by now
-    loop.add(make_request(id, 4, 50));
-    loop.step();
-    loop.cancel(id);
-  }
-  EXPECT(loop.idle());
+  testing::expect_a_cancelled_sequence_leaves_its_place(loop, 190);
 }
 
 void the_context_ends_a_sequence() {
@@ -125,18 +112,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
 
 void requests_that_do_not_fit_are_refused() {
   CpuStepLoop loop = make_loop(Combine::select);
-  EXPECT_THROWS(loop.add(make_request(1, 0, 5)));
-  EXPECT_THROWS(loop.add(make_request(1, 64, 5)));
-  EXPECT_THROWS(loop.add(make_request(1, 4, 0)));
-  Request missing = make_request(1, 4, 5);
-  missing.prompts.pop_back();
-  EXPECT_THROWS(loop.add(missing));
-  Request outside = make_request(1, 4, 5);
-  outside.prompts[2][1] = kVocab;
-  EXPECT_THROWS(loop.add(outside));
-  EXPECT(loop.idle());
-  loop.add(make_request(2, 4, 5));
-  EXPECT(run(loop).at(2).size() == 5);
+  testing::expect_requests_that_do_not_fit_are_refused(loop);
 }
 
 }  // namespace

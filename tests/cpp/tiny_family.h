@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "check.h"
 #include "engine/step_loop.h"
 
 // A tiny random family, requests to it and what they give: for the tests of step loops.
@@ -93,6 +94,40 @@ inline Tokens run(StepLoop& loop) {
     }
   }
   return tokens;
+}
+
+// With one place, and a slot that is lost missing after some of the rounds.
+inline void expect_a_cancelled_sequence_leaves_its_place(StepLoop& loop, int64_t rounds) {
+  loop.add(make_request(1, 4, 50));
+  loop.add(make_request(2, 4, 3));
+  loop.step();
+  loop.cancel(1);
+  loop.cancel(99);
+  EXPECT(!loop.idle());
+  const Tokens tokens = run(loop);
+  EXPECT(tokens.count(1) == 0 && tokens.at(2).size() == 3);
+  for (int64_t id = 10; id < 10 + rounds; ++id) {
+    loop.add(make_request(id, 4, 50));
+    loop.step();
+    loop.cancel(id);
+  }
+  EXPECT(loop.idle());
+}
+
+// Which leaves the loop usable.
+inline void expect_requests_that_do_not_fit_are_refused(StepLoop& loop) {
+  EXPECT_THROWS(loop.add(make_request(1, 0, 5)));
+  EXPECT_THROWS(loop.add(make_request(1, 64, 5)));
+  EXPECT_THROWS(loop.add(make_request(1, 4, 0)));
+  Request missing = make_request(1, 4, 5);
+  missing.prompts.pop_back();
+  EXPECT_THROWS(loop.add(missing));
+  Request outside = make_request(1, 4, 5);
+  outside.prompts[2][1] = kVocab;
+  EXPECT_THROWS(loop.add(outside));
+  EXPECT(loop.idle());
+  loop.add(make_request(2, 4, 5));
+  EXPECT(run(loop).at(2).size() == 5);
 }
 
 }  // namespace dlf::testing

@@ -1,0 +1,59 @@
+#include "engine/device_room_cuda.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <string>
+
+#include "sampling/sampler_state_cuda.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf::cuda {
+namespace {
+
+constexpr int64_t kMaxBatch = 256;
+
+std::string gibibytes(int64_t bytes) {
+  std::array<char, 32> text = {};
+  std::snprintf(text.data(), text.size(), "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+  return text.data();
+}
+
+// What else a step needs on the large model's device.
+int64_t step_bytes(const FusionPlan& plan, int device, int64_t max_batch, int64_t max_context) {
+  const int64_t fused = plan.experts.empty() ? 0 : max_batch * plan.vocab * static_cast<int64_t>(sizeof(float));
+  return fused + SamplerState::bytes(device, static_cast<int>(max_batch), plan.vocab, max_context + 1, kTopCapacity);
+}
+
+}  // namespace
+
+DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& options) {
+  const auto lanes = std::count(plan.lane_model.begin(), plan.lane_model.end(), static_cast<int64_t>(model));
+  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context};
+}
+
+void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options) {
+  const std::vector<DeviceInfo> present = devices();
+  TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
+  TORCH_CHECK_VALUE(options.max_batch <= kMaxBatch, "max_batch is ", options.max_batch, "; on CUDA it can be at most ",
+                    kMaxBatch);
+  std::vector<int64_t> needed(present.size());
+  for (size_t i = 0; i < models.size(); ++i) {
+    const int device = options.devices.at(i);
+    TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
+                      "; this machine has ", present.size(), " from cuda:0 on");
+    needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options));
+  }
+  const int device = options.devices.at(plan.lane_model[0]);
+  needed[device] += step_bytes(plan, device, options.max_batch, options.max_context);
+  for (const DeviceInfo& device : present) {
+    TORCH_CHECK(needed[device.index] <= device.free_bytes, "the models with their caches take ",
+                gibibytes(needed[device.index]), " of cuda:", device.index, " (", device.name, "), which has ",
+                gibibytes(device.free_bytes), " free of ", gibibytes(device.total_bytes),
+                "; lower max_batch or max_context, load smaller weights, or spread the models with device_map");
+  }
+}
+
+}  // namespace dlf::cuda
