@@ -122,8 +122,7 @@ def check_memory(models: list[Model], lanes: list[int], max_batch: int, max_cont
     for model, count in zip(models, lanes, strict=True):
         config = model.config
         width = 4 if model.weights.dtype == "float32" else 2
-        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
-        need += per_token * max_context * max_batch * count
+        need += config.kv_bytes_per_token(width) * max_context * max_batch * count
     held = sum(model.weights.nbytes for model in models)
     with contextlib.suppress(ValueError, OSError):
         have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -23,7 +23,16 @@ from dlf.errors import CheckpointError
 from dlf.fields import read_json
 from dlf.huge_pages import Place, leave
 
-__all__ = ["check_finite", "expected_tensors", "find_shards", "load_tensors", "read_tensor", "read_tensors", "resolve"]
+__all__ = [
+    "check_finite",
+    "expected_tensors",
+    "find_shards",
+    "is_finite",
+    "load_tensors",
+    "read_tensor",
+    "read_tensors",
+    "resolve",
+]
 
 MAX_INDEX_BYTES = 64 << 20
 PROGRESS_PARAMETERS = 1 << 29  # a GiB of bfloat16
@@ -185,14 +194,19 @@ def read_tensor(path: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
         return _read_tensor(file, name, shape, path)
 
 
-def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
-    """Raise CheckpointError if a floating-point tensor holds a NaN or an infinity.
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a floating-point tensor holds neither a NaN nor an infinity.
 
     The extremes are finite exactly where all values are, a NaN being passed on, and finding them takes one
     multi-threaded pass and no temporary, unlike ``torch.isfinite``.
     """
     low, high = torch.aminmax(tensor)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
+    """Raise CheckpointError if a floating-point tensor holds a NaN or an infinity."""
+    if not is_finite(tensor):
         raise CheckpointError(
             f"{path}: tensor '{name}' has values that are not finite in {tensor.dtype}; "
             "load it as bfloat16 or float32, or fetch it again"

@@ -384,7 +384,7 @@ def describe(model: str) -> dict[str, Any]:
             f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, precision.Precision.stored(name))
             for name in precision.CPU_WEIGHTS
         },
-        "kv_cache_bytes_per_token": 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * width,
+        "kv_cache_bytes_per_token": c.kv_bytes_per_token(width),
     }
 
 

@@ -95,6 +95,10 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
 
+    def kv_bytes_per_token(self, item_bytes: int) -> int:
+        """Bytes that one position takes in the KV cache, of numbers of so many bytes."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * item_bytes
+
 
 def read_config(folder: Path) -> ModelConfig:
     """Read a checkpoint folder's configuration.

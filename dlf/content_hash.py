@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["MEMORY", "content_hash", "file_hash"]
+__all__ = ["MEMORY", "content_hash", "file_hash", "sha256"]
 
 # A file written this shortly before it was hashed may be written again without its times changing.
 SETTLED_SECONDS = 2.0
@@ -49,13 +49,18 @@ def file_hash(path: Path, cache: Path) -> str:
         if re.fullmatch("[0-9a-f]{64}", known):
             return known
     begin = time.time()
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     unchanged = _identity(path, os.stat(path)) == note.name
     if unchanged and before.st_ctime + SETTLED_SECONDS < begin:
         with contextlib.suppress(OSError):  # a cache that cannot be written is reported where the weights are stored
             _write(note, found)
     return found
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's content, read anew."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _identity(path: Path, stat: os.stat_result) -> str:

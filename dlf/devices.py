@@ -119,8 +119,7 @@ def check_cuda_memory(
     for i, ((config, precision), count) in enumerate(zip(models, lanes, strict=True)):
         index = placement.devices(len(models))[i]
         width = 4 if precision.float_dtype(config.dtype, cuda=True) == "float32" else 2
-        per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * width
-        cache = per_token * max_context * max_batch * count
+        cache = config.kv_bytes_per_token(width) * max_context * max_batch * count
         needed[index] = needed.get(index, 0) + weights_bytes(config, precision, cuda=True) + cache
     for device in _C.cuda_devices():
         need = needed.get(device.index, 0)

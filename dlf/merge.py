@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dlf.checkpoint import PROGRESS_PARAMETERS, check_finite, expected_tensors, find_shards, read_tensor, resolve
+from dlf.checkpoint import (
+    PROGRESS_PARAMETERS,
+    check_finite,
+    expected_tensors,
+    find_shards,
+    is_finite,
+    read_tensor,
+    resolve,
+)
 from dlf.config import ModelConfig, read_config
 from dlf.errors import CheckpointError
 from dlf.fields import read_json
@@ -166,8 +174,7 @@ class Merge:
             base = self.base.read_finite(name)
             experts = (expert.read_finite(name) for expert in self.experts)
             merged = merge_tensor(self.recipe, name, base, experts, self.dtype)
-            low, high = torch.aminmax(merged)
-            if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            if not is_finite(merged):
                 raise ValueError(
                     f"merging makes values of tensor '{name}' that {str(merged.dtype).removeprefix('torch.')} cannot "
                     "hold; choose smaller weights, or dtype='float32'"

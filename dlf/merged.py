@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dlf.content_hash import content_hash, file_hash
+from dlf.content_hash import content_hash, file_hash, sha256
 from dlf.errors import CheckpointError
 from dlf.experts import Expert
 from dlf.fields import read_json
@@ -76,7 +76,7 @@ def _keep(merge: Merge, label: str, folder: Path) -> Path:
     try:
         with new_folder(folder) as temporary:
             merge.write(temporary)
-            hashes = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+            hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
             (temporary / MANIFEST).write_text(json.dumps({"label": label, "files": hashes}), "utf-8")
     except FileExistsError:  # another process was faster
         if not _is_whole(folder, folder.parent):
@@ -88,7 +88,7 @@ def _key(merge: Merge, cache: Path) -> str:
     """Hash of everything that the merged folder, or whether there may be one, depends on."""
     parts = []
     for source in (merge.base, *merge.experts):
-        small = {name: _sha256(path) for name, path in source.small_files().items()}
+        small = {name: sha256(path) for name, path in source.small_files().items()}
         parts.append([content_hash(source.shards, cache), small])
     text = json.dumps([FORMAT, parts, asdict(merge.recipe), str(merge.dtype)])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -107,8 +107,3 @@ def _is_whole(folder: Path, cache: Path) -> bool:
     warnings.warn(f"{folder} is damaged; merging again", RuntimeWarning, stacklevel=2)
     shutil.rmtree(folder, ignore_errors=True)
     return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

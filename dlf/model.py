@@ -16,7 +16,7 @@ from dlf.precision import Precision
 from dlf.quantized import EMBEDDING, load_quantized, stored_linears
 from dlf.tokenizer import Tokenizer
 
-__all__ = ["Model", "load_model"]
+__all__ = ["TORCH_DTYPES", "Model", "load_model"]
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
-
 from dlf.merge import Merge, Source
 from dlf.merging import Recipe
+from dlf.model import TORCH_DTYPES
 from dlf.model_card import model_card, shown_name
 from dlf.new_folder import check_new, new_folder
 
@@ -20,7 +19,6 @@ __all__ = ["TaskArithmetic"]
 PathLike: TypeAlias = "str | os.PathLike[str]"
 # To a type checker the keys of a mapping are invariant: a dict of str is no mapping of PathLike.
 Numbers: TypeAlias = "Mapping[str, float] | Mapping[Path, float] | Mapping[PathLike, float]"
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)

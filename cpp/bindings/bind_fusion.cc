@@ -36,11 +36,17 @@ std::string model_name(int bad_model) {
   return (bad_model % 2 == 1 ? "expert " : "base ") + std::to_string((bad_model - 1) / 2);
 }
 
-void check_result(size_t row, int bad) {
-  TORCH_CHECK_VALUE(bad != kEmptySupport, "row ", row, " leaves no token: every one is -inf in some model; ",
-                    "leave at least one that all models allow");
-  TORCH_CHECK_VALUE(bad == kNoBadModel, "the logits of ", model_name(bad), " hold a NaN or +inf in row ", row,
-                    "; logits must be finite, or -inf for tokens that are ruled out");
+// What Python gets, where every row could be solved.
+py::tuple checked(const FusionTensors& found) {
+  for (int64_t row = 0; row < found.bad_model.size(0); ++row) {
+    const int64_t bad = found.bad_model.const_data_ptr<int64_t>()[row];
+    TORCH_CHECK_VALUE(bad != kEmptySupport, "row ", row, " leaves no token: every one is -inf in some model; ",
+                      "leave at least one that all models allow");
+    TORCH_CHECK_VALUE(bad == kNoBadModel, "the logits of ", model_name(static_cast<int>(bad)),
+                      " hold a NaN or +inf in row ", row,
+                      "; logits must be finite, or -inf for tokens that are ruled out");
+  }
+  return py::make_tuple(found.alpha, found.logits, found.f, found.g, found.target_f, found.target_g, found.passes);
 }
 
 py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases, const std::string& combine,
@@ -54,13 +60,7 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
   const bool shared = bases.dim() == 2;
   FusionOptions options{parse_combine(combine), parse_match(match), alpha_max, alpha};
 
-  const at::Tensor weights = at::empty({batch, count}, at::kDouble);
-  const at::Tensor logits = at::empty({batch, vocab}, at::kFloat);
-  const at::Tensor f = at::empty({batch}, at::kDouble);
-  const at::Tensor g = at::empty({batch}, at::kDouble);
-  const at::Tensor target_f = at::empty({batch, count}, at::kDouble);
-  const at::Tensor target_g = at::empty({batch, count}, at::kDouble);
-  const at::Tensor passes = at::empty({batch}, at::kLong);
+  FusionTensors found(at::empty({batch, vocab}, at::kFloat), count);
   std::vector<const float*> pointers;
   std::vector<FusionInput> inputs;
   std::vector<FusionResult> results;
@@ -75,22 +75,22 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
         row_bases[t] = bases.const_data_ptr<float>() + (shared ? row : row * count + t) * vocab;
       }
       inputs.push_back({large.const_data_ptr<float>() + row * vocab, row_experts, row_bases});
-      results.push_back({weights.mutable_data_ptr<double>() + row * count,
-                         target_f.mutable_data_ptr<double>() + row * count,
-                         target_g.mutable_data_ptr<double>() + row * count,
-                         logits.mutable_data_ptr<float>() + row * vocab, 0.0, 0.0, 0, kNoBadModel});
+      results.push_back({found.alpha.mutable_data_ptr<double>() + row * count,
+                         found.target_f.mutable_data_ptr<double>() + row * count,
+                         found.target_g.mutable_data_ptr<double>() + row * count,
+                         found.logits.mutable_data_ptr<float>() + row * vocab, 0.0, 0.0, 0, kNoBadModel});
     }
     ThreadTeam team(threads);
     FusionSolver solver(std::move(options), static_cast<int>(count), vocab, static_cast<int>(batch), team);
     solver.solve(inputs, results);
     for (int64_t row = 0; row < batch; ++row) {
-      check_result(row, results[row].bad_model);
-      f.mutable_data_ptr<double>()[row] = results[row].f;
-      g.mutable_data_ptr<double>()[row] = results[row].g;
-      passes.mutable_data_ptr<int64_t>()[row] = results[row].passes;
+      found.f.mutable_data_ptr<double>()[row] = results[row].f;
+      found.g.mutable_data_ptr<double>()[row] = results[row].g;
+      found.passes.mutable_data_ptr<int64_t>()[row] = results[row].passes;
+      found.bad_model.mutable_data_ptr<int64_t>()[row] = results[row].bad_model;
     }
   }
-  return py::make_tuple(weights, logits, f, g, target_f, target_g, passes);
+  return checked(found);
 }
 
 // The same on a CUDA device; the logits may be on any.
@@ -99,15 +99,11 @@ py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const a
                      double alpha_max, int device) {
   check_batch(large, experts, bases);
   const FusionOptions options{parse_combine(combine), parse_match(match), alpha_max, alpha};
-  FusionTensors found;
-  {
-    py::gil_scoped_release unlocked;
-    found = solve_on_cuda(large, experts, bases, options, device);
-    for (int64_t row = 0; row < large.size(0); ++row) {
-      check_result(row, static_cast<int>(found.bad_model.const_data_ptr<int64_t>()[row]));
-    }
-  }
-  return py::make_tuple(found.alpha, found.logits, found.f, found.g, found.target_f, found.target_g, found.passes);
+  const FusionTensors found = [&] {
+    const py::gil_scoped_release unlocked;
+    return solve_on_cuda(large, experts, bases, options, device);
+  }();
+  return checked(found);
 }
 
 }  // namespace

@@ -491,6 +491,7 @@ Logits CudaStepLoop::lane_logits(int64_t lane) {
 
 SequenceTable CudaStepLoop::table() {
   std::vector<ModelRows> rows;
+  rows.reserve(models_.size());
   for (DeviceModel& model : models_) {
     rows.push_back({integers(model.tokens), integers(model.positions), model.decoder->lanes()});
   }

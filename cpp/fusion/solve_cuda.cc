@@ -20,8 +20,6 @@ void wait_for(const at::Tensor& tensor) {
   }
 }
 
-at::Tensor numbers(at::IntArrayRef shape) { return at::empty(shape, at::kDouble); }
-
 }  // namespace
 
 FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
@@ -61,14 +59,7 @@ FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, 
   });
 
   const auto* found = reinterpret_cast<const cuda::FusionRecord*>(here.const_data_ptr<uint8_t>());
-  FusionTensors result = {fused,
-                          numbers({batch, count}),
-                          numbers({batch}),
-                          numbers({batch}),
-                          numbers({batch, count}),
-                          numbers({batch, count}),
-                          at::empty({batch}, at::kLong),
-                          at::empty({batch}, at::kLong)};
+  FusionTensors result(fused, count);
   for (int64_t row = 0; row < batch; ++row) {
     const cuda::FusionRecord& record = found[row];
     std::copy_n(record.alpha, count, result.alpha.mutable_data_ptr<double>() + row * count);
