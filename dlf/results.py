@@ -46,7 +46,8 @@ class Timings:
     token_times : ndarray
         Duration of each step after the first, float64 ``[steps - 1]``.
     shares : dict
-        Fractions of the steps' time spent in the ``large`` model, the ``small`` models, ``solve`` and ``sample``.
+        Fractions of the steps' time spent in the ``large`` model, the ``small`` models, ``solve`` and ``sample``; all
+        zero on CUDA, where a step is one launch.
     """
 
     time_to_first_token: float
