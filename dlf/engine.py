@@ -341,7 +341,10 @@ class Engine:
                             StopStrings(sampling.stop_strings or ()),
                             self.experts,
                         )
-                        loop.add(request.request, [tokens] * self._lanes, native, sampling.max_new_tokens)
+                        prompts = [_C.Prompt(tokens)] * self._lanes
+                        loop.add(
+                            request.request, prompts, list(range(len(self.experts))), native, sampling.max_new_tokens
+                        )
                         self._running[request.request] = request
                         requests.append(request)
             except BaseException:

@@ -33,8 +33,15 @@ void bind_engine(py::module_& m) {
       .def_readonly("alpha", &StepOutput::alpha)
       .def_readonly("f", &StepOutput::f)
       .def_readonly("g", &StepOutput::g)
+      .def_readonly("cached_tokens", &StepOutput::cached_tokens)
       .def_readonly("finish", &StepOutput::finish)
       .def_readonly("error", &StepOutput::error);
+
+  py::class_<Prompt>(m, "Prompt", "Token ids that a lane reads, and where other prompts may go on differently.")
+      .def(py::init<std::vector<int64_t>, std::vector<int64_t>>(), py::arg("tokens") = std::vector<int64_t>(),
+           py::arg("breaks") = std::vector<int64_t>())
+      .def_readonly("tokens", &Prompt::tokens)
+      .def_readonly("breaks", &Prompt::breaks);
 
   py::class_<StepTimings>(m, "StepTimings", "Seconds that a step spent in each of its parts.")
       .def_readonly("large", &StepTimings::large)
@@ -46,7 +53,8 @@ void bind_engine(py::module_& m) {
       .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
                        const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
                        const std::string& match, std::vector<double> alpha, double alpha_max, int64_t vocab,
-                       int64_t max_batch, int64_t max_context, int threads, std::vector<int> devices, bool cuda_graph) {
+                       int64_t max_batch, int64_t max_context, int threads, int64_t prefix_cache_bytes,
+                       std::vector<int> devices, bool cuda_graph) {
              const FusionOptions fusion = {parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)};
              FusionPlan plan{std::move(lane_model), {}, fusion, vocab};
              for (const auto& [expert, base] : experts) {
@@ -57,18 +65,21 @@ void bind_engine(py::module_& m) {
                return make_cuda_step_loop(std::move(plan), weights,
                                           {max_batch, max_context, std::move(devices), cuda_graph});
              }
-             return std::unique_ptr<StepLoop>(
-                 std::make_unique<CpuStepLoop>(std::move(plan), weights, max_batch, max_context, threads));
+             const CpuOptions options = {max_batch, max_context, threads, prefix_cache_bytes};
+             return std::unique_ptr<StepLoop>(std::make_unique<CpuStepLoop>(std::move(plan), weights, options));
            }),
            py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"), py::arg("match"),
            py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"), py::arg("max_batch"), py::arg("max_context"),
-           py::arg("threads"), py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true)
+           py::arg("threads"), py::arg("prefix_cache_bytes") = 0, py::arg("devices") = std::vector<int>(),
+           py::arg("cuda_graph") = true)
       .def(
           "add",
-          [](StepLoop& loop, int64_t id, std::vector<std::vector<int64_t>> prompts, SamplingOptions sampling,
-             int64_t max_new_tokens) { loop.add({id, std::move(prompts), std::move(sampling), max_new_tokens}); },
-          py::arg("id"), py::arg("prompts"), py::arg("sampling"), py::arg("max_new_tokens"),
-          "Queues a request with one prompt of token ids for each lane.")
+          [](StepLoop& loop, int64_t id, std::vector<Prompt> prompts, std::vector<int> experts,
+             SamplingOptions sampling, int64_t max_new_tokens) {
+            loop.add({id, std::move(prompts), std::move(experts), std::move(sampling), max_new_tokens});
+          },
+          py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
+          "Queues a request: a prompt for each lane, empty where no chosen expert needs it.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
       .def("step", &StepLoop::step, py::call_guard<py::gil_scoped_release>(),
            py::return_value_policy::reference_internal, "Decodes every running sequence one token further.")

@@ -24,18 +24,20 @@ class Timer {
 
 }  // namespace
 
-CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, int64_t max_batch, int64_t max_context, int threads)
+CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOptions& options)
     : plan_(std::move(plan)),
       vocab_sizes_(vocab_sizes(weights)),
-      max_batch_(max_batch),
-      max_context_(max_context),
-      team_(threads) {
-  check_plan(plan_, weights, max_batch, max_context);
+      max_batch_(options.max_batch),
+      max_context_(options.max_context),
+      team_(options.threads),
+      prefixes_(options.prefix_cache_bytes) {
+  const int64_t max_batch = max_batch_;
+  check_plan(plan_, weights, max_batch, max_context_);
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
     const int64_t rows = max_batch * lanes;
     Model& model = models_.emplace_back();
-    model.decoder = std::make_unique<Decoder>(weights[i], rows, max_context, team_);
+    model.decoder = std::make_unique<Decoder>(weights[i], rows, max_context_, team_);
     model.logits = at::empty({rows, weights[i]->config().vocab_size}, at::kFloat);
     model.rows.reserve(rows);
     model.owners.reserve(rows);
@@ -60,18 +62,20 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, int64_t max_bat
 void CpuStepLoop::add(Request request) {
   check_request(request, plan_, vocab_sizes_, max_context_);
   auto sequence = std::make_unique<Sequence>();
-  for (std::vector<int64_t>& prompt : request.prompts) {
+  for (Prompt& prompt : request.prompts) {
     sequence->lanes.emplace_back().prompt = std::move(prompt);
   }
+  sequence->experts = std::move(request.experts);
   sequence->request = request.id;
   sequence->max_new_tokens = request.max_new_tokens;
   sequence->stop_token_ids = request.sampling.stop_token_ids;
   sequence->output.request = request.id;
-  sequence->output.alpha.resize(plan_.experts.size());
+  sequence->output.alpha.resize(sequence->experts.size());
   sequence->output.top_tokens.reserve(request.sampling.logprobs);
   sequence->output.top_logprobs.reserve(request.sampling.logprobs);
-  sequence->sampler = std::make_unique<Sampler>(std::move(request.sampling), plan_.vocab, sequence->lanes[0].prompt,
-                                                std::min(request.max_new_tokens, max_context_));
+  sequence->sampler =
+      std::make_unique<Sampler>(std::move(request.sampling), plan_.vocab, sequence->lanes[0].prompt.tokens,
+                                std::min(request.max_new_tokens, max_context_));
   waiting_.push_back(std::move(sequence));
 }
 
@@ -116,9 +120,19 @@ void CpuStepLoop::admit() {
     Sequence& sequence = *running_.emplace_back(std::move(waiting_.front()));
     waiting_.pop_front();
     for (size_t i = 0; i < sequence.lanes.size(); ++i) {
-      sequence.lanes[i].slot = models_[plan_.lane_model[i]].decoder->cache().acquire();
+      if (sequence.lanes[i].used()) {
+        sequence.lanes[i].slot = models_[plan_.lane_model[i]].decoder->cache().acquire();
+      }
     }
   }
+}
+
+float* CpuStepLoop::Model::add_logits(Lane& lane) {
+  // There are as many rows as slots: one is free.
+  float* row = logits.mutable_data_ptr<float>() + static_cast<int64_t>(owners.size()) * logits.size(1);
+  lane.logits = row;
+  owners.push_back(&lane);
+  return row;
 }
 
 // Every model once: the next token of each lane that decodes in one batch, then a piece of each prompt still to be
@@ -128,23 +142,21 @@ void CpuStepLoop::forward() {
     model.rows.clear();
     model.owners.clear();
   }
-  for (std::unique_ptr<Sequence>& sequence : running_) {
-    for (size_t i = 0; sequence->prefilled && i < sequence->lanes.size(); ++i) {
-      Model& model = models_[plan_.lane_model[i]];
+  for (size_t i = 0; i < plan_.lane_model.size(); ++i) {
+    Model& model = models_[plan_.lane_model[i]];
+    for (std::unique_ptr<Sequence>& sequence : running_) {
       Lane& lane = sequence->lanes[i];
-      model.rows.push_back({sequence->last_token, lane.slot, lane.length++});
-      model.owners.push_back(&lane);
+      if (sequence->prefilled && lane.used()) {
+        model.rows.push_back({sequence->last_token, lane.slot, lane.length++});
+        model.add_logits(lane);
+      }
     }
   }
   for (size_t i = 0; i < models_.size(); ++i) {
     Model& model = models_[i];
     const Timer timer(static_cast<int64_t>(i) == plan_.lane_model[0] ? timings_.large : timings_.small);
-    float* logits = model.logits.mutable_data_ptr<float>();
     if (!model.rows.empty()) {
-      model.decoder->decode(model.rows, logits);
-    }
-    for (size_t row = 0; row < model.owners.size(); ++row) {
-      model.owners[row]->logits = logits + static_cast<int64_t>(row) * model.logits.size(1);
+      model.decoder->decode(model.rows, model.logits.mutable_data_ptr<float>());
     }
   }
   for (std::unique_ptr<Sequence>& sequence : running_) {
@@ -155,34 +167,72 @@ void CpuStepLoop::forward() {
 }
 
 // Reads at most one piece of each lane's prompt, so that a long prompt holds up neither other sequences nor Ctrl-C for
-// long. Pieces start at fixed places: a prompt's logits do not depend on what else runs. A shorter prompt waits with
-// its pieces, so that the last logits of all lanes come in the same step.
+// long; pieces that the prefix cache has cost next to nothing. A shorter prompt waits with its pieces, so that the last
+// logits of all lanes come in the same step.
 void CpuStepLoop::prefill(Sequence& sequence) {
-  const auto pieces_left = [](const Lane& lane) {
-    const auto left = static_cast<int64_t>(lane.prompt.size()) - lane.length;
-    return (left + Decoder::kPrefillRows - 1) / Decoder::kPrefillRows;
-  };
+  const auto pieces_left = [](const Lane& lane) { return lane.prompt.pieces_from(lane.length, Decoder::kPrefillRows); };
   int64_t most = 0;
-  for (const Lane& lane : sequence.lanes) {
+  for (size_t i = 0; i < sequence.lanes.size(); ++i) {
+    Lane& lane = sequence.lanes[i];
+    while (pieces_left(lane) > 1 && restore_piece(sequence, static_cast<int64_t>(i))) {
+    }
     most = std::max(most, pieces_left(lane));
   }
   for (size_t i = 0; i < sequence.lanes.size(); ++i) {
-    Model& model = models_[plan_.lane_model[i]];
     Lane& lane = sequence.lanes[i];
     if (pieces_left(lane) < most) {
       continue;
     }
     const Timer timer(plan_.lane_model[i] == plan_.lane_model[0] ? timings_.large : timings_.small);
-    const int64_t count = std::min(static_cast<int64_t>(lane.prompt.size()) - lane.length, Decoder::kPrefillRows);
-    // Decoded rows stand at the front of the logits, and there are as many rows as slots: one is free.
-    const auto row = static_cast<int64_t>(model.owners.size());
-    lane.logits = model.logits.const_data_ptr<float>() + row * model.logits.size(1);
-    model.decoder->prefill({lane.prompt.data() + lane.length, static_cast<size_t>(count)}, lane.slot, lane.length,
-                           model.logits.mutable_data_ptr<float>() + row * model.logits.size(1));
-    model.owners.push_back(&lane);
-    lane.length += count;
+    if (!restore_piece(sequence, static_cast<int64_t>(i))) {
+      read_piece(sequence, static_cast<int64_t>(i));
+    }
   }
   sequence.prefilled = most <= 1;
+}
+
+// The next piece of a lane's prompt, which the prefix cache then has for others.
+void CpuStepLoop::read_piece(Sequence& sequence, int64_t lane_index) {
+  Lane& lane = sequence.lanes[lane_index];
+  const int64_t index = plan_.lane_model[lane_index];
+  Model& model = models_[index];
+  KVCache& cache = model.decoder->cache();
+  const int64_t end = lane.prompt.piece_end(lane.length, Decoder::kPrefillRows);
+  const std::span tokens = std::span(lane.prompt.tokens).subspan(lane.length, end - lane.length);
+  const bool last = end == static_cast<int64_t>(lane.prompt.tokens.size());
+  float* logits = last ? model.add_logits(lane) : nullptr;
+  model.decoder->prefill(tokens, lane.slot, lane.length, logits);
+  const int64_t vocab = last ? model.logits.size(1) : 0;
+  const PrefixPiece* piece = prefixes_.insert({index, -1, lane.piece}, tokens, cache.bytes(end - lane.length),
+                                              vocab * static_cast<int64_t>(sizeof(float)));
+  if (piece != nullptr) {
+    cache.save(lane.slot, lane.length, end, piece->cache(), team_);
+    std::copy_n(logits, vocab, piece->logits());
+  }
+  lane.piece = piece == nullptr ? kNoPiece : piece->id;
+  lane.length = end;
+}
+
+// The same from the prefix cache, if it has it.
+bool CpuStepLoop::restore_piece(Sequence& sequence, int64_t lane_index) {
+  Lane& lane = sequence.lanes[lane_index];
+  const int64_t index = plan_.lane_model[lane_index];
+  Model& model = models_[index];
+  const int64_t end = lane.prompt.piece_end(lane.length, Decoder::kPrefillRows);
+  const std::span tokens = std::span(lane.prompt.tokens).subspan(lane.length, end - lane.length);
+  const bool last = end == static_cast<int64_t>(lane.prompt.tokens.size());
+  const PrefixPiece* piece = prefixes_.find({index, -1, lane.piece}, tokens, last);
+  if (piece == nullptr) {
+    return false;
+  }
+  model.decoder->cache().restore(lane.slot, lane.length, end, piece->cache(), team_);
+  if (last) {
+    std::copy_n(piece->logits(), model.logits.size(1), model.add_logits(lane));
+  }
+  sequence.output.cached_tokens += end - lane.length;
+  lane.piece = piece->id;
+  lane.length = end;
+  return true;
 }
 
 // α and the fused logits of every sequence that has read its prompt.
@@ -191,16 +241,16 @@ void CpuStepLoop::solve() {
     return;
   }
   const Timer timer(timings_.solve);
-  const size_t experts = plan_.experts.size();
   size_t count = 0;
   for (std::unique_ptr<Sequence>& sequence : running_) {
-    if (!sequence->prefilled) {
+    if (!sequence->prefilled || sequence->experts.empty()) {
       continue;
     }
-    const size_t at = count * experts;
-    for (size_t t = 0; t < experts; ++t) {
-      expert_logits_[at + t] = sequence->lanes[plan_.experts[t].expert].logits;
-      base_logits_[at + t] = sequence->lanes[plan_.experts[t].base].logits;
+    const size_t at = count * plan_.experts.size();
+    for (size_t t = 0; t < sequence->experts.size(); ++t) {
+      const ExpertLanes& lanes = plan_.experts[sequence->experts[t]];
+      expert_logits_[at + t] = sequence->lanes[lanes.expert].logits;
+      base_logits_[at + t] = sequence->lanes[lanes.base].logits;
     }
     inputs_[count] = {sequence->lanes[0].logits, &expert_logits_[at], &base_logits_[at]};
     FusionResult& result = results_[count];
@@ -222,7 +272,7 @@ void CpuStepLoop::sample() {
     }
     StepOutput& output = sequence->output;
     output.finish = FinishReason::none;
-    if (!solver_) {
+    if (sequence->experts.empty()) {
       append_token(*sequence, sequence->lanes[0].logits);
       continue;
     }
@@ -233,7 +283,8 @@ void CpuStepLoop::sample() {
     if (fused.bad_model == kNoBadModel) {
       append_token(*sequence, fused.logits);
     } else {
-      fail(*sequence, describe_bad_model(fused.bad_model) + " at step " + std::to_string(sequence->new_tokens));
+      const std::string model = describe_bad_model(fused.bad_model, sequence->experts);
+      fail(*sequence, model + " at step " + std::to_string(sequence->new_tokens));
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/prefix_cache.h"
 #include "engine/step_loop.h"
 #include "fusion/solver.h"
 #include "model/decoder.h"
@@ -11,10 +12,17 @@
 
 namespace dlf {
 
+struct CpuOptions {
+  int64_t max_batch = 1;
+  int64_t max_context = 2;
+  int threads = 1;
+  int64_t prefix_cache_bytes = 0;  // 0: every prompt is read from its beginning
+};
+
 // The step loop on the processor. A step without new sequences allocates nothing.
 class CpuStepLoop final : public StepLoop {
  public:
-  CpuStepLoop(FusionPlan plan, const Models& weights, int64_t max_batch, int64_t max_context, int threads);
+  CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOptions& options);
 
   void add(Request request) override;
   void cancel(int64_t request) override;
@@ -29,12 +37,17 @@ class CpuStepLoop final : public StepLoop {
     at::Tensor logits;          // [max_batch * lanes, vocab]
     std::vector<Row> rows;      // tokens to decode in this step
     std::vector<Lane*> owners;  // whose rows they are
+
+    // Of the next row, which belongs to this lane.
+    float* add_logits(Lane& lane);
   };
 
   void retire();
   void admit();
   void forward();
   void prefill(Sequence& sequence);
+  void read_piece(Sequence& sequence, int64_t lane_index);
+  bool restore_piece(Sequence& sequence, int64_t lane_index);
   void solve();
   void sample();
   void append_token(Sequence& sequence, const float* logits);
@@ -46,6 +59,7 @@ class CpuStepLoop final : public StepLoop {
   int64_t max_batch_;
   int64_t max_context_;
   ThreadTeam team_;
+  PrefixCache prefixes_;
   std::vector<Model> models_;
   std::unique_ptr<FusionSolver> solver_;  // null without experts
   std::deque<std::unique_ptr<Sequence>> waiting_;

@@ -8,19 +8,36 @@
 
 namespace dlf {
 
+// What a lane reads before it decodes.
+struct Prompt {
+  std::vector<int64_t> tokens;
+  // Where prompts may go on differently, in rising order: the end of the examples that all requests share. Others read
+  // up to there what this one has read.
+  std::vector<int64_t> breaks;
+
+  // Prompts are read in pieces. Where they end depends on the prompt alone, because the sums of a matrix product may
+  // depend on its rows: the end of the piece that begins here, of at most `most` tokens.
+  int64_t piece_end(int64_t begin, int64_t most) const;
+  int64_t pieces_from(int64_t begin, int64_t most) const;
+};
+
 struct Request {
   int64_t id = 0;
-  std::vector<std::vector<int64_t>> prompts;  // one for each lane
+  std::vector<Prompt> prompts;  // one for each lane of the plan; empty where no chosen expert needs it
+  std::vector<int> experts;     // which of the plan's experts are fused, in rising order
   SamplingOptions sampling;
   int64_t max_new_tokens = 0;
 };
 
 // One context running on a model: where its keys and values are, and how far it has come.
 struct Lane {
-  std::vector<int64_t> prompt;
+  Prompt prompt;
   int64_t slot = -1;
   int64_t length = 0;             // positions in the cache
+  int64_t piece = 0;              // of the prefix cache: the last one read
   const float* logits = nullptr;  // [vocab] of the current step
+
+  bool used() const { return !prompt.tokens.empty(); }
 };
 
 enum class FinishReason { none, stop, length, error };
@@ -32,9 +49,10 @@ struct StepOutput {
   float logprob = 0;
   std::vector<int64_t> top_tokens;
   std::vector<float> top_logprobs;
-  std::vector<double> alpha;  // [experts]
+  std::vector<double> alpha;  // of the request's experts
   double f = 0;               // KL(fused || large), nats
   double g = 0;               // KL(large || fused)
+  int64_t cached_tokens = 0;  // of the prompts of all lanes: those that the prefix cache had
   FinishReason finish = FinishReason::none;
   std::string error;
 };
@@ -42,7 +60,8 @@ struct StepOutput {
 // One request while it runs.
 struct Sequence {
   int64_t request = 0;
-  std::vector<Lane> lanes;
+  std::vector<Lane> lanes;   // of the plan; not all need be used
+  std::vector<int> experts;  // of the plan
   std::unique_ptr<Sampler> sampler;
   std::vector<int64_t> stop_token_ids;
   int64_t max_new_tokens = 0;

@@ -2,6 +2,8 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
 #include "fusion/solver.h"
 
 namespace dlf {
@@ -36,24 +38,41 @@ void check_request(const Request& request, const FusionPlan& plan, const std::ve
   TORCH_CHECK_VALUE(request.prompts.size() == plan.lane_model.size(), "a request needs a prompt for each of the ",
                     plan.lane_model.size(), " lanes");
   TORCH_CHECK_VALUE(request.max_new_tokens >= 1, "max_new_tokens must be at least 1");
+  std::vector<bool> needed(plan.lane_model.size());
+  needed[0] = true;
+  for (size_t i = 0; i < request.experts.size(); ++i) {
+    const int expert = request.experts[i];
+    TORCH_CHECK_INDEX(
+        expert >= 0 && expert < static_cast<int>(plan.experts.size()) && (i == 0 || expert > request.experts[i - 1]),
+        "a request names its experts in rising order, from 0 to ", plan.experts.size(), " - 1");
+    needed[plan.experts[expert].expert] = true;
+    needed[plan.experts[expert].base] = true;
+  }
   for (size_t i = 0; i < request.prompts.size(); ++i) {
-    const auto length = static_cast<int64_t>(request.prompts[i].size());
-    TORCH_CHECK_VALUE(length >= 1, "the prompt has no tokens");
+    const auto length = static_cast<int64_t>(request.prompts[i].tokens.size());
+    TORCH_CHECK_VALUE(needed[i] == (length >= 1), needed[i]
+                                                      ? "the prompt has no tokens"
+                                                      : "there is a prompt for a lane that no chosen expert needs");
+    TORCH_CHECK_VALUE(std::is_sorted(request.prompts[i].breaks.begin(), request.prompts[i].breaks.end()),
+                      "the breaks of a prompt must rise");
     TORCH_CHECK_VALUE(length < max_context, "the prompt has ", length, " tokens; the context of ", max_context,
                       " leaves no room for a new one (shorten it or raise max_context)");
     const int64_t vocab = vocab_sizes[plan.lane_model[i]];
-    for (const int64_t token : request.prompts[i]) {
+    for (const int64_t token : request.prompts[i].tokens) {
       TORCH_CHECK_INDEX(token >= 0 && token < vocab, "token id ", token, " is outside the vocabulary of ", vocab);
     }
   }
 }
 
-std::string describe_bad_model(int bad_model) {
+std::string describe_bad_model(int bad_model, const std::vector<int>& experts) {
   if (bad_model == kEmptySupport) {
     return "no token has a finite logit in all models";
   }
-  const std::string expert = "expert " + std::to_string((bad_model - 1) / 2);
-  const std::string model = bad_model == 0 ? "the large model" : bad_model % 2 == 1 ? expert : "the base of " + expert;
+  std::string model = "the large model";
+  if (bad_model > 0) {
+    const std::string expert = "expert " + std::to_string(experts[(bad_model - 1) / 2]);
+    model = bad_model % 2 == 1 ? expert : "the base of " + expert;
+  }
   return "NaN or +inf in the logits of " + model;
 }
 

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <deque>
 #include <map>
+#include <numeric>
 #include <span>
 #include <thread>
 
@@ -31,7 +32,8 @@ static_assert(kAhead + 2 <= kRing);
 // One request while it runs.
 struct DeviceSequence {
   int64_t request = 0;
-  std::vector<std::vector<int64_t>> prompts;  // for each lane
+  std::vector<Prompt> prompts;  // for each lane
+  std::vector<int> experts;
   SamplingOptions sampling;
   int row = -1;
   int64_t limit = 0;     // tokens
@@ -90,6 +92,7 @@ class CudaStepLoop final : public StepLoop {
   int batch_of_running() const;
 
   FusionPlan plan_;
+  std::vector<int> all_experts_;      // of the plan
   std::vector<int64_t> vocab_sizes_;  // of the models
   CudaOptions options_;
   int max_batch_;
@@ -139,6 +142,8 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
       model.logits = at::empty({shape.rows(), model.decoder->vocab()}, floats);
     }
   }
+  all_experts_.resize(plan_.experts.size());
+  std::iota(all_experts_.begin(), all_experts_.end(), 0);
   begun_ = std::make_unique<Event>(device);
   main().run([&] {
     sampler_ = std::make_unique<SamplerState>(device, max_batch_, plan_.vocab, options.max_context + 1, kTopCapacity);
@@ -169,17 +174,18 @@ CudaStepLoop::~CudaStepLoop() {
 
 void CudaStepLoop::add(Request request) {
   check_request(request, plan_, vocab_sizes_, options_.max_context);
-  SamplerState::check_request(request.sampling, request.prompts[0], plan_.vocab, options_.max_context + 1,
+  SamplerState::check_request(request.sampling, request.prompts[0].tokens, plan_.vocab, options_.max_context + 1,
                               kTopCapacity);
   auto sequence = std::make_unique<DeviceSequence>();
   int64_t longest = 0;
-  for (const std::vector<int64_t>& prompt : request.prompts) {
-    longest = std::max(longest, static_cast<int64_t>(prompt.size()));
+  for (const Prompt& prompt : request.prompts) {
+    longest = std::max(longest, static_cast<int64_t>(prompt.tokens.size()));
   }
   // The last place of the context is that of a token which is fed back; one more is chosen after it.
   sequence->limit = std::min(request.max_new_tokens, options_.max_context - longest + 1);
   sequence->request = request.id;
   sequence->prompts = std::move(request.prompts);
+  sequence->experts = std::move(request.experts);
   sequence->sampling = std::move(request.sampling);
   sequence->staged.resize(sequence->prompts.size());
   sequence->prompt.resize(sequence->prompts.size());
@@ -244,8 +250,7 @@ void CudaStepLoop::admit() {
 // because steps of other sequences overwrite them.
 void CudaStepLoop::prefill(DeviceSequence& sequence) {
   const auto pieces_left = [&](size_t lane) {
-    const auto left = static_cast<int64_t>(sequence.prompts[lane].size()) - sequence.prefilled[lane];
-    return (left + Decoder::kPrefillRows - 1) / Decoder::kPrefillRows;
+    return sequence.prompts[lane].pieces_from(sequence.prefilled[lane], Decoder::kPrefillRows);
   };
   int64_t most = 0;
   for (size_t lane = 0; lane < sequence.prompts.size(); ++lane) {
@@ -264,9 +269,9 @@ void CudaStepLoop::prefill(DeviceSequence& sequence) {
 
 void CudaStepLoop::prefill_piece(DeviceSequence& sequence, size_t lane) {
   DeviceModel& model = models_[plan_.lane_model[lane]];
-  const auto length = static_cast<int64_t>(sequence.prompts[lane].size());
+  const auto length = static_cast<int64_t>(sequence.prompts[lane].tokens.size());
   const int64_t begin = sequence.prefilled[lane];
-  const int64_t count = std::min<int64_t>(length - begin, Decoder::kPrefillRows);
+  const int64_t count = sequence.prompts[lane].piece_end(begin, Decoder::kPrefillRows) - begin;
   const auto row = static_cast<int>(sequence.row * model.decoder->lanes() + lane_index_[lane]);
   model.queue->wait(*begun_);  // steps on their way use the same buffers
   if (begin == 0) {
@@ -286,7 +291,7 @@ void CudaStepLoop::prefill_piece(DeviceSequence& sequence, size_t lane) {
 
 // Sends a prompt to the device of its model.
 void CudaStepLoop::stage(DeviceSequence& sequence, size_t lane) {
-  const std::vector<int64_t>& prompt = sequence.prompts[lane];
+  const std::vector<int64_t>& prompt = sequence.prompts[lane].tokens;
   Queue& queue = *models_[plan_.lane_model[lane]].queue;
   const auto length = static_cast<int64_t>(prompt.size());
   at::Tensor& staged = sequence.staged[lane];
@@ -298,7 +303,7 @@ void CudaStepLoop::stage(DeviceSequence& sequence, size_t lane) {
 }
 
 void CudaStepLoop::start(DeviceSequence& sequence) {
-  sampler_->set(sequence.row, sequence.sampling, sequence.prompts[0], main());
+  sampler_->set(sequence.row, sequence.sampling, sequence.prompts[0].tokens, main());
   StartArgs args = {};
   args.table = table();
   args.row = sequence.row;
@@ -307,7 +312,7 @@ void CudaStepLoop::start(DeviceSequence& sequence) {
   for (size_t model = 0; model < models_.size(); ++model) {
     for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
       if (plan_.lane_model[lane] == static_cast<int64_t>(model)) {
-        args.length[next++] = static_cast<int32_t>(sequence.prompts[lane].size());
+        args.length[next++] = static_cast<int32_t>(sequence.prompts[lane].tokens.size());
       }
     }
   }
@@ -443,7 +448,8 @@ void CudaStepLoop::deliver(DeviceSequence& sequence) {
     case StepResult::none:
       return;  // it had already ended on the device
     case StepResult::bad_logits:
-      output.error = describe_bad_model(record.failure) + " at step " + std::to_string(sequence.delivered);
+      output.error =
+          describe_bad_model(record.failure, all_experts_) + " at step " + std::to_string(sequence.delivered);
       output.finish = FinishReason::error;
       break;
     case StepResult::bad_sample:

@@ -83,7 +83,7 @@ void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t pos
       head(data(hidden_), end - begin, logits + begin * config.vocab_size, Phase::prefill);
     }
   }
-  if (!all_logits) {
+  if (!all_logits && logits != nullptr) {
     const auto last = static_cast<int64_t>(prefill_rows_.size()) - 1;
     head(data(hidden_) + last * config.hidden_size, 1, logits, Phase::prefill);
   }

@@ -25,7 +25,8 @@ class Decoder {
   // One token of each of several lanes: logits [rows, vocab]. Allocates nothing.
   void decode(std::span<const Row> rows, float* logits);
 
-  // All tokens of one lane from a position on; writes the logits of the last one, or of every one ([tokens, vocab]).
+  // All tokens of one lane from a position on; writes the logits of the last one, or of every one ([tokens, vocab]), or
+  // none where logits is null.
   void prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits = false);
 
   const Weights& weights() const { return *weights_; }

@@ -2,11 +2,13 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <vector>
 
 #include "model/config.h"
 #include "ops/cache_layout.h"
 #include "support/dtype.h"
+#include "support/thread_team.h"
 
 namespace dlf {
 
@@ -22,13 +24,27 @@ class KVCache {
   int64_t capacity() const { return capacity_; }  // max_context in whole blocks
   int64_t slots() const { return slots_; }
 
+  // Keys and values of the positions [begin, end) of a slot, in an order of their own, and back. The work is that of
+  // moving so many bytes.
+  int64_t bytes(int64_t positions) const;
+  void save(int64_t slot, int64_t begin, int64_t end, std::byte* to, ThreadTeam& team);
+  void restore(int64_t slot, int64_t begin, int64_t end, const std::byte* from, ThreadTeam& team);
+
   int64_t acquire();  // a free slot; there must be one
   void release(int64_t slot) { free_.push_back(slot); }
   int64_t free_slots() const { return static_cast<int64_t>(free_.size()); }
 
  private:
+  // Calls move(in the cache, in the saved positions, bytes) for each stretch of memory.
+  template <typename Move>
+  void for_stretches(int64_t slot, int64_t begin, int64_t end, ThreadTeam& team, Move&& move);
+
   at::Tensor keys_;  // [layers, ...] as in ops/cache_layout.h
   at::Tensor values_;
+  int64_t layers_;
+  int64_t kv_heads_;
+  int64_t head_dim_;
+  int64_t width_;  // bytes of an element
   int64_t layer_bytes_;
   int64_t slots_;
   int64_t max_context_;

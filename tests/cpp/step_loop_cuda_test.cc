@@ -35,7 +35,7 @@ void expect_near(const StepOutput& output, const StepOutput& expected) {
 
 void tokens_are_those_of_the_processor() {
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
-    CpuStepLoop cpu(tiny_plan(combine), tiny_models(), 1, kContext, 1);
+    CpuStepLoop cpu(tiny_plan(combine), tiny_models(), {1, kContext, 1});
     const auto cuda = make_cuda_step_loop(tiny_plan(combine), tiny_models(), options(1));
     for (const double temperature : {0.0, 1.0}) {
       const Request request = make_request(1, 5, 6, temperature);
@@ -65,7 +65,7 @@ Tokens tokens_of_many(StepLoop& loop) {
 }
 
 void batches_and_graphs_change_nothing() {
-  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), 3, kContext, 1);
+  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {3, kContext, 1});
   const Tokens expected = tokens_of_many(cpu);
   for (const bool graph : {true, false}) {
     const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(3, graph));
@@ -77,7 +77,7 @@ void models_may_be_on_two_devices() {
   if (cuda::devices().size() < 2) {
     return;
   }
-  CpuStepLoop cpu(tiny_plan(Combine::joint), tiny_models(), 2, kContext, 1);
+  CpuStepLoop cpu(tiny_plan(Combine::joint), tiny_models(), {2, kContext, 1});
   CudaOptions two = options(2);
   two.devices = {0, 1, 1, 1};
   const auto loop = make_cuda_step_loop(tiny_plan(Combine::joint), tiny_models(), two);
@@ -88,10 +88,11 @@ void the_large_model_decodes_alone() {
   FusionPlan plan;
   plan.lane_model = {0};
   plan.vocab = kVocab;
-  CpuStepLoop cpu(plan, {tiny_model(1)}, 2, kContext, 1);
+  CpuStepLoop cpu(plan, {tiny_model(1)}, {2, kContext, 1});
   const auto loop = make_cuda_step_loop(plan, {tiny_model(1)}, {2, kContext, {0}, true});
   Request request = make_request(1, 7, 8);
   request.prompts.resize(1);
+  request.experts = {};
   cpu.add(request);
   loop->add(request);
   EXPECT(run(*loop) == run(cpu));
@@ -104,13 +105,13 @@ void lanes_share_a_model() {
   plan.experts = {{1, 2}, {3, 2}};
   plan.vocab = kVocab;
   const Models models = {tiny_model(1), tiny_model(2)};
-  CpuStepLoop cpu(plan, models, 2, kContext, 1);
+  CpuStepLoop cpu(plan, models, {2, kContext, 1});
   const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, true});
   for (StepLoop* each : std::initializer_list<StepLoop*>{&cpu, loop.get()}) {
     for (const int64_t id : {1, 2, 3}) {
       Request request = make_request(id, 4 + id, 5);
-      request.prompts[1].push_back(id);  // lanes of different lengths
-      request.prompts[3].resize(2);
+      request.prompts[1].tokens.push_back(id);  // lanes of different lengths
+      request.prompts[3].tokens.resize(2);
       each->add(request);
     }
   }
@@ -150,6 +151,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   const auto loop = make_cuda_step_loop(plan, {tiny_model(1), broken, tiny_model(3)}, {2, kContext, {0, 0, 0}, true});
   Request request = make_request(1, 3, 5);
   request.prompts.resize(3);
+  request.experts = {0};
   loop->add(request);
   const auto& outputs = loop->step();
   EXPECT(outputs.size() == 1 && outputs[0]->finish == FinishReason::error);

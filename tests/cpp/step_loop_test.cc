@@ -36,7 +36,7 @@ using testing::tiny_model;
 using testing::Tokens;
 
 CpuStepLoop make_loop(Combine combine, int64_t max_batch = 3) {
-  return CpuStepLoop(testing::tiny_plan(combine), testing::tiny_models(), max_batch, 64, 2);
+  return CpuStepLoop(testing::tiny_plan(combine), testing::tiny_models(), {max_batch, 64, 2});
 }
 
 void a_decode_step_allocates_nothing() {
@@ -94,11 +94,14 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   plan.lane_model = {0, 1, 2};
   plan.experts = {{1, 2}};
   plan.vocab = kVocab;
-  CpuStepLoop loop(plan, {good, broken, tiny_model(3)}, 2, 64, 1);
+  CpuStepLoop loop(plan, {good, broken, tiny_model(3)}, {2, 64, 1});
   for (const int64_t id : {1, 2}) {
     Request request = make_request(id, 1, 1);
     request.prompts.resize(3);
-    request.prompts[0] = request.prompts[1] = request.prompts[2] = {id == 1 ? 11 : 12};
+    request.experts = {0};
+    for (Prompt& prompt : request.prompts) {
+      prompt.tokens = {id == 1 ? 11 : 12};
+    }
     loop.add(std::move(request));
   }
   int failed = 0;

@@ -75,8 +75,9 @@ inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, 
   request.sampling.repetition_penalty = 1.1;
   request.sampling.logprobs = 5;
   request.sampling.seed = static_cast<uint64_t>(id);
+  request.experts = {0, 1};
   for (int lane = 0; lane < 4; ++lane) {
-    std::vector<int64_t>& tokens = request.prompts.emplace_back();
+    std::vector<int64_t>& tokens = request.prompts.emplace_back().tokens;
     for (int64_t i = 0; i < prompt; ++i) {
       tokens.push_back((7 * i + id) % kVocab);
     }
@@ -123,7 +124,7 @@ inline void expect_requests_that_do_not_fit_are_refused(StepLoop& loop) {
   missing.prompts.pop_back();
   EXPECT_THROWS(loop.add(missing));
   Request outside = make_request(1, 4, 5);
-  outside.prompts[2][1] = kVocab;
+  outside.prompts[2].tokens[1] = kVocab;
   EXPECT_THROWS(loop.add(outside));
   EXPECT(loop.idle());
   loop.add(make_request(2, 4, 5));

@@ -1,0 +1,147 @@
+// Prompts that begin alike: what is kept of them, for how long, and that it changes nothing.
+#include "engine/prefix_cache.h"
+
+#include <numeric>
+
+#include "check.h"
+#include "engine/cpu_step_loop.h"
+#include "tiny_family.h"
+
+namespace dlf {
+namespace {
+
+using testing::make_request;
+using testing::Tokens;
+
+using Ids = std::vector<int64_t>;
+
+constexpr int64_t kPieceBytes = 100 + 2 * sizeof(int64_t);
+
+const PrefixPiece* insert(PrefixCache& cache, int64_t after, const Ids& tokens, int64_t adapter = -1) {
+  return cache.insert({0, adapter, after}, tokens, 100, 0);
+}
+
+void a_piece_is_found_by_all_that_comes_before_it() {
+  PrefixCache cache(1000);
+  const int64_t first = insert(cache, 0, {1, 2})->id;
+  const int64_t second = insert(cache, first, {3, 4})->id;
+  const auto id = [&](const PiecePlace& place, const Ids& tokens, bool with_logits = false) {
+    const PrefixPiece* piece = cache.find(place, tokens, with_logits);
+    return piece == nullptr ? 0 : piece->id;
+  };
+  EXPECT(id({0, -1, 0}, {1, 2}) == first);
+  EXPECT(id({0, -1, first}, {3, 4}) == second);
+  EXPECT(id({0, -1, 0}, {3, 4}) == 0);        // at the beginning
+  EXPECT(id({0, -1, first}, {3}) == 0);       // a part of it
+  EXPECT(id({0, 0, 0}, {1, 2}) == 0);         // with an adapter
+  EXPECT(id({1, -1, 0}, {1, 2}) == 0);        // on another model
+  EXPECT(id({0, -1, 0}, {1, 2}, true) == 0);  // without logits
+  const int64_t ends = cache.insert({0, -1, first}, Ids{3, 4}, 100, 40)->id;
+  EXPECT(id({0, -1, first}, {3, 4}, true) == ends);
+  EXPECT(id({0, -1, kNoPiece}, {1, 2}) == 0);  // after one that was not kept
+}
+
+void the_least_recently_used_goes_first_and_never_before_what_follows_it() {
+  PrefixCache cache(3 * kPieceBytes);
+  const int64_t old = insert(cache, 0, {1, 2})->id;
+  insert(cache, old, {3, 4});
+  insert(cache, 0, {5, 6});
+  EXPECT(cache.bytes() == 3 * kPieceBytes);
+  cache.find({0, -1, 0}, Ids{5, 6}, false);
+  EXPECT(insert(cache, 0, {7, 8}) != nullptr);  // in place of the second after `old`
+  EXPECT(cache.find({0, -1, old}, Ids{3, 4}, false) == nullptr);
+  EXPECT(cache.find({0, -1, 0}, Ids{1, 2}, false) != nullptr);
+  EXPECT(insert(cache, 0, {9, 10}) != nullptr);
+  EXPECT(cache.find({0, -1, 0}, Ids{5, 6}, false) == nullptr);
+  EXPECT(cache.bytes() == 3 * kPieceBytes);
+}
+
+void what_does_not_fit_is_not_kept() {
+  PrefixCache cache(2 * kPieceBytes);
+  EXPECT(cache.insert({0, -1, 0}, Ids{1}, 1000, 0) == nullptr);
+  const int64_t first = insert(cache, 0, {1, 2})->id;
+  const int64_t second = insert(cache, first, {3, 4})->id;
+  EXPECT(insert(cache, second, {5, 6}) == nullptr);  // would be there in place of its own beginning
+  EXPECT(cache.find({0, -1, first}, Ids{3, 4}, false) != nullptr);
+  EXPECT(insert(cache, kNoPiece, {5, 6}) == nullptr);
+  EXPECT(PrefixCache(0).find({0, -1, 0}, Ids{1}, false) == nullptr);
+}
+
+void pieces_end_at_breaks() {
+  Prompt prompt;
+  prompt.tokens.resize(700, 1);
+  prompt.breaks = {0, 300, 300, 700, 900};
+  EXPECT(prompt.piece_end(0, 256) == 256);
+  EXPECT(prompt.piece_end(256, 256) == 300);
+  EXPECT(prompt.piece_end(300, 256) == 556);
+  EXPECT(prompt.piece_end(556, 256) == 700);
+  EXPECT(prompt.pieces_from(0, 256) == 4);
+  EXPECT(prompt.pieces_from(700, 256) == 0);
+}
+
+Request shared_request(int64_t id, int64_t shared, int64_t own) {
+  Request request = make_request(id, 0, 6);
+  for (size_t lane = 0; lane < 4; ++lane) {
+    Prompt& prompt = request.prompts[lane];
+    const int64_t common = lane == 1 ? shared : shared / 3;  // as an expert with examples has it
+    for (int64_t i = 0; i < common; ++i) {
+      prompt.tokens.push_back((11 * i + i / 7) % testing::kVocab);
+    }
+    prompt.breaks = {common};
+    for (int64_t i = 0; i < own; ++i) {
+      prompt.tokens.push_back((3 * i + id) % testing::kVocab);
+    }
+  }
+  return request;
+}
+
+struct Decoded {
+  Tokens tokens;
+  int64_t cached = 0;
+};
+
+Decoded decode(int64_t prefix_cache_bytes, int64_t max_batch) {
+  CpuStepLoop loop(testing::tiny_plan(Combine::centroid), testing::tiny_models(),
+                   {max_batch, 1100, 2, prefix_cache_bytes});
+  loop.add(shared_request(100, 640, 9));
+  loop.step();
+  loop.cancel(100);  // in the midst of its prompt
+  for (int64_t id = 0; id < 6; ++id) {
+    loop.add(shared_request(id, 600 + 40 * (id % 2), 3 + 20 * (id % 3)));
+  }
+  Decoded decoded;
+  while (!loop.idle()) {
+    for (const StepOutput* output : loop.step()) {
+      decoded.tokens[output->request].push_back(output->token);
+      decoded.cached += output->finish == FinishReason::none ? 0 : output->cached_tokens;
+    }
+  }
+  return decoded;
+}
+
+void it_changes_nothing() {
+  const Decoded without = decode(0, 1);
+  EXPECT(without.tokens.size() == 6 && without.cached == 0);
+  for (const int64_t max_batch : {1, 2, 5}) {
+    EXPECT(decode(1 << 24, max_batch).tokens == without.tokens);
+    EXPECT(decode(300000, max_batch).tokens == without.tokens);  // too little for all
+    EXPECT(decode(60000, max_batch).tokens == without.tokens);
+  }
+  // The examples of the expert are read once for each of two lengths, whose first 512 tokens are the same.
+  const int64_t expert = 2 * 600 + 3 * 640 + 512;
+  EXPECT(decode(1 << 24, 1).cached >= expert && decode(1 << 24, 5).cached >= expert - 640);
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() {
+  return dlf::testing::run({
+      {"a piece is found by all that comes before it", dlf::a_piece_is_found_by_all_that_comes_before_it},
+      {"the least recently used goes first and never before what follows it",
+       dlf::the_least_recently_used_goes_first_and_never_before_what_follows_it},
+      {"what does not fit is not kept", dlf::what_does_not_fit_is_not_kept},
+      {"pieces end at breaks", dlf::pieces_end_at_breaks},
+      {"it changes nothing", dlf::it_changes_nothing},
+  });
+}
