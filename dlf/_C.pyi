@@ -15,6 +15,7 @@ __all__: list[str] = [
     "DeviceInfo",
     "FinishReason",
     "ModelConfig",
+    "Prompt",
     "Sampler",
     "SamplingOptions",
     "StepLoop",
@@ -277,6 +278,8 @@ class StepOutput:
     @property
     def alpha(self) -> list[float]: ...
     @property
+    def cached_tokens(self) -> int: ...
+    @property
     def error(self) -> str: ...
     @property
     def f(self) -> float: ...
@@ -294,6 +297,20 @@ class StepOutput:
     def top_logprobs(self) -> list[float]: ...
     @property
     def top_tokens(self) -> list[int]: ...
+
+class Prompt:
+    """
+    Token ids that a lane reads, and where other prompts may go on differently.
+    """
+    def __init__(
+        self,
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        breaks: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+    ) -> None: ...
+    @property
+    def breaks(self) -> list[int]: ...
+    @property
+    def tokens(self) -> list[int]: ...
 
 class StepTimings:
     """
@@ -327,18 +344,20 @@ class StepLoop:
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         max_context: typing.SupportsInt | typing.SupportsIndex,
         threads: typing.SupportsInt | typing.SupportsIndex,
+        prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
         devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         cuda_graph: bool = True,
     ) -> None: ...
     def add(
         self,
         id: typing.SupportsInt | typing.SupportsIndex,
-        prompts: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        prompts: collections.abc.Sequence[Prompt],
+        experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         sampling: SamplingOptions,
         max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
     ) -> None:
         """
-        Queues a request with one prompt of token ids for each lane.
+        Queues a request: a prompt for each lane, empty where no chosen expert needs it.
         """
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
         """

@@ -9,7 +9,7 @@ from dlf import fusion
 from dlf._C import __version__
 from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
-from dlf.experts import Expert
+from dlf.experts import Expert, InContext
 from dlf.results import Completion, Piece, Timings
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
@@ -19,6 +19,7 @@ __all__ = [
     "Completion",
     "Engine",
     "Expert",
+    "InContext",
     "Piece",
     "SamplingOptions",
     "TaskArithmetic",

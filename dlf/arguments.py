@@ -9,26 +9,34 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from dlf.errors import TokenizerMismatchError
-from dlf.experts import Expert
+from dlf.experts import Expert, InContext
+from dlf.layout import Messages, as_messages
 from dlf.model import Model
-from dlf.precision import Precision
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
 
 __all__ = [
+    "EXPERTS",
+    "AnyExpert",
     "Path",
     "Prompt",
     "as_expert",
     "as_prompts",
     "check_memory",
+    "chosen_experts",
     "common_vocabulary",
     "context",
     "positive",
+    "prefix_bytes",
     "sampling_options",
+    "with_alpha",
 ]
 
 Path: TypeAlias = "str | os.PathLike[str]"
 Prompt: TypeAlias = "str | Sequence[int]"
+AnyExpert: TypeAlias = "Expert | InContext | TaskArithmetic"
+
+EXPERTS = (Expert, InContext, TaskArithmetic)
 
 DEFAULT_CONTEXT = 4096
 
@@ -42,14 +50,13 @@ def positive(name: str, value: int) -> int:
     return value
 
 
-def as_expert(
-    expert: Expert | TaskArithmetic | Path, base: Path | None, dtype: str, weights: str | None
-) -> Expert | TaskArithmetic:
+def as_expert(expert: AnyExpert | Path, base: Path | None, weights: str | None) -> AnyExpert:
     """An expert with its base and its type of weights; what it does not name itself is the engine's."""
-    if not isinstance(expert, (Expert, TaskArithmetic, str, os.PathLike)):
-        raise TypeError(f"an expert is a dlf.Expert, a dlf.TaskArithmetic or a path, not {type(expert).__name__}")
-    if not isinstance(expert, (Expert, TaskArithmetic)):
+    if isinstance(expert, (str, os.PathLike)):
         expert = Expert(expert)
+    if not isinstance(expert, EXPERTS):
+        kinds = ", ".join(f"dlf.{kind.__name__}" for kind in EXPERTS)
+        raise TypeError(f"an expert is a path or one of {kinds}, not {type(expert).__name__}")
     if expert.base is None:
         if base is None:
             raise ValueError(
@@ -57,17 +64,61 @@ def as_expert(
                 f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
             )
         expert = replace(expert, base=base)
-    if expert.weights is None:
-        expert = replace(expert, weights=weights)
-    try:
-        Precision.of(dtype, expert.weights)
-    except ValueError as error:
-        raise ValueError(f"expert '{expert.label}': {error}") from None
-    return expert
+    return replace(expert, weights=weights) if expert.weights is None else expert
 
 
-def as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
-    """The prompts, and whether there was a single one rather than a list."""
+def with_alpha(experts: Sequence[AnyExpert], alpha: Sequence[float | None] | None) -> list[AnyExpert]:
+    """The experts with the weights that the engine was given for them."""
+    if alpha is None:
+        return list(experts)
+    if len(alpha) != len(experts):
+        raise ValueError(
+            f"alpha holds {len(alpha)} weights for {len(experts)} experts; give one for each, None where it is solved"
+        )
+    return [
+        expert if weight is None else replace(expert, alpha=float(weight))
+        for expert, weight in zip(experts, alpha, strict=True)
+    ]
+
+
+def prefix_bytes(size: int) -> int:
+    """The memory of a prefix cache, no more than the machine has."""
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"prefix_cache_bytes must be an integer, not {size!r}")
+    have = machine_bytes()
+    if size < 0 or (have is not None and size > have):
+        raise ValueError(f"prefix_cache_bytes is {size}; it must be from 0 to the memory of this machine, {have}")
+    return size
+
+
+def machine_bytes() -> int | None:
+    """Memory of this machine, if it can be asked for it."""
+    with contextlib.suppress(ValueError, OSError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return None
+
+
+def chosen_experts(names: Sequence[str] | None, labels: Sequence[str]) -> list[int]:
+    """Numbers of the experts of these names, in rising order; all of them for None."""
+    if names is None:
+        return list(range(len(labels)))
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError("experts is a list of names; [] lets the large model decode alone")
+    found = set()
+    for name in names:
+        if labels.count(name) != 1:
+            several = "no expert is" if name not in labels else f"{labels.count(name)} experts are"
+            raise ValueError(f"{several} called {name!r}; there are: {', '.join(labels) or 'none'}")
+        found.add(labels.index(name))
+    return sorted(found)
+
+
+def as_prompts(prompt: Any, messages: Any = None) -> tuple[list[Prompt] | list[Messages], bool]:
+    """The prompts or conversations, and whether there was a single one rather than a list."""
+    if (prompt is None) == (messages is None):
+        raise TypeError("give a prompt or messages, one of the two")
+    if messages is not None:
+        return as_messages(messages)
     if isinstance(prompt, str):
         return [prompt], True
     if not isinstance(prompt, (list, tuple)):
@@ -124,10 +175,9 @@ def check_memory(models: list[Model], lanes: list[int], max_batch: int, max_cont
         width = 4 if model.weights.dtype == "float32" else 2
         need += config.kv_bytes_per_token(width) * max_context * max_batch * count
     held = sum(model.weights.nbytes for model in models)
-    with contextlib.suppress(ValueError, OSError):
-        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if need > have:
-            raise MemoryError(
-                f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB "
-                f"beside {held / 2**30:.1f} GiB of weights; this machine has {have / 2**30:.1f} GiB; lower one of them"
-            )
+    have = machine_bytes()
+    if have is not None and need > have:
+        raise MemoryError(
+            f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB "
+            f"beside {held / 2**30:.1f} GiB of weights; this machine has {have / 2**30:.1f} GiB; lower one of them"
+        )

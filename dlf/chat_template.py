@@ -62,6 +62,9 @@ class ChatTemplate:
             raise CheckpointError(f"{path}: 'chat_template' must be a string or a list of named ones; fetch it again")
         return cls(source, str(path))
 
+    def __bool__(self) -> bool:
+        return self._source is not None
+
     def render(self, **variables: Any) -> str:
         """Run the template.
 

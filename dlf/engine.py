@@ -8,6 +8,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, overload
 
 import torch
@@ -15,35 +16,31 @@ from tqdm import tqdm
 
 from dlf import _C
 from dlf.arguments import (
+    EXPERTS,
+    AnyExpert,
     Path,
     Prompt,
     as_expert,
     as_prompts,
-    check_memory,
-    common_vocabulary,
-    context,
+    chosen_experts,
     positive,
+    prefix_bytes,
     sampling_options,
+    with_alpha,
 )
-from dlf.checkpoint import resolve
-from dlf.config import read_config
-from dlf.devices import Placement, check_cuda_memory
-from dlf.experts import Expert
-from dlf.lanes import Lanes
-from dlf.merged import merged_experts
-from dlf.model import load_model
+from dlf.devices import Placement
+from dlf.ensemble import Ensemble, Options
+from dlf.layout import Example, Layout, Messages, as_examples
 from dlf.precision import Precision
+from dlf.prompts import lane_prompts
 from dlf.request import RunningRequest
 from dlf.results import Completion, Piece
 from dlf.sampling import SamplingOptions, StopStrings
-from dlf.task_arithmetic import TaskArithmetic
-from dlf.tokenizer import check_same_tokenizer
+from dlf.tokenizer import Tokenizer
 
 __all__ = ["Engine"]
 
 Callback: TypeAlias = "Callable[[Piece], bool | None]"
-
-MAX_EXPERTS = 16
 
 
 class Engine:
@@ -57,19 +54,25 @@ class Engine:
     ----------
     large : str or path
         Folder in Hugging Face format, or hub id, of the large model.
-    experts : sequence of Expert, TaskArithmetic, str or path
+    experts : sequence of Expert, InContext, TaskArithmetic, str or path
         At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. None: the large model decodes
-        alone.
+        alone. Experts of all kinds can be mixed; what shares weights runs in one batch.
     base : str or path, optional
         Base of the experts that do not name their own.
+    template : str, optional
+        How a prompt is written for the large model, and for the experts and bases that have no template of their own:
+        ``"chat"`` is each model's chat template, a text has ``{prompt}`` where the prompt goes, or ``{question}`` and
+        ``{answer}``, by which examples are written too. By default prompts are read as they are, and messages by the
+        chat template of each model that has one.
     combine : {"select", "centroid", "joint", "static", "grid"}
         How the weights of several experts come together; see `dlf.fusion.solve`.
     match : {"symmetric", "forward", "reverse"}
         Which divergences are matched.
-    alpha : sequence of float, optional
-        The weights of ``combine="static"``, one for each expert.
+    alpha : sequence of float or None, optional
+        Given weights, one for each expert, for ``combine="static"``; with any other `combine` None stands for an expert
+        whose weight is solved. An expert may have its own instead.
     alpha_max : float
-        Upper bound of a solved weight.
+        Upper bound of a solved weight, for experts without their own.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         Type of the weights and of the KV cache; ``"auto"`` keeps each file's. ``"float16"`` is for CUDA devices.
     weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
@@ -93,6 +96,11 @@ class Engine:
         Sequences that decode side by side; further ones wait.
     max_context : int, optional
         Tokens of prompt and completion together; by default what all models were trained for, at most 4096.
+    prefix_cache_bytes : int
+        Memory for what prompts have in common at their beginning, such as examples or a system message: it is read
+        once. The least recently used goes first; 0 reads every prompt anew. The results are the same to the bit.
+    defaults : mapping, optional
+        Sampling options of requests that do not say otherwise.
 
     Raises
     ------
@@ -111,12 +119,13 @@ class Engine:
     def __init__(
         self,
         large: Path,
-        experts: Sequence[Expert | TaskArithmetic | Path] = (),
+        experts: Sequence[AnyExpert | Path] = (),
         *,
         base: Path | None = None,
+        template: str | None = None,
         combine: str = "select",
         match: str = "symmetric",
-        alpha: Sequence[float] | None = None,
+        alpha: Sequence[float | None] | None = None,
         alpha_max: float = 2.0,
         dtype: str = "auto",
         weights: str | None = None,
@@ -126,6 +135,8 @@ class Engine:
         threads: int | None = None,
         max_batch: int = 8,
         max_context: int | None = None,
+        prefix_cache_bytes: int = 1 << 30,
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._loop: _C.StepLoop | None = None
@@ -133,76 +144,139 @@ class Engine:
         self._ids = itertools.count()
         placement = Placement.of(device, device_map)
         threads = positive("threads", torch.get_num_threads() if threads is None else threads)
-        max_batch = positive("max_batch", max_batch)
-        if isinstance(experts, (str, os.PathLike, Expert, TaskArithmetic)):
+        Layout(template)  # raises
+        if isinstance(experts, (str, os.PathLike, *EXPERTS)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
         precision = Precision.of(dtype, weights)  # raises where the two contradict each other
         if precision.dtype == "float16" and not placement.cuda:
             raise ValueError("float16 is for CUDA devices; on the CPU use bfloat16 or float32")
-        wanted = [as_expert(expert, base, dtype, weights) for expert in experts]
-        if len(wanted) > MAX_EXPERTS:
-            raise ValueError(f"{len(wanted)} experts; at most {MAX_EXPERTS} can be fused")
-        # Impossible options should not cost the loading of a large model.
-        alphas = [] if alpha is None else [float(weight) for weight in alpha]
-        if wanted:
-            _C.check_fusion(len(wanted), combine, match, alphas, alpha_max)
-
-        with merged_experts(wanted) as whole:
-            lanes = Lanes.of(large, whole, dtype, weights)
-            if placement.cuda:
-                configs = [read_config(resolve(name)) for name, _ in lanes.models]
-                room = context(max_context, min(config.max_position_embeddings for config in configs))
-                sizes = [Precision.of(dtype, weights) for _, weights in lanes.models]
-                check_cuda_memory(placement, list(zip(configs, sizes, strict=True)), lanes.counts(), max_batch, room)
-            loaded = [load_model(name, dtype, weights, placement.cuda) for name, weights in lanes.models]
-        self._config = loaded[0].config
-        self.tokenizer = loaded[0].tokenizer
-        """Tokenizer of the large model."""
-        for other in loaded[1:]:
-            check_same_tokenizer(self.tokenizer, other.tokenizer, loaded[0].name, other.name)
-        self.vocab_size = common_vocabulary(loaded)
-        """Token ids that all models share; logits above it are padding and are never chosen."""
-        self._trained_context = min(model.config.max_position_embeddings for model in loaded)
-        self.max_context = context(max_context, self._trained_context)
-        """Tokens of prompt and completion together."""
-        self.experts = [expert.label for expert in wanted]
-        """Names of the experts: the columns of ``Completion.alpha``."""
-        if not placement.cuda:
-            check_memory(loaded, lanes.counts(), max_batch, self.max_context)
-        self._loop = _C.StepLoop(
-            models=[model.weights for model in loaded],
-            lane_model=lanes.of_model,
-            experts=lanes.pairs,
-            combine=combine,
-            match=match,
-            alpha=alphas,
-            alpha_max=alpha_max,
-            vocab=self.vocab_size,
-            max_batch=max_batch,
-            max_context=self.max_context,
-            threads=threads,
-            devices=placement.devices(len(loaded)),
-            cuda_graph=cuda_graph,
+        self._defaults = dict(defaults or {})
+        sampling_options(self._defaults)  # raises
+        options = Options(
+            large,
+            base,
+            template,
+            combine,
+            match,
+            float(alpha_max),
+            dtype,
+            weights,
+            placement,
+            cuda_graph,
+            threads,
+            positive("max_batch", max_batch),
+            max_context,
+            prefix_bytes(prefix_cache_bytes),
         )
-        self._lanes = len(lanes.of_model)
+        wanted = [as_expert(expert, base, weights) for expert in experts]
+        self._ensemble = Ensemble.load(options, with_alpha(wanted, alpha))
+        self._loop = self._ensemble.loop()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the large model."""
+        return self._ensemble.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that all models share; logits above it are padding and are never chosen."""
+        return self._ensemble.vocab_size
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and completion together, for each model."""
+        return self._ensemble.max_context
+
+    @property
+    def experts(self) -> list[str]:
+        """Names of the experts: the columns of ``Completion.alpha``."""
+        return self._ensemble.labels
+
+    def add_expert(self, expert: AnyExpert | Path) -> None:
+        """Take in a further expert; models that are there already are not loaded again.
+
+        Parameters
+        ----------
+        expert : Expert, InContext, TaskArithmetic, str or path
+            As in the list that the engine was made with.
+
+        Raises
+        ------
+        RuntimeError
+            If requests are running.
+        ValueError, TypeError, FileNotFoundError, CheckpointError, TokenizerMismatchError, MemoryError
+            As from the engine itself, which then is as it was.
+        """
+        options = self._ensemble.options
+        with self._lock:
+            self._change([*self._ensemble.experts, as_expert(expert, options.base, options.weights)])
+
+    def remove_expert(self, name: str) -> None:
+        """Let an expert go, with the models that no other needs.
+
+        Raises
+        ------
+        RuntimeError
+            If requests are running.
+        ValueError
+            If there is no expert of this name, or several.
+        """
+        with self._lock:
+            [number] = chosen_experts([name], self.experts)
+            experts = self._ensemble.experts
+            self._change(experts[:number] + experts[number + 1 :])
+
+    def _change(self, experts: list[AnyExpert]) -> None:
+        self._open()
+        if self._running:
+            raise RuntimeError(
+                f"{len(self._running)} requests are running on the experts of this engine; finish or close them first"
+            )
+        ensemble = Ensemble.load(self._ensemble.options, experts, known=self._ensemble)
+        # The caches of the old loop go before the new one's are taken.
+        self._loop = None
+        try:
+            self._loop = ensemble.loop()
+            self._ensemble = ensemble
+        except BaseException:
+            self._loop = self._ensemble.loop()
+            raise
 
     @overload
     def generate(
-        self, prompt: str, *, callback: Callback | None = None, progress: bool | None = None, **options: Any
+        self,
+        prompt: str,
+        *,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        callback: Callback | None = None,
+        progress: bool | None = None,
+        **options: Any,
     ) -> Completion: ...
 
     @overload
     def generate(
         self,
-        prompt: Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+        prompt: Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | None = None,
         *,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         **options: Any,
     ) -> Any: ...
 
     def generate(
-        self, prompt: Any, *, callback: Callback | None = None, progress: bool | None = None, **options: Any
+        self,
+        prompt: Any = None,
+        *,
+        messages: Any = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        callback: Callback | None = None,
+        progress: bool | None = None,
+        **options: Any,
     ) -> Completion | list[Completion]:
         """Decode one prompt or a list of prompts.
 
@@ -210,6 +284,13 @@ class Engine:
         ----------
         prompt : str, list of str, list of int, or list of list of int
             Text, or token ids as they are. Each prompt of a list gives exactly what it gives alone.
+        messages : list of dict, or list of such lists
+            Instead of a prompt: conversations, as ``{"role": "user", "content": "..."}``. Each model reads them by its
+            template; one without gets what was said as plain text.
+        examples : list of (question, answer), optional
+            Examples that the large model reads before the prompt.
+        experts : list of str, optional
+            Names of the experts to fuse, all of them if not given. Lanes of the others are not run.
         callback : callable, optional
             Receives every `Piece` as it comes; returning False ends its sequence.
         progress : bool, optional
@@ -229,9 +310,9 @@ class Engine:
         FloatingPointError
             If a model's logits are not finite; the message names the model and the step.
         """
-        prompts, single = as_prompts(prompt)
-        sampling = sampling_options(options)
-        requests = self._add(prompts, sampling)
+        prompts, single = as_prompts(prompt, messages)
+        sampling = sampling_options(self._defaults | options)
+        requests = self._add(prompts, sampling, examples, experts)
         try:
             if progress is None:
                 progress = not single and len(requests) > 1 and sys.stderr.isatty()
@@ -250,7 +331,15 @@ class Engine:
         completions = [request.completion() for request in requests]
         return completions[0] if single and len(completions) == 1 else completions
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Iterator[Piece]:
         """Decode one prompt and yield each step as it comes.
 
         Closing the iterator early ends the sequence and frees its places. Options and errors are those of `generate`;
@@ -261,17 +350,18 @@ class Engine:
         Piece
             One for each token.
         """
-        prompts, single = as_prompts(prompt)
-        sampling = sampling_options(options)
+        prompts, single = as_prompts(prompt, messages)
+        sampling = sampling_options(self._defaults | options)
         if not single or sampling.num_return_sequences != 1:
             raise ValueError("stream decodes one sequence; use generate with a callback for several")
-        return self._stream(self._add(prompts, sampling))
+        return self._stream(self._add(prompts, sampling, examples, experts))
 
     def close(self) -> None:
         """Free the models and caches; the engine cannot be used afterwards."""
         with self._lock:
             self._running.clear()
             self._loop = None
+            self._ensemble = replace(self._ensemble, models=[])
 
     def __enter__(self) -> Engine:
         return self
@@ -292,43 +382,35 @@ class Engine:
         finally:
             self._cancel(requests)
 
-    def _add(self, prompts: list[Prompt], sampling: SamplingOptions) -> list[RunningRequest]:
+    def _add(
+        self,
+        prompts: Sequence[Prompt] | Sequence[Messages],
+        sampling: SamplingOptions,
+        examples: Sequence[Example] | None,
+        experts: Sequence[str] | None,
+    ) -> list[RunningRequest]:
         """Check and queue all prompts, or none."""
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
-        bad_words = [
-            self.tokenizer.encode(form, add_special_tokens=False)
-            for word in sampling.bad_words or ()
-            for form in (word, " " + word)
-        ]
-        eos = self._config.eos_token_ids
-        if not eos and self.tokenizer.eos_token_id is not None:
-            eos = (self.tokenizer.eos_token_id,)
-        encoded = []
-        for i, prompt in enumerate(prompts):
-            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            which = f"prompt {i}" if len(prompts) > 1 else "the prompt"
-            if not prompt or not tokens:  # a special token alone would be a prompt that nobody wrote
-                raise ValueError(
-                    f"{which} is empty; give text, or token ids such as [bos_token_id] to start from nothing"
-                )
-            if len(tokens) >= self.max_context:
-                longer = self._trained_context > self.max_context
-                raise ValueError(
-                    f"{which} has {len(tokens)} tokens, but the context holds {self.max_context} with at least one new "
-                    f"token; shorten it{f' or raise max_context, up to {self._trained_context}' if longer else ''}"
-                )
-            outside = next((token for token in tokens if not 0 <= token < self.vocab_size), None)
-            if outside is not None:
-                raise ValueError(f"{which} has the token id {outside}; ids are from 0 to {self.vocab_size - 1}")
-            encoded.append(tokens)
-        requests = []
+        shots = () if examples is None else as_examples(examples)
+        requests: list[RunningRequest] = []
         with self._lock:
-            loop = self._open()
+            loop, ensemble = self._open(), self._ensemble
+            chosen = chosen_experts(experts, self.experts)
+            names = [self.experts[number] for number in chosen]
+            bad_words = [
+                self.tokenizer.encode(form, add_special_tokens=False)
+                for word in sampling.bad_words or ()
+                for form in (word, " " + word)
+            ]
+            encoded = [
+                lane_prompts(ensemble, prompt, chosen, shots, f"prompt {i}" if len(prompts) > 1 else "the prompt")
+                for i, prompt in enumerate(prompts)
+            ]
             try:
-                for i, tokens in enumerate(encoded):
+                for i, lanes in enumerate(encoded):
                     for sample in range(sampling.num_return_sequences):
                         native = sampling.build(
-                            eos_token_ids=[token for token in eos if token < self.vocab_size],
+                            eos_token_ids=ensemble.eos_token_ids,
                             bad_words_ids=bad_words,
                             seed=seed,
                             stream=sample,
@@ -336,15 +418,12 @@ class Engine:
                         request = RunningRequest(
                             next(self._ids),
                             i * sampling.num_return_sequences + sample,
-                            len(tokens),
+                            len(lanes[0].tokens),
                             self.tokenizer,
                             StopStrings(sampling.stop_strings or ()),
-                            self.experts,
+                            names,
                         )
-                        prompts = [_C.Prompt(tokens)] * self._lanes
-                        loop.add(
-                            request.request, prompts, list(range(len(self.experts))), native, sampling.max_new_tokens
-                        )
+                        loop.add(request.request, lanes, chosen, native, sampling.max_new_tokens)
                         self._running[request.request] = request
                         requests.append(request)
             except BaseException:

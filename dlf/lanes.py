@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from dlf.arguments import Path
-from dlf.experts import Expert
+from dlf.experts import Expert, InContext
+from dlf.layout import Layout
 from dlf.precision import Precision
 
-__all__ = ["Lanes"]
+__all__ = ["Lane", "Lanes", "ModelKey"]
+
+ModelKey: TypeAlias = "tuple[str, Precision]"
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A context: the model that it runs on, by its number, and what it reads there."""
+
+    model: int
+    layout: Layout
 
 
 @dataclass
@@ -24,45 +36,70 @@ class Lanes:
     models : list of (path, type of weights)
         Unique weights, in the order in which they are first needed: a base that five experts share is loaded and run
         once, unless they want it in other types.
-    of_model : list of int
-        For each lane the model that it runs on.
+    keys : list
+        What tells the models apart.
+    lanes : list of Lane
+        A model that reads the same for several experts has one for all of them.
     pairs : list of (int, int)
         For each expert its lane and its base's.
     """
 
     dtype: str
     models: list[tuple[Path, str | None]] = field(default_factory=list)
-    of_model: list[int] = field(default_factory=list)
+    keys: list[ModelKey] = field(default_factory=list)
+    lanes: list[Lane] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
-    _keys: list[tuple[str, Precision]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, large: Path, experts: Sequence[Expert], dtype: str, weights: str | None) -> Lanes:
+    def of(
+        cls,
+        large: Path,
+        experts: Sequence[Expert | InContext],
+        dtype: str,
+        weights: str | None,
+        template: str | None,
+    ) -> Lanes:
         """Return the lanes of a large model and its experts, each of which has a base."""
-        lanes = cls(dtype)
-        lanes.of_model.append(lanes._model(large, weights))
+        found = cls(dtype)
+        found.lanes.append(Lane(found._model(large, weights), Layout(template)))
         for expert in experts:
             assert expert.base is not None
-            lane, base = (lanes._lane(name, expert.weights) for name in (expert.model, expert.base))
-            lanes.pairs.append((lane, base))
-        return lanes
+            own = Layout(template if expert.template is None else expert.template)
+            if isinstance(expert, InContext):
+                lane = found._lane(expert.base, expert.weights, Layout(own.template, tuple(expert.examples)))
+                base = found._lane(expert.base, expert.weights, Layout(template))
+            else:
+                other = template if expert.base_template is None else expert.base_template
+                lane = found._lane(expert.model, expert.weights, own)
+                base = found._lane(expert.base, expert.weights, Layout(other))
+            found.pairs.append((lane, base))
+        return found
+
+    @property
+    def of_model(self) -> list[int]:
+        """For each lane the model that it runs on."""
+        return [lane.model for lane in self.lanes]
 
     def counts(self) -> list[int]:
         """How many lanes each model has."""
         return [self.of_model.count(model) for model in range(len(self.models))]
 
+    def of_experts(self, experts: Sequence[int]) -> list[int]:
+        """The lanes that a request with these experts needs, in rising order."""
+        return sorted({0} | {lane for expert in experts for lane in self.pairs[expert]})
+
     def _model(self, name: Path, weights: str | None) -> int:
         folder = os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)
         key = folder, Precision.of(self.dtype, weights)
-        if key not in self._keys:
-            self._keys.append(key)
+        if key not in self.keys:
+            self.keys.append(key)
             self.models.append((name, weights))
-        return self._keys.index(key)
+        return self.keys.index(key)
 
-    def _lane(self, name: Path, weights: str | None) -> int:
-        """The small models' lane on these weights; one on the large model's is not the large model's own."""
-        model = self._model(name, weights)
-        if model not in self.of_model[1:]:
-            self.of_model.append(model)
-            return len(self.of_model) - 1
-        return self.of_model.index(model, 1)
+    def _lane(self, name: Path, weights: str | None, layout: Layout) -> int:
+        """The small models' lane; one on the large model's weights is not the large model's own."""
+        lane = Lane(self._model(name, weights), layout)
+        if lane not in self.lanes[1:]:
+            self.lanes.append(lane)
+            return len(self.lanes) - 1
+        return self.lanes.index(lane, 1)

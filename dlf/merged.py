@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dlf.content_hash import content_hash, file_hash, sha256
 from dlf.errors import CheckpointError
-from dlf.experts import Expert
+from dlf.experts import Expert, InContext
 from dlf.fields import read_json
 from dlf.merge import Merge
 from dlf.new_folder import locked_folder, new_folder
@@ -33,14 +33,25 @@ FORMAT = "1"  # to be raised when the result of a merge changes
 
 
 @contextlib.contextmanager
-def merged_experts(experts: Sequence[Expert | TaskArithmetic]) -> Iterator[list[Expert]]:
+def merged_experts(
+    experts: Sequence[Expert | InContext | TaskArithmetic],
+) -> Iterator[list[Expert | InContext]]:
     """Give the experts with a merged model in place of each recipe; models that are not kept go when the block ends.
 
     What has been mapped from them stays usable.
     """
     with contextlib.ExitStack() as temporary:
         yield [
-            Expert(_merged(expert, temporary), expert.base, expert.label, expert.weights)
+            Expert(
+                _merged(expert, temporary),
+                expert.base,
+                expert.label,
+                expert.weights,
+                expert.template,
+                expert.base_template,
+                expert.alpha,
+                expert.alpha_max,
+            )
             if isinstance(expert, TaskArithmetic)
             else expert
             for expert in experts

@@ -44,6 +44,7 @@ class RunningRequest:
         self._top_logprobs: list[dict[int, float]] = []
         self._alpha: list[list[float]] = []
         self._divergences: list[tuple[float, float]] = []
+        self._cached_tokens = 0
         self._start = time.perf_counter()
         self._times: list[float] = []
         self._spent = dict.fromkeys(("large", "small", "solve", "sample"), 0.0)
@@ -66,6 +67,7 @@ class RunningRequest:
             return
         self._times.append(time.perf_counter())
         self._tokens.append(output.token)
+        self._cached_tokens = output.cached_tokens
         self._logprobs.append(output.logprob)
         self._alpha.append(output.alpha)
         self._divergences.append((output.f, output.g))
@@ -108,4 +110,5 @@ class RunningRequest:
             ),
             experts=self._experts,
             top_logprobs=self._top_logprobs,
+            cached_tokens=self._cached_tokens,
         )

@@ -82,13 +82,15 @@ class Completion:
         ``"stop"`` (end of sequence, stop token or stop string), ``"length"`` (max_new_tokens or context) or
         ``"callback"``.
     prompt_tokens : int
-        Length of the prompt in tokens.
+        Length of the large model's prompt in tokens.
     timings : Timings
         Where the time went.
     experts : list of str
         Names of the columns of `alpha`.
     top_logprobs : list of dict
         For each step the most probable tokens and their log-probabilities, if ``logprobs`` asked for them.
+    cached_tokens : int
+        Of the prompts of all lanes, those that the prefix cache had.
     """
 
     text: str
@@ -102,3 +104,4 @@ class Completion:
     timings: Timings
     experts: list[str] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    cached_tokens: int = 0

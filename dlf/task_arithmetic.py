@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from dlf.layout import Layout
 from dlf.merge import Merge, Source
 from dlf.merging import Recipe
 from dlf.model import TORCH_DTYPES
@@ -67,6 +68,8 @@ class TaskArithmetic:
         What to call it in results and errors; made of the method and the experts' names if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
         Type in which an engine holds it and its base; the engine's ``weights`` if not given.
+    template, base_template, alpha, alpha_max : optional
+        As for `dlf.Expert`.
 
     Raises
     ------
@@ -89,6 +92,10 @@ class TaskArithmetic:
     dtype: str | None = None
     name: str | None = None
     weights: str | None = None
+    template: str | None = None
+    base_template: str | None = None
+    alpha: float | None = None
+    alpha_max: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, (str, os.PathLike)):
@@ -98,6 +105,8 @@ class TaskArithmetic:
         if self.dtype is not None and self.dtype not in TORCH_DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; it takes {', '.join(TORCH_DTYPES)}")
         object.__setattr__(self, "experts", dict(self.experts))  # the caller's may change
+        for template in (self.template, self.base_template):
+            Layout(template)  # raises
         if isinstance(self.density, Mapping):
             object.__setattr__(self, "density", dict(self.density))
         _ = self.recipe  # raises

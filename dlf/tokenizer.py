@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,12 @@ class Tokenizer:
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB; fetch the checkpoint again")
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            content = path.read_bytes()
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} is no valid tokenizer ({error}); fetch the checkpoint again") from error
+        self.fingerprint = hashlib.sha256(content).digest()
+        """Of its file: two with the same encode alike."""
         # Padding and cutting are the engine's business; some files carry what their training used.
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -70,6 +74,11 @@ class Tokenizer:
     def vocab(self) -> Mapping[str, int]:
         """Every token and its id."""
         return self._ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint comes with one."""
+        return bool(self._chat_template)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that ``tokenizer.json`` puts around one unless told not to."""

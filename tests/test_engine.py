@@ -255,7 +255,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
         found.append(load_model(*arguments))  # type: ignore[arg-type]
         return found[-1]
 
-    monkeypatch.setattr("dlf.engine.load_model", load)
+    monkeypatch.setattr("dlf.ensemble.load_model", load)
     return found
 
 

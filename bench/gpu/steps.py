@@ -134,7 +134,8 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
 
     def begin() -> None:
         # The last step that is on its way must be one of this request's.
-        loop.add(0, [prompt] * len(weights), sampling, warm_up(steps) + steps + 2)
+        prompts = [_C.Prompt(prompt)] * len(weights)
+        loop.add(0, prompts, [0] if fused else [], sampling, warm_up(steps) + steps + 2)
 
     def step() -> None:
         outputs = loop.step()

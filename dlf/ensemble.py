@@ -1,0 +1,173 @@
+"""The models of an engine, loaded and checked against each other, and the step loop that runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dlf import _C
+from dlf.arguments import AnyExpert, Path, check_memory, common_vocabulary, context
+from dlf.checkpoint import resolve
+from dlf.config import read_config
+from dlf.devices import Placement, check_cuda_memory
+from dlf.lanes import Lanes
+from dlf.layout import CHAT
+from dlf.merged import merged_experts
+from dlf.model import Model, load_model
+from dlf.precision import Precision
+from dlf.tokenizer import Tokenizer, check_same_tokenizer
+
+__all__ = ["Ensemble", "Options"]
+
+MAX_EXPERTS = 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an engine was asked for, as `dlf.Engine` describes it; experts aside, it stays what it is."""
+
+    large: Path
+    base: Path | None
+    template: str | None
+    combine: str
+    match: str
+    alpha_max: float
+    dtype: str
+    weights: str | None
+    placement: Placement
+    cuda_graph: bool
+    threads: int
+    max_batch: int
+    max_context: int | None
+    prefix_cache_bytes: int
+
+
+@dataclass
+class Ensemble:
+    """A large model and its experts, ready to run.
+
+    Attributes
+    ----------
+    experts
+        What was asked for, with what they left to the engine filled in.
+    lanes, models
+        The contexts of a sequence, and the loaded models that they run on.
+    tokenizer
+        The large model's.
+    vocab_size
+        Token ids that all models share.
+    max_context, trained_context
+        Tokens of prompt and completion together: at most, and what the models were trained for.
+    """
+
+    options: Options
+    experts: list[AnyExpert]
+    lanes: Lanes
+    models: list[Model]
+    tokenizer: Tokenizer
+    vocab_size: int
+    max_context: int
+    trained_context: int
+
+    @classmethod
+    def load(cls, options: Options, experts: Sequence[AnyExpert], known: Ensemble | None = None) -> Ensemble:
+        """Load the models, except those that another ensemble has already.
+
+        Raises
+        ------
+        FileNotFoundError, CheckpointError, TokenizerMismatchError, ValueError, MemoryError
+            As `dlf.Engine` says.
+        """
+        dtype, weights, placement = options.dtype, options.weights, options.placement
+        # Impossible options should not cost the loading of a large model.
+        _check_experts(options, experts)
+        with merged_experts(experts) as whole:
+            lanes = Lanes.of(options.large, whole, dtype, weights, options.template)
+            have = dict(zip(known.lanes.keys, known.models, strict=True)) if known else {}
+            if placement.cuda:
+                configs = [read_config(resolve(name)) for name, _ in lanes.models]
+                room = context(options.max_context, min(config.max_position_embeddings for config in configs))
+                sizes = [key[1] for key in lanes.keys]
+                check_cuda_memory(
+                    placement, list(zip(configs, sizes, strict=True)), lanes.counts(), options.max_batch, room
+                )
+            models = [
+                have.get(key) or load_model(name, dtype, weights, placement.cuda)
+                for key, (name, weights) in zip(lanes.keys, lanes.models, strict=True)
+            ]
+        for other in models[1:]:
+            check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name)
+        for lane in lanes.lanes:
+            model = models[lane.model]
+            if lane.layout.template == CHAT and not model.tokenizer.has_chat_template:
+                raise ValueError(
+                    f"{model.name} is to read its chat template, but has none; give it a template of its own, for "
+                    'example base_template="{prompt}" for the base of a chat expert'
+                )
+        trained = min(model.config.max_position_embeddings for model in models)
+        max_context = context(options.max_context, trained)
+        if not placement.cuda:
+            check_memory(models, lanes.counts(), options.max_batch, max_context)
+        return cls(
+            options,
+            list(experts),
+            lanes,
+            models,
+            models[0].tokenizer,
+            common_vocabulary(models),
+            max_context,
+            trained,
+        )
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the experts."""
+        return [expert.label for expert in self.experts]
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a text: what the large model's config says, else its tokenizer."""
+        found = list(self.models[0].config.eos_token_ids)
+        if not found and self.tokenizer.eos_token_id is not None:
+            found = [self.tokenizer.eos_token_id]
+        return [token for token in found if token < self.vocab_size]
+
+    def loop(self) -> _C.StepLoop:
+        """Return a step loop on these models, with caches of its own."""
+        options = self.options
+        alpha, alpha_max = _weights(options, self.experts)
+        return _C.StepLoop(
+            models=[model.weights for model in self.models],
+            lane_model=self.lanes.of_model,
+            experts=self.lanes.pairs,
+            combine=options.combine,
+            match=options.match,
+            alpha=alpha,
+            alpha_max=alpha_max,
+            vocab=self.vocab_size,
+            max_batch=options.max_batch,
+            max_context=self.max_context,
+            threads=options.threads,
+            prefix_cache_bytes=options.prefix_cache_bytes,
+            devices=options.placement.devices(len(self.models)),
+            cuda_graph=options.cuda_graph,
+        )
+
+
+def _check_experts(options: Options, experts: Sequence[AnyExpert]) -> None:
+    if len(experts) > MAX_EXPERTS:
+        raise ValueError(f"{len(experts)} experts; at most {MAX_EXPERTS} can be fused")
+    for expert in experts:
+        try:
+            Precision.of(options.dtype, expert.weights)
+        except ValueError as error:
+            raise ValueError(f"expert '{expert.label}': {error}") from None
+    if experts:
+        _C.check_fusion(len(experts), options.combine, options.match, *_weights(options, experts))
+
+
+def _weights(options: Options, experts: Sequence[AnyExpert]) -> tuple[list[float | None], list[float]]:
+    """For each expert its given weight, or None where it is solved, and the bound of that."""
+    alpha = [None if expert.alpha is None else float(expert.alpha) for expert in experts]
+    bounds = [options.alpha_max if expert.alpha_max is None else float(expert.alpha_max) for expert in experts]
+    return [one for one in alpha if one is not None], options.alpha_max  # TODO: per expert

@@ -1,0 +1,115 @@
+"""What each lane of a request reads: one prompt, laid out and encoded for every model that sees it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import cast
+
+from dlf import _C
+from dlf.ensemble import Ensemble
+from dlf.layout import Example, Layout, Messages
+from dlf.tokenizer import Tokenizer
+
+__all__ = ["lane_prompts"]
+
+MIN_SHARED = 64  # tokens: reading fewer of them again costs less than a pass of their own
+
+
+def lane_prompts(
+    ensemble: Ensemble,
+    prompt: str | Sequence[int] | Messages,
+    experts: Sequence[int],
+    examples: tuple[Example, ...] = (),
+    which: str = "the prompt",
+) -> list[_C.Prompt]:
+    """Write and encode a prompt for every lane.
+
+    Parameters
+    ----------
+    ensemble
+        Whose lanes.
+    prompt
+        Text, token ids, or messages.
+    experts
+        Numbers of those that the request fuses; a lane that none of them needs gets an empty prompt.
+    examples
+        For the large model.
+    which
+        What to call the prompt in errors.
+
+    Raises
+    ------
+    ValueError
+        If it is empty, or longer than the context, with how many examples would fit.
+    """
+    if not prompt:
+        raise ValueError(f"{which} is empty; give text, or token ids such as [bos_token_id] to start from nothing")
+    found = [_C.Prompt()] * len(ensemble.lanes.lanes)
+    encoded: dict[tuple[Layout, Tokenizer | bytes | None], _C.Prompt] = {}
+    text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
+    for number in ensemble.lanes.of_experts(experts):
+        lane = ensemble.lanes.lanes[number]
+        layout = Layout(lane.layout.template, examples) if number == 0 and examples else lane.layout
+        tokenizer = ensemble.models[lane.model].tokenizer
+        if text is None:
+            if not layout.plain:
+                raise ValueError(
+                    f"{which} is token ids, but {_reader(ensemble, number)} reads it through a template or after "
+                    "examples; give text"
+                )
+            key: tuple[Layout, Tokenizer | bytes | None] = layout, None
+        else:
+            key = layout, tokenizer if layout.is_chat(text, tokenizer) else tokenizer.fingerprint
+        if key not in encoded:
+            tokens, shared = (
+                (list(cast("Sequence[int]", prompt)), 0) if text is None else layout.encode(text, tokenizer)
+            )
+            _check(ensemble, tokens, which)
+            if len(tokens) >= ensemble.max_context:
+                raise ValueError(_too_long(ensemble, number, layout, text, len(tokens), which))
+            encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])
+        found[number] = encoded[key]
+    return found
+
+
+def _check(ensemble: Ensemble, tokens: list[int], which: str) -> None:
+    if not tokens:  # a special token alone would be a prompt that nobody wrote
+        raise ValueError(f"{which} is empty; give text, or token ids such as [bos_token_id] to start from nothing")
+    outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
+    if outside is not None:
+        raise ValueError(f"{which} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
+
+
+def _too_long(
+    ensemble: Ensemble, lane: int, layout: Layout, text: str | Messages | None, length: int, which: str
+) -> str:
+    room, trained = ensemble.max_context, ensemble.trained_context
+    more = f" or raise max_context, up to {trained}" if trained > room else ""
+    holds = f"the context holds {room} with at least one new token"
+    if not layout.examples or text is None:
+        return f"{which} has {length} tokens, but {holds}; shorten it{more}"
+    tokenizer = ensemble.models[ensemble.lanes.lanes[lane].model].tokenizer
+
+    def fits(count: int) -> bool:
+        some = Layout(layout.template, layout.examples[:count])
+        return len(some.encode(text, tokenizer)[0]) < room
+
+    if not fits(0):
+        return f"{which} alone is longer than the context of {room} tokens; shorten it{more}"
+    counts = range(1, len(layout.examples) + 1)
+    most = bisect_left(counts, True, key=lambda count: not fits(count))
+    return (
+        f"{which} and the {len(layout.examples)} examples of {_reader(ensemble, lane)} have {length} tokens, but "
+        f"{holds}: {most} of the examples fit; give fewer{more}"
+    )
+
+
+def _reader(ensemble: Ensemble, lane: int) -> str:
+    """Who a lane is, in words."""
+    if lane == 0:
+        return "the large model"
+    for label, (expert, base) in zip(ensemble.labels, ensemble.lanes.pairs, strict=True):
+        if lane in (expert, base):
+            return f"expert '{label}'" if lane == expert else f"the base of expert '{label}'"
+    return f"lane {lane}"
