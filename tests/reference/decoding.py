@@ -20,15 +20,24 @@ class Reference:
         self.vocab = vocab
 
     def generate(
-        self, prompt: list[int], steps: int, fuse: Callable[..., tuple[np.ndarray, np.ndarray]]
+        self,
+        prompt: list[int],
+        steps: int,
+        fuse: Callable[..., tuple[np.ndarray, np.ndarray]],
+        expert_prompts: list[list[int]] | None = None,
+        base_prompt: list[int] | None = None,
     ) -> tuple[list[int], np.ndarray]:
-        tokens, weights = list(prompt), []
+        """Tokens and weights; the experts and the base read `prompt` too, unless they have their own."""
+        prompts = [prompt, base_prompt or prompt, *(expert_prompts or [prompt] * (len(self.models) - 2))]
+        tokens: list[int] = []
+        weights = []
         for _ in range(steps):
             with torch.no_grad():
                 large, base, *experts = (
-                    model(torch.tensor([tokens])).logits[0, -1, : self.vocab].numpy() for model in self.models
+                    model(torch.tensor([own + tokens])).logits[0, -1, : self.vocab].numpy()
+                    for model, own in zip(self.models, prompts, strict=True)
                 )
             alpha, logits = fuse(large, base, np.stack(experts))
             weights.append(alpha)
             tokens.append(int(np.argmax(logits)))
-        return tokens[len(prompt) :], np.array(weights)
+        return tokens, np.array(weights)
