@@ -203,8 +203,9 @@ void CpuStepLoop::read_piece(Sequence& sequence, int64_t lane_index) {
   float* logits = last ? model.add_logits(lane) : nullptr;
   model.decoder->prefill(tokens, lane.slot, lane.length, logits);
   const int64_t vocab = last ? model.logits.size(1) : 0;
-  const PrefixPiece* piece = prefixes_.insert({index, -1, lane.piece}, tokens, cache.bytes(end - lane.length),
-                                              vocab * static_cast<int64_t>(sizeof(float)));
+  std::vector<at::Tensor> evicted;
+  const PieceBytes bytes = {cache.bytes(end - lane.length), vocab * static_cast<int64_t>(sizeof(float))};
+  const PrefixPiece* piece = prefixes_.insert({index, -1, lane.piece}, tokens, bytes, at::kCPU, evicted);
   if (piece != nullptr) {
     cache.save(lane.slot, lane.length, end, piece->cache(), team_);
     std::copy_n(logits, vocab, piece->logits());

@@ -1,8 +1,14 @@
 #include "engine/prefix_cache.h"
 
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 
 namespace dlf {
+
+int64_t PrefixCache::size(const PrefixPiece& piece) {
+  return piece.bytes.cache + piece.bytes.logits + static_cast<int64_t>(piece.tokens.size() * sizeof(int64_t));
+}
 
 size_t PrefixCache::hash(const PiecePlace& place, std::span<const int64_t> tokens) {
   uint64_t sum = 0x9e3779b97f4a7c15;
@@ -23,7 +29,7 @@ const PrefixPiece* PrefixCache::find(const PiecePlace& place, std::span<const in
   const auto [begin, end] = by_hash_.equal_range(hash(place, tokens));
   for (auto candidate = begin; candidate != end; ++candidate) {
     const PrefixPiece& piece = *candidate->second;
-    if (piece.place == place && (piece.logits_bytes > 0 || !with_logits) &&
+    if (piece.place == place && (piece.bytes.logits > 0 || !with_logits) &&
         std::equal(tokens.begin(), tokens.end(), piece.tokens.begin(), piece.tokens.end())) {
       touch(piece.id);
       return &piece;
@@ -32,32 +38,28 @@ const PrefixPiece* PrefixCache::find(const PiecePlace& place, std::span<const in
   return nullptr;
 }
 
-const PrefixPiece* PrefixCache::insert(const PiecePlace& place, std::span<const int64_t> tokens, int64_t cache_bytes,
-                                       int64_t logits_bytes) {
-  const int64_t bytes = cache_bytes + logits_bytes + static_cast<int64_t>(tokens.size() * sizeof(int64_t));
-  if (bytes > capacity_ || (place.after != 0 && !by_id_.contains(place.after))) {
+const PrefixPiece* PrefixCache::insert(const PiecePlace& place, std::span<const int64_t> tokens,
+                                       const PieceBytes& bytes, const at::TensorOptions& device,
+                                       std::vector<at::Tensor>& evicted) {
+  PrefixPiece piece = {next_id_++, place, {tokens.begin(), tokens.end()}, {}, bytes};
+  if (size(piece) > capacity_ || (place.after != 0 && !by_id_.contains(place.after))) {
     return nullptr;  // without the piece before it nobody would find it
   }
   touch(place.after);
-  while (bytes_ + bytes > capacity_) {
+  while (bytes_ + size(piece) > capacity_) {
     if (is_before(pieces_.back().id, place.after)) {
       return nullptr;
     }
-    evict_last();
+    evicted.push_back(evict_last());
   }
-  pieces_.push_front({next_id_++,
-                      place,
-                      {tokens.begin(), tokens.end()},
-                      std::make_unique_for_overwrite<std::byte[]>(cache_bytes + logits_bytes),
-                      cache_bytes,
-                      logits_bytes,
-                      bytes});
-  bytes_ += bytes;
-  const PrefixPiece& piece = pieces_.front();
+  piece.memory = at::empty({bytes.cache + bytes.logits}, device.dtype(at::kByte));
+  bytes_ += size(piece);
+  pieces_.push_front(std::move(piece));
   by_hash_.emplace(hash(place, tokens), pieces_.begin());
-  by_id_[piece.id] = pieces_.begin();
-  touch(piece.id);
-  return &piece;
+  by_id_[pieces_.front().id] = pieces_.begin();
+  const PrefixPiece& added = pieces_.front();
+  touch(added.id);
+  return &added;
 }
 
 // The piece, and then those before it, become the most recently used: a piece is older than what comes before it.
@@ -78,13 +80,15 @@ bool PrefixCache::is_before(int64_t id, int64_t of) const {
   return false;
 }
 
-void PrefixCache::evict_last() {
+at::Tensor PrefixCache::evict_last() {
   const auto last = std::prev(pieces_.end());
   const auto [begin, end] = by_hash_.equal_range(hash(last->place, last->tokens));
   by_hash_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == last; }));
   by_id_.erase(last->id);
-  bytes_ -= last->bytes;
+  bytes_ -= size(*last);
+  at::Tensor memory = std::move(last->memory);
   pieces_.erase(last);
+  return memory;
 }
 
 }  // namespace dlf

@@ -1,9 +1,10 @@
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <list>
-#include <memory>
 #include <span>
 #include <unordered_map>
 #include <vector>
@@ -22,18 +23,22 @@ struct PiecePlace {
   bool operator==(const PiecePlace&) const = default;
 };
 
+// Of a piece's memory: keys and values, a multiple of four, and logits, if any.
+struct PieceBytes {
+  int64_t cache;
+  int64_t logits;
+};
+
 // A piece of a prompt that was read, with its keys and values and, where a prompt ended with it, its logits.
 struct PrefixPiece {
   int64_t id;
   PiecePlace place;
   std::vector<int64_t> tokens;
-  std::unique_ptr<std::byte[]> memory;  // keys and values, then logits
-  int64_t cache_bytes;
-  int64_t logits_bytes;
-  int64_t bytes;  // of all
+  at::Tensor memory;  // on the model's device: keys and values, then logits
+  PieceBytes bytes;
 
-  std::byte* cache() const { return memory.get(); }
-  float* logits() const { return reinterpret_cast<float*>(memory.get() + cache_bytes); }
+  std::byte* cache() const { return static_cast<std::byte*>(memory.data_ptr()); }
+  float* logits() const { return reinterpret_cast<float*>(cache() + bytes.cache); }
 };
 
 // What prompts have in common at their beginning is read once: the pieces that were read last, up to a number of bytes.
@@ -47,9 +52,10 @@ class PrefixCache {
   // Null where there is none, or none that has logits where they are needed. A piece holds until the next insert().
   const PrefixPiece* find(const PiecePlace& place, std::span<const int64_t> tokens, bool with_logits);
 
-  // A place for a piece that is not there yet, to be filled; null where there is no room for it.
-  const PrefixPiece* insert(const PiecePlace& place, std::span<const int64_t> tokens, int64_t cache_bytes,
-                            int64_t logits_bytes);
+  // A place for a piece that is not there yet, on a device, to be filled; null where there is no room for it. Memory
+  // of the pieces that go is added to `evicted`: a device may still be copying from it.
+  const PrefixPiece* insert(const PiecePlace& place, std::span<const int64_t> tokens, const PieceBytes& bytes,
+                            const at::TensorOptions& device, std::vector<at::Tensor>& evicted);
 
   int64_t bytes() const { return bytes_; }
   int64_t capacity() const { return capacity_; }
@@ -57,10 +63,11 @@ class PrefixCache {
  private:
   using Pieces = std::list<PrefixPiece>;
 
+  static int64_t size(const PrefixPiece& piece);
   static size_t hash(const PiecePlace& place, std::span<const int64_t> tokens);
   void touch(int64_t id);
   bool is_before(int64_t id, int64_t of) const;
-  void evict_last();
+  at::Tensor evict_last();
 
   int64_t capacity_;
   int64_t bytes_ = 0;

@@ -17,8 +17,13 @@ using Ids = std::vector<int64_t>;
 
 constexpr int64_t kPieceBytes = 100 + 2 * sizeof(int64_t);
 
+const PrefixPiece* insert(PrefixCache& cache, const PiecePlace& place, const Ids& tokens, const PieceBytes& bytes) {
+  std::vector<at::Tensor> evicted;
+  return cache.insert(place, tokens, bytes, at::kCPU, evicted);
+}
+
 const PrefixPiece* insert(PrefixCache& cache, int64_t after, const Ids& tokens, int64_t adapter = -1) {
-  return cache.insert({0, adapter, after}, tokens, 100, 0);
+  return insert(cache, {0, adapter, after}, tokens, {100, 0});
 }
 
 void a_piece_is_found_by_all_that_comes_before_it() {
@@ -36,7 +41,7 @@ void a_piece_is_found_by_all_that_comes_before_it() {
   EXPECT(id({0, 0, 0}, {1, 2}) == 0);         // with an adapter
   EXPECT(id({1, -1, 0}, {1, 2}) == 0);        // on another model
   EXPECT(id({0, -1, 0}, {1, 2}, true) == 0);  // without logits
-  const int64_t ends = cache.insert({0, -1, first}, Ids{3, 4}, 100, 40)->id;
+  const int64_t ends = insert(cache, {0, -1, first}, {3, 4}, {100, 40})->id;
   EXPECT(id({0, -1, first}, {3, 4}, true) == ends);
   EXPECT(id({0, -1, kNoPiece}, {1, 2}) == 0);  // after one that was not kept
 }
@@ -58,7 +63,7 @@ void the_least_recently_used_goes_first_and_never_before_what_follows_it() {
 
 void what_does_not_fit_is_not_kept() {
   PrefixCache cache(2 * kPieceBytes);
-  EXPECT(cache.insert({0, -1, 0}, Ids{1}, 1000, 0) == nullptr);
+  EXPECT(insert(cache, {0, -1, 0}, {1}, {1000, 0}) == nullptr);
   const int64_t first = insert(cache, 0, {1, 2})->id;
   const int64_t second = insert(cache, first, {3, 4})->id;
   EXPECT(insert(cache, second, {5, 6}) == nullptr);  // would be there in place of its own beginning
