@@ -98,6 +98,7 @@ def check_cuda_memory(
     lanes: Sequence[int],
     max_batch: int,
     max_context: int,
+    prefix_cache_bytes: int = 0,
 ) -> None:
     """Refuse models that do not fit their devices, before any of them is loaded.
 
@@ -109,6 +110,8 @@ def check_cuda_memory(
         Config and precision of each, and its lanes in a sequence.
     max_batch, max_context
         What the KV cache must hold.
+    prefix_cache_bytes
+        What each device must have for the prefix cache.
 
     Raises
     ------
@@ -120,14 +123,15 @@ def check_cuda_memory(
         index = placement.devices(len(models))[i]
         width = 4 if precision.float_dtype(config.dtype, cuda=True) == "float32" else 2
         cache = config.kv_bytes_per_token(width) * max_context * max_batch * count
-        needed[index] = needed.get(index, 0) + weights_bytes(config, precision, cuda=True) + cache
+        needed[index] = needed.get(index, prefix_cache_bytes) + weights_bytes(config, precision, cuda=True) + cache
     for device in _C.cuda_devices():
         need = needed.get(device.index, 0)
         if need > device.free_bytes:
             raise MemoryError(
                 f"the models and their KV caches for max_batch={max_batch} and max_context={max_context} take "
                 f"{need / 2**30:.1f} GiB of cuda:{device.index} ({device.name}), which has "
-                f"{device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free; lower one of them, "
+                f"{device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free; lower one of them, or "
+                f"prefix_cache_bytes={prefix_cache_bytes}, "
                 "load smaller weights (weights='int8' or 'int4'), or give the experts a device of their own "
                 "(device_map)"
             )

@@ -89,7 +89,12 @@ class Ensemble:
                 room = context(options.max_context, min(config.max_position_embeddings for config in configs))
                 sizes = [key[1] for key in lanes.keys]
                 check_cuda_memory(
-                    placement, list(zip(configs, sizes, strict=True)), lanes.counts(), options.max_batch, room
+                    placement,
+                    list(zip(configs, sizes, strict=True)),
+                    lanes.counts(),
+                    options.max_batch,
+                    room,
+                    options.prefix_cache_bytes,
                 )
             models = [
                 have.get(key) or load_model(name, dtype, weights, placement.cuda)

@@ -63,7 +63,7 @@ void bind_engine(py::module_& m) {
              const Models weights(models.begin(), models.end());
              if (!devices.empty()) {
                return make_cuda_step_loop(std::move(plan), weights,
-                                          {max_batch, max_context, std::move(devices), cuda_graph});
+                                          {max_batch, max_context, std::move(devices), prefix_cache_bytes, cuda_graph});
              }
              const CpuOptions options = {max_batch, max_context, threads, prefix_cache_bytes};
              return std::unique_ptr<StepLoop>(std::make_unique<CpuStepLoop>(std::move(plan), weights, options));

@@ -44,7 +44,8 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
     const int device = options.devices.at(i);
     TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
                       "; this machine has ", present.size(), " from cuda:0 on");
-    needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options));
+    const bool first = needed[device] == 0;
+    needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options)) + (first ? options.prefix_cache_bytes : 0);
   }
   const int device = options.devices.at(plan.lane_model[0]);
   needed[device] += step_bytes(plan, device, options.max_batch, options.max_context);
@@ -52,7 +53,8 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
     TORCH_CHECK(needed[device.index] <= device.free_bytes, "the models with their caches take ",
                 gibibytes(needed[device.index]), " of cuda:", device.index, " (", device.name, "), which has ",
                 gibibytes(device.free_bytes), " free of ", gibibytes(device.total_bytes),
-                "; lower max_batch or max_context, load smaller weights, or spread the models with device_map");
+                "; lower max_batch, max_context or prefix_cache_bytes, load smaller weights, or spread the models with "
+                "device_map");
   }
 }
 

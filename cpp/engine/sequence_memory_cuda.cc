@@ -16,6 +16,7 @@ SequenceMemory::SequenceMemory(int max_batch, int top_capacity, Queue& queue)
     active_ = at::zeros({max_batch}, integers);
     step_ = at::zeros({max_batch}, integers);
     limit_ = at::zeros({max_batch}, integers);
+    chosen_ = at::zeros({max_batch}, integers);
     stop_count_ = at::zeros({max_batch}, integers);
     stops_ = at::zeros({max_batch, kMaxStops}, integers);
     ticket_ = at::zeros({1}, on_device(queue.device()).dtype(at::kLong));
@@ -32,6 +33,7 @@ SequenceTable SequenceMemory::table(std::span<const ModelRows> models) {
   table.active = active_.mutable_data_ptr<int32_t>();
   table.step = step_.mutable_data_ptr<int32_t>();
   table.limit = limit_.mutable_data_ptr<int32_t>();
+  table.chosen = reinterpret_cast<uint32_t*>(chosen_.mutable_data_ptr<int32_t>());
   table.stop_count = stop_count_.mutable_data_ptr<int32_t>();
   table.stops = stops_.mutable_data_ptr<int32_t>();
   table.model_count = static_cast<int>(models.size());

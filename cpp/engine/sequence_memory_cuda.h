@@ -22,6 +22,7 @@ class SequenceMemory {
   // Queues the end of a step, advance(), for the first `rows` sequences.
   void advance(const SequenceTable& table, const SamplerState& sampler, const FusionRecord* fusions, int experts,
                int rows, Stream stream);
+  const uint32_t* chosen() const { return reinterpret_cast<const uint32_t*>(chosen_.const_data_ptr<int32_t>()); }
   const int32_t* active() const { return active_.const_data_ptr<int32_t>(); }
 
   int64_t steps_done() const;  // steps whose records the host can read
@@ -35,7 +36,7 @@ class SequenceMemory {
 
   int max_batch_;
   int top_capacity_;
-  at::Tensor active_, step_, limit_, stop_count_, stops_, ticket_;
+  at::Tensor active_, step_, limit_, chosen_, stop_count_, stops_, ticket_;
   at::Tensor records_, top_tokens_, top_logprobs_, done_;  // pinned
 };
 

@@ -15,7 +15,7 @@ __device__ void set_positions(const SequenceTable& table, int row, int32_t posit
 
 __device__ StepResult result_of(const AdvanceArgs& args, int row) {
   const SampleRecord& sample = args.samples[row];
-  if (args.fusions != nullptr && args.fusions[row].bad_model != kNoBadModel) {
+  if (args.fusions != nullptr && args.table.chosen[row] != 0 && args.fusions[row].bad_model != kNoBadModel) {
     return StepResult::bad_logits;
   }
   if (sample.failure != SampleFailure::none) {
@@ -62,7 +62,8 @@ __device__ void feed_back(const SequenceTable& table, int row, int32_t token) {
     const ModelRows& model = table.models[m];
     model.tokens[row] = token;
     for (int lane = 0; lane < model.lanes; ++lane) {
-      ++model.positions[row * model.lanes + lane];
+      int32_t& position = model.positions[row * model.lanes + lane];
+      position += position >= 0 ? 1 : 0;
     }
   }
 }
@@ -101,6 +102,7 @@ __global__ void start_kernel(StartArgs args) {
   table.active[row] = 1;
   table.step[row] = 0;
   table.limit[row] = args.limit;
+  table.chosen[row] = args.chosen;
   table.stop_count[row] = args.stop_count;
   for (int i = 0; i < args.stop_count; ++i) {
     table.stops[row * kMaxStops + i] = args.stops[i];

@@ -9,7 +9,7 @@
 // What a GPU knows of the sequences that it decodes, so that it goes from token to token without asking the host.
 namespace dlf::cuda {
 
-inline constexpr int kMaxModels = 33;  // a large one, 16 experts, 16 bases
+inline constexpr int kMaxModels = 33;  // and lanes: a large one, 16 experts, 16 bases
 inline constexpr int kMaxStops = 256;  // stop token ids of a sequence
 inline constexpr int kRing = 4;        // steps whose results the host need not have read yet
 
@@ -25,6 +25,7 @@ struct SequenceTable {
   int32_t* active;      // 1 while it decodes
   int32_t* step;        // tokens chosen so far
   int32_t* limit;       // tokens after which it ends
+  uint32_t* chosen;     // bit t: expert t is fused
   int32_t* stop_count;  //
   int32_t* stops;       // [max_batch, kMaxStops]
   ModelRows models[kMaxModels];
@@ -76,7 +77,8 @@ struct StartArgs {
   SequenceTable table;
   int row;
   int32_t limit;
-  int32_t length[kMaxModels];  // of the prompt, for each lane of each model in turn
+  uint32_t chosen;
+  int32_t length[kMaxModels];  // of the prompt, for each lane of each model in turn; 0: the lane isn't used
   int32_t stop_count;
   int32_t stops[kMaxStops];
 };

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "engine/device_room_cuda.h"
+#include "engine/prompts_cuda.h"
 #include "engine/sequence_memory_cuda.h"
 #include "engine/sequences_cuda.h"
 #include "fusion/solver_cuda.h"
@@ -32,28 +33,15 @@ static_assert(kAhead + 2 <= kRing);
 // One request while it runs.
 struct DeviceSequence {
   int64_t request = 0;
-  std::vector<Prompt> prompts;  // for each lane
+  std::vector<DeviceLane> lanes;
   std::vector<int> experts;
   SamplingOptions sampling;
   int row = -1;
   int64_t limit = 0;     // tokens
   int64_t launched = 0;  // steps that it takes part in
   int64_t delivered = 0;
-  std::vector<at::Tensor> staged;  // for each lane: its prompt, int32, in pinned memory
-  std::vector<at::Tensor> prompt;  // and on its model's device
-  std::vector<int64_t> prefilled;  // tokens in the cache
   bool started = false;
   StepOutput output;
-};
-
-// A model with its stream, and its copies of what lies on the large model's device.
-struct DeviceModel {
-  std::unique_ptr<Queue> queue;
-  std::unique_ptr<Decoder> decoder;
-  std::unique_ptr<Event> ready;  // its logits are there
-  at::Tensor tokens, positions;  // the decoder's, or on another device what it copies before it runs
-  at::Tensor logits;             // likewise: what the solver reads
-  bool remote = false;
 };
 
 class CudaStepLoop final : public StepLoop {
@@ -78,9 +66,6 @@ class CudaStepLoop final : public StepLoop {
   SequenceTable table();
 
   void admit();
-  void prefill(DeviceSequence& sequence);
-  void prefill_piece(DeviceSequence& sequence, size_t lane);
-  void stage(DeviceSequence& sequence, size_t lane);
   void start(DeviceSequence& sequence);
   bool wanted() const;
   void launch();
@@ -102,6 +87,7 @@ class CudaStepLoop final : public StepLoop {
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;
   std::unique_ptr<SequenceMemory> memory_;
+  std::unique_ptr<PromptReader> prompts_;
 
   std::map<int, std::unique_ptr<Graph>> graphs_;  // by batch; null after the first step, which runs without
   std::deque<std::unique_ptr<DeviceSequence>> waiting_;
@@ -155,6 +141,7 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
     }
   });
   memory_ = std::make_unique<SequenceMemory>(max_batch_, kTopCapacity, main());
+  prompts_ = std::make_unique<PromptReader>(plan_, models_, options.prefix_cache_bytes);
   main().synchronize();
   for (Flight& flight : flights_) {
     flight.requests.resize(max_batch_);
@@ -184,14 +171,13 @@ void CudaStepLoop::add(Request request) {
   // The last place of the context is that of a token which is fed back; one more is chosen after it.
   sequence->limit = std::min(request.max_new_tokens, options_.max_context - longest + 1);
   sequence->request = request.id;
-  sequence->prompts = std::move(request.prompts);
+  for (Prompt& prompt : request.prompts) {
+    sequence->lanes.emplace_back().prompt = std::move(prompt);
+  }
   sequence->experts = std::move(request.experts);
   sequence->sampling = std::move(request.sampling);
-  sequence->staged.resize(sequence->prompts.size());
-  sequence->prompt.resize(sequence->prompts.size());
-  sequence->prefilled.resize(sequence->prompts.size());
   sequence->output.request = request.id;
-  sequence->output.alpha.resize(plan_.experts.size());
+  sequence->output.alpha.resize(sequence->experts.size());
   waiting_.push_back(std::move(sequence));
 }
 
@@ -220,8 +206,10 @@ const std::vector<const StepOutput*>& CudaStepLoop::step() {
   }
   if (launched_ > collected_) {
     collect();
+    prompts_->release(collected_);
   } else {
     main().synchronize();  // only prompts were read: the host must not run further ahead
+    prompts_->release(launched_ + 1);
   }
   return outputs_;
 }
@@ -239,80 +227,27 @@ void CudaStepLoop::admit() {
     running_.push_back(std::move(sequence));
   }
   for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
-    if (!sequence->started) {
-      prefill(*sequence);
+    if (!sequence->started &&
+        prompts_->read(sequence->lanes, sequence->row, launched_, sequence->output.cached_tokens)) {
+      start(*sequence);
     }
   }
-}
-
-// Reads one piece of each lane's prompt, so that a long one holds up neither other sequences nor Ctrl-C for long. A
-// shorter prompt waits with its pieces: the last logits of all lanes must come right before the sequence starts,
-// because steps of other sequences overwrite them.
-void CudaStepLoop::prefill(DeviceSequence& sequence) {
-  const auto pieces_left = [&](size_t lane) {
-    return sequence.prompts[lane].pieces_from(sequence.prefilled[lane], Decoder::kPrefillRows);
-  };
-  int64_t most = 0;
-  for (size_t lane = 0; lane < sequence.prompts.size(); ++lane) {
-    most = std::max(most, pieces_left(lane));
-  }
-  begun_->record(main());
-  for (size_t lane = 0; lane < sequence.prompts.size(); ++lane) {
-    if (pieces_left(lane) == most) {
-      prefill_piece(sequence, lane);
-    }
-  }
-  if (most == 1) {
-    start(sequence);
-  }
-}
-
-void CudaStepLoop::prefill_piece(DeviceSequence& sequence, size_t lane) {
-  DeviceModel& model = models_[plan_.lane_model[lane]];
-  const auto length = static_cast<int64_t>(sequence.prompts[lane].tokens.size());
-  const int64_t begin = sequence.prefilled[lane];
-  const int64_t count = sequence.prompts[lane].piece_end(begin, Decoder::kPrefillRows) - begin;
-  const auto row = static_cast<int>(sequence.row * model.decoder->lanes() + lane_index_[lane]);
-  model.queue->wait(*begun_);  // steps on their way use the same buffers
-  if (begin == 0) {
-    stage(sequence, lane);
-  }
-  model.decoder->prefill(sequence.prompt[lane].const_data_ptr<int32_t>() + begin, static_cast<int>(count), row,
-                         static_cast<int>(begin), begin + count == length);
-  sequence.prefilled[lane] += count;
-  if (model.remote && begin + count == length) {
-    const int64_t vocab = model.decoder->vocab();
-    model.queue->copy(model.logits.mutable_data_ptr<float>() + row * vocab, model.decoder->logits() + row * vocab,
-                      vocab * static_cast<int64_t>(sizeof(float)));
-  }
-  model.ready->record(*model.queue);
-  main().wait(*model.ready);
-}
-
-// Sends a prompt to the device of its model.
-void CudaStepLoop::stage(DeviceSequence& sequence, size_t lane) {
-  const std::vector<int64_t>& prompt = sequence.prompts[lane].tokens;
-  Queue& queue = *models_[plan_.lane_model[lane]].queue;
-  const auto length = static_cast<int64_t>(prompt.size());
-  at::Tensor& staged = sequence.staged[lane];
-  at::Tensor& tokens = sequence.prompt[lane];
-  staged = pinned({length}, at::kInt);
-  std::copy(prompt.begin(), prompt.end(), integers(staged));
-  queue.run([&] { tokens = at::empty({length}, on_device(queue.device()).dtype(at::kInt)); });
-  queue.copy(tokens.mutable_data_ptr(), staged.const_data_ptr(), static_cast<int64_t>(staged.nbytes()));
 }
 
 void CudaStepLoop::start(DeviceSequence& sequence) {
-  sampler_->set(sequence.row, sequence.sampling, sequence.prompts[0].tokens, main());
+  sampler_->set(sequence.row, sequence.sampling, sequence.lanes[0].prompt.tokens, main());
   StartArgs args = {};
   args.table = table();
   args.row = sequence.row;
   args.limit = static_cast<int32_t>(sequence.limit);
+  for (const int expert : sequence.experts) {
+    args.chosen |= 1U << expert;
+  }
   int next = 0;
   for (size_t model = 0; model < models_.size(); ++model) {
     for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
       if (plan_.lane_model[lane] == static_cast<int64_t>(model)) {
-        args.length[next++] = static_cast<int32_t>(sequence.prompts[lane].tokens.size());
+        args.length[next++] = static_cast<int32_t>(sequence.lanes[lane].size());
       }
     }
   }
@@ -461,7 +396,9 @@ void CudaStepLoop::deliver(DeviceSequence& sequence) {
       output.logprob = record.logprob;
       output.f = record.f;
       output.g = record.g;
-      std::copy_n(record.alpha, output.alpha.size(), output.alpha.begin());
+      for (size_t i = 0; i < sequence.experts.size(); ++i) {
+        output.alpha[i] = record.alpha[sequence.experts[i]];
+      }
       const std::span<const int32_t> top_tokens = memory_->top_tokens(collected_, sequence.row);
       const std::span<const float> top_logprobs = memory_->top_logprobs(collected_, sequence.row);
       output.top_tokens.assign(top_tokens.begin(), top_tokens.end());

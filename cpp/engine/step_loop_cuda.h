@@ -12,7 +12,8 @@ struct CudaOptions {
   int64_t max_batch = 1;
   int64_t max_context = 2;
   std::vector<int> devices;  // of each model; sequences live on the large model's
-  bool graph = true;         // whether a step is captured and replayed; else its kernels are launched one by one
+  int64_t prefix_cache_bytes = 0;
+  bool graph = true;  // whether a step is captured and replayed; else its kernels are launched one by one
 };
 
 // The step loop on GPUs. Throws a ValueError or RuntimeError where it cannot run there, one that says how many bytes

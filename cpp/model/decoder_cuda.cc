@@ -123,6 +123,36 @@ void Decoder::decode(int batch) {
   });
 }
 
+// In whole units of 16 bytes, so that what comes behind is aligned.
+int64_t Decoder::cache_bytes(int64_t positions) const {
+  const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(dtype_)));
+  return ops::round_up(2 * config_.num_hidden_layers * kv_size(config_) * positions * element, 16);
+}
+
+CacheCopyArgs Decoder::copy_args(int row, int begin, int count, void* piece) {
+  return {keys_.mutable_data_ptr(),
+          values_.mutable_data_ptr(),
+          piece,
+          static_cast<int>(config_.num_hidden_layers),
+          shape_.rows(),
+          static_cast<int>(config_.num_key_value_heads),
+          shape_.max_context,
+          static_cast<int>(config_.head_dim * static_cast<int64_t>(keys_.element_size())),
+          row,
+          begin,
+          count};
+}
+
+void Decoder::save(int row, int begin, int count, void* piece) {
+  const DeviceGuard guard(queue_.device());
+  save_cache(copy_args(row, begin, count, piece), queue_.stream());
+}
+
+void Decoder::restore(int row, int begin, int count, void* piece) {
+  const DeviceGuard guard(queue_.device());
+  restore_cache(copy_args(row, begin, count, piece), queue_.stream());
+}
+
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool last) {
   TORCH_INTERNAL_ASSERT(count >= 1 && count <= kPrefillRows && start + count <= shape_.max_context);
   const Batch rows = {count, true, row, start};

@@ -7,6 +7,7 @@
 
 #include "model/config.h"
 #include "model/weights_cuda.h"
+#include "ops/cache_copy_cuda.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
@@ -38,9 +39,14 @@ class Decoder {
   // `count` tokens [device memory] of one row, from position `start` on; the logits of the last one where `last`.
   void prefill(const int32_t* tokens, int count, int row, int start, bool last);
 
+  // Keys and values of positions of one row into a piece of the device's memory, and back.
+  int64_t cache_bytes(int64_t positions) const;
+  void save(int row, int begin, int count, void* piece);
+  void restore(int row, int begin, int count, void* piece);
+
   Queue& queue() { return queue_; }
   int lanes() const { return shape_.lanes; }
-  const float* logits() const { return logits_.const_data_ptr<float>(); }
+  float* logits() { return logits_.mutable_data_ptr<float>(); }
   int64_t vocab() const { return config_.vocab_size; }  // the stride of logits()
   at::Tensor& tokens() { return tokens_; }              // int32 [max_batch]
   at::Tensor& positions() { return positions_; }        // int32 [rows]; −1: the row is idle
@@ -61,6 +67,7 @@ class Decoder {
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch);
   void head(int first_row, int first_logits, const Batch& batch);
   at::Tensor cache(const at::Tensor& cache, int layer) const;
+  CacheCopyArgs copy_args(int row, int begin, int count, void* piece);
 
   ModelConfig config_;
   DType dtype_;

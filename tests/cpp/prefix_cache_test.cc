@@ -10,7 +10,6 @@
 namespace dlf {
 namespace {
 
-using testing::make_request;
 using testing::Tokens;
 
 using Ids = std::vector<int64_t>;
@@ -84,22 +83,6 @@ void pieces_end_at_breaks() {
   EXPECT(prompt.pieces_from(700, 256) == 0);
 }
 
-Request shared_request(int64_t id, int64_t shared, int64_t own) {
-  Request request = make_request(id, 0, 6);
-  for (size_t lane = 0; lane < 4; ++lane) {
-    Prompt& prompt = request.prompts[lane];
-    const int64_t common = lane == 1 ? shared : shared / 3;  // as an expert with examples has it
-    for (int64_t i = 0; i < common; ++i) {
-      prompt.tokens.push_back((11 * i + i / 7) % testing::kVocab);
-    }
-    prompt.breaks = {common};
-    for (int64_t i = 0; i < own; ++i) {
-      prompt.tokens.push_back((3 * i + id) % testing::kVocab);
-    }
-  }
-  return request;
-}
-
 struct Decoded {
   Tokens tokens;
   int64_t cached = 0;
@@ -108,11 +91,11 @@ struct Decoded {
 Decoded decode(int64_t prefix_cache_bytes, int64_t max_batch) {
   CpuStepLoop loop(testing::tiny_plan(Combine::centroid), testing::tiny_models(),
                    {max_batch, 1100, 2, prefix_cache_bytes});
-  loop.add(shared_request(100, 640, 9));
+  loop.add(testing::shared_request(100, 640, 9));
   loop.step();
   loop.cancel(100);  // in the midst of its prompt
   for (int64_t id = 0; id < 6; ++id) {
-    loop.add(shared_request(id, 600 + 40 * (id % 2), 3 + 20 * (id % 3)));
+    loop.add(testing::shared_request(id, 600 + 40 * (id % 2), 3 + 20 * (id % 3)));
   }
   Decoded decoded;
   while (!loop.idle()) {

@@ -22,7 +22,7 @@ using testing::Tokens;
 
 constexpr int64_t kContext = 64;
 
-CudaOptions options(int64_t max_batch, bool graph = true) { return {max_batch, kContext, {0, 0, 0, 0}, graph}; }
+CudaOptions options(int64_t max_batch, bool graph = true) { return {max_batch, kContext, {0, 0, 0, 0}, 0, graph}; }
 
 void expect_near(const StepOutput& output, const StepOutput& expected) {
   EXPECT(std::abs(output.logprob - expected.logprob) < 1e-3);
@@ -89,7 +89,7 @@ void the_large_model_decodes_alone() {
   plan.lane_model = {0};
   plan.vocab = kVocab;
   CpuStepLoop cpu(plan, {tiny_model(1)}, {2, kContext, 1});
-  const auto loop = make_cuda_step_loop(plan, {tiny_model(1)}, {2, kContext, {0}, true});
+  const auto loop = make_cuda_step_loop(plan, {tiny_model(1)}, {2, kContext, {0}, 0, true});
   Request request = make_request(1, 7, 8);
   request.prompts.resize(1);
   request.experts = {};
@@ -106,7 +106,7 @@ void lanes_share_a_model() {
   plan.vocab = kVocab;
   const Models models = {tiny_model(1), tiny_model(2)};
   CpuStepLoop cpu(plan, models, {2, kContext, 1});
-  const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, true});
+  const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, 0, true});
   for (StepLoop* each : std::initializer_list<StepLoop*>{&cpu, loop.get()}) {
     for (const int64_t id : {1, 2, 3}) {
       Request request = make_request(id, 4 + id, 5);
@@ -116,6 +116,31 @@ void lanes_share_a_model() {
     }
   }
   EXPECT(run(*loop) == run(cpu));
+}
+
+// Prompts that begin alike, with a cache for all of them, one for some and none; on two devices.
+void the_prefix_cache_changes_nothing() {
+  const auto decode = [](StepLoop& loop, bool hits) {
+    for (int64_t id = 0; id < 4; ++id) {
+      loop.add(testing::shared_request(id % 3, 90 + 6 * (id % 2), 3 + 2 * id));
+    }
+    Tokens tokens;
+    int64_t cached = 0;
+    while (!loop.idle()) {
+      for (const StepOutput* output : loop.step()) {
+        tokens[output->request].push_back(output->token);
+        cached += output->cached_tokens;
+      }
+    }
+    EXPECT((cached > 0) == hits);
+    return tokens;
+  };
+  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {2, 128, 1});
+  const Tokens expected = decode(cpu, false);
+  for (const int64_t bytes : {0, 50000, 1 << 24}) {
+    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {2, 128, {0, 1, 0, 1}, bytes});
+    EXPECT(decode(*loop, bytes > 0) == expected);
+  }
 }
 
 void a_cancelled_sequence_leaves_its_place() {
@@ -148,7 +173,8 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   plan.lane_model = {0, 1, 2};
   plan.experts = {{1, 2}};
   plan.vocab = kVocab;
-  const auto loop = make_cuda_step_loop(plan, {tiny_model(1), broken, tiny_model(3)}, {2, kContext, {0, 0, 0}, true});
+  const auto loop =
+      make_cuda_step_loop(plan, {tiny_model(1), broken, tiny_model(3)}, {2, kContext, {0, 0, 0}, 0, true});
   Request request = make_request(1, 3, 5);
   request.prompts.resize(3);
   request.experts = {0};
@@ -160,8 +186,8 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
 }
 
 void what_does_not_fit_is_refused() {
-  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {1, kContext, {0, 0, 0, 99}, true}));
-  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {256, 1 << 28, {0, 0, 0, 0}, true}));
+  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {1, kContext, {0, 0, 0, 99}, 0, true}));
+  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {256, 1 << 28, {0, 0, 0, 0}, 0, true}));
   const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
   Request many = make_request(1, 4, 5);
   many.sampling.stop_token_ids.assign(257, 1);
@@ -183,6 +209,7 @@ int main() {
       {"models may be on two devices", dlf::models_may_be_on_two_devices},
       {"the large model decodes alone", dlf::the_large_model_decodes_alone},
       {"lanes share a model", dlf::lanes_share_a_model},
+      {"the prefix cache changes nothing", dlf::the_prefix_cache_changes_nothing},
       {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
       {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},

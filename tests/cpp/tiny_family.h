@@ -85,6 +85,23 @@ inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, 
   return request;
 }
 
+// With a prompt that begins as all others of this length do, longest for the first expert, which has examples.
+inline Request shared_request(int64_t id, int64_t shared, int64_t own) {
+  Request request = make_request(id, 0, 6);
+  for (size_t lane = 0; lane < 4; ++lane) {
+    Prompt& prompt = request.prompts[lane];
+    const int64_t common = lane == 1 ? shared : shared / 3;
+    for (int64_t i = 0; i < common; ++i) {
+      prompt.tokens.push_back((11 * i + i / 7) % kVocab);
+    }
+    prompt.breaks = {common};
+    for (int64_t i = 0; i < own; ++i) {
+      prompt.tokens.push_back((3 * i + id) % kVocab);
+    }
+  }
+  return request;
+}
+
 using Tokens = std::map<int64_t, std::vector<int64_t>>;
 
 inline Tokens run(StepLoop& loop) {
