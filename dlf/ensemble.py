@@ -175,4 +175,4 @@ def _weights(options: Options, experts: Sequence[AnyExpert]) -> tuple[list[float
     """For each expert its given weight, or None where it is solved, and the bound of that."""
     alpha = [None if expert.alpha is None else float(expert.alpha) for expert in experts]
     bounds = [options.alpha_max if expert.alpha_max is None else float(expert.alpha_max) for expert in experts]
-    return [one for one in alpha if one is not None], options.alpha_max  # TODO: per expert
+    return alpha, bounds

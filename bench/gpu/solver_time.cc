@@ -101,7 +101,7 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
   });
   queue.synchronize();
   const auto solve_rows = [&](int64_t first) {
-    FusionArgs args = {};
+    FusionArgs args = fusion_args({combine, Match::symmetric, {}}, experts);
     args.large = {logits.large.const_data_ptr<float>() + first * vocab, vocab};
     for (int t = 0; t < experts; ++t) {
       args.experts[t] = {logits.experts.const_data_ptr<float>() + (first * experts + t) * vocab, experts * vocab};
@@ -111,11 +111,7 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
     args.fused_stride = vocab;
     args.records = static_cast<FusionRecord*>(records.mutable_data_ptr()) + first;
     args.rows = batch;
-    args.expert_count = experts;
     args.vocab = vocab;
-    args.combine = combine;
-    args.match = Match::symmetric;
-    args.alpha_max = 2.0F;
     solve(args, queue.stream());
   };
   queue.run([&] { solve_rows(0); });  // readies the kernel for the capture

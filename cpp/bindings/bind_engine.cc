@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "bindings/bindings.h"
 #include "engine/cpu_step_loop.h"
 #include "engine/step_loop_cuda.h"
@@ -11,9 +13,9 @@ namespace py = pybind11;
 void bind_engine(py::module_& m) {
   m.def(
       "check_fusion",
-      [](int experts, const std::string& combine, const std::string& match, std::vector<double> alpha,
-         double alpha_max) {
-        validate({parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)}, experts);
+      [](int experts, const std::string& combine, const std::string& match,
+         const std::vector<std::optional<double>>& alpha, const std::vector<double>& alpha_max) {
+        validate({parse_combine(combine), parse_match(match), expert_weights(alpha, alpha_max, experts)}, experts);
       },
       py::arg("experts"), py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"),
       "Raises the ValueError that a StepLoop or a solve with these options would raise.");
@@ -52,10 +54,13 @@ void bind_engine(py::module_& m) {
   py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences one token further at each step.")
       .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
                        const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
-                       const std::string& match, std::vector<double> alpha, double alpha_max, int64_t vocab,
-                       int64_t max_batch, int64_t max_context, int threads, int64_t prefix_cache_bytes,
-                       std::vector<int> devices, bool cuda_graph) {
-             const FusionOptions fusion = {parse_combine(combine), parse_match(match), alpha_max, std::move(alpha)};
+                       const std::string& match, const std::vector<std::optional<double>>& alpha,
+                       const std::vector<double>& alpha_max, int64_t vocab, int64_t max_batch, int64_t max_context,
+                       int threads, int64_t prefix_cache_bytes, std::vector<int> devices, bool cuda_graph) {
+             const FusionOptions fusion = {parse_combine(combine), parse_match(match),
+                                           experts.empty()
+                                               ? std::vector<ExpertWeight>()
+                                               : expert_weights(alpha, alpha_max, static_cast<int>(experts.size()))};
              FusionPlan plan{std::move(lane_model), {}, fusion, vocab};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});

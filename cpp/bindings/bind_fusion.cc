@@ -1,6 +1,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,7 +51,8 @@ py::tuple checked(const FusionTensors& found) {
 }
 
 py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases, const std::string& combine,
-                const std::string& match, const std::vector<double>& alpha, double alpha_max, int threads) {
+                const std::string& match, const std::vector<std::optional<double>>& alpha,
+                const std::vector<double>& alpha_max, int threads) {
   check_batch(large, experts, bases);
   TORCH_CHECK_VALUE(large.is_cpu() && experts.is_cpu() && bases.is_cpu(), "the logits must be on the CPU");
   TORCH_CHECK_VALUE(threads >= 1, "threads is ", threads, "; give at least 1");
@@ -58,7 +60,8 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
   const int64_t vocab = large.size(1);
   const int64_t count = experts.size(1);
   const bool shared = bases.dim() == 2;
-  FusionOptions options{parse_combine(combine), parse_match(match), alpha_max, alpha};
+  FusionOptions options{parse_combine(combine), parse_match(match),
+                        expert_weights(alpha, alpha_max, static_cast<int>(experts.size(1)))};
 
   FusionTensors found(at::empty({batch, vocab}, at::kFloat), count);
   std::vector<const float*> pointers;
@@ -74,7 +77,7 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
         row_experts[t] = experts.const_data_ptr<float>() + (row * count + t) * vocab;
         row_bases[t] = bases.const_data_ptr<float>() + (shared ? row : row * count + t) * vocab;
       }
-      inputs.push_back({large.const_data_ptr<float>() + row * vocab, row_experts, row_bases});
+      inputs.push_back({large.const_data_ptr<float>() + row * vocab, row_experts, row_bases, nullptr, 0});
       results.push_back({found.alpha.mutable_data_ptr<double>() + row * count,
                          found.target_f.mutable_data_ptr<double>() + row * count,
                          found.target_g.mutable_data_ptr<double>() + row * count,
@@ -95,10 +98,12 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
 
 // The same on a CUDA device; the logits may be on any.
 py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
-                     const std::string& combine, const std::string& match, const std::vector<double>& alpha,
-                     double alpha_max, int device) {
+                     const std::string& combine, const std::string& match,
+                     const std::vector<std::optional<double>>& alpha, const std::vector<double>& alpha_max,
+                     int device) {
   check_batch(large, experts, bases);
-  const FusionOptions options{parse_combine(combine), parse_match(match), alpha_max, alpha};
+  const FusionOptions options{parse_combine(combine), parse_match(match),
+                              expert_weights(alpha, alpha_max, static_cast<int>(experts.size(1)))};
   const FusionTensors found = [&] {
     const py::gil_scoped_release unlocked;
     return solve_on_cuda(large, experts, bases, options, device);

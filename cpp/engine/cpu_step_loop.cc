@@ -253,7 +253,8 @@ void CpuStepLoop::solve() {
       expert_logits_[at + t] = sequence->lanes[lanes.expert].logits;
       base_logits_[at + t] = sequence->lanes[lanes.base].logits;
     }
-    inputs_[count] = {sequence->lanes[0].logits, &expert_logits_[at], &base_logits_[at]};
+    inputs_[count] = {sequence->lanes[0].logits, &expert_logits_[at], &base_logits_[at], sequence->experts.data(),
+                      static_cast<int>(sequence->experts.size())};
     FusionResult& result = results_[count];
     result.alpha = &alpha_[at];
     result.target_f = &target_f_[at];

@@ -315,6 +315,7 @@ void CudaStepLoop::enqueue(int batch) {
     args.fused_stride = plan_.vocab;
     args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
     args.active = memory_->active();
+    args.chosen = memory_->chosen();
     args.rows = batch;
     args.vocab = plan_.vocab;
     cuda::solve(args, main().stream());

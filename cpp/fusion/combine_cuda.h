@@ -130,7 +130,7 @@ __device__ __forceinline__ void sum_tile(const Slice& slice, const Mixture& mixt
   const int rows = mixture.experts + 1;
   const auto entry = [&](int index, int group, const Four& large) {  // u_index of four tokens
     Four u = {};
-    if (index < rows) {
+    if (index < rows && (index == 0 || slice.chosen(index - 1))) {
       u = index > 0 ? slice.delta(index - 1, group, large) : Four{{1.0F, 1.0F, 1.0F, 1.0F}};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

@@ -15,7 +15,7 @@ struct JointPrecision {
 
 // The joint weights: the distribution nearest P in KL(·‖P) that reaches every expert's moment, E[Δ_t] >= τ_t. Its
 // convex dual is
-//     minimise  D(α) = log E_P[exp(Σ α_tΔ_t)] − Σ α_tτ_t   over  0 <= α_t <= α_max,
+//     minimise  D(α) = log E_P[exp(Σ α_tΔ_t)] − Σ α_tτ_t   over  0 <= α_t <= α_max,t,
 // with gradient E[Δ_t] − τ_t and the covariance of the Δ_t as Hessian: Newton's method inside the box. A step that goes
 // too far is shortened along its line, which reaches the minimum also where P̃ is all but certain and the Hessian
 // vanishes.
@@ -23,7 +23,8 @@ class JointSearch {
  public:
   static constexpr int kMost = 16;  // experts
 
-  DLF_HOST_DEVICE void start(int count, double alpha_max, const double* alpha, const double* moments,
+  // An expert whose bound is 0 stays out.
+  DLF_HOST_DEVICE void start(int count, const double* alpha_max, const double* alpha, const double* moments,
                              const JointPrecision& precision = {});
 
   // Takes D's parts at trial(): the cumulant, the means and the lower triangle of E[Δ_tΔ_s], all with Δ centred under
@@ -43,10 +44,11 @@ class JointSearch {
   JointPrecision precision_;
   int count_;
   int taken_;
-  double alpha_max_;
+  double largest_;  // of the bounds
   double value_;
   double slope_;   // of D along move_, at alpha_
   double length_;  // of the trial, as a share of move_
+  double alpha_max_[kMost];
   double alpha_[kMost];
   double move_[kMost];
   double trial_[kMost];
@@ -55,16 +57,18 @@ class JointSearch {
   double hessian_[kMost][kMost];
 };
 
-DLF_HOST_DEVICE inline void JointSearch::start(int count, double alpha_max, const double* alpha, const double* moments,
-                                               const JointPrecision& precision) {
+DLF_HOST_DEVICE inline void JointSearch::start(int count, const double* alpha_max, const double* alpha,
+                                               const double* moments, const JointPrecision& precision) {
   precision_ = precision;
   count_ = count;
   taken_ = 0;
-  alpha_max_ = alpha_max;
+  largest_ = 0.0;
   value_ = 0.0;
   slope_ = 0.0;
   length_ = 0.0;
   for (int t = 0; t < count; ++t) {
+    alpha_max_[t] = alpha_max[t];
+    largest_ = larger(largest_, alpha_max[t]);
     alpha_[t] = alpha[t];
     trial_[t] = alpha[t];
     target_[t] = moments[t];
@@ -102,7 +106,9 @@ DLF_HOST_DEVICE inline bool JointSearch::take(double cumulant, const double* mea
 DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
   double scale = 0.0;
   for (int t = 0; t < count_; ++t) {
-    scale = larger(scale, larger(hessian_[t][t], fabs(gradient_[t]) / alpha_max_));
+    if (alpha_max_[t] > 0.0) {
+      scale = larger(scale, larger(hessian_[t][t], fabs(gradient_[t]) / alpha_max_[t]));
+    }
   }
   if (!(scale > 0.0)) {
     return false;
@@ -118,7 +124,7 @@ DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
   for (int round = 0; round < kRounds; ++round) {
     double change = 0.0;
     for (int t = 0; t < count_; ++t) {
-      const double place = clamp(alpha_[t] + move_[t] - slope[t] * pace[t], 0.0, alpha_max_);
+      const double place = clamp(alpha_[t] + move_[t] - slope[t] * pace[t], 0.0, alpha_max_[t]);
       const double shift = place - alpha_[t] - move_[t];
       if (shift == 0.0) {
         continue;
@@ -130,7 +136,7 @@ DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
       slope[t] += ridge * shift;
       change = larger(change, fabs(shift));
     }
-    if (change <= 1e-3 * precision_.tolerance * alpha_max_) {
+    if (change <= 1e-3 * precision_.tolerance * largest_) {
       break;
     }
   }
@@ -138,18 +144,18 @@ DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
   double moved = 0.0;
   for (int t = 0; t < count_; ++t) {
     slope_ += gradient_[t] * move_[t];
-    trial_[t] = clamp(alpha_[t] + move_[t], 0.0, alpha_max_);
+    trial_[t] = clamp(alpha_[t] + move_[t], 0.0, alpha_max_[t]);
     moved = larger(moved, fabs(move_[t]));
   }
   length_ = 1.0;
-  return moved > precision_.tolerance * alpha_max_ && -slope_ > precision_.gain * fabs(value_);
+  return moved > precision_.tolerance * largest_ && -slope_ > precision_.gain * fabs(value_);
 }
 
 // To where the slope vanishes if it changes evenly from the start of the line to the trial.
 DLF_HOST_DEVICE inline void JointSearch::shorten(double slope_at_trial) {
   length_ *= clamp(slope_ / (slope_ - slope_at_trial), 0.1, 0.6);
   for (int t = 0; t < count_; ++t) {
-    trial_[t] = clamp(alpha_[t] + length_ * move_[t], 0.0, alpha_max_);
+    trial_[t] = clamp(alpha_[t] + length_ * move_[t], 0.0, alpha_max_[t]);
   }
 }
 

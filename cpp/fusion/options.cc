@@ -22,20 +22,35 @@ Match parse_match(std::string_view name) {
   TORCH_CHECK_VALUE(false, "match is '", name, "'; it takes 'symmetric', 'forward' or 'reverse'");
 }
 
+std::vector<ExpertWeight> expert_weights(const std::vector<std::optional<double>>& alpha,
+                                         const std::vector<double>& alpha_max, int experts) {
+  const auto count = static_cast<size_t>(experts);
+  TORCH_CHECK_VALUE(alpha.empty() || alpha.size() == count, "alpha holds ", alpha.size(), " weights for ", experts,
+                    " experts; give one an expert, None where it is solved");
+  TORCH_CHECK_VALUE(alpha_max.size() == 1 || alpha_max.size() == count, "alpha_max holds ", alpha_max.size(),
+                    " bounds for ", experts, " experts; give one for all or one an expert");
+  std::vector<ExpertWeight> weights(count);
+  for (size_t t = 0; t < count; ++t) {
+    weights[t].alpha_max = alpha_max[alpha_max.size() == 1 ? 0 : t];
+    weights[t].given = alpha.empty() ? std::nullopt : alpha[t];
+  }
+  return weights;
+}
+
 void validate(const FusionOptions& options, int experts) {
   TORCH_CHECK_VALUE(experts >= 1 && experts <= kMaxExperts, "got ", experts, " experts; give 1 to ", kMaxExperts);
-  TORCH_CHECK_VALUE(std::isfinite(options.alpha_max) && options.alpha_max > 0.0, "alpha_max is ", options.alpha_max,
-                    "; give a finite number above 0");
-  if (options.combine != Combine::static_alpha) {
-    TORCH_CHECK_VALUE(options.alpha.empty(), "alpha holds given weights, which only combine='static' takes; ",
-                      "leave it out to have the weights solved");
-    return;
-  }
-  TORCH_CHECK_VALUE(options.alpha.size() == static_cast<size_t>(experts), "alpha holds ", options.alpha.size(),
-                    " weights for ", experts, " experts; combine='static' takes one an expert");
-  for (size_t index = 0; index < options.alpha.size(); ++index) {
-    TORCH_CHECK_VALUE(std::isfinite(options.alpha[index]), "alpha[", index, "] is ", options.alpha[index],
+  TORCH_CHECK_VALUE(options.weights.empty() || options.weights.size() == static_cast<size_t>(experts), "got ",
+                    options.weights.size(), " weights for ", experts, " experts");
+  TORCH_CHECK_VALUE(options.combine != Combine::static_alpha || !options.weights.empty(),
+                    "combine='static' takes the weights: give alpha, one number an expert");
+  for (size_t t = 0; t < options.weights.size(); ++t) {
+    const ExpertWeight& weight = options.weights[t];
+    TORCH_CHECK_VALUE(std::isfinite(weight.alpha_max) && weight.alpha_max > 0.0, "alpha_max is ", weight.alpha_max,
+                      " for expert ", t, "; give a finite number above 0");
+    TORCH_CHECK_VALUE(weight.solved() || std::isfinite(*weight.given), "alpha[", t, "] is ", *weight.given,
                       "; give finite numbers");
+    TORCH_CHECK_VALUE(options.combine != Combine::static_alpha || !weight.solved(), "combine='static' takes the ",
+                      "weights as given, but expert ", t, " has none; give alpha, one number an expert");
   }
 }
 

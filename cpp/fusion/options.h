@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -17,7 +18,7 @@ enum class Combine {
   select,        // the one expert whose curve passes nearest the mean targets
   centroid,      // every expert solved alone, each weight divided by their number
   joint,         // the least change of the large model that reaches every expert's own moment
-  static_alpha,  // given weights
+  static_alpha,  // given weights for all
   grid,          // select by 21 values of α a tenth apart, instead of a solve
 };
 
@@ -28,12 +29,24 @@ enum class Match {
   reverse,    // g alone
 };
 
+// How an expert's weight comes about. Given ones are added to what is solved as if those experts were not there.
+struct ExpertWeight {
+  double alpha_max = 2.0;       // solved in [0, alpha_max]
+  std::optional<double> given;  // or this, which may be negative
+
+  bool solved() const { return !given.has_value(); }
+};
+
 struct FusionOptions {
   Combine combine = Combine::select;
   Match match = Match::symmetric;
-  double alpha_max = 2.0;
-  std::vector<double> alpha;  // one weight an expert, for static_alpha only
+  std::vector<ExpertWeight> weights;  // one an expert; empty: all solved, up to the default bound
 };
+
+// The weights of so many experts: `alpha` is empty or has a number, or none, for each; `alpha_max` has one bound for
+// all or one for each. Throws a ValueError where the sizes don't fit.
+std::vector<ExpertWeight> expert_weights(const std::vector<std::optional<double>>& alpha,
+                                         const std::vector<double>& alpha_max, int experts);
 
 // Throw a ValueError that lists the choices.
 Combine parse_combine(std::string_view name);

@@ -9,16 +9,24 @@ inline constexpr int kMostEvaluations = 64;
 
 template <bool kJoint>
 __device__ void RowSolver<kJoint>::solve_joint() {
+  if (__popc(solved()) < 2) {
+    return;
+  }
   const int experts = args_.expert_count;
   if (threadIdx.x == 0) {
+    // Those with given weights stand at 0 meanwhile.
     double alpha[kMaxExperts];
     double moments[kMaxExperts];
+    double bounds[kMaxExperts];
     for (int t = 0; t < experts; ++t) {
+      shared_.alpha[t] = solved(t) ? shared_.alpha[t] : 0.0F;
       alpha[t] = shared_.alpha[t];
-      moments[t] = curves_[t].search.answer().mean;
+      moments[t] = solved(t) ? curves_[t].search.answer().mean : 0.0;
+      bounds[t] = solved(t) ? args_.alpha_max[t] : 0.0F;
     }
-    joint_->search.start(experts, args_.alpha_max, alpha, moments, JointPrecision::of_float());
+    joint_->search.start(experts, bounds, alpha, moments, JointPrecision::of_float());
   }
+  __syncthreads();
   const int tiles = Tile::count(experts);
   for (int evaluation = 0; evaluation < kMostEvaluations; ++evaluation) {
     const Mixture mixture = {shared_.alpha, curves_, experts, Mixture::is_wide(shared_.alpha, curves_, experts)};
@@ -44,7 +52,8 @@ __device__ void RowSolver<kJoint>::solve_joint() {
       joint_->searching = take_joint(mixture.wide);
       const double* next = joint_->searching ? joint_->search.trial() : joint_->search.answer();
       for (int t = 0; t < experts; ++t) {
-        shared_.alpha[t] = static_cast<float>(next[t]);
+        const bool is_given = !joint_->searching && slice_.chosen(t) && !solved(t);
+        shared_.alpha[t] = is_given ? args_.alpha[t] : static_cast<float>(next[t]);
       }
     }
     __syncthreads();
@@ -92,11 +101,11 @@ __device__ bool RowSolver<kJoint>::take_joint(bool wide) {
   double cumulant = wide ? state.means[0] - shared_.peak + log(rise) : log1p(rise);
   int pair = 0;
   for (int t = 0; t < args_.expert_count; ++t) {
-    const double shift = curves_[t].zero_mean;
+    const double shift = slice_.chosen(t) ? curves_[t].zero_mean : 0.0;
     cumulant -= static_cast<double>(shared_.alpha[t]) * shift;
     state.means[t] = state.totals[Tile::place(1 + t, 0)] * per - shift;
     for (int s = 0; s <= t; ++s, ++pair) {
-      const double other = curves_[s].zero_mean;
+      const double other = slice_.chosen(s) ? curves_[s].zero_mean : 0.0;
       // E[(Δ_t − x)(Δ_s − y)] = E[Δ_tΔ_s] − x·E[Δ_s − y] − y·E[Δ_t − x] − xy
       state.products[pair] = state.totals[Tile::place(1 + t, 1 + s)] * per - shift * state.means[s] -
                              other * state.means[t] - shift * other;

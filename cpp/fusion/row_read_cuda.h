@@ -5,6 +5,19 @@
 // A row's logits on their way in: what is wrong with them, and the peaks and means that the sweeps need.
 namespace dlf::cuda {
 
+// A row without experts.
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::copy() {
+  slice_.read();  // a thread copies what it has read itself
+  for_groups(slice_, [&](int group) { slice_.write(group, slice_.large(group)); });
+  if (cluster_.rank == 0 && threadIdx.x == 0) {
+    FusionRecord record = {};
+    record.passes = 1;
+    record.bad_model = kNoBadModel;
+    args_.records[row_] = record;
+  }
+}
+
 // The logits come in, the peaks and means of every model go round the cluster.
 template <bool kJoint>
 __device__ void RowSolver<kJoint>::read() {
@@ -22,7 +35,11 @@ __device__ void RowSolver<kJoint>::read() {
   };
   const int common = 3 * args_.expert_count;
   keep(common, -static_cast<float>(bad));
+  const int first = __ffs(static_cast<int>(slice_.chosen())) - 1;
   for (int t = 0; t < args_.expert_count; ++t) {
+    if (!slice_.chosen(t)) {
+      continue;
+    }
     float peak = -kInfinity;
     float base_peak = -kInfinity;
     float most = -kInfinity;
@@ -40,7 +57,7 @@ __device__ void RowSolver<kJoint>::read() {
         least = fminf(least, in ? delta.at[j] : kInfinity);
       }
     });
-    if (t == 0) {
+    if (t == first) {
       keep(common + 1, peak);
     }
     keep(3 * t, base_peak);
@@ -51,6 +68,9 @@ __device__ void RowSolver<kJoint>::read() {
   const float block_bad = block_most(common);
   const float peak = block_most(common + 1);
   for (int t = 0; t < args_.expert_count; ++t) {
+    if (!slice_.chosen(t)) {
+      continue;
+    }
     const float base_peak = block_most(3 * t);
     float x[4] = {};
     sum_means(slice_, t, finite_peak(peak), finite_peak(base_peak), x);
@@ -108,12 +128,12 @@ __device__ void RowSolver<kJoint>::take_means() {
   curve.base_peak = base_peak;
   curve.per_base = 1.0 / base_weight;
   curve.target_wide = !(most - curve.base_centre <= kReach);
-  curve.wide = curve.target_wide || !(kFirstSteps * step() * (most - curve.centre) <= kReach);
+  curve.wide = curve.target_wide || !(kFirstSteps * step(t) * (most - curve.centre) <= kReach);
   curve.search.value_count = kFirstSteps + 1;
   for (int k = 0; k <= kFirstSteps && curve.wide; ++k) {
-    curve.search.values[k] = static_cast<float>(k) * step();
+    curve.search.values[k] = static_cast<float>(k) * step(t);
   }
-  if (t == 0) {
+  if (t == __ffs(static_cast<int>(slice_.chosen())) - 1) {
     shared_.peak = peak;
     shared_.per_weight = 1.0 / weight;
     shared_.bad = bad != Slice::kNone ? bad : weight > 0.0F ? kNoBadModel : kEmptySupport;

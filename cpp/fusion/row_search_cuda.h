@@ -9,33 +9,33 @@ namespace dlf::cuda {
 template <bool kJoint>
 __device__ bool RowSolver<kJoint>::plan() {
   if (args_.combine == Combine::grid) {
-    if (owns_curve()) {
+    if (owns_search()) {
       plan_grid();
     }
   } else {
-    if (owns_curve()) {
+    if (owns_search()) {
       own().search.survey();
     }
     __syncthreads();
     examine();
     __syncthreads();
-    if (owns_curve()) {
+    if (owns_search()) {
       own().search.conclude();
     }
     __syncthreads();
-    if (owns_curve()) {
+    if (owns_search()) {
       // Where one expert is selected, those that can't be the best needn't be known well. Those that tie must be.
       double rival = HUGE_VAL;
       if (by_mean()) {
         for (int t = 0; t < args_.expert_count; ++t) {
-          rival = smaller(rival, curves_[t].search.answer_loss());
+          rival = solved(t) ? smaller(rival, curves_[t].search.answer_loss()) : rival;
         }
         rival += 2.0 * kTie * own().search.scale();
       }
       own().search.plan(rival);
     }
   }
-  if (owns_curve() && first_lane()) {
+  if (owns_search() && first_lane()) {
     const SearchWarp& search = own().search;
     float most = 0.0F;
     for (int k = 0; k < search.value_count; ++k) {
@@ -46,7 +46,7 @@ __device__ bool RowSolver<kJoint>::plan() {
   __syncthreads();
   bool any = false;
   for (int t = 0; t < args_.expert_count; ++t) {
-    any = any || curves_[t].search.value_count > 0;
+    any = any || (solved(t) && curves_[t].search.value_count > 0);
   }
   return any;
 }
@@ -58,7 +58,7 @@ __device__ void RowSolver<kJoint>::plan_grid() {
   if (first_lane()) {
     const int begin = kFirstSteps + 1 + (search.sweeps - 1) * kSweepValues;
     int count = 0;
-    while (count < kSweepValues && begin + count <= kGridSteps && in_grid(begin + count)) {
+    while (count < kSweepValues && begin + count <= kGridSteps && in_grid(warp_index(), begin + count)) {
       search.values[count] = static_cast<float>(begin + count) * kGridStep;
       ++count;
     }
@@ -71,12 +71,12 @@ template <bool kJoint>
 __device__ void RowSolver<kJoint>::search() {
   while (plan()) {
     sweep_values();
-    if (owns_curve() && own().search.value_count > 0) {
+    if (owns_search() && own().search.value_count > 0) {
       take_values();
     }
     ++round_;
   }
-  if (args_.combine == Combine::grid && owns_curve()) {
+  if (args_.combine == Combine::grid && owns_search()) {
     own().search.survey();
   }
 }
@@ -86,7 +86,7 @@ template <bool kJoint>
 __device__ void RowSolver<kJoint>::examine() {
   int job = 0;
   for (int t = 0; t < args_.expert_count; ++t) {
-    for (unsigned rest = curves_[t].search.candidates(); rest != 0; rest &= rest - 1) {
+    for (unsigned rest = solved(t) ? curves_[t].search.candidates() : 0U; rest != 0; rest &= rest - 1) {
       if (job++ % kSolverWarps == warp_index()) {
         curves_[t].search.examine(__ffs(static_cast<int>(rest)) - 1);
       }
@@ -101,7 +101,7 @@ __device__ void RowSolver<kJoint>::sweep_values() {
   for (int t = 0; t < args_.expert_count; ++t) {
     const Curve& curve = curves_[t];
     const SearchWarp& search = curve.search;
-    if (search.value_count == 0) {
+    if (!solved(t) || search.value_count == 0) {
       continue;
     }
     if (curve.wide) {

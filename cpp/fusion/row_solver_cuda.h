@@ -86,13 +86,17 @@ class RowSolver {
   }
 
   __device__ __forceinline__ void solve() {
+    if (slice_.chosen() == 0) {
+      copy();
+      return;
+    }
     read();
     if (shared_.bad != kNoBadModel) {
       report_bad();
       return;
     }
     sweep_first();
-    if (args_.combine != Combine::static_alpha) {
+    if (solved() != 0) {
       search();
     }
     combine();
@@ -104,20 +108,20 @@ class RowSolver {
 
  private:
   __device__ bool first_lane() const { return lane_index() == 0; }
-  // Whose warp of the block adds up and searches an expert's curve.
-  __device__ bool owns_curve() const { return warp_index() < args_.expert_count; }
+  // Bit t: expert t of this row has a weight that is to be solved.
+  __device__ uint32_t solved() const { return slice_.chosen() & ~args_.given; }
+  __device__ bool solved(int t) const { return (solved() >> t & 1U) != 0; }
+  // Whose warp of the block adds up an expert's curve, and whose searches it too.
+  __device__ bool owns_curve() const { return slice_.chosen(warp_index()); }
+  __device__ bool owns_search() const { return solved(warp_index()); }
   __device__ Curve& own() const { return curves_[warp_index()]; }
   __device__ bool by_mean() const { return args_.combine == Combine::select || args_.combine == Combine::grid; }
-  __device__ bool in_grid(int value) const { return value * 0.1 <= args_.alpha_max * (1.0 + 1e-6); }
-  __device__ float step() const {
-    switch (args_.combine) {
-      case Combine::static_alpha:
-        return 0.0F;  // the targets alone
-      case Combine::grid:
-        return kGridStep;
-      default:
-        return args_.alpha_max / kFirstSteps;
+  __device__ bool in_grid(int t, int value) const { return value * 0.1 <= args_.alpha_max[t] * (1.0 + 1e-6); }
+  __device__ float step(int t) const {
+    if (!solved(t)) {
+      return 0.0F;  // the targets alone
     }
+    return args_.combine == Combine::grid ? kGridStep : args_.alpha_max[t] / kFirstSteps;
   }
   __device__ float* exchange(int t) const {
     return exchange_ + round_ % 2 * SharedPlan::exchange_floats(args_.expert_count) + t * kExchangeFloats;
@@ -125,6 +129,7 @@ class RowSolver {
   // The next exchange has the other buffer, so no block overwrites what another still reads.
   __device__ void meet() { cluster_.sync(); }
 
+  __device__ void copy();
   __device__ void read();
   __device__ void take_means();
   __device__ void report_bad();
@@ -207,11 +212,14 @@ template <bool kJoint>
 __device__ void RowSolver<kJoint>::sweep_first() {
 #pragma unroll 1
   for (int t = 0; t < args_.expert_count; ++t) {
+    if (!slice_.chosen(t)) {
+      continue;
+    }
     const Curve& curve = curves_[t];
     float* out = exchange(t);
     if (!curve.wide) {
       float x[kWarp] = {};
-      sum_steps(slice_, t, curve, shared_.peak, step(), x);
+      sum_steps(slice_, t, curve, shared_.peak, step(t), x);
       sum_target(slice_, t, curve, x + kTargetSums);
       sums_.add(x, out);
       continue;
@@ -242,15 +250,16 @@ __device__ void RowSolver<kJoint>::sweep_first() {
   // Σ_t (f − a_t)² is T(f − ā)² and a constant, so one expert among several is searched with the mean targets.
   double a = own().a;
   double b = own().b;
-  if (by_mean()) {
+  if (by_mean() && solved() != 0) {
     a = 0.0;
     b = 0.0;
     for (int t = 0; t < args_.expert_count; ++t) {
-      a += curves_[t].a;
-      b += curves_[t].b;
+      a += solved(t) ? curves_[t].a : 0.0;
+      b += solved(t) ? curves_[t].b : 0.0;
     }
-    a *= 1.0 / args_.expert_count;
-    b *= 1.0 / args_.expert_count;
+    const double share = 1.0 / __popc(solved());
+    a *= share;
+    b *= share;
   }
   own().search.start({a, b, args_.match == Match::reverse ? 0.0 : 1.0, args_.match == Match::forward ? 0.0 : 1.0});
 }
@@ -311,7 +320,7 @@ __device__ void RowSolver<kJoint>::take_first() {
   }
   __syncwarp();
   const double alpha =
-      curve.wide ? static_cast<double>(curve.search.values[point]) : static_cast<double>(point) * step();
+      curve.wide ? static_cast<double>(curve.search.values[point]) : static_cast<double>(point) * step(warp_index());
   CurvePoint here;
   if (point == 0) {
     here = {0.0, 0.0, 0.0, larger(curve.zero_square - curve.zero_mean * curve.zero_mean, 0.0)};
@@ -319,9 +328,9 @@ __device__ void RowSolver<kJoint>::take_first() {
     here = curve.wide ? wide_point(curve, alpha, point_peak, at) : narrow_point(curve, alpha, at);
   }
   int count = kFirstSteps + 1;
-  if (args_.combine == Combine::grid) {
+  if (args_.combine == Combine::grid && owns_search()) {
     count = 1;
-    while (count <= kFirstSteps && in_grid(count)) {
+    while (count <= kFirstSteps && in_grid(warp_index(), count)) {
       ++count;
     }
   }
@@ -332,19 +341,18 @@ template <bool kJoint>
 __device__ void RowSolver<kJoint>::combine() {
   __syncthreads();
   if (threadIdx.x == 0) {
-    int best = 0;
-    const double tie = kTie * curves_[0].search.scale();
-    for (int t = 1; t < args_.expert_count && by_mean(); ++t) {
-      // Experts that all reach the targets tie but for the last digits: the first of them is taken.
-      best = curves_[t].search.answer_loss() < curves_[best].search.answer_loss() - tie ? t : best;
+    // Experts that all reach the targets tie but for the last digits: the first of them is taken.
+    int best = __ffs(static_cast<int>(solved())) - 1;
+    for (int t = best + 1; t < args_.expert_count && best >= 0 && by_mean(); ++t) {
+      const double tie = kTie * curves_[best].search.scale();
+      const bool better = solved(t) && curves_[t].search.answer_loss() < curves_[best].search.answer_loss() - tie;
+      best = better ? t : best;
     }
     for (int t = 0; t < args_.expert_count; ++t) {
-      const double alone = curves_[t].search.answer().alpha;
-      double alpha = args_.alpha[t];
-      if (by_mean()) {
-        alpha = t == best ? alone : 0.0;
-      } else if (args_.combine != Combine::static_alpha) {
-        alpha = alone / args_.expert_count;  // where `joint` starts
+      double alpha = slice_.chosen(t) ? args_.alpha[t] : 0.0F;
+      if (solved(t)) {
+        const double alone = curves_[t].search.answer().alpha;
+        alpha = !by_mean() ? alone / __popc(solved()) : t == best ? alone : 0.0;  // the first is where `joint` starts
       }
       shared_.alpha[t] = static_cast<float>(alpha);
     }
@@ -383,7 +391,7 @@ __device__ void RowSolver<kJoint>::finish() {
   const double weight_first = __shfl_sync(kAllLanes, mine, 16);
   FusionRecord& record = args_.records[row_];
   if (lane < kMaxExperts) {
-    const bool is_expert = lane < args_.expert_count;
+    const bool is_expert = slice_.chosen(lane);
     record.alpha[lane] = is_expert ? shared_.alpha[lane] : 0.0F;
     record.target_f[lane] = is_expert ? static_cast<float>(curves_[lane].a) : 0.0F;
     record.target_g[lane] = is_expert ? static_cast<float>(curves_[lane].b) : 0.0F;
@@ -395,7 +403,7 @@ __device__ void RowSolver<kJoint>::finish() {
   if (mixture.wide) {
     double zero = 0.0;  // E_P[δ]
     for (int t = 0; t < args_.expert_count; ++t) {
-      zero += shared_.alpha[t] * curves_[t].zero_mean;
+      zero += slice_.chosen(t) ? shared_.alpha[t] * curves_[t].zero_mean : 0.0;
     }
     fused = divergences({1.0, static_cast<double>(peak) - shared_.peak + log(weight * shared_.per_weight) - zero,
                          weight_first / weight - zero, 0.0});

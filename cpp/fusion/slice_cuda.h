@@ -81,7 +81,11 @@ __device__ __noinline__ Four load_base(const float* base, int64_t first, int64_t
 class Slice {
  public:
   __device__ Slice(const FusionArgs& args, const SolverLayout& layout, int row, int block, float* shared)
-      : args_(args), layout_(layout), row_(row), shared_(shared) {
+      : args_(args),
+        layout_(layout),
+        row_(row),
+        chosen_((args.chosen == nullptr ? ~0U : args.chosen[row]) & ((1U << args.expert_count) - 1U)),
+        shared_(shared) {
     const int64_t all = (args.vocab + 3) / 4;
     const int64_t first = static_cast<int64_t>(block) * layout.groups;
     begin_ = 4 * first;
@@ -89,9 +93,11 @@ class Slice {
   }
 
   __device__ int groups() const { return count_; }
+  __device__ uint32_t chosen() const { return chosen_; }  // bit t: the row uses expert t
+  __device__ bool chosen(int t) const { return (chosen_ >> t & 1U) != 0; }
 
-  // Reads all models once and keeps what fits. A token that any model rules out gets the large model's −inf; what the
-  // others say of it is 0 and −inf from then on. Returns the first bad model, or kNone.
+  // Reads all models that the row uses once and keeps what fits. A token that any model rules out gets the large
+  // model's −inf; what the others say of it is 0 and −inf from then on. Returns the first bad model, or kNone.
   __device__ int read() const;
   static constexpr int kNone = 1 << 20;
 
@@ -134,6 +140,7 @@ class Slice {
   const FusionArgs& args_;
   const SolverLayout& layout_;
   int row_;
+  uint32_t chosen_;
   float* shared_;
   int64_t begin_;
   int count_;
@@ -152,12 +159,17 @@ __device__ inline int Slice::read() const {
     }
     bool late = false;  // a token was ruled out after some difference was kept
     Four base = {};
+    int base_slot = -1;
 #pragma unroll 2
     for (int t = 0; t < args_.expert_count; ++t) {
+      if (!chosen(t)) {
+        continue;
+      }
       const Four expert = load(of(args_.experts[t]), group);
-      const bool same = t > 0 && layout_.base_slot[t] == layout_.base_slot[t - 1];
+      const bool same = layout_.base_slot[t] == base_slot;
       if (!same) {
         base = load(of(args_.bases[t]), group);
+        base_slot = layout_.base_slot[t];
       }
       Four delta;
       Four taken;
@@ -174,7 +186,7 @@ __device__ inline int Slice::read() const {
       if (1 + t < layout_.resident) {
         *place(1 + t, group) = delta;
       }
-      const int array = 1 + args_.expert_count + layout_.base_slot[t];
+      const int array = 1 + args_.expert_count + base_slot;
       if (!same && array < layout_.resident) {
         *place(array, group) = taken;
       }

@@ -29,6 +29,7 @@ FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, in
       max_batch_(max_batch),
       threads_(threads) {
   validate(options_, experts);
+  options_.weights.resize(experts);  // where there were none
   TORCH_CHECK_VALUE(vocab >= 2, "the vocabulary holds ", vocab, " tokens; fusing takes at least 2");
   TORCH_CHECK_VALUE(max_batch >= 1, "max_batch is ", max_batch, "; give at least 1");
   const size_t rows = static_cast<size_t>(max_batch);
@@ -39,6 +40,7 @@ FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, in
   large_.resize(rows);
   sums_ = std::make_unique_for_overwrite<BlockSum[]>(curves * blocks_ * kSums);
   flags_ = std::make_unique_for_overwrite<uint32_t[]>(curves * blocks_);
+  ranges_.resize(curves);
   centres_.resize(curves);
   if (options_.combine == Combine::joint && experts > 1) {
     joint_sum_size_ = 2 + experts + experts * (experts + 1) / 2;
@@ -55,6 +57,7 @@ void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionRe
   results_ = results;
   active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
+    TORCH_INTERNAL_ASSERT(experts(row) >= 1 && experts(row) <= experts_);
     results_[row].bad_model = kNoBadModel;
     results_[row].passes = 0;
     large_[row] = inputs[row].large;
@@ -95,38 +98,54 @@ double FusionSolver::find_centre(int curve) const {
   return found > 0 ? total / found : 0.0;
 }
 
-AlphaRange FusionSolver::first_range() const {
-  switch (options_.combine) {
-    case Combine::static_alpha:
-      return {0.0, 0.0, 1};
-    case Combine::grid: {
-      int points = 1;
-      while (points < kGridPoints && points / kGridSteps <= options_.alpha_max) {
-        ++points;
-      }
-      return {0.0, (points - 1) / kGridSteps, points};
-    }
-    default:
-      return CurveSearch::first_points(options_.alpha_max);
+const ExpertWeight& FusionSolver::weight(int curve) const {
+  const int* chosen = inputs_[curve / experts_].chosen;
+  const int expert = curve % experts_;
+  return options_.weights[chosen == nullptr ? expert : chosen[expert]];
+}
+
+// How many of a row's experts have a solved weight.
+int FusionSolver::solved(int row) const {
+  const Curve* curves = &curves_[row * experts_];
+  return static_cast<int>(
+      std::count_if(curves, curves + experts(row), [](const Curve& curve) { return curve.solved; }));
+}
+
+AlphaRange FusionSolver::first_range(const ExpertWeight& weight) const {
+  if (!weight.solved()) {
+    return {0.0, 0.0, 1};
   }
+  if (options_.combine != Combine::grid) {
+    return CurveSearch::first_points(weight.alpha_max);
+  }
+  int points = 1;
+  while (points < kGridPoints && points / kGridSteps <= weight.alpha_max) {
+    ++points;
+  }
+  return {0.0, (points - 1) / kGridSteps, points};
 }
 
 // Evaluates the first range on every curve of the active rows, and the targets.
 void FusionSolver::sweep_rows(bool check) {
-  const AlphaRange range = first_range();
   const auto each_curve = [&](auto&& body) {
     threads_.parallel_for(static_cast<int64_t>(active_rows_.size()) * experts_, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        body(active_rows_[i / experts_] * experts_ + static_cast<int>(i % experts_));
+        const int row = active_rows_[i / experts_];
+        const int expert = static_cast<int>(i % experts_);
+        if (expert < experts(row)) {
+          body(row * experts_ + expert);
+        }
       }
     });
   };
   each_curve([&](int index) {
     Curve& curve = curves_[index];
     curve.search.clear();
+    curve.solved = weight(index).solved();
     curve.sweeps = check ? 1 : curve.sweeps + 1;
     curve.ranges = 1;
-    curve.alpha[0] = range;
+    curve.alpha[0] = first_range(weight(index));
+    ranges_[index] = curve.alpha[0];
     curve.flags = 0;
     centres_[index] = find_centre(index);
   });
@@ -134,8 +153,9 @@ void FusionSolver::sweep_rows(bool check) {
   for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
     const int row = active_rows_[item];
     const int first = row * experts_;
-    kernel({large_[row], inputs_[row].experts, inputs_[row].bases, &centres_[first], experts_, begin, end, range,
-            sums(first) + block * kSums, check ? &flags_[first * blocks_ + block] : nullptr, blocks_ * kSums, blocks_});
+    kernel({large_[row], inputs_[row].experts, inputs_[row].bases, &centres_[first], experts(row), begin, end,
+            &ranges_[first], sums(first) + block * kSums, check ? &flags_[first * blocks_ + block] : nullptr,
+            blocks_ * kSums, blocks_});
   });
   each_curve([&](int index) {
     for (int64_t block = 0; check && block < blocks_; ++block) {
@@ -199,7 +219,7 @@ void FusionSolver::check_rows() {
   active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
     uint32_t any = 0;
-    for (int t = experts_ - 1; t >= 0; --t) {
+    for (int t = experts(row) - 1; t >= 0; --t) {
       const uint32_t flags = curves_[row * experts_ + t].flags;
       any |= flags;
       if ((flags & kBadBase) != 0) {
@@ -225,7 +245,7 @@ void FusionSolver::shrink_supports() {
   for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
     const int row = active_rows_[item];
     const FusionInput& input = inputs_[row];
-    kernel({input.large, input.experts, input.bases, experts_, begin, end, results_[row].logits});
+    kernel({input.large, input.experts, input.bases, experts(row), begin, end, results_[row].logits});
   });
   for (int row : active_rows_) {
     large_[row] = results_[row].logits;
@@ -246,15 +266,16 @@ void FusionSolver::set_targets() {
     Curve* curves = &curves_[row * experts_];
     double mean_a = 0.0;
     double mean_b = 0.0;
-    for (int t = 0; t < experts_; ++t) {
+    const int count = solved(row);
+    for (int t = 0; t < experts(row); ++t) {
       results_[row].target_f[t] = curves[t].a;
       results_[row].target_g[t] = curves[t].b;
-      mean_a += curves[t].a / experts_;
-      mean_b += curves[t].b / experts_;
+      mean_a += curves[t].solved ? curves[t].a / count : 0.0;
+      mean_b += curves[t].solved ? curves[t].b / count : 0.0;
     }
     // Σ_t (f − a_t)² is T(f − ā)² and a constant, so one expert among several is searched with the mean targets.
     const bool mean = options_.combine == Combine::select || options_.combine == Combine::grid;
-    for (int t = 0; t < experts_; ++t) {
+    for (int t = 0; t < experts(row); ++t) {
       curves[t].search.set_loss(mean ? loss(mean_a, mean_b) : loss(curves[t].a, curves[t].b));
     }
   }
@@ -264,7 +285,7 @@ void FusionSolver::search() {
   const int curves = static_cast<int>(inputs_.size()) * experts_;
   active_.clear();
   for (int i = 0; i < curves; ++i) {
-    if (alive(i / experts_)) {
+    if (alive(i / experts_) && i % experts_ < experts(i / experts_) && curves_[i].solved) {
       active_.push_back(i);
     }
   }
@@ -286,13 +307,10 @@ void FusionSolver::search() {
 }
 
 void FusionSolver::look(Curve& curve) const {
-  switch (options_.combine) {
-    case Combine::static_alpha:
-      return;
-    case Combine::grid:
-      return curve.search.choose();
-    default:
-      curve.search.look();
+  if (options_.combine == Combine::grid) {
+    curve.search.choose();
+  } else {
+    curve.search.look();
   }
 }
 
@@ -304,8 +322,8 @@ double FusionSolver::rival(int row) const {
   }
   const Curve* curves = &curves_[row * experts_];
   double least = HUGE_VAL;
-  for (int t = 0; t < experts_; ++t) {
-    least = std::min(least, curves[t].search.answer_loss());
+  for (int t = 0; t < experts(row); ++t) {
+    least = curves[t].solved ? std::min(least, curves[t].search.answer_loss()) : least;
   }
   return least + 2.0 * kTie * curves[0].search.scale();
 }
@@ -313,31 +331,29 @@ double FusionSolver::rival(int row) const {
 void FusionSolver::combine(int row) {
   FusionResult& result = results_[row];
   Curve* curves = &curves_[row * experts_];
+  const int count = experts(row);
   int most = 0;
-  for (int t = 0; t < experts_; ++t) {
+  for (int t = 0; t < count; ++t) {
     most = std::max(most, curves[t].sweeps);
   }
   result.passes += most;
-  std::fill_n(result.alpha, experts_, 0.0);
-  if (options_.combine == Combine::static_alpha) {
-    std::copy_n(options_.alpha.data(), experts_, result.alpha);
-    return;
-  }
-  if (options_.combine == Combine::select || options_.combine == Combine::grid) {
-    // Experts that all reach the targets tie but for the last digits: the first of them is taken.
-    const double tie = kTie * curves[0].search.scale();
-    int best = 0;
-    for (int t = 1; t < experts_; ++t) {
-      best = curves[t].search.answer_loss() < curves[best].search.answer_loss() - tie ? t : best;
+  const bool one = options_.combine == Combine::select || options_.combine == Combine::grid;
+  // Experts that all reach the targets tie but for the last digits: the first of them is taken.
+  const double tie = kTie * curves[0].search.scale();
+  const int among = solved(row);
+  int best = -1;
+  for (int t = 0; t < count; ++t) {
+    if (!curves[t].solved) {
+      result.alpha[t] = *weight(row * experts_ + t).given;
+      continue;
     }
+    const double alone = curves[t].search.answer().alpha;
+    result.alpha[t] = one ? 0.0 : alone / among;  // where `joint` starts
+    const double loss = curves[t].search.answer_loss();
+    best = best < 0 || loss < curves[best].search.answer_loss() - tie ? t : best;
+  }
+  if (one && best >= 0) {
     result.alpha[best] = curves[best].search.answer().alpha;
-    return;
-  }
-  for (int t = 0; t < experts_; ++t) {
-    result.alpha[t] = curves[t].search.answer().alpha;
-    if (options_.combine == Combine::centroid || experts_ > 1) {
-      result.alpha[t] /= experts_;  // where `joint` starts
-    }
   }
 }
 
@@ -352,15 +368,15 @@ void FusionSolver::fuse() {
   for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
     const int row = active_rows_[item];
     const FusionInput& input = inputs_[row];
-    kernel({large_[row], input.experts, input.bases, results_[row].alpha, &centres_[row * experts_], experts_, begin,
-            end, results_[row].logits, sums(row * experts_) + block});
+    kernel({large_[row], input.experts, input.bases, results_[row].alpha, &centres_[row * experts_], experts(row),
+            begin, end, results_[row].logits, sums(row * experts_) + block});
   });
   for (int row : active_rows_) {
     FusionResult& result = results_[row];
     const Curve* curves = &curves_[row * experts_];
     // δ = Σ α_tΔ_t under P is known from the first sweep.
     Moments zero = {curves[0].zero.log_sum, 0.0, 0.0};
-    for (int t = 0; t < experts_; ++t) {
+    for (int t = 0; t < experts(row); ++t) {
       zero.mean += result.alpha[t] * curves[t].zero.mean;
     }
     const Moments one = moments(merge(sums(row * experts_), blocks_, 1));

@@ -14,11 +14,14 @@
 
 namespace dlf {
 
-// One row's logits, V each. Bases may repeat one pointer.
+// One row's logits, V each. Bases may repeat one pointer. A row may use some of the solver's experts alone; it is then
+// what it would be from a solver made for these.
 struct FusionInput {
   const float* large;
   const float* const* experts;  // T
   const float* const* bases;    // T
+  const int* chosen = nullptr;  // T numbers of the solver's experts, or null for all of them
+  int count = 0;                // T, where chosen is there
 };
 
 struct FusionResult {
@@ -42,11 +45,6 @@ class FusionSolver {
 
   void solve(std::span<const FusionInput> inputs, std::span<FusionResult> results);
 
-  const FusionOptions& options() const { return options_; }
-  int experts() const { return experts_; }
-  int64_t vocab() const { return vocab_; }
-  int max_batch() const { return max_batch_; }
-
  private:
   // One (row, expert) pair.
   struct Curve {
@@ -55,6 +53,7 @@ class FusionSolver {
     double a;      // a_t = KL(Q_t‖Q)
     double b;      // b_t = KL(Q‖Q_t)
     uint32_t flags;
+    bool solved;
     int sweeps;
     int ranges;  // of α, in the next sweep
     AlphaRange alpha[kSweepRanges];
@@ -62,7 +61,10 @@ class FusionSolver {
 
   // Curve number row * T + expert.
   double find_centre(int curve) const;
-  AlphaRange first_range() const;
+  int experts(int row) const { return inputs_[row].chosen == nullptr ? experts_ : inputs_[row].count; }
+  int solved(int row) const;
+  const ExpertWeight& weight(int curve) const;
+  AlphaRange first_range(const ExpertWeight& weight) const;
   void sweep_rows(bool check);
   void sweep_curves();
   void take_first(int curve);
@@ -97,6 +99,7 @@ class FusionSolver {
   std::span<const FusionInput> inputs_;  // of the solve that runs
   std::span<FusionResult> results_;
   std::vector<Curve> curves_;         // max_batch × T
+  std::vector<AlphaRange> ranges_;    // per curve: of the first sweep
   std::vector<double> centres_;       // per curve: subtracted from Δ in the sweeps, so that its square keeps its digits
   std::vector<int> active_;           // curves of the next sweep
   std::vector<int> active_rows_;      // rows of the next sweep

@@ -153,7 +153,6 @@ void sweep_row(const RowBlock& block) {
   const int64_t tokens = block.end - block.begin;
   const int64_t size = padded(tokens);
   const float* large = block.large + block.begin;
-  const double step = step_of(block.range);
   Buffer logit;
   Buffer large_weight;
   Buffer base_logit;
@@ -166,12 +165,14 @@ void sweep_row(const RowBlock& block) {
     const float* expert = block.experts[t] + block.begin;
     const float* base = block.bases[t] + block.begin;
     BlockSum* sums = block.sums + t * block.sums_stride;
-    BlockSum* targets = sums + block.range.count;
+    const AlphaRange& range = block.ranges[t];
+    const double step = step_of(range);
+    BlockSum* targets = sums + range.count;
     if (block.flags != nullptr) {
       block.flags[t * block.flags_stride] = flags_of(large, expert, base, tokens);
     }
     if (peak == -kInfinity) {  // no token takes part
-      for (int k = 0; k < block.range.count + 2; ++k) {
+      for (int k = 0; k < range.count + 2; ++k) {
         sums[k] = {peak, 0.0, 0.0, 0.0};
       }
       continue;
@@ -187,7 +188,7 @@ void sweep_row(const RowBlock& block) {
     }
     const bool near = differences.most <= kReach;
     differences.set_step(step, size);
-    scan(logit, differences, block.range, large_weight, peak, size, weight, sums);
+    scan(logit, differences, range, large_weight, peak, size, weight, sums);
     if (near) {
       sum_target(base_weight, differences, step, base_peak, size, targets);
     } else {

@@ -31,15 +31,17 @@ struct FusionArgs {
   Logits bases[kMaxExperts];  // may repeat one pointer, which is then read once
   float* fused;               // [rows, vocab], row r at fused + r * fused_stride
   int64_t fused_stride;
-  FusionRecord* records;  // [rows]
-  const int32_t* active;  // [rows], 0 where the row is skipped; null where none is
+  FusionRecord* records;   // [rows]
+  const int32_t* active;   // [rows], 0 where the row is skipped; null where none is
+  const uint32_t* chosen;  // [rows], bit t: the row uses expert t, else its logits aren't read; null: all experts
   int rows;
   int expert_count;
   int64_t vocab;
   Combine combine;
   Match match;
-  float alpha_max;
-  float alpha[kMaxExperts];  // for Combine::static_alpha
+  uint32_t given;                // bit t: expert t has a given weight
+  float alpha[kMaxExperts];      // which is this
+  float alpha_max[kMaxExperts];  // of the others
 };
 
 // The arguments that options decide; the rest is empty.
@@ -48,9 +50,11 @@ inline FusionArgs fusion_args(const FusionOptions& options, int expert_count) {
   args.expert_count = expert_count;
   args.combine = options.combine;
   args.match = options.match;
-  args.alpha_max = static_cast<float>(options.alpha_max);
-  for (size_t t = 0; t < options.alpha.size(); ++t) {
-    args.alpha[t] = static_cast<float>(options.alpha[t]);
+  for (int t = 0; t < expert_count; ++t) {
+    const ExpertWeight weight = options.weights.empty() ? ExpertWeight() : options.weights[t];
+    args.given |= weight.solved() ? 0U : 1U << t;
+    args.alpha[t] = static_cast<float>(weight.given.value_or(0.0));
+    args.alpha_max[t] = static_cast<float>(weight.alpha_max);
   }
   return args;
 }

@@ -9,14 +9,22 @@ namespace dlf {
 void FusionSolver::solve_joint() {
   active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
-    if (!alive(row)) {
+    if (!alive(row) || solved(row) < 2) {
       continue;
     }
+    // Those with given weights stand at 0 meanwhile.
     double moments[kMaxExperts] = {};
-    for (int t = 0; t < experts_; ++t) {
-      moments[t] = curves_[row * experts_ + t].search.answer().mean;
+    double start[kMaxExperts] = {};
+    double bounds[kMaxExperts] = {};
+    for (int t = 0; t < experts(row); ++t) {
+      const int curve = row * experts_ + t;
+      if (curves_[curve].solved) {
+        moments[t] = curves_[curve].search.answer().mean;
+        start[t] = results_[row].alpha[t];
+        bounds[t] = weight(curve).alpha_max;
+      }
     }
-    joints_[row].start(experts_, options_.alpha_max, results_[row].alpha, moments);
+    joints_[row].start(experts(row), bounds, start, moments);
     active_rows_.push_back(row);
   }
   const auto kernel = DLF_CPU_DISPATCH(sweep_joint);
@@ -24,14 +32,15 @@ void FusionSolver::solve_joint() {
     for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
       const int row = active_rows_[item];
       const FusionInput& input = inputs_[row];
-      kernel({large_[row], input.experts, input.bases, joints_[row].trial(), &centres_[row * experts_], experts_, begin,
-              end, &joint_sums_[(row * blocks_ + block) * joint_sum_size_]});
+      kernel({large_[row], input.experts, input.bases, joints_[row].trial(), &centres_[row * experts_], experts(row),
+              begin, end, &joint_sums_[(row * blocks_ + block) * joint_sum_size_]});
     });
     std::erase_if(active_rows_, [&](int row) {
       ++results_[row].passes;
       const bool known = !take_joint(row);
-      if (known) {
-        std::copy_n(joints_[row].answer(), experts_, results_[row].alpha);
+      for (int t = 0; known && t < experts(row); ++t) {
+        double& alpha = results_[row].alpha[t];
+        alpha = curves_[row * experts_ + t].solved ? joints_[row].answer()[t] : alpha;
       }
       return known;
     });
@@ -59,9 +68,10 @@ bool FusionSolver::take_joint(int row) {
   double cumulant = peak + std::log(totals[0]) - curves_[row * experts_].zero.log_sum;
   double means[kMaxExperts];
   double products[kMost];
-  const double* raw = totals + 1 + experts_;
+  const int count = experts(row);
+  const double* raw = totals + 1 + count;
   int pair = 0;
-  for (int t = 0; t < experts_; ++t) {
+  for (int t = 0; t < count; ++t) {
     const double shift = curves_[row * experts_ + t].zero.mean;
     cumulant -= joints_[row].trial()[t] * shift;
     means[t] = totals[1 + t] / totals[0] - shift;

@@ -48,7 +48,7 @@ struct RowBlock {
   int count;
   int64_t begin;
   int64_t end;
-  AlphaRange range;  // starts at 0
+  const AlphaRange* ranges;  // of every expert; they start at 0
   // Of expert t from t * stride on: under large + αΔ_t for every α, then under base (= Q) and base + Δ_t (= Q_t), whose
   // `second` stays empty.
   BlockSum* sums;

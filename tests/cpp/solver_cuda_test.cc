@@ -94,13 +94,13 @@ class Generator {
   std::mt19937 bits_;
 };
 
-FusionOptions options_of(Combine combine, Match match = Match::symmetric, double alpha_max = 2.0) {
-  FusionOptions options;
-  options.combine = combine;
-  options.match = match;
-  options.alpha_max = alpha_max;
-  return options;
+FusionOptions options_of(Combine combine, Match match = Match::symmetric) { return {combine, match, {}}; }
+
+FusionOptions bounded(Combine combine, Match match, double alpha_max, int experts = 1) {
+  return {combine, match, std::vector<ExpertWeight>(experts, ExpertWeight{alpha_max, std::nullopt})};
 }
+
+double bound_of(const FusionOptions& options) { return options.weights.empty() ? 2.0 : options.weights[0].alpha_max; }
 
 struct Answers {
   std::vector<FusionRecord> records;
@@ -110,8 +110,8 @@ struct Answers {
 constexpr FusionShape kChosen = {0, 0};
 
 // Runs a problem on the device. The rows lie `padding` further apart than they are long.
-Answers run_cuda(const Problem& problem, const FusionOptions& options, FusionShape shape = kChosen,
-                 int64_t padding = 0) {
+Answers run_cuda(const Problem& problem, const FusionOptions& options, FusionShape shape = kChosen, int64_t padding = 0,
+                 const std::vector<int32_t>& chosen = {}) {
   const auto floats = on_device(0).dtype(at::kFloat);
   const int64_t stride = problem.vocab + padding;
   const auto put = [&](const std::vector<Floats>& rows, int64_t pieces) {
@@ -131,22 +131,21 @@ Answers run_cuda(const Problem& problem, const FusionOptions& options, FusionSha
   const at::Tensor fused = at::empty({problem.rows(), stride}, floats);
   const auto bytes = static_cast<int64_t>(problem.rows() * sizeof(FusionRecord));
   const at::Tensor records = at::empty({bytes}, on_device(0).dtype(at::kByte));
-  FusionArgs args = {};
+  FusionArgs args = fusion_args(options, problem.experts);
+  at::Tensor masks = at::zeros({problem.rows()}, at::kInt);
+  std::copy(chosen.begin(), chosen.end(), masks.mutable_data_ptr<int32_t>());
+  masks = masks.to(floats.device());
+  args.chosen = chosen.empty() ? nullptr : reinterpret_cast<const uint32_t*>(masks.const_data_ptr<int32_t>());
   args.large = {large.const_data_ptr<float>(), stride};
   for (int t = 0; t < problem.experts; ++t) {
     args.experts[t] = {tuned.const_data_ptr<float>() + t * stride, problem.experts * stride};
     args.bases[t] = {base.const_data_ptr<float>() + (problem.shared_base ? 0 : t * stride), bases * stride};
-    args.alpha[t] = options.alpha.empty() ? 0.0F : static_cast<float>(options.alpha[t]);
   }
   args.fused = fused.mutable_data_ptr<float>();
   args.fused_stride = stride;
   args.records = reinterpret_cast<FusionRecord*>(records.mutable_data_ptr<uint8_t>());
   args.rows = problem.rows();
-  args.expert_count = problem.experts;
   args.vocab = problem.vocab;
-  args.combine = options.combine;
-  args.match = options.match;
-  args.alpha_max = static_cast<float>(options.alpha_max);
   Queue queue(0);
   queue.run([&] {
     if (shape.cluster == 0) {
@@ -320,14 +319,14 @@ void check_weight(const Problem& problem, int row, int t, const FusionOptions& o
     return f_weight * (at.f - a) * (at.f - a) + g_weight * (at.g - b) * (at.g - b);
   };
   const double scale = f_weight * a * a + g_weight * b * b;
-  EXPECT(alpha >= 0.0 && alpha <= static_cast<float>(options.alpha_max));
+  EXPECT(alpha >= 0.0 && alpha <= static_cast<float>(bound_of(options)));
   const double ours = loss(alpha);
   const double best = loss(expected);
   const double excess = std::max(ours - best, 0.0);
   worst.loss = std::max(worst.loss, excess);
   EXPECT(excess <= std::min(1e-5, 1e-6 * scale) + 1e-20);
   const double lower = loss(std::max(alpha - 1e-3, 0.0));
-  const double upper = loss(std::min(alpha + 1e-3, options.alpha_max));
+  const double upper = loss(std::min(alpha + 1e-3, bound_of(options)));
   const double least = 1e-8 * scale + 1e-16;
   if (lower - ours > least && upper - ours > least && excess <= 1e-8 * scale) {
     worst.alpha = std::max(worst.alpha, std::abs(alpha - expected));
@@ -350,7 +349,7 @@ void check_single(const Problem& problem, const FusionOptions& options, FusionSh
       std::fprintf(stderr,
                    "  vocab %d row %d match %d alpha_max %g: alpha %.9g, cpu %.9g; f %.9g g %.9g; a %.9g %.9g b %.9g "
                    "%.9g passes %d\n",
-                   static_cast<int>(problem.vocab), row, static_cast<int>(options.match), options.alpha_max,
+                   static_cast<int>(problem.vocab), row, static_cast<int>(options.match), bound_of(options),
                    device.records[row].alpha[0], host[row].alpha[0], device.records[row].f, device.records[row].g,
                    device.records[row].target_f[0], host[row].a[0], device.records[row].target_g[0], host[row].b[0],
                    device.records[row].passes);
@@ -426,7 +425,7 @@ void other_alpha_max() {
     }
     generator.language(problem);
     for (const Match match : kMatches) {
-      check_single(problem, options_of(Combine::select, match, alpha_max));
+      check_single(problem, bounded(Combine::select, match, alpha_max));
     }
   }
 }
@@ -485,7 +484,7 @@ void extreme_logits() {
     for (const Match match : kMatches) {
       for (const double alpha_max : {2.0, 20.0, 200.0}) {
         if (problem.vocab > 1) {
-          check_single(problem, options_of(Combine::select, match, alpha_max));
+          check_single(problem, bounded(Combine::select, match, alpha_max));
         }
       }
     }
@@ -562,7 +561,7 @@ void check_many(const Problem& problem, const FusionOptions& options, FusionShap
 
 FusionOptions with_weights(FusionOptions options, int experts) {
   for (int t = 0; t < experts && options.combine == Combine::static_alpha; ++t) {
-    options.alpha.push_back(t % 3 == 0 ? 0.75 : t % 3 == 1 ? -0.5 : 0.0);
+    options.weights.push_back({2.0, t % 3 == 0 ? 0.75 : t % 3 == 1 ? -0.5 : 0.0});
   }
   return options;
 }
@@ -591,7 +590,7 @@ void joint_weights_where_the_distribution_is_all_but_certain() {
   for (int draw = 0; draw < 6; ++draw) {
     Problem problem(draw % 2 == 0 ? 10 : 60, draw % 3 == 0 ? 3 : 5);
     generator.draw(problem, 6.0F);
-    const FusionOptions options = options_of(Combine::joint, Match::symmetric, 10.0);
+    const FusionOptions options = bounded(Combine::joint, Match::symmetric, 10.0, problem.experts);
     const HostAnswer host = run_cpu(problem, options)[0];
     const Answers device = run_cuda(problem, options);
     check_numbers(problem, 0, host, device);
@@ -691,6 +690,85 @@ void every_shape() {
   }
 }
 
+// Bounds of their own for four experts, the third with a given weight; all given for `static`.
+FusionOptions mixed(Combine combine) {
+  FusionOptions options = {combine, Match::symmetric, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
+  for (ExpertWeight& weight : options.weights) {
+    weight.given = combine == Combine::static_alpha ? weight.alpha_max / 4.0 : weight.given;
+  }
+  return options;
+}
+
+void given_weights_and_bounds_are_those_of_the_processor() {
+  Generator generator(31);
+  for (const bool shared : {true, false}) {
+    Problem problem(900, 4, shared);
+    generator.draw(problem, 1.0F);
+    generator.draw(problem, 2.5F);
+    for (const Combine combine : kCombines) {
+      check_many(problem, mixed(combine));
+    }
+  }
+}
+
+// Experts that a row doesn't use are not read, and it is what it would be without them.
+void rows_may_use_some_of_the_experts() {
+  Generator generator(32);
+  const std::vector<int32_t> masks = {0b1111, 0b0001, 0b1010, 0b0100, 0b1110, 0};
+  for (const bool shared : {true, false}) {
+    Problem problem(1500, 4, shared);
+    for (size_t row = 0; row < masks.size(); ++row) {
+      generator.draw(problem, 1.5F);
+      for (int t = 0; t < 4; ++t) {
+        if ((masks[row] >> t & 1) == 0) {
+          std::fill_n(problem.tuned[row].begin() + t * 1500, 1500, std::nanf(""));
+          std::fill_n(problem.bases[row].begin() + t * 1500, shared ? 0 : 1500, std::nanf(""));
+        }
+      }
+    }
+    for (const Combine combine : kCombines) {
+      const FusionOptions options = mixed(combine);
+      for (const FusionShape shape : {FusionShape{1, 227 * 1024}, FusionShape{2, 8 * 1024}}) {
+        const Answers found = run_cuda(problem, options, shape, 0, masks);
+        for (size_t row = 0; row < masks.size(); ++row) {
+          const FusionRecord& record = found.records[row];
+          EXPECT(record.bad_model == kNoBadModel);
+          if (masks[row] == 0) {
+            EXPECT(found.fused[row] == problem.large[row] && record.f == 0.0F && record.g == 0.0F);
+            continue;
+          }
+          std::vector<int> chosen;
+          FusionOptions fewer = {combine, Match::symmetric, {}};
+          for (int t = 0; t < 4; ++t) {
+            if ((masks[row] >> t & 1) != 0) {
+              chosen.push_back(t);
+              fewer.weights.push_back(options.weights[t]);
+            }
+          }
+          Problem some(1500, static_cast<int>(chosen.size()), shared);
+          some.large.push_back(problem.large[row]);
+          some.bases.emplace_back();
+          some.tuned.emplace_back();
+          for (const int t : chosen) {
+            some.tuned[0].insert(some.tuned[0].end(), problem.expert(static_cast<int>(row), t),
+                                 problem.expert(static_cast<int>(row), t) + 1500);
+            some.bases[0].insert(some.bases[0].end(), problem.base(static_cast<int>(row), t),
+                                 problem.base(static_cast<int>(row), t) + 1500);
+          }
+          some.bases[0].resize(shared ? 1500 : some.bases[0].size());
+          const Answers alone = run_cuda(some, fewer, shape);
+          for (size_t i = 0; i < chosen.size(); ++i) {
+            EXPECT(record.alpha[chosen[i]] == alone.records[0].alpha[i]);
+            EXPECT(record.target_f[chosen[i]] == alone.records[0].target_f[i]);
+          }
+          EXPECT(record.f == alone.records[0].f && record.g == alone.records[0].g);
+          EXPECT(found.fused[row] == alone.fused[0]);
+        }
+      }
+    }
+  }
+}
+
 void inactive_rows_are_left_alone() {
   Generator generator(20);
   Problem problem(300);
@@ -712,7 +790,7 @@ void inactive_rows_are_left_alone() {
   const at::Tensor records =
       at::full({3, static_cast<int64_t>(sizeof(FusionRecord))}, 5, on_device(0).dtype(at::kByte));
   const at::Tensor active = at::tensor({1, 0, 1}, at::kInt).to(floats.device());
-  FusionArgs args = {};
+  FusionArgs args = fusion_args(options_of(Combine::select), 1);
   args.large = {large.const_data_ptr<float>(), 300};
   args.experts[0] = {tuned.const_data_ptr<float>(), 300};
   args.bases[0] = {base.const_data_ptr<float>(), 300};
@@ -721,11 +799,7 @@ void inactive_rows_are_left_alone() {
   args.records = reinterpret_cast<FusionRecord*>(records.mutable_data_ptr<uint8_t>());
   args.active = active.const_data_ptr<int32_t>();
   args.rows = 3;
-  args.expert_count = 1;
   args.vocab = 300;
-  args.combine = Combine::select;
-  args.match = Match::symmetric;
-  args.alpha_max = 2.0F;
   Queue queue(0);
   queue.run([&] { solve(args, queue.stream()); });
   queue.synchronize();
@@ -797,6 +871,9 @@ int main() {
       {"tokens ruled out", dlf::cuda::tokens_ruled_out},
       {"bad logits", dlf::cuda::bad_logits},
       {"every shape", dlf::cuda::every_shape},
+      {"given weights and bounds are those of the processor",
+       dlf::cuda::given_weights_and_bounds_are_those_of_the_processor},
+      {"rows may use some of the experts", dlf::cuda::rows_may_use_some_of_the_experts},
       {"inactive rows are left alone", dlf::cuda::inactive_rows_are_left_alone},
       {"the answer is the same in every order", dlf::cuda::the_answer_is_the_same_in_every_order},
       {"large vocabularies", dlf::cuda::large_vocabularies},

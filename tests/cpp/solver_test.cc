@@ -58,7 +58,7 @@ void every_mode_solves_every_size() {
         FusionOptions options;
         options.combine = combine;
         if (combine == Combine::static_alpha) {
-          options.alpha.assign(count, 0.5);
+          options.weights.assign(count, {2.0, 0.5});
         }
         FusionSolver solver(options, count, vocab, 3, team);
         for (const double excluded : {0.0, 0.1}) {
@@ -78,6 +78,89 @@ void every_mode_solves_every_size() {
         }
       }
     }
+  }
+}
+
+constexpr Combine kCombines[] = {Combine::select, Combine::centroid, Combine::joint, Combine::grid,
+                                 Combine::static_alpha};
+
+// Bounds of their own for four experts, the third with a given weight; all given for `static`.
+FusionOptions mixed(Combine combine) {
+  FusionOptions options = {combine, Match::symmetric, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
+  for (ExpertWeight& weight : options.weights) {
+    weight.given = combine == Combine::static_alpha ? weight.alpha_max / 4.0 : weight.given;
+  }
+  return options;
+}
+
+// What the solver says of a row that uses some of the experts, and what one that is made for these says.
+struct Pair {
+  FusionResult one;
+  FusionResult other;
+  std::vector<double> numbers;
+  std::vector<float> fused;
+};
+
+Pair solve_some(const FusionOptions& options, const std::vector<int>& chosen, const Batch& batch, int64_t vocab) {
+  ThreadTeam team(2);
+  Pair pair = {};
+  const size_t count = chosen.size();
+  pair.numbers.resize(6 * count);
+  pair.fused.resize(2 * vocab);
+  FusionOptions fewer = options;
+  fewer.weights.clear();
+  std::vector<const float*> experts;
+  std::vector<const float*> bases;
+  for (const int t : chosen) {
+    fewer.weights.push_back(options.weights[t]);
+    experts.push_back(batch.inputs[0].experts[t]);
+    bases.push_back(batch.inputs[0].bases[t]);
+  }
+  int which = 0;
+  for (FusionResult* result : {&pair.one, &pair.other}) {
+    result->alpha = &pair.numbers[3 * count * which];
+    result->target_f = result->alpha + count;
+    result->target_g = result->alpha + 2 * count;
+    result->logits = &pair.fused[vocab * which++];
+  }
+  FusionSolver all(options, static_cast<int>(options.weights.size()), vocab, 1, team);
+  const FusionInput some = {batch.inputs[0].large, experts.data(), bases.data(), chosen.data(),
+                            static_cast<int>(count)};
+  all.solve({&some, 1}, {&pair.one, 1});
+  FusionSolver few(fewer, static_cast<int>(count), vocab, 1, team);
+  const FusionInput whole = {some.large, some.experts, some.bases};
+  few.solve({&whole, 1}, {&pair.other, 1});
+  return pair;
+}
+
+void a_row_may_use_some_of_the_experts() {
+  std::mt19937 generator(5);
+  for (const double excluded : {0.0, 0.1}) {
+    Batch batch(1, 4, 2500, excluded, generator);
+    for (const Combine combine : kCombines) {
+      for (const std::vector<int>& chosen :
+           std::vector<std::vector<int>>{{0}, {2}, {1, 3}, {0, 2}, {1, 2, 3}, {0, 1, 2, 3}}) {
+        const Pair pair = solve_some(mixed(combine), chosen, batch, 2500);
+        const auto half = static_cast<std::ptrdiff_t>(pair.numbers.size() / 2);
+        EXPECT(std::equal(pair.numbers.begin(), pair.numbers.begin() + half, pair.numbers.begin() + half));
+        EXPECT(std::equal(pair.fused.begin(), pair.fused.begin() + 2500, pair.fused.begin() + 2500));
+        EXPECT(pair.one.f == pair.other.f && pair.one.g == pair.other.g && pair.one.passes == pair.other.passes);
+      }
+    }
+  }
+}
+
+void a_given_weight_leaves_the_others_what_they_are() {
+  std::mt19937 generator(6);
+  Batch batch(1, 4, 2500, 0.0, generator);
+  for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
+    const Pair with = solve_some(mixed(combine), {0, 1, 2, 3}, batch, 2500);
+    const Pair without = solve_some(mixed(combine), {0, 1, 3}, batch, 2500);
+    EXPECT(with.one.alpha[2] == -0.75);
+    EXPECT(with.one.alpha[0] == without.one.alpha[0] && with.one.alpha[1] == without.one.alpha[1] &&
+           with.one.alpha[3] == without.one.alpha[2]);
+    EXPECT(with.one.alpha[1] <= 0.3);
+    EXPECT(with.one.f != without.one.f);
   }
 }
 
@@ -111,6 +194,8 @@ void impossible_solvers_are_refused() {
 int main() {
   return dlf::testing::run({
       {"every mode solves every size", dlf::every_mode_solves_every_size},
+      {"a row may use some of the experts", dlf::a_row_may_use_some_of_the_experts},
+      {"a given weight leaves the others what they are", dlf::a_given_weight_leaves_the_others_what_they_are},
       {"a bad logit is the fault of its row and model", dlf::a_bad_logit_is_the_fault_of_its_row_and_model},
       {"impossible solvers are refused", dlf::impossible_solvers_are_refused},
   });
