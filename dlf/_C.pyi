@@ -338,8 +338,8 @@ class StepLoop:
         ],
         combine: str,
         match: str,
-        alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-        alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+        alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
+        alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         vocab: typing.SupportsInt | typing.SupportsIndex,
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         max_context: typing.SupportsInt | typing.SupportsIndex,
@@ -376,8 +376,8 @@ def check_fusion(
     experts: typing.SupportsInt | typing.SupportsIndex,
     combine: str,
     match: str,
-    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-    alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
+    alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
 ) -> None:
     """
     Raises the ValueError that a StepLoop or a solve with these options would raise.
@@ -399,8 +399,8 @@ def cuda_fusion_solve(
     bases: torch.Tensor,
     combine: str,
     match: str,
-    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-    alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
+    alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[typing.Any, ...]:
     """
@@ -413,8 +413,8 @@ def fusion_solve(
     bases: torch.Tensor,
     combine: str,
     match: str,
-    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-    alpha_max: typing.SupportsFloat | typing.SupportsIndex,
+    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
+    alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[typing.Any, ...]:
     """

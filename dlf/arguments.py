@@ -113,7 +113,7 @@ def chosen_experts(names: Sequence[str] | None, labels: Sequence[str]) -> list[i
     return sorted(found)
 
 
-def as_prompts(prompt: Any, messages: Any = None) -> tuple[list[Prompt] | list[Messages], bool]:
+def as_prompts(prompt: Any, messages: Any = None) -> tuple[Sequence[Prompt] | Sequence[Messages], bool]:
     """The prompts or conversations, and whether there was a single one rather than a list."""
     if (prompt is None) == (messages is None):
         raise TypeError("give a prompt or messages, one of the two")

@@ -56,8 +56,8 @@ def solve(
     *,
     combine: str = "select",
     match: str = "symmetric",
-    alpha: Sequence[float] | None = None,
-    alpha_max: float = 2.0,
+    alpha: Sequence[float | None] | None = None,
+    alpha_max: float | Sequence[float] = 2.0,
     threads: int | None = None,
     device: str | None = None,
 ) -> Fusion[Array]:
@@ -82,14 +82,16 @@ def solve(
         ``"centroid"``: every expert solved alone, its weight divided by T.
         ``"joint"``: the least KL(fused || large) at which every expert reaches the mean logit difference that it
         reaches when it is solved alone.
-        ``"static"``: the weights given by `alpha`.
+        ``"static"``: all weights given by `alpha`.
         ``"grid"``: as ``"select"``, trying 0, 0.1, ..., 2.0 up to `alpha_max`.
     match : str
         ``"symmetric"`` minimises (f - a)^2 + (g - b)^2; ``"forward"`` brings f to a, ``"reverse"`` g to b.
-    alpha : sequence of T floats, optional
-        The weights for ``combine="static"``, where they may be negative; not given otherwise.
-    alpha_max : float
-        Weights are solved in [0, alpha_max].
+    alpha : sequence of T floats or None, optional
+        Given weights, which may be negative (an anti-expert, as in DExperts, 2105.03023); None where a weight is
+        solved. The others are solved as if those experts were not there, and what is given is added to the fused
+        logits. ``combine="static"`` takes all of them.
+    alpha_max : float or sequence of T floats
+        Weights are solved in [0, alpha_max]; one bound for all experts, or one for each.
     threads : int, optional
         Threads to compute on; by default as many as the process may use. The answer doesn't depend on them.
     device : str, optional
@@ -123,7 +125,9 @@ def solve(
     if alpha is None and combine == "static":
         raise ValueError("combine='static' takes the weights: give alpha, one number an expert")
     place = Placement.of(str(logits["large"].device) if device is None else device).large
-    options = (combine, match, [] if alpha is None else [float(weight) for weight in alpha], float(alpha_max))
+    weights = [] if alpha is None else [None if weight is None else float(weight) for weight in alpha]
+    bounds = [float(bound) for bound in np.atleast_1d(np.asarray(alpha_max, np.float64))]
+    options = (combine, match, weights, bounds)
     if place is None:
         found = _C.fusion_solve(
             logits["large"].cpu(),
@@ -138,8 +142,7 @@ def solve(
         found = tuple(tensor.cpu().numpy() for tensor in found)
     else:
         found = tuple(tensor.to(large.device) for tensor in found)
-    weights, fused, f, g, target_f, target_g, passes = found
-    return Fusion(weights, fused, f, g, target_f, target_g, passes)
+    return Fusion(*found)
 
 
 def _usable_cores() -> int:

@@ -141,7 +141,11 @@ def test_experts_chosen_for_a_request(family: dict[str, Path], combine: str) -> 
     }
     options: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
     with dlf.Engine(family["large"], list(kinds.values()), combine=combine, threads=2) as engine:
-        for names in (["a"], ["shots"], ["b", "a"], ["a", "b", "shots"], []):
+        with dlf.Engine(family["large"], [kinds["a"]], combine="static", alpha=[0.0]) as alone:
+            nobody = engine.generate(PROMPT, experts=[], **options)
+            assert nobody.tokens == alone.generate(PROMPT, **options).tokens
+            assert nobody.alpha.shape == (12, 0) and nobody.experts == []
+        for names in (["a"], ["shots"], ["b", "a"], ["a", "b", "shots"]):
             some = engine.generate(PROMPT, experts=names, **options)
             rest = [name for name in kinds if name in names]
             with dlf.Engine(family["large"], [kinds[name] for name in rest], combine=combine, threads=2) as alone:
@@ -188,7 +192,7 @@ def test_experts_come_and_go(family: dict[str, Path], monkeypatch: pytest.Monkey
             engine.remove_expert("expert-a")
         with pytest.raises(FileNotFoundError):
             engine.add_expert(dlf.Expert(family["base"].parent / "nowhere"))
-        with pytest.raises(ValueError, match="base"):
+        with pytest.raises(ValueError, match="finite"):
             engine.add_expert(dlf.Expert(family["expert-a"], base=family["base"], alpha=float("nan")))
         assert engine.experts == ["expert-b"]
         assert engine.generate(PROMPT, **options).alpha.shape == (12, 1)
@@ -261,3 +265,40 @@ def test_defaults(family: dict[str, Path]) -> None:
         assert len(engine.generate(PROMPT, max_new_tokens=4).tokens) == 4
     with pytest.raises(TypeError, match="no option is called"):
         dlf.Engine(family["large"], defaults={"max_tokens": 3})
+
+
+@pytest.mark.parametrize("combine", ["select", "centroid", "joint"])
+def test_an_anti_expert_has_a_given_weight(family: dict[str, Path], combine: str) -> None:
+    base = family["base"]
+    experts = [
+        dlf.Expert(family["expert-a"], base, name="a", alpha_max=0.4),
+        dlf.Expert(family["expert-b"], base, name="toxic", alpha=-0.5),
+        dlf.InContext(base, SHOTS, alpha_max=3.0),
+    ]
+    with dlf.Engine(family["large"], experts, combine=combine, threads=2) as engine:
+        encode, vocab = engine.tokenizer.encode, engine.vocab_size
+        completion = engine.generate(PROMPT, max_new_tokens=25, ignore_eos=True)
+        only = engine.generate(PROMPT, experts=["toxic"], max_new_tokens=25, ignore_eos=True)
+
+    def fuse(large: np.ndarray, base: np.ndarray, experts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        options: dict[str, Any] = {"alpha": [None, -0.5, None], "alpha_max": [0.4, 2.0, 3.0]}
+        solved = dlf.fusion.solve(large[None], base[None], experts[None], combine=combine, **options)
+        return solved.alpha[0], solved.logits[0]
+
+    reference = Reference(family["large"], base, [family["expert-a"], family["expert-b"], base], vocab)
+    prompt = encode(PROMPT)
+    tokens, alpha = reference.generate(prompt, 25, fuse, [prompt, prompt, encode(texts(SHOTS) + PROMPT)])
+    assert completion.tokens == tokens
+    np.testing.assert_allclose(completion.alpha, alpha, atol=1e-3)
+    assert np.all(completion.alpha[:, 1] == -0.5) and completion.alpha[:, 0].max() <= 0.4
+    assert np.all(only.alpha == -0.5)
+
+
+def test_given_weights_of_the_engine_and_of_experts(family: dict[str, Path]) -> None:
+    experts = [dlf.Expert(family["expert-a"], alpha=1.0), family["expert-b"]]
+    with dlf.Engine(family["large"], experts, base=family["base"], alpha=[None, 0.5], combine="static") as engine:
+        assert np.all(engine.generate(PROMPT, max_new_tokens=3).alpha == [1.0, 0.5])
+    with pytest.raises(ValueError, match="expert 1 has none"):
+        dlf.Engine(family["large"], experts, base=family["base"], combine="static")
+    with pytest.raises(ValueError, match="alpha holds 1 weights for 2 experts"):
+        dlf.Engine(family["large"], experts, base=family["base"], alpha=[0.5])

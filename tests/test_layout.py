@@ -100,9 +100,7 @@ def test_what_does_not_depend_on_the_question(layout: Layout, questions: tuple[s
     (first, shared), (second, same) = (layout.encode(question, tokenizer) for question in questions)
     assert shared == same > 0
     assert first[:shared] == second[:shared]
-    assert first == tokenizer.encode(
-        layout.text(questions[0], tokenizer), add_special_tokens=layout.template != "chat"
-    )
+    assert first == tokenizer.encode(layout.text(questions[0], tokenizer), add_special_tokens=layout.template != "chat")
 
 
 def test_a_prompt_alone_shares_nothing(tokenizer: Tokenizer) -> None:

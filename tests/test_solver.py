@@ -215,20 +215,50 @@ def test_static_takes_any_weights() -> None:
     np.testing.assert_allclose(found.logits[0], large + np.array(weights) @ (tuned - base), atol=1e-4)
 
 
-def check_joint(large: Array, base: Array, tuned: Array, alpha_max: float = 2.0) -> fusion.Fusion[Array]:
+def check_joint(large: Array, base: Array, tuned: Array, alpha_max: Any = 2.0) -> fusion.Fusion[Array]:
     """The conditions of Karush, Kuhn and Tucker: a constraint is met, or its weight is 0, or at alpha_max."""
     found = solve_row(large, base, tuned, combine="joint", alpha_max=alpha_max)
     row = prepare(large, base, tuned)
     moments = reference.joint_moments(row, alpha_max=alpha_max)
     alpha = found.alpha[0]
+    alpha_max = np.broadcast_to(alpha_max, alpha.shape)
     assert ((alpha >= 0) & (alpha <= alpha_max)).all()
     gap = (reference.fused_means(row, alpha) - moments) / np.maximum(1e-9, np.abs(moments).max())
-    assert (gap[alpha > 0][alpha[alpha > 0] < alpha_max] < 1e-4).all()
+    assert (gap[(alpha > 0) & (alpha < alpha_max)] < 1e-4).all()
     assert (gap[alpha < alpha_max] > -1e-4).all()
     dual = reference.joint_dual(row, alpha, moments)
     for other in (np.zeros_like(alpha), reference.centroid(row, alpha_max=alpha_max), alpha * 0.98):
         assert dual <= reference.joint_dual(row, other, moments) + 1e-9
     return found
+
+
+@pytest.mark.parametrize("combine", ["select", "centroid", "joint", "grid"])
+def test_bounds_of_each_expert(combine: str) -> None:
+    bounds = np.array([0.25, 2.0, 0.6, 4.0])
+    for seed in range(5):
+        logits = language(np.random.default_rng(seed), 400, 4)
+        found = solve_row(*logits, combine=combine, alpha_max=bounds)
+        if combine == "joint":
+            check_joint(*logits, alpha_max=bounds)
+        else:
+            expected = getattr(reference, combine)(prepare(*logits), alpha_max=bounds)
+            np.testing.assert_allclose(found.alpha[0], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("combine", ["select", "centroid", "joint", "grid"])
+def test_given_weights_are_added_to_what_is_solved_without_them(combine: str) -> None:
+    large, base, tuned = language(np.random.default_rng(41), 400, 4)
+    given = [None, -0.8, None, 0.3]
+    found = solve_row(large, base, tuned, combine=combine, alpha=given)
+    without = solve_row(large, base, tuned[[0, 2]], combine=combine)
+    assert found.alpha[0].tolist() == [without.alpha[0, 0], -0.8, without.alpha[0, 1], 0.3]
+    row = prepare(large, base, tuned)
+    np.testing.assert_allclose([found.f[0], found.g[0]], reference.fused_divergences(row, found.alpha[0]), rtol=1e-8)
+    np.testing.assert_allclose(found.target_f[0], row.target_f, rtol=1e-8)
+    np.testing.assert_allclose(found.logits[0], large + found.alpha[0] @ (tuned - base), atol=1e-4)
+    alone = solve_row(large, base, tuned[:1], combine=combine, alpha=[-0.5])  # nothing is left to solve
+    static = solve_row(large, base, tuned[:1], combine="static", alpha=[-0.5])
+    assert alone.alpha[0, 0] == -0.5 and (alone.logits == static.logits).all()
 
 
 @pytest.mark.parametrize("experts", [2, 3, 16])

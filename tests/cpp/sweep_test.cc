@@ -69,7 +69,8 @@ void ranges_hold_at_any_difference() {
       for (const AlphaRange range : {AlphaRange{0.0, 2.0, 9}, AlphaRange{0.0, 0.7, 9}, AlphaRange{0.0, 0.0, 1}}) {
         for_each_kernel(KERNELS(sweep_row), [&](auto* sweep) {
           std::vector<BlockSum> sums(3 * 11, {0.0, NAN, NAN, NAN});
-          sweep({large.data(), expert, base, centre, 3, 0, size, range, sums.data(), nullptr, 11, 1});
+          const AlphaRange ranges[] = {range, range, range};
+          sweep({large.data(), expert, base, centre, 3, 0, size, ranges, sums.data(), nullptr, 11, 1});
           for (int t = 0; t < 3; ++t) {
             const Row& under = bases[t / 2];
             const double reach = 6.0 + 5.0 * scale;
@@ -111,7 +112,7 @@ void rare_tokens_are_not_lost() {
   const AlphaRange range = {0.0, 2.0, 9};
   for_each_kernel(KERNELS(sweep_row), [&](auto* sweep) {
     BlockSum sums[11];
-    sweep({large.data(), experts, bases, &centre, 1, 0, 100, range, sums, nullptr, 11, 1});
+    sweep({large.data(), experts, bases, &centre, 1, 0, 100, &range, sums, nullptr, 11, 1});
     for (int k = 0; k < 9; ++k) {
       expect_same(sums[k], plain(large, large, expert, base, 0.0, alpha_of(range, k)), 640.0);
     }

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
+Bound = float | Vector  # of all weights, or of each
 
 DENSE = 4001  # points of the dense search
 WEIGHTS = {"symmetric": (1.0, 1.0), "forward": (1.0, 0.0), "reverse": (0.0, 1.0)}
@@ -101,9 +102,14 @@ def solve_one(
     return best
 
 
-def select(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector:
+def bounds(row: Row, alpha_max: Bound) -> Vector:
+    """The bound of every expert."""
+    return np.broadcast_to(alpha_max, len(row.delta))
+
+
+def select(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
     a, b = row.target_f.mean(), row.target_g.mean()
-    solved = [solve_one(row, t, a, b, match, alpha_max) for t in range(len(row.delta))]
+    solved = [solve_one(row, t, a, b, match, bound) for t, bound in enumerate(bounds(row, alpha_max))]
     best, tie = 0, 1e-10 * sum(weight * target**2 for weight, target in zip(WEIGHTS[match], (a, b), strict=True))
     for t, (_, loss) in enumerate(solved):
         if loss < solved[best][1] - tie:
@@ -113,25 +119,28 @@ def select(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector
     return alpha
 
 
-def grid(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector:
+def grid(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
     a, b = row.target_f.mean(), row.target_g.mean()
     alphas = np.arange(21) / 10
-    alphas = alphas[alphas <= alpha_max]
     table = np.array([losses(row, t, alphas, a, b, match) for t in range(len(row.delta))])
+    table[alphas > bounds(row, alpha_max)[:, None]] = np.inf
     expert, index = np.unravel_index(table.argmin(), table.shape)
     alpha = np.zeros(len(table))
     alpha[expert] = alphas[index]
     return alpha
 
 
-def alone(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector:
+def alone(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
     """Every expert's weight when it is solved alone against its own targets."""
     return np.array(
-        [solve_one(row, t, row.target_f[t], row.target_g[t], match, alpha_max)[0] for t in range(len(row.delta))]
+        [
+            solve_one(row, t, row.target_f[t], row.target_g[t], match, bound)[0]
+            for t, bound in enumerate(bounds(row, alpha_max))
+        ]
     )
 
 
-def centroid(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector:
+def centroid(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
     return alone(row, match, alpha_max) / len(row.delta)
 
 
@@ -141,7 +150,7 @@ def fused_means(row: Row, alpha: Vector) -> Vector:
     return row.delta @ fused
 
 
-def joint_moments(row: Row, match: str = "symmetric", alpha_max: float = 2.0) -> Vector:
+def joint_moments(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
     """What every expert's mean delta becomes when it is solved alone: the constraints of the joint solution."""
     weights = alone(row, match, alpha_max)
     return np.array([fused_means(row, weight * np.eye(len(weights))[t])[t] for t, weight in enumerate(weights)])
