@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,3 +162,31 @@ def make_wide(family: dict[str, Path]) -> Path:
 def test_a_device_that_is_not_there(family: dict[str, Path]) -> None:
     with pytest.raises(RuntimeError, match="there is no cuda:77"):
         engine(family, device="cuda:77")
+
+
+@pytest.mark.parametrize("combine", ["select", "joint"])
+def test_lanes_of_every_kind(family: dict[str, Path], combine: str) -> None:
+    """In-context experts, templates, an anti-expert, requests that fuse some of them, prompts that begin alike."""
+    base = family["base"]
+    shots = [(f"Question: {i} and {i + 1}?", f"the sum is {2 * i + 1}") for i in range(4)]
+    experts = [
+        dlf.Expert(family["expert-a"], base, name="a", template="chat", alpha_max=0.5),
+        dlf.InContext(base, shots, name="shots"),
+        dlf.Expert(family["expert-b"], base, name="toxic", alpha=-0.3),
+    ]
+    found: list[list[dlf.Completion]] = []
+    for device, size in (("cpu", 0), ("cuda", 0), ("cuda", 1 << 24)):
+        options: dict[str, Any] = {"device": device, "combine": combine, "prefix_cache_bytes": size, "max_batch": 2}
+        with dlf.Engine(family["large"], experts, dtype="float32", threads=2, max_context=192, **options) as engine:
+            completions = engine.generate([PROMPTS[0], PROMPTS[1]], max_new_tokens=5, ignore_eos=True)
+            for names in (["shots"], ["a", "toxic"], []):
+                completions.append(engine.generate(PROMPTS[0], experts=names, max_new_tokens=4, ignore_eos=True))
+            engine.remove_expert("a")
+            completions.append(engine.generate(PROMPTS[0], examples=shots, max_new_tokens=3, ignore_eos=True))
+            found.append(completions)
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            assert one.tokens == two.tokens
+            assert one.experts == two.experts
+            np.testing.assert_allclose(one.alpha, two.alpha, atol=3e-3)
+    assert [one.cached_tokens > 0 for one in found[2]] == [False, True, True, True, True, False]
