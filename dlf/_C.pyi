@@ -11,6 +11,7 @@ import torch
 import typing
 
 __all__: list[str] = [
+    "Adapter",
     "Decoder",
     "DeviceInfo",
     "FinishReason",
@@ -206,6 +207,21 @@ class Weights:
     @property
     def type(self) -> str: ...
 
+class Adapter:
+    """
+    What LoRA adds to a checkpoint, immutable.
+    """
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: collections.abc.Mapping[str, torch.Tensor],
+        scales: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex],
+    ) -> None: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+
 class Decoder:
     """
     One model run by hand, without the step loop.
@@ -216,12 +232,14 @@ class Decoder:
         slots: typing.SupportsInt | typing.SupportsIndex,
         max_context: typing.SupportsInt | typing.SupportsIndex,
         threads: typing.SupportsInt | typing.SupportsIndex,
+        adapters: collections.abc.Sequence[Adapter] = [],
     ) -> None: ...
     def decode(
         self,
         tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         slots: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         positions: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        adapters: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> torch.Tensor:
         """
         Logits [rows, vocab] of one token in each of several slots.
@@ -231,6 +249,7 @@ class Decoder:
         tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         slot: typing.SupportsInt | typing.SupportsIndex,
         position: typing.SupportsInt | typing.SupportsIndex,
+        adapter: typing.SupportsInt | typing.SupportsIndex = -1,
     ) -> torch.Tensor:
         """
         Logits [tokens, vocab] of consecutive tokens of one slot.
@@ -345,6 +364,8 @@ class StepLoop:
         max_context: typing.SupportsInt | typing.SupportsIndex,
         threads: typing.SupportsInt | typing.SupportsIndex,
         prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        lane_adapter: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        adapters: collections.abc.Sequence[collections.abc.Sequence[Adapter]] = [],
         devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         cuda_graph: bool = True,
     ) -> None: ...

@@ -168,7 +168,7 @@ def test_a_device_that_is_not_there(family: dict[str, Path]) -> None:
 def test_lanes_of_every_kind(family: dict[str, Path], combine: str) -> None:
     """In-context experts, templates, an anti-expert, requests that fuse some of them, prompts that begin alike."""
     base = family["base"]
-    shots = [(f"Question: {i} and {i + 1}?", f"the sum is {2 * i + 1}") for i in range(4)]
+    shots = [(f"Question: {i} and {i + 1}?", f"the sum is {2 * i + 1}") for i in range(6)]
     experts = [
         dlf.Expert(family["expert-a"], base, name="a", template="chat", alpha_max=0.5),
         dlf.InContext(base, shots, name="shots"),

@@ -56,27 +56,35 @@ void bind_engine(py::module_& m) {
                        const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
                        const std::string& match, const std::vector<std::optional<double>>& alpha,
                        const std::vector<double>& alpha_max, int64_t vocab, int64_t max_batch, int64_t max_context,
-                       int threads, int64_t prefix_cache_bytes, std::vector<int> devices, bool cuda_graph) {
+                       int threads, int64_t prefix_cache_bytes, std::vector<int64_t> lane_adapter,
+                       const std::vector<std::vector<std::shared_ptr<Adapter>>>& adapters, std::vector<int> devices,
+                       bool cuda_graph) {
              const FusionOptions fusion = {parse_combine(combine), parse_match(match),
                                            experts.empty()
                                                ? std::vector<ExpertWeight>()
                                                : expert_weights(alpha, alpha_max, static_cast<int>(experts.size()))};
-             FusionPlan plan{std::move(lane_model), {}, fusion, vocab};
+             FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, fusion, vocab};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
              const Models weights(models.begin(), models.end());
+             Adapters of_models;
+             for (const auto& of_model : adapters) {
+               of_models.emplace_back(of_model.begin(), of_model.end());
+             }
              if (!devices.empty()) {
                return make_cuda_step_loop(std::move(plan), weights,
                                           {max_batch, max_context, std::move(devices), prefix_cache_bytes, cuda_graph});
              }
              const CpuOptions options = {max_batch, max_context, threads, prefix_cache_bytes};
-             return std::unique_ptr<StepLoop>(std::make_unique<CpuStepLoop>(std::move(plan), weights, options));
+             return std::unique_ptr<StepLoop>(
+                 std::make_unique<CpuStepLoop>(std::move(plan), weights, options, of_models));
            }),
            py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"), py::arg("match"),
            py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"), py::arg("max_batch"), py::arg("max_context"),
-           py::arg("threads"), py::arg("prefix_cache_bytes") = 0, py::arg("devices") = std::vector<int>(),
-           py::arg("cuda_graph") = true)
+           py::arg("threads"), py::arg("prefix_cache_bytes") = 0, py::arg("lane_adapter") = std::vector<int64_t>(),
+           py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>(),
+           py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true)
       .def(
           "add",
           [](StepLoop& loop, int64_t id, std::vector<Prompt> prompts, std::vector<int> experts,

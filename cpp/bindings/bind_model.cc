@@ -13,27 +13,33 @@ namespace py = pybind11;
 // A model run by hand: what tests compare with other implementations.
 class StandaloneDecoder {
  public:
-  StandaloneDecoder(std::shared_ptr<Weights> weights, int64_t slots, int64_t max_context, int threads)
-      : team_(threads), decoder_(std::move(weights), slots, max_context, team_) {}
+  StandaloneDecoder(std::shared_ptr<Weights> weights, int64_t slots, int64_t max_context, int threads,
+                    const std::vector<std::shared_ptr<Adapter>>& adapters)
+      : team_(threads),
+        adapters_(static_cast<int64_t>(adapters.size())),
+        decoder_(std::move(weights), slots, max_context, team_, {adapters.begin(), adapters.end()}) {}
 
-  at::Tensor prefill(const std::vector<int64_t>& tokens, int64_t slot, int64_t position) {
+  at::Tensor prefill(const std::vector<int64_t>& tokens, int64_t slot, int64_t position, int64_t adapter) {
     at::Tensor logits = at::empty({static_cast<int64_t>(tokens.size()), vocab()}, at::kFloat);
-    decoder_.prefill(tokens, slot, position, logits.mutable_data_ptr<float>(), /*all_logits=*/true);
+    decoder_.prefill(tokens, slot, position, logits.mutable_data_ptr<float>(), /*all_logits=*/true, adapter);
     return logits;
   }
 
   at::Tensor decode(const std::vector<int64_t>& tokens, const std::vector<int64_t>& slots,
-                    const std::vector<int64_t>& positions) {
+                    const std::vector<int64_t>& positions, const std::vector<int64_t>& adapters) {
     TORCH_CHECK_VALUE(tokens.size() == slots.size() && tokens.size() == positions.size() &&
+                          (adapters.empty() || adapters.size() == tokens.size()) &&
                           static_cast<int64_t>(tokens.size()) <= decoder_.cache().slots(),
-                      "tokens, slots and positions must have one length, at most the number of slots");
+                      "tokens, slots, positions and adapters must have one length, at most the number of slots");
     std::vector<Row> rows;
     for (size_t i = 0; i < tokens.size(); ++i) {
       TORCH_CHECK_INDEX(tokens[i] >= 0 && tokens[i] < vocab(), "token id ", tokens[i], " is outside the vocabulary");
       TORCH_CHECK_INDEX(slots[i] >= 0 && slots[i] < decoder_.cache().slots(), "slot ", slots[i], " does not exist");
       TORCH_CHECK_INDEX(positions[i] >= 0 && positions[i] < decoder_.cache().max_context(), "position ", positions[i],
                         " is outside the context");
-      rows.push_back({tokens[i], slots[i], positions[i]});
+      const int64_t adapter = adapters.empty() ? -1 : adapters[i];
+      TORCH_CHECK_INDEX(adapter < adapters_, "adapter ", adapter, " of ", adapters_);
+      rows.push_back({tokens[i], slots[i], positions[i], adapter});
     }
     at::Tensor logits = at::empty({static_cast<int64_t>(tokens.size()), vocab()}, at::kFloat);
     decoder_.decode(rows, logits.mutable_data_ptr<float>());
@@ -44,6 +50,7 @@ class StandaloneDecoder {
   int64_t vocab() const { return decoder_.weights().config().vocab_size; }
 
   ThreadTeam team_;
+  int64_t adapters_;
   Decoder decoder_;
 };
 
@@ -107,16 +114,25 @@ void bind_model(py::module_& m) {
       .def_property_readonly("dtype", [](const Weights& w) { return name(w.dtype()); })
       .def_property_readonly("type", &name_of_type);
 
+  py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", "What LoRA adds to a checkpoint, immutable.")
+      .def(py::init<const ModelConfig&, const TensorMap&, const std::unordered_map<std::string, double>&>(),
+           py::arg("config"), py::arg("tensors"), py::arg("scales"))
+      .def_property_readonly("nbytes", &Adapter::bytes)
+      .def_property_readonly("dtype", [](const Adapter& adapter) { return name(adapter.dtype()); });
+
   m.def("quantize", &quantize, py::arg("weight"), py::arg("bits"), py::arg("group"), py::arg("threads"),
         "Tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).");
 
   py::class_<StandaloneDecoder>(m, "Decoder", "One model run by hand, without the step loop.")
-      .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int>(), py::arg("weights"), py::arg("slots"),
-           py::arg("max_context"), py::arg("threads"))
+      .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int, const std::vector<std::shared_ptr<Adapter>>&>(),
+           py::arg("weights"), py::arg("slots"), py::arg("max_context"), py::arg("threads"),
+           py::arg("adapters") = std::vector<std::shared_ptr<Adapter>>())
       .def("prefill", &StandaloneDecoder::prefill, py::arg("tokens"), py::arg("slot"), py::arg("position"),
-           py::call_guard<py::gil_scoped_release>(), "Logits [tokens, vocab] of consecutive tokens of one slot.")
+           py::arg("adapter") = -1, py::call_guard<py::gil_scoped_release>(),
+           "Logits [tokens, vocab] of consecutive tokens of one slot.")
       .def("decode", &StandaloneDecoder::decode, py::arg("tokens"), py::arg("slots"), py::arg("positions"),
-           py::call_guard<py::gil_scoped_release>(), "Logits [rows, vocab] of one token in each of several slots.");
+           py::arg("adapters") = std::vector<int64_t>(), py::call_guard<py::gil_scoped_release>(),
+           "Logits [rows, vocab] of one token in each of several slots.");
 }
 
 }  // namespace dlf

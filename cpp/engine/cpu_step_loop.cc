@@ -24,7 +24,7 @@ class Timer {
 
 }  // namespace
 
-CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOptions& options)
+CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOptions& options, const Adapters& adapters)
     : plan_(std::move(plan)),
       vocab_sizes_(vocab_sizes(weights)),
       max_batch_(options.max_batch),
@@ -32,12 +32,13 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOption
       team_(options.threads),
       prefixes_(options.prefix_cache_bytes) {
   const int64_t max_batch = max_batch_;
-  check_plan(plan_, weights, max_batch, max_context_);
+  check_plan(plan_, weights, adapters, max_batch, max_context_);
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
     const int64_t rows = max_batch * lanes;
     Model& model = models_.emplace_back();
-    model.decoder = std::make_unique<Decoder>(weights[i], rows, max_context_, team_);
+    model.decoder = std::make_unique<Decoder>(weights[i], rows, max_context_, team_,
+                                              adapters.empty() ? Adapters::value_type() : adapters[i]);
     model.logits = at::empty({rows, weights[i]->config().vocab_size}, at::kFloat);
     model.rows.reserve(rows);
     model.owners.reserve(rows);
@@ -147,7 +148,8 @@ void CpuStepLoop::forward() {
     for (std::unique_ptr<Sequence>& sequence : running_) {
       Lane& lane = sequence->lanes[i];
       if (sequence->prefilled && lane.used()) {
-        model.rows.push_back({sequence->last_token, lane.slot, lane.length++});
+        model.rows.push_back(
+            {sequence->last_token, lane.slot, lane.length++, plan_.adapter_of(static_cast<int64_t>(i))});
         model.add_logits(lane);
       }
     }
@@ -191,6 +193,10 @@ void CpuStepLoop::prefill(Sequence& sequence) {
   sequence.prefilled = most <= 1;
 }
 
+PiecePlace CpuStepLoop::place_of(int64_t lane_index, const Lane& lane) const {
+  return {plan_.lane_model[lane_index], plan_.adapter_of(lane_index), lane.piece};
+}
+
 // The next piece of a lane's prompt, which the prefix cache then has for others.
 void CpuStepLoop::read_piece(Sequence& sequence, int64_t lane_index) {
   Lane& lane = sequence.lanes[lane_index];
@@ -201,11 +207,11 @@ void CpuStepLoop::read_piece(Sequence& sequence, int64_t lane_index) {
   const std::span tokens = std::span(lane.prompt.tokens).subspan(lane.length, end - lane.length);
   const bool last = end == static_cast<int64_t>(lane.prompt.tokens.size());
   float* logits = last ? model.add_logits(lane) : nullptr;
-  model.decoder->prefill(tokens, lane.slot, lane.length, logits);
+  model.decoder->prefill(tokens, lane.slot, lane.length, logits, /*all_logits=*/false, plan_.adapter_of(lane_index));
   const int64_t vocab = last ? model.logits.size(1) : 0;
   std::vector<at::Tensor> evicted;
   const PieceBytes bytes = {cache.bytes(end - lane.length), vocab * static_cast<int64_t>(sizeof(float))};
-  const PrefixPiece* piece = prefixes_.insert({index, -1, lane.piece}, tokens, bytes, at::kCPU, evicted);
+  const PrefixPiece* piece = prefixes_.insert(place_of(lane_index, lane), tokens, bytes, at::kCPU, evicted);
   if (piece != nullptr) {
     cache.save(lane.slot, lane.length, end, piece->cache(), team_);
     std::copy_n(logits, vocab, piece->logits());
@@ -222,7 +228,7 @@ bool CpuStepLoop::restore_piece(Sequence& sequence, int64_t lane_index) {
   const int64_t end = lane.prompt.piece_end(lane.length, Decoder::kPrefillRows);
   const std::span tokens = std::span(lane.prompt.tokens).subspan(lane.length, end - lane.length);
   const bool last = end == static_cast<int64_t>(lane.prompt.tokens.size());
-  const PrefixPiece* piece = prefixes_.find({index, -1, lane.piece}, tokens, last);
+  const PrefixPiece* piece = prefixes_.find(place_of(lane_index, lane), tokens, last);
   if (piece == nullptr) {
     return false;
   }

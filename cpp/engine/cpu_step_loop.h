@@ -22,7 +22,7 @@ struct CpuOptions {
 // The step loop on the processor. A step without new sequences allocates nothing.
 class CpuStepLoop final : public StepLoop {
  public:
-  CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOptions& options);
+  CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOptions& options, const Adapters& adapters = {});
 
   void add(Request request) override;
   void cancel(int64_t request) override;
@@ -47,6 +47,7 @@ class CpuStepLoop final : public StepLoop {
   void forward();
   void prefill(Sequence& sequence);
   void read_piece(Sequence& sequence, int64_t lane_index);
+  PiecePlace place_of(int64_t lane_index, const Lane& lane) const;
   bool restore_piece(Sequence& sequence, int64_t lane_index);
   void solve();
   void sample();

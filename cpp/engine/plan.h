@@ -16,10 +16,13 @@ struct ExpertLanes {
 // Which lanes a sequence has, and how their logits become one distribution. Lanes are numbered; the large model is lane
 // 0.
 struct FusionPlan {
-  std::vector<int64_t> lane_model;   // for each lane the model (unique Weights) that it runs on
-  std::vector<ExpertLanes> experts;  // none: the large model decodes alone
+  std::vector<int64_t> lane_model;    // for each lane the model (unique Weights) that it runs on
+  std::vector<int64_t> lane_adapter;  // and its adapter among those of the model, -1: none; empty where nobody has one
+  std::vector<ExpertLanes> experts;   // none: the large model decodes alone
   FusionOptions fusion;
   int64_t vocab = 0;  // ids that all models share; logits above it are padding
+
+  int64_t adapter_of(int64_t lane) const { return lane_adapter.empty() ? -1 : lane_adapter[lane]; }
 };
 
 }  // namespace dlf

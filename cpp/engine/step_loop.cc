@@ -8,13 +8,22 @@
 
 namespace dlf {
 
-void check_plan(const FusionPlan& plan, const Models& models, int64_t max_batch, int64_t max_context) {
+void check_plan(const FusionPlan& plan, const Models& models, const Adapters& adapters, int64_t max_batch,
+                int64_t max_context) {
   TORCH_CHECK_VALUE(max_batch >= 1 && max_batch <= 1024, "max_batch is ", max_batch, "; it must be from 1 to 1024");
   TORCH_CHECK_VALUE(max_context >= 2, "max_context is ", max_context, "; it must be at least 2");
   TORCH_CHECK_VALUE(!plan.lane_model.empty(), "a plan needs at least the large model's lane");
   for (const int64_t model : plan.lane_model) {
     TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "lane on model ", model, " of ",
                       models.size());
+  }
+  TORCH_CHECK_VALUE(adapters.empty() || adapters.size() == models.size(), "adapters must be listed for each model");
+  TORCH_CHECK_VALUE(plan.lane_adapter.empty() || plan.lane_adapter.size() == plan.lane_model.size(),
+                    "lane_adapter must have an entry for each lane");
+  for (size_t lane = 0; lane < plan.lane_model.size(); ++lane) {
+    const int64_t count = adapters.empty() ? 0 : static_cast<int64_t>(adapters[plan.lane_model[lane]].size());
+    const int64_t adapter = plan.adapter_of(static_cast<int64_t>(lane));
+    TORCH_CHECK_INDEX(adapter >= -1 && adapter < count, "lane ", lane, " has adapter ", adapter, " of ", count);
   }
   if (!plan.experts.empty()) {
     validate(plan.fusion, static_cast<int>(plan.experts.size()));

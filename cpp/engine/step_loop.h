@@ -6,11 +6,13 @@
 
 #include "engine/plan.h"
 #include "engine/sequence.h"
+#include "model/adapter.h"
 #include "model/weights.h"
 
 namespace dlf {
 
 using Models = std::vector<std::shared_ptr<const Weights>>;
+using Adapters = std::vector<std::vector<std::shared_ptr<const Adapter>>>;  // of each model; empty where there are none
 
 // Seconds that the last step spent in each of its parts; all zero where a step is one launch of a graph.
 struct StepTimings {
@@ -37,7 +39,8 @@ class StepLoop {
 };
 
 // Throw a ValueError or IndexError for what no step loop can run.
-void check_plan(const FusionPlan& plan, const Models& models, int64_t max_batch, int64_t max_context);
+void check_plan(const FusionPlan& plan, const Models& models, const Adapters& adapters, int64_t max_batch,
+                int64_t max_context);
 void check_request(const Request& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
                    int64_t max_context);
 

@@ -446,7 +446,7 @@ SequenceTable CudaStepLoop::table() {
 }  // namespace cuda
 
 std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options) {
-  check_plan(plan, models, options.max_batch, options.max_context);
+  check_plan(plan, models, {}, options.max_batch, options.max_context);
   cuda::check_devices(plan, models, options);
   return std::make_unique<cuda::CudaStepLoop>(std::move(plan), models, options);
 }

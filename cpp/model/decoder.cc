@@ -25,6 +25,8 @@ ops::LinearArgs product(const LinearWeights& linear, float* y, int64_t rows, boo
 
 int64_t most_rows(int64_t slots) { return std::max(Decoder::kPrefillRows, slots); }
 
+constexpr int64_t kMostAdapted = 3;  // products of one input: q, k and v
+
 // The widest input of a linear layer.
 int64_t most_in(const ModelConfig& config) {
   return std::max({config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size});
@@ -32,12 +34,14 @@ int64_t most_in(const ModelConfig& config) {
 
 }  // namespace
 
-Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team)
+Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,
+                 std::vector<std::shared_ptr<const Adapter>> adapters)
     : weights_(std::move(weights)),
       cache_(weights_->config(), weights_->dtype(), slots, max_context),
       team_(team),
       rope_(weights_->config(), max_context),
-      input_(most_rows(slots), most_in(weights_->config())) {
+      input_(most_rows(slots), most_in(weights_->config())),
+      adapters_(std::move(adapters)) {
   const ModelConfig& config = weights_->config();
   TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
                     "; what runs on the processor must be on the CPU");
@@ -54,6 +58,18 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   gate_ = at::empty({rows, config.intermediate_size}, at::kFloat);
   up_ = at::empty({rows, config.intermediate_size}, at::kFloat);
   prefill_rows_.reserve(kPrefillRows);
+  int64_t rank = 0;
+  for (const std::shared_ptr<const Adapter>& adapter : adapters_) {
+    TORCH_CHECK_VALUE(adapter->dtype() == weights_->dtype() &&
+                          static_cast<int64_t>(adapter->layers.size()) == config.num_hidden_layers,
+                      "an adapter has another type or number of layers than its base");
+    rank = std::max(rank, adapter->max_rank());
+  }
+  if (rank > 0) {
+    runs_.reserve(rows);
+    updates_.reserve(rows * kMostAdapted);
+    inner_ = at::empty({rows, kMostAdapted, rank}, at::kFloat);
+  }
 }
 
 void Decoder::decode(std::span<const Row> rows, float* logits) {
@@ -62,12 +78,14 @@ void Decoder::decode(std::span<const Row> rows, float* logits) {
   head(data(hidden_), static_cast<int64_t>(rows.size()), logits, Phase::decode);
 }
 
-void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits) {
+void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits,
+                      int64_t adapter) {
   const ModelConfig& config = weights_->config();
   const auto count = static_cast<int64_t>(tokens.size());
   TORCH_CHECK_VALUE(count > 0 && position >= 0 && position + count <= cache_.max_context(), "tokens at positions ",
                     position, " to ", position + count - 1, " do not fit the context of ", cache_.max_context());
   TORCH_CHECK_INDEX(slot >= 0 && slot < cache_.slots(), "slot ", slot, " of ", cache_.slots());
+  TORCH_CHECK_INDEX(adapter < static_cast<int64_t>(adapters_.size()), "adapter ", adapter, " of ", adapters_.size());
   for (const int64_t token : tokens) {
     TORCH_CHECK_INDEX(token >= 0 && token < config.vocab_size, "token id ", token, " is outside the vocabulary of ",
                       config.vocab_size);
@@ -76,7 +94,7 @@ void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t pos
     const int64_t end = std::min(begin + kPrefillRows, count);
     prefill_rows_.clear();
     for (int64_t i = begin; i < end; ++i) {
-      prefill_rows_.push_back({tokens[i], slot, position + i});
+      prefill_rows_.push_back({tokens[i], slot, position + i, adapter});
     }
     forward(prefill_rows_, Phase::prefill);
     if (all_logits) {
@@ -93,9 +111,49 @@ void Decoder::forward(std::span<const Row> rows, Phase phase) {
   const auto count = static_cast<int64_t>(rows.size());
   ops::embedding({weights_->embedding.const_data_ptr(), rows.data(), data(hidden_), count,
                   weights_->config().hidden_size, weights_->dtype()});
+  find_runs(rows);
   for (int64_t i = 0; i < weights_->config().num_hidden_layers; ++i) {
     attention_block(weights_->layers[i], i, rows, phase);
-    mlp_block(weights_->layers[i], count, phase);
+    mlp_block(weights_->layers[i], i, count, phase);
+  }
+}
+
+void Decoder::find_runs(std::span<const Row> rows) {
+  runs_.clear();
+  for (size_t i = 0; i < rows.size() && !adapters_.empty(); ++i) {
+    const int64_t index = rows[i].adapter;
+    if (index < 0) {
+      continue;
+    }
+    if (i > 0 && rows[i - 1].adapter == index) {
+      ++runs_.back().rows;
+    } else {
+      runs_.push_back({adapters_[index].get(), static_cast<int64_t>(i), 1});
+    }
+  }
+}
+
+// Adds what the rows' adapters make of x to products of it.
+void Decoder::adapt(int64_t layer, const float* x, int64_t rows, std::initializer_list<Adapted> products) {
+  updates_.clear();
+  float* inner = runs_.empty() ? nullptr : data(inner_);
+  int64_t in = 0;
+  for (const Run& run : runs_) {
+    for (const Adapted& product : products) {
+      const LowRank& update = run.adapter->layers[layer].*product.update;
+      if (!update.defined()) {
+        continue;
+      }
+      in = update.a.size(1);
+      const int64_t out = update.b.size(1);
+      const ops::Matrix a = {update.a.const_data_ptr(), nullptr, update.rank(), in, float_type(weights_->dtype()), 0};
+      updates_.push_back(
+          {a, update.b.const_data_ptr(), update.scale, product.y + run.row * out, out, run.row, run.rows, inner});
+      inner += run.rows * update.rank();
+    }
+  }
+  if (!updates_.empty()) {
+    ops::lora(input_.prepare(x, rows, in, updates_[0].a.type, team_), updates_, team_);
   }
 }
 
@@ -112,6 +170,8 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
   const std::array products = {product(layer.q, data(q_), count), product(layer.k, data(k_), count),
                                product(layer.v, data(v_), count)};
   multiply(input, products, phase);
+  adapt(index, data(normed_), count,
+        {{&LayerAdapter::q, data(q_)}, {&LayerAdapter::k, data(k_)}, {&LayerAdapter::v, data(v_)}});
   if (layer.q_norm.defined()) {
     ops::rms_norm({data(q_), data(layer.q_norm), data(q_), count * heads, config.head_dim, epsilon}, team_);
   }
@@ -142,23 +202,26 @@ void Decoder::attention_block(const LayerWeights& layer, int64_t index, std::spa
     ops::attention(attention, team_);
   }
   project(layer.o, data(attended_), data(hidden_), count, phase, /*accumulate=*/true);
+  adapt(index, data(attended_), count, {{&LayerAdapter::o, data(hidden_)}});
 }
 
 // hidden += down(silu(gate) * up), with gate, up = projections of norm(hidden).
-void Decoder::mlp_block(const LayerWeights& layer, int64_t rows, Phase phase) {
+void Decoder::mlp_block(const LayerWeights& layer, int64_t index, int64_t rows, Phase phase) {
   const ModelConfig& config = weights_->config();
   ops::rms_norm({data(hidden_), data(layer.post_attention_norm), data(normed_), rows, config.hidden_size,
                  static_cast<float>(config.rms_norm_eps)},
                 team_);
   const ops::LinearInputRows input = input_of(layer.gate, data(normed_), rows);
   const std::array products = {product(layer.gate, data(gate_), rows), product(layer.up, data(up_), rows)};
-  if (phase == Phase::prefill) {
+  if (phase == Phase::prefill || !runs_.empty()) {
     multiply(input, products, phase);
+    adapt(index, data(normed_), rows, {{&LayerAdapter::gate, data(gate_)}, {&LayerAdapter::up, data(up_)}});
     ops::swiglu({data(gate_), data(up_), data(gate_), rows * config.intermediate_size}, team_);
   } else {
     ops::linear_swiglu(input, products[0], products[1], team_);
   }
   project(layer.down, data(gate_), data(hidden_), rows, phase, /*accumulate=*/true);
+  adapt(index, data(gate_), rows, {{&LayerAdapter::down, data(hidden_)}});
 }
 
 void Decoder::project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,

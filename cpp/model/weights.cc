@@ -5,7 +5,6 @@
 #include "support/scalar_type.h"
 
 namespace dlf {
-namespace {
 
 ops::MatrixType float_type(DType dtype) {
   switch (dtype) {
@@ -17,6 +16,8 @@ ops::MatrixType float_type(DType dtype) {
       return ops::MatrixType::float16;
   }
 }
+
+namespace {
 
 const at::Tensor& find(const TensorMap& tensors, const std::string& name) {
   const auto found = tensors.find(name);

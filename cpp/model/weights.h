@@ -12,6 +12,8 @@
 
 namespace dlf {
 
+ops::MatrixType float_type(DType dtype);
+
 using TensorMap = std::unordered_map<std::string, at::Tensor>;
 
 struct LinearWeights {

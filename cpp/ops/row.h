@@ -9,6 +9,7 @@ struct Row {
   int64_t token;
   int64_t slot;
   int64_t position;
+  int64_t adapter = -1;  // among those of its model; -1: none
 };
 
 }  // namespace dlf::ops

@@ -1,0 +1,59 @@
+#include "model/adapter.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+#include "support/scalar_type.h"
+
+namespace dlf {
+
+Adapter::Adapter(const ModelConfig& config, const TensorMap& tensors,
+                 const std::unordered_map<std::string, double>& scales) {
+  TORCH_CHECK_VALUE(!tensors.empty(), "the adapter has no tensors");
+  const at::ScalarType type = tensors.begin()->second.scalar_type();
+  TORCH_CHECK_VALUE(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf,
+                    "an adapter must be float32, bfloat16 or float16, not ", type);
+  dtype_ = type == at::kFloat ? DType::float32 : type == at::kBFloat16 ? DType::bfloat16 : DType::float16;
+  size_t taken = 0;
+  const auto take = [&](const std::string& name, at::IntArrayRef shape) {
+    const auto found = tensors.find(name);
+    TORCH_CHECK_VALUE(found != tensors.end(), "tensor ", name, " is missing");
+    const at::Tensor& tensor = found->second;
+    TORCH_CHECK_VALUE(tensor.scalar_type() == type && tensor.sizes() == shape && tensor.is_contiguous(), "tensor ",
+                      name, " is ", tensor.scalar_type(), " ", tensor.sizes(), "; this layer takes ", type, " ", shape);
+    bytes_ += static_cast<int64_t>(tensor.nbytes());
+    ++taken;
+    return tensor;
+  };
+  const auto low_rank = [&](const std::string& name, int64_t out, int64_t in) {
+    const auto a = tensors.find(name + ".lora_A");
+    if (a == tensors.end()) {
+      return LowRank();
+    }
+    TORCH_CHECK_VALUE(a->second.dim() == 2 && a->second.size(0) >= 1, "tensor ", name, ".lora_A must be [rank, ", in,
+                      "]");
+    const int64_t rank = a->second.size(0);
+    const auto scale = scales.find(name);
+    TORCH_CHECK_VALUE(scale != scales.end(), "the adapter has no scale for ", name);
+    max_rank_ = std::max(max_rank_, rank);
+    return LowRank{take(name + ".lora_A", {rank, in}), take(name + ".lora_B", {rank, out}),
+                   static_cast<float>(scale->second)};
+  };
+  const int64_t hidden = config.hidden_size;
+  const int64_t inner = config.intermediate_size;
+  const int64_t q_size = config.num_attention_heads * config.head_dim;
+  const int64_t kv_size = config.num_key_value_heads * config.head_dim;
+  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
+    const std::string attention = "model.layers." + std::to_string(i) + ".self_attn.";
+    const std::string mlp = "model.layers." + std::to_string(i) + ".mlp.";
+    layers.push_back({low_rank(attention + "q_proj", q_size, hidden), low_rank(attention + "k_proj", kv_size, hidden),
+                      low_rank(attention + "v_proj", kv_size, hidden), low_rank(attention + "o_proj", hidden, q_size),
+                      low_rank(mlp + "gate_proj", inner, hidden), low_rank(mlp + "up_proj", inner, hidden),
+                      low_rank(mlp + "down_proj", hidden, inner)});
+  }
+  TORCH_CHECK_VALUE(taken == tensors.size(), "the adapter has ", tensors.size() - taken,
+                    " tensors that belong to no linear layer of this model");
+}
+
+}  // namespace dlf
