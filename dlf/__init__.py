@@ -10,6 +10,7 @@ from dlf._C import __version__
 from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
 from dlf.experts import Expert, InContext
+from dlf.lora import Lora
 from dlf.results import Completion, Piece, Timings
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
@@ -20,6 +21,7 @@ __all__ = [
     "Engine",
     "Expert",
     "InContext",
+    "Lora",
     "Piece",
     "SamplingOptions",
     "TaskArithmetic",

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from dlf.errors import TokenizerMismatchError
 from dlf.experts import Expert, InContext
 from dlf.layout import Messages, as_messages
+from dlf.lora import Lora
 from dlf.model import Model
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
@@ -34,9 +35,9 @@ __all__ = [
 
 Path: TypeAlias = "str | os.PathLike[str]"
 Prompt: TypeAlias = "str | Sequence[int]"
-AnyExpert: TypeAlias = "Expert | InContext | TaskArithmetic"
+AnyExpert: TypeAlias = "Expert | InContext | Lora | TaskArithmetic"
 
-EXPERTS = (Expert, InContext, TaskArithmetic)
+EXPERTS = (Expert, InContext, Lora, TaskArithmetic)
 
 DEFAULT_CONTEXT = 4096
 

@@ -54,7 +54,7 @@ class Engine:
     ----------
     large : str or path
         Folder in Hugging Face format, or hub id, of the large model.
-    experts : sequence of Expert, InContext, TaskArithmetic, str or path
+    experts : sequence of Expert, InContext, Lora, TaskArithmetic, str or path
         At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. None: the large model decodes
         alone. Experts of all kinds can be mixed; what shares weights runs in one batch.
     base : str or path, optional
@@ -197,7 +197,7 @@ class Engine:
 
         Parameters
         ----------
-        expert : Expert, InContext, TaskArithmetic, str or path
+        expert : Expert, InContext, Lora, TaskArithmetic, str or path
             As in the list that the engine was made with.
 
         Raises
@@ -361,7 +361,7 @@ class Engine:
         with self._lock:
             self._running.clear()
             self._loop = None
-            self._ensemble = replace(self._ensemble, models=[])
+            self._ensemble = replace(self._ensemble, models=[], adapters=[])
 
     def __enter__(self) -> Engine:
         return self

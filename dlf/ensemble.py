@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlf import _C
+from dlf.adapter import load_adapter
 from dlf.arguments import AnyExpert, Path, check_memory, common_vocabulary, context
 from dlf.checkpoint import resolve
 from dlf.config import read_config
 from dlf.devices import Placement, check_cuda_memory
-from dlf.lanes import Lanes
+from dlf.lanes import Lanes, ModelKey
 from dlf.layout import CHAT
 from dlf.merged import merged_experts
-from dlf.model import Model, load_model
+from dlf.model import Model, load_model, native_config
 from dlf.precision import Precision
 from dlf.tokenizer import Tokenizer, check_same_tokenizer
 
@@ -52,6 +53,8 @@ class Ensemble:
         What was asked for, with what they left to the engine filled in.
     lanes, models
         The contexts of a sequence, and the loaded models that they run on.
+    adapters
+        Of each model, loaded.
     tokenizer
         The large model's.
     vocab_size
@@ -64,6 +67,7 @@ class Ensemble:
     experts: list[AnyExpert]
     lanes: Lanes
     models: list[Model]
+    adapters: list[list[_C.Adapter]]
     tokenizer: Tokenizer
     vocab_size: int
     max_context: int
@@ -83,6 +87,11 @@ class Ensemble:
         _check_experts(options, experts)
         with merged_experts(experts) as whole:
             lanes = Lanes.of(options.large, whole, dtype, weights, options.template)
+            if placement.cuda and any(lanes.adapters):
+                raise NotImplementedError(
+                    "a LoRA adapter can be added to its base's own pass on the CPU; on CUDA fold it in: "
+                    "dlf.Lora(..., merge=True)"
+                )
             have = dict(zip(known.lanes.keys, known.models, strict=True)) if known else {}
             if placement.cuda:
                 configs = [read_config(resolve(name)) for name, _ in lanes.models]
@@ -100,6 +109,14 @@ class Ensemble:
                 have.get(key) or load_model(name, dtype, weights, placement.cuda)
                 for key, (name, weights) in zip(lanes.keys, lanes.models, strict=True)
             ]
+        loaded = known._adapters_by_name() if known else {}
+        adapters = [
+            [
+                loaded.get((key, name)) or load_adapter(name, model.config, native_config(model.config), model.dtype)
+                for name in names
+            ]
+            for key, model, names in zip(lanes.keys, models, lanes.adapters, strict=True)
+        ]
         for other in models[1:]:
             check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name)
         for lane in lanes.lanes:
@@ -118,6 +135,7 @@ class Ensemble:
             list(experts),
             lanes,
             models,
+            adapters,
             models[0].tokenizer,
             common_vocabulary(models),
             max_context,
@@ -154,9 +172,18 @@ class Ensemble:
             max_context=self.max_context,
             threads=options.threads,
             prefix_cache_bytes=options.prefix_cache_bytes,
+            lane_adapter=self.lanes.adapter_of,
+            adapters=self.adapters,
             devices=options.placement.devices(len(self.models)),
             cuda_graph=options.cuda_graph,
         )
+
+    def _adapters_by_name(self) -> dict[tuple[ModelKey, str], _C.Adapter]:
+        return {
+            (key, name): adapter
+            for key, names, adapters in zip(self.lanes.keys, self.lanes.adapters, self.adapters, strict=True)
+            for name, adapter in zip(names, adapters, strict=True)
+        }
 
 
 def _check_experts(options: Options, experts: Sequence[AnyExpert]) -> None:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 from dlf.arguments import Path
 from dlf.experts import Expert, InContext
 from dlf.layout import Layout
+from dlf.lora import Lora
 from dlf.precision import Precision
 
 __all__ = ["Lane", "Lanes", "ModelKey"]
@@ -19,10 +20,11 @@ ModelKey: TypeAlias = "tuple[str, Precision]"
 
 @dataclass(frozen=True)
 class Lane:
-    """A context: the model that it runs on, by its number, and what it reads there."""
+    """A context: the model that it runs on, by its number, with which of its adapters, and what it reads there."""
 
     model: int
     layout: Layout
+    adapter: int | None = None
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Lanes:
         once, unless they want it in other types.
     keys : list
         What tells the models apart.
+    adapters : list of list of path
+        For each model the adapters that lanes on it have.
     lanes : list of Lane
         A model that reads the same for several experts has one for all of them.
     pairs : list of (int, int)
@@ -47,6 +51,7 @@ class Lanes:
     dtype: str
     models: list[tuple[Path, str | None]] = field(default_factory=list)
     keys: list[ModelKey] = field(default_factory=list)
+    adapters: list[list[str]] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
 
@@ -54,7 +59,7 @@ class Lanes:
     def of(
         cls,
         large: Path,
-        experts: Sequence[Expert | InContext],
+        experts: Sequence[Expert | InContext | Lora],
         dtype: str,
         weights: str | None,
         template: str | None,
@@ -65,7 +70,11 @@ class Lanes:
         for expert in experts:
             assert expert.base is not None
             own = Layout(template if expert.template is None else expert.template)
-            if isinstance(expert, InContext):
+            if isinstance(expert, Lora):
+                other = template if expert.base_template is None else expert.base_template
+                lane = found._lane(expert.base, expert.weights, own, expert.adapter)
+                base = found._lane(expert.base, expert.weights, Layout(other))
+            elif isinstance(expert, InContext):
                 lane = found._lane(expert.base, expert.weights, Layout(own.template, tuple(expert.examples)))
                 base = found._lane(expert.base, expert.weights, Layout(template))
             else:
@@ -80,6 +89,13 @@ class Lanes:
         """For each lane the model that it runs on."""
         return [lane.model for lane in self.lanes]
 
+    @property
+    def adapter_of(self) -> list[int]:
+        """For each lane its adapter among its model's, -1 where it has none; empty where nobody has one."""
+        if not any(self.adapters):
+            return []
+        return [-1 if lane.adapter is None else lane.adapter for lane in self.lanes]
+
     def counts(self) -> list[int]:
         """How many lanes each model has."""
         return [self.of_model.count(model) for model in range(len(self.models))]
@@ -89,17 +105,29 @@ class Lanes:
         return sorted({0} | {lane for expert in experts for lane in self.pairs[expert]})
 
     def _model(self, name: Path, weights: str | None) -> int:
-        folder = os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)
-        key = folder, Precision.of(self.dtype, weights)
+        key = _place(name), Precision.of(self.dtype, weights)
         if key not in self.keys:
             self.keys.append(key)
             self.models.append((name, weights))
+            self.adapters.append([])
         return self.keys.index(key)
 
-    def _lane(self, name: Path, weights: str | None, layout: Layout) -> int:
+    def _lane(self, name: Path, weights: str | None, layout: Layout, adapter: Path | None = None) -> int:
         """The small models' lane; one on the large model's weights is not the large model's own."""
-        lane = Lane(self._model(name, weights), layout)
+        model = self._model(name, weights)
+        lane = Lane(model, layout, None if adapter is None else self._adapter(model, adapter))
         if lane not in self.lanes[1:]:
             self.lanes.append(lane)
             return len(self.lanes) - 1
         return self.lanes.index(lane, 1)
+
+    def _adapter(self, model: int, name: Path) -> int:
+        known = self.adapters[model]
+        if _place(name) not in known:
+            known.append(_place(name))
+        return known.index(_place(name))
+
+
+def _place(name: Path) -> str:
+    """A folder by one name, or a hub id."""
+    return os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)

@@ -8,9 +8,10 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from dlf.checkpoint import (
     resolve,
 )
 from dlf.config import ModelConfig, read_config
+from dlf.content_hash import content_hash, sha256
 from dlf.errors import CheckpointError
 from dlf.fields import read_json
 from dlf.merging import Recipe, merge_tensor
@@ -33,7 +35,7 @@ from dlf.precision import TensorLayout
 from dlf.safetensors_file import write_safetensors
 from dlf.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, check_same_tokenizer
 
-__all__ = ["Merge", "Source"]
+__all__ = ["Merge", "Source", "write_checkpoint"]
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers had it for years
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -80,6 +82,11 @@ class Source:
                     f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB, which no honest file of its kind is"
                 )
         return found
+
+    def identity(self, cache: Path) -> list[Any]:
+        """What tells this checkpoint from others: hashes of all that is read of it."""
+        small = {name: sha256(path) for name, path in self.small_files().items()}
+        return [content_hash(self.shards, cache), small]
 
     def read(self, tensor: str) -> torch.Tensor:
         """One tensor as it is in the mapped file."""
@@ -143,33 +150,22 @@ class Merge:
         OSError
             If the folder cannot be written or the disk is full.
         """
-        self._write_config(folder)
-        files = self.base.small_files()
-        if "tokenizer.json" not in files:
-            others = (one.small_files() for one in self.experts)
-            theirs = next((one for one in others if "tokenizer.json" in one), {})
-            files |= {name: path for name, path in theirs.items() if name in TOKENIZER_FILES}
-        for name in files.keys() - {"config.json"}:
-            shutil.copyfile(files[name], folder / name)
-        shapes = self.base.shapes
-        layout = {
-            name: TensorLayout(DTYPES[self.dtype or self.base.read(name).dtype], shape)
-            for name, shape in shapes.items()
-        }
-        shards = _split(layout)
-        total = sum(math.prod(shape) for shape in shapes.values())
-        hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
-        task = f"Merging {len(self.experts)} expert{'s' if len(self.experts) > 1 else ''}"
-        with tqdm(total=total, desc=task, unit="param", unit_scale=True, disable=hidden) as progress:
-            for file_name, members in shards.items():
-                with open(folder / file_name, "wb") as file:
-                    write_safetensors(file, members, {"format": "pt"}, self._tensors(list(members), progress))
-        if len(shards) > 1:
-            weight_map = {name: file_name for file_name, members in shards.items() for name in members}
-            index = {"metadata": {"total_size": sum(one.nbytes for one in layout.values())}, "weight_map": weight_map}
-            _write_json(folder / "model.safetensors.index.json", index)
+        count = len(self.experts)
+        write_checkpoint(
+            self.base,
+            folder,
+            self._tensors,
+            f"Merging {count} expert{'s' if count > 1 else ''}",
+            self.dtype,
+            self.experts,
+        )
 
-    def _tensors(self, names: list[str], progress: tqdm[None]) -> Iterator[tuple[str, torch.Tensor]]:
+    def identity(self, cache: Path) -> list[Any]:
+        """Everything that the result depends on."""
+        sources = [source.identity(cache) for source in (self.base, *self.experts)]
+        return [sources, asdict(self.recipe), str(self.dtype)]
+
+    def _tensors(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
             base = self.base.read_finite(name)
             experts = (expert.read_finite(name) for expert in self.experts)
@@ -180,17 +176,76 @@ class Merge:
                     "hold; choose smaller weights, or dtype='float32'"
                 )
             yield name, merged
-            progress.update(merged.numel())
 
-    def _write_config(self, folder: Path) -> None:
-        values = read_json(self.base.folder / "config.json")
-        if self.dtype is not None:
-            key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
-            values[key] = str(self.dtype).removeprefix("torch.")
-        # The code that auto_map names is not taken along, and dlf's architectures need none.
-        for key in ("auto_map", "_name_or_path"):
-            values.pop(key, None)
-        _write_json(folder / "config.json", values)
+
+def write_checkpoint(
+    base: Source,
+    folder: Path,
+    tensors: Callable[[list[str]], Iterator[tuple[str, torch.Tensor]]],
+    task: str,
+    dtype: torch.dtype | None = None,
+    others: Sequence[Source] = (),
+) -> None:
+    """Write a checkpoint that has a base's shapes into an empty folder: weights, configuration, tokenizer.
+
+    Parameters
+    ----------
+    base
+        Whose configuration and tokenizer it gets.
+    folder
+        Where.
+    tensors
+        Yields the tensors of these names, one after the other.
+    task
+        What the progress bar says, which large models get.
+    dtype
+        Of the tensors, if it is not the base's.
+    others
+        Who has a tokenizer where the base has none.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or the disk is full.
+    """
+    _write_config(base, folder, dtype)
+    files = base.small_files()
+    if "tokenizer.json" not in files:
+        found = (one.small_files() for one in others)
+        theirs = next((one for one in found if "tokenizer.json" in one), {})
+        files |= {name: path for name, path in theirs.items() if name in TOKENIZER_FILES}
+    for name in files.keys() - {"config.json"}:
+        shutil.copyfile(files[name], folder / name)
+    shapes = base.shapes
+    layout = {name: TensorLayout(DTYPES[dtype or base.read(name).dtype], shape) for name, shape in shapes.items()}
+    shards = _split(layout)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
+    with tqdm(total=total, desc=task, unit="param", unit_scale=True, disable=hidden) as progress:
+
+        def counted(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in tensors(names):
+                yield name, tensor
+                progress.update(tensor.numel())
+
+        for file_name, members in shards.items():
+            with open(folder / file_name, "wb") as file:
+                write_safetensors(file, members, {"format": "pt"}, counted(list(members)))
+    if len(shards) > 1:
+        weight_map = {name: file_name for file_name, members in shards.items() for name in members}
+        index = {"metadata": {"total_size": sum(one.nbytes for one in layout.values())}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_config(base: Source, folder: Path, dtype: torch.dtype | None) -> None:
+    values = read_json(base.folder / "config.json")
+    if dtype is not None:
+        key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
+        values[key] = str(dtype).removeprefix("torch.")
+    # The code that auto_map names is not taken along, and dlf's architectures need none.
+    for key in ("auto_map", "_name_or_path"):
+        values.pop(key, None)
+    _write_json(folder / "config.json", values)
 
 
 def _check_same_shapes(base: Source, expert: Source) -> None:

@@ -15,51 +15,53 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import TypeAlias
 
-from dlf.content_hash import content_hash, file_hash, sha256
+from dlf.adapter import AdapterFile
+from dlf.content_hash import file_hash, sha256
 from dlf.errors import CheckpointError
 from dlf.experts import Expert, InContext
 from dlf.fields import read_json
-from dlf.merge import Merge
+from dlf.fold import Fold
+from dlf.lora import Lora
+from dlf.merge import Merge, Source
 from dlf.new_folder import locked_folder, new_folder
 from dlf.task_arithmetic import TaskArithmetic
 from dlf.weight_cache import MANIFEST, MERGED, NAME_DIGITS, cache_folder
 
 __all__ = ["merged_experts"]
 
+AnyExpert: TypeAlias = "Expert | InContext | Lora | TaskArithmetic"
+
+SAME = ("weights", "template", "base_template", "alpha", "alpha_max")  # of an expert and of its merged form
 FORMAT = "1"  # to be raised when the result of a merge changes
 
 
 @contextlib.contextmanager
-def merged_experts(
-    experts: Sequence[Expert | InContext | TaskArithmetic],
-) -> Iterator[list[Expert | InContext]]:
-    """Give the experts with a merged model in place of each recipe; models that are not kept go when the block ends.
+def merged_experts(experts: Sequence[AnyExpert]) -> Iterator[list[Expert | InContext | Lora]]:
+    """Give the experts with a merged model in place of each that is to be merged.
 
-    What has been mapped from them stays usable.
+    Models that are not kept go when the block ends; what has been mapped from them stays usable.
     """
     with contextlib.ExitStack() as temporary:
-        yield [
-            Expert(
-                _merged(expert, temporary),
-                expert.base,
-                expert.label,
-                expert.weights,
-                expert.template,
-                expert.base_template,
-                expert.alpha,
-                expert.alpha_max,
-            )
-            if isinstance(expert, TaskArithmetic)
-            else expert
-            for expert in experts
-        ]
+        yield [_whole(expert, temporary) for expert in experts]
 
 
-def _merged(expert: TaskArithmetic, temporary: contextlib.ExitStack) -> Path:
-    merge = expert.open()
+def _whole(expert: AnyExpert, temporary: contextlib.ExitStack) -> Expert | InContext | Lora:
+    merge: Merge | Fold
+    if isinstance(expert, TaskArithmetic):
+        merge = expert.open()
+    elif isinstance(expert, Lora) and expert.merge:
+        assert expert.base is not None
+        merge = Fold(Source(expert.base), AdapterFile(expert.adapter))
+    else:
+        return expert
+    same = {name: getattr(expert, name) for name in SAME}
+    return Expert(_merged(merge, expert.label, temporary), expert.base, expert.label, **same)
+
+
+def _merged(merge: Merge | Fold, label: str, temporary: contextlib.ExitStack) -> Path:
     cache = cache_folder()
     if cache is None:
         merge.check()
@@ -70,10 +72,10 @@ def _merged(expert: TaskArithmetic, temporary: contextlib.ExitStack) -> Path:
         merge.check()
         try:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return _keep(merge, expert.label, folder)
+            return _keep(merge, label, folder)
         except OSError as error:
             warnings.warn(
-                f"the merged expert '{expert.label}' cannot be kept in {cache} ({error.strerror or error}); going on "
+                f"the merged expert '{label}' cannot be kept in {cache} ({error.strerror or error}); going on "
                 "without. Set DLF_CACHE to another folder, or to 'off'",
                 RuntimeWarning,
                 stacklevel=2,
@@ -83,7 +85,7 @@ def _merged(expert: TaskArithmetic, temporary: contextlib.ExitStack) -> Path:
     return folder
 
 
-def _keep(merge: Merge, label: str, folder: Path) -> Path:
+def _keep(merge: Merge | Fold, label: str, folder: Path) -> Path:
     try:
         with new_folder(folder) as temporary:
             merge.write(temporary)
@@ -95,13 +97,9 @@ def _keep(merge: Merge, label: str, folder: Path) -> Path:
     return folder
 
 
-def _key(merge: Merge, cache: Path) -> str:
+def _key(merge: Merge | Fold, cache: Path) -> str:
     """Hash of everything that the merged folder, or whether there may be one, depends on."""
-    parts = []
-    for source in (merge.base, *merge.experts):
-        small = {name: sha256(path) for name, path in source.small_files().items()}
-        parts.append([content_hash(source.shards, cache), small])
-    text = json.dumps([FORMAT, parts, asdict(merge.recipe), str(merge.dtype)])
+    text = json.dumps([FORMAT, *merge.identity(cache)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -16,7 +16,7 @@ from dlf.precision import Precision
 from dlf.quantized import EMBEDDING, load_quantized, stored_linears
 from dlf.tokenizer import Tokenizer
 
-__all__ = ["TORCH_DTYPES", "Model", "load_model"]
+__all__ = ["TORCH_DTYPES", "Model", "load_model", "native_config"]
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,6 +29,11 @@ class Model:
     config: ModelConfig
     tokenizer: Tokenizer
     weights: _C.Weights
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embedding, the activations on CUDA and the KV cache."""
+        return TORCH_DTYPES[self.weights.dtype]
 
 
 def load_model(
@@ -67,10 +72,11 @@ def load_model(
         tensors = load_tensors(folder, config, chosen, place=place, by_row=by_row)
     else:
         tensors = load_quantized(folder, config, chosen, precision.quantization, huge_pages=not cuda)
-    return Model(os.fspath(name), config, tokenizer, _C.Weights(_native_config(config), tensors))
+    return Model(os.fspath(name), config, tokenizer, _C.Weights(native_config(config), tensors))
 
 
-def _native_config(config: ModelConfig) -> _C.ModelConfig:
+def native_config(config: ModelConfig) -> _C.ModelConfig:
+    """The config as the extension takes it."""
     native = _C.ModelConfig()
     for name in (
         "vocab_size",

@@ -177,8 +177,8 @@ import dlf
 from dlf import merge
 from dlf.merged import merged_experts
 write = merge.Merge._tensors
-def slowly(self, names, progress):
-    for i, one in enumerate(write(self, names, progress)):
+def slowly(self, names):
+    for i, one in enumerate(write(self, names)):
         if i == 3:
             print("half", flush=True)
             sys.stdin.readline()
