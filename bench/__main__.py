@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
-from bench import quantization, solver
+from bench import experts, quantization, solver
 from bench.family import build
 from bench.latency import run
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(run.main)
+app.command("experts")(experts.main)
 app.command("solver")(solver.main)
 app.command("quantization")(quantization.main)
 app.command("family")(build.main)

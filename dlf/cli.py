@@ -1,4 +1,4 @@
-"""The command line: ``dlf generate``, ``dlf merge``, ``dlf inspect``, ``dlf demo`` and ``dlf cache``.
+"""The command line: ``dlf generate``, ``dlf recipe``, ``dlf merge``, ``dlf inspect``, ``dlf demo`` and ``dlf cache``.
 
 What takes long to import comes in only where a command needs it.
 """
@@ -22,6 +22,8 @@ import typer.core
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from dlf import cli_recipe
 
 if TYPE_CHECKING:
     from dlf import Completion, Expert, Piece
@@ -116,8 +118,9 @@ def _root(
 @app.command()
 def generate(
     context: typer.Context,
-    large: Annotated[str, typer.Argument(help="Folder or hub id of the large model.")],
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    large: Annotated[str, typer.Argument(help="Folder or hub id of the large model; not with --recipe.")],
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML file with models, experts and options.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="Fine-tuned small model; may be repeated.")] = None,
     base: Annotated[list[str] | None, typer.Option(help="Its base: one for all experts, or one for each.")] = None,
     combine: Annotated[str, typer.Option(help="select, centroid, joint, static or grid.")] = "select",
@@ -148,13 +151,32 @@ def generate(
     plot: Annotated[Path | None, typer.Option(help="Save the alpha trace as a picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Complete one prompt."""
-    experts = _experts(expert or [], base or [])
+    """Complete one prompt.
+
+    dlf generate LARGE PROMPT, or dlf generate --recipe FILE PROMPT.
+    """
+    if recipe is not None:
+        if prompt is not None or expert or base:
+            raise ValueError("--recipe names the models: give the prompt alone, and neither --expert nor --base")
+        prompt = large
+    elif prompt is None:
+        raise ValueError("there is no prompt: dlf generate LARGE PROMPT, or dlf generate --recipe FILE PROMPT")
+    experts: list[Any] = _experts(expert or [], base or [])
+    arguments: dict[str, Any] = {"large": large, "experts": experts}
+    if recipe is not None:
+        from dlf.recipe import load_recipe
+
+        arguments = load_recipe(recipe).engine_arguments()
+        experts = arguments["experts"]
     if (show_alpha or plot) and not experts:
         raise ValueError("--show-alpha and --plot need an --expert: without one there is no alpha")
     # Zeros are meant; what was not given is None, an empty tuple or a flag that is off.
     params = {
-        name: value for name, value in context.params.items() if value not in (None, (), []) and value is not False
+        name: value
+        for name, value in context.params.items()
+        if value not in (None, (), [])
+        and value is not False
+        and (recipe is None or _is_given(context, name))  # what is by default is the recipe's to say
     }
     options = {name: params[name] for name in SAMPLING if name in params}
     if stop:
@@ -168,7 +190,9 @@ def generate(
     engine_options = {name: params[name] for name in ENGINE if name in params}
     if experts_device is not None:
         engine_options["device_map"] = {"large": device, "experts": experts_device}
-    with dlf.Engine(large, experts=experts, max_batch=1, **engine_options) as engine:
+    if recipe is not None:
+        alpha_max = engine_options.get("alpha_max", arguments.get("alpha_max", alpha_max))
+    with dlf.Engine(**arguments | {"max_batch": 1} | engine_options) as engine:
         callback = _keep(pieces, echo=stream and not as_json)
         completion = engine.generate(prompt, callback=callback, progress=False, **options)
     if plot is not None:
@@ -186,6 +210,11 @@ def generate(
         console = Console(highlight=False)
         console.print()
         console.print(alpha_line(pieces, console.width, alpha_max), alpha_legend(alpha_max))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _experts(experts: list[str], bases: list[str]) -> list[Expert]:
@@ -423,6 +452,9 @@ def demo(
 
     options = {"weights": weights, "threads": threads}
     run_demo(task, problems, show=show, max_new_tokens=max_new_tokens, options=options, plot=plot, as_json=as_json)
+
+
+app.add_typer(cli_recipe.app, name="recipe")
 
 
 @app.command()

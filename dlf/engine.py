@@ -172,6 +172,29 @@ class Engine:
         self._ensemble = Ensemble.load(options, with_alpha(wanted, alpha))
         self._loop = self._ensemble.loop()
 
+    @classmethod
+    def from_recipe(cls, path: Path, **overrides: Any) -> Engine:
+        """Make the engine that a recipe describes.
+
+        Parameters
+        ----------
+        path : str or path
+            A YAML file: ``large``, ``base``, ``template``, ``experts``, ``fusion``, ``engine`` and ``sampling``; see
+            the README, and ``dlf recipe check``.
+        **overrides
+            Arguments of the engine that replace the recipe's.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        RecipeError
+            A ValueError with all mistakes of the file, each with its line and field.
+        """
+        from dlf.recipe import load_recipe  # what checks recipes takes a while to import
+
+        return cls(**load_recipe(os.fspath(path)).engine_arguments() | overrides)
+
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizer of the large model."""

@@ -34,7 +34,13 @@ class Dlf:
         import dlf
 
         experts = [dlf.Expert(*paths[1:])] if len(paths) > 1 else []
-        options = {"weights": weights, "threads": threads, "max_batch": 1, "max_context": context}
+        options = {
+            "weights": weights,
+            "threads": threads,
+            "max_batch": 1,
+            "max_context": context,
+            "prefix_cache_bytes": 0,
+        }
         self.engine = dlf.Engine(paths[0], experts, **options)
         self.weight_bytes = sum(read_bytes(path, weights) for path in paths)
         self.settings = options | {"combine": "select", "match": "symmetric"}

@@ -1,0 +1,79 @@
+"""Reads a YAML file that a person wrote: plain values, each with the line that it stands in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+__all__ = ["Keys", "YamlError", "read_yaml"]
+
+Keys: TypeAlias = "tuple[str | int, ...]"  # the way to a value: ("experts", 1, "alpha_max")
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+
+class YamlError(ValueError):
+    """A file that cannot be read, with the line where that shows."""
+
+
+def read_yaml(path: Path) -> tuple[Any, dict[Keys, int]]:
+    """Return what a file holds, and the line of each value.
+
+    Only what JSON has, and no references: a value cannot be repeated, so a file holds no more than is written in it.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    YamlError
+        If it is too large, no YAML, or says more than plain values.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    with path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise YamlError(
+            f"{path} is larger than {MAX_BYTES >> 20} MiB; put long lists of examples into a file of their own"
+        )
+    try:
+        text = content.decode("utf-8")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1
+                raise YamlError(f"{path}:{line}: '*{event.anchor}' refers to another value; write it out")
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        lines: dict[Keys, int] = {}
+        return (None if node is None else _value(loader, node, (), lines, path)), lines
+    except UnicodeDecodeError as error:
+        raise YamlError(f"{path} is not UTF-8 text ({error})") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f":{mark.line + 1}"
+        raise YamlError(f"{path}{line}: no valid YAML: {error.problem or error.context}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise YamlError(f"{path}: no valid YAML: {error}") from error
+
+
+def _value(loader: Any, node: yaml.Node, keys: Keys, lines: dict[Keys, int], path: Path) -> Any:
+    lines[keys] = node.start_mark.line + 1
+    if len(keys) > MAX_DEPTH:
+        raise YamlError(f"{path}:{lines[keys]}: lists and mappings lie more than {MAX_DEPTH} deep in each other")
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(loader, item, (*keys, i), lines, path) for i, item in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        found: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            if not isinstance(key, (str, int)):
+                raise YamlError(f"{path}:{key_node.start_mark.line + 1}: a key must be a name; put it in quotes")
+            if key in found:
+                raise YamlError(f"{path}:{key_node.start_mark.line + 1}: {key!r} is given twice; remove one")
+            found[key] = _value(loader, value_node, (*keys, key), lines, path)
+            lines[(*keys, key)] = key_node.start_mark.line + 1
+        return found
+    return loader.construct_object(node)
