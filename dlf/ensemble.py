@@ -87,11 +87,6 @@ class Ensemble:
         _check_experts(options, experts)
         with merged_experts(experts) as whole:
             lanes = Lanes.of(options.large, whole, dtype, weights, options.template)
-            if placement.cuda and any(lanes.adapters):
-                raise NotImplementedError(
-                    "a LoRA adapter can be added to its base's own pass on the CPU; on CUDA fold it in: "
-                    "dlf.Lora(..., merge=True)"
-                )
             have = dict(zip(known.lanes.keys, known.models, strict=True)) if known else {}
             if placement.cuda:
                 configs = [read_config(resolve(name)) for name, _ in lanes.models]

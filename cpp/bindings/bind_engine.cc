@@ -73,8 +73,8 @@ void bind_engine(py::module_& m) {
                of_models.emplace_back(of_model.begin(), of_model.end());
              }
              if (!devices.empty()) {
-               return make_cuda_step_loop(std::move(plan), weights,
-                                          {max_batch, max_context, std::move(devices), prefix_cache_bytes, cuda_graph});
+               const CudaOptions options = {max_batch, max_context, std::move(devices), prefix_cache_bytes, cuda_graph};
+               return make_cuda_step_loop(std::move(plan), weights, options, of_models);
              }
              const CpuOptions options = {max_batch, max_context, threads, prefix_cache_bytes};
              return std::unique_ptr<StepLoop>(

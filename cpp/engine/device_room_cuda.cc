@@ -34,7 +34,7 @@ DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& o
   return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context};
 }
 
-void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options) {
+void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters) {
   const std::vector<DeviceInfo> present = devices();
   TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
   TORCH_CHECK_VALUE(options.max_batch <= kMaxBatch, "max_batch is ", options.max_batch, "; on CUDA it can be at most ",
@@ -46,6 +46,11 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
                       "; this machine has ", present.size(), " from cuda:0 on");
     const bool first = needed[device] == 0;
     needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options)) + (first ? options.prefix_cache_bytes : 0);
+  }
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    for (const std::shared_ptr<const Adapter>& adapter : adapters[i]) {
+      needed[options.devices[i]] += adapter->bytes();
+    }
   }
   const int device = options.devices.at(plan.lane_model[0]);
   needed[device] += step_bytes(plan, device, options.max_batch, options.max_context);

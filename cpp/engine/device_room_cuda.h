@@ -12,6 +12,6 @@ DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& o
 
 // Throws where a device is missing or has no room for what is to go there, saying how many bytes that takes and how
 // many are free. Allocates nothing.
-void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options);
+void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
 
 }  // namespace dlf::cuda

@@ -64,7 +64,7 @@ PromptReader::Place PromptReader::place(std::vector<DeviceLane>& lanes, size_t l
   const int64_t end = own.prompt.piece_end(own.length, Decoder::kPrefillRows);
   return {model,
           own,
-          {plan_.lane_model[lane], -1, own.piece},
+          {plan_.lane_model[lane], plan_.adapter_of(static_cast<int64_t>(lane)), own.piece},
           static_cast<int>(row * model.decoder->lanes() + lane_index_[lane]),
           end,
           end == own.size()};

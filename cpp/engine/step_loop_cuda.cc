@@ -46,7 +46,7 @@ struct DeviceSequence {
 
 class CudaStepLoop final : public StepLoop {
  public:
-  CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options);
+  CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
   ~CudaStepLoop() override;
 
   void add(Request request) override;
@@ -102,7 +102,7 @@ class CudaStepLoop final : public StepLoop {
 
 int32_t* integers(at::Tensor& tensor) { return tensor.mutable_data_ptr<int32_t>(); }
 
-CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options)
+CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options, const Adapters& adapters)
     : plan_(std::move(plan)),
       vocab_sizes_(vocab_sizes(models)),
       options_(options),
@@ -118,7 +118,16 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
     const DecoderShape shape = shape_of(plan_, i, options);
     DeviceModel& model = models_.emplace_back();
     model.queue = std::make_unique<Queue>(options.devices.at(i));
-    model.queue->run([&] { model.decoder = std::make_unique<Decoder>(*models[i], shape, *model.queue); });
+    std::vector<int64_t> lane_adapter;
+    for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
+      if (plan_.lane_model[lane] == static_cast<int64_t>(i)) {
+        lane_adapter.push_back(plan_.adapter_of(static_cast<int64_t>(lane)));
+      }
+    }
+    model.queue->run([&] {
+      const auto own = adapters.empty() ? Adapters::value_type() : adapters[i];
+      model.decoder = std::make_unique<Decoder>(*models[i], shape, *model.queue, own, lane_adapter);
+    });
     model.queue->synchronize();
     model.ready = std::make_unique<Event>(model.queue->device());
     model.remote = model.queue->device() != device;
@@ -445,10 +454,11 @@ SequenceTable CudaStepLoop::table() {
 }  // namespace
 }  // namespace cuda
 
-std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options) {
-  check_plan(plan, models, {}, options.max_batch, options.max_context);
-  cuda::check_devices(plan, models, options);
-  return std::make_unique<cuda::CudaStepLoop>(std::move(plan), models, options);
+std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options,
+                                              const Adapters& adapters) {
+  check_plan(plan, models, adapters, options.max_batch, options.max_context);
+  cuda::check_devices(plan, models, options, adapters);
+  return std::make_unique<cuda::CudaStepLoop>(std::move(plan), models, options, adapters);
 }
 
 }  // namespace dlf

@@ -18,6 +18,7 @@ struct CudaOptions {
 
 // The step loop on GPUs. Throws a ValueError or RuntimeError where it cannot run there, one that says how many bytes
 // it would take and how many are free included; nothing is allocated then.
-std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options);
+std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options,
+                                              const Adapters& adapters = {});
 
 }  // namespace dlf

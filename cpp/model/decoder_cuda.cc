@@ -62,12 +62,14 @@ AttentionArgs attention_args(const ModelConfig& config, const DecoderShape& shap
 
 }  // namespace
 
-Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue)
+Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,
+                 const std::vector<std::shared_ptr<const Adapter>>& adapters, const std::vector<int64_t>& lane_adapter)
     : config_(weights.config()),
       dtype_(weights.dtype()),
       shape_(shape),
       queue_(queue),
       weights_(weights, queue.device()),
+      adapters_(adapters, lane_adapter, queue.device()),
       k_offset_(padded_outputs(q_size(config_))),
       v_offset_(k_offset_ + padded_outputs(kv_size(config_))),
       up_offset_(padded_outputs(config_.intermediate_size)),
@@ -174,15 +176,49 @@ void Decoder::forward(const Batch& batch) {
     const DeviceLayer& layer = weights_.layers[i];
     norm(layer.input_norm, /*add_branch=*/i > 0, 0, batch.rows);
     multiply(layer.qkv, normed_, qkv_, batch);
+    adapt(batch, i, DeviceAdapters::attention);
     attend(batch, i);
     multiply(layer.o, attended_, branch_, batch);
+    adapt(batch, i, DeviceAdapters::output);
     norm(layer.post_attention_norm, /*add_branch=*/true, 0, batch.rows);
     multiply(layer.gate_up, normed_, gate_up_, batch);
+    adapt(batch, i, DeviceAdapters::mlp);
     cuda::swiglu({gate_up_.const_data_ptr(), static_cast<int>(gate_up_.size(1)), static_cast<int>(up_offset_),
                   activated_.mutable_data_ptr(), batch.rows, static_cast<int>(config_.intermediate_size), dtype_},
                  queue_.stream());
     multiply(layer.down, activated_, branch_, batch);
+    adapt(batch, i, DeviceAdapters::down);
   }
+}
+
+// Adds to the products of one input what the lanes' adapters make of it.
+void Decoder::adapt(const Batch& batch, int layer, DeviceAdapters::Input input) {
+  const int lane = batch.prompt ? batch.slot % shape_.lanes : -1;
+  if (adapters_.empty() || (lane >= 0 && !adapters_.adapts(lane))) {
+    return;
+  }
+  const bool is_attention = input == DeviceAdapters::attention;
+  const at::Tensor& x = input == DeviceAdapters::output ? attended_
+                        : input == DeviceAdapters::down ? activated_
+                                                        : normed_;
+  at::Tensor& y = is_attention ? qkv_ : input == DeviceAdapters::mlp ? gate_up_ : branch_;
+  LoraArgs args = {};
+  args.updates = adapters_.updates(layer, input);
+  args.products = is_attention ? 3 : input == DeviceAdapters::mlp ? 2 : 1;
+  args.x = x.const_data_ptr();
+  args.in = static_cast<int>(x.size(1));
+  args.x_stride = args.in;
+  args.y = y.mutable_data_ptr();
+  args.y_stride = static_cast<int>(y.size(1));
+  args.offset[1] = static_cast<int>(is_attention ? k_offset_ : up_offset_);
+  args.offset[2] = static_cast<int>(v_offset_);
+  args.lanes = shape_.lanes;
+  args.lane = lane;
+  args.position = batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>();
+  args.rows = batch.rows;
+  args.max_rank = adapters_.max_rank();
+  args.dtype = dtype_;
+  cuda::lora(args, queue_.stream());
 }
 
 void Decoder::attend(const Batch& batch, int index) {

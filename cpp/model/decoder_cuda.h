@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
+#include "model/adapters_cuda.h"
 #include "model/config.h"
 #include "model/weights_cuda.h"
 #include "ops/cache_copy_cuda.h"
@@ -28,7 +30,10 @@ class Decoder {
  public:
   static constexpr int kPrefillRows = 512;  // a longer prompt goes through in pieces of this many tokens
 
-  Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue);
+  // `lane_adapter` has for each lane the index of its adapter, or −1; it is empty where nobody has one.
+  Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,
+          const std::vector<std::shared_ptr<const Adapter>>& adapters = {},
+          const std::vector<int64_t>& lane_adapter = {});
 
   // Bytes of device memory that one takes, the weights included.
   static int64_t bytes(const Weights& weights, const DecoderShape& shape);
@@ -61,6 +66,7 @@ class Decoder {
   };
 
   void forward(const Batch& batch);
+  void adapt(const Batch& batch, int layer, DeviceAdapters::Input input);
   void attend(const Batch& batch, int layer);
   void attend_prompt(const Batch& batch, int layer);
   void norm(const at::Tensor& weight, bool add_branch, int first_row, int rows);
@@ -74,6 +80,7 @@ class Decoder {
   DecoderShape shape_;
   Queue& queue_;
   DeviceWeights weights_;
+  DeviceAdapters adapters_;
   int64_t k_offset_, v_offset_, qkv_size_, up_offset_, gate_up_size_;
   DeviceInfo device_;
   at::Tensor keys_, values_;  // [layers, rows, kv_heads, max_context, head_dim]

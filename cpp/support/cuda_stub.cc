@@ -24,6 +24,8 @@ FusionTensors solve_on_cuda(const at::Tensor&, const at::Tensor&, const at::Tens
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): the twin's signature.
-std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&) { not_built(); }
+std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&, const Adapters&) {
+  not_built();
+}
 
 }  // namespace dlf

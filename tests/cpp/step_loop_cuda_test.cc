@@ -118,6 +118,36 @@ void lanes_share_a_model() {
   EXPECT(run(*loop) == run(cpu));
 }
 
+// Lanes of two adapters and of none on one model, in every batch; requests that leave some of them out.
+void adapters_are_those_of_the_processor() {
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 1, 1};
+  plan.lane_adapter = {-1, 0, -1, 1};
+  plan.experts = {{1, 2}, {3, 2}};
+  plan.fusion.combine = Combine::centroid;
+  plan.vocab = kVocab;
+  const Models models = {tiny_model(1), tiny_model(2)};
+  const Adapters adapters = {{}, {testing::tiny_adapter(5, 3, true), testing::tiny_adapter(6, 7, false)}};
+  CpuStepLoop cpu(plan, models, {2, kContext, 1}, adapters);
+  CpuStepLoop plain(plan, models, {2, kContext, 1}, {{}, {adapters[1][1], adapters[1][0]}});
+  const auto with_graph = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, 1 << 20, true}, adapters);
+  const auto on_two = make_cuda_step_loop(plan, models, {3, kContext, {0, 1}, 0, false}, adapters);
+  for (StepLoop* loop : std::initializer_list<StepLoop*>{&cpu, &plain, with_graph.get(), on_two.get()}) {
+    for (const int64_t id : {1, 2, 3}) {
+      Request request = make_request(id, 4 + id, 6);
+      if (id == 2) {
+        request.experts = {1};
+        request.prompts[1].tokens.clear();
+      }
+      loop->add(request);
+    }
+  }
+  const Tokens expected = run(cpu);
+  EXPECT(run(*with_graph) == expected);
+  EXPECT(run(*on_two) == expected);
+  EXPECT(run(plain) != expected);
+}
+
 // Prompts that begin alike, with a cache for all of them, one for some and none; on two devices.
 void the_prefix_cache_changes_nothing() {
   const auto decode = [](StepLoop& loop, bool hits) {
@@ -209,6 +239,7 @@ int main() {
       {"models may be on two devices", dlf::models_may_be_on_two_devices},
       {"the large model decodes alone", dlf::the_large_model_decodes_alone},
       {"lanes share a model", dlf::lanes_share_a_model},
+      {"adapters are those of the processor", dlf::adapters_are_those_of_the_processor},
       {"the prefix cache changes nothing", dlf::the_prefix_cache_changes_nothing},
       {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
       {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},

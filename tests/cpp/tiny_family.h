@@ -5,6 +5,8 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "check.h"
@@ -62,6 +64,31 @@ inline FusionPlan tiny_plan(Combine combine) {
   plan.fusion.combine = combine;
   plan.vocab = kVocab;
   return plan;
+}
+
+// A random adapter of tiny_model(): of all layers, or of the queries, the values and the way down of the second one.
+inline std::shared_ptr<const Adapter> tiny_adapter(uint32_t seed, int64_t rank, bool all) {
+  std::mt19937 generator(seed);
+  TensorMap tensors;
+  std::unordered_map<std::string, double> scales;
+  const auto add = [&](const std::string& name, int64_t out, int64_t in) {
+    tensors[name + ".lora_A"] = random_tensor({rank, in}, generator);
+    tensors[name + ".lora_B"] = random_tensor({rank, out}, generator);
+    scales[name] = 1.5 / static_cast<double>(rank);
+  };
+  for (int layer = all ? 0 : 1; layer < 2; ++layer) {
+    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
+    add(prefix + "self_attn.q_proj", 16, 16);
+    add(prefix + "self_attn.v_proj", 8, 16);
+    add(prefix + "mlp.down_proj", 16, 24);
+    if (all) {
+      add(prefix + "self_attn.k_proj", 8, 16);
+      add(prefix + "self_attn.o_proj", 16, 16);
+      add(prefix + "mlp.gate_proj", 24, 16);
+      add(prefix + "mlp.up_proj", 24, 16);
+    }
+  }
+  return std::make_shared<Adapter>(tiny_model(1)->config(), tensors, scales);
 }
 
 inline Models tiny_models() { return {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}; }
