@@ -9,7 +9,11 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
+from safetensors.torch import save_file
 from tokenizers import decoders, pre_tokenizers, trainers
+
+from dlf.checkpoint import expected_tensors
+from dlf.config import read_config
 
 VOCAB_SIZE = 384
 PADDED_VOCAB_SIZE = 392
@@ -169,4 +173,20 @@ def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
+    """A LoRA folder as PEFT writes it, with random updates of all linear layers."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in expected_tensors(read_config(base)).items():
+        if name.endswith("_proj.weight"):
+            layer = "base_model.model." + name.removesuffix(".weight")
+            for part, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
+                update = torch.randn(size, generator=generator) * 0.5 * size[1] ** -0.5
+                tensors[f"{layer}.lora_{part}.weight"] = update
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))
+    save_file(tensors, folder / "adapter_model.safetensors")
     return folder

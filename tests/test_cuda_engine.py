@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import FAMILIES, make_model
+from models import FAMILIES, make_model, write_adapter
 
 import dlf
 from dlf import _C
@@ -190,3 +190,25 @@ def test_lanes_of_every_kind(family: dict[str, Path], combine: str) -> None:
             assert one.experts == two.experts
             np.testing.assert_allclose(one.alpha, two.alpha, atol=3e-3)
     assert [one.cached_tokens > 0 for one in found[2]] == [False, True, True, True, True, False]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_adapters(family: dict[str, Path], dtype: str, tmp_path: Path) -> None:
+    base = family["base"]
+    experts = [
+        dlf.Lora(base, write_adapter(tmp_path / "one", base, 1)),
+        dlf.Lora(base, write_adapter(tmp_path / "two", base, 2, rank=9)),
+        dlf.InContext(base, [("The quick", "fox")]),
+    ]
+    found = []
+    for device in ("cpu", "cuda"):
+        with dlf.Engine(
+            family["large"], experts, device=device, dtype=dtype, combine="centroid", max_batch=2, max_context=96
+        ) as engine:
+            found.append(engine.generate(PROMPTS[:2], max_new_tokens=4, ignore_eos=True))
+            found[-1].append(engine.generate(PROMPTS[0], experts=["two"], max_new_tokens=3, ignore_eos=True))
+    for host, device in zip(*found, strict=True):
+        if dtype == "float32":
+            close(device, host)
+        else:
+            np.testing.assert_allclose(device.alpha[0], host.alpha[0], atol=0.1)
