@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 from dlf import _C
 from dlf.adapter import load_adapter
@@ -195,6 +197,15 @@ def _check_experts(options: Options, experts: Sequence[AnyExpert]) -> None:
 
 def _weights(options: Options, experts: Sequence[AnyExpert]) -> tuple[list[float | None], list[float]]:
     """For each expert its given weight, or None where it is solved, and the bound of that."""
-    alpha = [None if expert.alpha is None else float(expert.alpha) for expert in experts]
-    bounds = [options.alpha_max if expert.alpha_max is None else float(expert.alpha_max) for expert in experts]
+    alpha = [None if expert.alpha is None else _number(expert, "alpha", expert.alpha) for expert in experts]
+    bounds = [
+        options.alpha_max if expert.alpha_max is None else _number(expert, "alpha_max", expert.alpha_max)
+        for expert in experts
+    ]
     return alpha, bounds
+
+
+def _number(expert: AnyExpert, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"expert '{expert.label}': {name} is {value!r}; give a number")
+    return float(value)
