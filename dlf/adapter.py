@@ -90,6 +90,9 @@ class AdapterFile:
         self.dora = fields.flag("use_dora")
         self._ranks = _patterns(fields, "rank_pattern", 1)
         self._alphas = _patterns(fields, "alpha_pattern", 0)
+        targets = values.get("target_modules")
+        some = any(values.get(key) for key in ("layers_to_transform", "exclude_modules"))
+        self._targets = targets if isinstance(targets, list) and not some else []
 
     def read(self, config: ModelConfig) -> dict[str, LowRank]:
         """Read the updates, under the names of the base's linear layers, as they are in the file.
@@ -117,6 +120,11 @@ class AdapterFile:
             raise CheckpointError(f"{self.path} is damaged or cannot be read ({error}); fetch it again") from error
         if not found:
             raise CheckpointError(f"{self.path} has no tensors; fetch the adapter again")
+        for layer in (name.removesuffix(".weight") for name in shapes if name.endswith("_proj.weight")):
+            if layer not in found and any(f".{layer}".endswith(f".{target}") for target in self._targets):
+                raise CheckpointError(
+                    f"{self.path} has nothing for {layer}, which target_modules names; fetch the adapter again"
+                )
         parts = ("lora_A", "lora_B", "lora_magnitude_vector")[: 3 if self.dora else 2]
         for layer, tensors in found.items():
             missing = [part for part in parts if part not in tensors]

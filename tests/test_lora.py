@@ -289,7 +289,11 @@ def test_tensors_that_are_refused(adapter: Path, bases: dict[str, Path], tmp_pat
     load(tensors)
     for changed, message in (
         ({}, "has no tensors"),
-        ({first: tensors[first]}, "has no lora_B of model.layers.0.self_attn.q_proj"),
+        ({first: tensors[first]}, "has nothing for model.layers.0.self_attn.k_proj, which target_modules names"),
+        (
+            {name: tensor for name, tensor in tensors.items() if name != first.replace("lora_A", "lora_B")},
+            "has no lora_B of model.layers.0.self_attn.q_proj",
+        ),
         (tensors | {first: tensors[first].int()}, "it must be floating-point"),
         (tensors | {first: tensors[first] / 0}, "not finite"),
         (tensors | {"base_model.model.lm_head.lora_A.weight": tensors[first]}, "belongs to no linear layer"),

@@ -5,6 +5,11 @@
 #include <cmath>
 
 namespace dlf {
+namespace {
+
+constexpr double kMostAlpha = 1e6;  // so that float32 holds what it makes of any logit
+
+}  // namespace
 
 Combine parse_combine(std::string_view name) {
   if (name == "select") return Combine::select;
@@ -45,10 +50,11 @@ void validate(const FusionOptions& options, int experts) {
                     "combine='static' takes the weights: give alpha, one number an expert");
   for (size_t t = 0; t < options.weights.size(); ++t) {
     const ExpertWeight& weight = options.weights[t];
-    TORCH_CHECK_VALUE(std::isfinite(weight.alpha_max) && weight.alpha_max > 0.0, "alpha_max is ", weight.alpha_max,
-                      " for expert ", t, "; give a finite number above 0");
+    TORCH_CHECK_VALUE(weight.alpha_max > 0.0 && weight.alpha_max <= kMostAlpha, "alpha_max is ", weight.alpha_max,
+                      " for expert ", t, "; give a finite number above 0, at most ", kMostAlpha);
     const double given = weight.given.value_or(0.0);
-    TORCH_CHECK_VALUE(std::isfinite(given), "alpha[", t, "] is ", given, "; give finite numbers");
+    TORCH_CHECK_VALUE(std::abs(given) <= kMostAlpha, "alpha[", t, "] is ", given, "; give finite numbers of at most ",
+                      kMostAlpha);
     TORCH_CHECK_VALUE(options.combine != Combine::static_alpha || !weight.solved(), "combine='static' takes the ",
                       "weights as given, but expert ", t, " has none; give alpha, one number an expert");
   }
