@@ -38,11 +38,12 @@ MAX_INDEX_BYTES = 64 << 20
 PROGRESS_PARAMETERS = 1 << 29  # a GiB of bfloat16
 PORTIONS = 16
 FILE_DTYPES = ("F64", "F32", "F16", "BF16")
-HUB_FILES = ["*.safetensors", "*.json", "*.jinja"]
+SMALL_FILES = ["*.json", "*.jinja"]
+HUB_FILES = ["*.safetensors", *SMALL_FILES]
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
-def resolve(name_or_path: str | os.PathLike[str]) -> Path:
+def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
     """Return the folder of a checkpoint, fetching it where a hub id is given.
 
     Parameters
@@ -50,6 +51,8 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     name_or_path
         An existing folder, or ``"organisation/name"`` on the Hugging Face hub, of which only safetensors, JSON and
         Jinja files are fetched, into the hub's own cache.
+    weights
+        Whether the weights are fetched too.
 
     Raises
     ------
@@ -66,7 +69,7 @@ def resolve(name_or_path: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES if weights else SMALL_FILES))
     except Exception as error:  # the client has dozens of kinds, those of its HTTP library among them
         raise FileNotFoundError(
             f"no folder {name_or_path!r}, and fetching it from the hub failed ({type(error).__name__}: {error}); "

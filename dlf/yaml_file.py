@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
 
-__all__ = ["Keys", "YamlError", "read_yaml"]
+__all__ = ["Keys", "YamlError", "printable", "read_yaml"]
 
 Keys: TypeAlias = "tuple[str | int, ...]"  # the way to a value: ("experts", 1, "alpha_max")
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MAX_DIGITS = 64  # reading a number takes time with the square of its length
+TEXT = "tag:yaml.org,2002:str"
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+PLAIN = (TEXT, *NUMBERS, "tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", re.ASCII)
 
 
 class YamlError(ValueError):
     """A file that cannot be read, with the line where that shows."""
+
+
+def printable(text: str) -> str:
+    """The text, with what would steer a terminal written as an escape."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def read_yaml(path: Path) -> tuple[Any, dict[Keys, int]]:
@@ -68,12 +79,27 @@ def _value(loader: Any, node: yaml.Node, keys: Keys, lines: dict[Keys, int], pat
     if isinstance(node, yaml.MappingNode):
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, (str, int)):
+            key = _scalar(loader, key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
+            if isinstance(key, bool) or not isinstance(key, (str, int)):
                 raise YamlError(f"{path}:{key_node.start_mark.line + 1}: a key must be a name; put it in quotes")
             if key in found:
                 raise YamlError(f"{path}:{key_node.start_mark.line + 1}: {key!r} is given twice; remove one")
             found[key] = _value(loader, value_node, (*keys, key), lines, path)
             lines[(*keys, key)] = key_node.start_mark.line + 1
         return found
-    return loader.construct_object(node)
+    return _scalar(loader, node, path)
+
+
+def _scalar(loader: Any, node: yaml.Node, path: Path) -> Any:
+    """Text, a number, true, false or null; YAML's dates, bytes and references are none of JSON's."""
+    place, shown = f"{path}:{node.start_mark.line + 1}", printable(f"{node.value:.40}")
+    if node.tag not in PLAIN:
+        raise YamlError(f"{place}: '{shown}' is neither text, a number, true, false nor null; put it in quotes")
+    if node.tag in NUMBERS and len(node.value) > MAX_DIGITS:
+        raise YamlError(f"{place}: '{shown}...' has more than {MAX_DIGITS} digits; put it in quotes if it is text")
+    if node.tag == TEXT and node.style is None and EXPONENT.fullmatch(node.value):
+        return float(node.value)  # 1e-3 is a number in JSON and to people, if not in YAML 1.1
+    try:
+        return loader.construct_object(node)
+    except (ValueError, KeyError) as error:  # a tag that the value does not keep
+        raise YamlError(f"{place}: '{shown}' is not what its tag says; leave the tag out") from error

@@ -115,13 +115,13 @@ def test_the_shortest(tmp_path: Path) -> None:
             "large: x\nbase: b\nexperts:\n  - model: a\n  - adapter: c\n    alpha_max: [1]\n",
             ["6: experts[1].alpha_max: input should be a valid number, not [1]"],
         ),
-        ("large: x\nbase: b\nexperts:\n  - model: a\n    template: '{x}'\n", ["4: experts[0]: the template is '{x}'"]),
-        ("large: x\nbase: b\nexperts:\n  - merge: {a: 1}\n    method: best\n", ["4: experts[0]: method is 'best'"]),
-        ("large: x\nbase: b\nexperts:\n  - examples_file: no.jsonl\n", ["4: experts[0]: there is no file 'no.jsonl'"]),
-        ("large: x\nbase: b\nexperts:\n  - model: a\nfusion:\n  combine: best\n", ["5: fusion: combine is 'best'"]),
+        ("large: x\nbase: b\nexperts:\n  - model: a\n    template: '{x}'\n", ["5: experts[0].template: the template is '{x}'"]),
+        ("large: x\nbase: b\nexperts:\n  - merge: {a: 1}\n    method: best\n", ["5: experts[0].method: input should be 'linear', "]),
+        ("large: x\nbase: b\nexperts:\n  - examples_file: no.jsonl\n", ["4: experts[0].examples_file: there is no file 'no.jsonl'"]),
+        ("large: x\nbase: b\nexperts:\n  - model: a\nfusion:\n  combine: best\n", ["6: fusion.combine: input should be 'select', "]),
         (
             "large: x\nbase: b\nexperts:\n  - model: a\nfusion: {alpha: [1, 2]}\n",
-            ["5: fusion: alpha holds 2 weights for 1 experts"],
+            ["5: fusion.alpha: alpha holds 2 weights for 1 experts"],
         ),
         (
             "large: 1\nexperts: 2\nsampling: {min_p: x}\nengine: {wieghts: 3}\n",
