@@ -463,11 +463,19 @@ def test_models_that_do_not_go_together(family: dict[str, Path], tmp_path: Path)
     first, second = checked(family, tmp_path, experts=experts)
     assert first.startswith("experts[0].adapter: ") and "has no adapter_config.json" in first
     assert second.startswith("experts[1].merge: ") and "num_hidden_layers" in second
-    chat = [{"model": str(family["expert-a"]), "template": "chat"}]
-    [found] = checked(family, tmp_path, experts=chat)
-    assert found.startswith("experts[0].template: ") and "has no chat template" in found
-    [found] = checked(family, tmp_path, template="chat", experts=[{"model": str(family["expert-a"])}])
-    assert found.startswith("template: ")
+    plain = Path(shutil.copytree(family["expert-a"], tmp_path / "plain"))  # no chat template
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    values = json.loads((plain / "tokenizer_config.json").read_text("utf-8"))
+    values.pop("chat_template", None)
+    (plain / "tokenizer_config.json").write_text(json.dumps(values), "utf-8")
+    assert checked(family, tmp_path, template="chat") == []
+    for keys, sections in (
+        ("experts[0].template", {"experts": [{"model": str(plain), "template": "chat"}]}),
+        ("experts[0].base_template", {"experts": [{"model": str(plain), "base": str(plain), "base_template": "chat"}]}),
+        ("template", {"template": "chat", "experts": [{"model": str(plain)}]}),
+    ):
+        [found] = checked(family, tmp_path, **sections)
+        assert found.startswith(f"{keys}: {plain} has no chat template to read")
     [found] = checked(family, tmp_path, engine={"max_context": 1 << 20})
     assert found.startswith("engine.max_context: max_context is 1048576; the models were made for 2 to ")
     damaged = Path(shutil.copytree(family["base"], tmp_path / "damaged"))
