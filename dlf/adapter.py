@@ -125,6 +125,14 @@ class AdapterFile:
             for layer, t in found.items()
         }
 
+    def check_low_rank(self) -> None:
+        """Raise CheckpointError if the adapter cannot run beside its base, but has to be folded into it."""
+        if self.dora:
+            raise CheckpointError(
+                f"{self.folder} is a DoRA adapter, whose result is no low-rank update; fold it into the base with "
+                "dlf.Lora(..., merge=True)"
+            )
+
     def _place(self, key: str, shapes: Mapping[str, Any]) -> tuple[str, str]:
         match = TENSOR.fullmatch(key.removeprefix(PREFIX))
         if not match or not key.startswith(PREFIX) or match[1] + ".weight" not in shapes:
@@ -168,11 +176,7 @@ def load_adapter(name: str | os.PathLike[str], config: ModelConfig, native: _C.M
         If it is no adapter for this base, or needs to be merged.
     """
     file = AdapterFile(name)
-    if file.dora:
-        raise CheckpointError(
-            f"{file.folder} is a DoRA adapter, whose result is no low-rank update; fold it into the base with "
-            "dlf.Lora(..., merge=True)"
-        )
+    file.check_low_rank()
     tensors: dict[str, torch.Tensor] = {}
     scales: dict[str, float] = {}
     for layer, update in file.read(config).items():

@@ -59,7 +59,7 @@ def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
     FileNotFoundError
         If there is neither such a folder nor such a checkpoint, or the hub cannot be reached.
     """
-    path = Path(name_or_path).expanduser()
+    path = Path(os.path.expanduser(name_or_path))  # which leaves a user that is not there as it is
     if path.is_dir():
         return path
     if path.is_file():

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlf import cli_recipe
+from dlf.sizes import binary
 
 if TYPE_CHECKING:
     from dlf import Completion, Expert, Piece
@@ -75,14 +76,16 @@ class Commands(typer.core.TyperGroup):
 
 
 def _explain(error: Exception) -> int:
-    """Print one line for what can be explained and return the exit code; raise the rest."""
+    """Print a line for what can be explained and return the exit code; raise the rest."""
     if os.environ.get("DLF_TRACEBACK"):
         raise error
     usage = getattr(error, "format_message", None)  # what typer says about wrong options
     if usage is None and not isinstance(error, (*USER_ERRORS, FloatingPointError)):
         raise error
-    message = " ".join((usage() if usage else str(error)).split()) or type(error).__name__
-    typer.echo(f"dlf: error: {message}", err=True)
+    # A recipe's mistakes are several; anything else is one.
+    for text in getattr(error, "problems", [usage() if usage else str(error)]):
+        message = " ".join(text.split()) or type(error).__name__
+        typer.echo(f"dlf: error: {message}", err=True)
     # Logits that are not finite are the model's fault.
     return 1 if isinstance(error, FloatingPointError) else 2
 
@@ -118,7 +121,7 @@ def _root(
 @app.command()
 def generate(
     context: typer.Context,
-    large: Annotated[str, typer.Argument(help="Folder or hub id of the large model; not with --recipe.")],
+    large: Annotated[str | None, typer.Argument(help="Folder or hub id of the large model; not with --recipe.")] = None,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file with models, experts and options.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="Fine-tuned small model; may be repeated.")] = None,
@@ -158,16 +161,15 @@ def generate(
     if recipe is not None:
         if prompt is not None or expert or base:
             raise ValueError("--recipe names the models: give the prompt alone, and neither --expert nor --base")
-        prompt = large
-    elif prompt is None:
+        prompt, large = large, None
+    if prompt is None:
         raise ValueError("there is no prompt: dlf generate LARGE PROMPT, or dlf generate --recipe FILE PROMPT")
-    experts: list[Any] = _experts(expert or [], base or [])
-    arguments: dict[str, Any] = {"large": large, "experts": experts}
+    arguments: dict[str, Any] = {"large": large, "experts": _experts(expert or [], base or [])}
     if recipe is not None:
         from dlf.recipe import load_recipe
 
         arguments = load_recipe(recipe).engine_arguments()
-        experts = arguments["experts"]
+    experts = arguments["experts"]
     if (show_alpha or plot) and not experts:
         raise ValueError("--show-alpha and --plot need an --expert: without one there is no alpha")
     # Zeros are meant; what was not given is None, an empty tuple or a flag that is off.
@@ -188,9 +190,13 @@ def generate(
 
     pieces: list[Piece] = []
     engine_options = {name: params[name] for name in ENGINE if name in params}
+    if "device" in engine_options:
+        arguments.pop("device_map", None)  # the recipe's, for other devices
     if experts_device is not None:
-        engine_options["device_map"] = {"large": device, "experts": experts_device}
+        large_device = engine_options.get("device", arguments.get("device", device))
+        engine_options["device_map"] = {"large": large_device, "experts": experts_device}
     if recipe is not None:
+        options["num_return_sequences"] = 1  # one completion is printed, however many the recipe's programs want
         alpha_max = engine_options.get("alpha_max", arguments.get("alpha_max", alpha_max))
     with dlf.Engine(**arguments | {"max_batch": 1} | engine_options) as engine:
         callback = _keep(pieces, echo=stream and not as_json)
@@ -327,7 +333,7 @@ def merge(
     if as_json:
         typer.echo(json.dumps(found))
     else:
-        size, seconds = _binary(found["bytes"]), found["seconds"]
+        size, seconds = binary(found["bytes"]), found["seconds"]
         typer.echo(f"{folder}: {size}, {method} of {', '.join(weights)} in {seconds:.1f} s")
 
 
@@ -373,7 +379,7 @@ def inspect(
         if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif name.endswith("bytes") or "bytes_per" in name:
-            value = f"{_binary(value)} ({value:,})"
+            value = f"{binary(value)} ({value:,})"
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
         if name != "path":
@@ -428,14 +434,6 @@ def _file_dtypes(path: Path) -> set[str]:
         raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
 
 
-def _binary(count: int) -> str:
-    size, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size >= 1024:
-            size, unit = size / 1024, larger
-    return f"{size:.4g} {unit}"
-
-
 @app.command()
 def demo(
     task: Annotated[str, typer.Option(help="Whose held-out problems: math, or another of the bundled tasks.")] = "math",
@@ -470,7 +468,7 @@ def cache(
         return
     labels = {} if clear else merged_labels(folder)
     taken = clear_cache(folder) if clear else cache_bytes(folder)
-    typer.echo(f"{folder}: {_binary(taken)}{' removed' if clear else ''}")
+    typer.echo(f"{folder}: {binary(taken)}{' removed' if clear else ''}")
     for path, label in labels.items():
         typer.echo(f"  {path.name}: {label}")
 

@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dlf.sizes import binary
+from dlf.yaml_file import printable
+
 if TYPE_CHECKING:
     from dlf.recipe import EngineRecipe
+    from dlf.recipe_check import Checked
 
 __all__ = ["app"]
 
@@ -28,21 +32,20 @@ def check(
 ) -> None:
     """Read a recipe, and look whether its models are there and go together. No weights are loaded."""
     from dlf.recipe import RecipeError, load_recipe
+    from dlf.recipe_check import check_recipe
 
     try:
         found = load_recipe(recipe)
-        problems = _missing(found)
-    except RecipeError as error:
-        problems = error.problems
-    if problems:
-        if as_json:
-            typer.echo(json.dumps({"recipe": str(recipe), "problems": problems}))
-        else:
-            console = Console(stderr=True, highlight=False)
-            for problem in problems:
-                console.print(Text("error ", "bold red"), Text(problem), sep="", soft_wrap=True)
-        raise typer.Exit(2)
-    described = _describe(found)
+        checked = check_recipe(found)
+        if checked.problems:
+            raise RecipeError(checked.problems)
+    except (ValueError, OSError) as error:
+        if not as_json:
+            raise
+        problems = error.problems if isinstance(error, RecipeError) else [str(error)]
+        typer.echo(json.dumps({"recipe": str(recipe), "problems": problems}))
+        raise typer.Exit(2) from None
+    described = _describe(found, checked)
     if as_json:
         typer.echo(json.dumps(described))
     else:
@@ -57,50 +60,7 @@ def schema() -> None:
     typer.echo(json.dumps(recipe_schema(), indent=2))
 
 
-def _missing(recipe: EngineRecipe) -> list[str]:
-    """What is not there, or does not go together."""
-    from dlf.adapter import AdapterFile
-    from dlf.checkpoint import expected_tensors, find_shards, resolve
-    from dlf.config import read_config
-    from dlf.lora import Lora
-    from dlf.task_arithmetic import TaskArithmetic
-    from dlf.tokenizer import Tokenizer, check_same_tokenizer
-
-    problems: list[str] = []
-    first: list[tuple[str, Tokenizer]] = []
-    seen: set[str] = set()
-
-    def look(what: str, name: Any) -> None:
-        if str(name) in seen:
-            return
-        seen.add(str(name))
-        try:
-            folder = resolve(name)
-            find_shards(folder, expected_tensors(read_config(folder)))
-            tokenizer = Tokenizer(folder)
-            first.append((str(name), tokenizer))
-            check_same_tokenizer(first[0][1], tokenizer, first[0][0], str(name))
-        except (ValueError, OSError, NotImplementedError) as error:
-            problems.append(f"{recipe.path}: {what}: {' '.join(str(error).split())}")
-
-    look("large", recipe.large)
-    for expert in recipe.experts:
-        what = f"expert '{expert.label}'"
-        look(f"the base of {what}", expert.base)
-        if hasattr(expert, "model"):
-            look(what, expert.model)
-        try:
-            if isinstance(expert, TaskArithmetic):
-                expert.open().check()
-            elif isinstance(expert, Lora):
-                assert expert.base is not None
-                AdapterFile(expert.adapter).read(read_config(resolve(expert.base)))
-        except (ValueError, OSError, NotImplementedError) as error:
-            problems.append(f"{recipe.path}: {what}: {' '.join(str(error).split())}")
-    return problems
-
-
-def _describe(recipe: EngineRecipe) -> dict[str, Any]:
+def _describe(recipe: EngineRecipe, checked: Checked) -> dict[str, Any]:
     experts = [
         {
             "name": expert.label,
@@ -118,6 +78,9 @@ def _describe(recipe: EngineRecipe) -> dict[str, Any]:
         "experts": experts,
         "engine": recipe.options,
         "sampling": recipe.sampling,
+        "max_context": checked.max_context,
+        "weights_bytes": checked.weights_bytes,
+        "kv_cache_bytes": checked.cache_bytes,
     }
 
 
@@ -133,14 +96,27 @@ def _weight(expert: Any, recipe: EngineRecipe) -> str:
 
 
 def _show(found: dict[str, Any]) -> None:
+    """Print a table; texts of the file go through `printable`, and never for markup."""
     console = Console(highlight=False)
-    table = Table(title=f"{found['recipe']}: in order", title_justify="left")
+    console.print(Text(f"{printable(found['recipe'])}: in order"), soft_wrap=True)
+    table = Table()
     for column in ("", "kind", "base", "weight", "template"):
         table.add_column(column, overflow="fold")
-    table.add_row(found["large"], "large model", "", "", found["template"] or "")
-    for one in found["experts"]:
-        table.add_row(Text(one["name"]), one["kind"], one["base"], one["weight"], Text(one["template"] or ""))
+    for cells in (
+        (found["large"], "large model", "", "", _quoted(found["template"])),
+        *((one["name"], one["kind"], one["base"], one["weight"], _quoted(one["template"])) for one in found["experts"]),
+    ):
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
     for section in ("engine", "sampling"):
         values = ", ".join(f"{name}={value!r}" for name, value in found[section].items())
-        console.print(f"{section}: {values or 'as by default'}", soft_wrap=True, markup=False)
+        console.print(printable(f"{section}: {values or 'as by default'}"), soft_wrap=True, markup=False)
+    console.print(
+        f"memory: {binary(found['weights_bytes'])} of weights, up to {binary(found['kv_cache_bytes'])} of KV cache for "
+        f"{found['max_context']} tokens a sequence",
+        soft_wrap=True,
+    )
+
+
+def _quoted(template: str | None) -> str:
+    return "" if template is None else json.dumps(template, ensure_ascii=False)

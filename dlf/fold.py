@@ -11,7 +11,7 @@ import torch
 
 from dlf.adapter import CONFIG, AdapterFile, LowRank
 from dlf.checkpoint import is_finite
-from dlf.content_hash import content_hash, sha256
+from dlf.content_hash import file_hash, sha256
 from dlf.errors import CheckpointError
 from dlf.merge import Source, write_checkpoint
 
@@ -43,8 +43,8 @@ class Fold:
 
     def identity(self, cache: Path) -> list[Any]:
         """Everything that the result depends on."""
-        adapter = {name: sha256(self.adapter.folder / name) for name in (CONFIG, self.adapter.path.name)}
-        return ["fold", self.base.identity(cache), adapter, content_hash({self.adapter.path: []}, cache)]
+        config = sha256(self.adapter.folder / CONFIG)
+        return ["fold", self.base.identity(cache), config, file_hash(self.adapter.path, cache)]
 
     def write(self, folder: Path) -> None:
         """Write the folded checkpoint into an empty folder.

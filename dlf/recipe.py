@@ -102,7 +102,7 @@ def load_recipe(path: str | Path) -> EngineRecipe:
     ValueError
         If it is no YAML of plain values.
     """
-    return _Reader(Path(path).expanduser()).read()
+    return _Reader(Path(os.path.expanduser(path))).read()
 
 
 class _Reader:
@@ -202,9 +202,7 @@ class _Reader:
         if isinstance(entry, Checkpoint):
             return Expert(self._place(entry.model), place, base_template=entry.base_template, **same)
         if isinstance(entry, Adapter):
-            return Lora(
-                place, self._place(entry.adapter), merge=entry.merge, base_template=entry.base_template, **same
-            )
+            return Lora(place, self._place(entry.adapter), merge=entry.merge, base_template=entry.base_template, **same)
         if isinstance(entry, Merge):
             how = entry.model_dump(include={"method", "normalize", "scale", "seed", "dtype", "base_template"})
             density = entry.density

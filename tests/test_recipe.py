@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from models import make_model
 from typer.testing import CliRunner
 
 import dlf
+from dlf import recipe_document
 from dlf.cli import app
+from dlf.merging import METHODS
+from dlf.model import TORCH_DTYPES
+from dlf.precision import DTYPES, WEIGHTS
 from dlf.recipe import RecipeError, load_recipe, recipe_schema
+from dlf.recipe_check import check_recipe
 
 WHOLE = """\
 large: big
@@ -115,13 +123,91 @@ def test_the_shortest(tmp_path: Path) -> None:
             "large: x\nbase: b\nexperts:\n  - model: a\n  - adapter: c\n    alpha_max: [1]\n",
             ["6: experts[1].alpha_max: input should be a valid number, not [1]"],
         ),
-        ("large: x\nbase: b\nexperts:\n  - model: a\n    template: '{x}'\n", ["5: experts[0].template: the template is '{x}'"]),
-        ("large: x\nbase: b\nexperts:\n  - merge: {a: 1}\n    method: best\n", ["5: experts[0].method: input should be 'linear', "]),
-        ("large: x\nbase: b\nexperts:\n  - examples_file: no.jsonl\n", ["4: experts[0].examples_file: there is no file 'no.jsonl'"]),
-        ("large: x\nbase: b\nexperts:\n  - model: a\nfusion:\n  combine: best\n", ["6: fusion.combine: input should be 'select', "]),
+        (
+            "large: x\nbase: b\nexperts:\n  - model: a\n    template: '{x}'\n",
+            ["5: experts[0].template: the template is '{x}'"],
+        ),
+        (
+            "large: x\nbase: b\nexperts:\n  - merge: {a: 1}\n    method: best\n",
+            ["5: experts[0].method: input should be 'linear', "],
+        ),
+        (
+            "large: x\nbase: b\nexperts:\n  - examples_file: no.jsonl\n",
+            ["4: experts[0].examples_file: there is no file 'no.jsonl'"],
+        ),
+        (
+            "large: x\nbase: b\nexperts:\n  - model: a\nfusion:\n  combine: best\n",
+            ["6: fusion.combine: input should be 'select', "],
+        ),
         (
             "large: x\nbase: b\nexperts:\n  - model: a\nfusion: {alpha: [1, 2]}\n",
             ["5: fusion.alpha: alpha holds 2 weights for 1 experts"],
+        ),
+        ("large: x\nengine: {threads: true}\n", ["2: engine.threads: input should be a valid integer, not true"]),
+        ("large: x\nengine:\n  max_batch: 0\n", ["3: engine.max_batch: input should be greater than or equal to 1"]),
+        ("large: x\nengine: {device: tpu}\n", ["2: engine.device: takes cpu, cuda or cuda:0, cuda:1, ..., not "]),
+        ("large: x\nengine:\n  device_map: {lrge: cpu}\n", ["3: engine.device_map.lrge: input should be 'large' or "]),
+        ("large: x\nengine:\n  prefix_cache_bytes: 99999999999999999\n", ["3: engine.prefix_cache_bytes: prefix_ca"]),
+        ("large: x\nengine:\n  dtype: float32\n  weights: bf16\n", ["3: engine.dtype: dtype 'float32' and weights "]),
+        (
+            "large: x\nbase: b\nengine: {dtype: float32}\nexperts:\n  - model: a\n    weights: bf16\n",
+            ["6: experts[0].weights: dtype 'float32' and weights 'bf16' contradict"],
+        ),
+        ("large: ''\n", ["1: large: string should have at least 1 character"]),
+        (
+            "large: x\nbase: b\nexperts:\n  - model: a\n    alpha: .inf\n",
+            ["5: experts[0].alpha: input should be a fin"],
+        ),
+        (
+            "large: x\nbase: b\nexperts:\n  - model: a\n    alpha_max: 0\n",
+            ["5: experts[0].alpha_max: input should be "],
+        ),
+        ("large: x\nbase: b\nexperts:\n  - modle: a\n", ["4: experts[0]: is of no clear kind: "]),
+        (
+            "large: x\nbase: b\nexperts:\n  - model: a\n    base_template: '{x}'\n",
+            ["5: experts[0].base_template: the te"],
+        ),
+        (
+            "large: x\nbase: b\nexperts:\n  - merge: {a: 1}\n    density: 0\n",
+            ["5: experts[0].density: density has no ef"],
+        ),
+        (
+            "large: x\nbase: b\nexperts:\n  - merge: {a: 1, c: -1}\n    method: linear\n    weights: int8\n",
+            ["4: experts[0]: "],
+        ),
+        (
+            "large: x\nbase: b\nexperts:\n  - examples:\n    - [a, b]\n    - [c]\n",
+            ["6: experts[0].examples[1][1]: is mis"],
+        ),
+        ("large: x\nbase: b\nexperts:\n  - examples: []\n", ["4: experts[0].examples: examples is empty"]),
+        (
+            "large: x\nbase: b\nexperts:\n  - examples: [[a, b]]\n    examples_file: y\n",
+            ["4: experts[0].examples: examples and examples_file are two places"],
+        ),
+        ("large: x\nbase: b\nexperts:\n" + "  - model: a\n" * 17, ["3: experts: has 17 entries; give at most 16"]),
+        ("large: x\nfusion:\n", ["2: fusion: must be a mapping, 'name: value', not null"]),
+        ("large: x\nfusion: {alpha: [1]}\n", ["2: fusion.alpha: alpha holds 1 weights for 0 experts"]),
+        (
+            "large: x\nbase: b\nexperts:\n  - model: a\nfusion:\n  combine: static\n",
+            ["6: fusion.combine: combine='static' takes the "],
+        ),
+        (
+            "large: x\nsampling: {min_new_tokens: 9, max_new_tokens: 5}\n",
+            ["2: sampling.min_new_tokens: min_new_tokens is"],
+        ),
+        ("large: x\nsampling:\n  logit_bias: {-1: 0.5}\n", ["3: sampling.logit_bias: a token of logit_bias is -1"]),
+        ("large: x\n3: y\n", ["2: [3]: no such key here; there are: large, base"]),
+        ('large: x\n"\\e[31mred": y\n', ["2: \\x1b[31mred: no such key here"]),
+        (  # what is sound beside a mistake is looked at too
+            "large: 1\ntemplate: hello\nexperts:\n  - modle: a\n  - model: a\n    base: b\n    template: no\n"
+            "  - model: c\n",
+            [
+                "1: large: ",
+                "2: template: ",
+                "4: experts[0]: ",
+                "7: experts[1].template: ",
+                "8: experts[2]: it has no base",
+            ],
         ),
         (
             "large: 1\nexperts: 2\nsampling: {min_p: x}\nengine: {wieghts: 3}\n",
@@ -136,6 +222,40 @@ def test_mistakes_have_their_line_and_field(tmp_path: Path, text: str, expected:
         assert one.startswith(beginning)
 
 
+def test_sampling_options_are_looked_at_together(tmp_path: Path) -> None:
+    text = (
+        "large: x\nsampling: {min_new_tokens: 200, max_new_tokens: 300, num_return_sequences: 2, temperature: 1e-1}\n"
+    )
+    assert load_recipe(write(tmp_path, text)).sampling == {
+        "min_new_tokens": 200,
+        "max_new_tokens": 300,
+        "num_return_sequences": 2,
+        "temperature": 0.1,
+    }
+
+
+def test_a_kind_that_is_misspelt(tmp_path: Path) -> None:
+    [found] = problems(tmp_path, "large: x\nbase: b\nexperts:\n  - modle: a\n")
+    assert found.endswith("by 'modle', did you mean 'model'?")
+
+
+def test_many_mistakes_are_counted(tmp_path: Path) -> None:
+    found = problems(tmp_path, "large: x\n" + "".join(f"k{i}: 1\n" for i in range(99)))
+    assert len(found) == 51 and found[-1].endswith(" and 49 more")
+    assert [one.split(":")[0] for one in found[:50]] == [str(line) for line in range(2, 52)]
+
+
+def test_the_names_are_those_of_the_engine() -> None:
+    assert get_args(recipe_document.DType) == ("auto", *DTYPES)
+    assert get_args(recipe_document.Weights) == WEIGHTS
+    assert set(get_args(recipe_document.MergedDType)) == set(TORCH_DTYPES)
+    assert set(get_args(recipe_document.Method)) == set(METHODS)
+    for what, names in (("combine", recipe_document.Combine), ("match", recipe_document.Match)):
+        for name in get_args(names):
+            arguments = {"combine": "select", "match": "symmetric"} | {what: name}
+            dlf._C.check_fusion(1, arguments["combine"], arguments["match"], [1.0], [2.0])  # raises
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -144,6 +264,13 @@ def test_mistakes_have_their_line_and_field(tmp_path: Path, text: str, expected:
         ("a: &a [x]\nb: *a\n", r"recipe.yaml:2: '\*a' refers to another value"),
         ("large: !!python/object/apply:os.system [echo]\n", "large: input should be a valid string"),
         ("? [a]\n: b\n", "recipe.yaml:1: a key must be a name"),
+        ("large: x\non: y\n", "recipe.yaml:2: a key must be a name"),
+        ("a: 1\nname: 2024-99-99\n", "recipe.yaml:2: '2024-99-99' is neither text, .*; put it in quotes"),
+        ("large: !!binary aGk=\n", "recipe.yaml:1: 'aGk=' is neither text"),
+        ("large: x\n<<: {base: y}\n", "recipe.yaml:2: '<<' is neither text"),
+        ("large: !!int x\n", "recipe.yaml:1: 'x' is not what its tag says"),
+        ("large: x\nbase: " + "9" * 5000, "recipe.yaml:2: '9+...' has more than 64 digits"),
+        ("large: 1" + ":1" * 100000, "recipe.yaml:1: .* more than 64 digits"),
         ("[" * 5000, "no valid YAML"),
         ("a: " + "[" * 100 + "]" * 100, "32 deep"),
         ("- large\n", "a recipe is a mapping"),
@@ -165,8 +292,22 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         load_recipe(tmp_path / "nowhere.yaml")
     path = write(tmp_path, "large: x\nbase: b\nexperts:\n  - examples_file: shots.jsonl\n")
     (tmp_path / "shots.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "a"}\n')
-    with pytest.raises(RecipeError, match="shots.jsonl:2 is no"):
+    with pytest.raises(RecipeError, match=r"recipe.yaml:4: experts\[0\].examples_file: .*shots.jsonl:2 is no"):
         load_recipe(path)
+    (tmp_path / "shots.jsonl").write_bytes(b"\n \n")
+    with pytest.raises(RecipeError, match="shots.jsonl is empty"):
+        load_recipe(path)
+    # A line of JSON may hold what Unicode takes for the end of one.
+    (tmp_path / "shots.jsonl").write_text('{"question": "a\u2028b", "answer": "c"}', "utf-8")
+    [expert] = load_recipe(path).experts
+    assert isinstance(expert, dlf.InContext) and expert.examples == (("a\u2028b", "c"),)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user-at-all/x", "a\\0b"])
+def test_paths_that_cannot_be(tmp_path: Path, name: str) -> None:
+    found = load_recipe(write(tmp_path, f'large: "{name}"\n'))
+    assert found.large == name.replace("\\0", "\0")
+    assert len(check_recipe(found).problems) == 1
 
 
 def family_recipe(family: dict[str, Path], tmp_path: Path, **sections: Any) -> Path:
@@ -213,8 +354,51 @@ def test_the_command_line(family: dict[str, Path], tmp_path: Path) -> None:
     for arguments in (["--recipe", path, "large", "prompt"], ["--recipe", path, "prompt", "--expert", "x"]):
         found = runner.invoke(app, ["generate", *arguments])
         assert found.exit_code == 2 and "give the prompt alone" in found.output
-    found = runner.invoke(app, ["generate", "only-one"])
-    assert found.exit_code == 2 and "there is no prompt" in found.output
+    for arguments in (["only-one"], ["--recipe", path]):
+        found = runner.invoke(app, ["generate", *arguments])
+        assert found.exit_code == 2 and "there is no prompt" in found.output
+    broken = str(write(tmp_path, "larg: x\nsampling: {top_p: 7}\n"))
+    found = runner.invoke(app, ["generate", "--recipe", broken, "The quick"])
+    assert found.exit_code == 2 and found.output.count("dlf: error: ") == 3
+
+
+def test_the_command_line_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+
+    class Engine:
+        def __init__(self, **arguments: Any) -> None:
+            made.append(arguments)
+
+        def __enter__(self) -> Engine:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def generate(self, prompt: str, **options: Any) -> None:
+            calls.append(options)
+            raise ValueError("enough")
+
+    monkeypatch.setattr(dlf, "Engine", Engine)
+    path = write(
+        tmp_path,
+        "large: x\nbase: b\nexperts: [{model: a}]\nfusion: {combine: joint, alpha_max: 3}\n"
+        "engine: {device: 'cuda:1', device_map: {large: 'cuda:2'}, max_batch: 4, max_context: 99}\n"
+        "sampling: {num_return_sequences: 2, temperature: 1}\n",
+    )
+
+    def arguments(*options: str) -> dict[str, Any]:
+        assert CliRunner().invoke(app, ["generate", "--recipe", str(path), "Q", *options]).exit_code == 2
+        return made[-1]
+
+    found = arguments()
+    assert (found["combine"], found["alpha_max"], found["max_context"], found["max_batch"]) == ("joint", 3.0, 99, 1)
+    assert (found["device"], found["device_map"]) == ("cuda:1", {"large": "cuda:2"})
+    assert calls[-1]["num_return_sequences"] == 1 and "max_new_tokens" not in calls[-1]
+    found = arguments("--combine", "select", "--alpha-max", "2", "--device", "cpu")
+    assert (found["combine"], found["alpha_max"], found["device"]) == ("select", 2.0, "cpu")
+    assert "device_map" not in found
+    assert arguments("--experts-device", "cuda:0")["device_map"] == {"large": "cuda:1", "experts": "cuda:0"}
 
 
 def test_check(family: dict[str, Path], tmp_path: Path) -> None:
@@ -237,15 +421,110 @@ def test_check(family: dict[str, Path], tmp_path: Path) -> None:
     missing = family_recipe(family, tmp_path, base="nowhere", large="no/where/at/all")
     found = runner.invoke(app, ["recipe", "check", str(missing)])
     assert found.exit_code == 2
-    assert found.output.count("error ") == 2
-    assert "large: no folder 'no/where/at/all'" in found.output and "the base of expert 'a': no folder" in found.output
+    assert found.output.count("dlf: error: ") == 2
+    assert f"{missing}:1: large: no folder 'no/where/at/all'" in found.output
+    assert f"{missing}:1: base: no folder 'nowhere'" in found.output
     broken = write(tmp_path, "larg: x\nsampling: {top_p: 7}\n")
     found = runner.invoke(app, ["recipe", "check", str(broken), "--json"])
     assert found.exit_code == 2 and len(json.loads(found.stdout)["problems"]) == 3
+    found = runner.invoke(app, ["recipe", "check", str(write(tmp_path, "large: [")), "--json"])
+    assert found.exit_code == 2 and len(json.loads(found.stdout)["problems"]) == 1
+
+
+def test_check_prints_what_is_written(family: dict[str, Path], tmp_path: Path) -> None:
+    """Neither markup nor what steers a terminal."""
+    shots = [{"examples": [["a", "b"]], "name": "[red]\x1b[31m[/]", "template": "\x9b31m\n{prompt}"}]
+    path = family_recipe(family, tmp_path, experts=shots, sampling={"stop_strings": ["[/]\x1b"]})
+    found = CliRunner().invoke(app, ["recipe", "check", str(path)], env={"COLUMNS": "200"})
+    assert found.exit_code == 0, found.output
+    assert "[red]\\x1b[31m[/]" in found.stdout and "\\x9b31m\\n{prompt}" in found.stdout and "[/]\\x1b" in found.stdout
+    assert not {"\x1b", "\x9b"} & set(found.stdout)
+
+
+def checked(family: dict[str, Path], tmp_path: Path, **sections: Any) -> list[str]:
+    path = family_recipe(family, tmp_path, **sections)
+    found = check_recipe(load_recipe(path))
+    assert (found.weights_bytes is None) == bool(found.problems)
+    return [problem.removeprefix(f"{path}:1: ") for problem in found.problems]
+
+
+def test_models_that_do_not_go_together(family: dict[str, Path], tmp_path: Path) -> None:
+    other = Path(shutil.copytree(family["expert-a"], tmp_path / "other"))
+    text = (other / "tokenizer.json").read_text("utf-8")
+    vocabulary = json.loads(text)
+    first, second = list(vocabulary["model"]["vocab"])[-2:]
+    vocab = vocabulary["model"]["vocab"]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary), "utf-8")
+    [found] = checked(family, tmp_path, experts=[{"model": str(other)}])
+    assert found.startswith("experts[0].model: ") and str(other) in found
+    short = make_model(tmp_path / "short", "llama", num_hidden_layers=1)
+    experts = [{"adapter": str(family["base"])}, {"merge": {str(short): 0.5}}]
+    first, second = checked(family, tmp_path, experts=experts)
+    assert first.startswith("experts[0].adapter: ") and "has no adapter_config.json" in first
+    assert second.startswith("experts[1].merge: ") and "num_hidden_layers" in second
+    plain = Path(shutil.copytree(family["expert-a"], tmp_path / "plain"))  # no chat template
+    (plain / "chat_template.jinja").unlink(missing_ok=True)
+    values = json.loads((plain / "tokenizer_config.json").read_text("utf-8"))
+    values.pop("chat_template", None)
+    (plain / "tokenizer_config.json").write_text(json.dumps(values), "utf-8")
+    assert checked(family, tmp_path, template="chat") == []
+    for keys, sections in (
+        ("experts[0].template", {"experts": [{"model": str(plain), "template": "chat"}]}),
+        ("experts[0].base_template", {"experts": [{"model": str(plain), "base": str(plain), "base_template": "chat"}]}),
+        ("template", {"template": "chat", "experts": [{"model": str(plain)}]}),
+    ):
+        [found] = checked(family, tmp_path, **sections)
+        assert found.startswith(f"{keys}: {plain} has no chat template to read")
+    [found] = checked(family, tmp_path, engine={"max_context": 1 << 20})
+    assert found.startswith("engine.max_context: max_context is 1048576; the models were made for 2 to ")
+    damaged = Path(shutil.copytree(family["base"], tmp_path / "damaged"))
+    (damaged / "model.safetensors").unlink()
+    [found] = checked(family, tmp_path, base=str(damaged))
+    assert found.startswith("base: ") and "fetch the checkpoint again" in found
+
+
+def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path) -> None:
+    experts = [
+        {"model": str(family["expert-a"]), "name": "a", "weights": "int8"},
+        {"model": str(family["expert-b"])},
+        {"examples": [["The quick", "fox"]]},
+        {"merge": {str(family["expert-b"]): 0.5}},
+    ]
+    path = family_recipe(family, tmp_path, experts=experts, engine={"max_context": 32, "max_batch": 2})
+    found = check_recipe(load_recipe(path))
+    assert found.problems == [] and found.max_context == 32
+    with dlf.Engine.from_recipe(path) as engine:
+        ensemble = engine._ensemble
+        assert found.weights_bytes == sum(model.weights.nbytes for model in ensemble.models)
+        assert found.cache_bytes == sum(
+            model.config.kv_bytes_per_token(model.dtype.itemsize) * 32 * 2 * count
+            for model, count in zip(ensemble.models, ensemble.lanes.counts(), strict=True)
+        )
+
+
+def test_weights_are_not_fetched(family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def download(name: str, allow_patterns: Sequence[str]) -> str:
+        assert "*.safetensors" not in allow_patterns and {"*.json", "*.jinja"} == set(allow_patterns)
+        asked.append(name)
+        folder = tmp_path / name.replace("/", "-")
+        if not folder.exists():
+            shutil.copytree(family[name.split("/")[1]], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    experts = [{"model": "org/expert-a"}, {"merge": {"org/expert-b": 0.5}}]
+    assert checked(family, tmp_path, large="org/large", base="org/base", experts=experts) == []
+    assert sorted(asked) == ["org/base", "org/expert-a", "org/expert-b", "org/large"]
 
 
 def test_schema(tmp_path: Path) -> None:
     schema = recipe_schema()
     assert {"large", "experts", "fusion", "engine", "sampling"} <= schema["properties"].keys()
-    assert "top_p" in schema["properties"]["sampling"]["properties"]
+    sampling = schema["properties"]["sampling"]
+    assert set(sampling["properties"]) == set(dlf.SamplingOptions.__dataclass_fields__)
+    assert sampling["properties"]["max_new_tokens"]["type"] == "integer" and not sampling["additionalProperties"]
+    assert schema["$defs"]["Fusion"]["properties"]["combine"]["enum"] == list(get_args(recipe_document.Combine))
     assert json.loads(CliRunner().invoke(app, ["recipe", "schema"]).stdout) == schema

@@ -49,6 +49,7 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
   }
   for (size_t i = 0; i < adapters.size(); ++i) {
     for (const std::shared_ptr<const Adapter>& adapter : adapters[i]) {
+      check_fits(*adapter, *models[i]);
       needed[options.devices[i]] += adapter->bytes();
     }
   }

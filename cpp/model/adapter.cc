@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "support/scalar_type.h"
 
@@ -54,6 +55,25 @@ Adapter::Adapter(const ModelConfig& config, const TensorMap& tensors,
   }
   TORCH_CHECK_VALUE(taken == tensors.size(), "the adapter has ", tensors.size() - taken,
                     " tensors that belong to no linear layer of this model");
+}
+
+void check_fits(const Adapter& adapter, const Weights& weights) {
+  TORCH_CHECK_VALUE(adapter.dtype() == weights.dtype(), "an adapter is ", scalar_type(adapter.dtype()),
+                    " and its base ", scalar_type(weights.dtype()), "; load it in the type of the base");
+  TORCH_CHECK_VALUE(adapter.layers.size() == weights.layers.size(), "an adapter has ", adapter.layers.size(),
+                    " layers and its base ", weights.layers.size(), "; load it for this base");
+  for (size_t i = 0; i < adapter.layers.size(); ++i) {
+    const LayerAdapter& updates = adapter.layers[i];
+    const LayerWeights& layer = weights.layers[i];
+    const std::pair<const LowRank*, const LinearWeights*> pairs[] = {
+        {&updates.q, &layer.q},       {&updates.k, &layer.k},   {&updates.v, &layer.v},      {&updates.o, &layer.o},
+        {&updates.gate, &layer.gate}, {&updates.up, &layer.up}, {&updates.down, &layer.down}};
+    for (const auto& [update, linear] : pairs) {
+      TORCH_CHECK_VALUE(
+          !update->defined() || (update->a.size(1) == linear->matrix.in && update->b.size(1) == linear->matrix.out),
+          "layer ", i, " of an adapter has other shapes than its base; load it for this base");
+    }
+  }
 }
 
 }  // namespace dlf

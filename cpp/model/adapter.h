@@ -46,4 +46,8 @@ class Adapter {
   int64_t max_rank_ = 0;
 };
 
+// Throws a ValueError unless every update has the type and the shape of the layer that it is for: an adapter that was
+// made for another model would be read beyond its end.
+void check_fits(const Adapter& adapter, const Weights& weights);
+
 }  // namespace dlf

@@ -60,9 +60,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   prefill_rows_.reserve(kPrefillRows);
   int64_t rank = 0;
   for (const std::shared_ptr<const Adapter>& adapter : adapters_) {
-    TORCH_CHECK_VALUE(adapter->dtype() == weights_->dtype() &&
-                          static_cast<int64_t>(adapter->layers.size()) == config.num_hidden_layers,
-                      "an adapter has another type or number of layers than its base");
+    check_fits(*adapter, *weights_);
     rank = std::max(rank, adapter->max_rank());
   }
   if (rank > 0) {

@@ -1,0 +1,12 @@
+"""Sizes as people read them."""
+
+__all__ = ["binary"]
+
+
+def binary(count: int) -> str:
+    """Bytes, in the unit that leaves a short number."""
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size >= 1024:
+            size, unit = size / 1024, larger
+    return f"{size:.4g} {unit}"

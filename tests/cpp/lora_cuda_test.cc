@@ -1,0 +1,166 @@
+// Low-rank updates on the device against double precision.
+#include "ops/lora_cuda.h"
+
+#include <ATen/ATen.h>
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "cuda_testing.h"
+
+namespace dlf::cuda {
+namespace {
+
+using namespace dlf::testing;
+
+constexpr int kRows = 7;
+constexpr int kLanes = 3;
+constexpr int kIn = 131;
+constexpr std::array<int, kMostUpdates> kOut = {37, 300, 24};
+constexpr std::array<int, kMostUpdates> kOffset = {0, 40, 344};
+constexpr int kStride = 371;  // the last three of each row are nobody's
+// The rank of each lane's update of each product: lane 0 has no adapter, lane 2 one of a single product.
+constexpr int kRank[kLanes][kMostUpdates] = {{0, 0, 0}, {5, 16, 1}, {0, 40, 0}};
+constexpr int kMaxRank = 40;
+
+// The updates of all lanes, and what they stand for.
+struct Updates {
+  at::Tensor a[kLanes][kMostUpdates], b[kLanes][kMostUpdates];  // on the host
+  float scale[kLanes][kMostUpdates] = {};
+  std::vector<at::Tensor> matrices;  // on the device
+  at::Tensor table;
+
+  explicit Updates(at::ScalarType type) {
+    std::vector<LoraUpdate> entries;
+    uint32_t seed = 1;
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int product = 0; product < kMostUpdates; ++product) {
+        const int rank = kRank[lane][product];
+        LoraUpdate& entry = entries.emplace_back();
+        if (rank == 0) {
+          continue;
+        }
+        a[lane][product] = random({rank, kIn}, type, seed++);
+        b[lane][product] = random({rank, kOut[product]}, type, seed++);
+        scale[lane][product] = 0.1F / static_cast<float>(lane + product);
+        matrices.push_back(to_device(a[lane][product]));
+        matrices.push_back(to_device(b[lane][product]));
+        entry = {matrices.rbegin()[1].const_data_ptr(), matrices.back().const_data_ptr(), scale[lane][product], rank,
+                 kOut[product]};
+      }
+    }
+    const auto bytes = static_cast<int64_t>(entries.size() * sizeof(LoraUpdate));
+    const at::Tensor host = at::empty({bytes}, at::kByte);
+    std::memcpy(host.mutable_data_ptr(), entries.data(), bytes);
+    table = to_device(host);
+  }
+
+  // What becomes of one row of y, in double precision.
+  at::Tensor applied(const at::Tensor& x, const at::Tensor& y, int lane) const {
+    const at::Tensor expected = y.to(at::kDouble);
+    for (int product = 0; product < kMostUpdates; ++product) {
+      if (kRank[lane][product] > 0) {
+        const at::Tensor inner = at::matmul(a[lane][product].to(at::kDouble), x.to(at::kDouble));
+        expected.narrow(0, kOffset[product], kOut[product]) +=
+            scale[lane][product] * at::matmul(inner, b[lane][product].to(at::kDouble));
+      }
+    }
+    return expected;
+  }
+};
+
+// y [kRows, kStride] after the updates; lane -1: row r is of lane r % kLanes.
+at::Tensor update(const Updates& updates, const at::Tensor& x, const at::Tensor& y, int lane, DType dtype,
+                  const std::vector<int32_t>& positions) {
+  const at::Tensor device_x = to_device(x);
+  const at::Tensor position = positions.empty() ? at::Tensor() : to_device(positions);
+  return run_in_any_order([&](Stream stream) {
+    const at::Tensor result = to_device(y.clone());
+    LoraArgs args = {};
+    args.updates = static_cast<const LoraUpdate*>(updates.table.const_data_ptr());
+    args.products = kMostUpdates;
+    args.x = device_x.const_data_ptr();
+    args.in = kIn;
+    args.x_stride = static_cast<int>(x.size(1));
+    args.y = result.mutable_data_ptr();
+    args.y_stride = kStride;
+    std::copy(kOffset.begin(), kOffset.end(), args.offset);
+    args.lanes = kLanes;
+    args.lane = lane;
+    args.position = positions.empty() ? nullptr : position.const_data_ptr<int32_t>();
+    args.rows = static_cast<int>(x.size(0));
+    args.max_rank = kMaxRank;
+    args.dtype = dtype;
+    lora(args, stream);
+    return result;
+  });
+}
+
+void rows_have_the_updates_of_their_lanes() {
+  for (const DType dtype : kDeviceTypes) {
+    const at::ScalarType type = scalar_type(dtype);
+    const Updates updates(type);
+    const at::Tensor x = random({kRows, kIn + 5}, type, 50);
+    const at::Tensor y = random({kRows, kStride}, type, 51);
+    const at::Tensor found = update(updates, x, y, -1, dtype, {});
+    for (int row = 0; row < kRows; ++row) {
+      const int lane = row % kLanes;
+      const at::Tensor expected = updates.applied(x[row].narrow(0, 0, kIn), y[row], lane);
+      EXPECT(near(found[row], expected, tolerance(dtype)));
+      EXPECT(at::equal(found[row], y[row]) == (lane == 0));
+      EXPECT(at::equal(found[row].narrow(0, kStride - 3, 3), y[row].narrow(0, kStride - 3, 3)));
+    }
+  }
+}
+
+// As those of a prompt; each is to the bit what it is among rows of other lanes.
+void rows_may_be_of_one_lane() {
+  for (const DType dtype : kDeviceTypes) {
+    const at::ScalarType type = scalar_type(dtype);
+    const Updates updates(type);
+    const at::Tensor x = random({kRows, kIn}, type, 52);
+    const at::Tensor y = random({kRows, kStride}, type, 53);
+    const at::Tensor mixed = update(updates, x, y, -1, dtype, {});
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const at::Tensor found = update(updates, x, y, lane, dtype, {});
+      for (int row = 0; row < kRows; ++row) {
+        EXPECT(near(found[row], updates.applied(x[row], y[row], lane), tolerance(dtype)));
+        EXPECT(row % kLanes != lane || at::equal(found[row], mixed[row]));
+      }
+    }
+  }
+}
+
+void idle_rows_stay_as_they_are() {
+  const std::vector<int32_t> positions = {0, -1, 9, 4, 3, -1, -1};
+  for (const DType dtype : kDeviceTypes) {
+    const at::ScalarType type = scalar_type(dtype);
+    const Updates updates(type);
+    at::Tensor x = random({kRows, kIn}, type, 54);
+    const at::Tensor y = random({kRows, kStride}, type, 55);
+    const at::Tensor all = update(updates, x, y, -1, dtype, {});
+    for (int row = 0; row < kRows; ++row) {
+      if (positions[row] < 0) {
+        x[row].fill_(NAN);
+      }
+    }
+    const at::Tensor found = update(updates, x, y, -1, dtype, positions);
+    for (int row = 0; row < kRows; ++row) {
+      EXPECT(at::equal(found[row], positions[row] < 0 ? y[row] : all[row]));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace dlf::cuda
+
+int main() {
+  using namespace dlf::cuda;
+  return dlf::testing::run_cuda({
+      {"rows have the updates of their lanes", rows_have_the_updates_of_their_lanes},
+      {"rows may be of one lane", rows_may_be_of_one_lane},
+      {"idle rows stay as they are", idle_rows_stay_as_they_are},
+  });
+}
