@@ -271,6 +271,9 @@ def test_the_names_are_those_of_the_engine() -> None:
         ("large: !!int x\n", "recipe.yaml:1: 'x' is not what its tag says"),
         ("large: x\nbase: " + "9" * 5000, "recipe.yaml:2: '9+...' has more than 64 digits"),
         ("large: 1" + ":1" * 100000, "recipe.yaml:1: .* more than 64 digits"),
+        ("large: x\n\nbase: a\0b\n", "recipe.yaml:3: no valid YAML: it holds a character, 0x0, that is none of text$"),
+        ('large: x\nbase: "\\ud83d"\n', r"recipe.yaml:2: '\\ud83d' escapes half a character"),
+        ('large: x\n"\\ude00": y\n', r"recipe.yaml:2: '\\ude00' escapes half a character"),
         ("[" * 5000, "no valid YAML"),
         ("a: " + "[" * 100 + "]" * 100, "32 deep"),
         ("- large\n", "a recipe is a mapping"),
@@ -301,6 +304,21 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "shots.jsonl").write_text('{"question": "a\u2028b", "answer": "c"}', "utf-8")
     [expert] = load_recipe(path).experts
     assert isinstance(expert, dlf.InContext) and expert.examples == (("a\u2028b", "c"),)
+
+
+def test_characters_that_json_escapes(tmp_path: Path) -> None:
+    values = {"large": "x", "template": "\U0001f600 {prompt}\u2028"}
+    text = json.dumps(values)
+    assert "\\ud83d\\ude00" in text
+    assert load_recipe(write(tmp_path, text)).template == values["template"]
+
+
+@pytest.mark.parametrize("line", ['{"question": 1, "answer": "b"}', '{"question": "a", "answer": "\\ud83d"}'])
+def test_examples_that_are_no_text(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, "large: x\nbase: b\nexperts:\n  - examples_file: shots.jsonl\n")
+    (tmp_path / "shots.jsonl").write_text('{"question": "a", "answer": "b"}\n' + line)
+    with pytest.raises(RecipeError, match=r"recipe.yaml:4: experts\[0\].examples_file: .*shots.jsonl:2 is no"):
+        load_recipe(path)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user-at-all/x", "a\\0b"])
