@@ -25,7 +25,9 @@ MAX_RANK = 1024
 MAX_PATTERNS = 4096
 PREFIX = "base_model.model."
 TENSOR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.\w+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
-PATTERN = re.compile(r"[\w.\\|()^$-]+")  # without repetitions, which could take forever to match
+PATTERN = re.compile(
+    r"\^?(?:[\w-]|\\?\.)+\$?"
+)  # names of modules; what repeats or branches could take forever to match
 
 # Keys that say how an adapter was trained, not what it computes.
 TRAINING = set(
@@ -191,10 +193,10 @@ def _refuse_others(values: Mapping[str, Any], where: str) -> None:
     """Refuse whatever makes the adapter another than plain LoRA or DoRA."""
     if values.get("peft_type") != "LORA":
         raise CheckpointError(f"{where}: peft_type is {values.get('peft_type')!r:.40}, not 'LORA'; {NOT_PLAIN}")
-    if values.get("bias", "none") != "none":
+    if values.get("bias") not in (None, "none"):
         raise CheckpointError(f"{where}: bias is {values['bias']!r:.40}: the adapter has changed biases; {NOT_PLAIN}")
     start = values.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in NEUTRAL_STARTS:
+    if start is not None and not isinstance(start, bool) and start not in NEUTRAL_STARTS:
         raise CheckpointError(
             f"{where}: init_lora_weights is {start!r:.40}, which changes the base itself; save the adapter as plain "
             "LoRA (PEFT: save_pretrained(folder, path_initial_model_for_weight_conversion=...))"
@@ -204,7 +206,7 @@ def _refuse_others(values: Mapping[str, Any], where: str) -> None:
             raise CheckpointError(f"{where}: '{key}' is {values[key]!r:.60}; {NOT_PLAIN}")
 
 
-def _patterns(fields: Fields, key: str, low: float) -> dict[str, float]:
+def _patterns(fields: Fields, key: str, low: int) -> dict[str, float]:
     table = fields.table(key)
     if len(table) > MAX_PATTERNS:
         raise fields.error(key, f"an object with at most {MAX_PATTERNS} entries")
@@ -212,8 +214,9 @@ def _patterns(fields: Fields, key: str, low: float) -> dict[str, float]:
     for pattern in table:
         if not PATTERN.fullmatch(pattern):
             raise CheckpointError(f"{entries.where} has the key {pattern!r:.60}; give names of modules")
-    high = MAX_RANK if low else 1e6
-    return {pattern: entries.number(pattern, low, high) for pattern in table}
+    if low:
+        return {pattern: entries.integer(pattern, low, MAX_RANK) for pattern in table}
+    return {pattern: entries.number(pattern, low, 1e6) for pattern in table}
 
 
 def _matched(patterns: Mapping[str, float], layer: str, default: float) -> float:

@@ -5,25 +5,22 @@ What takes long to import comes in only where a command needs it.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import signal
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from dlf import cli_recipe
+from dlf.cli_inspect import inspect
+from dlf.cli_merge import merge
 from dlf.sizes import binary
 
 if TYPE_CHECKING:
@@ -38,7 +35,6 @@ SAMPLING = (
     "frequency_penalty seed logprobs ignore_eos"
 ).split()
 ENGINE = "combine match alpha alpha_max dtype weights device threads max_context".split()
-DTYPE_BYTES = {"F64": 8, "F32": 4, "float32": 4}  # any other has 2 bytes
 
 
 class Commands(typer.core.TyperGroup):
@@ -278,160 +274,8 @@ def completion_json(completion: Completion) -> dict[str, Any]:
     return found
 
 
-@app.command()
-def merge(
-    base: Annotated[str, typer.Argument(help="Folder or hub id of the model that the experts were fine-tuned from.")],
-    expert: Annotated[list[str], typer.Option(help="Fine-tuned model and its weight, PATH:0.4; may be repeated.")],
-    output: Annotated[Path, typer.Option(help="Folder to write, empty or not there yet.")],
-    method: Annotated[
-        str, typer.Option(help="task_arithmetic, ties, dare_linear, dare_ties, linear or slerp.")
-    ] = "task_arithmetic",
-    density: Annotated[
-        list[float] | None,
-        typer.Option(help="Part of each task vector that ties and dare_* keep: one for all, or one for each expert."),
-    ] = None,
-    normalize: Annotated[
-        bool | None,
-        typer.Option("--normalize/--no-normalize", help="Divide by the sum of the weights; linear and ties do."),
-    ] = None,
-    scale: Annotated[float | None, typer.Option("--lambda", help="Multiplies the merged task vector.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For dare_*: the same seed drops the same values.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base's by default.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Merge fine-tuned models of one base into a new model folder.
-
-    A negative weight takes away what a model has learned: --expert PATH:-0.2
-    """
-    weights = _weights(expert)
-    densities: float | dict[str, float] | None = None
-    if density:
-        if len(density) not in (1, len(weights)):
-            raise ValueError(f"{len(weights)} --expert and {len(density)} --density: give one for all or one for each")
-        densities = density[0] if len(density) == 1 else dict(zip(weights, density, strict=True))
-
-    import dlf
-
-    begin = time.monotonic()
-    merged = dlf.TaskArithmetic(base, weights, method, densities, normalize, scale, seed, dtype)
-    with _cleaning_up_when_terminated():
-        folder = merged.save(output)
-    recipe = merged.recipe
-    found = {
-        "output": str(folder),
-        "base": base,
-        "experts": weights,
-        "method": method,
-        "density": dict(zip(weights, recipe.densities, strict=True)),
-        "normalize": recipe.normalize,
-        "lambda": recipe.scale,
-        "seed": recipe.seed,
-        "parameters": describe(str(folder))["parameters"],
-        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
-        "seconds": round(time.monotonic() - begin, 3),
-    }
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        size, seconds = binary(found["bytes"]), found["seconds"]
-        typer.echo(f"{folder}: {size}, {method} of {', '.join(weights)} in {seconds:.1f} s")
-
-
-def _weights(experts: list[str]) -> dict[str, float]:
-    """Split each PATH:WEIGHT at its last colon."""
-    found: dict[str, float] = {}
-    for one in experts:
-        path, _, weight = one.rpartition(":")
-        try:
-            value = float(weight)
-        except ValueError:
-            path = ""
-        if not path:
-            raise ValueError(f"--expert {one!r} has no weight: write PATH:WEIGHT, for example {one}:0.4")
-        if path in found:
-            raise ValueError(f"--expert {path!r} is given twice; add its weights up")
-        found[path] = value
-    return found
-
-
-@contextlib.contextmanager
-def _cleaning_up_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, not at once: then nothing half-written stays."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@app.command()
-def inspect(
-    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """Say what a checkpoint holds and what running it takes."""
-    found = describe(model)
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    table = Table(title=found["path"], show_header=False, title_justify="left")
-    for name, value in found.items():
-        if isinstance(value, list):
-            value = ", ".join(map(str, value))
-        elif name.endswith("bytes") or "bytes_per" in name:
-            value = f"{binary(value)} ({value:,})"
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = f"{value:,}"
-        if name != "path":
-            table.add_row(name.replace("_", " "), Text("none" if value is None else str(value)))
-    Console(highlight=False).print(table)
-
-
-def describe(model: str) -> dict[str, Any]:
-    """What `inspect` reports, under the names that its JSON has; no weight is loaded."""
-    from dlf import checkpoint, config, precision, quantized, tokenizer
-
-    folder = checkpoint.resolve(model)
-    c = config.read_config(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    dtypes = sorted({dtype for file in files for dtype in _file_dtypes(file)}) or [c.dtype or "unknown"]
-    width = max(DTYPE_BYTES.get(dtype, 2) for dtype in dtypes)
-    has_tokenizer = (folder / "tokenizer.json").is_file()
-    return {
-        "path": str(folder),
-        "architecture": c.architecture,
-        "parameters": sum(math.prod(shape) for shape in checkpoint.expected_tensors(c).values()),
-        "dtypes": dtypes,
-        "layers": c.num_hidden_layers,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "attention_heads": c.num_attention_heads,
-        "key_value_heads": c.num_key_value_heads,
-        "head_dim": c.head_dim,
-        "context": c.max_position_embeddings,
-        "sliding_windows": sorted({window for window in c.sliding_windows if window}) or None,
-        "vocabulary": c.vocab_size,
-        "tokenizer_size": tokenizer.Tokenizer(folder).vocab_size if has_tokenizer else None,
-        "eos_token_ids": list(c.eos_token_ids),
-        "tied_embeddings": c.tie_word_embeddings,
-        "disk_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
-        **{
-            f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, precision.Precision.stored(name))
-            for name in precision.CPU_WEIGHTS
-        },
-        "kv_cache_bytes_per_token": c.kv_bytes_per_token(width),
-    }
-
-
-def _file_dtypes(path: Path) -> set[str]:
-    """Types of the tensors in a file, from its header alone."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error
+app.command()(merge)
+app.command()(inspect)
 
 
 @app.command()

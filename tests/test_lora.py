@@ -262,6 +262,9 @@ def change(folder: Path, tmp_path: Path, **values: Any) -> Path:
         ({"alpha_pattern": {"(a+)+b": 1}}, "give names of modules"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "'q_proj' must be a number"),
         ({"rank_pattern": {"(": 1}}, "give names of modules"),
+        ({"rank_pattern": {"(.|.)(.|.)Z": 1}}, "give names of modules"),
+        ({"rank_pattern": {"q_proj": 3.5}}, "'q_proj' must be an integer"),
+        ({"init_lora_weights": {"a": 1}}, "init_lora_weights"),
     ],
 )
 def test_configurations_that_are_refused(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from models import make_model
+from models import make_model, write_adapter
 from typer.testing import CliRunner
 
 import dlf
@@ -500,6 +500,20 @@ def test_models_that_do_not_go_together(family: dict[str, Path], tmp_path: Path)
     (damaged / "model.safetensors").unlink()
     [found] = checked(family, tmp_path, base=str(damaged))
     assert found.startswith("base: ") and "fetch the checkpoint again" in found
+
+
+def test_adapters_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", family["base"], seed=5)
+    assert (
+        checked(family, tmp_path, experts=[{"adapter": str(adapter)}, {"adapter": str(adapter), "merge": True}]) == []
+    )
+    other = write_adapter(tmp_path / "other", make_model(tmp_path / "wide", "llama", hidden_size=128), seed=5)
+    [found] = checked(family, tmp_path, experts=[{"adapter": str(other)}])
+    assert found.startswith("experts[0].adapter: ") and "for this base" in found
+    values = json.loads((adapter / "adapter_config.json").read_text("utf-8")) | {"use_dora": True}
+    (adapter / "adapter_config.json").write_text(json.dumps(values), "utf-8")
+    [found] = checked(family, tmp_path, experts=[{"adapter": str(adapter)}])
+    assert found.startswith("experts[0].adapter: ") and "DoRA" in found
 
 
 def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path) -> None:

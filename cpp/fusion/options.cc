@@ -47,8 +47,8 @@ void validate(const FusionOptions& options, int experts) {
     const ExpertWeight& weight = options.weights[t];
     TORCH_CHECK_VALUE(std::isfinite(weight.alpha_max) && weight.alpha_max > 0.0, "alpha_max is ", weight.alpha_max,
                       " for expert ", t, "; give a finite number above 0");
-    TORCH_CHECK_VALUE(weight.solved() || std::isfinite(*weight.given), "alpha[", t, "] is ", *weight.given,
-                      "; give finite numbers");
+    const double given = weight.given.value_or(0.0);
+    TORCH_CHECK_VALUE(std::isfinite(given), "alpha[", t, "] is ", given, "; give finite numbers");
     TORCH_CHECK_VALUE(options.combine != Combine::static_alpha || !weight.solved(), "combine='static' takes the ",
                       "weights as given, but expert ", t, " has none; give alpha, one number an expert");
   }

@@ -344,7 +344,7 @@ void FusionSolver::combine(int row) {
   int best = -1;
   for (int t = 0; t < count; ++t) {
     if (!curves[t].solved) {
-      result.alpha[t] = *weight(row * experts_ + t).given;
+      result.alpha[t] = weight(row * experts_ + t).given.value_or(0.0);
       continue;
     }
     const double alone = curves[t].search.answer().alpha;

@@ -139,7 +139,7 @@ CacheCopyArgs Decoder::copy_args(int row, int begin, int count, void* piece) {
           shape_.rows(),
           static_cast<int>(config_.num_key_value_heads),
           shape_.max_context,
-          static_cast<int>(config_.head_dim * static_cast<int64_t>(keys_.element_size())),
+          static_cast<int>(config_.head_dim * keys_.element_size()),
           row,
           begin,
           count};

@@ -22,7 +22,7 @@ KVCache::KVCache(const ModelConfig& config, DType dtype, int64_t slots, int64_t 
                                       config.head_dim};
   keys_ = at::empty(shape, options);
   values_ = at::empty(shape, options);
-  width_ = static_cast<int64_t>(keys_.element_size());
+  width_ = keys_.element_size();
   layer_bytes_ = static_cast<int64_t>(keys_.nbytes()) / config.num_hidden_layers;
   for (int64_t slot = slots; slot-- > 0;) {
     free_.push_back(slot);
