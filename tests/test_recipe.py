@@ -516,6 +516,53 @@ def test_adapters_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> No
     assert found.startswith("experts[0].adapter: ") and "DoRA" in found
 
 
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"engine": {"dtype": "float16"}}, "engine.dtype: float16 is for CUDA devices"),
+        ({"engine": {"weights": "fp16"}}, "engine.weights: float16 is for CUDA devices"),
+        (
+            {"engine": {"device_map": {"large": "cpu", "experts": "cuda:1"}}},
+            "engine.device_map: the large model is on 'cpu' and the experts are on 'cuda:1'",
+        ),
+        ({"sampling": {"stop_token_ids": [1 << 20]}}, "sampling.stop_token_ids: stop_token_ids names token 1048576"),
+        ({"sampling": {"top_p": 0.5, "logprobs": 1 << 20}}, "sampling.logprobs: logprobs is 1048576"),
+        ({"sampling": {"bad_words_ids": [[1 << 20]]}}, "sampling: bad_words names token 1048576"),
+    ],
+)
+def test_what_the_engine_would_refuse(
+    family: dict[str, Path], tmp_path: Path, sections: dict[str, Any], expected: str
+) -> None:
+    [found] = checked(family, tmp_path, **sections)
+    assert found.startswith(expected)
+    message = expected.split(": ")[1]
+    with pytest.raises(ValueError, match=message), dlf.Engine.from_recipe(tmp_path / "recipe.yaml") as engine:
+        engine.generate("The quick")
+
+
+def test_what_runs_on_a_device_is_let_be(family: dict[str, Path], tmp_path: Path) -> None:
+    """A recipe may be for another machine: its devices need not be here."""
+    experts = [{"model": str(family["expert-a"]), "weights": "fp16"}]
+    assert checked(family, tmp_path, experts=experts, engine={"dtype": "auto", "device": "cuda:7"}) == []
+    [found] = checked(family, tmp_path, experts=experts)
+    assert found.startswith("experts[0].weights: float16 is for CUDA devices")
+
+
+def test_examples_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> None:
+    def found(count: int) -> list[str]:
+        experts = [{"model": str(family["expert-a"])}, {"examples": [["The quick", "fox"]] * count}]
+        return checked(family, tmp_path, experts=experts, engine={"max_context": 32})
+
+    most = next(count for count in range(1, 32) if found(count + 1))
+    assert found(most) == []
+    [problem] = found(most + 1)
+    assert problem.startswith(f"experts[1].examples: {most} of {most + 1} examples fit the context of 32 tokens")
+    assert ", or raise max_context, up to " in problem
+    message = f"{most} of the examples fit"
+    with dlf.Engine.from_recipe(tmp_path / "recipe.yaml") as engine, pytest.raises(ValueError, match=message):
+        engine.generate(".")
+
+
 def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path) -> None:
     experts = [
         {"model": str(family["expert-a"]), "name": "a", "weights": "int8"},
