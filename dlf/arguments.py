@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from dlf.config import ModelConfig
 from dlf.errors import TokenizerMismatchError
 from dlf.experts import Expert, InContext
 from dlf.layout import Messages, as_messages
@@ -15,6 +16,7 @@ from dlf.lora import Lora
 from dlf.model import Model
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
+from dlf.tokenizer import Tokenizer
 
 __all__ = [
     "EXPERTS",
@@ -147,11 +149,11 @@ def sampling_options(options: dict[str, Any]) -> SamplingOptions:
     return SamplingOptions(**options)
 
 
-def common_vocabulary(models: list[Model]) -> int:
+def common_vocabulary(models: Sequence[tuple[ModelConfig, Tokenizer]]) -> int:
     """One model alone keeps all its logits, as elsewhere; fused ones agree on the tokens that every tokenizer has."""
-    size = min(model.config.vocab_size for model in models)
+    size = min(config.vocab_size for config, _ in models)
     if len(models) > 1:
-        size = min(size, *(model.tokenizer.vocab_size for model in models))
+        size = min(size, *(tokenizer.vocab_size for _, tokenizer in models))
     if size < 2:
         raise TokenizerMismatchError("the models share fewer than two tokens")
     return size

@@ -51,6 +51,20 @@ class Placement:
         RuntimeError
             If the build has no CUDA, or the machine no such device.
         """
+        found = cls.named(device, device_map)
+        for index in {found.large, found.experts} - {None}:
+            _check_present(index)
+        return found
+
+    @classmethod
+    def named(cls, device: str, device_map: Mapping[str, str] | None = None) -> Placement:
+        """Return what is asked for, of whatever machine: whether it has such devices is left open.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or the two mix CPU and CUDA.
+        """
         unknown = sorted(set(device_map or ()) - {"large", "experts"})
         if unknown:
             raise ValueError(f"device_map has {unknown[0]!r}; its keys are 'large' and 'experts'")
@@ -63,9 +77,12 @@ class Placement:
                 f"the large model is on {names['large']!r} and the experts are on {names['experts']!r}; put all of "
                 "them on the CPU or all on CUDA devices"
             )
-        for index in {large, experts} - {None}:
-            _check_present(index)
         return cls(large, experts)
+
+    def check_dtype(self, dtype: str | None) -> None:
+        """Refuse a type of floats that nothing computes with here."""
+        if dtype == "float16" and not self.cuda:
+            raise ValueError("float16 is for CUDA devices; on the CPU use bfloat16 or float32")
 
 
 def _index(device: str) -> int | None:

@@ -147,9 +147,7 @@ class Engine:
         Layout(template)  # raises
         if isinstance(experts, (str, os.PathLike, *EXPERTS)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
-        precision = Precision.of(dtype, weights)  # raises where the two contradict each other
-        if precision.dtype == "float16" and not placement.cuda:
-            raise ValueError("float16 is for CUDA devices; on the CPU use bfloat16 or float32")
+        placement.check_dtype(Precision.of(dtype, weights).dtype)  # of() raises where the two contradict each other
         self._defaults = dict(defaults or {})
         sampling_options(self._defaults)  # raises
         options = Options(

@@ -134,7 +134,7 @@ class Ensemble:
             models,
             adapters,
             models[0].tokenizer,
-            common_vocabulary(models),
+            common_vocabulary([(model.config, model.tokenizer) for model in models]),
             max_context,
             trained,
         )
@@ -188,7 +188,7 @@ def _check_experts(options: Options, experts: Sequence[AnyExpert]) -> None:
         raise ValueError(f"{len(experts)} experts; at most {MAX_EXPERTS} can be fused")
     for expert in experts:
         try:
-            Precision.of(options.dtype, expert.weights)
+            options.placement.check_dtype(Precision.of(options.dtype, expert.weights).dtype)
         except ValueError as error:
             raise ValueError(f"expert '{expert.label}': {error}") from None
     if experts:

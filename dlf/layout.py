@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -79,6 +80,16 @@ class Layout:
         while common < min(len(tokens), len(shared)) and tokens[common] == shared[common]:
             common += 1
         return tokens, common
+
+    def fitting(self, prompt: str | Messages, tokenizer: Tokenizer, room: int) -> int | None:
+        """How many of the examples leave the whole shorter than `room` tokens; None if the prompt alone is not."""
+
+        def too_long(count: int) -> bool:
+            return len(Layout(self.template, self.examples[:count]).encode(prompt, tokenizer)[0]) >= room
+
+        if too_long(0):
+            return None
+        return bisect_left(range(1, len(self.examples) + 1), True, key=too_long)
 
     def is_chat(self, prompt: str | Messages, tokenizer: Tokenizer) -> bool:
         """Whether the model's chat template writes this prompt."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import cast
 
@@ -90,15 +89,9 @@ def _too_long(
     if not layout.examples or text is None:
         return f"{which} has {length} tokens, but {holds}; shorten it{more}"
     tokenizer = ensemble.models[ensemble.lanes.lanes[lane].model].tokenizer
-
-    def fits(count: int) -> bool:
-        some = Layout(layout.template, layout.examples[:count])
-        return len(some.encode(text, tokenizer)[0]) < room
-
-    if not fits(0):
+    most = layout.fitting(text, tokenizer, room)
+    if most is None:
         return f"{which} alone is longer than the context of {room} tokens; shorten it{more}"
-    counts = range(1, len(layout.examples) + 1)
-    most = bisect_left(counts, True, key=lambda count: not fits(count))
     return (
         f"{which} and the {len(layout.examples)} examples of {_reader(ensemble, lane)} have {length} tokens, but "
         f"{holds}: {most} of the examples fit; give fewer{more}"

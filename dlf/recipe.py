@@ -231,7 +231,9 @@ class _Reader:
                 continue
             try:
                 example = json.loads(line.decode("utf-8"))
-                found.append((example["question"], example["answer"]))
+                pair = example["question"], example["answer"]
+                "".join(pair).encode("utf-8")  # raises for what is no text, and for half a character
+                found.append(pair)
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise ValueError(f'{path}:{number} is no {{"question": "...", "answer": "..."}}') from None
         if not found:

@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from dlf import _C
 from dlf.adapter import AdapterFile
-from dlf.arguments import AnyExpert, as_expert, context
+from dlf.arguments import AnyExpert, as_expert, common_vocabulary, context
 from dlf.checkpoint import expected_tensors, find_shards, resolve
 from dlf.config import ModelConfig, read_config
+from dlf.devices import Placement
 from dlf.experts import Expert, InContext
 from dlf.lanes import Lanes
 from dlf.layout import CHAT
 from dlf.lora import Lora
+from dlf.precision import Precision
 from dlf.quantized import weights_bytes
 from dlf.recipe import EngineRecipe
+from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
 from dlf.tokenizer import Tokenizer, check_same_tokenizer
 from dlf.yaml_file import Keys
@@ -61,6 +65,7 @@ class _Checker:
         self.models: dict[str, tuple[ModelConfig, Tokenizer] | None] = {}  # None: that has been reported
 
     def run(self) -> Checked:
+        self._check_devices()
         for keys, name in self._checkpoints():
             if name not in self.models:
                 self.models[name] = None
@@ -111,6 +116,18 @@ class _Checker:
             file.check_low_rank()
         file.read(known[0])
 
+    def _check_devices(self) -> None:
+        """Whether what is asked for can run on one machine, which need not be this one."""
+        options = self.recipe.options
+        device, device_map = options.get("device", "cpu"), options.get("device_map")
+        placement = self._try(("engine", "device_map"), Placement.named, device, device_map)
+        if placement is None:
+            return
+        dtype, weights = options.get("dtype", "auto"), options.get("weights")
+        own = [(("experts", i, "weights"), one.weights) for i, one in enumerate(self.recipe.experts) if one.weights]
+        for keys, what in ((("engine", "dtype" if weights is None else "weights"), weights), *own):
+            self._try(keys, placement.check_dtype, Precision.of(dtype, what).dtype)
+
     def _check_lanes(self) -> None:
         """What the engine checks of models that go together: templates, the context; and the memory."""
         recipe, options = self.recipe, self.recipe.options
@@ -131,6 +148,10 @@ class _Checker:
         length = self._try(("engine", "max_context"), context, options.get("max_context"), trained)
         if length is None or self.found.problems:
             return
+        self._check_examples(lanes, length, trained)
+        self._check_tokens(common_vocabulary(models))
+        if self.found.problems:
+            return
         cuda = any(str(device).startswith("cuda") for device in self._devices())
         weight_bytes = cache_bytes = 0
         batch = options.get("max_batch", DEFAULT_BATCH)
@@ -139,6 +160,33 @@ class _Checker:
             weight_bytes += weights_bytes(config, precision, cuda)
             cache_bytes += config.kv_bytes_per_token(width) * length * batch * count
         self.found.weights_bytes, self.found.cache_bytes, self.found.max_context = weight_bytes, cache_bytes, length
+
+    def _check_examples(self, lanes: Lanes, length: int, trained: int) -> None:
+        for number, (own, _) in enumerate(lanes.pairs):
+            lane = lanes.lanes[own]
+            known = self.models[str(lanes.models[lane.model][0])]
+            assert known
+            count = len(lane.layout.examples)
+            # The shortest prompt that is none of nothing; a longer one leaves less.
+            fit = lane.layout.fitting(".", known[1], length) if count else None
+            if fit is not None and fit < count:
+                more = f", or raise max_context, up to {trained}" if trained > length else ""
+                self._add(
+                    self._examples_keys(number),
+                    f"{fit} of {count} examples fit the context of {length} tokens beside a prompt; give fewer{more}",
+                )
+
+    def _examples_keys(self, number: int) -> Keys:
+        ways = (("experts", number, name) for name in ("examples", "examples_file"))
+        return next(keys for keys in ways if keys in self.recipe.lines)
+
+    def _check_tokens(self, vocabulary: int) -> None:
+        sampling = self.recipe.sampling
+        try:
+            _C.Sampler(SamplingOptions(**sampling).build(), vocabulary)
+        except ValueError as error:
+            name = [name for name in sampling if str(error).startswith(f"{name} ")]
+            self._add(("sampling", *name), str(error))
 
     def _unmerged(self, number: int, expert: AnyExpert) -> Expert | InContext | Lora:
         """An expert whose merged model is one of its own, with the shapes and the tokenizer of its base."""

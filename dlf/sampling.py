@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["SamplingOptions", "StopStrings"]
 
 _MAX_SEED = 2**64 - 1
+_MAX_INT = 2**63 - 1  # what the sampler can hold
 
 
-def _check_int(name: str, value: Any, least: int, most: int | None = None) -> None:
+def _check_int(name: str, value: Any, least: int, most: int = _MAX_INT) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}: give an int")
-    if int(value) < least or (most is not None and int(value) > most):
-        bounds = f">= {least}" if most is None else f"from {least} to {most}"
+    if not least <= int(value) <= most:
+        bounds = f">= {least}" if most == _MAX_INT and int(value) < least else f"from {least} to {most}"
         raise ValueError(f"{name} is {value}: give an int {bounds}")
 
 

@@ -66,6 +66,10 @@ def read_yaml(path: Path) -> tuple[Any, dict[Keys, int]]:
         mark = error.problem_mark or error.context_mark
         line = "" if mark is None else f":{mark.line + 1}"
         raise YamlError(f"{path}{line}: no valid YAML: {error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        found = f"it holds a character, {error.character:#x}, that is none of text"
+        raise YamlError(f"{path}:{line}: no valid YAML: {found}") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise YamlError(f"{path}: no valid YAML: {error}") from error
 
@@ -99,6 +103,12 @@ def _scalar(loader: Any, node: yaml.Node, path: Path) -> Any:
         raise YamlError(f"{place}: '{shown}...' has more than {MAX_DIGITS} digits; put it in quotes if it is text")
     if node.tag == TEXT and node.style is None and EXPONENT.fullmatch(node.value):
         return float(node.value)  # 1e-3 is a number in JSON and to people, if not in YAML 1.1
+    if node.tag == TEXT:
+        # JSON escapes a character beyond 16 bits as two halves, which YAML leaves apart.
+        try:
+            return node.value.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise YamlError(f"{place}: '{shown}' escapes half a character; write the whole of it") from error
     try:
         return loader.construct_object(node)
     except (ValueError, KeyError) as error:  # a tag that the value does not keep

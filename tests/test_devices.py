@@ -16,6 +16,10 @@ def test_the_cpu_is_the_default(family: dict[str, Path]) -> None:
     assert not Placement().cuda
     assert Placement.of("cpu", {"large": "cpu"}).devices(3) == []
     assert Placement(0, 1).devices(3) == [0, 1, 1]
+    assert Placement.named("cuda:7", {"experts": "cuda:300"}) == Placement(7, 300)  # of another machine
+    Placement(0, 0).check_dtype("float16")
+    with pytest.raises(ValueError, match="float16 is for CUDA"):
+        Placement().check_dtype("float16")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:x", "mps", ""])

@@ -271,6 +271,9 @@ def test_the_names_are_those_of_the_engine() -> None:
         ("large: !!int x\n", "recipe.yaml:1: 'x' is not what its tag says"),
         ("large: x\nbase: " + "9" * 5000, "recipe.yaml:2: '9+...' has more than 64 digits"),
         ("large: 1" + ":1" * 100000, "recipe.yaml:1: .* more than 64 digits"),
+        ("large: x\n\nbase: a\0b\n", "recipe.yaml:3: no valid YAML: it holds a character, 0x0, that is none of text$"),
+        ('large: x\nbase: "\\ud83d"\n', r"recipe.yaml:2: '\\ud83d' escapes half a character"),
+        ('large: x\n"\\ude00": y\n', r"recipe.yaml:2: '\\ude00' escapes half a character"),
         ("[" * 5000, "no valid YAML"),
         ("a: " + "[" * 100 + "]" * 100, "32 deep"),
         ("- large\n", "a recipe is a mapping"),
@@ -301,6 +304,21 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "shots.jsonl").write_text('{"question": "a\u2028b", "answer": "c"}', "utf-8")
     [expert] = load_recipe(path).experts
     assert isinstance(expert, dlf.InContext) and expert.examples == (("a\u2028b", "c"),)
+
+
+def test_characters_that_json_escapes(tmp_path: Path) -> None:
+    values = {"large": "x", "template": "\U0001f600 {prompt}\u2028"}
+    text = json.dumps(values)
+    assert "\\ud83d\\ude00" in text
+    assert load_recipe(write(tmp_path, text)).template == values["template"]
+
+
+@pytest.mark.parametrize("line", ['{"question": 1, "answer": "b"}', '{"question": "a", "answer": "\\ud83d"}'])
+def test_examples_that_are_no_text(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path, "large: x\nbase: b\nexperts:\n  - examples_file: shots.jsonl\n")
+    (tmp_path / "shots.jsonl").write_text('{"question": "a", "answer": "b"}\n' + line)
+    with pytest.raises(RecipeError, match=r"recipe.yaml:4: experts\[0\].examples_file: .*shots.jsonl:2 is no"):
+        load_recipe(path)
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user-at-all/x", "a\\0b"])
@@ -496,6 +514,53 @@ def test_adapters_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> No
     (adapter / "adapter_config.json").write_text(json.dumps(values), "utf-8")
     [found] = checked(family, tmp_path, experts=[{"adapter": str(adapter)}])
     assert found.startswith("experts[0].adapter: ") and "DoRA" in found
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"engine": {"dtype": "float16"}}, "engine.dtype: float16 is for CUDA devices"),
+        ({"engine": {"weights": "fp16"}}, "engine.weights: float16 is for CUDA devices"),
+        (
+            {"engine": {"device_map": {"large": "cpu", "experts": "cuda:1"}}},
+            "engine.device_map: the large model is on 'cpu' and the experts are on 'cuda:1'",
+        ),
+        ({"sampling": {"stop_token_ids": [1 << 20]}}, "sampling.stop_token_ids: stop_token_ids names token 1048576"),
+        ({"sampling": {"top_p": 0.5, "logprobs": 1 << 20}}, "sampling.logprobs: logprobs is 1048576"),
+        ({"sampling": {"bad_words_ids": [[1 << 20]]}}, "sampling: bad_words names token 1048576"),
+    ],
+)
+def test_what_the_engine_would_refuse(
+    family: dict[str, Path], tmp_path: Path, sections: dict[str, Any], expected: str
+) -> None:
+    [found] = checked(family, tmp_path, **sections)
+    assert found.startswith(expected)
+    message = expected.split(": ")[1]
+    with pytest.raises(ValueError, match=message), dlf.Engine.from_recipe(tmp_path / "recipe.yaml") as engine:
+        engine.generate("The quick")
+
+
+def test_what_runs_on_a_device_is_let_be(family: dict[str, Path], tmp_path: Path) -> None:
+    """A recipe may be for another machine: its devices need not be here."""
+    experts = [{"model": str(family["expert-a"]), "weights": "fp16"}]
+    assert checked(family, tmp_path, experts=experts, engine={"dtype": "auto", "device": "cuda:7"}) == []
+    [found] = checked(family, tmp_path, experts=experts)
+    assert found.startswith("experts[0].weights: float16 is for CUDA devices")
+
+
+def test_examples_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> None:
+    def found(count: int) -> list[str]:
+        experts = [{"model": str(family["expert-a"])}, {"examples": [["The quick", "fox"]] * count}]
+        return checked(family, tmp_path, experts=experts, engine={"max_context": 32})
+
+    most = next(count for count in range(1, 32) if found(count + 1))
+    assert found(most) == []
+    [problem] = found(most + 1)
+    assert problem.startswith(f"experts[1].examples: {most} of {most + 1} examples fit the context of 32 tokens")
+    assert ", or raise max_context, up to " in problem
+    message = f"{most} of the examples fit"
+    with dlf.Engine.from_recipe(tmp_path / "recipe.yaml") as engine, pytest.raises(ValueError, match=message):
+        engine.generate(".")
 
 
 def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path) -> None:
