@@ -79,7 +79,7 @@ def solve(
         Logits of 1 to 16 experts.
     combine : str
         ``"select"``: the one expert whose curve (f, g) passes nearest the mean of the targets; the others get 0.
-        ``"centroid"``: every expert solved alone, its weight divided by T.
+        ``"centroid"``: every expert solved alone, its weight divided by the number of those that are solved.
         ``"joint"``: the least KL(fused || large) at which every expert reaches the mean logit difference that it
         reaches when it is solved alone.
         ``"static"``: all weights given by `alpha`.
