@@ -120,7 +120,7 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
         combine="select",
         match="symmetric",
         alpha=[],
-        alpha_max=2.0,
+        alpha_max=[2.0],
         vocab=vocab,
         max_batch=1,
         max_context=MAX_CONTEXT,
