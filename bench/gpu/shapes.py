@@ -89,7 +89,7 @@ def native_weights(shape: Shape, seed: int) -> Any:
     from dlf import _C
     from dlf.checkpoint import expected_tensors
     from dlf.config import read_config
-    from dlf.model import _native_config
+    from dlf.model import native_config
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape.config()))
@@ -103,7 +103,7 @@ def native_weights(shape: Shape, seed: int) -> Any:
             made = torch.empty(size, dtype=torch.bfloat16, device=device())
             drawn[key] = made.fill_(1.0) if len(size) == 1 else made.normal_(std=0.02, generator=generator)
         tensors[name] = drawn[key]
-    return _C.Weights(_native_config(config), tensors)
+    return _C.Weights(native_config(config), tensors)
 
 
 def transformers_model(shape: Shape, seed: int) -> Any:
