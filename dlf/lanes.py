@@ -69,18 +69,13 @@ class Lanes:
         found.lanes.append(Lane(found._model(large, weights), Layout(template)))
         for expert in experts:
             assert expert.base is not None
-            own = Layout(template if expert.template is None else expert.template)
-            if isinstance(expert, Lora):
-                other = template if expert.base_template is None else expert.base_template
-                lane = found._lane(expert.base, expert.weights, own, expert.adapter)
-                base = found._lane(expert.base, expert.weights, Layout(other))
-            elif isinstance(expert, InContext):
-                lane = found._lane(expert.base, expert.weights, Layout(own.template, tuple(expert.examples)))
-                base = found._lane(expert.base, expert.weights, Layout(template))
-            else:
-                other = template if expert.base_template is None else expert.base_template
-                lane = found._lane(expert.model, expert.weights, own)
-                base = found._lane(expert.base, expert.weights, Layout(other))
+            own = template if expert.template is None else expert.template
+            other = None if isinstance(expert, InContext) else expert.base_template
+            model = expert.model if isinstance(expert, Expert) else expert.base
+            examples = tuple(expert.examples) if isinstance(expert, InContext) else ()
+            adapter = expert.adapter if isinstance(expert, Lora) else None
+            lane = found._lane(model, expert.weights, Layout(own, examples), adapter)
+            base = found._lane(expert.base, expert.weights, Layout(template if other is None else other))
             found.pairs.append((lane, base))
         return found
 

@@ -6,6 +6,7 @@ import string
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from dlf.tokenizer import Tokenizer
@@ -107,7 +108,7 @@ class Layout:
         ]
         return system + shots, messages[len(system) :]
 
-    @property
+    @cached_property
     def _parts(self) -> list[tuple[str, str | None]]:
         """The template as texts, each with the field that follows it."""
         template = "{prompt}" if self.template is None else self.template

@@ -16,9 +16,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from dlf.adapter import AdapterFile
+from dlf.arguments import AnyExpert
 from dlf.content_hash import file_hash, sha256
 from dlf.errors import CheckpointError
 from dlf.experts import Expert, InContext
@@ -31,8 +31,6 @@ from dlf.task_arithmetic import TaskArithmetic
 from dlf.weight_cache import MANIFEST, MERGED, NAME_DIGITS, cache_folder
 
 __all__ = ["merged_experts"]
-
-AnyExpert: TypeAlias = "Expert | InContext | Lora | TaskArithmetic"
 
 SAME = ("weights", "template", "base_template", "alpha", "alpha_max")  # of an expert and of its merged form
 FORMAT = "1"  # to be raised when the result of a merge changes

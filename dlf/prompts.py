@@ -12,6 +12,7 @@ from dlf.tokenizer import Tokenizer
 
 __all__ = ["lane_prompts"]
 
+EMPTY = "is empty; give text, or token ids such as [bos_token_id] to start from nothing"
 MIN_SHARED = 64  # tokens: reading fewer of them again costs less than a pass of their own
 
 
@@ -43,7 +44,7 @@ def lane_prompts(
         If it is empty, or longer than the context, with how many examples would fit.
     """
     if not prompt:
-        raise ValueError(f"{which} is empty; give text, or token ids such as [bos_token_id] to start from nothing")
+        raise ValueError(f"{which} {EMPTY}")
     found = [_C.Prompt()] * len(ensemble.lanes.lanes)
     encoded: dict[tuple[Layout, Tokenizer | bytes | None], _C.Prompt] = {}
     text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
@@ -74,7 +75,7 @@ def lane_prompts(
 
 def _check(ensemble: Ensemble, tokens: list[int], which: str) -> None:
     if not tokens:  # a special token alone would be a prompt that nobody wrote
-        raise ValueError(f"{which} is empty; give text, or token ids such as [bos_token_id] to start from nothing")
+        raise ValueError(f"{which} {EMPTY}")
     outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
     if outside is not None:
         raise ValueError(f"{which} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")

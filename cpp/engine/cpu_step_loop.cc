@@ -31,7 +31,7 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOption
       max_context_(options.max_context),
       team_(options.threads),
       prefixes_(options.prefix_cache_bytes) {
-  const int64_t max_batch = max_batch_;
+  const int64_t max_batch = options.max_batch;
   check_plan(plan_, weights, adapters, max_batch, max_context_);
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
@@ -291,8 +291,7 @@ void CpuStepLoop::sample() {
     if (fused.bad_model == kNoBadModel) {
       append_token(*sequence, fused.logits);
     } else {
-      const std::string model = describe_bad_model(fused.bad_model, sequence->experts);
-      fail(*sequence, model + " at step " + std::to_string(sequence->new_tokens));
+      fail(*sequence, describe_bad_model(fused.bad_model) + " at step " + std::to_string(sequence->new_tokens));
     }
   }
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -22,6 +23,10 @@ struct FusionPlan {
   FusionOptions fusion;
   int64_t vocab = 0;  // ids that all models share; logits above it are padding
 
+  // Among the lanes of its model.
+  int64_t index_of(int64_t lane) const {
+    return std::count(lane_model.begin(), lane_model.begin() + lane, lane_model[lane]);
+  }
   int64_t adapter_of(int64_t lane) const { return lane_adapter.empty() ? -1 : lane_adapter[lane]; }
 };
 

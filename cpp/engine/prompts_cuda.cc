@@ -16,10 +16,6 @@ int64_t vocab_bytes(const DeviceModel& model) { return model.decoder->vocab() * 
 
 PromptReader::PromptReader(const FusionPlan& plan, std::vector<DeviceModel>& models, int64_t prefix_cache_bytes)
     : plan_(plan), models_(models), prefixes_(prefix_cache_bytes) {
-  std::vector<int64_t> lanes(models.size());
-  for (const int64_t model : plan.lane_model) {
-    lane_index_.push_back(lanes[model]++);
-  }
   begun_ = std::make_unique<Event>(models[plan.lane_model[0]].queue->device());
 }
 
@@ -65,7 +61,7 @@ PromptReader::Place PromptReader::place(std::vector<DeviceLane>& lanes, size_t l
   return {model,
           own,
           {plan_.lane_model[lane], plan_.adapter_of(static_cast<int64_t>(lane)), own.piece},
-          static_cast<int>(row * model.decoder->lanes() + lane_index_[lane]),
+          static_cast<int>(row * model.decoder->lanes() + plan_.index_of(static_cast<int64_t>(lane))),
           end,
           end == own.size()};
 }

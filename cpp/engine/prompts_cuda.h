@@ -68,8 +68,7 @@ class PromptReader {
 
   const FusionPlan& plan_;
   std::vector<DeviceModel>& models_;
-  std::vector<int64_t> lane_index_;  // among the lanes of its model
-  std::unique_ptr<Event> begun_;     // what comes before on the main stream
+  std::unique_ptr<Event> begun_;  // what comes before on the main stream
   PrefixCache prefixes_;
   struct Evicted {
     int64_t step;

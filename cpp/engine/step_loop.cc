@@ -73,15 +73,12 @@ void check_request(const Request& request, const FusionPlan& plan, const std::ve
   }
 }
 
-std::string describe_bad_model(int bad_model, const std::vector<int>& experts) {
+std::string describe_bad_model(int bad_model) {
   if (bad_model == kEmptySupport) {
     return "no token has a finite logit in all models";
   }
-  std::string model = "the large model";
-  if (bad_model > 0) {
-    const std::string expert = "expert " + std::to_string(experts[(bad_model - 1) / 2]);
-    model = bad_model % 2 == 1 ? expert : "the base of " + expert;
-  }
+  const std::string expert = "expert " + std::to_string((bad_model - 1) / 2);
+  const std::string model = bad_model == 0 ? "the large model" : bad_model % 2 == 1 ? expert : "the base of " + expert;
   return "NaN or +inf in the logits of " + model;
 }
 

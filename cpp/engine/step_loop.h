@@ -46,7 +46,7 @@ void check_request(const Request& request, const FusionPlan& plan, const std::ve
 
 std::vector<int64_t> vocab_sizes(const Models& models);
 
-// FusionResult::bad_model in words, of a sequence with these experts.
-std::string describe_bad_model(int bad_model, const std::vector<int>& experts);
+// FusionResult::bad_model in words.
+std::string describe_bad_model(int bad_model);
 
 }  // namespace dlf

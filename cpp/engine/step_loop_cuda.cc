@@ -10,7 +10,6 @@
 #include <chrono>
 #include <deque>
 #include <map>
-#include <numeric>
 #include <span>
 #include <thread>
 
@@ -77,13 +76,11 @@ class CudaStepLoop final : public StepLoop {
   int batch_of_running() const;
 
   FusionPlan plan_;
-  std::vector<int> all_experts_;      // of the plan
   std::vector<int64_t> vocab_sizes_;  // of the models
   CudaOptions options_;
   int max_batch_;
   std::vector<DeviceModel> models_;
-  std::vector<int64_t> lane_index_;  // among the lanes of its model
-  std::unique_ptr<Event> begun_;     // the step's tokens are known
+  std::unique_ptr<Event> begun_;  // the step's tokens are known
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;
   std::unique_ptr<SequenceMemory> memory_;
@@ -110,10 +107,6 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
   const int device = options.devices.at(plan_.lane_model[0]);
   const auto ints = on_device(device).dtype(at::kInt);
   const auto floats = on_device(device).dtype(at::kFloat);
-  std::vector<int64_t> lanes(models.size());
-  for (const int64_t model : plan_.lane_model) {
-    lane_index_.push_back(lanes[model]++);
-  }
   for (size_t i = 0; i < models.size(); ++i) {
     const DecoderShape shape = shape_of(plan_, i, options);
     DeviceModel& model = models_.emplace_back();
@@ -137,8 +130,6 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
       model.logits = at::empty({shape.rows(), model.decoder->vocab()}, floats);
     }
   }
-  all_experts_.resize(plan_.experts.size());
-  std::iota(all_experts_.begin(), all_experts_.end(), 0);
   begun_ = std::make_unique<Event>(device);
   main().run([&] {
     sampler_ = std::make_unique<SamplerState>(device, max_batch_, plan_.vocab, options.max_context + 1, kTopCapacity);
@@ -393,8 +384,7 @@ void CudaStepLoop::deliver(DeviceSequence& sequence) {
     case StepResult::none:
       return;  // it had already ended on the device
     case StepResult::bad_logits:
-      output.error =
-          describe_bad_model(record.failure, all_experts_) + " at step " + std::to_string(sequence.delivered);
+      output.error = describe_bad_model(record.failure) + " at step " + std::to_string(sequence.delivered);
       output.finish = FinishReason::error;
       break;
     case StepResult::bad_sample:
@@ -439,7 +429,7 @@ Logits CudaStepLoop::lane_logits(int64_t lane) {
   const DeviceModel& model = models_[plan_.lane_model[lane]];
   const float* logits = model.remote ? model.logits.const_data_ptr<float>() : model.decoder->logits();
   const int64_t vocab = model.decoder->vocab();
-  return {logits + lane_index_[lane] * vocab, model.decoder->lanes() * vocab};
+  return {logits + plan_.index_of(lane) * vocab, model.decoder->lanes() * vocab};
 }
 
 SequenceTable CudaStepLoop::table() {

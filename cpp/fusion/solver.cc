@@ -98,11 +98,13 @@ double FusionSolver::find_centre(int curve) const {
   return found > 0 ? total / found : 0.0;
 }
 
-const ExpertWeight& FusionSolver::weight(int curve) const {
+int FusionSolver::expert_of(int curve) const {
   const int* chosen = inputs_[curve / experts_].chosen;
   const int expert = curve % experts_;
-  return options_.weights[chosen == nullptr ? expert : chosen[expert]];
+  return chosen == nullptr ? expert : chosen[expert];
 }
+
+const ExpertWeight& FusionSolver::weight(int curve) const { return options_.weights[expert_of(curve)]; }
 
 // How many of a row's experts have a solved weight.
 int FusionSolver::solved(int row) const {
@@ -223,10 +225,10 @@ void FusionSolver::check_rows() {
       const uint32_t flags = curves_[row * experts_ + t].flags;
       any |= flags;
       if ((flags & kBadBase) != 0) {
-        results_[row].bad_model = 2 + 2 * t;
+        results_[row].bad_model = 2 + 2 * expert_of(row * experts_ + t);
       }
       if ((flags & kBadExpert) != 0) {
-        results_[row].bad_model = 1 + 2 * t;
+        results_[row].bad_model = 1 + 2 * expert_of(row * experts_ + t);
       }
     }
     if ((any & kBadLarge) != 0) {

@@ -34,8 +34,8 @@ struct FusionResult {
   double f;       // KL(P̃‖P) of the fused distribution
   double g;       // KL(P‖P̃)
   int passes;     // sweeps over the vocabulary, fusing included: the most that any one expert took
-  int bad_model;  // holds a NaN or +inf: 0 the large model, 1 + 2t expert t, 2 + 2t its base. The rest is then
-                  // undefined
+  int bad_model;  // holds a NaN or +inf: 0 the large model, 1 + 2t expert t of the solver, 2 + 2t its base. The rest is
+                  // then undefined
 };
 
 // Solves the weights of every row of a batch and fuses its logits. Allocates only when it is made.
@@ -61,6 +61,7 @@ class FusionSolver {
 
   // Curve number row * T + expert.
   double find_centre(int curve) const;
+  int expert_of(int curve) const;  // its number among the solver's
   int experts(int row) const { return inputs_[row].chosen == nullptr ? experts_ : inputs_[row].count; }
   int solved(int row) const;
   const ExpertWeight& weight(int curve) const;
