@@ -4,25 +4,10 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <chrono>
+
+#include "engine/timer.h"
 
 namespace dlf {
-namespace {
-
-// Adds the seconds of a scope to a counter.
-class Timer {
- public:
-  explicit Timer(double& seconds) : seconds_(seconds), start_(std::chrono::steady_clock::now()) {}
-  ~Timer() { seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-  Timer(const Timer&) = delete;
-  Timer& operator=(const Timer&) = delete;
-
- private:
-  double& seconds_;
-  std::chrono::steady_clock::time_point start_;
-};
-
-}  // namespace
 
 CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOptions& options, const Adapters& adapters)
     : plan_(std::move(plan)),
@@ -30,13 +15,13 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOption
       max_batch_(options.max_batch),
       max_context_(options.max_context),
       team_(options.threads),
-      prefixes_(options.prefix_cache_bytes) {
+      prompts_(plan_, models_, options.prefix_cache_bytes, team_) {
   const int64_t max_batch = options.max_batch;
   check_plan(plan_, weights, adapters, max_batch, max_context_);
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
     const int64_t rows = max_batch * lanes;
-    Model& model = models_.emplace_back();
+    CpuModel& model = models_.emplace_back();
     model.decoder = std::make_unique<Decoder>(weights[i], rows, max_context_, team_,
                                               adapters.empty() ? Adapters::value_type() : adapters[i]);
     model.logits = at::empty({rows, weights[i]->config().vocab_size}, at::kFloat);
@@ -128,23 +113,15 @@ void CpuStepLoop::admit() {
   }
 }
 
-float* CpuStepLoop::Model::add_logits(Lane& lane) {
-  // There are as many rows as slots: one is free.
-  float* row = logits.mutable_data_ptr<float>() + static_cast<int64_t>(owners.size()) * logits.size(1);
-  lane.logits = row;
-  owners.push_back(&lane);
-  return row;
-}
-
 // Every model once: the next token of each lane that decodes in one batch, then a piece of each prompt still to be
 // read.
 void CpuStepLoop::forward() {
-  for (Model& model : models_) {
+  for (CpuModel& model : models_) {
     model.rows.clear();
     model.owners.clear();
   }
   for (size_t i = 0; i < plan_.lane_model.size(); ++i) {
-    Model& model = models_[plan_.lane_model[i]];
+    CpuModel& model = models_[plan_.lane_model[i]];
     for (std::unique_ptr<Sequence>& sequence : running_) {
       Lane& lane = sequence->lanes[i];
       if (sequence->prefilled && lane.used()) {
@@ -155,7 +132,7 @@ void CpuStepLoop::forward() {
     }
   }
   for (size_t i = 0; i < models_.size(); ++i) {
-    Model& model = models_[i];
+    CpuModel& model = models_[i];
     const Timer timer(static_cast<int64_t>(i) == plan_.lane_model[0] ? timings_.large : timings_.small);
     if (!model.rows.empty()) {
       model.decoder->decode(model.rows, model.logits.mutable_data_ptr<float>());
@@ -163,83 +140,9 @@ void CpuStepLoop::forward() {
   }
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!sequence->prefilled) {
-      prefill(*sequence);
+      sequence->prefilled = prompts_.read(sequence->lanes, sequence->output.cached_tokens, timings_);
     }
   }
-}
-
-// Reads at most one piece of each lane's prompt, so that a long prompt holds up neither other sequences nor Ctrl-C for
-// long; pieces that the prefix cache has cost next to nothing. A shorter prompt waits with its pieces, so that the last
-// logits of all lanes come in the same step.
-void CpuStepLoop::prefill(Sequence& sequence) {
-  const auto pieces_left = [](const Lane& lane) { return lane.prompt.pieces_from(lane.length, Decoder::kPrefillRows); };
-  int64_t most = 0;
-  for (size_t i = 0; i < sequence.lanes.size(); ++i) {
-    Lane& lane = sequence.lanes[i];
-    while (pieces_left(lane) > 1 && restore_piece(sequence, static_cast<int64_t>(i))) {
-    }
-    most = std::max(most, pieces_left(lane));
-  }
-  for (size_t i = 0; i < sequence.lanes.size(); ++i) {
-    Lane& lane = sequence.lanes[i];
-    if (pieces_left(lane) < most) {
-      continue;
-    }
-    const Timer timer(plan_.lane_model[i] == plan_.lane_model[0] ? timings_.large : timings_.small);
-    if (!restore_piece(sequence, static_cast<int64_t>(i))) {
-      read_piece(sequence, static_cast<int64_t>(i));
-    }
-  }
-  sequence.prefilled = most <= 1;
-}
-
-PiecePlace CpuStepLoop::place_of(int64_t lane_index, const Lane& lane) const {
-  return {plan_.lane_model[lane_index], plan_.adapter_of(lane_index), lane.piece};
-}
-
-// The next piece of a lane's prompt, which the prefix cache then has for others.
-void CpuStepLoop::read_piece(Sequence& sequence, int64_t lane_index) {
-  Lane& lane = sequence.lanes[lane_index];
-  const int64_t index = plan_.lane_model[lane_index];
-  Model& model = models_[index];
-  KVCache& cache = model.decoder->cache();
-  const int64_t end = lane.prompt.piece_end(lane.length, Decoder::kPrefillRows);
-  const std::span tokens = std::span(lane.prompt.tokens).subspan(lane.length, end - lane.length);
-  const bool last = end == static_cast<int64_t>(lane.prompt.tokens.size());
-  float* logits = last ? model.add_logits(lane) : nullptr;
-  model.decoder->prefill(tokens, lane.slot, lane.length, logits, /*all_logits=*/false, plan_.adapter_of(lane_index));
-  const int64_t vocab = last ? model.logits.size(1) : 0;
-  std::vector<at::Tensor> evicted;
-  const PieceBytes bytes = {cache.bytes(end - lane.length), vocab * static_cast<int64_t>(sizeof(float))};
-  const PrefixPiece* piece = prefixes_.insert(place_of(lane_index, lane), tokens, bytes, at::kCPU, evicted);
-  if (piece != nullptr) {
-    cache.save(lane.slot, lane.length, end, piece->cache(), team_);
-    std::copy_n(logits, vocab, piece->logits());
-  }
-  lane.piece = piece == nullptr ? kNoPiece : piece->id;
-  lane.length = end;
-}
-
-// The same from the prefix cache, if it has it.
-bool CpuStepLoop::restore_piece(Sequence& sequence, int64_t lane_index) {
-  Lane& lane = sequence.lanes[lane_index];
-  const int64_t index = plan_.lane_model[lane_index];
-  Model& model = models_[index];
-  const int64_t end = lane.prompt.piece_end(lane.length, Decoder::kPrefillRows);
-  const std::span tokens = std::span(lane.prompt.tokens).subspan(lane.length, end - lane.length);
-  const bool last = end == static_cast<int64_t>(lane.prompt.tokens.size());
-  const PrefixPiece* piece = prefixes_.find(place_of(lane_index, lane), tokens, last);
-  if (piece == nullptr) {
-    return false;
-  }
-  model.decoder->cache().restore(lane.slot, lane.length, end, piece->cache(), team_);
-  if (last) {
-    std::copy_n(piece->logits(), model.logits.size(1), model.add_logits(lane));
-  }
-  sequence.output.cached_tokens += end - lane.length;
-  lane.piece = piece->id;
-  lane.length = end;
-  return true;
 }
 
 // α and the fused logits of every sequence that has read its prompt.

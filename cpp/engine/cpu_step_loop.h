@@ -4,10 +4,9 @@
 #include <memory>
 #include <vector>
 
-#include "engine/prefix_cache.h"
+#include "engine/prompts.h"
 #include "engine/step_loop.h"
 #include "fusion/solver.h"
-#include "model/decoder.h"
 #include "support/thread_team.h"
 
 namespace dlf {
@@ -31,24 +30,9 @@ class CpuStepLoop final : public StepLoop {
   const StepTimings& timings() const override { return timings_; }
 
  private:
-  // A model, the lanes that run on it, and their logits of this step.
-  struct Model {
-    std::unique_ptr<Decoder> decoder;
-    at::Tensor logits;          // [max_batch * lanes, vocab]
-    std::vector<Row> rows;      // tokens to decode in this step
-    std::vector<Lane*> owners;  // whose rows they are
-
-    // Of the next row, which belongs to this lane.
-    float* add_logits(Lane& lane);
-  };
-
   void retire();
   void admit();
   void forward();
-  void prefill(Sequence& sequence);
-  void read_piece(Sequence& sequence, int64_t lane_index);
-  PiecePlace place_of(int64_t lane_index, const Lane& lane) const;
-  bool restore_piece(Sequence& sequence, int64_t lane_index);
   void solve();
   void sample();
   void append_token(Sequence& sequence, const float* logits);
@@ -60,8 +44,8 @@ class CpuStepLoop final : public StepLoop {
   int64_t max_batch_;
   int64_t max_context_;
   ThreadTeam team_;
-  PrefixCache prefixes_;
-  std::vector<Model> models_;
+  std::vector<CpuModel> models_;
+  PromptReader prompts_;
   std::unique_ptr<FusionSolver> solver_;  // null without experts
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;
