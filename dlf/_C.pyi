@@ -19,6 +19,7 @@ __all__: list[str] = [
     "Prompt",
     "Sampler",
     "SamplingOptions",
+    "Score",
     "StepLoop",
     "StepOutput",
     "StepTimings",
@@ -331,6 +332,23 @@ class Prompt:
     @property
     def tokens(self) -> list[int]: ...
 
+class Score:
+    """
+    What the fused distributions give the tokens of one continuation.
+    """
+    @property
+    def alpha(self) -> list[float]: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def f(self) -> list[float]: ...
+    @property
+    def g(self) -> list[float]: ...
+    @property
+    def greedy(self) -> list[bool]: ...
+    @property
+    def logprobs(self) -> list[float]: ...
+
 class StepTimings:
     """
     Seconds that a step spent in each of its parts.
@@ -383,6 +401,15 @@ class StepLoop:
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
         Ends a request and frees its places; unknown ids are ignored.
+        """
+    def score(
+        self,
+        prompts: collections.abc.Sequence[Prompt],
+        experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        continuations: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    ) -> list[Score]:
+        """
+        Scores ways in which prompts may go on, beside what is running and without moving it on.
         """
     def step(self) -> list[StepOutput]:
         """

@@ -11,7 +11,7 @@ from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
 from dlf.experts import Expert, InContext
 from dlf.lora import Lora
-from dlf.results import Completion, Piece, Timings
+from dlf.results import Completion, Piece, Score, Timings
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
 
@@ -24,6 +24,7 @@ __all__ = [
     "Lora",
     "Piece",
     "SamplingOptions",
+    "Score",
     "TaskArithmetic",
     "Timings",
     "TokenizerMismatchError",

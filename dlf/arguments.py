@@ -176,7 +176,8 @@ def check_memory(models: list[Model], lanes: list[int], max_batch: int, max_cont
     for model, count in zip(models, lanes, strict=True):
         config = model.config
         width = 4 if model.weights.dtype == "float32" else 2
-        need += config.kv_bytes_per_token(width) * max_context * max_batch * count
+        # Scoring has a place of its own.
+        need += config.kv_bytes_per_token(width) * max_context * (max_batch + 1) * count
     held = sum(model.weights.nbytes for model in models)
     have = machine_bytes()
     if have is not None and need > have:

@@ -34,8 +34,9 @@ from dlf.layout import Example, Layout, Messages, as_examples
 from dlf.precision import Precision
 from dlf.prompts import lane_prompts
 from dlf.request import RunningRequest
-from dlf.results import Completion, Piece
+from dlf.results import Completion, Piece, Score
 from dlf.sampling import SamplingOptions, StopStrings
+from dlf.scoring import as_continuations, as_score, score_groups
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["Engine"]
@@ -141,6 +142,7 @@ class Engine:
         self._lock = threading.Lock()
         self._loop: _C.StepLoop | None = None
         self._running: dict[int, RunningRequest] = {}
+        self._scoring = 0  # calls of score
         self._ids = itertools.count()
         placement = Placement.of(device, device_map)
         threads = positive("threads", torch.get_num_threads() if threads is None else threads)
@@ -249,9 +251,10 @@ class Engine:
 
     def _change(self, experts: list[AnyExpert]) -> None:
         self._open()
-        if self._running:
+        running = len(self._running) + self._scoring
+        if running:
             raise RuntimeError(
-                f"{len(self._running)} requests are running on the experts of this engine; finish or close them first"
+                f"{running} requests are running on the experts of this engine; finish or close them first"
             )
         ensemble = Ensemble.load(self._ensemble.options, experts, known=self._ensemble)
         # The caches of the old loop go before the new one's are taken.
@@ -377,6 +380,104 @@ class Engine:
             raise ValueError("stream decodes one sequence; use generate with a callback for several")
         return self._stream(self._add(prompts, sampling, examples, experts))
 
+    @overload
+    def score(
+        self,
+        prompt: str,
+        continuation: str,
+        *,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        progress: bool | None = None,
+    ) -> Score: ...
+
+    @overload
+    def score(
+        self,
+        prompt: Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | str | None = None,
+        continuation: Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | str = "",
+        *,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        progress: bool | None = None,
+    ) -> Any: ...
+
+    def score(
+        self,
+        prompt: Any = None,
+        continuation: Any = "",
+        *,
+        messages: Any = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        progress: bool | None = None,
+    ) -> Score | list[Score]:
+        """Give the log-probabilities of texts that follow prompts, under the fused distributions.
+
+        They are those of decoding token by token, with the weights of the experts solved at every position; but all
+        positions of a continuation go through each model together. It has a place of its own beside the `max_batch` of
+        the engine: requests that are running neither wait to be moved on nor hold it up.
+
+        Parameters
+        ----------
+        prompt : str, list of str, list of int, or list of list of int
+            Text, or token ids as they are.
+        continuation : str, list of str, list of int, or list of list of int
+            What follows it: text, or token ids. A list of prompts takes a list with one for each; one prompt may have
+            several, and is read once for all of them. A text is encoded together with what the large model reads
+            before it, as lm-evaluation-harness does: spaces at the end of a prompt count as the continuation's.
+        messages : list of dict, or list of such lists
+            Instead of a prompt, as in `generate`.
+        examples : list of (question, answer), optional
+            Examples that the large model reads before the prompt.
+        experts : list of str, optional
+            Names of the experts to fuse, all of them if not given.
+        progress : bool, optional
+            Whether to show a progress bar; by default for several continuations on a terminal.
+
+        Returns
+        -------
+        Score or list of Score
+            A list if there is one of prompts or of continuations.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a prompt or a continuation is empty, or both are longer than the context.
+        FloatingPointError
+            If a model's logits are not finite; the message names the model and the token.
+        """
+        prompts, one_prompt = as_prompts(prompt, messages)
+        continuations, single = as_continuations(continuation, None if one_prompt else len(prompts))
+        if one_prompt:
+            prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
+        shots = () if examples is None else as_examples(examples)
+        with self._lock:
+            self._open()
+            chosen = chosen_experts(experts, self.experts)
+            names = [self.experts[number] for number in chosen]
+            groups = score_groups(self._ensemble, prompts, continuations, chosen, shots)
+            self._scoring += 1
+        scores: list[Score | None] = [None] * len(continuations)
+        if progress is None:
+            progress = len(continuations) > 1 and sys.stderr.isatty()
+        try:
+            with tqdm(total=len(continuations), desc="Scoring", unit="seq", disable=not progress) as bar:
+                for group in groups:
+                    for numbers, tokens in group.parts():
+                        with self._lock:
+                            found = self._open().score(group.lanes, chosen, tokens)
+                        for number, own, native in zip(numbers, tokens, found, strict=True):
+                            _raise_failure(native.error)
+                            scores[number] = as_score(native, own, names)
+                        bar.update(len(numbers))
+        finally:
+            with self._lock:
+                self._scoring -= 1
+        complete = [score for score in scores if score is not None]
+        return complete[0] if single else complete
+
     def close(self) -> None:
         """Free the models and caches; the engine cannot be used afterwards."""
         with self._lock:
@@ -397,7 +498,7 @@ class Engine:
                 while request.pieces:
                     yield request.pieces.popleft()
                 if request.finished:
-                    _raise_failure(request)
+                    _raise_failure(request.error)
                     return
                 self._step(requests)
         finally:
@@ -485,7 +586,7 @@ class Engine:
                 piece = request.pieces.popleft()
                 if callback is not None and callback(piece) is False and not request.finished:
                     self._cancel([request], "callback")
-            _raise_failure(request)
+            _raise_failure(request.error)
 
     def _cancel(self, requests: list[RunningRequest], reason: str = "cancelled") -> None:
         with self._lock:
@@ -500,7 +601,6 @@ class Engine:
         return self._loop
 
 
-def _raise_failure(request: RunningRequest) -> None:
-    if request.error is not None:
-        kind = FloatingPointError if "NaN" in request.error else ValueError
-        raise kind(request.error)
+def _raise_failure(error: str | None) -> None:
+    if error:
+        raise FloatingPointError(error) if "NaN" in error else ValueError(error)

@@ -22,6 +22,7 @@ def lane_prompts(
     experts: Sequence[int],
     examples: tuple[Example, ...] = (),
     which: str = "the prompt",
+    continuation: int = 0,
 ) -> list[_C.Prompt]:
     """Write and encode a prompt for every lane.
 
@@ -37,6 +38,8 @@ def lane_prompts(
         For the large model.
     which
         What to call the prompt in errors.
+    continuation
+        Tokens that are to follow it, if that is known.
 
     Raises
     ------
@@ -66,8 +69,10 @@ def lane_prompts(
                 (list(cast("Sequence[int]", prompt)), 0) if text is None else layout.encode(text, tokenizer)
             )
             _check(ensemble, tokens, which)
-            if len(tokens) >= ensemble.max_context:
-                raise ValueError(_too_long(ensemble, number, layout, text, len(tokens), which))
+            # The last token of a continuation is not read.
+            room = ensemble.max_context - (continuation - 1 if continuation else 1)
+            if len(tokens) > room:
+                raise ValueError(_too_long(ensemble, number, layout, text, (len(tokens), continuation, room), which))
             encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])
         found[number] = encoded[key]
     return found
@@ -82,17 +87,24 @@ def _check(ensemble: Ensemble, tokens: list[int], which: str) -> None:
 
 
 def _too_long(
-    ensemble: Ensemble, lane: int, layout: Layout, text: str | Messages | None, length: int, which: str
+    ensemble: Ensemble,
+    lane: int,
+    layout: Layout,
+    text: str | Messages | None,
+    sizes: tuple[int, int, int],
+    which: str,
 ) -> str:
-    room, trained = ensemble.max_context, ensemble.trained_context
-    more = f" or raise max_context, up to {trained}" if trained > room else ""
-    holds = f"the context holds {room} with at least one new token"
+    length, continuation, room = sizes
+    context, trained = ensemble.max_context, ensemble.trained_context
+    more = f" or raise max_context, up to {trained}" if trained > context else ""
+    beside = f"the {continuation} of its continuation" if continuation else "at least one new token"
+    holds = f"the context holds {context} with {beside}"
     if not layout.examples or text is None:
         return f"{which} has {length} tokens, but {holds}; shorten it{more}"
     tokenizer = ensemble.models[ensemble.lanes.lanes[lane].model].tokenizer
-    most = layout.fitting(text, tokenizer, room)
+    most = layout.fitting(text, tokenizer, room + 1)
     if most is None:
-        return f"{which} alone is longer than the context of {room} tokens; shorten it{more}"
+        return f"{which} alone is longer than the context of {context} tokens; shorten it{more}"
     return (
         f"{which} and the {len(layout.examples)} examples of {_reader(ensemble, lane)} have {length} tokens, but "
         f"{holds}: {most} of the examples fit; give fewer{more}"

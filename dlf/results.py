@@ -1,4 +1,4 @@
-"""What generation returns."""
+"""What generation and scoring return."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Completion", "Piece", "Timings"]
+__all__ = ["Completion", "Piece", "Score", "Timings"]
 
 
 @dataclass(frozen=True)
@@ -105,3 +105,37 @@ class Completion:
     experts: list[str] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the fused distributions give the tokens of one continuation.
+
+    Attributes
+    ----------
+    tokens : list of int
+        Those of the continuation.
+    logprobs : ndarray
+        Log-probability of each token, given the prompt and the tokens before it, in nats; float64 ``[tokens]``.
+    is_greedy : ndarray
+        Whether it is the most probable token, which greedy decoding would have chosen; bool ``[tokens]``.
+    alpha : ndarray
+        Weight of each expert at each token, float64 ``[tokens, experts]``.
+    f, g : ndarray
+        KL(fused || large) and KL(large || fused) at each token, in nats, float64 ``[tokens]``.
+    experts : list of str
+        Names of the columns of `alpha`.
+    """
+
+    tokens: list[int]
+    logprobs: npt.NDArray[np.float64]
+    is_greedy: npt.NDArray[np.bool_]
+    alpha: npt.NDArray[np.float64]
+    f: npt.NDArray[np.float64]
+    g: npt.NDArray[np.float64]
+    experts: list[str] = field(default_factory=list)
+
+    @property
+    def logprob(self) -> float:
+        """Log-probability of the whole continuation."""
+        return float(self.logprobs.sum())

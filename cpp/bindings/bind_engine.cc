@@ -45,6 +45,14 @@ void bind_engine(py::module_& m) {
       .def_readonly("tokens", &Prompt::tokens)
       .def_readonly("breaks", &Prompt::breaks);
 
+  py::class_<Score>(m, "Score", "What the fused distributions give the tokens of one continuation.")
+      .def_readonly("logprobs", &Score::logprobs)
+      .def_readonly("greedy", &Score::greedy)
+      .def_readonly("alpha", &Score::alpha)
+      .def_readonly("f", &Score::f)
+      .def_readonly("g", &Score::g)
+      .def_readonly("error", &Score::error);
+
   py::class_<StepTimings>(m, "StepTimings", "Seconds that a step spent in each of its parts.")
       .def_readonly("large", &StepTimings::large)
       .def_readonly("small", &StepTimings::small)
@@ -96,6 +104,21 @@ void bind_engine(py::module_& m) {
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
       .def("step", &StepLoop::step, py::call_guard<py::gil_scoped_release>(),
            py::return_value_policy::reference_internal, "Decodes every running sequence one token further.")
+      .def(
+          "score",
+          [](StepLoop& loop, std::vector<Prompt> prompts, std::vector<int> experts,
+             std::vector<std::vector<int64_t>> continuations) {
+            const ScoreRequest request = {std::move(prompts), std::move(experts), std::move(continuations)};
+            const py::gil_scoped_release release;
+            return loop.score(request, [] {
+              const py::gil_scoped_acquire acquire;
+              if (PyErr_CheckSignals() != 0) {
+                throw py::error_already_set();
+              }
+            });
+          },
+          py::arg("prompts"), py::arg("experts"), py::arg("continuations"),
+          "Scores ways in which prompts may go on, beside what is running and without moving it on.")
       .def_property_readonly("timings", &StepLoop::timings, py::return_value_policy::reference_internal)
       .def_property_readonly("idle", &StepLoop::idle);
 }

@@ -22,7 +22,8 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOption
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
     const int64_t rows = max_batch * lanes;
     CpuModel& model = models_.emplace_back();
-    model.decoder = std::make_unique<Decoder>(weights[i], rows, max_context_, team_,
+    // One more slot for each lane is for scoring; until then nothing touches its memory.
+    model.decoder = std::make_unique<Decoder>(weights[i], rows + lanes, max_context_, team_,
                                               adapters.empty() ? Adapters::value_type() : adapters[i]);
     model.logits = at::empty({rows, weights[i]->config().vocab_size}, at::kFloat);
     model.rows.reserve(rows);
@@ -92,6 +93,14 @@ const std::vector<const StepOutput*>& CpuStepLoop::step() {
   solve();
   sample();
   return outputs_;
+}
+
+std::vector<Score> CpuStepLoop::score(const ScoreRequest& request, const Poll& poll) {
+  check_score(request, plan_, vocab_sizes_, max_context_);
+  if (!scorer_) {
+    scorer_ = std::make_unique<CpuScorer>(plan_, models_, prompts_, team_);
+  }
+  return scorer_->score(request, poll);
 }
 
 // Sequences that finished in the last step leave in this one, so that their outputs could be read in between.

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/cpu_scorer.h"
 #include "engine/prompts.h"
 #include "engine/step_loop.h"
 #include "fusion/solver.h"
@@ -28,6 +29,7 @@ class CpuStepLoop final : public StepLoop {
   bool idle() const override;
   const std::vector<const StepOutput*>& step() override;
   const StepTimings& timings() const override { return timings_; }
+  std::vector<Score> score(const ScoreRequest& request, const Poll& poll) override;
 
  private:
   void retire();
@@ -46,6 +48,7 @@ class CpuStepLoop final : public StepLoop {
   ThreadTeam team_;
   std::vector<CpuModel> models_;
   PromptReader prompts_;
+  std::unique_ptr<CpuScorer> scorer_;     // null until something is scored
   std::unique_ptr<FusionSolver> solver_;  // null without experts
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;

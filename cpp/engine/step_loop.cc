@@ -7,6 +7,40 @@
 #include "fusion/solver.h"
 
 namespace dlf {
+namespace {
+
+// Of a request with these experts, that `more` tokens are to follow in the caches.
+void check_prompts(const std::vector<Prompt>& prompts, const std::vector<int>& experts, const FusionPlan& plan,
+                   const std::vector<int64_t>& vocab_sizes, int64_t max_context, int64_t more) {
+  TORCH_CHECK_VALUE(prompts.size() == plan.lane_model.size(), "a request needs a prompt for each of the ",
+                    plan.lane_model.size(), " lanes");
+  std::vector<bool> needed(plan.lane_model.size());
+  needed[0] = true;
+  for (size_t i = 0; i < experts.size(); ++i) {
+    const int expert = experts[i];
+    TORCH_CHECK_INDEX(
+        expert >= 0 && expert < static_cast<int>(plan.experts.size()) && (i == 0 || expert > experts[i - 1]),
+        "a request names its experts in rising order, from 0 to ", plan.experts.size(), " - 1");
+    needed[plan.experts[expert].expert] = true;
+    needed[plan.experts[expert].base] = true;
+  }
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const auto length = static_cast<int64_t>(prompts[i].tokens.size());
+    TORCH_CHECK_VALUE(needed[i] == (length >= 1), needed[i]
+                                                      ? "the prompt has no tokens"
+                                                      : "there is a prompt for a lane that no chosen expert needs");
+    TORCH_CHECK_VALUE(std::is_sorted(prompts[i].breaks.begin(), prompts[i].breaks.end()),
+                      "the breaks of a prompt must rise");
+    TORCH_CHECK_VALUE(length + more <= max_context, "the prompt has ", length, " tokens; the context of ", max_context,
+                      " leaves no room for ", more, " more (shorten it or raise max_context)");
+    const int64_t vocab = vocab_sizes[plan.lane_model[i]];
+    for (const int64_t token : prompts[i].tokens) {
+      TORCH_CHECK_INDEX(token >= 0 && token < vocab, "token id ", token, " is outside the vocabulary of ", vocab);
+    }
+  }
+}
+
+}  // namespace
 
 void check_plan(const FusionPlan& plan, const Models& models, const Adapters& adapters, int64_t max_batch,
                 int64_t max_context) {
@@ -44,33 +78,21 @@ std::vector<int64_t> vocab_sizes(const Models& models) {
 
 void check_request(const Request& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
                    int64_t max_context) {
-  TORCH_CHECK_VALUE(request.prompts.size() == plan.lane_model.size(), "a request needs a prompt for each of the ",
-                    plan.lane_model.size(), " lanes");
   TORCH_CHECK_VALUE(request.max_new_tokens >= 1, "max_new_tokens must be at least 1");
-  std::vector<bool> needed(plan.lane_model.size());
-  needed[0] = true;
-  for (size_t i = 0; i < request.experts.size(); ++i) {
-    const int expert = request.experts[i];
-    TORCH_CHECK_INDEX(
-        expert >= 0 && expert < static_cast<int>(plan.experts.size()) && (i == 0 || expert > request.experts[i - 1]),
-        "a request names its experts in rising order, from 0 to ", plan.experts.size(), " - 1");
-    needed[plan.experts[expert].expert] = true;
-    needed[plan.experts[expert].base] = true;
-  }
-  for (size_t i = 0; i < request.prompts.size(); ++i) {
-    const auto length = static_cast<int64_t>(request.prompts[i].tokens.size());
-    TORCH_CHECK_VALUE(needed[i] == (length >= 1), needed[i]
-                                                      ? "the prompt has no tokens"
-                                                      : "there is a prompt for a lane that no chosen expert needs");
-    TORCH_CHECK_VALUE(std::is_sorted(request.prompts[i].breaks.begin(), request.prompts[i].breaks.end()),
-                      "the breaks of a prompt must rise");
-    TORCH_CHECK_VALUE(length < max_context, "the prompt has ", length, " tokens; the context of ", max_context,
-                      " leaves no room for a new one (shorten it or raise max_context)");
-    const int64_t vocab = vocab_sizes[plan.lane_model[i]];
-    for (const int64_t token : request.prompts[i].tokens) {
-      TORCH_CHECK_INDEX(token >= 0 && token < vocab, "token id ", token, " is outside the vocabulary of ", vocab);
+  check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, 1);
+}
+
+void check_score(const ScoreRequest& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
+                 int64_t max_context) {
+  for (const std::vector<int64_t>& tokens : request.continuations) {
+    TORCH_CHECK_VALUE(!tokens.empty(), "a continuation has no tokens");
+    for (const int64_t token : tokens) {
+      TORCH_CHECK_INDEX(token >= 0 && token < plan.vocab, "token id ", token, " is outside the vocabulary of ",
+                        plan.vocab);
     }
   }
+  // The last one is not read.
+  check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, request.longest() - 1);
 }
 
 std::string describe_bad_model(int bad_model) {

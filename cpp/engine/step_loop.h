@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/plan.h"
+#include "engine/score.h"
 #include "engine/sequence.h"
 #include "model/adapter.h"
 #include "model/weights.h"
@@ -36,6 +37,10 @@ class StepLoop {
   // One step; the outputs hold until the next one. A sequence whose output says why it finished has left.
   virtual const std::vector<const StepOutput*>& step() = 0;
   virtual const StepTimings& timings() const = 0;
+
+  // Scores the continuations of a request, at once: it has places of its own, and neither waits for sequences nor
+  // moves them on.
+  virtual std::vector<Score> score(const ScoreRequest& request, const Poll& poll) = 0;
 };
 
 // Throw a ValueError or IndexError for what no step loop can run.
@@ -43,6 +48,8 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
                 int64_t max_context);
 void check_request(const Request& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
                    int64_t max_context);
+void check_score(const ScoreRequest& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
+                 int64_t max_context);
 
 std::vector<int64_t> vocab_sizes(const Models& models);
 

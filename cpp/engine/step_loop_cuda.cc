@@ -53,6 +53,9 @@ class CudaStepLoop final : public StepLoop {
   bool idle() const override { return waiting_.empty() && running_.empty(); }
   const std::vector<const StepOutput*>& step() override;
   const StepTimings& timings() const override { return timings_; }
+  std::vector<Score> score(const ScoreRequest&, const Poll&) override {
+    TORCH_CHECK_NOT_IMPLEMENTED(false, "scoring on CUDA is still to come; use device='cpu'");
+  }
 
  private:
   // Steps that are on their way: which request each row then belonged to.

@@ -1,0 +1,45 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/plan.h"
+#include "engine/sequence.h"
+
+namespace dlf {
+
+// A request's prompts, and ways in which they may go on. The prompts are read once for all of them.
+struct ScoreRequest {
+  std::vector<Prompt> prompts;  // as in a Request
+  std::vector<int> experts;
+  std::vector<std::vector<int64_t>> continuations;
+
+  int64_t longest() const {
+    size_t most = 0;
+    for (const std::vector<int64_t>& tokens : continuations) {
+      most = std::max(most, tokens.size());
+    }
+    return static_cast<int64_t>(most);
+  }
+};
+
+// What the fused distributions give the tokens of one continuation: what decoding them one by one would.
+struct Score {
+  std::vector<double> logprobs;  // [tokens], nats
+  std::vector<bool> greedy;      // whether it is the most probable one
+  std::vector<double> alpha;     // [tokens, experts of the request]
+  std::vector<double> f;         // [tokens], KL(fused || large), nats
+  std::vector<double> g;         // KL(large || fused)
+  std::string error;             // why the tokens after these have none
+};
+
+// Called now and then by what takes long; what it throws ends that.
+using Poll = std::function<void()>;
+
+// Positions whose logits, of all lanes and fused, are held at a time.
+int64_t score_rows(const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes);
+
+}  // namespace dlf

@@ -1,0 +1,150 @@
+"""What a call of `Engine.score` asks for: prompts, how they go on, and what each lane reads for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dlf import _C
+from dlf.arguments import Prompt
+from dlf.ensemble import Ensemble
+from dlf.layout import Example, Layout, Messages
+from dlf.prompts import lane_prompts
+from dlf.results import Score
+
+__all__ = ["ScoreGroup", "as_continuations", "as_score", "score_groups"]
+
+Continuation: TypeAlias = "str | list[int]"
+
+AT_ONCE = 64  # continuations of one prompt; whoever else uses the engine waits for them
+
+
+@dataclass
+class ScoreGroup:
+    """Continuations of one prompt, with their numbers in the call."""
+
+    lanes: list[_C.Prompt]
+    continuations: list[list[int]]
+    numbers: list[int]
+
+    def parts(self) -> Iterator[tuple[list[int], list[list[int]]]]:
+        """Numbers and continuations, a few at a time."""
+        for begin in range(0, len(self.numbers), AT_ONCE):
+            part = slice(begin, begin + AT_ONCE)
+            yield self.numbers[part], self.continuations[part]
+
+
+def as_continuations(continuation: Any, prompts: int | None) -> tuple[list[Continuation], bool]:
+    """The continuations, and whether there was a single one.
+
+    Parameters
+    ----------
+    continuation
+        Text, token ids, or a list of such.
+    prompts
+        How many prompts there are, each with a continuation of its own; None for one prompt.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If they are none of these, too few or too many, or one is empty.
+    """
+    single = isinstance(continuation, str) or _is_tokens(continuation)
+    if not single and not isinstance(continuation, (list, tuple)):
+        raise TypeError(f"a continuation is text or token ids, or a list of such, not {type(continuation).__name__}")
+    found = [continuation] if single else list(continuation)
+    if prompts is not None and (single or len(found) != prompts):
+        have = "one continuation" if single else f"{len(found)} continuations"
+        raise ValueError(f"{have} for {prompts} prompts; give a list with one for each")
+    for i, one in enumerate(found):
+        which = "the continuation" if single else f"continuation {i}"
+        if not isinstance(one, str) and not _is_tokens(one):
+            raise TypeError(f"{which} must be text or a list of token ids")
+        if not one:
+            raise ValueError(f"{which} is empty; give at least one token")
+    if not found:
+        raise ValueError("there is no continuation; give text or token ids, or a list of such")
+    return [one if isinstance(one, str) else list(one) for one in found], single
+
+
+def score_groups(
+    ensemble: Ensemble,
+    prompts: Sequence[Prompt] | Sequence[Messages],
+    continuations: Sequence[Continuation],
+    experts: Sequence[int],
+    examples: tuple[Example, ...],
+) -> list[ScoreGroup]:
+    """Encode pairs of prompt and continuation; those with one prompt are one group, which reads it once.
+
+    Raises
+    ------
+    ValueError
+        If a prompt is empty, or longer than the context together with its continuation.
+    """
+    several = len(continuations) > 1
+    by_prompt: dict[str, tuple[Any, list[int]]] = {}
+    encoded = []
+    for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+        whose = f"continuation {i}" if several else "the continuation"
+        prompt, tokens = _split(ensemble, prompt, continuation, examples)
+        outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
+        if outside is not None:
+            raise ValueError(f"{whose} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
+        encoded.append(tokens)
+        by_prompt.setdefault(repr(prompt), (prompt, []))[1].append(i)
+    groups = []
+    for prompt, numbers in by_prompt.values():
+        own = [encoded[i] for i in numbers]
+        which = f"prompt {numbers[0]}" if several else "the prompt"
+        lanes = lane_prompts(ensemble, prompt, experts, examples, which, continuation=max(map(len, own)))
+        groups.append(ScoreGroup(lanes, own, numbers))
+    return groups
+
+
+def as_score(native: _C.Score, tokens: list[int], experts: list[str]) -> Score:
+    """What the step loop gave, as arrays."""
+    return Score(
+        tokens=tokens,
+        logprobs=np.array(native.logprobs, np.float64),
+        is_greedy=np.array(native.greedy, np.bool_),
+        alpha=np.array(native.alpha, np.float64).reshape(len(tokens), len(experts)),
+        f=np.array(native.f, np.float64),
+        g=np.array(native.g, np.float64),
+        experts=experts,
+    )
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(token, int) and not isinstance(token, bool) for token in value
+    )
+
+
+def _split(
+    ensemble: Ensemble, prompt: Any, continuation: Continuation, examples: tuple[Example, ...]
+) -> tuple[Any, list[int]]:
+    """The prompt, and the tokens that follow it in every lane.
+
+    A text is encoded together with what the large model reads before it, since tokens may span the words of both, and
+    a space at the end of a prompt belongs to the word after it, as in lm-evaluation-harness.
+    """
+    lane = ensemble.lanes.lanes[0]
+    tokenizer = ensemble.models[lane.model].tokenizer
+    if not isinstance(continuation, str):
+        return prompt, continuation
+    apart = tokenizer.encode(continuation, add_special_tokens=False)
+    if not prompt or (not isinstance(prompt, str) and isinstance(prompt[0], int)):
+        return prompt, apart
+    layout = Layout(lane.layout.template, examples) if examples else lane.layout
+    if isinstance(prompt, str) and prompt.strip() and layout.text(prompt, tokenizer).endswith(prompt):
+        written = prompt.rstrip()
+        continuation = prompt[len(written) :] + continuation
+        prompt = written
+    special = not layout.is_chat(prompt, tokenizer)
+    text = layout.text(prompt, tokenizer)
+    before = len(tokenizer.encode(text, add_special_tokens=special))
+    whole = tokenizer.encode(text + continuation, add_special_tokens=special)
+    return prompt, whole[before:] or apart
