@@ -28,7 +28,7 @@ class ChatTemplate:
     """One checkpoint's template, which may be None; it is compiled when it is first used."""
 
     def __init__(self, source: str | None, where: str) -> None:
-        self._source = source
+        self.source = source
         self._where = where
         self._compiled: jinja2.Template | None = None
 
@@ -63,7 +63,7 @@ class ChatTemplate:
         return cls(source, str(path))
 
     def __bool__(self) -> bool:
-        return self._source is not None
+        return self.source is not None
 
     def render(self, **variables: Any) -> str:
         """Run the template.
@@ -73,13 +73,13 @@ class ChatTemplate:
         ValueError
             If there is no template, or it fails on these variables.
         """
-        if self._source is None:
+        if self.source is None:
             raise ValueError(
                 f"{self._where} has no chat template: the model is no chat model; give it plain text as its prompt"
             )
         try:
             if self._compiled is None:
-                self._compiled = _environment().from_string(self._source)
+                self._compiled = _environment().from_string(self.source)
             return self._compiled.render(**variables)
         except Exception as error:  # a template is a program, and may fail in any way
             raise ValueError(f"the chat template of {self._where} refuses these messages: {error}") from error

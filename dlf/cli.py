@@ -317,6 +317,17 @@ def cache(
         typer.echo(f"  {path.name}: {label}")
 
 
+@app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def lm_eval(context: typer.Context) -> None:
+    """Evaluate with lm-evaluation-harness: what its command lm_eval takes, and --model dlf."""
+    from dlf.lm_eval import main as evaluate
+
+    sys.argv = ["lm_eval", *context.args]
+    evaluate()
+
+
 def main() -> None:
     """Entry point of the ``dlf`` command."""
     warnings.formatwarning = lambda message, *_, **__: f"dlf: warning: {message}\n"

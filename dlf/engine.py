@@ -211,6 +211,16 @@ class Engine:
         return self._ensemble.max_context
 
     @property
+    def max_batch(self) -> int:
+        """Sequences that decode side by side."""
+        return self._ensemble.options.max_batch
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether every model reads prompts as they are, without templates or examples: they may be token ids."""
+        return all(lane.layout.plain for lane in self._ensemble.lanes.lanes)
+
+    @property
     def experts(self) -> list[str]:
         """Names of the experts: the columns of ``Completion.alpha``."""
         return self._ensemble.labels

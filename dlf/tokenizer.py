@@ -80,6 +80,11 @@ class Tokenizer:
         """Whether the checkpoint comes with one."""
         return bool(self._chat_template)
 
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the chat template, if there is one."""
+        return self._chat_template.source
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with the special tokens that ``tokenizer.json`` puts around one unless told not to."""
         try:

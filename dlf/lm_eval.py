@@ -1,0 +1,300 @@
+"""dlf as a model of lm-evaluation-harness: ``python -m dlf.lm_eval --model dlf --model_args recipe=...``.
+
+The command `lm_eval` looks up models in a list of its own, to which a package can't add. This module enters `DLF` under
+the name ``dlf`` when it is imported, and, run as a program, goes on as `lm_eval` itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+try:
+    import lm_eval.models  # noqa: F401 (the harness' own models, which it would not look for once there is another)
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+except ImportError as error:
+    raise ImportError(f"lm-evaluation-harness is missing ({error}): pip install 'dlf[eval]'") from error
+
+from dlf import _C
+from dlf.arguments import Path
+from dlf.engine import Engine
+from dlf.experts import Expert
+from dlf.results import Score
+
+__all__ = ["DLF"]
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Pair = tuple[str, str]
+
+AT_ONCE = 256  # requests between two entries in the harness' cache
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+@register_model("dlf")
+class DLF(TemplateLM):  # type: ignore[misc]
+    """A dlf engine as a model of lm-evaluation-harness.
+
+    It is the harness' ``hf`` class with fused logits: texts are encoded, cut and scored in the same way.
+
+    Parameters
+    ----------
+    recipe : str or path, optional
+        File of `Engine.from_recipe`.
+    pretrained : str or path, optional
+        Instead: folder or hub id of the large model.
+    expert, base : str or path, optional
+        An expert and its base beside `pretrained`; a recipe can have more.
+    engine : Engine, optional
+        Instead: an engine that is there already.
+    batch_size : int or str
+        ``max_batch`` of the engine; ``"auto"`` leaves that to the engine or the recipe.
+    max_length : int, optional
+        ``max_context`` of the engine.
+    device : str, optional
+        Where `pretrained` runs. The harness passes ``"cuda:0"`` on unless it is told otherwise: where there is no such
+        device that is the CPU, as for ``hf``, and a recipe keeps its own.
+    max_gen_toks : int
+        Tokens to generate at most, for tasks that do not say.
+    add_bos_token : bool, optional
+        Whether texts begin with the tokenizer's special tokens; by default what ``tokenizer.json`` says.
+    prefix_token_id : int, optional
+        What comes before a text without a context; by default the beginning of a sequence, else its end.
+    max_batch_size
+        What the harness passes on to models that look for a batch size; not used.
+    **options
+        Further arguments of `Engine`, such as ``dtype``, ``weights`` or ``threads``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If none or several of `recipe`, `pretrained` and `engine` are given, or options beside an engine.
+    """
+
+    def __init__(
+        self,
+        recipe: Path | None = None,
+        pretrained: Path | None = None,
+        *,
+        expert: Path | None = None,
+        base: Path | None = None,
+        engine: Engine | None = None,
+        batch_size: int | str | None = None,
+        max_length: int | None = None,
+        device: str | None = None,
+        max_gen_toks: int = 256,
+        add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        max_batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if sum(one is not None for one in (recipe, pretrained, engine)) != 1:
+            raise ValueError("give one of recipe, pretrained and engine: --model_args recipe=FILE or pretrained=FOLDER")
+        if pretrained is None and (expert is not None or base is not None):
+            raise ValueError("expert and base go with pretrained; a recipe or an engine has its own")
+        if batch_size is not None and not str(batch_size).startswith("auto"):
+            options["max_batch"] = int(batch_size)
+        if max_length is not None:
+            options["max_context"] = max_length
+        if engine is not None:
+            options.pop("max_batch", None)  # the harness always has one
+            if options:
+                raise TypeError(f"an engine that is there has its own options: leave out {', '.join(sorted(options))}")
+            self.engine = engine
+        elif recipe is not None:
+            self.engine = Engine.from_recipe(recipe, **options)
+        else:
+            assert pretrained is not None
+            if device is not None:
+                there = not device.startswith("cuda") or _C.cuda_devices()
+                options["device"] = device if there else "cpu"
+            experts = [] if expert is None else [Expert(expert)]
+            self.engine = Engine(pretrained, experts, base=base, **options)
+        self.max_gen_toks = max_gen_toks
+        self.add_bos_token = add_bos_token
+        self._prefix_token_id = prefix_token_id
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a model reads at most."""
+        return self.engine.max_context
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences that decode side by side."""
+        return self.engine.max_batch
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        found = self.engine.tokenizer.eos_token_id
+        if found is None:
+            raise ValueError("the large model's tokenizer names no eos_token; give prefix_token_id")
+        return found
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What comes before a text without a context."""
+        for token in (self._prefix_token_id, self.engine.tokenizer.bos_token_id):
+            if token is not None:
+                return token
+        return self.eot_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for caches of requests: two tokenizers that encode alike have the same."""
+        return f"dlf-{self.engine.tokenizer.fingerprint.hex()[:16]}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Source of the large model's chat template."""
+        return self.engine.tokenizer.chat_template if chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Write a conversation by the large model's chat template; without a generation prompt it stays open."""
+        text = self.engine.tokenizer.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"].strip()
+        return text[: text.rindex(last) + len(last)]
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Token ids of a text; one that begins with the prefix token as text gets no special tokens."""
+        if add_special_tokens is None:
+            prefix = self.engine.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
+            begins = bool(prefix) and string.startswith(prefix)
+            add_special_tokens = not begins and self.add_bos_token is not False
+        return self.engine.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, in windows as long as the context."""
+        windows = []
+        counts = []
+        for request in requests:
+            pairs = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            own = [(None, *make_disjoint_window(pair)) for pair in pairs]
+            windows += own
+            counts.append(len(own))
+        found = iter(self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
+        totals = []
+        for request, count in zip(requests, counts, strict=True):
+            totals.append(sum(next(found)[0] for _ in range(count)))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
+        return totals
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[Pair | None, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        answers = []
+        with tqdm(total=len(requests), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
+            for part in _parts(requests):
+                prompts: Any = [self._context(*request) for request in part]
+                scores: list[Score] = self.engine.score(prompts, [request[2] for request in part], progress=False)
+                for (pair, _, _), score in zip(part, scores, strict=True):
+                    answers.append((score.logprob, bool(score.is_greedy.all())))
+                    if pair is not None:  # a window of a longer text
+                        self.cache_hook.add_partial("loglikelihood", pair, answers[-1])
+                bar.update(len(part))
+        return answers
+
+    def _context(self, pair: Pair | None, context: list[int], continuation: list[int]) -> str | list[int]:
+        """What is read before a continuation: tokens, cut on the left, or a text that each model lays out."""
+        if self.engine.reads_tokens:
+            room = self.max_length + 1 - len(continuation)
+            if len(context) > room >= 1:
+                logger.warning("the first %d tokens of a context are cut: it is too long", len(context) - room)
+            return context[-room:] if room >= 1 else context  # which the engine then refuses
+        if pair is not None and pair[0].strip():
+            return pair[0].rstrip()
+        return self.engine.tokenizer.decode(context, skip_special_tokens=False)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Complete contexts, up to the stop strings of their tasks."""
+        texts: list[str] = [""] * len(requests)
+        with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
+            for options, numbers in self._groups(requests).items():
+                sampling = self._sampling(json.loads(options[0]))
+                # Long contexts first, so that what takes too much fails at once.
+                numbers.sort(key=lambda number: -len(requests[number].args[0]))
+                for part in _parts(numbers):
+                    prompts: Any = [
+                        self._prompt(requests[number].args[0], sampling["max_new_tokens"]) for number in part
+                    ]
+                    completions = self.engine.generate(prompts, progress=False, **sampling)
+                    for number, completion in zip(part, completions, strict=True):
+                        texts[number] = completion.text
+                        self.cache_hook.add_partial("generate_until", requests[number].args, completion.text)
+                    bar.update(len(part))
+        return texts
+
+    def _groups(self, requests: Sequence[Any]) -> dict[tuple[str, int], list[int]]:
+        """Numbers of the requests with the same options. One that comes again is drawn anew, with another seed."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        seen: Counter[tuple[str, str]] = Counter()
+        for number, request in enumerate(requests):
+            context, options = request.args
+            written = json.dumps(options, sort_keys=True)
+            again = seen[context, written]
+            seen[context, written] += 1
+            groups.setdefault((written, again), []).append(number)
+        return groups
+
+    def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A task's options under the names of the engine."""
+        sampling = dict(options)
+        lengths = [sampling.pop(name) for name in LENGTHS if name in sampling]
+        until = sampling.pop("until", None) or []
+        draws = sampling.pop("do_sample", None)
+        temperature = float(sampling.pop("temperature", 0.0)) if draws is not False else 0.0
+        length = int(next((one for one in lengths if one is not None), self.max_gen_toks))
+        if length >= self.max_length:
+            raise ValueError(
+                f"{length} tokens are to be generated in a context of {self.max_length}: lower max_gen_toks in "
+                "--gen_kwargs, or raise max_length in --model_args"
+            )
+        if temperature > 0:
+            sampling.setdefault("seed", int(torch.randint(2**62, (1,))))  # by the harness' own seed
+        return {
+            "max_new_tokens": length,
+            "stop_strings": [text for text in ([until] if isinstance(until, str) else until) if text],
+            "temperature": temperature,
+            "num_return_sequences": 1,  # whatever a recipe's programs want
+        } | sampling
+
+    def _prompt(self, context: str, new_tokens: int) -> str | list[int]:
+        if not self.engine.reads_tokens:
+            return context
+        return self.tok_encode(context)[-(self.max_length - new_tokens) :]
+
+
+def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for begin in range(0, len(items), AT_ONCE):
+        yield items[begin : begin + AT_ONCE]
+
+
+def main() -> None:
+    """Run the command of lm-evaluation-harness, which then knows dlf."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()
