@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import dlf
+from dlf import _C
 
 PROMPT = "Question: what is the sum"
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
@@ -145,6 +146,15 @@ def test_lanes_of_every_kind(family: dict[str, Path], tmp_path: Path, device: st
             engine.score([1, 2, 3], "x")
 
 
+@pytest.mark.cuda
+def test_experts_on_a_second_device(family: dict[str, Path]) -> None:
+    if len(_C.cuda_devices()) < 2:
+        pytest.skip("one CUDA device")
+    with make_engine(family, device_map={"large": "cuda:0", "experts": "cuda:1"}) as engine:
+        completion = engine.generate(PROMPT, **OPTIONS)
+        assert_score_is(engine.score(PROMPT, completion.tokens), completion)
+
+
 @pytest.mark.parametrize("types", [{"weights": "int8"}, {"dtype": "bfloat16"}])
 def test_smaller_types(family: dict[str, Path], types: dict[str, str]) -> None:
     with make_engine(family, **types) as engine:
@@ -160,7 +170,7 @@ def test_what_is_running_is_not_disturbed(engine: dlf.Engine) -> None:
     for _ in range(OPTIONS["max_new_tokens"]):
         for stream, own in zip(streams, tokens, strict=True):
             own.append(next(stream).token)
-            assert same(engine.score(PROMPT, " of 12 and 30"), expected)
+        assert same(engine.score(PROMPT, " of 12 and 30"), expected)
     assert tokens == [completion.tokens for completion in whole]
 
 

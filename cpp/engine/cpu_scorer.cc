@@ -12,14 +12,6 @@
 namespace dlf {
 namespace {
 
-std::vector<int64_t> vocab_sizes(const std::vector<CpuModel>& models) {
-  std::vector<int64_t> sizes;
-  for (const CpuModel& model : models) {
-    sizes.push_back(model.vocab());
-  }
-  return sizes;
-}
-
 // Slots for lanes, which go back however scoring ends.
 class Slots {
  public:
@@ -52,8 +44,9 @@ class Slots {
 }  // namespace
 
 // Memory that no request is long enough for stays untouched.
-CpuScorer::CpuScorer(const FusionPlan& plan, std::vector<CpuModel>& models, PromptReader& prompts, ThreadTeam& team)
-    : plan_(plan), models_(models), prompts_(prompts), team_(team), rows_(score_rows(plan, vocab_sizes(models))) {
+CpuScorer::CpuScorer(const FusionPlan& plan, std::vector<CpuModel>& models, PromptReader& prompts, ThreadTeam& team,
+                     int64_t chunk)
+    : plan_(plan), models_(models), prompts_(prompts), team_(team), rows_(chunk) {
   for (const int64_t model : plan.lane_model) {
     logits_.push_back(at::empty({rows_, models[model].vocab()}, at::kFloat));
   }
@@ -183,13 +176,8 @@ void CpuScorer::measure(Distribution& row, double* block_sums) const {
 }
 
 void CpuScorer::take(int64_t row, int64_t token, std::span<const int> experts, Score& score) const {
-  if (!score.error.empty()) {
-    return;
-  }
   const Distribution& from = distributions_[row];
-  if (from.bad_model != kNoBadModel) {
-    score.error = describe_bad_model(from.bad_model) + " at token " + std::to_string(score.logprobs.size()) +
-                  " of the continuation";
+  if (add_failure(score, from.bad_model)) {
     return;
   }
   score.logprobs.push_back(from.logits[token] - from.log_total);

@@ -19,7 +19,9 @@ namespace dlf {
 // of all of them, and are rows of one solve. Runs between the steps of a CpuStepLoop, in slots that no sequence has.
 class CpuScorer {
  public:
-  CpuScorer(const FusionPlan& plan, std::vector<CpuModel>& models, PromptReader& prompts, ThreadTeam& team);
+  // `chunk` is how many positions are held.
+  CpuScorer(const FusionPlan& plan, std::vector<CpuModel>& models, PromptReader& prompts, ThreadTeam& team,
+            int64_t chunk);
 
   std::vector<Score> score(const ScoreRequest& request, const Poll& poll);
 

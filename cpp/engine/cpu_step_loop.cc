@@ -98,7 +98,7 @@ const std::vector<const StepOutput*>& CpuStepLoop::step() {
 std::vector<Score> CpuStepLoop::score(const ScoreRequest& request, const Poll& poll) {
   check_score(request, plan_, vocab_sizes_, max_context_);
   if (!scorer_) {
-    scorer_ = std::make_unique<CpuScorer>(plan_, models_, prompts_, team_);
+    scorer_ = std::make_unique<CpuScorer>(plan_, models_, prompts_, team_, score_rows(plan_, vocab_sizes_));
   }
   return scorer_->score(request, poll);
 }

@@ -1,5 +1,7 @@
 #include "engine/score.h"
 
+#include "engine/step_loop.h"
+
 namespace dlf {
 namespace {
 
@@ -14,6 +16,14 @@ int64_t score_rows(const FusionPlan& plan, const std::vector<int64_t>& vocab_siz
     logits += vocab_sizes[model];
   }
   return std::clamp<int64_t>(kScoreBytes / (logits * static_cast<int64_t>(sizeof(float))), 1, kMostRows);
+}
+
+bool add_failure(Score& score, int bad_model) {
+  if (score.error.empty() && bad_model != kNoBadModel) {
+    score.error =
+        describe_bad_model(bad_model) + " at token " + std::to_string(score.logprobs.size()) + " of the continuation";
+  }
+  return !score.error.empty();
 }
 
 }  // namespace dlf

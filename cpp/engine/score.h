@@ -36,6 +36,10 @@ struct Score {
   std::string error;             // why the tokens after these have none
 };
 
+// Whether there is a token to score: a model that gave no numbers (FusionResult::bad_model) is an error, the first of
+// which stays.
+bool add_failure(Score& score, int bad_model);
+
 // Called now and then by what takes long; what it throws ends that.
 using Poll = std::function<void()>;
 

@@ -15,6 +15,7 @@
 
 #include "engine/device_room_cuda.h"
 #include "engine/prompts_cuda.h"
+#include "engine/scorer_cuda.h"
 #include "engine/sequence_memory_cuda.h"
 #include "engine/sequences_cuda.h"
 #include "fusion/solver_cuda.h"
@@ -53,9 +54,7 @@ class CudaStepLoop final : public StepLoop {
   bool idle() const override { return waiting_.empty() && running_.empty(); }
   const std::vector<const StepOutput*>& step() override;
   const StepTimings& timings() const override { return timings_; }
-  std::vector<Score> score(const ScoreRequest&, const Poll&) override {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, "scoring on CUDA is still to come; use device='cpu'");
-  }
+  std::vector<Score> score(const ScoreRequest& request, const Poll& poll) override;
 
  private:
   // Steps that are on their way: which request each row then belonged to.
@@ -130,7 +129,7 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
     model.tokens = model.remote ? at::zeros({max_batch_}, ints) : model.decoder->tokens();
     model.positions = model.remote ? at::full({shape.rows()}, -1, ints) : model.decoder->positions();
     if (model.remote) {
-      model.logits = at::empty({shape.rows(), model.decoder->vocab()}, floats);
+      model.logits = at::empty({shape.rows() + shape.lanes, model.decoder->vocab()}, floats);
     }
   }
   begun_ = std::make_unique<Event>(device);
@@ -215,6 +214,13 @@ const std::vector<const StepOutput*>& CudaStepLoop::step() {
     prompts_->release(launched_ + 1);
   }
   return outputs_;
+}
+
+std::vector<Score> CudaStepLoop::score(const ScoreRequest& request, const Poll& poll) {
+  check_score(request, plan_, vocab_sizes_, options_.max_context);
+  const DeviceGuard guard(main().device());
+  Scorer scorer(plan_, models_, *prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
+  return scorer.score(request, poll);
 }
 
 // Places for those that wait, and a piece of each prompt that is still to be read.

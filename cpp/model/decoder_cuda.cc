@@ -82,10 +82,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   const RopeTables rope(config_, shape.max_context);
   cos_ = rope.cos.to(floats);
   sin_ = rope.sin.to(floats);
-  const std::vector<int64_t> cache = {config_.num_hidden_layers, shape.rows(), config_.num_key_value_heads,
-                                      shape.max_context, config_.head_dim};
-  keys_ = at::empty(cache, halves);
-  values_ = at::empty(cache, halves);
+  cache_ = make_cache(0, shape.rows());
   tokens_ = at::zeros({shape.max_batch}, integers);
   positions_ = at::full({shape.rows()}, -1, integers);
   const int64_t rows = most_rows(shape);
@@ -96,7 +93,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   branch_ = at::zeros({rows, config_.hidden_size}, halves);
   gate_up_ = at::zeros({rows, gate_up_size(config_)}, halves);
   activated_ = at::zeros({rows, config_.intermediate_size}, halves);
-  logits_ = at::zeros({shape.rows(), config_.vocab_size}, floats);
+  logits_ = at::zeros({shape.rows() + shape.lanes, config_.vocab_size}, floats);
   if (ops::is_quantized(weights.type())) {
     dequantized_ = at::empty({largest_matrix(config_)}, halves);
   }
@@ -109,7 +106,8 @@ int64_t Decoder::bytes(const Weights& weights, const DecoderShape& shape) {
   const int64_t row = config.hidden_size * (4 + 2 * element) +
                       (qkv_size(config) + q_size(config) + gate_up_size(config) + config.intermediate_size) * element;
   const int64_t dequantized = ops::is_quantized(weights.type()) ? largest_matrix(config) * element : 0;
-  return weights.bytes() + cache + most_rows(shape) * row + shape.rows() * config.vocab_size * 4 + dequantized;
+  return weights.bytes() + cache + most_rows(shape) * row + (shape.rows() + shape.lanes) * config.vocab_size * 4 +
+         dequantized;
 }
 
 void Decoder::decode(int batch) {
@@ -121,7 +119,7 @@ void Decoder::decode(int batch) {
         queue_.stream());
     forward(rows);
     norm(weights_.norm, /*add_branch=*/true, 0, rows.rows);
-    head(0, 0, rows);
+    head(0, logits_, rows);
   });
 }
 
@@ -131,16 +129,30 @@ int64_t Decoder::cache_bytes(int64_t positions) const {
   return ops::round_up(2 * config_.num_hidden_layers * kv_size(config_) * positions * element, 16);
 }
 
+Decoder::Cache Decoder::make_cache(int first_row, int rows) const {
+  const auto options = on_device(queue_.device()).dtype(scalar_type(dtype_));
+  const std::vector<int64_t> shape = {config_.num_hidden_layers, rows, config_.num_key_value_heads, shape_.max_context,
+                                      config_.head_dim};
+  return {at::empty(shape, options), at::empty(shape, options), first_row, rows};
+}
+
+void Decoder::add_spare() {
+  queue_.run([&] { spare_ = make_cache(shape_.rows(), shape_.lanes); });
+}
+
+void Decoder::drop_spare() { spare_ = {}; }
+
 CacheCopyArgs Decoder::copy_args(int row, int begin, int count, void* piece) {
-  return {keys_.mutable_data_ptr(),
-          values_.mutable_data_ptr(),
+  const Cache& cache = cache_of(row);
+  return {cache.keys.mutable_data_ptr(),
+          cache.values.mutable_data_ptr(),
           piece,
           static_cast<int>(config_.num_hidden_layers),
-          shape_.rows(),
+          cache.rows,
           static_cast<int>(config_.num_key_value_heads),
           shape_.max_context,
-          static_cast<int>(config_.head_dim * keys_.element_size()),
-          row,
+          static_cast<int>(config_.head_dim * cache.keys.element_size()),
+          row - cache.first_row,
           begin,
           count};
 }
@@ -157,17 +169,32 @@ void Decoder::restore(int row, int begin, int count, void* piece) {
 
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool last) {
   TORCH_INTERNAL_ASSERT(count >= 1 && count <= kPrefillRows && start + count <= shape_.max_context);
-  const Batch rows = {count, true, row, start};
   queue_.run([&] {
-    cuda::embedding({weights_.embedding.const_data_ptr(), tokens, hidden_.mutable_data_ptr<float>(), count, 1,
-                     static_cast<int>(config_.hidden_size), dtype_},
-                    queue_.stream());
-    forward(rows);
+    embed(tokens, count);
+    forward({count, true, row, start});
     if (last) {
       norm(weights_.norm, /*add_branch=*/true, count - 1, 1);
-      head(count - 1, row, {1, true, row, start});
+      head(count - 1, logits_of(row), {1, true, row, start});
     }
   });
+}
+
+void Decoder::prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits) {
+  TORCH_INTERNAL_ASSERT(count >= 1 && count <= kPrefillRows && start + count <= shape_.max_context);
+  const Batch rows = {count, true, row, start};
+  queue_.run([&] {
+    embed(tokens, count);
+    forward(rows);
+    norm(weights_.norm, /*add_branch=*/true, 0, count);
+    head(0, logits, rows);
+  });
+}
+
+// The tokens of a prompt.
+void Decoder::embed(const int32_t* tokens, int count) {
+  cuda::embedding({weights_.embedding.const_data_ptr(), tokens, hidden_.mutable_data_ptr<float>(), count, 1,
+                   static_cast<int>(config_.hidden_size), dtype_},
+                  queue_.stream());
 }
 
 // Leaves the last layer's branch to be added by the norm that follows.
@@ -223,8 +250,9 @@ void Decoder::adapt(const Batch& batch, int layer, DeviceAdapters::Input input) 
 
 void Decoder::attend(const Batch& batch, int index) {
   const DeviceLayer& layer = weights_.layers[index];
-  at::Tensor keys = keys_.select(0, index);
-  at::Tensor values = values_.select(0, index);
+  const Cache& cache = batch.prompt ? cache_of(batch.slot) : cache_;
+  at::Tensor keys = cache.keys.select(0, index);
+  at::Tensor values = cache.values.select(0, index);
   RopeArgs rope = {};
   rope.qkv = qkv_.mutable_data_ptr();
   rope.stride = static_cast<int>(qkv_.size(1));
@@ -239,7 +267,7 @@ void Decoder::attend(const Batch& batch, int index) {
   rope.epsilon = static_cast<float>(config_.rms_norm_eps);
   rope.position = batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>();
   rope.start = batch.start;
-  rope.slot = batch.slot;
+  rope.slot = batch.slot - cache.first_row;
   rope.rows = batch.rows;
   rope.heads = static_cast<int>(config_.num_attention_heads);
   rope.kv_heads = static_cast<int>(config_.num_key_value_heads);
@@ -270,8 +298,12 @@ void Decoder::attend_prompt(const Batch& batch, int index) {
   const int64_t heads = config_.num_attention_heads;
   const int64_t size = config_.head_dim;
   const at::Tensor q = qkv_.narrow(0, 0, rows).narrow(1, 0, heads * size).view({rows, heads, size});
-  const auto seen = [&](const at::Tensor& cache) {
-    return cache.select(0, index).select(0, batch.slot).narrow(1, 0, end).unsqueeze(0);  // [1, kv_heads, end, size]
+  const Cache& cache = cache_of(batch.slot);
+  const auto seen = [&](const at::Tensor& side) {
+    return side.select(0, index)
+        .select(0, batch.slot - cache.first_row)
+        .narrow(1, 0, end)
+        .unsqueeze(0);  // [1, kv_heads, end, size]
   };
   c10::optional<at::Tensor> mask;
   const bool causal = batch.start == 0 && (window == 0 || window >= end);
@@ -286,7 +318,7 @@ void Decoder::attend_prompt(const Batch& batch, int index) {
   }
   const double scale = 1.0 / std::sqrt(static_cast<double>(size));
   const at::Tensor y =
-      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), seen(keys_), seen(values_), mask,
+      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), seen(cache.keys), seen(cache.values), mask,
                                        /*dropout_p=*/0.0, causal, scale,
                                        /*enable_gqa=*/heads != config_.num_key_value_heads);
   attended_.narrow(0, 0, rows).view({rows, heads, size}).copy_(y.squeeze(0).transpose(0, 1));
@@ -302,10 +334,10 @@ void Decoder::norm(const at::Tensor& weight, bool add_branch, int first_row, int
                  queue_.stream());
 }
 
-void Decoder::head(int first_row, int first_logits, const Batch& batch) {
+// NOLINTNEXTLINE(performance-unnecessary-value-param): a handle, which multiply() writes through.
+void Decoder::head(int first_row, at::Tensor logits, const Batch& batch) {
   const at::Tensor x = normed_.narrow(0, first_row, batch.rows);
-  at::Tensor y = logits_.narrow(0, first_logits, batch.rows);
-  multiply(weights_.lm_head, x, y, batch);
+  multiply(weights_.lm_head, x, logits, batch);
 }
 
 // y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.

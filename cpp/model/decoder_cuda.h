@@ -44,6 +44,14 @@ class Decoder {
   // `count` tokens [device memory] of one row, from position `start` on; the logits of the last one where `last`.
   void prefill(const int32_t* tokens, int count, int row, int start, bool last);
 
+  // The same, with the logits of all of them: float32 [>= count, vocab].
+  void prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits);
+
+  // One sequence more than max_batch, which doesn't decode: its rows come after those of the others, and take memory
+  // for keys and values only while it is wanted.
+  void add_spare();
+  void drop_spare();
+
   // Keys and values of positions of one row into a piece of the device's memory, and back.
   int64_t cache_bytes(int64_t positions) const;
   void save(int row, int begin, int count, void* piece);
@@ -52,6 +60,7 @@ class Decoder {
   Queue& queue() { return queue_; }
   int lanes() const { return shape_.lanes; }
   float* logits() { return logits_.mutable_data_ptr<float>(); }
+  at::Tensor logits_of(int row) const { return logits_.narrow(0, row, 1); }
   int64_t vocab() const { return config_.vocab_size; }  // the stride of logits()
   at::Tensor& tokens() { return tokens_; }              // int32 [max_batch]
   at::Tensor& positions() { return positions_; }        // int32 [rows]; −1: the row is idle
@@ -71,9 +80,18 @@ class Decoder {
   void attend_prompt(const Batch& batch, int layer);
   void norm(const at::Tensor& weight, bool add_branch, int first_row, int rows);
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch);
-  void head(int first_row, int first_logits, const Batch& batch);
-  at::Tensor cache(const at::Tensor& cache, int layer) const;
+  void embed(const int32_t* tokens, int count);
+  void head(int first_row, at::Tensor logits, const Batch& batch);
   CacheCopyArgs copy_args(int row, int begin, int count, void* piece);
+
+  struct Cache {
+    at::Tensor keys, values;  // [layers, rows, kv_heads, max_context, head_dim]
+    int first_row;
+    int rows;
+  };
+
+  Cache make_cache(int first_row, int rows) const;
+  const Cache& cache_of(int row) const { return row < shape_.rows() ? cache_ : spare_; }
 
   ModelConfig config_;
   DType dtype_;
@@ -83,13 +101,13 @@ class Decoder {
   DeviceAdapters adapters_;
   int64_t k_offset_, v_offset_, qkv_size_, up_offset_, gate_up_size_;
   DeviceInfo device_;
-  at::Tensor keys_, values_;  // [layers, rows, kv_heads, max_context, head_dim]
-  at::Tensor cos_, sin_;      // [max_context, head_dim / 2]
+  Cache cache_, spare_;
+  at::Tensor cos_, sin_;  // [max_context, head_dim / 2]
   at::Tensor tokens_, positions_;
   at::Tensor hidden_;  // float32 [most rows, hidden]
   at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
   at::Tensor dequantized_;  // the largest matrix, where weights are quantized
-  at::Tensor logits_;       // float32 [rows, vocab]
+  at::Tensor logits_;       // float32 [rows, and those of the spare sequence; vocab]
 };
 
 }  // namespace dlf::cuda

@@ -225,6 +225,29 @@ void what_does_not_fit_is_refused() {
   testing::expect_requests_that_do_not_fit_are_refused(*loop);
 }
 
+void scores_are_those_of_the_processor() {
+  for (const Combine combine : {Combine::select, Combine::joint}) {
+    CpuStepLoop cpu(tiny_plan(combine), tiny_models(), {1, kContext, 1});
+    for (const std::vector<int>& devices : {std::vector<int>{0, 0, 0, 0}, {0, 1, 0, 1}}) {
+      const auto loop = make_cuda_step_loop(tiny_plan(combine), tiny_models(), {1, kContext, devices, 1 << 20, true});
+      for (const std::vector<int>& experts : {std::vector<int>{0, 1}, {1}, {}}) {
+        const ScoreRequest request = testing::score_request(2, experts);
+        testing::expect_scores_near(loop->score(request, [] {}), cpu.score(request, [] {}), 3e-3);
+      }
+    }
+  }
+}
+
+void scoring_leaves_sequences_alone() {
+  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(2));
+  testing::expect_scores_beside_sequences(*loop, 4, [](StepLoop& loop) {
+    for (int64_t id = 0; id < 3; ++id) {
+      loop.add(make_request(id, 5 + id, 3));
+    }
+  });
+  testing::expect_scores_that_do_not_fit_are_refused(*loop);
+}
+
 }  // namespace
 }  // namespace dlf
 
@@ -244,6 +267,8 @@ int main() {
       {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
       {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
+      {"scores are those of the processor", dlf::scores_are_those_of_the_processor},
+      {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
       {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
   });
 }

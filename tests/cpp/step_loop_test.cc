@@ -118,6 +118,22 @@ void requests_that_do_not_fit_are_refused() {
   testing::expect_requests_that_do_not_fit_are_refused(loop);
 }
 
+void scoring_leaves_sequences_alone() {
+  for (const Combine combine : {Combine::select, Combine::joint}) {
+    CpuStepLoop loop(testing::tiny_plan(combine), testing::tiny_models(), {2, 64, 2, 1 << 20});
+    testing::expect_scores_beside_sequences(loop, 20, [](StepLoop& loop) {
+      for (int64_t id = 0; id < 3; ++id) {
+        loop.add(make_request(id, 5 + id, 6));
+      }
+    });
+  }
+}
+
+void scores_that_do_not_fit_are_refused() {
+  CpuStepLoop loop = make_loop(Combine::select, 1);
+  testing::expect_scores_that_do_not_fit_are_refused(loop);
+}
+
 }  // namespace
 }  // namespace dlf
 
@@ -129,5 +145,7 @@ int main() {
       {"the context ends a sequence", dlf::the_context_ends_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
       {"requests that do not fit are refused", dlf::requests_that_do_not_fit_are_refused},
+      {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
+      {"scores that do not fit are refused", dlf::scores_that_do_not_fit_are_refused},
   });
 }

@@ -2,9 +2,13 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+#include <cmath>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -139,6 +143,81 @@ inline Tokens run(StepLoop& loop) {
     }
   }
   return tokens;
+}
+
+// Continuations of lanes' prompts of different lengths, one token long and longer than the others.
+inline ScoreRequest score_request(int64_t id, std::vector<int> experts = {0, 1}) {
+  ScoreRequest request;
+  request.prompts = shared_request(id, 30, 3).prompts;
+  request.experts = std::move(experts);
+  request.continuations = {{7}, {1, 2, 3, 4}, {7, 7, 9, 49, 0, 11, 12, 5, 30}};
+  for (size_t lane = 1; lane < 4; ++lane) {
+    const bool used = lane == 2 || std::count(request.experts.begin(), request.experts.end(), lane == 1 ? 0 : 1) > 0;
+    if (!used || request.experts.empty()) {
+      request.prompts[lane] = {};
+    }
+  }
+  return request;
+}
+
+inline void expect_scores_near(const std::vector<Score>& scores, const std::vector<Score>& expected, double bound) {
+  const auto near = [&](const std::vector<double>& a, const std::vector<double>& b) {
+    EXPECT(a.size() == b.size());
+    for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+      EXPECT(std::abs(a[i] - b[i]) <= bound);
+    }
+  };
+  EXPECT(scores.size() == expected.size());
+  for (size_t i = 0; i < std::min(scores.size(), expected.size()); ++i) {
+    EXPECT(scores[i].error == expected[i].error);
+    EXPECT(scores[i].greedy == expected[i].greedy);
+    near(scores[i].logprobs, expected[i].logprobs);
+    near(scores[i].alpha, expected[i].alpha);
+    near(scores[i].f, expected[i].f);
+    near(scores[i].g, expected[i].g);
+  }
+}
+
+// With sequences in all places, and again and again: a slot that an interrupt left taken would be missing.
+inline void expect_scores_beside_sequences(StepLoop& loop, int rounds, const std::function<void(StepLoop&)>& add) {
+  const auto nothing = [] {};
+  const std::vector<Score> expected = loop.score(score_request(1), nothing);
+  EXPECT(expected[2].logprobs.size() == 9 && expected[2].alpha.size() == 18);
+  EXPECT(expected[0].logprobs[0] == expected[2].logprobs[0]);
+  add(loop);
+  const Tokens alone = run(loop);
+  add(loop);
+  Tokens tokens;
+  while (!loop.idle()) {
+    for (const StepOutput* output : loop.step()) {
+      tokens[output->request].push_back(output->token);
+    }
+    expect_scores_near(loop.score(score_request(1), nothing), expected, 0);
+  }
+  EXPECT(tokens == alone);
+  for (int round = 0; round < rounds; ++round) {
+    int polls = 0;
+    const auto interrupt = [&] {
+      if (++polls > round % 2) {
+        throw std::runtime_error("interrupted");
+      }
+    };
+    EXPECT_THROWS(loop.score(score_request(1), interrupt));
+  }
+  expect_scores_near(loop.score(score_request(1), nothing), expected, 0);
+}
+
+inline void expect_scores_that_do_not_fit_are_refused(StepLoop& loop) {
+  const auto refused = [&](const std::function<void(ScoreRequest&)>& change) {
+    ScoreRequest request = score_request(1);
+    change(request);
+    EXPECT_THROWS(loop.score(request, [] {}));
+  };
+  refused([](ScoreRequest& request) { request.continuations[1].clear(); });
+  refused([](ScoreRequest& request) { request.continuations[1][0] = kVocab; });
+  refused([](ScoreRequest& request) { request.continuations[0].assign(64, 1); });
+  refused([](ScoreRequest& request) { request.prompts[2] = {}; });
+  EXPECT(loop.score(score_request(1), [] {}).size() == 3);
 }
 
 // With one place, and a slot that is lost missing after some of the rounds.
