@@ -44,7 +44,8 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 class DLF(TemplateLM):  # type: ignore[misc]
     """A dlf engine as a model of lm-evaluation-harness.
 
-    It is the harness' ``hf`` class with fused logits: texts are encoded, cut and scored in the same way.
+    It is the harness' ``hf`` class with fused logits: texts are encoded, cut and scored in the same way. Sampling
+    options that a task leaves open, such as penalties, are those of the recipe.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ constexpr int64_t kMostRows = 256;  // of a matrix product: more are not faster
 }  // namespace
 
 int64_t score_rows(const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes) {
-  int64_t logits = plan.experts.empty() ? 0 : plan.vocab;
+  int64_t logits = plan.vocab;  // fused
   for (const int64_t model : plan.lane_model) {
     logits += vocab_sizes[model];
   }

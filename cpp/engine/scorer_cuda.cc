@@ -62,6 +62,7 @@ std::vector<Score> Scorer::score(const ScoreRequest& request, const Poll& poll) 
   // What follows the prompt is one distribution for all.
   std::vector<Score> scores(request.continuations.size());
   std::vector<int64_t> first;
+  first.reserve(scores.size());
   for (const std::vector<int64_t>& tokens : request.continuations) {
     first.push_back(tokens[0]);
   }
