@@ -55,7 +55,10 @@ def make_adapter(folder: Path, base: Path, seed: int, **config: Any) -> Path:
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
                 spread = 0.5 if parameter.dim() == 2 else 0.1
-                parameter += spread * torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                # In place of PEFT's own, which other tests' seeds decide.
+                parameter.copy_(
+                    spread * torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                )
     model.save_pretrained(folder)
     return folder
 
