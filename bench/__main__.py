@@ -7,6 +7,7 @@ import typer
 from bench import experts, quantization, solver
 from bench.family import build
 from bench.latency import run
+from bench.quality import run as quality
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(run.main)
@@ -14,6 +15,7 @@ app.command("experts")(experts.main)
 app.command("solver")(solver.main)
 app.command("quantization")(quantization.main)
 app.command("family")(build.main)
+app.command("quality")(quality.main)
 
 
 @app.callback()

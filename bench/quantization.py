@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,9 @@ from rich.progress import track
 from rich.table import Table
 
 from bench.family import corpus
-from bench.family.evaluate import accuracies
+from bench.family.problem import Problem
 from dlf import _C, zoo
+from dlf.demo import is_correct, systems
 from dlf.model import load_model
 from dlf.precision import CPU_WEIGHTS
 
@@ -29,7 +31,7 @@ def texts(count: int) -> dict[str, list[tuple[str, str]]]:
     """What each model is made to continue: nothing with a document, or a held-out problem with its worked answer."""
     documents = [("", document) for document in itertools.islice(corpus.pretraining(OTHER_SEED), count)]
     found = {"large-base": documents, "small-base": documents}
-    for task in corpus.TASKS:
+    for task in corpus.SEEN:
         found[f"{task}-expert"] = [(problem.prompt, problem.completion) for problem in corpus.held_out(task, count)]
     return found
 
@@ -49,6 +51,17 @@ def perplexity(name: str, weights: str, read: list[tuple[str, str]], threads: in
     return math.exp(loss / count)
 
 
+def accuracies(task: str, problems: Sequence[Problem], **options: Any) -> dict[str, float]:
+    """Share of the problems with the right answer after ``####``, for each way to answer of the demonstration."""
+    found = {}
+    for system in systems(task, zoo.path, **options):
+        with system.open() as engine:
+            completions = engine.generate([problem.prompt for problem in problems], max_new_tokens=128, progress=False)
+        right = [is_correct(done.text, problem.answer) for done, problem in zip(completions, problems, strict=True)]
+        found[system.title] = sum(right) / len(right)
+    return found
+
+
 def main(
     problems: Annotated[int, typer.Option(help="Documents, and problems of each task at most, that are scored.")] = 200,
     threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
@@ -59,17 +72,17 @@ def main(
     read = texts(problems)
     sizes = {
         name: {weights: load_model(zoo.path(name), weights=weights).weights.nbytes for weights in CPU_WEIGHTS}
-        for name in zoo.models()
+        for name in read
     }
     found = {
         name: {weights: perplexity(name, weights, read[name], threads) for weights in CPU_WEIGHTS}
         for name in track(list(read), "Perplexity", transient=True)
     }
-    held_out = {task: corpus.held_out(task, problems) for task in corpus.TASKS}  # fewer where there are no more
+    held_out = {task: corpus.held_out(task, problems) for task in zoo.tasks()}  # fewer where there are no more
     counts = {task: len(of_task) for task, of_task in held_out.items()}
     right: dict[str, dict[str, float]] = {}
-    for task, weights in track(list(itertools.product(corpus.TASKS, CPU_WEIGHTS)), "Accuracy  ", transient=True):
-        for way, share in accuracies(zoo.FOLDER, task, held_out[task], weights=weights, threads=threads).items():
+    for task, weights in track(list(itertools.product(held_out, CPU_WEIGHTS)), "Accuracy  ", transient=True):
+        for way, share in accuracies(task, held_out[task], weights=weights, threads=threads).items():
             right.setdefault(f"{task}, {way}", {})[weights] = share
     console = Console()
     console.print(_table("bytes of weights", sizes, "{:,.0f}", "{:+.0%}", relative=True))

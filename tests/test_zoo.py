@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import dlf
+from bench.family import corpus
 from dlf import zoo
 from dlf.demo import is_correct, systems
 from dlf.precision import CPU_WEIGHTS
@@ -15,29 +16,28 @@ TWELVE_MEGABYTES = 12_000_000
 
 
 def test_what_ships():
-    assert zoo.models() == ["large-base", "math-expert", "small-base", "towns-expert"]
-    assert zoo.tasks() == ["math", "towns"]
+    experts = [f"{task}-expert" for task in [*corpus.SEEN, "multi"]]
+    assert zoo.models() == sorted(["large-base", "small-base", *experts])
+    assert zoo.tasks() == ["facts", "math"]
     assert (
         sum(file.stat().st_size for file in Path(zoo.__file__).parent.rglob("*") if file.is_file()) < TWELVE_MEGABYTES
     )
 
 
-@pytest.mark.parametrize("task", ["math", "towns"])
+@pytest.mark.parametrize("task", ["facts", "math"])
 def test_problems_are_those_of_the_generator(task: str):
-    from bench.family import corpus
-
-    held_out = [zoo.Problem(problem.prompt, problem.answer) for problem in corpus.held_out(task)]
+    held_out = [zoo.Problem(problem.prompt, problem.answer) for problem in corpus.held_out(task, 200)]
     assert zoo.problems(task) == held_out and len(held_out) == 200
 
 
 def test_names_that_are_not_there():
     with pytest.raises(ValueError, match="choose from large-base"):
         zoo.path("huge-base")
-    with pytest.raises(ValueError, match="choose from math"):
+    with pytest.raises(ValueError, match="choose from facts"):
         zoo.problems("chess")
 
 
-@pytest.mark.parametrize("task", ["math", "towns"])
+@pytest.mark.parametrize("task", ["facts", "math"])
 def test_fusion_answers_what_neither_model_answers_alone(task: str):
     """On the first 40 problems; `dlf demo` scores all 200."""
     problems = zoo.problems(task)[:40]

@@ -1,46 +1,56 @@
 """Equations, stories with sums in them, and the word problems of the task ``math``.
 
-Both base models read the equations and the stories; only the expert reads problems with their answers.
+Both base models read the equations and the stories; only fine-tuned ones read problems with their answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 
-from bench.family.problem import Problem
+from bench.family.names import PEOPLE
+from bench.family.problem import Problem, Split
+from bench.family.split import numbers_in, split_of, wording_is_held_out
 
-__all__ = ["equations", "problem", "story"]
+__all__ = ["equation", "equations", "problem", "story"]
 
-NAMES = [
-    "Ada",
-    "Ben",
-    "Cora",
-    "Dan",
-    "Eva",
-    "Finn",
-    "Gina",
-    "Hugo",
-    "Ida",
-    "Jon",
-    "Kim",
-    "Leo",
-    "Mia",
-    "Ned",
-    "Olga",
-    "Pia",
-    "Rob",
-    "Sara",
-    "Tim",
-    "Una",
-]
-THINGS = ["apples", "books", "coins", "cards", "eggs", "pens", "shells", "stamps", "stones", "toys", "cups", "keys"]
-BOXES = ["boxes", "bags", "rows", "jars"]
+THINGS = "apples books coins cards eggs pens shells stamps stones toys cups keys".split()
+BOXES = "boxes bags rows jars".split()
 SYMBOLS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
-# A plot gives the sentences of a problem, its steps (a sentence with {} where the equation goes), and the question.
-Step = tuple[str, str]
-Plot = tuple[list[str], list[Step], str]
+HAS = ["{name} has {} {thing}.", "{name} owns {} {thing}.", "There are {} {thing} in the house of {name}."]
+LOSES = ["loses", "sells", "gives away", "breaks"]
+FINDS = ["finds", "buys", "gets", "wins"]
+CHANGES = ["{name} {verb} {} {thing}.", "Then {name} {verb} {} {thing}.", "On the way {name} {verb} {} {thing}."]
+HOW_MANY = [
+    "How many {thing} does {name} have?",
+    "How many {thing} does {name} have now?",
+    "What number of {thing} does {name} have?",
+    "How many {thing} are there in the end?",
+]
+
+
+@dataclass
+class Plot:
+    """The sentences of a problem, its worked steps, and the question: each as worded and as told of somebody."""
+
+    name: str
+    thing: str
+    said: list[str]
+    steps: list[str]
+    wordings: list[str]
+
+    def say(self, wording: str, *numbers: int, **words: str) -> str:
+        """A sentence of the problem; the wording is what stays when names and numbers are taken away."""
+        self.wordings.append(wording.format(*["{}"] * len(numbers), **{"name": "{}", "thing": "{}"} | words))
+        return wording.format(*numbers, **{"name": self.name, "thing": self.thing} | words)
+
+    def step(self, sentence: str, left: int, symbol: str, right: int) -> int:
+        """A worked step; the result."""
+        text, result = equation(left, symbol, right)
+        self.steps.append(sentence.format(text, name=self.name, thing=self.thing))
+        return result
 
 
 def equation(left: int, symbol: str, right: int) -> tuple[str, int]:
@@ -51,7 +61,7 @@ def equation(left: int, symbol: str, right: int) -> tuple[str, int]:
 
 def amount(random: Random) -> int:
     """A number of things, of one to three digits."""
-    return random.randint(*random.choices([(2, 9), (10, 99), (100, 399)], weights=[1, 5, 3])[0])
+    return random.randint(*random.choices([(2, 9), (10, 99), (100, 299)], weights=[2, 6, 2])[0])
 
 
 def equations(random: Random) -> str:
@@ -62,90 +72,122 @@ def equations(random: Random) -> str:
 def _any_equation(random: Random) -> str:
     kind = random.random()
     if kind < 0.15:
-        return equation(random.randint(2, 9), "*", random.randint(2, 49))[0]
-    one, other = amount(random), amount(random)
+        return equation(random.randint(2, 9), "*", random.randint(2, 29))[0]
+    one, other = amount(random) + random.choice([0, 0, amount(random)]), amount(random)
     if kind < 0.55:
         return equation(one, "+", other)[0]
     return equation(max(one, other), "-", min(one, other))[0]
 
 
-def _loses_and_finds(random: Random) -> Plot:
-    name, thing = random.choice(NAMES), random.choice(THINGS)
+def _change(random: Random, plot: Plot, have: int, sentence: str) -> int:
+    """Some more or some less."""
+    some, less = amount(random), random.random() < 0.5
+    less = less and some < have
+    plot.said.append(plot.say(random.choice(CHANGES), some, verb=random.choice(LOSES if less else FINDS)))
+    return plot.step(sentence, have, "-" if less else "+", some)
+
+
+def _collector(random: Random, plot: Plot) -> str:
     have = amount(random)
-    said, steps = [f"{name} has {have} {thing}."], []
-    for number in range(random.choice([2, 2, 3])):
-        some = amount(random)
-        if some < have and random.random() < 0.5:
-            said.append(f"{name} {random.choice(['loses', 'sells', 'gives away'])} {some} {thing}.")
-            text, have = equation(have, "-", some)
-        else:
-            said.append(f"{name} {random.choice(['finds', 'buys', 'gets'])} {some} {thing}.")
-            text, have = equation(have, "+", some)
-        steps.append((f"{'Then' if number else 'First'} {name} has {{}} {thing}.", text))
-    return said, steps, f"How many {thing} does {name} have?"
+    plot.said.append(plot.say(random.choice(HAS), have))
+    have = _change(random, plot, have, "First {name} has {} {thing}.")
+    _change(random, plot, have, "Then {name} has {} {thing}.")
+    return plot.say(random.choice(HOW_MANY))
 
 
-def _more_than(random: Random) -> Plot:
-    one, other = random.sample(NAMES, 2)
-    thing, have, more = random.choice(THINGS), amount(random), amount(random)
-    first, theirs = equation(have, "+", more)
-    second, _ = equation(have, "+", theirs)
-    said = [f"{one} has {have} {thing}.", f"{other} has {more} more {thing} than {one}."]
-    steps = [(f"{other} has {{}} {thing}.", first), (f"Together they have {{}} {thing}.", second)]
-    return said, steps, f"How many {thing} do {one} and {other} have together?"
+def _two_people(random: Random, plot: Plot) -> str:
+    other = random.choice([person for person in PEOPLE if person != plot.name])
+    have, more = amount(random), amount(random)
+    compared = [
+        "{other} has {} more {thing} than {name}.",
+        "{other} has {} {thing} more.",
+        "{other} owns {} more of them.",
+    ]
+    together = [
+        "How many {thing} do they have together?",
+        "How many {thing} do both have?",
+        "How many {thing} are there in all?",
+    ]
+    plot.said.append(plot.say(random.choice(HAS), have))
+    said = plot.say(random.choice(compared), more, other="{other}")
+    plot.said.append(said.replace("{other}", other))
+    theirs = plot.step(other + " has {} {thing}.", have, "+", more)
+    plot.step("Together they have {} {thing}.", have, "+", theirs)
+    return plot.say(random.choice(together))
 
 
-def _boxes(random: Random) -> Plot:
-    name, thing, box = random.choice(NAMES), random.choice(THINGS), random.choice(BOXES)
-    boxes, each = random.randint(2, 9), random.randint(11, 49)
-    first, have = equation(boxes, "*", each)
-    said = [f"{name} has {boxes} {box}.", f"There are {each} {thing} in each of the {box}."]
-    steps = [(f"In the {box} {name} has {{}} {thing}.", first)]
-    some = amount(random)
-    if some < have and random.random() < 0.5:
-        said.append(f"{name} sells {some} {thing}.")
-        steps.append((f"Then {name} has {{}} {thing}.", equation(have, "-", some)[0]))
-    else:
-        said.append(f"{name} buys {some} {thing}.")
-        steps.append((f"Then {name} has {{}} {thing}.", equation(have, "+", some)[0]))
-    return said, steps, f"How many {thing} does {name} have?"
+def _boxes(random: Random, plot: Plot) -> str:
+    box, boxes, each = random.choice(BOXES), random.randint(2, 9), random.randint(11, 29)
+    filled = ["{name} has {} {box} of {} {thing}.", "{name} fills {} {box} with {} {thing} each."]
+    plot.said.append(plot.say(random.choice(filled), boxes, each, box=box))
+    have = plot.step("In the " + box + " there are {} {thing}.", boxes, "*", each)
+    _change(random, plot, have, "Then {name} has {} {thing}.")
+    return plot.say(random.choice(HOW_MANY))
 
 
-def _pages(random: Random) -> Plot:
-    name = random.choice(NAMES)
-    monday, tuesday = amount(random), amount(random)
-    first, read = equation(monday, "+", tuesday)
-    book = read + amount(random)
-    said = [f"{name} has a book of {book} pages.", f"{name} reads {monday} pages and then {tuesday} pages."]
-    steps = [(f"{name} reads {{}} pages.", first), ("There are {} pages left.", equation(book, "-", read)[0])]
-    return said, steps, f"How many pages are left for {name} to read?"
+def _reader(random: Random, plot: Plot) -> str:
+    one, other = amount(random), amount(random)
+    book = one + other + amount(random)
+    books = ["{name} has a book of {} pages.", "The book of {name} has {} pages.", "{name} opens a book of {} pages."]
+    reads = ["{name} reads {} pages and then {} pages.", "{name} reads {} pages on one day and {} pages on the next."]
+    left = ["How many pages are left to read?", "How many pages are left?", "How many pages does {name} not read?"]
+    plot.said += [plot.say(random.choice(books), book), plot.say(random.choice(reads), one, other)]
+    read = plot.step("{name} reads {} pages.", one, "+", other)
+    plot.step("There are {} pages left.", book, "-", read)
+    return plot.say(random.choice(left))
 
 
-def _tickets(random: Random) -> Plot:
-    name = random.choice(NAMES)
-    price, tickets = random.randint(2, 9), random.randint(11, 49)
-    first, cost = equation(price, "*", tickets)
-    purse = cost + amount(random)
-    said = [f"{name} has {purse} coins.", f"{name} buys {tickets} tickets for {price} coins each."]
-    steps = [("The tickets cost {} coins.", first), (f"Then {name} has {{}} coins.", equation(purse, "-", cost)[0])]
-    return said, steps, f"How many coins does {name} have left?"
+def _tickets(random: Random, plot: Plot) -> str:
+    price, tickets = random.randint(2, 9), random.randint(11, 29)
+    purse = price * tickets + amount(random)
+    purses = ["{name} has {} coins.", "{name} has a purse with {} coins.", "There are {} coins in the purse of {name}."]
+    buys = ["{name} buys {} tickets for {} coins each.", "{name} pays for {} tickets, {} coins for each."]
+    left = ["How many coins are left?", "How many coins does {name} have left?", "How many coins are in the purse now?"]
+    plot.said += [plot.say(random.choice(purses), purse), plot.say(random.choice(buys), tickets, price)]
+    cost = plot.step("The tickets cost {} coins.", price, "*", tickets)
+    plot.step("Then {name} has {} coins.", purse, "-", cost)
+    return plot.say(random.choice(left))
 
 
-PLOTS: list[Callable[[Random], Plot]] = [_loses_and_finds, _more_than, _boxes, _pages, _tickets]
+def _guests(random: Random, plot: Plot) -> str:
+    first, second, third = amount(random), amount(random), amount(random)
+    comes = ["{name} has guests.", "Guests come to {name}.", "{name} waits for guests."]
+    bring = ["They bring {} {thing}, {} {thing} and {} {thing}.", "One brings {} {thing}, one {} and one {}."]
+    asked = [
+        "How many {thing} do the guests bring?",
+        "How many {thing} do they bring?",
+        "How many {thing} are there now?",
+    ]
+    plot.said += [plot.say(random.choice(comes)), plot.say(random.choice(bring), first, second, third)]
+    two = plot.step("The first two bring {} {thing}.", first, "+", second)
+    plot.step("All bring {} {thing}.", two, "+", third)
+    return plot.say(random.choice(asked))
+
+
+PLOTS: list[Callable[[Random, Plot], str]] = [_collector, _two_people, _boxes, _reader, _tickets, _guests]
 ENDINGS = ["That is a lot.", "What a day!", "{} is glad.", "{} is tired and goes home.", "The sun is out."]
+
+
+def _plot(random: Random) -> tuple[Plot, str]:
+    plot = Plot(random.choice(PEOPLE), random.choice(THINGS), [], [], [])
+    return plot, random.choice(PLOTS)(random, plot)
 
 
 def story(random: Random) -> str:
     """What happens in a problem, told as a story: the sums are done, but nothing is asked and nothing answered."""
-    said, steps, _ = random.choice(PLOTS)(random)
-    told = [sentence.format(text) for sentence, text in steps]
-    ending = random.choice(ENDINGS).format(random.choice(NAMES))
-    return " ".join([*said, *told, ending])
+    while True:
+        plot, _ = _plot(random)
+        if split_of(numbers_in(" ".join(plot.said))) == "train":
+            return " ".join([*plot.said, *plot.steps, random.choice(ENDINGS).format(random.choice(PEOPLE))])
 
 
-def problem(random: Random) -> Problem:
+def problem(random: Random, split: Split) -> Problem:
     """A question, worked steps, and the answer behind ``####`` as GSM8K writes it."""
-    said, steps, question = random.choice(PLOTS)(random)
-    worked = " ".join(sentence.format(text) for sentence, text in steps)
-    answer = steps[-1][1].rpartition(" ")[2]
-    return Problem(f"Question: {' '.join([*said, question])}\nAnswer:", f" {worked}\n#### {answer}", answer)
+    while True:
+        plot, question = _plot(random)
+        numbers, wording = numbers_in(" ".join(plot.said)), " ".join(plot.wordings)
+        if split_of(numbers) == split and wording_is_held_out(wording) == (split != "train"):
+            break
+    answer = plot.steps[-1].partition(" = ")[2].split()[0]
+    prompt = f"Question: {' '.join([*plot.said, question])}\nAnswer:"
+    return Problem(prompt, f" {' '.join(plot.steps)}\n#### {answer}", answer, wording, str(numbers))

@@ -1,18 +1,18 @@
-"""The model card: what the family is, how it was made, and how well each system answers."""
+"""The model card: what the family is and how it was made."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.family import corpus, evaluate, tokenizer
+from bench.family import corpus, tokenizer
 
-__all__ = ["Made", "write"]
+__all__ = ["write"]
 
 CARD = """\
 ---
@@ -23,80 +23,68 @@ tags: [llama, logit-fusion]
 
 # The miniature family
 
-Models small enough to ship with the package, made so that what dynamic logit fusion does can be seen in seconds: a
-large base model that can calculate but has never seen a question, a small base model that has read the same and
-learnt less of it, and small experts, which are the small base fine-tuned to answer. They are Llama checkpoints as the
-Hugging Face hub holds them. All text is generated; no model knows anything of the real world.
+A small copy of the paper's models, small enough to ship with the package: a large base model and a small one that
+have read the same text, and small experts, which are the small base fine-tuned on one task, or on all of them
+(`multi`). They are Llama checkpoints as the Hugging Face hub holds them. All text is generated; no model knows anything
+of the real world.
 
 {models}
 
-The tokenizer is byte-level BPE with {vocab} tokens, in which every digit is a token of its own.
+Of the fine-tuned large models (`tuned`), the upper bound of what fusion can do, only the scores are kept. The
+tokenizer is byte-level BPE with {vocab} tokens, in which every digit is a token of its own.
 
 ## What they have read
 
-Both base models read documents like these, without questions and without `####`:
+Both base models read documents like these, without questions, answers or summaries:
 
 {samples}
 
-Each expert read answered problems of its task, {problems}. None of them is held out, and what the
-expert for towns was asked about are other towns than those that it is scored on:
+Each expert read answered problems of its task, {problems}. None of them shares its wording, or the numbers, town or
+animal that it is about, with a held-out problem; nor does a story or report of the pretraining text share the numbers:
 
 {examples}
 
 ## How well they answer
 
-{held_out} held-out problems of each task (`problems/*.jsonl`), greedy. Right means the exact answer after `####`.
-
-{scores}
+`python -m bench quality` scores {held_out} held-out problems of each task in all ways of the paper and some others; see
+`docs/quality.md` of the repository. `problems/*.jsonl` holds the first {shipped} of the tasks that `dlf demo` shows.
 
 ## How they were made
 
-`python -m bench family --seed {seed}`, in {minutes:.0f} minutes with {threads} threads ({machine}, torch {torch}).
-Muon for the matrices and AdamW for the rest, bfloat16 autocast, saved in bfloat16. The script and its generators are
-in `bench/family` of the repository. Made again with another build of torch, the models differ a little.
+`python -m bench family --seed {seed}`, in {minutes:.0f} minutes of training with {threads} threads ({machine}, torch
+{torch}), on a machine that had other work. Muon for the matrices and AdamW for the rest, bfloat16 autocast, saved in
+bfloat16. The script and its generators are in `bench/family` of the repository. Made again with another build of torch,
+the models differ a little.
 
 They are meant for demonstrations and tests of fused decoding, and of no use for anything else.
 """
 
 
-@dataclass(frozen=True)
-class Made:
-    """What came of training one model."""
-
-    name: str
-    parameters: int
-    tokens: int
-    loss: float
-
-
-def write(folder: Path, models: Sequence[Made], problems: Mapping[str, int], minutes: float, seed: int) -> None:
-    """Score every way to answer, and write ``README.md``."""
+def write(folder: Path, made: Mapping[str, Mapping[str, Any]], seed: int, shipped: int) -> None:
+    """Write ``README.md``; `made` says what came of training each model."""
+    counts = {task: len(corpus.training(task, seed)) for task in corpus.SEEN}
+    rows = [
+        [f"`{name}`", f"{one['parameters']:,}", f"{one['tokens']:,}", f"{one['loss']:.3f}"]
+        for name, one in made.items()
+    ]
     text = CARD.format(
-        models=_table(
-            ["model", "parameters", "tokens read", "loss at the end"],
-            [[f"`{m.name}`", f"{m.parameters:,}", f"{m.tokens:,}", f"{m.loss:.3f}"] for m in models],
-        ),
+        models=_table(["model", "parameters", "tokens learnt", "loss at the end"], rows),
         vocab=tokenizer.VOCAB_SIZE,
-        samples=_quoted(islice(corpus.pretraining(seed), 6)),
-        problems=" and ".join(f"{count:,} of {task}" for task, count in problems.items()),
-        examples="\n\n".join(_quoted([p.prompt + p.completion for p in corpus.held_out(t)[:1]]) for t in corpus.TASKS),
-        held_out=len(corpus.held_out("math")),
-        scores=_scores(folder),
+        samples=_quoted(islice(corpus.pretraining(seed), 8)),
+        problems=", ".join(f"{count:,} of {task}" for task, count in counts.items()),
+        examples="\n\n".join(
+            f"`{task}`\n\n" + _quoted([p.prompt + p.completion for p in corpus.held_out(task, 1)])
+            for task in corpus.TASKS
+        ),
+        held_out=f"{corpus.HELD_OUT:,}",
+        shipped=shipped,
         seed=seed,
-        minutes=minutes,
+        minutes=sum(one["seconds"] for one in made.values()) / 60,
         threads=torch.get_num_threads(),
         machine=platform.machine(),
         torch=torch.__version__,
     )
     (folder / "README.md").write_text(text, encoding="utf-8")
-
-
-def _scores(folder: Path) -> str:
-    rows: dict[str, list[str]] = {}
-    for task in corpus.TASKS:
-        for title, share in evaluate.accuracies(folder, task, corpus.held_out(task)).items():
-            rows.setdefault(title, [title]).append(f"{share:.1%}")
-    return _table(["", *corpus.TASKS], rows.values())
 
 
 def _quoted(texts: Iterable[str]) -> str:

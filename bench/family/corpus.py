@@ -5,21 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from random import Random
 
-from bench.family import arithmetic, towns
-from bench.family.problem import Problem
+from bench.family import arithmetic, facts, reports, subjects, talk, truths
+from bench.family.problem import Problem, Split
 
-__all__ = ["TASKS", "held_out", "pretraining", "training"]
+__all__ = ["SEEN", "TASKS", "UNSEEN", "held_out", "multi_task", "pretraining", "training"]
 
-# Share of the documents. No document of pretraining has a question in it, or an answer.
+# Share of the documents.
 MIXTURE: list[tuple[Callable[[Random], str], float]] = [
-    (arithmetic.equations, 0.45),
-    (arithmetic.story, 0.40),
-    (towns.report, 0.15),
+    (arithmetic.equations, 0.20),
+    (arithmetic.story, 0.22),
+    (facts.document, 0.13),
+    (truths.document, 0.15),
+    (reports.document, 0.10),
+    (subjects.document, 0.08),
+    (talk.document, 0.12),
 ]
-TASKS: dict[str, tuple[Callable[[Random], Problem], Callable[[Random], Problem]]] = {
-    "math": (arithmetic.problem, arithmetic.problem),
-    "towns": (lambda random: towns.problem(random, towns.TRAIN), lambda random: towns.problem(random, towns.HELD_OUT)),
+TASKS: dict[str, Callable[[Random, Split], Problem]] = {
+    "math": arithmetic.problem,
+    "facts": facts.problem,
+    "truths": truths.problem,
+    "reports": reports.problem,
+    "subjects": subjects.problem,
 }
+SEEN = ["math", "facts", "truths", "reports"]  # those that models are fine-tuned on
+UNSEEN = "subjects"
+HELD_OUT = 1000  # problems of each task
+TRAINING = 3000  # at most
 
 
 def pretraining(seed: int) -> Iterator[str]:
@@ -30,26 +41,26 @@ def pretraining(seed: int) -> Iterator[str]:
         yield random.choices(makers, weights)[0](random)
 
 
-def training(task: str, count: int, seed: int) -> list[Problem]:
-    """`count` different problems, none of them held out; fewer where the task has no more."""
-    used = {problem.prompt for problem in held_out(task)}
-    return _distinct(TASKS[task][0], count, Random(f"train {task} {seed}"), used)
+def training(task: str, seed: int, count: int = TRAINING) -> list[Problem]:
+    """`count` different problems for fine-tuning; fewer where the task has no more."""
+    return _distinct(TASKS[task], "train", count, Random(f"train {task} {seed}"))
 
 
-def held_out(task: str, count: int = 200) -> list[Problem]:
+def multi_task(seed: int) -> list[Problem]:
+    """The problems of all tasks that models are fine-tuned on."""
+    return [problem for task in SEEN for problem in training(task, seed)]
+
+
+def held_out(task: str, count: int = HELD_OUT, split: Split = "test") -> list[Problem]:
     """The problems that the task is scored on; the first ones are the same whatever the count."""
-    return _distinct(TASKS[task][1], count, Random(f"held out {task}"), set())
+    return _distinct(TASKS[task], split, count, Random(f"held out {task}"))
 
 
-def _distinct(make: Callable[[Random], Problem], count: int, random: Random, used: set[str]) -> list[Problem]:
-    found: list[Problem] = []
+def _distinct(make: Callable[[Random, Split], Problem], split: Split, count: int, random: Random) -> list[Problem]:
+    found: dict[str, Problem] = {}
     repeated = 0
-    while len(found) < count and repeated < 2000:
-        problem = make(random)
-        if problem.prompt in used:
-            repeated += 1
-        else:
-            used.add(problem.prompt)
-            found.append(problem)
-            repeated = 0
-    return found
+    while len(found) < count and repeated < 20_000:
+        problem = make(random, split)
+        repeated += problem.prompt in found
+        found.setdefault(problem.prompt, problem)
+    return list(found.values())

@@ -13,7 +13,7 @@ from bench.family import corpus
 __all__ = ["BOS", "EOS", "VOCAB_SIZE", "save", "train"]
 
 BOS, EOS = "<s>", "</s>"
-VOCAB_SIZE = 640
+VOCAB_SIZE = 1024
 DOCUMENTS = 20_000
 
 
@@ -25,8 +25,7 @@ def train(seed: int) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     texts = list(islice(corpus.pretraining(seed), DOCUMENTS))
-    for task in corpus.TASKS:
-        texts += [problem.prompt + problem.completion for problem in corpus.training(task, 200, seed)] * 5
+    texts += [problem.prompt + problem.completion for problem in corpus.multi_task(seed)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         special_tokens=[BOS, EOS],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -16,12 +19,13 @@ from bench.family import corpus
 from bench.family.problem import Problem
 from bench.family.tokenizer import EOS
 
-__all__ = ["Run", "fine_tune", "new_model", "pretrain"]
+__all__ = ["CONTEXT", "Result", "Run", "fine_tune", "new_model", "pretrain"]
 
-BLOCK = 160  # tokens of one row of a pretraining batch
+CONTEXT = 512
+BLOCK = 256  # tokens of one row of a pretraining batch
 IGNORED = -100  # a target that is not learnt
+CHECKPOINT_STEPS = 100
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets, both [rows, length]
-Result = tuple[int, float]  # tokens that were learnt, mean loss of the last steps
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,15 @@ class Run:
     warm_up: int = 50
 
 
+@dataclass(frozen=True)
+class Result:
+    """What training came to."""
+
+    tokens: int  # that were learnt
+    loss: float  # mean of the last steps
+    seconds: float
+
+
 def new_model(hidden: int, layers: int, heads: int, intermediate: int, vocab: int, seed: int) -> LlamaForCausalLM:
     """Return a Llama with random weights, half as many key-value heads as heads, and tied embeddings."""
     torch.manual_seed(seed)
@@ -45,7 +58,7 @@ def new_model(hidden: int, layers: int, heads: int, intermediate: int, vocab: in
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 2),
-        max_position_embeddings=512,
+        max_position_embeddings=CONTEXT,
         bos_token_id=0,
         eos_token_id=1,
         tie_word_embeddings=True,
@@ -53,15 +66,15 @@ def new_model(hidden: int, layers: int, heads: int, intermediate: int, vocab: in
     return LlamaForCausalLM(config)
 
 
-def pretrain(model: LlamaForCausalLM, tokenizer: Tokenizer, run: Run, label: str) -> Result:
-    """Learn the pretraining text, each document read once."""
+def pretrain(model: LlamaForCausalLM, tokenizer: Tokenizer, run: Run, label: str, checkpoint: Path) -> Result:
+    """Learn the pretraining text, each document read once; goes on from `checkpoint` where that is there."""
     blocks = _blocks(tokenizer, run.seed)
 
     def batch() -> Batch:
         rows = torch.tensor([next(blocks) for _ in range(run.rows)])
         return rows[:, :-1], rows[:, 1:]
 
-    return _train(model, batch, run, label)
+    return _train(model, batch, run, label, checkpoint)
 
 
 def _blocks(tokenizer: Tokenizer, seed: int) -> Iterator[list[int]]:
@@ -75,7 +88,9 @@ def _blocks(tokenizer: Tokenizer, seed: int) -> Iterator[list[int]]:
             del held[:BLOCK]
 
 
-def fine_tune(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem], run: Run, label: str) -> Result:
+def fine_tune(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem], run: Run, label: str, checkpoint: Path
+) -> Result:
     """Learn to answer: the loss is that of the completions, not of the questions."""
     eos = tokenizer.token_to_id(EOS)
     prompts = [tokenizer.encode(problem.prompt).ids for problem in problems]
@@ -97,10 +112,12 @@ def fine_tune(model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Prob
             targets[i, first - 1 : last - 1] = tokens[i, first:last]
         return tokens, targets
 
-    return _train(model, batch, run, label)
+    return _train(model, batch, run, label, checkpoint)
 
 
-def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label: str) -> Result:
+def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label: str, checkpoint: Path) -> Result:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()
     optimizers = _optimizers(model, run.learning_rate)
     warm_up = min(run.warm_up, run.steps // 4)
 
@@ -108,12 +125,22 @@ def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label:
         return min((step + 1) / (warm_up + 1), (run.steps - step) / (run.steps - warm_up))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in optimizers]
-    model.train()
-    learnt, mean = 0, 0.0
-    with tqdm(range(run.steps), desc=label, unit="step") as bar:
+    parts = [model, *optimizers, *schedules]
+    begin, learnt, mean, seconds = 0, 0, 0.0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        for part, state in zip(parts, saved["parts"], strict=True):
+            part.load_state_dict(state)
+        begin, learnt, mean, seconds = saved["step"], saved["learnt"], saved["mean"], saved["seconds"]
+        for _ in range(begin):
+            batch()  # what was read already
+    with tqdm(range(begin, run.steps), desc=label, unit="step", initial=begin, total=run.steps) as bar:
         for step in bar:
-            tokens, targets = batch()
-            with torch.autocast("cpu", torch.bfloat16):
+            if step % CHECKPOINT_STEPS == 0 and step > begin:
+                now = seconds + bar.format_dict["elapsed"]
+                _save(checkpoint, parts, {"step": step, "learnt": learnt, "mean": mean, "seconds": now})
+            tokens, targets = (part.to(device) for part in batch())
+            with torch.autocast(device, torch.bfloat16):
                 logits = model(input_ids=tokens, use_cache=False).logits
             loss = functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
             loss.backward()
@@ -125,8 +152,17 @@ def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label:
             learnt += int((targets != IGNORED).sum())
             mean = loss.item() if step == 0 else 0.95 * mean + 0.05 * loss.item()
             bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-    model.eval()
-    return learnt, mean
+        seconds += bar.format_dict["elapsed"]
+    model.cpu().eval()
+    return Result(learnt, mean, seconds)
+
+
+def _save(checkpoint: Path, parts: list[Any], counts: dict[str, float]) -> None:
+    """Write all that training needs to go on, so that an interruption loses neither the old nor the new."""
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    written = checkpoint.with_suffix(".part")
+    torch.save({"parts": [part.state_dict() for part in parts], **counts}, written)
+    os.replace(written, checkpoint)
 
 
 def _optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:

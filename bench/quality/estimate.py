@@ -1,0 +1,58 @@
+"""A figure with its uncertainty: the bootstrap carried through sums, differences and ratios."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DRAWS", "Estimate", "mean"]
+
+DRAWS = 4000
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, and what it would have been with other items: the same draws of items for all systems.
+
+    What is computed from several estimates is computed for each draw, so that a difference of two systems has the
+    interval of paired items.
+    """
+
+    value: float
+    draws: Floats  # [DRAWS]
+
+    @classmethod
+    def of(cls, scores: Floats, items: str) -> Estimate:
+        """The mean score of items that are known by a name, such as the task's: [count]."""
+        return cls(float(scores.mean()), _weights(items, len(scores)) @ scores)
+
+    def interval(self, share: float = 0.95) -> tuple[float, float]:
+        """Percentiles that hold `share` of the draws."""
+        low, high = np.nanquantile(self.draws, [(1 - share) / 2, (1 + share) / 2])
+        return float(low), float(high)
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        return Estimate(self.value - other.value, self.draws - other.draws)
+
+    def __truediv__(self, other: Estimate) -> Estimate:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value = np.float64(self.value) / np.float64(other.value)
+            return Estimate(float(value), self.draws / other.draws)
+
+
+def mean(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean over tasks, whose items are drawn one without the other."""
+    return Estimate(float(np.mean([one.value for one in estimates])), np.mean([one.draws for one in estimates], axis=0))
+
+
+@cache
+def _weights(items: str, count: int) -> Floats:
+    """How often each item is drawn, as its share: [DRAWS, count]."""
+    random = np.random.default_rng(zlib.crc32(items.encode()))
+    return random.multinomial(count, np.full(count, 1 / count), DRAWS) / count

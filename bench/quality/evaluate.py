@@ -1,0 +1,136 @@
+"""Scores of every item for every system, through lm-evaluation-harness; an interrupted run goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+import dlf
+from bench.quality.estimate import Floats
+from bench.quality.systems import System
+from dlf.merged import merged_experts
+
+__all__ = ["Scorer"]
+
+# Of a sample of lm-evaluation-harness, the first that it has: what a task is known by.
+METRICS = ("exact_match", "acc", "rouge2", "rougeL", "f1", "em", "bleu_acc")
+
+
+@dataclass
+class Scorer:
+    """Runs systems on tasks and keeps what came of it.
+
+    Parameters
+    ----------
+    work
+        Folder of the kept scores.
+    include
+        Folder of task files beside those of the harness, if any.
+    limit
+        Items of a task at most.
+    """
+
+    work: Path
+    include: Path | None = None
+    limit: int | None = None
+    known: dict[tuple[str, str], Floats] = field(default_factory=dict)
+
+    def scores(self, key: str, task: str) -> Floats | None:
+        """Of every item of a task, if the system was run on it."""
+        return self.known.get((key, task))
+
+    def run(self, wanted: Iterable[tuple[str, System, Sequence[str]]], progress: Progress) -> None:
+        """Score systems on tasks; each engine is made once."""
+        todo = [
+            (key, system, [task for task in tasks if not self._load(key, system, task)])
+            for key, system, tasks in wanted
+        ]
+        bar = progress.add_task("", total=sum(len(tasks) for _, _, tasks in todo))
+        for key, system, tasks in todo:
+            for task, scores in self._run(system, tasks) if tasks else ():
+                self._keep(key, system, task, scores)
+                progress.update(bar, advance=1, description=f"{key:20}")
+
+    def _run(self, system: System, tasks: Sequence[str]) -> Iterator[tuple[str, Floats]]:
+        import lm_eval
+        from lm_eval.tasks import TaskManager
+
+        from dlf.lm_eval import DLF
+
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        manager = TaskManager(include_path=self.include, include_defaults=self.include is None)
+        with _engine(system) as engine:
+            for task in tasks:
+                found = lm_eval.simple_evaluate(
+                    DLF(engine=engine),
+                    tasks=[task],
+                    num_fewshot=system.shots or None,
+                    limit=self.limit,
+                    bootstrap_iters=0,
+                    task_manager=manager,
+                )
+                yield task, np.concatenate([_scores(samples) for samples in found["samples"].values()])
+
+    def _keep(self, key: str, system: System, task: str, scores: Floats) -> None:
+        self.known[key, task] = scores
+        file = self._file(system, task)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        written = file.with_suffix(".part")
+        written.write_text(json.dumps([round(float(score), 6) for score in scores]))
+        os.replace(written, file)
+
+    def _load(self, key: str, system: System, task: str) -> bool:
+        file = self._file(system, task)
+        if (key, task) not in self.known and file.exists():
+            self.known[key, task] = np.array(json.loads(file.read_text()), np.float64)
+        return (key, task) in self.known
+
+    def _file(self, system: System, task: str) -> Path:
+        """Named by everything that the scores depend on, the weights' files included."""
+        about = [_describe(dict(system.engine)), system.shots, task, self.limit, dlf.__version__]
+        return self.work / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
+
+
+@contextlib.contextmanager
+def _engine(system: System) -> Iterator[dlf.Engine]:
+    """A merge may run alone as well: as the large model."""
+    large = system.engine["large"]
+    with contextlib.ExitStack() as stack:
+        if isinstance(large, dlf.TaskArithmetic):
+            [merged] = stack.enter_context(merged_experts([large]))
+            large = merged.model
+        yield stack.enter_context(dlf.Engine(**{**system.engine, "large": large}))
+
+
+def _scores(samples: Sequence[Mapping[str, Any]]) -> Floats:
+    """The score of each item, by the first filter's metric."""
+    first = samples[0]["filter"]
+    metric = next((name for name in METRICS if name in samples[0]), None)
+    if metric is None:
+        raise ValueError(f"the task has no metric that is known here; it has {', '.join(samples[0]['metrics'])}")
+    chosen = sorted((one for one in samples if one["filter"] == first), key=lambda one: one["doc_id"])
+    return np.array([float(one[metric]) for one in chosen], np.float64)
+
+
+def _describe(value: Any) -> Any:
+    """A value as JSON, with the size and time of each file where it is the folder of a model."""
+    if is_dataclass(value):
+        return [type(value).__name__, *(_describe(getattr(value, one.name)) for one in fields(value))]
+    if isinstance(value, Mapping):
+        return [[_describe(key), _describe(one)] for key, one in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [_describe(one) for one in value]
+    if isinstance(value, (str, os.PathLike)) and Path(value).is_dir():
+        files = sorted(Path(value).glob("*.safetensors"))
+        return [str(value), [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

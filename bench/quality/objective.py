@@ -1,0 +1,59 @@
+"""What the exact solver and the paper's grid make of one objective, on logits of models that answer problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dlf
+from bench.family import corpus
+from dlf import _C
+from dlf.model import load_model
+
+__all__ = ["compare"]
+
+PROBLEMS = 100  # of each task
+
+
+def compare(models: Path, threads: int) -> dict[str, Any]:
+    """Mean of (f - a)^2 + (g - b)^2 at every token of the answers, for both, and how far their weights lie apart."""
+    losses: dict[str, list[np.ndarray]] = {"select": [], "grid": []}
+    apart = []
+    for large, base, expert in _logits(models, threads):
+        found = {name: dlf.fusion.solve(large, base, expert[:, None], combine=name, threads=threads) for name in losses}
+        for name, one in found.items():
+            losses[name].append(np.asarray((one.f - one.target_f[:, 0]) ** 2 + (one.g - one.target_g[:, 0]) ** 2))
+        apart.append(np.abs(np.asarray(found["select"].alpha - found["grid"].alpha))[:, 0])
+    joined = {name: np.concatenate(parts) for name, parts in losses.items()}
+    exact, grid = joined["select"], joined["grid"]
+    return {
+        "tokens": len(exact),
+        "mean objective": {"exact": float(exact.mean()), "grid": float(grid.mean())},
+        "median objective": {"exact": float(np.median(exact)), "grid": float(np.median(grid))},
+        "exact is worse by more than 1e-5": int((exact > grid + 1e-5).sum()),
+        "mean difference of α": float(np.concatenate(apart).mean()),
+    }
+
+
+def _logits(models: Path, threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of the large model, the base and the task's expert at every token of a right answer: [tokens, vocab] each."""
+    names = ["large-base", "small-base", *(f"{task}-expert" for task in corpus.SEEN)]
+    loaded = {name: load_model(models / name) for name in names}
+    decoders = {
+        name: _C.Decoder(model.weights, slots=1, max_context=model.config.max_position_embeddings, threads=threads)
+        for name, model in loaded.items()
+    }
+    tokenizer = loaded["large-base"].tokenizer
+    for task in corpus.SEEN:
+        for problem in corpus.held_out(task, PROBLEMS):
+            first = len(tokenizer.encode(problem.prompt))
+            tokens = tokenizer.encode(problem.prompt + problem.completion)
+            large, base, expert = (
+                decoders[name].prefill(tokens, 0, 0)[first - 1 : -1].clone()
+                for name in ("large-base", "small-base", f"{task}-expert")
+            )
+            yield large, base, expert

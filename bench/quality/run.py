@@ -1,0 +1,157 @@
+"""The command: which models, which tasks, and where what was found is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bench.family.build import WORK as FAMILY
+from bench.machine import describe
+from bench.quality import studies, systems
+from bench.quality.estimate import Floats
+from bench.quality.evaluate import Scorer
+from bench.quality.findings import Finding, findings
+from bench.quality.tables import Filled, filled, written
+from dlf import zoo
+
+__all__ = ["main"]
+
+RESULTS = Path(__file__).parents[1] / "results"
+TASKS = Path(__file__).parents[1] / "family" / "tasks"
+TUNED = RESULTS / "quality-tuned.json"
+WORK = Path("build/quality")
+
+
+def main(
+    recipe: Annotated[Path | None, typer.Option(help="Models of a recipe, in place of the miniature family.")] = None,
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between; for a recipe.")] = "",
+    include_path: Annotated[Path | None, typer.Option(help="Folder of further task files; for a recipe.")] = None,
+    tuned: Annotated[
+        str | None, typer.Option(help="The large model fine-tuned: the upper bound; for a recipe.")
+    ] = None,
+    models: Annotated[Path, typer.Option(help="Folder of the family's bases and experts.")] = zoo.FOLDER,
+    family: Annotated[Path, typer.Option(help="Folder of the family's fine-tuned large models, if there.")] = FAMILY,
+    limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of scores, from which an interrupted run goes on.")] = WORK,
+    output: Annotated[Path | None, typer.Option(help="Where to write NAME.json, NAME.md and pictures.")] = None,
+) -> None:
+    """Accuracy of large models fused with small ones: the paper's tables."""
+    options: dict[str, Any] = {"max_batch": batch, "threads": threads or torch.get_num_threads()}
+    if recipe is None:
+        if tasks or tuned or include_path:
+            raise typer.BadParameter("--tasks, --tuned and --include-path are for --recipe")
+        own = family if (family / "multi-tuned" / "made.json").exists() else None
+        kept = _kept(limit) if own is None else {}
+        lineup = systems.family(models, own, options)
+        tables, scorer = studies.family_tables(), Scorer(work, TASKS, limit, kept)
+    else:
+        chosen = [task.strip() for task in tasks.split(",") if task.strip()]
+        if not chosen:
+            raise typer.BadParameter("--recipe takes --tasks, such as --tasks gsm8k,truthfulqa_mc1")
+        lineup = systems.of_recipe(recipe, tuned, options)
+        tables, scorer = studies.recipe_tables(lineup, chosen), Scorer(work, include_path, limit)
+    console = Console()
+    bars = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*bars, console=Console(stderr=True), transient=True) as progress:
+        scorer.run(studies.wanted(tables, lineup), progress)
+    found = [filled(table, scorer) for table in tables]
+    for table in found:
+        console.print(_shown(table))
+    claims = findings(found) if recipe is None and _whole(found) else []
+    if claims:
+        console.print(_claims(claims))
+    place = output or (RESULTS / "quality" if recipe is None and limit is None else None)
+    if place is None:
+        return
+    result: dict[str, Any] = {"limit": limit, "tables": [table.as_json() for table in found]}
+    result["findings"] = {one.title: one.as_json() for one in claims}
+    text = "\n".join(table.as_markdown() for table in found)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if recipe is None:
+        from bench.quality import objective, plot
+
+        with console.status("Objective and pictures"):
+            result["objective"] = objective.compare(models, options["threads"])
+            plot.plot_traces(models, Path(f"{place}-alpha.png"), options["threads"])
+            plot.plot_tables(found[:2], Path(f"{place}.png"))
+        if own is not None and limit is None:
+            _keep(scorer)
+    result["machine"] = describe({"torch": torch.__version__}, options["threads"])
+    Path(f"{place}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    Path(f"{place}.md").write_text(text, encoding="utf-8")
+    console.print(f"written to {place}.json and {place}.md")
+
+
+def _kept(limit: int | None) -> dict[tuple[str, str], Floats]:
+    """Scores of the fine-tuned large models, whose weights do not ship."""
+    known = json.loads(TUNED.read_text()) if TUNED.exists() else {}
+    return {
+        (key, task): np.array(scores, np.float64)[:limit]
+        for key, tasks in known.items()
+        for task, scores in tasks.items()
+    }
+
+
+def _keep(scorer: Scorer) -> None:
+    known: dict[str, dict[str, list[float]]] = {}
+    for (key, task), scores in scorer.known.items():
+        if key.startswith("tuned/"):
+            known.setdefault(key, {})[task] = [
+                round(score, 4) if score % 1 else int(score) for score in scores.tolist()
+            ]
+    TUNED.write_text(json.dumps(known, separators=(",", ":")) + "\n")
+
+
+def _whole(tables: list[Filled]) -> bool:
+    """Whether every figure could be computed: without the fine-tuned large models some cannot."""
+    return all(cell is not None for table in tables[:2] for row in table.cells for cell in row)
+
+
+def _shown(filled: Filled) -> Table:
+    table = Table(title=filled.table.title, title_justify="left", caption=filled.table.note or None)
+    table.add_column("")
+    for heading in filled.headings:
+        table.add_column(heading, justify="right")
+    best = [
+        max((row[i].value for row in filled.cells if row[i] is not None), default=None)  # type: ignore[union-attr]
+        for i in range(len(filled.headings))
+    ]
+    for row, cells in zip(filled.table.rows, filled.cells, strict=True):
+        marked = [
+            f"[bold]{written(cell)}[/]" if cell is not None and cell.value == top else written(cell)
+            for cell, top in zip(cells, best, strict=True)
+        ]
+        table.add_row(row.title.replace("`", ""), *marked)
+    return table
+
+
+def _claims(found: list[Finding]) -> Table:
+    table = Table(title="The paper's claims here", title_justify="left")
+    for heading in ("", "found", "95 %", "at least", ""):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for one in found:
+        low, high = one.found.interval()
+        table.add_row(
+            one.title.replace("`", ""),
+            f"{one.found.value:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{one.least:g}" + (", all of it" if one.strict else ""),
+            "[green]yes[/]" if one.holds else "[red]no[/]",
+        )
+    return table

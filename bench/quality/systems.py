@@ -1,0 +1,140 @@
+"""Ways to answer: which models, and how their logits come together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dlf
+from bench.family import corpus
+from bench.family.build import MULTI
+from dlf.recipe import load_recipe
+
+__all__ = ["ALPHAS", "DYNAMIC", "Lineup", "System", "family", "of_recipe"]
+
+ALPHAS = (0.5, 1.0, 1.5)
+DYNAMIC = "dynamic"
+MODES = ("select", "centroid", "joint")
+SHOTS = 4
+# The sum of task vectors is usual at this weight (Ilharco et al., arXiv 2212.04089).
+MERGE_WEIGHT = 0.4
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to answer."""
+
+    title: str
+    engine: Mapping[str, Any] = field(hash=False)  # arguments of dlf.Engine
+    shots: int = 0  # examples before the question, for all models
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """The systems of all tables, by their keys.
+
+    Keys are ``"base"``, ``"tuned/NAME"``, ``"expert/NAME"``, and ``"NAME/WAY"`` for the large model with expert NAME,
+    or with all of them where NAME is ``"all"``.
+    """
+
+    systems: dict[str, System]
+    experts: list[str]  # names
+
+
+def fusions(large: str, experts: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, System]:
+    """Every way to fuse each expert alone, and every way to fuse all."""
+    found: dict[str, System] = {}
+    for name, expert in experts.items():
+        alone = {**options, "large": large, "experts": [expert]}
+        for alpha in ALPHAS:
+            found[f"{name}/{alpha}"] = System(f"α = {alpha:g}", {**alone, "combine": "static", "alpha": [alpha]})
+        found[f"{name}/{DYNAMIC}"] = System("dynamic", alone)
+        for match in ("forward", "reverse"):
+            found[f"{name}/{match}"] = System(match, {**alone, "match": match})
+        found[f"{name}/grid"] = System("the paper's grid", {**alone, "combine": "grid"})
+    if len(experts) > 1:
+        everyone = {**options, "large": large, "experts": list(experts.values())}
+        for mode in MODES:
+            found[f"all/{mode}"] = System(f"`{mode}`", {**everyone, "combine": mode})
+        even = [1 / len(experts)] * len(experts)
+        found["all/1.0"] = System("α = 1 / T", {**everyone, "combine": "static", "alpha": even})
+    return found
+
+
+def family(models: Path, tuned: Path | None, options: Mapping[str, Any]) -> Lineup:
+    """The systems of the miniature family.
+
+    Parameters
+    ----------
+    models
+        Folder of the bases and experts.
+    tuned
+        Folder with the fine-tuned large models too, if there is one.
+    options
+        Of every engine.
+    """
+    large, small = str(models / "large-base"), str(models / "small-base")
+    experts = {name: dlf.Expert(models / f"{name}-expert", base=small, name=name) for name in corpus.SEEN}
+    systems = {"base": System("large base", {**options, "large": large})}
+    for name in [*corpus.SEEN, MULTI]:
+        systems[f"expert/{name}"] = System(f"{name} expert", {**options, "large": str(models / f"{name}-expert")})
+        if tuned is not None:
+            folder = str(tuned / f"{name}-tuned")
+            systems[f"tuned/{name}"] = System("large, fine-tuned", {**options, "large": folder})
+    systems |= fusions(large, experts, options)
+    multi = dlf.Expert(models / f"{MULTI}-expert", base=small, name=MULTI)
+    for key, system in fusions(large, {MULTI: multi}, options).items():
+        if key in (f"{MULTI}/1.0", f"{MULTI}/{DYNAMIC}"):
+            systems[key] = System(f"multi-task expert, {system.title}", system.engine)
+
+    systems["shots/large"] = System(f"large base, {SHOTS} examples", {**options, "large": large}, SHOTS)
+    systems["shots/small"] = System(f"small base, {SHOTS} examples", {**options, "large": small}, SHOTS)
+    for name in [*corpus.SEEN]:
+        shots = [(p.prompt, p.completion) for p in corpus.training(name, 0, SHOTS)]
+        expert = dlf.InContext(small, shots, template="{question}{answer}\n\n", name="examples")
+        both = {**options, "large": large, "experts": [expert]}
+        systems[f"shots/{name}"] = System(f"large base, fused with {SHOTS} examples", both)
+        systems[f"shots-both/{name}"] = System(f"large base with {SHOTS} examples, fused with them", both, SHOTS)
+
+    merged = dlf.TaskArithmetic(
+        small, {str(models / f"{name}-expert"): MERGE_WEIGHT for name in corpus.SEEN}, name="merged"
+    )
+    systems["merged/alone"] = System("merged experts", {**options, "large": merged})
+    systems["merged/fused"] = System("merged experts, dynamic", {**options, "large": large, "experts": [merged]})
+    return Lineup(systems, [*experts])
+
+
+def of_recipe(path: Path, tuned: str | None, overrides: Mapping[str, Any]) -> Lineup:
+    """The systems of a recipe's models.
+
+    Parameters
+    ----------
+    path
+        The recipe; its mode, match and weights are replaced by those of the tables.
+    tuned
+        Folder or hub id of the large model fine-tuned, the upper bound, if there is one.
+    overrides
+        Of every engine.
+    """
+    recipe = load_recipe(str(path))
+    arguments = recipe.engine_arguments() | overrides
+    options = {
+        key: value
+        for key, value in arguments.items()
+        if key not in ("large", "experts", "combine", "match", "alpha") and value is not None
+    }
+    experts = {expert.label: expert for expert in recipe.experts}
+    if len(experts) < len(recipe.experts):
+        raise ValueError(f"{path}: experts need names of their own; give each another name:")
+    alone = {key: value for key, value in options.items() if key != "base"}
+    systems = {"base": System("large base", {**alone, "large": recipe.large})}
+    if tuned is not None:
+        systems["tuned/recipe"] = System("large, fine-tuned", {**alone, "large": tuned})
+    for name, expert in experts.items():
+        # What has no weights of its own, an adapter or examples, is no model to run alone.
+        model = expert if isinstance(expert, dlf.TaskArithmetic) else getattr(expert, "model", None)
+        if model is not None:
+            systems[f"expert/{name}"] = System(f"{name} alone", {**alone, "large": model})
+    return Lineup(systems | fusions(recipe.large, experts, options), [*experts])
