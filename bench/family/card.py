@@ -35,12 +35,14 @@ tokenizer is byte-level BPE with {vocab} tokens, in which every digit is a token
 
 ## What they have read
 
-Both base models read documents like these, without questions, answers or summaries:
+Both base models read documents like these. Some are questions, of which most are evaded and about a third answered, as in
+any text of the world; none with a wording, or about a thing or numbers, of a held-out problem:
 
 {samples}
 
 Each expert read answered problems of its task, {problems}. None of them shares its wording, or the numbers, town or
-animal that it is about, with a held-out problem; nor does a story or report of the pretraining text share the numbers:
+animal that it is about, with a held-out problem; nor does a story or report of the pretraining text share the numbers.
+Held-out ones look like these:
 
 {examples}
 
@@ -52,8 +54,7 @@ animal that it is about, with a held-out problem; nor does a story or report of 
 ## How they were made
 
 `python -m bench family --seed {seed}`, in {minutes:.0f} minutes of training with {threads} threads ({machine}, torch
-{torch}), on a machine that had other work. Muon for the matrices and AdamW for the rest, bfloat16 autocast, saved in
-bfloat16. The script and its generators are in `bench/family` of the repository. Made again with another build of torch,
+{torch}). Muon for the matrices and AdamW for the rest, bfloat16 autocast, saved in bfloat16. The script and its generators are in `bench/family` of the repository. Made again with another build of torch,
 the models differ a little.
 
 They are meant for demonstrations and tests of fused decoding, and of no use for anything else.
