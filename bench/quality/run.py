@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -28,6 +29,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 TASKS = Path(__file__).parents[1] / "family" / "tasks"
 TUNED = RESULTS / "quality-tuned.json"
 WORK = Path("build/quality")
+WIDE = 130  # columns of a terminal in which every figure has its interval
 
 
 def main(
@@ -72,7 +74,7 @@ def main(
         scorer.run(studies.wanted(tables, lineup), progress)
     found = [filled(table, scorer) for table in tables]
     for table in found:
-        console.print(_shown(table))
+        console.print(_shown(table, console.width))
     claims = findings(found) if recipe is None and _whole(found) else []
     if claims:
         console.print(_claims(claims))
@@ -123,35 +125,30 @@ def _whole(tables: list[Filled]) -> bool:
     return all(cell is not None for table in tables[:2] for row in table.cells for cell in row)
 
 
-def _shown(filled: Filled) -> Table:
-    table = Table(title=filled.table.title, title_justify="left", caption=filled.table.note or None)
+def _shown(filled: Filled, width: int) -> Table:
+    """The figures in percent, with their intervals where there is room for them."""
+    table = Table(title=filled.table.title, title_justify="left", caption=filled.table.note or None, box=SIMPLE_HEAD)
+    table.caption_justify = "left"
+    show = written if width >= WIDE else lambda cell: written(cell).partition(" ")[0]
     table.add_column("")
     for heading in filled.headings:
         table.add_column(heading, justify="right")
-    best = [
-        max((row[i].value for row in filled.cells if row[i] is not None), default=None)  # type: ignore[union-attr]
-        for i in range(len(filled.headings))
-    ]
     for row, cells in zip(filled.table.rows, filled.cells, strict=True):
-        marked = [
-            f"[bold]{written(cell)}[/]" if cell is not None and cell.value == top else written(cell)
-            for cell, top in zip(cells, best, strict=True)
-        ]
-        table.add_row(row.title.replace("`", ""), *marked)
+        table.add_row(row.title.replace("`", ""), *map(show, cells))
     return table
 
 
 def _claims(found: list[Finding]) -> Table:
-    table = Table(title="The paper's claims here", title_justify="left")
-    for heading in ("", "found", "95 %", "at least", ""):
-        table.add_column(heading, justify="left" if not heading else "right")
+    table = Table(title="The paper's claims here", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("", "found", "95 %", "wanted", ""):
+        table.add_column(heading, justify="right" if heading in ("found", "95 %") else "left")
     for one in found:
         low, high = one.found.interval()
         table.add_row(
             one.title.replace("`", ""),
             f"{one.found.value:.3f}",
             f"{low:.3f} to {high:.3f}",
-            f"{one.least:g}" + (", all of it" if one.strict else ""),
+            f"{one.kind} {one.bound:g}",
             "[green]yes[/]" if one.holds else "[red]no[/]",
         )
     return table

@@ -64,11 +64,12 @@ def family_tables() -> list[Table]:
             "Examples in place of fine-tuning",
             rows=[
                 base,
-                _everywhere(f"large base, {SHOTS} examples", "shots/large"),
-                _everywhere(f"small base, {SHOTS} examples", "shots/small"),
-                _single(f"large base, fused with the small one's {SHOTS} examples", "shots/{}"),
+                _single(f"large base, {SHOTS} examples", "shots-large/{}"),
+                _single(f"small base, {SHOTS} examples", "shots-small/{}"),
+                _single("large base, fused with the small one's examples", "shots-fused/{}"),
                 _single("both: the large base reads the examples too", "shots-both/{}"),
             ],
+            note="The bases have read no text longer than 256 tokens; two reports with their summaries are.",
             **{**one_task, "columns": [*shown, SEEN_MEAN]},
         ),
         Table(

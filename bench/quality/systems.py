@@ -17,7 +17,7 @@ __all__ = ["ALPHAS", "DYNAMIC", "Lineup", "System", "family", "of_recipe"]
 ALPHAS = (0.5, 1.0, 1.5)
 DYNAMIC = "dynamic"
 MODES = ("select", "centroid", "joint")
-SHOTS = 4
+SHOTS = 2
 # The sum of task vectors is usual at this weight (Ilharco et al., arXiv 2212.04089).
 MERGE_WEIGHT = 0.4
 
@@ -28,7 +28,6 @@ class System:
 
     title: str
     engine: Mapping[str, Any] = field(hash=False)  # arguments of dlf.Engine
-    shots: int = 0  # examples before the question, for all models
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,8 @@ def family(models: Path, tuned: Path | None, options: Mapping[str, Any]) -> Line
         if key in (f"{MULTI}/1.0", f"{MULTI}/{DYNAMIC}"):
             systems[key] = System(f"multi-task expert, {system.title}", system.engine)
 
-    systems["shots/large"] = System(f"large base, {SHOTS} examples", {**options, "large": large}, SHOTS)
-    systems["shots/small"] = System(f"small base, {SHOTS} examples", {**options, "large": small}, SHOTS)
-    for name in [*corpus.SEEN]:
-        shots = [(p.prompt, p.completion) for p in corpus.training(name, 0, SHOTS)]
-        expert = dlf.InContext(small, shots, template="{question}{answer}\n\n", name="examples")
-        both = {**options, "large": large, "experts": [expert]}
-        systems[f"shots/{name}"] = System(f"large base, fused with {SHOTS} examples", both)
-        systems[f"shots-both/{name}"] = System(f"large base with {SHOTS} examples, fused with them", both, SHOTS)
+    for name in corpus.SEEN:
+        systems |= examples(name, large, small, options)
 
     merged = dlf.TaskArithmetic(
         small, {str(models / f"{name}-expert"): MERGE_WEIGHT for name in corpus.SEEN}, name="merged"
@@ -104,6 +97,23 @@ def family(models: Path, tuned: Path | None, options: Mapping[str, Any]) -> Line
     systems["merged/alone"] = System("merged experts", {**options, "large": merged})
     systems["merged/fused"] = System("merged experts, dynamic", {**options, "large": large, "experts": [merged]})
     return Lineup(systems, [*experts])
+
+
+def examples(task: str, large: str, small: str, options: Mapping[str, Any]) -> dict[str, System]:
+    """The large and the small base with examples of a task before each question, and the difference that they make
+    to the small one carried over to the large one."""
+    shots = [(problem.prompt, problem.completion) for problem in corpus.training(task, 0, SHOTS)]
+    expert = dlf.InContext(small, shots, template="{question}{answer}\n\n")
+    read = "".join(f"{question}{answer}\n\n" for question, answer in shots) + "{prompt}"
+    # The same expert, but its base reads the bare prompt where the large model has a template.
+    beside = dlf.Expert(small, base=small, template=read, base_template="{prompt}")
+    big, little = {**options, "large": large}, {**options, "large": small}
+    return {
+        f"shots-large/{task}": System("large base, examples", {**big, "template": read}),
+        f"shots-small/{task}": System("small base, examples", {**little, "template": read}),
+        f"shots-fused/{task}": System("large base, fused with examples", {**big, "experts": [expert]}),
+        f"shots-both/{task}": System("both", {**big, "template": read, "experts": [beside]}),
+    }
 
 
 def of_recipe(path: Path, tuned: str | None, overrides: Mapping[str, Any]) -> Lineup:
