@@ -71,13 +71,14 @@ class Scorer:
         manager = TaskManager(include_path=self.include, include_defaults=self.include is None)
         with _engine(system) as engine:
             for task in tasks:
-                found = lm_eval.simple_evaluate(
-                    DLF(engine=engine),
-                    tasks=[task],
-                    limit=self.limit,
-                    bootstrap_iters=0,
-                    task_manager=manager,
-                )
+                with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # bars of its own
+                    found = lm_eval.simple_evaluate(
+                        DLF(engine=engine),
+                        tasks=[task],
+                        limit=self.limit,
+                        bootstrap_iters=0,
+                        task_manager=manager,
+                    )
                 yield task, np.concatenate([_scores(samples) for samples in found["samples"].values()])
 
     def _keep(self, key: str, system: System, task: str, scores: Floats) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def main(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*bars, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*bars, console=Console(file=sys.stderr), transient=True) as progress:
         scorer.run(studies.wanted(tables, lineup), progress)
     found = [filled(table, scorer) for table in tables]
     for table in found:
