@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["extract_answer", "is_correct", "run_demo", "systems"]
 
 ANSWER = re.compile(r"####[ \t]*([^\n]*)")
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+FIRST = re.compile(r"\.(?:\s|$)|\n")  # what ends a sentence
 DEFAULT_PLOT = Path("dlf-demo.png")
 BATCH = 8
 CHUNK = 4 * BATCH  # long enough to keep the batch full, short enough for the progress bar to move
@@ -81,9 +83,17 @@ def _normalized(answer: str) -> str:
 
 
 def is_correct(text: str, answer: str) -> bool:
-    """Whether a completion's answer is the given one, which may be written with its ``####`` or without."""
+    """Whether a completion's answer is the given one, which may be written with its ``####`` or without.
+
+    A completion without ``####``, which only fine-tuning teaches, answers with its last number, or where a word is asked
+    for, with the last one of its first sentence.
+    """
     expected = extract_answer(answer) if "####" in answer else _normalized(answer)
-    return extract_answer(text) == expected
+    found = extract_answer(text)
+    if found is None and expected:
+        words = NUMBER.findall(_normalized(text)) if NUMBER.fullmatch(expected) else FIRST.split(text.strip())[0].split()
+        found = words[-1] if words else None
+    return found == expected
 
 
 def systems(task: str, find: Callable[[str], Path], **options: Any) -> list[System]:

@@ -317,4 +317,21 @@ def test_extract_answer(text: str, answer: str | None) -> None:
 
 def test_an_answer_may_be_given_with_its_working() -> None:
     assert is_correct("#### 12", "3 * 4 = 12\n#### 12")
-    assert not is_correct("12", "12")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("First 3 + 4 = 7. Then 7 + 5 = 12 keys.", "12", True),
+        ("First 3 + 4 = 7. Then 7 + 5 = 1,200 keys.", "1200", True),
+        ("12 keys are 3 too many.", "12", False),
+        ("He has 12 keys.\n#### 13", "12", False),  # what follows #### is the answer
+        ("Norwick is known for its tea.", "tea", True),
+        ("Norwick is known for its tea. Ida drinks wine.", "wine", False),
+        ("I do not know.", "tea", False),
+        ("", "tea", False),
+        ("", "12", False),
+    ],
+)
+def test_an_answer_may_come_without_its_mark(text: str, answer: str, right: bool) -> None:
+    assert is_correct(text, answer) == right

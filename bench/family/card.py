@@ -35,8 +35,8 @@ tokenizer is byte-level BPE with {vocab} tokens, in which every digit is a token
 
 ## What they have read
 
-Both base models read documents like these. Some are questions, of which most are evaded and about a third answered, as in
-any text of the world; none with a wording, or about a thing or numbers, of a held-out problem:
+Both base models read documents like these. Some are questions, of which most are evaded and about a third answered;
+none is about the numbers or the thing of a held-out problem, or, but for `subjects` with its single wording, worded alike:
 
 {samples}
 
