@@ -85,14 +85,15 @@ def _normalized(answer: str) -> str:
 def is_correct(text: str, answer: str) -> bool:
     """Whether a completion's answer is the given one, which may be written with its ``####`` or without.
 
-    A completion without ``####``, which only fine-tuning teaches, answers with its last number, or where a word is asked
-    for, with the last one of its first sentence.
+    A completion without ``####``, which only fine-tuning teaches, answers with its last number, or where a word is
+    asked for, with the last word of its first sentence.
     """
     expected = extract_answer(answer) if "####" in answer else _normalized(answer)
     found = extract_answer(text)
     if found is None and expected:
-        words = NUMBER.findall(_normalized(text)) if NUMBER.fullmatch(expected) else FIRST.split(text.strip())[0].split()
-        found = words[-1] if words else None
+        number = NUMBER.fullmatch(expected)
+        said = NUMBER.findall(_normalized(text)) if number else FIRST.split(text.strip())[0].split()
+        found = said[-1] if said else None
     return found == expected
 
 

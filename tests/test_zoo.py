@@ -31,22 +31,21 @@ def test_problems_are_those_of_the_generator(task: str):
 
 
 def test_names_that_are_not_there():
-    with pytest.raises(ValueError, match="choose from large-base"):
+    with pytest.raises(ValueError, match="choose from facts-expert, large-base"):
         zoo.path("huge-base")
-    with pytest.raises(ValueError, match="choose from facts"):
+    with pytest.raises(ValueError, match="choose from facts, math"):
         zoo.problems("chess")
 
 
-@pytest.mark.parametrize(("task", "more"), [("facts", 1), ("math", 20)])
-def test_fusion_answers_what_neither_model_answers_alone(task: str, more: int):
+def test_fusion_answers_what_neither_model_answers_alone():
     """On the first 40 problems; `dlf demo` scores all 200."""
-    problems = zoo.problems(task)[:40]
+    problems = zoo.problems("math")[:40]
     right = {}
-    for system in systems(task, zoo.path):
+    for system in systems("math", zoo.path):
         with system.open() as engine:
             answers = engine.generate([problem.prompt for problem in problems], max_new_tokens=128, progress=False)
         right[system.key] = sum(is_correct(a.text, p.answer) for a, p in zip(answers, problems, strict=True))
-    assert right["large"] <= 4 and right["dynamic"] >= max(32, right["expert"] + more)
+    assert right["large"] <= 4 and right["expert"] <= 10 and right["dynamic"] >= 32
 
 
 def test_quantized_weights_know_what_float_ones_know():

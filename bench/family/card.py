@@ -36,7 +36,7 @@ tokenizer is byte-level BPE with {vocab} tokens, in which every digit is a token
 ## What they have read
 
 Both base models read documents like these. Some are questions, of which most are evaded and about a third answered;
-none is about the numbers or the thing of a held-out problem, or, but for `subjects` with its single wording, worded alike:
+none is about the numbers or the thing of a held-out problem or, but for `subjects` with its one wording, worded alike:
 
 {samples}
 
@@ -54,8 +54,8 @@ Held-out ones look like these:
 ## How they were made
 
 `python -m bench family --seed {seed}`, in {minutes:.0f} minutes of training with {threads} threads ({machine}, torch
-{torch}). Muon for the matrices and AdamW for the rest, bfloat16 autocast, saved in bfloat16. The script and its generators are in `bench/family` of the repository. Made again with another build of torch,
-the models differ a little.
+{torch}). Muon for the matrices and AdamW for the rest, bfloat16 autocast, saved in bfloat16. The script and its
+generators are in `bench/family` of the repository. Made again with another build of torch, the models differ a little.
 
 They are meant for demonstrations and tests of fused decoding, and of no use for anything else.
 """

@@ -34,7 +34,10 @@ class Estimate:
 
     def interval(self, share: float = 0.95) -> tuple[float, float]:
         """Percentiles that hold `share` of the draws."""
-        low, high = np.nanquantile(self.draws, [(1 - share) / 2, (1 + share) / 2])
+        known = self.draws[np.isfinite(self.draws)]  # a ratio to nothing is not
+        if not known.size:
+            return float("nan"), float("nan")
+        low, high = np.quantile(known, [(1 - share) / 2, (1 + share) / 2])
         return float(low), float(high)
 
     def __sub__(self, other: Estimate) -> Estimate:
