@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,9 @@ from dlf import _C
 
 # For bench/; last, because in the repository the sources of dlf would hide the installed package.
 sys.path.append(str(Path(__file__).parents[1]))
+
+# Some tests press Ctrl-C, to which a process that a script has put in the background is deaf.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -128,14 +128,16 @@ def _whole(tables: list[Filled]) -> bool:
 
 def _shown(filled: Filled, width: int) -> Table:
     """The figures in percent, with their intervals where there is room for them."""
-    table = Table(title=filled.table.title, title_justify="left", caption=filled.table.note or None, box=SIMPLE_HEAD)
-    table.caption_justify = "left"
-    show = written if width >= WIDE else lambda cell: written(cell).partition(" ")[0]
+    table = Table(title=filled.table.title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.caption, table.caption_justify = filled.table.note or None, "left"
+    wide = width >= WIDE
     table.add_column("")
     for heading in filled.headings:
-        table.add_column(heading, justify="right")
+        narrow = heading.replace(" ", "\n").replace("-", "-\n")
+        table.add_column(heading if wide else narrow, justify="right", no_wrap=True)
     for row, cells in zip(filled.table.rows, filled.cells, strict=True):
-        table.add_row(row.title.replace("`", ""), *map(show, cells))
+        figures = map(written, cells)
+        table.add_row(row.title.replace("`", ""), *(one if wide else one.partition(" ")[0] for one in figures))
     return table
 
 
