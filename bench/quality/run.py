@@ -61,7 +61,10 @@ def main(
         chosen = [task.strip() for task in tasks.split(",") if task.strip()]
         if not chosen:
             raise typer.BadParameter("--recipe takes --tasks, such as --tasks gsm8k,truthfulqa_mc1")
-        lineup = systems.of_recipe(recipe, tuned, options)
+        try:
+            lineup = systems.of_recipe(recipe, tuned, options)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(str(error)) from None
         tables, scorer = studies.recipe_tables(lineup, chosen), Scorer(work, include_path, limit)
     console = Console()
     bars = (

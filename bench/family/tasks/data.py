@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 from typing import Any
+
+# The harness reads this file by its path: bench need not be where Python looks for modules.
+sys.path.append(str(Path(__file__).parents[3]))
 
 from datasets import Dataset, DatasetDict
 from rouge_score.rouge_scorer import RougeScorer
