@@ -17,7 +17,8 @@ from rich.table import Table
 
 from bench.family import corpus
 from bench.family.problem import Problem
-from dlf import _C, zoo
+from bench.reading import Reader
+from dlf import zoo
 from dlf.demo import is_correct, systems
 from dlf.model import load_model
 from dlf.precision import CPU_WEIGHTS
@@ -38,21 +39,17 @@ def texts(count: int) -> dict[str, list[tuple[str, str]]]:
 
 def perplexity(name: str, weights: str, read: list[tuple[str, str]], threads: int) -> float:
     """exp of the mean loss of a token of the continuations, each text read alone."""
-    model = load_model(zoo.path(name), weights=weights)
-    context = model.config.max_position_embeddings
-    decoder = _C.Decoder(model.weights, slots=1, max_context=context, threads=threads)
+    reader = Reader(zoo.path(name), threads, weights)
     loss, count = 0.0, 0
     for prompt, continuation in read:
-        first = max(1, len(model.tokenizer.encode(prompt)))
-        tokens = model.tokenizer.encode(prompt + continuation)[:context]
-        logits = decoder.prefill(tokens, 0, 0)[first - 1 : -1].double()
-        loss += float(torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[first:]), reduction="sum"))
-        count += len(tokens) - first
+        tokens, logits = reader.continued(prompt, continuation)
+        loss += float(torch.nn.functional.cross_entropy(logits.double(), torch.tensor(tokens), reduction="sum"))
+        count += len(tokens)
     return math.exp(loss / count)
 
 
 def accuracies(task: str, problems: Sequence[Problem], **options: Any) -> dict[str, float]:
-    """Share of the problems with the right answer after ``####``, for each way to answer of the demonstration."""
+    """Share of the problems that each way to answer of the demonstration gets right, as that counts them."""
     found = {}
     for system in systems(task, zoo.path, **options):
         with system.open() as engine:

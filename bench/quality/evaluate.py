@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,19 @@ class Scorer:
                 self._keep(key, system, task, scores)
                 progress.update(bar, advance=1, description=f"{key:20}")
 
+    @cached_property
+    def _manager(self) -> Any:
+        """What finds tasks: it reads every task file once."""
+        from lm_eval.tasks import TaskManager
+
+        return TaskManager(include_path=self.include, include_defaults=self.include is None)
+
     def _run(self, system: System, tasks: Sequence[str]) -> Iterator[tuple[str, Floats]]:
         import lm_eval
-        from lm_eval.tasks import TaskManager
 
         from dlf.lm_eval import DLF
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        manager = TaskManager(include_path=self.include, include_defaults=self.include is None)
         with _engine(system) as engine:
             for task in tasks:
                 with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # bars of its own
@@ -77,7 +83,7 @@ class Scorer:
                         tasks=[task],
                         limit=self.limit,
                         bootstrap_iters=0,
-                        task_manager=manager,
+                        task_manager=self._manager,
                     )
                 yield task, np.concatenate([_scores(samples) for samples in found["samples"].values()])
 

@@ -11,8 +11,7 @@ import torch
 
 import dlf
 from bench.family import corpus
-from dlf import _C
-from dlf.model import load_model
+from bench.reading import Reader
 
 __all__ = ["compare"]
 
@@ -42,18 +41,11 @@ def compare(models: Path, threads: int) -> dict[str, Any]:
 def _logits(models: Path, threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Of the large model, the base and the task's expert at every token of a right answer: [tokens, vocab] each."""
     names = ["large-base", "small-base", *(f"{task}-expert" for task in corpus.SEEN)]
-    loaded = {name: load_model(models / name) for name in names}
-    decoders = {
-        name: _C.Decoder(model.weights, slots=1, max_context=model.config.max_position_embeddings, threads=threads)
-        for name, model in loaded.items()
-    }
-    tokenizer = loaded["large-base"].tokenizer
+    readers = {name: Reader(models / name, threads) for name in names}
     for task in corpus.SEEN:
         for problem in corpus.held_out(task, PROBLEMS):
-            first = len(tokenizer.encode(problem.prompt))
-            tokens = tokenizer.encode(problem.prompt + problem.completion)
             large, base, expert = (
-                decoders[name].prefill(tokens, 0, 0)[first - 1 : -1].clone()
+                readers[name].continued(problem.prompt, problem.completion)[1]
                 for name in ("large-base", "small-base", f"{task}-expert")
             )
             yield large, base, expert

@@ -84,9 +84,8 @@ def family(models: Path, tuned: Path | None, options: Mapping[str, Any]) -> Line
             systems[f"tuned/{name}"] = System("large, fine-tuned", {**options, "large": folder})
     systems |= fusions(large, experts, options)
     multi = dlf.Expert(models / f"{MULTI}-expert", base=small, name=MULTI)
-    for key, system in fusions(large, {MULTI: multi}, options).items():
-        if key in (f"{MULTI}/1.0", f"{MULTI}/{DYNAMIC}"):
-            systems[key] = System(f"multi-task expert, {system.title}", system.engine)
+    shown = (f"{MULTI}/1.0", f"{MULTI}/{DYNAMIC}")
+    systems |= {key: system for key, system in fusions(large, {MULTI: multi}, options).items() if key in shown}
 
     for name in corpus.SEEN:
         systems |= examples(name, large, small, options)
