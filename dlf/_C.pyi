@@ -11,15 +11,19 @@ import torch
 import typing
 
 __all__: list[str] = [
+    "AUTO_DRAFTER",
     "Adapter",
     "Decoder",
     "DeviceInfo",
     "FinishReason",
+    "MAX_DRAFT",
     "ModelConfig",
+    "PROMPT_LOOKUP",
     "Prompt",
     "Sampler",
     "SamplingOptions",
     "Score",
+    "Speculation",
     "StepLoop",
     "StepOutput",
     "StepTimings",
@@ -300,6 +304,8 @@ class StepOutput:
     @property
     def cached_tokens(self) -> int: ...
     @property
+    def drafted(self) -> int: ...
+    @property
     def error(self) -> str: ...
     @property
     def f(self) -> float: ...
@@ -362,9 +368,26 @@ class StepTimings:
     @property
     def solve(self) -> float: ...
 
+class Speculation:
+    """
+    Whether and by what tokens of a sequence are drafted.
+    """
+    def __init__(
+        self,
+        max_draft: typing.SupportsInt | typing.SupportsIndex,
+        drafter: typing.SupportsInt | typing.SupportsIndex = -1,
+        adaptive: bool = True,
+    ) -> None: ...
+    @property
+    def adaptive(self) -> bool: ...
+    @property
+    def drafter(self) -> int: ...
+    @property
+    def max_draft(self) -> int: ...
+
 class StepLoop:
     """
-    Decodes all running sequences one token further at each step.
+    Decodes all running sequences further at each step.
     """
     def __init__(
         self,
@@ -386,6 +409,7 @@ class StepLoop:
         adapters: collections.abc.Sequence[collections.abc.Sequence[Adapter]] = [],
         devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         cuda_graph: bool = True,
+        drafter: typing.SupportsInt | typing.SupportsIndex = -1,
     ) -> None: ...
     def add(
         self,
@@ -394,6 +418,7 @@ class StepLoop:
         experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         sampling: SamplingOptions,
         max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
+        speculation: Speculation = ...,
     ) -> None:
         """
         Queues a request: a prompt for each lane, empty where no chosen expert needs it.
@@ -413,7 +438,7 @@ class StepLoop:
         """
     def step(self) -> list[StepOutput]:
         """
-        Decodes every running sequence one token further.
+        Decodes every running sequence one token further, and more where they were drafted.
         """
     @property
     def idle(self) -> bool: ...
@@ -498,6 +523,9 @@ def sample_many(
     Tokens drawn from the same logits at the steps 0 to draws - 1.
     """
 
+AUTO_DRAFTER: int = -1
+MAX_DRAFT: int = 16
+PROMPT_LOOKUP: int = -2
 __version__: str
 cuda_version: str
 torch_minor: str

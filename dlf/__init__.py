@@ -13,6 +13,7 @@ from dlf.experts import Expert, InContext
 from dlf.lora import Lora
 from dlf.results import Completion, Piece, Score, Timings
 from dlf.sampling import SamplingOptions
+from dlf.speculation import Speculation
 from dlf.task_arithmetic import TaskArithmetic
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Piece",
     "SamplingOptions",
     "Score",
+    "Speculation",
     "TaskArithmetic",
     "Timings",
     "TokenizerMismatchError",

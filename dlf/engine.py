@@ -37,6 +37,7 @@ from dlf.request import RunningRequest
 from dlf.results import Completion, Piece, Score
 from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import as_continuations, as_score, score_groups
+from dlf.speculation import Speculate, as_speculation, native_speculation, uses_drafter
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["Engine"]
@@ -102,6 +103,11 @@ class Engine:
         once. The least recently used goes first; 0 reads every prompt anew. The results are the same to the bit.
     defaults : mapping, optional
         Sampling options of requests that do not say otherwise.
+    speculate : {"auto", False} or Speculation
+        Whether tokens are drafted by a small model and verified together, which changes how fast they come and nothing
+        else; ``"auto"`` drafts where that is expected to be faster. On CUDA it decodes plainly so far.
+    drafter : str or path, optional
+        A further small model that is not fused and only drafts; it shares the tokenizer. Experts can draft without it.
 
     Raises
     ------
@@ -138,6 +144,8 @@ class Engine:
         max_context: int | None = None,
         prefix_cache_bytes: int = 1 << 30,
         defaults: Mapping[str, Any] | None = None,
+        speculate: Speculate = "auto",
+        drafter: Path | None = None,
     ) -> None:
         self._lock = threading.Lock()
         self._loop: _C.StepLoop | None = None
@@ -152,6 +160,9 @@ class Engine:
         placement.check_dtype(Precision.of(dtype, weights).dtype)  # of() raises where the two contradict each other
         self._defaults = dict(defaults or {})
         sampling_options(self._defaults)  # raises
+        self._speculation = as_speculation(speculate)
+        if drafter is not None and placement.cuda:
+            raise NotImplementedError("tokens are drafted on the CPU only so far; leave out the drafter on CUDA")
         options = Options(
             large,
             base,
@@ -167,6 +178,7 @@ class Engine:
             positive("max_batch", max_batch),
             max_context,
             prefix_bytes(prefix_cache_bytes),
+            drafter,
         )
         wanted = [as_expert(expert, base, weights) for expert in experts]
         self._ensemble = Ensemble.load(options, with_alpha(wanted, alpha))
@@ -285,6 +297,7 @@ class Engine:
         experts: Sequence[str] | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
+        speculate: Speculate | None = None,
         **options: Any,
     ) -> Completion: ...
 
@@ -298,6 +311,7 @@ class Engine:
         experts: Sequence[str] | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
+        speculate: Speculate | None = None,
         **options: Any,
     ) -> Any: ...
 
@@ -310,6 +324,7 @@ class Engine:
         experts: Sequence[str] | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
+        speculate: Speculate | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
         """Decode one prompt or a list of prompts.
@@ -329,6 +344,8 @@ class Engine:
             Receives every `Piece` as it comes; returning False ends its sequence.
         progress : bool, optional
             Whether to show a progress bar; by default for a list of prompts on a terminal.
+        speculate : {"auto", False} or Speculation, optional
+            Whether tokens are drafted, as in the engine, which says it if this is not given.
         **options
             The fields of `SamplingOptions`.
 
@@ -346,7 +363,7 @@ class Engine:
         """
         prompts, single = as_prompts(prompt, messages)
         sampling = sampling_options(self._defaults | options)
-        requests = self._add(prompts, sampling, examples, experts)
+        requests = self._add(prompts, sampling, examples, experts, speculate)
         try:
             if progress is None:
                 progress = not single and len(requests) > 1 and sys.stderr.isatty()
@@ -372,6 +389,7 @@ class Engine:
         messages: Sequence[Mapping[str, Any]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        speculate: Speculate | None = None,
         **options: Any,
     ) -> Iterator[Piece]:
         """Decode one prompt and yield each step as it comes.
@@ -388,7 +406,7 @@ class Engine:
         sampling = sampling_options(self._defaults | options)
         if not single or sampling.num_return_sequences != 1:
             raise ValueError("stream decodes one sequence; use generate with a callback for several")
-        return self._stream(self._add(prompts, sampling, examples, experts))
+        return self._stream(self._add(prompts, sampling, examples, experts, speculate))
 
     @overload
     def score(
@@ -520,8 +538,10 @@ class Engine:
         sampling: SamplingOptions,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
+        speculate: Speculate | None,
     ) -> list[RunningRequest]:
         """Check and queue all prompts, or none."""
+        speculation = self._speculation if speculate is None else as_speculation(speculate)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         shots = () if examples is None else as_examples(examples)
         requests: list[RunningRequest] = []
@@ -529,13 +549,21 @@ class Engine:
             loop, ensemble = self._open(), self._ensemble
             chosen = chosen_experts(experts, self.experts)
             names = [self.experts[number] for number in chosen]
+            native_draft = native_speculation(speculation, ensemble, chosen)
             bad_words = [
                 self.tokenizer.encode(form, add_special_tokens=False)
                 for word in sampling.bad_words or ()
                 for form in (word, " " + word)
             ]
             encoded = [
-                lane_prompts(ensemble, prompt, chosen, shots, f"prompt {i}" if len(prompts) > 1 else "the prompt")
+                lane_prompts(
+                    ensemble,
+                    prompt,
+                    chosen,
+                    shots,
+                    f"prompt {i}" if len(prompts) > 1 else "the prompt",
+                    drafter=uses_drafter(native_draft, ensemble),
+                )
                 for i, prompt in enumerate(prompts)
             ]
             try:
@@ -555,7 +583,7 @@ class Engine:
                             StopStrings(sampling.stop_strings or ()),
                             names,
                         )
-                        loop.add(request.request, lanes, chosen, native, sampling.max_new_tokens)
+                        loop.add(request.request, lanes, chosen, native, sampling.max_new_tokens, native_draft)
                         self._running[request.request] = request
                         requests.append(request)
             except BaseException:
@@ -583,7 +611,8 @@ class Engine:
             for output in outputs:
                 running = self._running.get(output.request)
                 if running is not None:
-                    running.spend(loop.timings)
+                    if output.drafted >= 0:  # the first token that the step gave it
+                        running.spend(loop.timings)
                     running.take(output)
                     if running.finished:
                         del self._running[output.request]

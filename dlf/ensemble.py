@@ -43,6 +43,7 @@ class Options:
     max_batch: int
     max_context: int | None
     prefix_cache_bytes: int
+    drafter: Path | None
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Ensemble:
         # Impossible options should not cost the loading of a large model.
         _check_experts(options, experts)
         with merged_experts(experts) as whole:
-            lanes = Lanes.of(options.large, whole, dtype, weights, options.template)
+            lanes = Lanes.of(options.large, whole, dtype, weights, options.template, options.drafter)
             have = dict(zip(known.lanes.keys, known.models, strict=True)) if known else {}
             if placement.cuda:
                 configs = [read_config(resolve(name)) for name, _ in lanes.models]
@@ -173,6 +174,7 @@ class Ensemble:
             adapters=self.adapters,
             devices=options.placement.devices(len(self.models)),
             cuda_graph=options.cuda_graph,
+            drafter=-1 if self.lanes.drafter is None else self.lanes.drafter,
         )
 
     def _adapters_by_name(self) -> dict[tuple[ModelKey, str], _C.Adapter]:

@@ -46,6 +46,8 @@ class Lanes:
         A model that reads the same for several experts has one for all of them.
     pairs : list of (int, int)
         For each expert its lane and its base's.
+    drafter : int, optional
+        The lane of a model that is not fused and only drafts.
     """
 
     dtype: str
@@ -54,6 +56,7 @@ class Lanes:
     adapters: list[list[str]] = field(default_factory=list)
     lanes: list[Lane] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
+    drafter: int | None = None
 
     @classmethod
     def of(
@@ -63,8 +66,9 @@ class Lanes:
         dtype: str,
         weights: str | None,
         template: str | None,
+        drafter: Path | None = None,
     ) -> Lanes:
-        """Return the lanes of a large model and its experts, each of which has a base."""
+        """Return the lanes of a large model, its experts, each of which has a base, and a further drafter."""
         found = cls(dtype)
         found.lanes.append(Lane(found._model(large, weights), Layout(template)))
         for expert in experts:
@@ -77,6 +81,9 @@ class Lanes:
             lane = found._lane(model, expert.weights, Layout(own, examples), adapter)
             base = found._lane(expert.base, expert.weights, Layout(template if other is None else other))
             found.pairs.append((lane, base))
+        if drafter is not None:
+            found.drafter = len(found.lanes)
+            found.lanes.append(Lane(found._model(drafter, weights), Layout(template)))
         return found
 
     @property
@@ -95,9 +102,10 @@ class Lanes:
         """How many lanes each model has."""
         return [self.of_model.count(model) for model in range(len(self.models))]
 
-    def of_experts(self, experts: Sequence[int]) -> list[int]:
-        """The lanes that a request with these experts needs, in rising order."""
-        return sorted({0} | {lane for expert in experts for lane in self.pairs[expert]})
+    def of_experts(self, experts: Sequence[int], *, drafter: bool = False) -> list[int]:
+        """The lanes that a request with these experts needs, in rising order, and the drafter's."""
+        needed = {0} | {lane for expert in experts for lane in self.pairs[expert]}
+        return sorted(needed | {self.drafter} if drafter and self.drafter is not None else needed)
 
     def _model(self, name: Path, weights: str | None) -> int:
         key = _place(name), Precision.of(self.dtype, weights)

@@ -23,6 +23,7 @@ def lane_prompts(
     examples: tuple[Example, ...] = (),
     which: str = "the prompt",
     continuation: int = 0,
+    drafter: bool = False,
 ) -> list[_C.Prompt]:
     """Write and encode a prompt for every lane.
 
@@ -40,6 +41,8 @@ def lane_prompts(
         What to call the prompt in errors.
     continuation
         Tokens that are to follow it, if that is known.
+    drafter
+        Whether the engine's further drafter reads it as well.
 
     Raises
     ------
@@ -51,7 +54,7 @@ def lane_prompts(
     found = [_C.Prompt()] * len(ensemble.lanes.lanes)
     encoded: dict[tuple[Layout, Tokenizer | bytes | None], _C.Prompt] = {}
     text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
-    for number in ensemble.lanes.of_experts(experts):
+    for number in ensemble.lanes.of_experts(experts, drafter=drafter):
         lane = ensemble.lanes.lanes[number]
         layout = Layout(lane.layout.template, examples) if number == 0 and examples else lane.layout
         tokenizer = ensemble.models[lane.model].tokenizer
@@ -118,4 +121,4 @@ def _reader(ensemble: Ensemble, lane: int) -> str:
     for label, (expert, base) in zip(ensemble.labels, ensemble.lanes.pairs, strict=True):
         if lane in (expert, base):
             return f"expert '{label}'" if lane == expert else f"the base of expert '{label}'"
-    return f"lane {lane}"
+    return "the drafter"

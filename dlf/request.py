@@ -45,6 +45,8 @@ class RunningRequest:
         self._alpha: list[list[float]] = []
         self._divergences: list[tuple[float, float]] = []
         self._cached_tokens = 0
+        self._passes = 0
+        self._drafted = 0
         self._start = time.perf_counter()
         self._times: list[float] = []
         self._spent = dict.fromkeys(("large", "small", "solve", "sample"), 0.0)
@@ -68,6 +70,9 @@ class RunningRequest:
         self._times.append(time.perf_counter())
         self._tokens.append(output.token)
         self._cached_tokens = output.cached_tokens
+        if output.drafted >= 0:
+            self._passes += 1
+            self._drafted += output.drafted
         self._logprobs.append(output.logprob)
         self._alpha.append(output.alpha)
         self._divergences.append((output.f, output.g))
@@ -111,4 +116,6 @@ class RunningRequest:
             experts=self._experts,
             top_logprobs=self._top_logprobs,
             cached_tokens=self._cached_tokens,
+            passes=self._passes,
+            drafted=self._drafted,
         )

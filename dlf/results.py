@@ -44,7 +44,7 @@ class Timings:
     time_to_first_token : float
         From the request to its first token, waiting for a free place included.
     token_times : ndarray
-        Duration of each step after the first, float64 ``[steps - 1]``.
+        Between each token and the one before it, float64 ``[steps - 1]``; those of one pass come together.
     shares : dict
         Fractions of the steps' time spent in the ``large`` model, the ``small`` models, ``solve`` and ``sample``; all
         zero on CUDA, where a step is one launch.
@@ -91,6 +91,10 @@ class Completion:
         For each step the most probable tokens and their log-probabilities, if ``logprobs`` asked for them.
     cached_tokens : int
         Of the prompts of all lanes, those that the prefix cache had.
+    passes : int
+        Passes of the large model that gave a token, or several where they had been drafted; the prompt's is the first.
+    drafted : int
+        Tokens that were drafted; ``len(tokens) - passes`` of them were right.
     """
 
     text: str
@@ -105,6 +109,8 @@ class Completion:
     experts: list[str] = field(default_factory=list)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     cached_tokens: int = 0
+    passes: int = 0
+    drafted: int = 0
 
 
 @dataclass(frozen=True)

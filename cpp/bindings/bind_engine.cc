@@ -35,6 +35,7 @@ void bind_engine(py::module_& m) {
       .def_readonly("alpha", &StepOutput::alpha)
       .def_readonly("f", &StepOutput::f)
       .def_readonly("g", &StepOutput::g)
+      .def_readonly("drafted", &StepOutput::drafted)
       .def_readonly("cached_tokens", &StepOutput::cached_tokens)
       .def_readonly("finish", &StepOutput::finish)
       .def_readonly("error", &StepOutput::error);
@@ -59,19 +60,31 @@ void bind_engine(py::module_& m) {
       .def_readonly("solve", &StepTimings::solve)
       .def_readonly("sample", &StepTimings::sample);
 
-  py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences one token further at each step.")
+  py::class_<Speculation>(m, "Speculation", "Whether and by what tokens of a sequence are drafted.")
+      .def(py::init([](int64_t max_draft, int64_t drafter, bool adaptive) {
+             return Speculation{max_draft, drafter, adaptive};
+           }),
+           py::arg("max_draft"), py::arg("drafter") = kAutoDrafter, py::arg("adaptive") = true)
+      .def_readonly("max_draft", &Speculation::max_draft)
+      .def_readonly("drafter", &Speculation::drafter)
+      .def_readonly("adaptive", &Speculation::adaptive);
+  m.attr("AUTO_DRAFTER") = kAutoDrafter;
+  m.attr("PROMPT_LOOKUP") = kPromptLookup;
+  m.attr("MAX_DRAFT") = kMaxDraft;
+
+  py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences further at each step.")
       .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
                        const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
                        const std::string& match, const std::vector<std::optional<double>>& alpha,
                        const std::vector<double>& alpha_max, int64_t vocab, int64_t max_batch, int64_t max_context,
                        int threads, int64_t prefix_cache_bytes, std::vector<int64_t> lane_adapter,
                        const std::vector<std::vector<std::shared_ptr<Adapter>>>& adapters, std::vector<int> devices,
-                       bool cuda_graph) {
+                       bool cuda_graph, int64_t drafter) {
              const FusionOptions fusion = {parse_combine(combine), parse_match(match),
                                            experts.empty()
                                                ? std::vector<ExpertWeight>()
                                                : expert_weights(alpha, alpha_max, static_cast<int>(experts.size()))};
-             FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, fusion, vocab};
+             FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, fusion, vocab, drafter};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
@@ -92,18 +105,20 @@ void bind_engine(py::module_& m) {
            py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"), py::arg("max_batch"), py::arg("max_context"),
            py::arg("threads"), py::arg("prefix_cache_bytes") = 0, py::arg("lane_adapter") = std::vector<int64_t>(),
            py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>(),
-           py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true)
+           py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true, py::arg("drafter") = -1)
       .def(
           "add",
           [](StepLoop& loop, int64_t id, std::vector<Prompt> prompts, std::vector<int> experts,
-             SamplingOptions sampling, int64_t max_new_tokens) {
-            loop.add({id, std::move(prompts), std::move(experts), std::move(sampling), max_new_tokens});
+             SamplingOptions sampling, int64_t max_new_tokens, const Speculation& speculation) {
+            loop.add({id, std::move(prompts), std::move(experts), std::move(sampling), max_new_tokens, speculation});
           },
           py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
+          py::arg_v("speculation", Speculation(), "Speculation(0)"),
           "Queues a request: a prompt for each lane, empty where no chosen expert needs it.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
       .def("step", &StepLoop::step, py::call_guard<py::gil_scoped_release>(),
-           py::return_value_policy::reference_internal, "Decodes every running sequence one token further.")
+           py::return_value_policy::reference_internal,
+           "Decodes every running sequence one token further, and more where they were drafted.")
       .def(
           "score",
           [](StepLoop& loop, std::vector<Prompt> prompts, std::vector<int> experts,

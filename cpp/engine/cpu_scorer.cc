@@ -75,7 +75,7 @@ std::vector<Score> CpuScorer::score(const ScoreRequest& request, const Poll& pol
   }
   const Slots slots(plan_, models_, lanes);
   for (CpuModel& model : models_) {
-    model.owners.clear();  // those of the last step, which has been delivered
+    model.logits_used = 0;  // those of the last step, which has been delivered
   }
   int64_t cached_tokens = 0;
   StepTimings timings;
@@ -86,7 +86,7 @@ std::vector<Score> CpuScorer::score(const ScoreRequest& request, const Poll& pol
   // What follows the prompt is one distribution for all.
   std::vector<Score> scores(request.continuations.size());
   for (size_t i = 0; i < lanes.size(); ++i) {
-    lanes_[i] = {lanes[i].logits, 0};
+    lanes_[i] = {lanes[i].used() ? lanes[i].logits[0] : nullptr, 0};
   }
   solve(1, request.experts);
   for (size_t i = 0; i < scores.size(); ++i) {

@@ -18,51 +18,63 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOption
       prompts_(plan_, models_, options.prefix_cache_bytes, team_) {
   const int64_t max_batch = options.max_batch;
   check_plan(plan_, weights, adapters, max_batch, max_context_);
+  const int64_t rows = max_batch + kDraftRows;  // of one lane; memory that no draft needs stays untouched
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = std::count(plan_.lane_model.begin(), plan_.lane_model.end(), static_cast<int64_t>(i));
-    const int64_t rows = max_batch * lanes;
     CpuModel& model = models_.emplace_back();
     // One more slot for each lane is for scoring; until then nothing touches its memory.
-    model.decoder = std::make_unique<Decoder>(weights[i], rows + lanes, max_context_, team_,
-                                              adapters.empty() ? Adapters::value_type() : adapters[i]);
-    model.logits = at::empty({rows, weights[i]->config().vocab_size}, at::kFloat);
-    model.rows.reserve(rows);
-    model.owners.reserve(rows);
+    model.decoder = std::make_unique<Decoder>(weights[i], (max_batch + 1) * lanes, max_context_, team_,
+                                              adapters.empty() ? Adapters::value_type() : adapters[i], rows * lanes);
+    model.logits = at::empty({rows * lanes, weights[i]->config().vocab_size}, at::kFloat);
+    model.rows.reserve(rows * lanes);
   }
   running_.reserve(max_batch);
-  outputs_.reserve(max_batch);
+  outputs_.reserve(rows);
+  drafter_ = std::make_unique<CpuDrafter>(plan_, models_, max_batch, max_context_);
   const auto experts = static_cast<int64_t>(plan_.experts.size());
   if (experts > 0) {
     solver_ = std::make_unique<FusionSolver>(plan_.fusion, static_cast<int>(experts), plan_.vocab,
-                                             static_cast<int>(max_batch), team_);
-    expert_logits_.resize(max_batch * experts);
-    base_logits_.resize(max_batch * experts);
-    alpha_.resize(max_batch * experts);
-    target_f_.resize(max_batch * experts);
-    target_g_.resize(max_batch * experts);
-    inputs_.resize(max_batch);
-    results_.resize(max_batch);
-    fused_ = at::empty({max_batch, plan_.vocab}, at::kFloat);
+                                             static_cast<int>(rows), team_);
+    expert_logits_.resize(rows * experts);
+    base_logits_.resize(rows * experts);
+    alpha_.resize(rows * experts);
+    target_f_.resize(rows * experts);
+    target_g_.resize(rows * experts);
+    inputs_.resize(rows);
+    results_.resize(rows);
+    fused_ = at::empty({rows, plan_.vocab}, at::kFloat);
   }
 }
 
 void CpuStepLoop::add(Request request) {
   check_request(request, plan_, vocab_sizes_, max_context_);
   auto sequence = std::make_unique<Sequence>();
+  const int64_t max_draft = request.speculation.max_draft;
+  const int64_t new_tokens = std::min(request.max_new_tokens, max_context_) + max_draft;
+  sequence->text = request.prompts[0].tokens;
+  sequence->text.reserve(sequence->text.size() + new_tokens);
   for (Prompt& prompt : request.prompts) {
-    sequence->lanes.emplace_back().prompt = std::move(prompt);
+    Lane& lane = sequence->lanes.emplace_back();
+    lane.prompt = std::move(prompt);
+    lane.logits.reserve(max_draft + 2);
   }
   sequence->experts = std::move(request.experts);
   sequence->request = request.id;
   sequence->max_new_tokens = request.max_new_tokens;
   sequence->stop_token_ids = request.sampling.stop_token_ids;
-  sequence->output.request = request.id;
-  sequence->output.alpha.resize(sequence->experts.size());
-  sequence->output.top_tokens.reserve(request.sampling.logprobs);
-  sequence->output.top_logprobs.reserve(request.sampling.logprobs);
+  sequence->draft.options = request.speculation;
+  sequence->draft.weight.resize(sequence->experts.size());
+  sequence->draft.acceptance.assign(plan_.lane_model.size() + 1, Acceptance(Draft::kMemory));
+  sequence->draft.bins.reserve(max_draft);
+  sequence->outputs.resize(max_draft + 1);
+  for (StepOutput& output : sequence->outputs) {
+    output.request = request.id;
+    output.alpha.resize(sequence->experts.size());
+    output.top_tokens.reserve(request.sampling.logprobs);
+    output.top_logprobs.reserve(request.sampling.logprobs);
+  }
   sequence->sampler =
-      std::make_unique<Sampler>(std::move(request.sampling), plan_.vocab, sequence->lanes[0].prompt.tokens,
-                                std::min(request.max_new_tokens, max_context_));
+      std::make_unique<Sampler>(std::move(request.sampling), plan_.vocab, sequence->lanes[0].prompt.tokens, new_tokens);
   waiting_.push_back(std::move(sequence));
 }
 
@@ -79,9 +91,8 @@ void CpuStepLoop::cancel(int64_t request) {
 
 bool CpuStepLoop::idle() const {
   return waiting_.empty() &&
-         std::all_of(running_.begin(), running_.end(), [](const std::unique_ptr<Sequence>& sequence) {
-           return sequence->output.finish != FinishReason::none;
-         });
+         std::all_of(running_.begin(), running_.end(),
+                     [](const std::unique_ptr<Sequence>& sequence) { return sequence->finish != FinishReason::none; });
 }
 
 const std::vector<const StepOutput*>& CpuStepLoop::step() {
@@ -89,6 +100,7 @@ const std::vector<const StepOutput*>& CpuStepLoop::step() {
   outputs_.clear();
   retire();
   admit();
+  draft();
   forward();
   solve();
   sample();
@@ -105,9 +117,8 @@ std::vector<Score> CpuStepLoop::score(const ScoreRequest& request, const Poll& p
 
 // Sequences that finished in the last step leave in this one, so that their outputs could be read in between.
 void CpuStepLoop::retire() {
-  std::erase_if(running_, [](const std::unique_ptr<Sequence>& sequence) {
-    return sequence->output.finish != FinishReason::none;
-  });
+  std::erase_if(running_,
+                [](const std::unique_ptr<Sequence>& sequence) { return sequence->finish != FinishReason::none; });
 }
 
 void CpuStepLoop::admit() {
@@ -122,39 +133,44 @@ void CpuStepLoop::admit() {
   }
 }
 
-// Every model once: the next token of each lane that decodes in one batch, then a piece of each prompt still to be
-// read.
-void CpuStepLoop::forward() {
+// What small models expect to come, for the next pass of all models to verify.
+void CpuStepLoop::draft() {
   for (CpuModel& model : models_) {
-    model.rows.clear();
-    model.owners.clear();
+    model.logits_used = 0;
   }
+  for (std::unique_ptr<Sequence>& sequence : running_) {
+    for (Lane& lane : sequence->lanes) {
+      lane.logits.clear();
+    }
+  }
+  const Timer timer(timings_.small);
+  drafter_->draft(running_);
+}
+
+// Every model once: the tokens that each lane has not read, the last one and the drafts, in one batch; then a piece of
+// each prompt still to be read.
+void CpuStepLoop::forward() {
   for (size_t i = 0; i < plan_.lane_model.size(); ++i) {
-    CpuModel& model = models_[plan_.lane_model[i]];
     for (std::unique_ptr<Sequence>& sequence : running_) {
       Lane& lane = sequence->lanes[i];
-      if (sequence->prefilled && lane.used()) {
-        model.rows.push_back(
-            {sequence->last_token, lane.slot, lane.length++, plan_.adapter_of(static_cast<int64_t>(i))});
-        model.add_logits(lane);
+      const auto index = static_cast<int64_t>(i);
+      if (sequence->prefilled && lane.used() && index != plan_.drafter) {
+        models_[plan_.lane_model[i]].add_rows(*sequence, lane, plan_.adapter_of(index));
       }
     }
   }
   for (size_t i = 0; i < models_.size(); ++i) {
-    CpuModel& model = models_[i];
     const Timer timer(static_cast<int64_t>(i) == plan_.lane_model[0] ? timings_.large : timings_.small);
-    if (!model.rows.empty()) {
-      model.decoder->decode(model.rows, model.logits.mutable_data_ptr<float>());
-    }
+    models_[i].decode();
   }
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!sequence->prefilled) {
-      sequence->prefilled = prompts_.read(sequence->lanes, sequence->output.cached_tokens, timings_);
+      sequence->prefilled = prompts_.read(sequence->lanes, sequence->outputs[0].cached_tokens, timings_);
     }
   }
 }
 
-// α and the fused logits of every sequence that has read its prompt.
+// α and the fused logits of every sequence that has read its prompt, after its last token and after each of its draft.
 void CpuStepLoop::solve() {
   if (!solver_) {
     return;
@@ -165,82 +181,119 @@ void CpuStepLoop::solve() {
     if (!sequence->prefilled || sequence->experts.empty()) {
       continue;
     }
-    const size_t at = count * plan_.experts.size();
-    for (size_t t = 0; t < sequence->experts.size(); ++t) {
-      const ExpertLanes& lanes = plan_.experts[sequence->experts[t]];
-      expert_logits_[at + t] = sequence->lanes[lanes.expert].logits;
-      base_logits_[at + t] = sequence->lanes[lanes.base].logits;
+    for (int64_t position = 0; position <= sequence->draft.size; ++position) {
+      const size_t at = count * plan_.experts.size();
+      for (size_t t = 0; t < sequence->experts.size(); ++t) {
+        const ExpertLanes& lanes = plan_.experts[sequence->experts[t]];
+        expert_logits_[at + t] = sequence->lanes[lanes.expert].logits[position];
+        base_logits_[at + t] = sequence->lanes[lanes.base].logits[position];
+      }
+      inputs_[count] = {sequence->lanes[0].logits[position], &expert_logits_[at], &base_logits_[at],
+                        sequence->experts.data(), static_cast<int>(sequence->experts.size())};
+      FusionResult& result = results_[count];
+      result.alpha = &alpha_[at];
+      result.target_f = &target_f_[at];
+      result.target_g = &target_g_[at];
+      result.logits = fused_.mutable_data_ptr<float>() + static_cast<int64_t>(count) * plan_.vocab;
+      ++count;
     }
-    inputs_[count] = {sequence->lanes[0].logits, &expert_logits_[at], &base_logits_[at], sequence->experts.data(),
-                      static_cast<int>(sequence->experts.size())};
-    FusionResult& result = results_[count];
-    result.alpha = &alpha_[at];
-    result.target_f = &target_f_[at];
-    result.target_g = &target_g_[at];
-    result.logits = fused_.mutable_data_ptr<float>() + static_cast<int64_t>(count) * plan_.vocab;
-    ++count;
   }
   solver_->solve({inputs_.data(), count}, {results_.data(), count});
 }
 
 void CpuStepLoop::sample() {
   const Timer timer(timings_.sample);
-  size_t row = 0;
+  const FusionResult* fused = results_.data();
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!sequence->prefilled) {
       continue;
     }
-    StepOutput& output = sequence->output;
-    output.finish = FinishReason::none;
-    if (sequence->experts.empty()) {
-      append_token(*sequence, sequence->lanes[0].logits);
-      continue;
-    }
-    const FusionResult& fused = results_[row++];
-    std::copy_n(fused.alpha, output.alpha.size(), output.alpha.begin());
-    output.f = fused.f;
-    output.g = fused.g;
-    if (fused.bad_model == kNoBadModel) {
-      append_token(*sequence, fused.logits);
-    } else {
-      fail(*sequence, describe_bad_model(fused.bad_model) + " at step " + std::to_string(sequence->new_tokens));
-    }
+    const int64_t rows = sequence->experts.empty() ? 0 : sequence->draft.size + 1;
+    verify(*sequence, rows == 0 ? nullptr : fused);
+    fused += rows;
   }
 }
 
-// Draws a sequence's next token, appends it, and sees whether that was the last one.
-void CpuStepLoop::append_token(Sequence& sequence, const float* logits) {
-  StepOutput& output = sequence.output;
+// Draws a sequence's next token, and one more after each that was drafted rightly. As the draw of a position has a
+// random number of its own, these are the tokens that come without drafts.
+void CpuStepLoop::verify(Sequence& sequence, const FusionResult* fused) {
+  sequence.sampler->rewind(sequence.draft.size);
+  int64_t position = 0;
+  while (append_token(sequence, position, fused == nullptr ? nullptr : fused + position)) {
+    ++position;
+  }
+  // What caches hold of drafts that were wrong will be overwritten.
+  for (Lane& lane : sequence.lanes) {
+    const auto prompt = static_cast<int64_t>(lane.prompt.tokens.size());
+    lane.length = std::min(lane.length, prompt + sequence.new_tokens - 1);
+  }
+}
+
+// Draws a sequence's next token, appends it, and sees whether that was the last one. True if it was drafted, and the
+// next one can be drawn as well.
+bool CpuStepLoop::append_token(Sequence& sequence, int64_t position, const FusionResult* fused) {
+  StepOutput& output = sequence.outputs[position];
+  output.cached_tokens = sequence.outputs[0].cached_tokens;
+  output.finish = FinishReason::none;
+  output.drafted = position == 0 ? sequence.draft.size : -1;
+  outputs_.push_back(&output);
+  const float* logits = sequence.lanes[0].logits[position];
+  if (fused != nullptr) {
+    std::copy_n(fused->alpha, output.alpha.size(), output.alpha.begin());
+    output.f = fused->f;
+    output.g = fused->g;
+    logits = fused->logits;
+    if (fused->bad_model != kNoBadModel) {
+      fail(sequence, output, describe_bad_model(fused->bad_model) + " at step " + std::to_string(sequence.new_tokens));
+      return false;
+    }
+  }
   try {
+    const CpuDrafter::Guesses guesses = drafter_->guess(sequence, position);
     const Sample sample = sequence.sampler->sample(logits, sequence.new_tokens);
     output.token = sample.token;
     output.logprob = sample.logprob;
     output.top_tokens.assign(sample.top_tokens, sample.top_tokens + sample.top_count);
     output.top_logprobs.assign(sample.top_logprobs, sample.top_logprobs + sample.top_count);
+    drafter_->learn(sequence, guesses, output);
   } catch (const c10::Error& error) {
-    return fail(sequence, error.what_without_backtrace());
+    fail(sequence, output, error.what_without_backtrace());
+    return false;
   }
   sequence.sampler->append(output.token);
-  sequence.last_token = output.token;
-  ++sequence.new_tokens;
-  const std::vector<int64_t>& stops = sequence.stop_token_ids;
-  if (std::find(stops.begin(), stops.end(), output.token) != stops.end()) {
+  const size_t at = sequence.prompt_size() + sequence.new_tokens++;
+  const bool drafted = at < sequence.text.size() && sequence.text[at] == output.token;
+  if (!drafted) {
+    sequence.text.resize(at);
+    sequence.text.push_back(output.token);
+  }
+  if (sequence.stops_at(output.token)) {
     output.finish = FinishReason::stop;
-  } else if (sequence.new_tokens == sequence.max_new_tokens ||
-             std::any_of(sequence.lanes.begin(), sequence.lanes.end(),
-                         [&](const Lane& lane) { return lane.length == max_context_; })) {
+  } else if (sequence.new_tokens == sequence.max_new_tokens || fills_context(sequence)) {
     output.finish = FinishReason::length;
   }
-  outputs_.push_back(&output);
-  if (output.finish != FinishReason::none) {
+  sequence.finish = output.finish;
+  if (sequence.finish != FinishReason::none) {
     release(sequence);
   }
+  return drafted && sequence.finish == FinishReason::none;
 }
 
-void CpuStepLoop::fail(Sequence& sequence, const std::string& what) {
-  sequence.output.finish = FinishReason::error;
-  sequence.output.error = what;
-  outputs_.push_back(&sequence.output);
+// Whether a cache has no place for the last token. The drafter's does not count: a sequence goes on without.
+bool CpuStepLoop::fills_context(const Sequence& sequence) const {
+  for (size_t i = 0; i < sequence.lanes.size(); ++i) {
+    const auto prompt = static_cast<int64_t>(sequence.lanes[i].prompt.tokens.size());
+    if (prompt > 0 && static_cast<int64_t>(i) != plan_.drafter && prompt + sequence.new_tokens > max_context_) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void CpuStepLoop::fail(Sequence& sequence, StepOutput& output, const std::string& what) {
+  output.finish = FinishReason::error;
+  output.error = what;
+  sequence.finish = FinishReason::error;
   release(sequence);
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/cpu_drafter.h"
 #include "engine/cpu_scorer.h"
 #include "engine/prompts.h"
 #include "engine/step_loop.h"
@@ -34,12 +35,15 @@ class CpuStepLoop final : public StepLoop {
  private:
   void retire();
   void admit();
+  void draft();
   void forward();
   void solve();
   void sample();
-  void append_token(Sequence& sequence, const float* logits);
+  void verify(Sequence& sequence, const FusionResult* fused);
+  bool append_token(Sequence& sequence, int64_t position, const FusionResult* fused);
+  bool fills_context(const Sequence& sequence) const;
   void release(Sequence& sequence);
-  void fail(Sequence& sequence, const std::string& what);
+  void fail(Sequence& sequence, StepOutput& output, const std::string& what);
 
   FusionPlan plan_;
   std::vector<int64_t> vocab_sizes_;  // of the models
@@ -48,6 +52,7 @@ class CpuStepLoop final : public StepLoop {
   ThreadTeam team_;
   std::vector<CpuModel> models_;
   PromptReader prompts_;
+  std::unique_ptr<CpuDrafter> drafter_;
   std::unique_ptr<CpuScorer> scorer_;     // null until something is scored
   std::unique_ptr<FusionSolver> solver_;  // null without experts
   std::deque<std::unique_ptr<Sequence>> waiting_;
@@ -55,13 +60,13 @@ class CpuStepLoop final : public StepLoop {
   std::vector<const StepOutput*> outputs_;
   StepTimings timings_;
 
-  // What the solver reads and writes, a row for each running sequence.
-  std::vector<const float*> expert_logits_;  // [max_batch, experts]
+  // What the solver reads and writes: for each running sequence a row, and one for each token of its draft.
+  std::vector<const float*> expert_logits_;  // [max_batch + kDraftRows, experts]
   std::vector<const float*> base_logits_;
   std::vector<FusionInput> inputs_;
   std::vector<FusionResult> results_;
-  std::vector<double> alpha_, target_f_, target_g_;  // [max_batch, experts]
-  at::Tensor fused_;                                 // [max_batch, vocab]
+  std::vector<double> alpha_, target_f_, target_g_;  // likewise
+  at::Tensor fused_;                                 // [max_batch + kDraftRows, vocab]
 };
 
 }  // namespace dlf

@@ -21,7 +21,8 @@ struct FusionPlan {
   std::vector<int64_t> lane_adapter;  // and its adapter among those of the model, -1: none; empty where nobody has one
   std::vector<ExpertLanes> experts;   // none: the large model decodes alone
   FusionOptions fusion;
-  int64_t vocab = 0;  // ids that all models share; logits above it are padding
+  int64_t vocab = 0;     // ids that all models share; logits above it are padding
+  int64_t drafter = -1;  // a lane that is not fused and only drafts; -1: none
 
   // Among the lanes of its model.
   int64_t index_of(int64_t lane) const {

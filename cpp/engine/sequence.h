@@ -1,9 +1,13 @@
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "engine/draft.h"
 #include "sampling/sampler.h"
 
 namespace dlf {
@@ -27,22 +31,24 @@ struct Request {
   std::vector<int> experts;     // which of the plan's experts are fused, in rising order
   SamplingOptions sampling;
   int64_t max_new_tokens = 0;
+  Speculation speculation;
 };
 
 // One context running on a model: where its keys and values are, and how far it has come.
 struct Lane {
   Prompt prompt;
   int64_t slot = -1;
-  int64_t length = 0;             // positions in the cache
-  int64_t piece = 0;              // of the prefix cache: the last one read
-  const float* logits = nullptr;  // [vocab] of the current step
+  int64_t length = 0;  // positions in the cache
+  int64_t piece = 0;   // of the prefix cache: the last one read
+  // Of this step, [vocab] each: after the last token, then after each that was drafted.
+  std::vector<const float*> logits;
 
   bool used() const { return !prompt.tokens.empty(); }
 };
 
 enum class FinishReason { none, stop, length, error };
 
-// What one step gave one sequence. Arrays belong to the sequence and hold until the next step.
+// A token that a step gave one sequence. Arrays belong to the sequence and hold until the next step.
 struct StepOutput {
   int64_t request = 0;
   int64_t token = -1;
@@ -52,6 +58,7 @@ struct StepOutput {
   std::vector<double> alpha;  // of the request's experts
   double f = 0;               // KL(fused || large), nats
   double g = 0;               // KL(large || fused)
+  int64_t drafted = 0;        // tokens that this step had drafted; -1 if this is not the first token it gave
   int64_t cached_tokens = 0;  // of the prompts of all lanes: those that the prefix cache had
   FinishReason finish = FinishReason::none;
   std::string error;
@@ -65,10 +72,23 @@ struct Sequence {
   std::unique_ptr<Sampler> sampler;
   std::vector<int64_t> stop_token_ids;
   int64_t max_new_tokens = 0;
+  std::vector<int64_t> text;  // the large model's prompt, the new tokens, and in a step those that are drafted
   int64_t new_tokens = 0;
-  int64_t last_token = -1;
   bool prefilled = false;
-  StepOutput output;
+  Draft draft;
+  std::vector<StepOutput> outputs;  // of this step: one more than are drafted at most
+  FinishReason finish = FinishReason::none;
+
+  int64_t prompt_size() const { return static_cast<int64_t>(lanes[0].prompt.tokens.size()); }
+  bool stops_at(int64_t token) const {
+    return std::find(stop_token_ids.begin(), stop_token_ids.end(), token) != stop_token_ids.end();
+  }
+
+  // The tokens that a lane has not read yet: the last one, and those that are drafted.
+  std::span<const int64_t> unread(const Lane& lane) const {
+    const auto read = lane.length - static_cast<int64_t>(lane.prompt.tokens.size());
+    return std::span(text).subspan(prompt_size() + read);
+  }
 };
 
 }  // namespace dlf

@@ -11,11 +11,14 @@ namespace {
 
 // Of a request with these experts, that `more` tokens are to follow in the caches.
 void check_prompts(const std::vector<Prompt>& prompts, const std::vector<int>& experts, const FusionPlan& plan,
-                   const std::vector<int64_t>& vocab_sizes, int64_t max_context, int64_t more) {
+                   const std::vector<int64_t>& vocab_sizes, int64_t max_context, int64_t more, bool drafts) {
   TORCH_CHECK_VALUE(prompts.size() == plan.lane_model.size(), "a request needs a prompt for each of the ",
                     plan.lane_model.size(), " lanes");
   std::vector<bool> needed(plan.lane_model.size());
   needed[0] = true;
+  if (drafts) {
+    needed[plan.drafter] = true;
+  }
   for (size_t i = 0; i < experts.size(); ++i) {
     const int expert = experts[i];
     TORCH_CHECK_INDEX(
@@ -54,6 +57,9 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
   TORCH_CHECK_VALUE(adapters.empty() || adapters.size() == models.size(), "adapters must be listed for each model");
   TORCH_CHECK_VALUE(plan.lane_adapter.empty() || plan.lane_adapter.size() == plan.lane_model.size(),
                     "lane_adapter must have an entry for each lane");
+  TORCH_CHECK_INDEX(
+      plan.drafter == -1 || (plan.drafter > 0 && plan.drafter < static_cast<int64_t>(plan.lane_model.size())),
+      "the drafter's lane ", plan.drafter, " of ", plan.lane_model.size());
   for (size_t lane = 0; lane < plan.lane_model.size(); ++lane) {
     const int64_t count = adapters.empty() ? 0 : static_cast<int64_t>(adapters[plan.lane_model[lane]].size());
     const int64_t adapter = plan.adapter_of(static_cast<int64_t>(lane));
@@ -79,7 +85,16 @@ std::vector<int64_t> vocab_sizes(const Models& models) {
 void check_request(const Request& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
                    int64_t max_context) {
   TORCH_CHECK_VALUE(request.max_new_tokens >= 1, "max_new_tokens must be at least 1");
-  check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, 1);
+  const auto& [max_draft, drafter, adaptive] = request.speculation;
+  TORCH_CHECK_VALUE(max_draft >= 0 && max_draft <= kMaxDraft, "max_draft is ", max_draft, "; it must be from 0 to ",
+                    kMaxDraft);
+  const auto lanes = static_cast<int64_t>(plan.lane_model.size());
+  TORCH_CHECK_INDEX(drafter == kAutoDrafter || drafter == kPromptLookup || (drafter > 0 && drafter < lanes), "drafter ",
+                    drafter, " of ", lanes, " lanes");
+  const bool drafts = plan.drafter >= 0 && max_draft > 0 && (drafter == kAutoDrafter || drafter == plan.drafter);
+  check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, 1, drafts);
+  TORCH_CHECK_VALUE(drafter < 0 || !request.prompts[drafter].tokens.empty(), "lane ", drafter,
+                    " is to draft, but no chosen expert needs it");
 }
 
 void check_score(const ScoreRequest& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
@@ -92,7 +107,8 @@ void check_score(const ScoreRequest& request, const FusionPlan& plan, const std:
     }
   }
   // The last one is not read.
-  check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, request.longest() - 1);
+  check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, request.longest() - 1,
+                /*drafts=*/false);
 }
 
 std::string describe_bad_model(int bad_model) {

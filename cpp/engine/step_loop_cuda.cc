@@ -163,6 +163,7 @@ CudaStepLoop::~CudaStepLoop() {
 
 void CudaStepLoop::add(Request request) {
   check_request(request, plan_, vocab_sizes_, options_.max_context);
+  TORCH_CHECK_NOT_IMPLEMENTED(request.speculation.max_draft == 0, "tokens are drafted on the CPU only so far");
   SamplerState::check_request(request.sampling, request.prompts[0].tokens, plan_.vocab, options_.max_context + 1,
                               kTopCapacity);
   auto sequence = std::make_unique<DeviceSequence>();

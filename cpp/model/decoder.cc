@@ -23,7 +23,7 @@ ops::LinearArgs product(const LinearWeights& linear, float* y, int64_t rows, boo
   return {linear.matrix, data(linear.bias), y, rows, accumulate};
 }
 
-int64_t most_rows(int64_t slots) { return std::max(Decoder::kPrefillRows, slots); }
+int64_t most_rows(int64_t rows) { return std::max(Decoder::kPrefillRows, rows); }
 
 constexpr int64_t kMostAdapted = 3;  // products of one input: q, k and v
 
@@ -35,18 +35,19 @@ int64_t most_in(const ModelConfig& config) {
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,
-                 std::vector<std::shared_ptr<const Adapter>> adapters)
+                 std::vector<std::shared_ptr<const Adapter>> adapters, int64_t rows)
     : weights_(std::move(weights)),
       cache_(weights_->config(), weights_->dtype(), slots, max_context),
+      decode_rows_(rows > 0 ? rows : slots),
       team_(team),
       rope_(weights_->config(), max_context),
-      input_(most_rows(slots), most_in(weights_->config())),
+      input_(most_rows(decode_rows_), most_in(weights_->config())),
       adapters_(std::move(adapters)) {
   const ModelConfig& config = weights_->config();
   TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
                     "; what runs on the processor must be on the CPU");
   TORCH_CHECK_VALUE(weights_->dtype() != DType::float16, "float16 is for CUDA devices; load with bfloat16 or float32");
-  const int64_t rows = most_rows(slots);
+  rows = most_rows(decode_rows_);
   const int64_t q_size = config.num_attention_heads * config.head_dim;
   const int64_t kv_size = config.num_key_value_heads * config.head_dim;
   hidden_ = at::empty({rows, config.hidden_size}, at::kFloat);
@@ -71,7 +72,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
 }
 
 void Decoder::decode(std::span<const Row> rows, float* logits) {
-  TORCH_INTERNAL_ASSERT(static_cast<int64_t>(rows.size()) <= cache_.slots());
+  TORCH_INTERNAL_ASSERT(static_cast<int64_t>(rows.size()) <= decode_rows_, rows.size(), " rows of ", decode_rows_);
   forward(rows, Phase::decode);
   head(data(hidden_), static_cast<int64_t>(rows.size()), logits, Phase::decode);
 }

@@ -23,11 +23,13 @@ class Decoder {
  public:
   static constexpr int64_t kPrefillRows = 256;  // a longer prompt goes through in pieces of this many tokens
 
+  // `rows` are the most that one decode() takes; 0: as many as there are slots.
   Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,
-          std::vector<std::shared_ptr<const Adapter>> adapters = {});
+          std::vector<std::shared_ptr<const Adapter>> adapters = {}, int64_t rows = 0);
 
-  // One token of each of several lanes: logits [rows, vocab]. Rows of one adapter had better be neighbours. Allocates
-  // nothing.
+  // One token of each of several lanes, or a few that follow each other: logits [rows, vocab]. What a row gives does
+  // not depend on the others, nor on whether those before it came in passes of their own. Rows of one adapter had
+  // better be neighbours. Allocates nothing.
   void decode(std::span<const Row> rows, float* logits);
 
   // All tokens of one lane from a position on; writes the logits of the last one, or of every one ([tokens, vocab]), or
@@ -66,6 +68,7 @@ class Decoder {
 
   std::shared_ptr<const Weights> weights_;
   KVCache cache_;
+  int64_t decode_rows_;
   ThreadTeam& team_;
   RopeTables rope_;
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass

@@ -38,6 +38,7 @@ Sampler::Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t
   if (counts) {
     generated_counts_.resize(vocab);
     repeated_.reserve(std::min<int64_t>(prompt.size() + max_new_tokens, vocab));
+    counted_.reserve(max_new_tokens);
   }
   for (int64_t token : prompt) {
     TORCH_CHECK_VALUE(token >= 0 && token < vocab, "the prompt holds token ", token, ", but the vocabulary has ", vocab,
@@ -110,10 +111,25 @@ void Sampler::append(int64_t token) {
   }
   if (!generated_counts_.empty()) {
     int32_t& count = generated_counts_[token];
+    counted_.emplace_back(token, count);
     if (count == 0) {
       repeated_.push_back(token);
     }
     count = std::max(count, 0) + 1;
+  }
+}
+
+void Sampler::rewind(int64_t count) {
+  if (!options_.bad_words.empty()) {
+    history_.resize(history_.size() - count);
+  }
+  for (; count > 0 && !counted_.empty(); --count) {
+    const auto [token, before] = counted_.back();
+    counted_.pop_back();
+    generated_counts_[token] = before;
+    if (before == 0) {
+      repeated_.pop_back();
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "sampling/options.h"
@@ -28,8 +29,9 @@ class Sampler {
   // tokens and is the random counter. Throws a ValueError when every token is excluded or a logit is NaN or +inf.
   Sample sample(const float* logits, int64_t step);
 
-  // Records a token that was chosen.
+  // Records a token that was chosen, and forgets the last `count` of them.
   void append(int64_t token);
+  void rewind(int64_t count);
 
  private:
   bool processes(int64_t step) const;
@@ -46,6 +48,7 @@ class Sampler {
   std::vector<int64_t> history_;           // prompt and generated tokens
   std::vector<int64_t> repeated_;          // the tokens of history_, each once
   std::vector<int32_t> generated_counts_;  // per token; negative if it is only in the prompt and 0 if nowhere
+  std::vector<std::pair<int64_t, int32_t>> counted_;  // generated tokens and the counts they had before
   std::vector<float> scores_;              // logits after penalties, biases and bans
   std::vector<float> weights_;             // exponentials of the scores
   std::vector<double> block_sums_;         // of weights_
