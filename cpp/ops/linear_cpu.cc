@@ -7,7 +7,6 @@
 
 #include "ops/linear.h"
 #include "ops/rounding.h"
-#include "ops/row_blocks.h"
 
 // float32 and bfloat16 weights, which lie row by row.
 namespace dlf::ops::DLF_CPU {
@@ -84,62 +83,141 @@ struct BFloat16 {
 #endif
 };
 
-// Dot products of R rows of x with C neighbouring output channels. Each is summed in the same order whatever R and C.
-template <typename Type, int64_t R, int64_t C>
-void dot(const LinearInputRows& input, const LinearArgs& args, int64_t row, int64_t output) {
+// Each dot product is summed in the same order however many go together: two rows or fewer as one stream, or more.
+
+template <typename Type>
+void write(const LinearInputRows& input, const LinearArgs& args, const typename Type::Sum& sum, int64_t row,
+           int64_t output) {
+  using Element = typename Type::Element;
+  const int64_t in = args.weight.in;
+  const Element* x = Type::input(input) + row * in;
+  const Element* w = static_cast<const Element*>(args.weight.data) + output * in;
+  float total = sum.total();
+  for (int64_t i = in / Type::kStep * Type::kStep; i < in; ++i) {
+    total += Type::value(x[i]) * Type::value(w[i]);
+  }
+  total += args.bias ? args.bias[output] : 0.0F;
+  float& y = args.y[row * args.weight.out + output];
+  y = args.accumulate ? y + total : total;
+}
+
+// One or two rows, which memory keeps waiting: the weights are one stream.
+template <typename Type, int64_t R>
+void stream(const LinearInputRows& input, const LinearArgs& args, int64_t row, int64_t begin, int64_t end) {
   using Element = typename Type::Element;
   constexpr int64_t kAhead = 4096;  // bytes of W that are on their way: the processor alone stops at each 4 KB page
   constexpr int64_t kBytes = Type::kStep * static_cast<int64_t>(sizeof(Element));
   const int64_t in = args.weight.in;
   const Element* x = Type::input(input) + row * in;
-  const Element* w = static_cast<const Element*>(args.weight.data) + output * in;
-  typename Type::Sum sums[R][C];
-  int64_t i = 0;
-  for (; i + Type::kStep <= in; i += Type::kStep) {
-    for (int64_t c = 0; c < C; ++c) {
-      const auto weight = Type::load(w + c * in + i);
+  for (int64_t output = begin; output < end; ++output) {
+    const Element* w = static_cast<const Element*>(args.weight.data) + output * in;
+    typename Type::Sum sums[R];
+    for (int64_t i = 0; i + Type::kStep <= in; i += Type::kStep) {
+      const auto weight = Type::load(w + i);
       for (int64_t byte = 0; byte < kBytes; byte += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(w + c * in + i) + C * kAhead + byte);
+        __builtin_prefetch(reinterpret_cast<const char*>(w + i) + kAhead + byte);
       }
       for (int64_t r = 0; r < R; ++r) {
-        sums[r][c].add(weight, Type::load(x + r * in + i));
+        sums[r].add(weight, Type::load(x + r * in + i));
       }
     }
-  }
-  for (int64_t r = 0; r < R; ++r) {
-    for (int64_t c = 0; c < C; ++c) {
-      float total = sums[r][c].total();
-      for (int64_t j = i; j < in; ++j) {
-        total += Type::value(x[r * in + j]) * Type::value(w[c * in + j]);
-      }
-      total += args.bias ? args.bias[output + c] : 0.0F;
-      float& y = args.y[(row + r) * args.weight.out + output + c];
-      y = args.accumulate ? y + total : total;
+    for (int64_t r = 0; r < R; ++r) {
+      write<Type>(input, args, sums[r], row + r, output);
     }
   }
 }
 
-// One or two rows read memory fastest as one stream; for more, arithmetic counts, and two channels share the loads of
-// x.
+// A block of rows among others that share a tile of output channels.
+struct Block {
+  int64_t row;
+  int64_t index;
+  int64_t count;
+};
+
+// More rows, for which arithmetic counts as well. Two channels share the loads of x, and inputs come in stretches, so
+// that x stays in the first cache. The tile comes from the second: while the blocks of rows are at this one, each sends
+// for its share of the next.
 template <typename Type, int64_t R>
-void dot_outputs(const LinearInputRows& x, const LinearArgs& args, int64_t row, int64_t begin, int64_t end) {
-  constexpr int64_t C = R > 2 ? 2 : 1;
-  int64_t output = begin;
-  for (; output + C <= end; output += C) {
-    dot<Type, R, C>(x, args, row, output);
+void multiply(const LinearInputRows& input, const LinearArgs& args, const Block& block, int64_t begin, int64_t end) {
+  using Element = typename Type::Element;
+  using Sum = typename Type::Sum;
+  constexpr int64_t kStretch = 4096 / static_cast<int64_t>(sizeof(Element));
+  constexpr int64_t kBytes = Type::kStep * static_cast<int64_t>(sizeof(Element));
+  constexpr int64_t C = 2;
+  static_assert(kTileOutputs % C == 0 && kStretch % Type::kStep == 0);
+  const int64_t in = args.weight.in;
+  const int64_t whole = in / Type::kStep * Type::kStep;
+  const int64_t tile_bytes = kTileOutputs * in * static_cast<int64_t>(sizeof(Element));
+  const Element* x = Type::input(input) + block.row * in;
+  Sum sums[kTileOutputs][R];
+  for (int64_t first = 0; first < whole; first += kStretch) {
+    const int64_t last = first + kStretch < whole ? first + kStretch : whole;
+    for (int64_t output = begin; output < end; output += C) {
+      const Element* w = static_cast<const Element*>(args.weight.data) + output * in;
+      // The last channel of an odd number is done twice, in the place of one that there is not.
+      const int64_t next = output + 1 < end ? in : 0;
+      Sum part[C][R];
+      for (int64_t c = 0; c < C; ++c) {
+        for (int64_t r = 0; r < R; ++r) {
+          part[c][r] = sums[output - begin + c][r];
+        }
+      }
+      int64_t turn = block.index;
+      for (int64_t i = first; i < last; i += Type::kStep) {
+        const bool send = turn == 0;
+        turn = send ? block.count - 1 : turn - 1;
+        for (int64_t c = 0; c < C; ++c) {
+          const auto weight = Type::load(w + c * next + i);
+          if (send) {
+            for (int64_t byte = 0; byte < kBytes; byte += 64) {
+              __builtin_prefetch(reinterpret_cast<const char*>(w + c * next + i) + tile_bytes + byte, 0, 2);
+            }
+          }
+          for (int64_t r = 0; r < R; ++r) {
+            part[c][r].add(weight, Type::load(x + r * in + i));
+          }
+        }
+      }
+      for (int64_t c = 0; c < C; ++c) {
+        for (int64_t r = 0; r < R; ++r) {
+          sums[output - begin + c][r] = part[c][r];
+        }
+      }
+    }
   }
-  for (; output < end; ++output) {
-    dot<Type, R, 1>(x, args, row, output);
+  for (int64_t output = begin; output < end; ++output) {
+    for (int64_t r = 0; r < R; ++r) {
+      write<Type>(input, args, sums[output - begin][r], block.row + r, output);
+    }
   }
 }
 
 template <typename Type>
 void dot_rows(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end) {
-  // A tile of output channels stays in cache while all blocks of rows use it.
+  constexpr int64_t kMost = 5;  // rows of a block, whose sums are held in registers
+  const int64_t count = (args.rows + kMost - 1) / kMost;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kTileOutputs;
     const int64_t last = first + kTileOutputs < args.weight.out ? first + kTileOutputs : args.weight.out;
-    for_row_blocks<4>(args.rows, [&]<int64_t R>(int64_t row) { dot_outputs<Type, R>(x, args, row, first, last); });
+    for (int64_t index = 0; index < count; ++index) {
+      const Block block = {args.rows * index / count, index, count};
+      switch (args.rows * (index + 1) / count - block.row) {
+        case 1:
+          stream<Type, 1>(x, args, block.row, first, last);
+          break;
+        case 2:
+          stream<Type, 2>(x, args, block.row, first, last);
+          break;
+        case 3:
+          multiply<Type, 3>(x, args, block, first, last);
+          break;
+        case 4:
+          multiply<Type, 4>(x, args, block, first, last);
+          break;
+        default:
+          multiply<Type, kMost>(x, args, block, first, last);
+      }
+    }
   }
 }
 
