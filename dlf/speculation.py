@@ -14,7 +14,7 @@ __all__ = ["Speculate", "Speculation", "as_speculation", "native_speculation", "
 
 Speculate: TypeAlias = "str | bool | Speculation"
 
-MAX_DRAFT = 8  # of "auto"
+MAX_DRAFT = 12  # of "auto"
 
 
 @dataclass(frozen=True)

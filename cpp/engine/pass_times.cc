@@ -4,42 +4,35 @@
 
 namespace dlf {
 
-// A moving average. What takes far longer than before, as when another program had the processor, counts less.
+// What takes far longer than expected, as when another program had the processor, counts less.
 void PassTimes::add(int64_t rows, double seconds) {
-  Entry& entry = entries_[std::min(rows, kMostRows)];
-  ++passes_;
-  if (fresh(entry)) {
-    entry.seconds += (std::min(seconds, 2 * entry.seconds) - entry.seconds) / 8;
-  } else {
-    entry.seconds = seconds;
+  const auto count = static_cast<double>(rows);
+  const double known = weight_ > 1 ? std::min(seconds, 2 * of(rows)) : seconds;
+  for (double* sum : {&weight_, &rows_, &seconds_, &rows_rows_, &rows_seconds_}) {
+    *sum *= 1 - 1 / kMemory;
   }
-  entry.pass = passes_;
+  weight_ += 1;
+  rows_ += count;
+  seconds_ += known;
+  rows_rows_ += count * count;
+  rows_seconds_ += count * known;
 }
 
 double PassTimes::of(int64_t rows) const {
-  if (rows <= 0) {
+  if (rows <= 0 || weight_ == 0) {
     return 0;
   }
-  rows = std::min(rows, kMostRows);
-  int64_t below = rows;
-  while (below > 0 && !fresh(entries_[below])) {
-    --below;
-  }
-  int64_t above = rows;
-  while (above <= kMostRows && !fresh(entries_[above])) {
-    ++above;
-  }
-  if (above > kMostRows) {
-    return below == 0 ? 0 : entries_[below].seconds * (1 + kRowCost * static_cast<double>(rows - below));
-  }
-  if (below == 0) {
-    return entries_[above].seconds;
-  }
-  if (below == above) {
-    return entries_[rows].seconds;
-  }
-  const double share = static_cast<double>(rows - below) / static_cast<double>(above - below);
-  return entries_[below].seconds + share * (entries_[above].seconds - entries_[below].seconds);
+  const double mean = seconds_ / weight_;
+  return std::max(mean / 4, mean + slope() * (static_cast<double>(rows) - rows_ / weight_));
+}
+
+// Least squares, held to a small cost until there were passes of different rows.
+double PassTimes::slope() const {
+  const double mean = seconds_ / weight_;
+  const double variance = rows_rows_ / weight_ - rows_ / weight_ * (rows_ / weight_);
+  const double covariance = rows_seconds_ / weight_ - rows_ / weight_ * mean;
+  constexpr double kHold = 0.25;  // rows²
+  return std::max(0.0, (covariance + kHold * kRowCost * mean) / (variance + kHold));
 }
 
 }  // namespace dlf
