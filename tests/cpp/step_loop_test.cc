@@ -35,6 +35,15 @@ using testing::run;
 using testing::tiny_model;
 using testing::Tokens;
 
+const Speculation kSpeculations[] = {
+    {},                        // none
+    {4, kAutoDrafter, false},  // the expert with the most weight
+    {3, 3, false},             // an expert
+    {kMaxDraft, 2, false},     // the base
+    {5, kPromptLookup, false},
+    {8},  // as far as is worth it
+};
+
 CpuStepLoop make_loop(Combine combine, int64_t max_batch = 3) {
   return CpuStepLoop(testing::tiny_plan(combine), testing::tiny_models(), {max_batch, 64, 2});
 }
@@ -44,17 +53,53 @@ void a_decode_step_allocates_nothing() {
   static_cast<void>(at::empty({1}, at::kFloat));
   EXPECT(allocations > at_first);  // libtorch's are counted too
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
-    CpuStepLoop loop = make_loop(combine);
-    for (int64_t id = 0; id < 3; ++id) {
-      loop.add(make_request(id, 5 + id, 40));
+    for (const Speculation& speculation : kSpeculations) {
+      CpuStepLoop loop = make_loop(combine);
+      for (int64_t id = 0; id < 3; ++id) {
+        Request request = make_request(id, 5 + id, 40);
+        request.speculation = speculation;
+        loop.add(std::move(request));
+      }
+      loop.step();  // reads the prompts
+      const int64_t before = allocations;
+      for (int i = 0; i < 30 && !loop.idle(); ++i) {
+        loop.step();
+      }
+      EXPECT(allocations == before);
     }
-    loop.step();  // reads the prompts
-    const int64_t before = allocations;
-    for (int i = 0; i < 30; ++i) {
-      loop.step();
-    }
-    EXPECT(allocations == before);
   }
+}
+
+void drafts_change_nothing() {
+  const auto decode = [](const Speculation& speculation) {
+    CpuStepLoop loop = make_loop(Combine::select);
+    for (int64_t id = 0; id < 7; ++id) {
+      Request request = make_request(id, 1 + 5 * id, 40);
+      request.speculation = speculation;
+      loop.add(std::move(request));
+    }
+    return run(loop);
+  };
+  const Tokens plain = decode({});
+  for (const Speculation& speculation : kSpeculations) {
+    EXPECT(decode(speculation) == plain);
+  }
+}
+
+void drafters_that_there_are_not_are_refused() {
+  CpuStepLoop loop = make_loop(Combine::select);
+  for (const Speculation& speculation :
+       {Speculation{-1}, Speculation{kMaxDraft + 1}, Speculation{2, 0}, Speculation{2, 4}, Speculation{2, -3}}) {
+    Request request = make_request(1, 4, 5);
+    request.speculation = speculation;
+    EXPECT_THROWS(loop.add(request));
+  }
+  Request request = make_request(1, 4, 5);
+  request.experts = {0};
+  request.prompts[3] = {};
+  request.speculation = {2, 3};  // the lane of the other expert
+  EXPECT_THROWS(loop.add(request));
+  EXPECT(loop.idle());
 }
 
 void sequences_do_not_depend_on_the_batch() {
@@ -140,6 +185,8 @@ void scores_that_do_not_fit_are_refused() {
 int main() {
   return dlf::testing::run({
       {"a decode step allocates nothing", dlf::a_decode_step_allocates_nothing},
+      {"drafts change nothing", dlf::drafts_change_nothing},
+      {"drafters that there are not are refused", dlf::drafters_that_there_are_not_are_refused},
       {"sequences do not depend on the batch", dlf::sequences_do_not_depend_on_the_batch},
       {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
       {"the context ends a sequence", dlf::the_context_ends_a_sequence},

@@ -1,0 +1,122 @@
+// What decides on drafts: pass times, acceptance rates, prompt look-up, and the policy that puts them together.
+#include <cmath>
+#include <vector>
+
+#include "check.h"
+#include "engine/draft_policy.h"
+
+namespace dlf {
+namespace {
+
+bool near(double a, double b, double relative) { return std::abs(a - b) <= relative * std::abs(b); }
+
+void pass_times_are_a_line() {
+  PassTimes times;
+  EXPECT(times.of(1) == 0);
+  times.add(1, 10.0);
+  EXPECT(near(times.of(1), 10.0, 1e-9));
+  EXPECT(near(times.of(5), 10.8, 1e-2));  // a guess
+  for (int i = 0; i < 40; ++i) {
+    times.add(1, 10.0);
+    times.add(5, 14.0);
+  }
+  EXPECT(near(times.of(3), 12.0, 0.02));
+  EXPECT(near(times.of(9), 18.0, 0.03));
+  EXPECT(times.of(0) == 0);
+  times.add(5, 1e6);  // somebody else had the processor
+  EXPECT(times.of(5) < 20);
+}
+
+void rates_follow_what_is_seen() {
+  const Acceptance others(1024);
+  Acceptance rates(64);
+  EXPECT(rates.rate(7, others) > rates.rate(0, others));  // as sure as it is
+  for (int i = 0; i < 200; ++i) {
+    rates.add(3, i % 4 != 0);
+  }
+  EXPECT(near(rates.rate(3, others), 0.75, 0.05));
+  EXPECT(near(rates.mean(others), 0.75, 0.05));
+  for (int i = 0; i < 300; ++i) {
+    rates.add(3, false);
+  }
+  EXPECT(rates.rate(3, others) < 0.1);
+  EXPECT(Acceptance::bin_of(0) == 0 && Acceptance::bin_of(1) == Acceptance::kBins - 1);
+}
+
+void look_up_finds_the_longest_match() {
+  const std::vector<int64_t> text = {1, 2, 3, 4, 9, 2, 3, 5, 1, 2, 3};
+  const PromptLookup::Match match = PromptLookup::find(text);
+  EXPECT(match.length == 3);
+  EXPECT(match.next.front() == 4 && match.next.size() == 8);
+  EXPECT(PromptLookup::find(std::vector<int64_t>{1, 2, 3}).length == 0);
+  EXPECT(PromptLookup::find(std::vector<int64_t>{}).length == 0);
+  const std::vector<int64_t> same(20, 7);
+  EXPECT(PromptLookup::find(same).length == PromptLookup::kLongest);
+}
+
+// A large model, an expert and a base, whose passes take so long, and a sequence on them.
+struct Scene {
+  explicit Scene(std::vector<double> seconds) {
+    plan.lane_model = {0, 1, 2};
+    plan.experts = {{1, 2}};
+    for (size_t i = 0; i < seconds.size(); ++i) {
+      for (int n = 0; n < 10; ++n) {
+        times[i].add(1, seconds[i]);
+        times[i].add(8, 1.1 * seconds[i]);
+      }
+    }
+    sequence.lanes.resize(3);
+    for (Lane& lane : sequence.lanes) {
+      lane.prompt.tokens = {1, 2, 3};
+    }
+    sequence.text = {1, 2, 3, 4};
+    sequence.experts = {0};
+    sequence.draft.options.max_draft = 8;
+    sequence.draft.limit = 8;
+    sequence.draft.weight = {1.0};
+    sequence.draft.acceptance.assign(4, Acceptance(64));
+  }
+
+  // Tokens that are drafted of a drafter that is right so often, and says so.
+  int64_t drafted(double right) {
+    DraftPolicy policy(plan, {&times[0], &times[1], &times[2]});
+    const int bin = Acceptance::bin_of(right);
+    for (int i = 0; i < 400; ++i) {
+      policy.learn(sequence, 1, bin, std::fmod(i * 0.618, 1.0) < right);
+    }
+    Sequence* sequences[] = {&sequence};
+    policy.begin(sequences);
+    Draft& draft = sequence.draft;
+    for (draft.size = 0, draft.reach = 1; draft.size < draft.limit && policy.worth_drafting(sequence); ++draft.size) {
+      draft.reach *= policy.acceptance(sequence, 1, bin);
+    }
+    return draft.size;
+  }
+
+  FusionPlan plan;
+  PassTimes times[3];
+  Sequence sequence;
+};
+
+void drafts_are_as_long_as_is_worth_it() {
+  EXPECT(Scene({50, 5, 5}).drafted(0.97) >= 6);
+  EXPECT(Scene({50, 5, 5}).drafted(0.6) >= 1);
+  EXPECT(Scene({50, 5, 5}).drafted(0.6) <= 4);
+  EXPECT(Scene({50, 5, 5}).drafted(0.02) == 0);
+  EXPECT(Scene({5, 5, 5}).drafted(0.3) == 0);  // as slow as what it drafts for
+  Scene fixed({5, 5, 5});
+  fixed.sequence.draft.options.adaptive = false;
+  EXPECT(fixed.drafted(0.02) == 8);
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() {
+  return dlf::testing::run({
+      {"pass times are a line", dlf::pass_times_are_a_line},
+      {"rates follow what is seen", dlf::rates_follow_what_is_seen},
+      {"look-up finds the longest match", dlf::look_up_finds_the_longest_match},
+      {"drafts are as long as is worth it", dlf::drafts_are_as_long_as_is_worth_it},
+  });
+}
