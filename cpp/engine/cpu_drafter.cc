@@ -9,6 +9,9 @@ namespace dlf {
 namespace {
 
 constexpr double kWeightMemory = 16;  // tokens
+// After so many steps without a draft, every so many of them are enough to see whether that should change.
+constexpr int64_t kHopeless = 16;
+constexpr int64_t kGlance = 8;
 
 std::vector<const PassTimes*> times_of(const std::vector<CpuModel>& models) {
   std::vector<const PassTimes*> times;
@@ -150,6 +153,9 @@ CpuDrafter::Guesses CpuDrafter::guess(Sequence& sequence, int64_t position) cons
   Guesses guesses;
   const Draft& draft = sequence.draft;
   if (draft.options.max_draft == 0 || !draft.options.adaptive) {
+    return guesses;
+  }
+  if (draft.idle > kHopeless && sequence.new_tokens % kGlance != 0) {
     return guesses;
   }
   const std::span<const int64_t> text = std::span(sequence.text).first(sequence.prompt_size() + sequence.new_tokens);
