@@ -103,7 +103,7 @@ def measure(
     times: dict[Any, list[float]] = {key: [] for key in requests}
     bandwidths = []
     read = reader.tokens([])
-    options = {"max_new_tokens": tokens + 1, "ignore_eos": True}
+    options = {"max_new_tokens": tokens + 1, "ignore_eos": True, "speculate": False}
     for turn in track(range(rounds + 1), f"{series.kind:10}", console=where, transient=True):
         keys = list(requests)
         random.Random(turn).shuffle(keys)

@@ -268,10 +268,15 @@ def _show(console: Console, record: dict[str, Any]) -> None:
 
 
 def _table(rows: Sequence[dict[str, Any]], temperature: float) -> Table:
-    table = Table(title=f"temperature {temperature:g}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=f"temperature {temperature:g}: ms a token, ratio to plain, tokens a pass, drafts that were right",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for heading in ("task", "decoding"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("ms a token", "10 .. 90 %", "x plain", "a pass", "accepted"):
+    for heading in ("ms", "10 .. 90 %", "ratio", "a pass", "right"):
         table.add_column(heading, justify="right", no_wrap=True)
     for task in dict.fromkeys(row["task"] for row in rows):
         plain = _ms(rows, task, temperature, "plain")

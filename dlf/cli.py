@@ -34,7 +34,7 @@ SAMPLING = (
     "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
     "frequency_penalty seed logprobs ignore_eos"
 ).split()
-ENGINE = "combine match alpha alpha_max dtype weights device threads max_context".split()
+ENGINE = "combine match alpha alpha_max dtype weights device threads max_context drafter".split()
 
 
 class Commands(typer.core.TyperGroup):
@@ -145,6 +145,8 @@ def generate(
     experts_device: Annotated[str | None, typer.Option(help="Where experts and bases run, if elsewhere.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of a decode step on the CPU.")] = None,
     max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
+    drafter: Annotated[str | None, typer.Option(help="A further small model that drafts; experts can without.")] = None,
+    no_speculate: Annotated[bool, typer.Option("--no-speculate", help="Draft nothing: a token at a time.")] = False,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
     show_alpha: Annotated[bool, typer.Option("--show-alpha", help="Show alpha at each token.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Save the alpha trace as a picture.")] = None,
@@ -188,6 +190,8 @@ def generate(
     engine_options = {name: params[name] for name in ENGINE if name in params}
     if "device" in engine_options:
         arguments.pop("device_map", None)  # the recipe's, for other devices
+    if no_speculate:
+        engine_options["speculate"] = False
     if experts_device is not None:
         large_device = engine_options.get("device", arguments.get("device", device))
         engine_options["device_map"] = {"large": large_device, "experts": experts_device}
@@ -261,6 +265,8 @@ def completion_json(completion: Completion) -> dict[str, Any]:
         "g": numbers(completion.g),
         "finish_reason": completion.finish_reason,
         "prompt_tokens": int(completion.prompt_tokens),
+        "passes": int(completion.passes),
+        "drafted": int(completion.drafted),
         "timings": {
             "time_to_first_token": float(timings.time_to_first_token),
             "token_times": numbers(timings.token_times),

@@ -36,7 +36,7 @@ def lane_prompts(
     experts
         Numbers of those that the request fuses; a lane that none of them needs gets an empty prompt.
     examples
-        For the large model.
+        For the large model, and the drafter.
     which
         What to call the prompt in errors.
     continuation
@@ -56,7 +56,8 @@ def lane_prompts(
     text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
     for number in ensemble.lanes.of_experts(experts, drafter=drafter):
         lane = ensemble.lanes.lanes[number]
-        layout = Layout(lane.layout.template, examples) if number == 0 and examples else lane.layout
+        as_large = number == 0 or number == ensemble.lanes.drafter  # which is to say what it says
+        layout = Layout(lane.layout.template, examples) if as_large and examples else lane.layout
         tokenizer = ensemble.models[lane.model].tokenizer
         if text is None:
             if not layout.plain:

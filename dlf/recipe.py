@@ -125,6 +125,9 @@ class _Reader:
             for number, entry in zip(numbers, document.experts, strict=True)
             if (made := self._expert(("experts", number), entry, document))
         ]
+        engine = document.engine.model_dump(exclude_none=True)
+        if "drafter" in engine:
+            engine["drafter"] = self._place(engine["drafter"])
         entries = self.values.get("experts", [])
         if isinstance(entries, list) and len(experts) == len(entries):
             self._try(("fusion",), _check_fusion, document.fusion, experts)
@@ -136,7 +139,7 @@ class _Reader:
             None if document.base is None else self._place(document.base),
             document.template,
             experts,
-            document.fusion.model_dump(exclude_unset=True) | document.engine.model_dump(exclude_none=True),
+            document.fusion.model_dump(exclude_unset=True) | engine,
             document.sampling,
             self.lines,
         )

@@ -105,6 +105,8 @@ class Machine(_Section):
     max_batch: Count | None = None
     max_context: Annotated[int, Field(ge=2)] | None = None
     prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    speculate: bool | None = None
+    drafter: Place | None = None
 
 
 def _kind(entry: Any) -> str | None:

@@ -53,6 +53,8 @@ class FakeCompletion:
     prompt_tokens: int = 3
     timings: FakeTimings = field(default_factory=FakeTimings)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
+    passes: int = 4
+    drafted: int = 6
 
 
 class FakeEngine:
@@ -167,6 +169,15 @@ def test_generate_passes_the_type_of_weights() -> None:
     assert [engine.options.get("weights") for engine in FakeEngine.made] == ["int8", None]
 
 
+def test_generate_drafts_unless_it_is_told_not_to() -> None:
+    run("generate", "big", "Q", "--no-speculate")
+    run("generate", "big", "Q", "--drafter", "small")
+    assert [(engine.options.get("speculate"), engine.options.get("drafter")) for engine in FakeEngine.made] == [
+        (False, None),
+        (None, "small"),
+    ]
+
+
 @pytest.mark.parametrize("clear", [False, True])
 def test_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clear: bool) -> None:
     monkeypatch.setenv("DLF_CACHE", str(tmp_path))
@@ -208,6 +219,7 @@ def test_generate_json_is_one_object() -> None:
     assert found["logprobs"][-1] is None  # JSON has no infinity
     assert found["finish_reason"] == "stop"
     assert found["timings"]["shares"]["large"] == 0.7
+    assert (found["passes"], found["drafted"]) == (4, 6)
 
 
 def test_generate_show_alpha_without_a_terminal_has_no_control_codes() -> None:

@@ -47,7 +47,7 @@ class Dlf:
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[object]:
         room = self.engine.max_context - len(prompt)
-        return self.engine.stream(list(prompt), max_new_tokens=room, ignore_eos=True)
+        return self.engine.stream(list(prompt), max_new_tokens=room, ignore_eos=True, speculate=False)
 
 
 def load(paths: Sequence[Path], weights: str, threads: int, context: int) -> Dlf:
