@@ -623,8 +623,9 @@ class Engine:
         for request in requests:
             while request.pieces:
                 piece = request.pieces.popleft()
-                if callback is not None and callback(piece) is False and not request.finished:
-                    self._cancel([request], "callback")
+                if callback is not None and callback(piece) is False:
+                    request.cut("callback")
+                    self._cancel([request])
             _raise_failure(request.error)
 
     def _cancel(self, requests: list[RunningRequest], reason: str = "cancelled") -> None:

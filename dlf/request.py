@@ -35,6 +35,7 @@ class RunningRequest:
         self.error: str | None = None
         self._index = index
         self._prompt_tokens = prompt_tokens
+        self._tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._stop_strings = stop_strings
         self._experts = experts
@@ -87,6 +88,20 @@ class RunningRequest:
             self.finish_reason = "stop"
         self._text.append(text)
         self.pieces.append(Piece(text, output.token, output.logprob, np.array(output.alpha, np.float64), self._index))
+
+    def cut(self, reason: str) -> None:
+        """End the sequence with the last piece that was taken, though a step may have given more."""
+        if self.finished and not self.pieces:
+            return
+        kept = len(self._tokens) - len(self.pieces)
+        self.pieces.clear()
+        self._stop_strings = StopStrings(self._stop_strings.strings)
+        self._decoder = StreamDecoder(self._tokenizer)
+        self._text = [self._stop_strings.push(self._decoder.push(token))[0] for token in self._tokens[:kept]]
+        for kind in (self._tokens, self._logprobs, self._top_logprobs, self._alpha, self._divergences, self._times):
+            del kind[kept:]
+        self.finish_reason = None
+        self.stop(reason)
 
     def stop(self, reason: str) -> None:
         """End the sequence from outside; its text so far is complete."""

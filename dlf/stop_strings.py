@@ -20,11 +20,11 @@ class StopStrings:
 
     def __init__(self, strings: str | Sequence[str] = ()) -> None:
         strings = (strings,) if isinstance(strings, str) else strings
-        self._strings = tuple(strings)
-        if not all(self._strings):
+        self.strings = tuple(strings)
+        if not all(self.strings):
             raise ValueError("stop_strings holds an empty string: leave it out")
-        self._borders = [_borders(string) for string in self._strings]
-        self._matched = [0] * len(self._strings)
+        self._borders = [_borders(string) for string in self.strings]
+        self._matched = [0] * len(self.strings)
         self._held = ""
         self._stopped = False
 
@@ -48,7 +48,7 @@ class StopStrings:
             return "", True
         for position, character in enumerate(text):
             longest = 0
-            for index, string in enumerate(self._strings):
+            for index, string in enumerate(self.strings):
                 if self._advance(index, character) == len(string):
                     longest = max(longest, len(string))
             if longest:
@@ -71,11 +71,11 @@ class StopStrings:
 
         """
         held, self._held = self._held, ""
-        self._matched = [0] * len(self._strings)
+        self._matched = [0] * len(self.strings)
         return held
 
     def _advance(self, index: int, character: str) -> int:
-        string, borders = self._strings[index], self._borders[index]
+        string, borders = self.strings[index], self._borders[index]
         matched = self._matched[index]
         while matched and string[matched] != character:
             matched = borders[matched - 1]

@@ -164,6 +164,25 @@ def test_what_ends_a_text_inside_a_draft(engine: dlf.Engine) -> None:
             assert_same(engine.generate(prompt, speculate=always(max_draft=max_draft), **options), plain)
 
 
+def test_a_callback_ends_a_text_inside_a_draft(engine: dlf.Engine) -> None:
+    prompt = zoo.problems("math")[0].prompt
+    for count in (1, 4, 9, 10_000):
+        completions = []
+        for speculate in (False, always(max_draft=16)):
+            seen: list[dlf.Piece] = []
+
+            def take(piece: dlf.Piece, seen: list[dlf.Piece] = seen, count: int = count) -> bool:
+                seen.append(piece)
+                return len(seen) < count
+
+            found = engine.generate(prompt, max_new_tokens=100, callback=take, speculate=speculate)
+            assert [piece.token for piece in seen] == found.tokens
+            completions.append(found)
+        assert_same(completions[1], completions[0])
+        assert completions[0].finish_reason == ("callback" if count < 100 else "stop")
+    assert not engine._running
+
+
 def test_the_end_of_the_context(family: dict[str, Path]) -> None:
     experts = [dlf.InContext(family["base"], [("2 + 2", "4")])]  # whose lane is longer than the others
     with dlf.Engine(family["large"], experts, max_context=40, threads=1, drafter=family["base"]) as engine:
