@@ -23,8 +23,8 @@ struct StepTimings {
   double sample = 0;
 };
 
-// Decodes all running sequences one token further at each step:
-//   forward every model once (all lanes of all sequences in one batch) -> solve and fuse -> sample -> append.
+// Decodes all running sequences one token further at each step, or more where tokens were drafted:
+//   draft -> forward every model once (all lanes of all sequences in one batch) -> solve and fuse -> sample -> append.
 // CpuStepLoop does it on the processor, make_cuda_step_loop gives one that does it on GPUs.
 class StepLoop {
  public:
@@ -34,7 +34,8 @@ class StepLoop {
   virtual void cancel(int64_t request) = 0;  // frees its places; unknown ids are ignored
   virtual bool idle() const = 0;             // nothing is left to decode
 
-  // One step; the outputs hold until the next one. A sequence whose output says why it finished has left.
+  // One step; the outputs, those of a sequence in their order, hold until the next one. A sequence whose output says
+  // why it finished has left.
   virtual const std::vector<const StepOutput*>& step() = 0;
   virtual const StepTimings& timings() const = 0;
 
