@@ -49,10 +49,10 @@ class Sampler {
   std::vector<int64_t> repeated_;          // the tokens of history_, each once
   std::vector<int32_t> generated_counts_;  // per token; negative if it is only in the prompt and 0 if nowhere
   std::vector<std::pair<int64_t, int32_t>> counted_;  // generated tokens and the counts they had before
-  std::vector<float> scores_;              // logits after penalties, biases and bans
-  std::vector<float> weights_;             // exponentials of the scores
-  std::vector<double> block_sums_;         // of weights_
-  std::vector<uint16_t> bands_;            // of scores_, for top-p
+  std::vector<float> scores_;                         // logits after penalties, biases and bans
+  std::vector<float> weights_;                        // exponentials of the scores
+  std::vector<double> block_sums_;                    // of weights_
+  std::vector<uint16_t> bands_;                       // of scores_, for top-p
   std::vector<RankKey> keys_;
   std::vector<int64_t> top_tokens_;
   std::vector<float> top_logprobs_;
