@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 namespace dlf {
 namespace {
@@ -15,10 +16,20 @@ constexpr int64_t kGlance = 8;
 
 std::vector<const PassTimes*> times_of(const std::vector<CpuModel>& models) {
   std::vector<const PassTimes*> times;
+  times.reserve(models.size());
   for (const CpuModel& model : models) {
     times.push_back(&model.times);
   }
   return times;
+}
+
+// What the sequence's sampler makes of a drafter's logits; nothing where it can choose no token by them.
+std::optional<Sample> try_sample(Sequence& sequence, const float* logits, int64_t step) {
+  try {
+    return sequence.sampler->sample(logits, step);
+  } catch (const c10::Error&) {
+    return std::nullopt;
+  }
 }
 
 }  // namespace
@@ -129,10 +140,10 @@ void CpuDrafter::catch_up(const Sequence& sequence, Lane& lane) {
 
 void CpuDrafter::take(Sequence& sequence, const float* logits) const {
   Draft& draft = sequence.draft;
-  try {
-    const Sample sample = sequence.sampler->sample(logits, sequence.new_tokens + draft.size);
-    add(sequence, sample.token, Acceptance::bin_of(std::exp(sample.logprob)));
-  } catch (const c10::Error&) {  // nothing that it may say
+  const std::optional<Sample> sample = try_sample(sequence, logits, sequence.new_tokens + draft.size);
+  if (sample) {
+    add(sequence, sample->token, Acceptance::bin_of(std::exp(sample->logprob)));
+  } else {
     draft.limit = draft.size;
   }
 }
@@ -163,10 +174,10 @@ CpuDrafter::Guesses CpuDrafter::guess(Sequence& sequence, int64_t position) cons
   if (position < draft.size && lane >= 0 && draft.drafter == lane) {
     guesses.by_lane = {lane, sequence.text[text.size()], draft.bins[position]};
   } else if (lane >= 0 && lane != plan_.drafter) {
-    try {
-      const Sample sample = sequence.sampler->sample(sequence.lanes[lane].logits[position], sequence.new_tokens);
-      guesses.by_lane = {lane, sample.token, Acceptance::bin_of(std::exp(sample.logprob))};
-    } catch (const c10::Error&) {  // no guess
+    const std::optional<Sample> sample =
+        try_sample(sequence, sequence.lanes[lane].logits[position], sequence.new_tokens);
+    if (sample) {
+      guesses.by_lane = {lane, sample->token, Acceptance::bin_of(std::exp(sample->logprob))};
     }
   }
   if (lane < 0 || draft.options.drafter == kAutoDrafter) {
