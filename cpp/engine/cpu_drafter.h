@@ -5,8 +5,8 @@
 #include <span>
 #include <vector>
 
+#include "engine/cpu_model.h"
 #include "engine/draft_policy.h"
-#include "engine/prompts.h"
 #include "engine/sequence.h"
 
 namespace dlf {

@@ -46,26 +46,13 @@ class Slots {
 // Memory that no request is long enough for stays untouched.
 CpuScorer::CpuScorer(const FusionPlan& plan, std::vector<CpuModel>& models, PromptReader& prompts, ThreadTeam& team,
                      int64_t chunk)
-    : plan_(plan), models_(models), prompts_(prompts), team_(team), rows_(chunk) {
+    : plan_(plan), models_(models), prompts_(prompts), team_(team), rows_(chunk), fusion_(plan, chunk, team) {
   for (const int64_t model : plan.lane_model) {
     logits_.push_back(at::empty({rows_, models[model].vocab()}, at::kFloat));
   }
   lanes_.resize(plan.lane_model.size());
   distributions_.resize(rows_);
   block_sums_.resize(rows_ * sampling_blocks(plan.vocab));
-  const auto experts = static_cast<int64_t>(plan.experts.size());
-  if (experts > 0) {
-    solver_ = std::make_unique<FusionSolver>(plan.fusion, static_cast<int>(experts), plan.vocab,
-                                             static_cast<int>(rows_), team);
-    expert_logits_.resize(rows_ * experts);
-    base_logits_.resize(rows_ * experts);
-    alpha_.resize(rows_ * experts);
-    target_f_.resize(rows_ * experts);
-    target_g_.resize(rows_ * experts);
-    inputs_.resize(rows_);
-    results_.resize(rows_);
-    fused_ = at::empty({rows_, plan.vocab}, at::kFloat);
-  }
 }
 
 std::vector<Score> CpuScorer::score(const ScoreRequest& request, const Poll& poll) {
@@ -123,30 +110,18 @@ void CpuScorer::read(const std::vector<Lane>& lanes, std::span<const int64_t> to
 }
 
 void CpuScorer::solve(int64_t rows, std::span<const int> experts) {
-  const size_t stride = plan_.experts.size();
   for (int64_t row = 0; row < rows; ++row) {
     distributions_[row] = {logits(0, row), {}, 0, kNoBadModel};
   }
   if (!experts.empty()) {
+    fusion_.clear();
     for (int64_t row = 0; row < rows; ++row) {
-      const size_t at = row * stride;
-      for (size_t t = 0; t < experts.size(); ++t) {
-        expert_logits_[at + t] = logits(plan_.experts[experts[t]].expert, row);
-        base_logits_[at + t] = logits(plan_.experts[experts[t]].base, row);
-      }
-      inputs_[row] = {logits(0, row), &expert_logits_[at], &base_logits_[at], experts.data(),
-                      static_cast<int>(experts.size())};
-      FusionResult& result = results_[row];
-      result.alpha = &alpha_[at];
-      result.target_f = &target_f_[at];
-      result.target_g = &target_g_[at];
-      result.logits = fused_.mutable_data_ptr<float>() + row * plan_.vocab;
+      fusion_.add(experts, [&](int64_t lane) { return logits(lane, row); });
     }
-    const auto count = static_cast<size_t>(rows);
-    solver_->solve({inputs_.data(), count}, {results_.data(), count});
+    fusion_.solve();
     for (int64_t row = 0; row < rows; ++row) {
-      distributions_[row].logits = results_[row].logits;
-      distributions_[row].bad_model = results_[row].bad_model;
+      distributions_[row].logits = fusion_.results()[row].logits;
+      distributions_[row].bad_model = fusion_.results()[row].bad_model;
     }
   }
   const int64_t blocks = sampling_blocks(plan_.vocab);
@@ -187,7 +162,7 @@ void CpuScorer::take(int64_t row, int64_t token, std::span<const int> experts, S
     score.g.push_back(0);
     return;
   }
-  const FusionResult& fused = results_[row];
+  const FusionResult& fused = fusion_.results()[row];
   score.alpha.insert(score.alpha.end(), fused.alpha, fused.alpha + experts.size());
   score.f.push_back(fused.f);
   score.g.push_back(fused.g);

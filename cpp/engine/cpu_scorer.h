@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "engine/fusion_rows.h"
 #include "engine/prompts.h"
 #include "engine/score.h"
-#include "fusion/solver.h"
 #include "sampling/sweep.h"
 #include "support/thread_team.h"
 
@@ -50,15 +50,7 @@ class CpuScorer {
   std::vector<std::pair<const float*, int64_t>> lanes_;  // where a lane's rows now are, and how far apart
   std::vector<Distribution> distributions_;              // [rows]
   std::vector<double> block_sums_;                       // [rows, blocks]
-
-  // What the solver reads and writes.
-  std::unique_ptr<FusionSolver> solver_;     // null without experts
-  std::vector<const float*> expert_logits_;  // [rows, experts]
-  std::vector<const float*> base_logits_;
-  std::vector<FusionInput> inputs_;
-  std::vector<FusionResult> results_;
-  std::vector<double> alpha_, target_f_, target_g_;  // [rows, experts]
-  at::Tensor fused_;                                 // [rows, vocab]
+  FusionRows fusion_;
 };
 
 }  // namespace dlf

@@ -31,19 +31,7 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOption
   running_.reserve(max_batch);
   outputs_.reserve(rows);
   drafter_ = std::make_unique<CpuDrafter>(plan_, models_, max_batch, max_context_);
-  const auto experts = static_cast<int64_t>(plan_.experts.size());
-  if (experts > 0) {
-    solver_ = std::make_unique<FusionSolver>(plan_.fusion, static_cast<int>(experts), plan_.vocab,
-                                             static_cast<int>(rows), team_);
-    expert_logits_.resize(rows * experts);
-    base_logits_.resize(rows * experts);
-    alpha_.resize(rows * experts);
-    target_f_.resize(rows * experts);
-    target_g_.resize(rows * experts);
-    inputs_.resize(rows);
-    results_.resize(rows);
-    fused_ = at::empty({rows, plan_.vocab}, at::kFloat);
-  }
+  fusion_ = std::make_unique<FusionRows>(plan_, rows, team_);
 }
 
 void CpuStepLoop::add(Request request) {
@@ -172,38 +160,22 @@ void CpuStepLoop::forward() {
 
 // α and the fused logits of every sequence that has read its prompt, after its last token and after each of its draft.
 void CpuStepLoop::solve() {
-  if (!solver_) {
-    return;
-  }
   const Timer timer(timings_.solve);
-  size_t count = 0;
+  fusion_->clear();
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!sequence->prefilled || sequence->experts.empty()) {
       continue;
     }
     for (int64_t position = 0; position <= sequence->draft.size; ++position) {
-      const size_t at = count * plan_.experts.size();
-      for (size_t t = 0; t < sequence->experts.size(); ++t) {
-        const ExpertLanes& lanes = plan_.experts[sequence->experts[t]];
-        expert_logits_[at + t] = sequence->lanes[lanes.expert].logits[position];
-        base_logits_[at + t] = sequence->lanes[lanes.base].logits[position];
-      }
-      inputs_[count] = {sequence->lanes[0].logits[position], &expert_logits_[at], &base_logits_[at],
-                        sequence->experts.data(), static_cast<int>(sequence->experts.size())};
-      FusionResult& result = results_[count];
-      result.alpha = &alpha_[at];
-      result.target_f = &target_f_[at];
-      result.target_g = &target_g_[at];
-      result.logits = fused_.mutable_data_ptr<float>() + static_cast<int64_t>(count) * plan_.vocab;
-      ++count;
+      fusion_->add(sequence->experts, [&](int64_t lane) { return sequence->lanes[lane].logits[position]; });
     }
   }
-  solver_->solve({inputs_.data(), count}, {results_.data(), count});
+  fusion_->solve();
 }
 
 void CpuStepLoop::sample() {
   const Timer timer(timings_.sample);
-  const FusionResult* fused = results_.data();
+  const FusionResult* fused = fusion_->results();
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (!sequence->prefilled) {
       continue;

@@ -6,9 +6,9 @@
 
 #include "engine/cpu_drafter.h"
 #include "engine/cpu_scorer.h"
+#include "engine/fusion_rows.h"
 #include "engine/prompts.h"
 #include "engine/step_loop.h"
-#include "fusion/solver.h"
 #include "support/thread_team.h"
 
 namespace dlf {
@@ -53,20 +53,12 @@ class CpuStepLoop final : public StepLoop {
   std::vector<CpuModel> models_;
   PromptReader prompts_;
   std::unique_ptr<CpuDrafter> drafter_;
-  std::unique_ptr<CpuScorer> scorer_;     // null until something is scored
-  std::unique_ptr<FusionSolver> solver_;  // null without experts
+  std::unique_ptr<CpuScorer> scorer_;  // null until something is scored
+  std::unique_ptr<FusionRows> fusion_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;
   std::vector<const StepOutput*> outputs_;
   StepTimings timings_;
-
-  // What the solver reads and writes: for each running sequence a row, and one for each token of its draft.
-  std::vector<const float*> expert_logits_;  // [max_batch + kDraftRows, experts]
-  std::vector<const float*> base_logits_;
-  std::vector<FusionInput> inputs_;
-  std::vector<FusionResult> results_;
-  std::vector<double> alpha_, target_f_, target_g_;  // likewise
-  at::Tensor fused_;                                 // [max_batch + kDraftRows, vocab]
 };
 
 }  // namespace dlf

@@ -12,34 +12,6 @@ int64_t pieces_left(const Lane& lane) { return lane.prompt.pieces_from(lane.leng
 
 }  // namespace
 
-float* CpuModel::add_logits(Lane& lane) {
-  // There are as many rows as lanes of running sequences, and those of drafts: one is free.
-  float* row = logits.mutable_data_ptr<float>() + logits_used++ * vocab();
-  lane.logits.push_back(row);
-  return row;
-}
-
-void CpuModel::add_rows(const Sequence& sequence, Lane& lane, int64_t adapter) {
-  for (const int64_t token : sequence.unread(lane)) {
-    rows.push_back({token, lane.slot, lane.length++, adapter});
-    add_logits(lane);
-  }
-}
-
-void CpuModel::decode() {
-  if (rows.empty()) {
-    return;
-  }
-  const auto count = static_cast<int64_t>(rows.size());
-  double seconds = 0;
-  {
-    const Timer timer(seconds);
-    decoder->decode(rows, logits.mutable_data_ptr<float>() + (logits_used - count) * vocab());
-  }
-  times.add(count, seconds);
-  rows.clear();
-}
-
 PromptReader::PromptReader(const FusionPlan& plan, std::vector<CpuModel>& models, int64_t prefix_cache_bytes,
                            ThreadTeam& team)
     : plan_(plan), models_(models), team_(team), prefixes_(prefix_cache_bytes) {}

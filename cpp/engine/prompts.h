@@ -1,41 +1,18 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <memory>
 #include <span>
 #include <vector>
 
-#include "engine/pass_times.h"
+#include "engine/cpu_model.h"
 #include "engine/plan.h"
 #include "engine/prefix_cache.h"
 #include "engine/sequence.h"
-#include "model/decoder.h"
 #include "support/thread_team.h"
 
 namespace dlf {
 
 struct StepTimings;
-
-// A model on the processor, the lanes that run on it, and their logits of this step.
-struct CpuModel {
-  std::unique_ptr<Decoder> decoder;
-  at::Tensor logits;        // [(max_batch + kDraftRows) * lanes, vocab]
-  int64_t logits_used = 0;  // rows, in this step
-  std::vector<Row> rows;    // tokens to decode in one pass
-  PassTimes times;
-
-  int64_t vocab() const { return logits.size(1); }
-
-  // The next row of the logits, for a lane's next token.
-  float* add_logits(Lane& lane);
-
-  // Adds the tokens of a lane that it has not read to the rows.
-  void add_rows(const Sequence& sequence, Lane& lane, int64_t adapter);
-
-  // One pass of these rows, if there are any, to the logits that were added for them.
-  void decode();
-};
 
 // Reads prompts into the caches of their models, between the steps of other sequences.
 class PromptReader {
