@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -91,14 +92,17 @@ def inflate(source: Path, target: Path, shape: str, dtype: torch.dtype = torch.b
     return target
 
 
+@dataclass(frozen=True)
 class _Sizes:
     """The shape of one model."""
 
-    def __init__(
-        self, hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, intermediate: int, vocab: int
-    ) -> None:
-        self.hidden, self.layers, self.heads, self.kv_heads = hidden, layers, heads, kv_heads
-        self.head_dim, self.intermediate, self.vocab = head_dim, intermediate, vocab
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
 
     @classmethod
     def of_config(cls, config: dict[str, int]) -> _Sizes:

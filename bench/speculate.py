@@ -27,6 +27,7 @@ from rich.table import Table
 import dlf
 from bench.family import corpus
 from bench.inflate import inflate
+from bench.latency.engines import ENGINES, REFERENCE
 from bench.latency.measure import PAUSE_SECONDS
 from bench.latency.process import EngineFailed, Process
 from bench.machine import describe
@@ -169,9 +170,15 @@ def main(
         {"task": task, "temperature": temperature, "way": name, **one.summary(), "all": asdict(one)}
         for (task, temperature, name), one in found.items()
     ]
+    versions = {
+        package: version
+        for engine in ENGINES
+        if engine.name in (REFERENCE, PEER)
+        for package, version in engine.versions().items()
+    }
     record = {
         "title": f"{LARGE} + 2 x {SMALL}, bf16, batch 1, {threads} threads, {problems} problems of each task",
-        "machine": describe(_versions(), threads),
+        "machine": describe(versions, threads),
         "completions_that_differ": different,
         "claims": _claims(rows, tasks),
         "rows": rows,
@@ -199,12 +206,6 @@ def _problems(task: str, tasks: Sequence[str], count: int) -> list[Any]:
         chance.shuffle(words)
         mixed.append(corpus.Problem(" ".join(words[:60]), "", "", "", ""))
     return mixed
-
-
-def _versions() -> dict[str, str | None]:
-    from bench.latency.engines import ENGINES
-
-    return {package: found for engine in ENGINES[:3] for package, found in engine.versions().items()}
 
 
 def _llama(

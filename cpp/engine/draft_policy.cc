@@ -15,11 +15,13 @@ DraftPolicy::DraftPolicy(const FusionPlan& plan, std::vector<const PassTimes*> t
       times_(std::move(times)),
       everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)),
       step_times_(plan.lane_model.size() + 1),
+      timed_(plan.lane_model.size() + 1),
       rows_(times_.size()),
       drafting_rows_(times_.size()) {}
 
 void DraftPolicy::begin(std::span<Sequence* const> sequences) {
   count_rows(sequences);
+  std::fill(timed_.begin(), timed_.end(), false);
   tokens_per_second_ = 0;
   for (Sequence* sequence : sequences) {
     Draft& draft = sequence->draft;
@@ -118,6 +120,10 @@ int64_t DraftPolicy::lane_of(const Sequence& sequence) const {
 
 // As if all sequences had this drafter.
 void DraftPolicy::time_steps(int64_t drafter) {
+  if (timed_[index(drafter)]) {
+    return;
+  }
+  timed_[index(drafter)] = true;
   StepTimes& times = step_times_[index(drafter)];
   for (int64_t drafted = 0; drafted <= kMaxDraft; ++drafted) {
     times[drafted] = step_time(drafter, drafted);

@@ -51,6 +51,7 @@ class DraftPolicy {
   std::vector<const PassTimes*> times_;  // of the models
   std::vector<Acceptance> everyone_;     // as Draft::acceptance, of all sequences
   std::vector<StepTimes> step_times_;    // by drafter, of those in question
+  std::vector<bool> timed_;              // whether they are those of this step
   std::vector<int64_t> rows_;            // of each model, without drafts
   std::vector<int64_t> drafting_rows_;   // those of sequences that may be drafted
   int64_t drafting_ = 0;                 // sequences

@@ -83,8 +83,9 @@ struct BFloat16 {
 #endif
 };
 
-// Each dot product is summed in the same order however many go together: two rows or fewer as one stream, or more.
+// Each dot product is summed in the same order, whichever way and with however many others it is computed.
 
+// Ends a dot product with the inputs that make no whole step.
 template <typename Type>
 void write(const LinearInputRows& input, const LinearArgs& args, const typename Type::Sum& sum, int64_t row,
            int64_t output) {
