@@ -105,7 +105,7 @@ class Engine:
         Sampling options of requests that do not say otherwise.
     speculate : {"auto", False} or Speculation
         Whether tokens are drafted by a small model and verified together, which changes how fast they come and nothing
-        else; ``"auto"`` drafts where that is expected to be faster. On CUDA it decodes plainly so far.
+        else; ``"auto"`` drafts where that is expected to be faster.
     drafter : str or path, optional
         A further small model that is not fused and only drafts; it shares the tokenizer. Experts can draft without it.
 
@@ -161,8 +161,6 @@ class Engine:
         self._defaults = dict(defaults or {})
         sampling_options(self._defaults)  # raises
         self._speculation = as_speculation(speculate)
-        if drafter is not None and placement.cuda:
-            raise NotImplementedError("tokens are drafted on the CPU only so far; leave out the drafter on CUDA")
         options = Options(
             large,
             base,

@@ -34,7 +34,7 @@ class Speculation:
         ``"prompt_lookup"``, what followed the last tokens where they came before in prompt or output; or
         ``"drafter"``, the engine's.
     max_draft : int
-        Tokens drafted before a pass, from 1 to 16.
+        Tokens drafted before a pass, from 1 to 16; on CUDA no more than 7, whatever it says.
     adaptive : bool
         Whether fewer, or none, are drafted where measured times and running acceptance rates say that it is faster.
 
@@ -78,16 +78,8 @@ def native_speculation(speculation: Speculation | None, ensemble: Ensemble, expe
     ------
     ValueError
         If it has no such drafter.
-    NotImplementedError
-        If the engine runs on CUDA and more than ``"auto"`` was asked for.
     """
     if speculation is None:
-        return _C.Speculation(0)
-    if ensemble.options.placement.cuda:
-        if speculation != Speculation():
-            raise NotImplementedError(
-                "tokens are drafted on the CPU only so far; leave speculate at 'auto', which decodes plainly on CUDA"
-            )
         return _C.Speculation(0)
     lane = _lane(speculation.drafter, ensemble, experts)
     return _C.Speculation(speculation.max_draft, lane, speculation.adaptive)

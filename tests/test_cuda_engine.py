@@ -164,6 +164,43 @@ def test_a_device_that_is_not_there(family: dict[str, Path]) -> None:
         engine(family, device="cuda:77")
 
 
+DRAFTERS = ["auto", "expert-a", "base", "prompt_lookup"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_drafts_change_nothing(family: dict[str, Path], dtype: str) -> None:
+    options = {"max_new_tokens": 10, "ignore_eos": True, "temperature": 0.7, "seed": 3, "logprobs": 2}
+    with engine(family, device="cuda", dtype=dtype) as device:
+        plain = device.generate(PROMPTS, speculate=False, **options)
+        for drafter in DRAFTERS:
+            together = device.generate(PROMPTS, speculate=dlf.Speculation(drafter, 3, adaptive=False), **options)
+            alone = device.generate(PROMPTS[0], speculate=dlf.Speculation(drafter, adaptive=False), **options)
+            for found, expected in zip([*together, alone], [*plain, plain[0]], strict=True):
+                assert found.tokens == expected.tokens and found.top_logprobs == expected.top_logprobs
+                for name in ("logprobs", "alpha", "f", "g"):
+                    np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+            assert alone.drafted > 0
+
+
+def test_drafts_that_are_right(family: dict[str, Path]) -> None:
+    """A further model drafts, here the large one itself, for an expert that moves it little; and stop strings."""
+    experts = [dlf.Expert(family["expert-a"], family["base"], alpha=0.05)]
+    options = {"max_new_tokens": 24, "ignore_eos": True}
+    large = family["large"]
+    with dlf.Engine(large, experts, device="cuda", drafter=large, max_batch=2, max_context=128) as device:
+        plain = device.generate(PROMPTS[0], speculate=False, **options)
+        found = device.generate(PROMPTS[0], speculate=dlf.Speculation("drafter", adaptive=False), **options)
+        adaptive = device.generate(PROMPTS[0], **options)
+        assert plain.tokens == found.tokens == adaptive.tokens
+        assert (plain.passes, plain.drafted) == (24, 0)
+        assert found.passes < 12 < found.drafted
+        stop = plain.text[9:11]
+        assert (
+            device.generate(PROMPTS[0], stop_strings=[stop], speculate=dlf.Speculation(adaptive=False), **options).text
+            == device.generate(PROMPTS[0], stop_strings=[stop], speculate=False, **options).text
+        )
+
+
 @pytest.mark.parametrize("combine", ["select", "joint"])
 def test_lanes_of_every_kind(family: dict[str, Path], combine: str) -> None:
     """In-context experts, templates, an anti-expert, requests that fuse some of them, prompts that begin alike."""

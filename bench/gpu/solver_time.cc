@@ -152,7 +152,7 @@ void time_sampler(const Plan& plan, int64_t vocab, int batch, bool top_p) {
     active = at::ones({batch}, on_device(0).dtype(at::kInt));
   });
   queue.synchronize();
-  SamplerState state(0, batch, vocab, kMaxTokens, kTop);
+  SamplerState state(0, {batch, batch, vocab, kMaxTokens, kTop});
   SamplingOptions options;
   options.seed = 1;
   if (top_p) {
@@ -165,7 +165,7 @@ void time_sampler(const Plan& plan, int64_t vocab, int batch, bool top_p) {
     state.set(row, options, prompt, queue);
   }
   const auto choose = [&] {
-    state.sample(logits.const_data_ptr<float>(), vocab, active.const_data_ptr<int32_t>(), batch, queue);
+    state.sample({logits.const_data_ptr<float>(), vocab, active.const_data_ptr<int32_t>()}, batch, queue);
   };
   queue.run(choose);
   queue.synchronize();

@@ -7,7 +7,8 @@
 #include <cstdio>
 #include <string>
 
-#include "sampling/sampler_state_cuda.h"
+#include "engine/sequences_cuda.h"
+#include "engine/speculation.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
@@ -22,16 +23,28 @@ std::string gibibytes(int64_t bytes) {
 }
 
 // What else a step needs on the large model's device.
-int64_t step_bytes(const FusionPlan& plan, int device, int64_t max_batch, int64_t max_context) {
-  const int64_t fused = plan.experts.empty() ? 0 : max_batch * plan.vocab * static_cast<int64_t>(sizeof(float));
-  return fused + SamplerState::bytes(device, static_cast<int>(max_batch), plan.vocab, max_context + 1, kTopCapacity);
+int64_t step_bytes(const FusionPlan& plan, int device, const CudaOptions& options) {
+  const int64_t fused =
+      plan.experts.empty() ? 0 : most_tokens(options) * plan.vocab * static_cast<int64_t>(sizeof(float));
+  return fused + SamplerState::bytes(device, sampler_size(plan, options));
 }
 
 }  // namespace
 
+int most_tokens(const CudaOptions& options) {
+  const auto max_batch = static_cast<int>(options.max_batch);
+  return std::max(max_batch, std::min(static_cast<int>(kDraftRows), kStepTokens * max_batch));
+}
+
+SamplerState::Size sampler_size(const FusionPlan& plan, const CudaOptions& options) {
+  return {static_cast<int>(options.max_batch), most_tokens(options), plan.vocab, options.max_context + 1,
+          kTopCapacity};
+}
+
 DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& options) {
   const auto lanes = std::count(plan.lane_model.begin(), plan.lane_model.end(), static_cast<int64_t>(model));
-  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context};
+  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context,
+          most_tokens(options)};
 }
 
 void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters) {
@@ -54,7 +67,7 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
     }
   }
   const int device = options.devices.at(plan.lane_model[0]);
-  needed[device] += step_bytes(plan, device, options.max_batch, options.max_context);
+  needed[device] += step_bytes(plan, device, options);
   for (const DeviceInfo& device : present) {
     TORCH_CHECK(needed[device.index] <= device.free_bytes, "the models with their caches take ",
                 gibibytes(needed[device.index]), " of cuda:", device.index, " (", device.name, "), which has ",

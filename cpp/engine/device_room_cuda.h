@@ -3,12 +3,16 @@
 #include "engine/step_loop.h"
 #include "engine/step_loop_cuda.h"
 #include "model/decoder_cuda.h"
+#include "sampling/sampler_state_cuda.h"
 
 namespace dlf::cuda {
 
 inline constexpr int kTopCapacity = 64;  // what a request may ask for as `logprobs`
 
+// Tokens of all sequences that a pass reads, and a step samples, at most.
+int most_tokens(const CudaOptions& options);
 DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& options);
+SamplerState::Size sampler_size(const FusionPlan& plan, const CudaOptions& options);
 
 // Throws where a device is missing or has no room for what is to go there, saying how many bytes that takes and how
 // many are free. Allocates nothing.

@@ -8,18 +8,24 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <deque>
+#include <functional>
 #include <map>
+#include <optional>
 #include <span>
 #include <thread>
 
 #include "engine/device_room_cuda.h"
+#include "engine/graph_draft_policy.h"
+#include "engine/prompt_lookup_cuda.h"
 #include "engine/prompts_cuda.h"
 #include "engine/scorer_cuda.h"
 #include "engine/sequence_memory_cuda.h"
 #include "engine/sequences_cuda.h"
 #include "fusion/solver_cuda.h"
 #include "model/decoder_cuda.h"
+#include "ops/linear_cuda.h"
 #include "sampling/sampler_state_cuda.h"
 #include "support/cuda/runtime.h"
 
@@ -29,6 +35,7 @@ namespace {
 
 constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
 static_assert(kAhead + 2 <= kRing);
+constexpr double kWeightMemory = 16;  // tokens
 
 // One request while it runs.
 struct DeviceSequence {
@@ -37,11 +44,19 @@ struct DeviceSequence {
   std::vector<int> experts;
   SamplingOptions sampling;
   int row = -1;
-  int64_t limit = 0;     // tokens
-  int64_t launched = 0;  // steps that it takes part in
-  int64_t delivered = 0;
+  int64_t limit = 0;      // tokens
+  int64_t in_flight = 0;  // steps that it takes part in, which give a token each at least
+  int64_t delivered = 0;  // tokens
   bool started = false;
-  StepOutput output;
+  bool finished = false;
+  Draft draft;
+  std::vector<StepOutput> outputs;  // of a step
+};
+
+// Which tokens of each sequence a pass of a model reads, as Decoder::decode counts them.
+struct Pass {
+  int first;
+  int count;  // 0: it does not run
 };
 
 class CudaStepLoop final : public StepLoop {
@@ -57,10 +72,15 @@ class CudaStepLoop final : public StepLoop {
   std::vector<Score> score(const ScoreRequest& request, const Poll& poll) override;
 
  private:
-  // Steps that are on their way: which request each row then belonged to.
+  // A step that is on its way.
   struct Flight {
-    std::vector<int64_t> requests;
+    std::vector<int64_t> requests;  // which one each row then belonged to
+    std::vector<int64_t> drafted;   // tokens of each row
+    int batch;
+    StepDraft draft;
+    bool replayed;  // from a graph, if they are used: it takes as long as others will
   };
+  using Clock = std::chrono::steady_clock;
 
   Queue& main() { return *models_[plan_.lane_model[0]].queue; }
   Logits lane_logits(int64_t lane);
@@ -69,11 +89,18 @@ class CudaStepLoop final : public StepLoop {
   void admit();
   void start(DeviceSequence& sequence);
   bool wanted() const;
+  StepDraft choose_draft(int batch);
   void launch();
-  void enqueue(int batch);
-  void forward(int batch);
+  void enqueue(int batch, const StepDraft& draft);
+  void draft_tokens(int batch, const StepDraft& draft);
+  void verify(int batch, const StepDraft& draft);
+  SamplerState::Rows fuse(int batch, int count, const int32_t* active, const uint32_t* chosen);
+  void forward(int batch, const std::function<Pass(size_t)>& pass_of);
+  SequenceMemory::Sampled sampled() const;
   void collect();
-  void deliver(DeviceSequence& sequence);
+  void time(const Flight& flight);
+  void deliver(DeviceSequence& sequence, const Flight& flight);
+  bool take(DeviceSequence& sequence, int token);
   void wait_for(int64_t steps);
   int batch_of_running() const;
 
@@ -88,16 +115,29 @@ class CudaStepLoop final : public StepLoop {
   std::unique_ptr<SequenceMemory> memory_;
   std::unique_ptr<PromptReader> prompts_;
 
-  std::map<int, std::unique_ptr<Graph>> graphs_;  // by batch; null after the first step, which runs without
+  GraphDraftPolicy policy_;
+
+  std::map<std::pair<int, StepDraft>, std::unique_ptr<Graph>> graphs_;  // null after the first step, which runs without
   std::deque<std::unique_ptr<DeviceSequence>> waiting_;
   std::vector<std::unique_ptr<DeviceSequence>> running_;
   std::vector<std::unique_ptr<DeviceSequence>> finished_;  // in the last step: their outputs can still be read
   std::array<Flight, kRing> flights_;
   int64_t launched_ = 0;
   int64_t collected_ = 0;
+  std::vector<GraphDraftPolicy::Sequence> drafting_;
+  std::optional<Clock::time_point> last_collected_;  // nothing but steps has run since
   std::vector<const StepOutput*> outputs_;
   StepTimings timings_;
 };
+
+// Tokens that a pass reads with the kernels whose rows do not depend on each other.
+int exact_tokens(const FusionPlan& plan) {
+  int64_t most_lanes = 1;
+  for (const int64_t model : plan.lane_model) {
+    most_lanes = std::max<int64_t>(most_lanes, std::count(plan.lane_model.begin(), plan.lane_model.end(), model));
+  }
+  return static_cast<int>(kLinearRows / most_lanes);
+}
 
 int32_t* integers(at::Tensor& tensor) { return tensor.mutable_data_ptr<int32_t>(); }
 
@@ -105,7 +145,9 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
     : plan_(std::move(plan)),
       vocab_sizes_(vocab_sizes(models)),
       options_(options),
-      max_batch_(static_cast<int>(options.max_batch)) {
+      max_batch_(static_cast<int>(options.max_batch)),
+      policy_(plan_, {kDraft, most_tokens(options), exact_tokens(plan_)}) {
+  const int max_tokens = most_tokens(options);
   const int device = options.devices.at(plan_.lane_model[0]);
   const auto ints = on_device(device).dtype(at::kInt);
   const auto floats = on_device(device).dtype(at::kFloat);
@@ -126,29 +168,31 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
     model.queue->synchronize();
     model.ready = std::make_unique<Event>(model.queue->device());
     model.remote = model.queue->device() != device;
-    model.tokens = model.remote ? at::zeros({max_batch_}, ints) : model.decoder->tokens();
+    model.tokens = model.remote ? at::zeros({max_tokens}, ints) : model.decoder->tokens();
     model.positions = model.remote ? at::full({shape.rows()}, -1, ints) : model.decoder->positions();
     if (model.remote) {
-      model.logits = at::empty({shape.rows() + shape.lanes, model.decoder->vocab()}, floats);
+      model.logits = at::empty({model.decoder->logits_rows(), model.decoder->vocab()}, floats);
     }
   }
   begun_ = std::make_unique<Event>(device);
   main().run([&] {
-    sampler_ = std::make_unique<SamplerState>(device, max_batch_, plan_.vocab, options.max_context + 1, kTopCapacity);
+    sampler_ = std::make_unique<SamplerState>(device, sampler_size(plan_, options));
     const auto experts = static_cast<int>(plan_.experts.size());
     if (experts > 0) {
       const auto bytes = on_device(device).dtype(at::kByte);
-      fused_ = at::zeros({max_batch_, plan_.vocab}, floats);
-      fusions_ = at::zeros({static_cast<int64_t>(max_batch_ * sizeof(FusionRecord))}, bytes);
+      fused_ = at::zeros({max_tokens, plan_.vocab}, floats);
+      fusions_ = at::zeros({static_cast<int64_t>(max_tokens * sizeof(FusionRecord))}, bytes);
     }
   });
-  memory_ = std::make_unique<SequenceMemory>(max_batch_, kTopCapacity, main());
+  memory_ = std::make_unique<SequenceMemory>(max_batch_, max_tokens, kTopCapacity, main());
   prompts_ = std::make_unique<PromptReader>(plan_, models_, options.prefix_cache_bytes);
   main().synchronize();
   for (Flight& flight : flights_) {
     flight.requests.resize(max_batch_);
+    flight.drafted.resize(max_batch_);
   }
-  outputs_.reserve(max_batch_);
+  outputs_.reserve(int64_t{max_batch_} * kStepTokens);
+  drafting_.reserve(max_batch_);
 }
 
 CudaStepLoop::~CudaStepLoop() {
@@ -163,7 +207,6 @@ CudaStepLoop::~CudaStepLoop() {
 
 void CudaStepLoop::add(Request request) {
   check_request(request, plan_, vocab_sizes_, options_.max_context);
-  TORCH_CHECK_NOT_IMPLEMENTED(request.speculation.max_draft == 0, "tokens are drafted on the CPU only so far");
   SamplerState::check_request(request.sampling, request.prompts[0].tokens, plan_.vocab, options_.max_context + 1,
                               kTopCapacity);
   auto sequence = std::make_unique<DeviceSequence>();
@@ -179,8 +222,14 @@ void CudaStepLoop::add(Request request) {
   }
   sequence->experts = std::move(request.experts);
   sequence->sampling = std::move(request.sampling);
-  sequence->output.request = request.id;
-  sequence->output.alpha.resize(sequence->experts.size());
+  sequence->draft.options = request.speculation;
+  sequence->draft.weight.resize(sequence->experts.size());
+  sequence->draft.acceptance.assign(plan_.lane_model.size() + 1, Acceptance(Draft::kMemory));
+  sequence->outputs.resize(kStepTokens);
+  for (StepOutput& output : sequence->outputs) {
+    output.request = request.id;
+    output.alpha.resize(sequence->experts.size());
+  }
   waiting_.push_back(std::move(sequence));
 }
 
@@ -237,8 +286,11 @@ void CudaStepLoop::admit() {
     running_.push_back(std::move(sequence));
   }
   for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
-    if (!sequence->started &&
-        prompts_->read(sequence->lanes, sequence->row, launched_, sequence->output.cached_tokens)) {
+    if (sequence->started) {
+      continue;
+    }
+    last_collected_.reset();  // a prompt takes time of its own
+    if (prompts_->read(sequence->lanes, sequence->row, launched_, sequence->outputs[0].cached_tokens)) {
       start(*sequence);
     }
   }
@@ -250,6 +302,7 @@ void CudaStepLoop::start(DeviceSequence& sequence) {
   args.table = table();
   args.row = sequence.row;
   args.limit = static_cast<int32_t>(sequence.limit);
+  args.max_draft = static_cast<int32_t>(sequence.draft.options.max_draft);
   for (const int expert : sequence.experts) {
     args.chosen |= 1U << expert;
   }
@@ -269,8 +322,9 @@ void CudaStepLoop::start(DeviceSequence& sequence) {
 
 // Whether some sequence needs a further step.
 bool CudaStepLoop::wanted() const {
-  return std::any_of(running_.begin(), running_.end(),
-                     [](const auto& sequence) { return sequence->started && sequence->launched < sequence->limit; });
+  return std::any_of(running_.begin(), running_.end(), [](const auto& sequence) {
+    return sequence->started && sequence->delivered + sequence->in_flight < sequence->limit;
+  });
 }
 
 int CudaStepLoop::batch_of_running() const {
@@ -285,83 +339,162 @@ int CudaStepLoop::batch_of_running() const {
   return std::min(batch, max_batch_);
 }
 
+StepDraft CudaStepLoop::choose_draft(int batch) {
+  drafting_.clear();
+  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
+    if (!sequence->started) {
+      continue;
+    }
+    Draft& draft = sequence->draft;
+    const int64_t left = sequence->limit - sequence->delivered - sequence->in_flight - 1;
+    draft.limit = std::clamp<int64_t>(left, 0, draft.options.max_draft);
+    drafting_.push_back({&draft, &sequence->experts});
+  }
+  return policy_.choose(drafting_, batch);
+}
+
 // Puts one step for all rows on its way.
 void CudaStepLoop::launch() {
+  const int batch = batch_of_running();
+  const StepDraft draft = choose_draft(batch);
   Flight& flight = flights_[launched_ % kRing];
   std::fill(flight.requests.begin(), flight.requests.end(), -1);
   for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
     if (sequence->started) {
       flight.requests[sequence->row] = sequence->request;
-      ++sequence->launched;
+      flight.drafted[sequence->row] = std::min<int64_t>(draft.count, sequence->draft.limit);
+      ++sequence->in_flight;
     }
   }
-  const int batch = batch_of_running();
-  const auto known = graphs_.find(batch);
+  const auto known = graphs_.find({batch, draft});
+  flight.batch = batch;
+  flight.draft = draft;
+  flight.replayed = known != graphs_.end() && (!options_.graph || known->second != nullptr);
   if (!options_.graph || known == graphs_.end()) {
-    enqueue(batch);  // the first step of a batch also readies kernels and libraries for the capture
-    graphs_[batch] = nullptr;
+    enqueue(batch, draft);  // the first step of its kind also readies kernels and libraries for the capture
+    graphs_[{batch, draft}] = nullptr;
   } else {
     if (known->second == nullptr) {
       known->second = std::make_unique<Graph>();
-      known->second->capture(main(), [&] { enqueue(batch); });
+      known->second->capture(main(), [&] { enqueue(batch, draft); });
     }
     known->second->replay(main());
   }
   ++launched_;
 }
 
-// One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once.
-void CudaStepLoop::enqueue(int batch) {
-  const float* logits = lane_logits(0).data;
-  int64_t stride = lane_logits(0).stride;
-  if (!plan_.experts.empty()) {
-    FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
-    args.large = lane_logits(0);
-    for (size_t t = 0; t < plan_.experts.size(); ++t) {
-      args.experts[t] = lane_logits(plan_.experts[t].expert);
-      args.bases[t] = lane_logits(plan_.experts[t].base);
-    }
-    args.fused = fused_.mutable_data_ptr<float>();
-    args.fused_stride = plan_.vocab;
-    args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
-    args.active = memory_->active();
-    args.chosen = memory_->chosen();
-    args.rows = batch;
-    args.vocab = plan_.vocab;
-    cuda::solve(args, main().stream());
-    logits = args.fused;
-    stride = args.fused_stride;
+// One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once. Or, from there
+// on: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
+void CudaStepLoop::enqueue(int batch, const StepDraft& draft) {
+  sampler_->sample(fuse(batch, 1, memory_->active(), memory_->chosen()), batch, main());
+  memory_->advance(table(), sampled(), batch, 0, /*ends_step=*/draft.count == 0, main().stream());
+  if (draft.count == 0) {
+    return forward(batch, [](size_t) { return Pass{0, 1}; });
   }
-  sampler_->sample(logits, stride, memory_->active(), batch, main());
-  const auto* fusions = plan_.experts.empty() ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr());
-  memory_->advance(table(), *sampler_, fusions, static_cast<int>(plan_.experts.size()), batch, main().stream());
-  forward(batch);
+  draft_tokens(batch, draft);
+  verify(batch, draft);
+}
+
+// Each drafted token is what the sampler makes of the drafter's logits, with the random number of its position. In the
+// end every model has read all tokens.
+void CudaStepLoop::draft_tokens(int batch, const StepDraft& draft) {
+  const Stream stream = main().stream();
+  const DraftTable drafts = memory_->draft();
+  begin_draft(table(), drafts, batch, draft.count, static_cast<int>(options_.max_context), stream);
+  if (draft.drafter == kPromptLookup) {
+    look_up({sampler_->args(batch), memory_->active(), draft.count, drafts.tokens}, stream);
+    feed_draft(table(), drafts, nullptr, batch, 0, draft.count, stream);
+    return forward(batch, [&](size_t) { return Pass{0, draft.count + 1}; });
+  }
+  const auto drafter = static_cast<size_t>(plan_.lane_model[draft.drafter]);
+  const Logits logits = lane_logits(draft.drafter);
+  for (int i = 0; i < draft.count; ++i) {
+    forward(batch, [&](size_t model) { return Pass{i, model == drafter ? 1 : 0}; });
+    sampler_->draft({logits.data + i * batch * logits.stride, logits.stride, drafts.wanted + i * batch}, batch, i,
+                    main());
+    feed_draft(table(), drafts, sampler_->records(), batch, i, 1, stream);
+  }
+  forward(batch, [&](size_t model) { return model == drafter ? Pass{draft.count, 1} : Pass{0, draft.count + 1}; });
+}
+
+// Of the tokens that were drafted, those are right that are sampled now.
+void CudaStepLoop::verify(int batch, const StepDraft& draft) {
+  const Stream stream = main().stream();
+  const DraftTable drafts = memory_->draft();
+  sampler_->verify(fuse(batch, draft.count, drafts.wanted, drafts.chosen), batch, draft.count, main());
+  memory_->advance(table(), sampled(), batch, draft.count, /*ends_step=*/true, stream);
+  sampler_->append_drafted(drafts.accepted, batch, main());
+  for (DeviceModel& model : models_) {
+    auto* logits = model.remote ? model.logits.mutable_data_ptr<float>() : model.decoder->logits();
+    keep_logits({memory_->active(), drafts.accepted, logits, model.decoder->vocab(), model.decoder->lanes(), batch},
+                stream);
+  }
+}
+
+// The logits to sample `count` tokens of each sequence from.
+SamplerState::Rows CudaStepLoop::fuse(int batch, int count, const int32_t* active, const uint32_t* chosen) {
+  const Logits large = lane_logits(0);
+  if (plan_.experts.empty()) {
+    return {large.data, large.stride, active};
+  }
+  FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
+  args.large = large;
+  for (size_t t = 0; t < plan_.experts.size(); ++t) {
+    args.experts[t] = lane_logits(plan_.experts[t].expert);
+    args.bases[t] = lane_logits(plan_.experts[t].base);
+  }
+  args.fused = fused_.mutable_data_ptr<float>();
+  args.fused_stride = plan_.vocab;
+  args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
+  args.active = active;
+  args.chosen = chosen;
+  args.rows = batch;
+  args.vocab = plan_.vocab;
+  const FusionShape shape = fusion_shape(args);  // sums are added as they are where nothing is drafted
+  args.rows = count * batch;
+  cuda::solve(args, shape, main().stream());
+  return {args.fused, args.fused_stride, active};
+}
+
+SequenceMemory::Sampled CudaStepLoop::sampled() const {
+  const auto experts = static_cast<int>(plan_.experts.size());
+  return {*sampler_, experts == 0 ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr()), experts};
 }
 
 // The small models on their own streams beside the large one.
-void CudaStepLoop::forward(int batch) {
+void CudaStepLoop::forward(int batch, const std::function<Pass(size_t)>& pass_of) {
   begun_->record(main());
   const auto large = static_cast<size_t>(plan_.lane_model[0]);
   for (size_t i = 0; i < models_.size(); ++i) {
     DeviceModel& model = models_[i];
-    if (i == large) {
+    const auto [first, count] = pass_of(i);
+    if (i == large || count == 0) {
       continue;
     }
     model.queue->wait(*begun_);
-    const int64_t rows = batch * model.decoder->lanes();
+    const int64_t tokens = int64_t{batch} * count;
+    const int64_t rows = tokens * model.decoder->lanes();
+    const int64_t first_row = int64_t{batch} * first * model.decoder->lanes();
     if (model.remote) {
-      model.queue->copy(model.decoder->tokens().mutable_data_ptr(), model.tokens.const_data_ptr(), batch * 4);
-      model.queue->copy(model.decoder->positions().mutable_data_ptr(), model.positions.const_data_ptr(), rows * 4);
+      const int64_t first_token = int64_t{batch} * first;
+      model.queue->copy(model.decoder->tokens().mutable_data_ptr<int32_t>() + first_token,
+                        model.tokens.const_data_ptr<int32_t>() + first_token, tokens * 4);
+      model.queue->copy(model.decoder->positions().mutable_data_ptr<int32_t>() + first_row,
+                        model.positions.const_data_ptr<int32_t>() + first_row, rows * 4);
     }
-    model.decoder->decode(batch);
+    model.decoder->decode(batch, first, count);
     if (model.remote) {
-      model.queue->copy(model.logits.mutable_data_ptr(), model.decoder->logits(), rows * model.decoder->vocab() * 4);
+      const int64_t vocab = model.decoder->vocab();
+      model.queue->copy(model.logits.mutable_data_ptr<float>() + first_row * vocab,
+                        model.decoder->logits() + first_row * vocab, rows * vocab * 4);
     }
     model.ready->record(*model.queue);
   }
-  models_[large].decoder->decode(batch);
+  if (const auto [first, count] = pass_of(large); count > 0) {
+    models_[large].decoder->decode(batch, first, count);
+  }
   for (size_t i = 0; i < models_.size(); ++i) {
-    if (i != large) {
+    if (i != large && pass_of(i).count > 0) {
       main().wait(*models_[i].ready);
     }
   }
@@ -371,6 +504,7 @@ void CudaStepLoop::forward(int batch) {
 void CudaStepLoop::collect() {
   wait_for(collected_ + 1);
   const Flight& flight = flights_[collected_ % kRing];
+  time(flight);
   for (int row = 0; row < max_batch_; ++row) {
     const auto sequence = std::find_if(running_.begin(), running_.end(), [&](const auto& candidate) {
       return candidate->row == row && candidate->request == flight.requests[row];
@@ -378,8 +512,8 @@ void CudaStepLoop::collect() {
     if (sequence == running_.end()) {  // nobody's, or of one that was cancelled meanwhile
       continue;
     }
-    deliver(**sequence);
-    if ((*sequence)->output.finish != FinishReason::none) {
+    deliver(**sequence, flight);
+    if ((*sequence)->finished) {
       finished_.push_back(std::move(*sequence));
       running_.erase(sequence);
     }
@@ -387,12 +521,37 @@ void CudaStepLoop::collect() {
   ++collected_;
 }
 
-void CudaStepLoop::deliver(DeviceSequence& sequence) {
-  const StepRecord& record = memory_->record(collected_, sequence.row);
-  StepOutput& output = sequence.output;
+// From the end of the step before it, if the device went on at once.
+void CudaStepLoop::time(const Flight& flight) {
+  const Clock::time_point now = Clock::now();
+  if (last_collected_ && flight.replayed) {
+    policy_.add_time(flight.batch, flight.draft, std::chrono::duration<double>(now - *last_collected_).count());
+  }
+  last_collected_ = launched_ > collected_ + 1 ? std::optional(now) : std::nullopt;
+}
+
+void CudaStepLoop::deliver(DeviceSequence& sequence, const Flight& flight) {
+  const int64_t drafted = flight.drafted[sequence.row];
+  int tokens = 0;
+  while (tokens < kStepTokens && !sequence.finished && take(sequence, tokens)) {
+    sequence.outputs[tokens].drafted = tokens == 0 ? drafted : -1;
+    outputs_.push_back(&sequence.outputs[tokens]);
+    ++tokens;
+  }
+  --sequence.in_flight;
+  const int64_t drafter = flight.draft.drafter;
+  if (drafted > 0 && tokens > 0 && (drafter == kPromptLookup || sequence.lanes[drafter].used())) {
+    policy_.learn(sequence.draft, drafter, drafted, tokens - 1);
+  }
+}
+
+// One token that the step gave a sequence. False if there was none any more.
+bool CudaStepLoop::take(DeviceSequence& sequence, int token) {
+  const StepRecord& record = memory_->record(collected_, sequence.row, token);
+  StepOutput& output = sequence.outputs[token];
   switch (record.result) {
     case StepResult::none:
-      return;  // it had already ended on the device
+      return false;
     case StepResult::bad_logits:
       output.error = describe_bad_model(record.failure) + " at step " + std::to_string(sequence.delivered);
       output.finish = FinishReason::error;
@@ -408,17 +567,21 @@ void CudaStepLoop::deliver(DeviceSequence& sequence) {
       output.g = record.g;
       for (size_t i = 0; i < sequence.experts.size(); ++i) {
         output.alpha[i] = record.alpha[sequence.experts[i]];
+        double& weight = sequence.draft.weight[i];
+        weight += (std::abs(output.alpha[i]) - weight) / kWeightMemory;
       }
-      const std::span<const int32_t> top_tokens = memory_->top_tokens(collected_, sequence.row);
-      const std::span<const float> top_logprobs = memory_->top_logprobs(collected_, sequence.row);
+      const std::span<const int32_t> top_tokens = memory_->top_tokens(collected_, sequence.row, token);
+      const std::span<const float> top_logprobs = memory_->top_logprobs(collected_, sequence.row, token);
       output.top_tokens.assign(top_tokens.begin(), top_tokens.end());
       output.top_logprobs.assign(top_logprobs.begin(), top_logprobs.end());
       output.finish = record.result == StepResult::stop     ? FinishReason::stop
                       : record.result == StepResult::length ? FinishReason::length
                                                             : FinishReason::none;
   }
+  output.cached_tokens = sequence.outputs[0].cached_tokens;
+  sequence.finished = output.finish != FinishReason::none;
   ++sequence.delivered;
-  outputs_.push_back(&output);
+  return true;
 }
 
 // Until so many steps have written their records. The device doesn't wait meanwhile: the next step is there already.

@@ -33,6 +33,9 @@ const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.c
 
 int most_rows(const DecoderShape& shape) { return std::max(Decoder::kPrefillRows, shape.rows()); }
 
+// And of those that have logits: the spare sequence's among them.
+int64_t rows_with_logits(const DecoderShape& shape) { return std::max(shape.rows(), shape.slots() + shape.lanes); }
+
 // Outputs of the query, key and value projections, and of gate and up: each begins on a whole tile.
 int64_t q_size(const ModelConfig& config) { return config.num_attention_heads * config.head_dim; }
 int64_t kv_size(const ModelConfig& config) { return config.num_key_value_heads * config.head_dim; }
@@ -47,9 +50,9 @@ int64_t largest_matrix(const ModelConfig& config) {
                    config.hidden_size * config.intermediate_size, config.vocab_size * config.hidden_size});
 }
 
-AttentionArgs attention_args(const ModelConfig& config, const DecoderShape& shape, int batch, DType dtype) {
+AttentionArgs attention_args(const ModelConfig& config, const DecoderShape& shape, int rows, DType dtype) {
   AttentionArgs args = {};
-  args.rows = batch * shape.lanes;
+  args.rows = rows;
   args.heads = static_cast<int>(config.num_attention_heads);
   args.kv_heads = static_cast<int>(config.num_key_value_heads);
   args.head_dim = static_cast<int>(config.head_dim);
@@ -82,8 +85,8 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   const RopeTables rope(config_, shape.max_context);
   cos_ = rope.cos.to(floats);
   sin_ = rope.sin.to(floats);
-  cache_ = make_cache(0, shape.rows());
-  tokens_ = at::zeros({shape.max_batch}, integers);
+  cache_ = make_cache(0, shape.slots());
+  tokens_ = at::zeros({shape.max_tokens}, integers);
   positions_ = at::full({shape.rows()}, -1, integers);
   const int64_t rows = most_rows(shape);
   hidden_ = at::zeros({rows, config_.hidden_size}, floats);
@@ -93,7 +96,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   branch_ = at::zeros({rows, config_.hidden_size}, halves);
   gate_up_ = at::zeros({rows, gate_up_size(config_)}, halves);
   activated_ = at::zeros({rows, config_.intermediate_size}, halves);
-  logits_ = at::zeros({shape.rows() + shape.lanes, config_.vocab_size}, floats);
+  logits_ = at::zeros({rows_with_logits(shape), config_.vocab_size}, floats);
   if (ops::is_quantized(weights.type())) {
     dequantized_ = at::empty({largest_matrix(config_)}, halves);
   }
@@ -102,24 +105,25 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
 int64_t Decoder::bytes(const Weights& weights, const DecoderShape& shape) {
   const ModelConfig& config = weights.config();
   const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(weights.dtype())));
-  const int64_t cache = 2 * config.num_hidden_layers * shape.rows() * kv_size(config) * shape.max_context * element;
+  const int64_t cache = 2 * config.num_hidden_layers * shape.slots() * kv_size(config) * shape.max_context * element;
   const int64_t row = config.hidden_size * (4 + 2 * element) +
                       (qkv_size(config) + q_size(config) + gate_up_size(config) + config.intermediate_size) * element;
   const int64_t dequantized = ops::is_quantized(weights.type()) ? largest_matrix(config) * element : 0;
-  return weights.bytes() + cache + most_rows(shape) * row + (shape.rows() + shape.lanes) * config.vocab_size * 4 +
-         dequantized;
+  return weights.bytes() + cache + most_rows(shape) * row + rows_with_logits(shape) * config.vocab_size * 4 + dequantized;
 }
 
-void Decoder::decode(int batch) {
-  const Batch rows = {batch * shape_.lanes, false, -1, 0};
+void Decoder::decode(int batch, int first, int count) {
+  const int slots = batch * shape_.lanes;
+  const Batch rows = {count * slots, false, -1, 0, first * slots, slots};
+  TORCH_INTERNAL_ASSERT(rows.first + rows.rows <= shape_.rows());
   queue_.run([&] {
     cuda::embedding(
-        {weights_.embedding.const_data_ptr(), tokens_.const_data_ptr<int32_t>(), hidden_.mutable_data_ptr<float>(),
-         rows.rows, shape_.lanes, static_cast<int>(config_.hidden_size), dtype_},
+        {weights_.embedding.const_data_ptr(), tokens_.const_data_ptr<int32_t>() + first * batch,
+         hidden_.mutable_data_ptr<float>(), rows.rows, shape_.lanes, static_cast<int>(config_.hidden_size), dtype_},
         queue_.stream());
     forward(rows);
     norm(weights_.norm, /*add_branch=*/true, 0, rows.rows);
-    head(0, logits_, rows);
+    head(0, logits_.narrow(0, rows.first, rows.rows), rows);
   });
 }
 
@@ -137,7 +141,7 @@ Decoder::Cache Decoder::make_cache(int first_row, int rows) const {
 }
 
 void Decoder::add_spare() {
-  queue_.run([&] { spare_ = make_cache(shape_.rows(), shape_.lanes); });
+  queue_.run([&] { spare_ = make_cache(shape_.slots(), shape_.lanes); });
 }
 
 void Decoder::drop_spare() { spare_ = {}; }
@@ -241,7 +245,7 @@ void Decoder::adapt(const Batch& batch, int layer, DeviceAdapters::Input input) 
   args.offset[2] = static_cast<int>(v_offset_);
   args.lanes = shape_.lanes;
   args.lane = lane;
-  args.position = batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>();
+  args.position = positions_of(batch);
   args.rows = batch.rows;
   args.max_rank = adapters_.max_rank();
   args.dtype = dtype_;
@@ -265,9 +269,10 @@ void Decoder::attend(const Batch& batch, int index) {
   rope.q_norm = data(layer.q_norm);
   rope.k_norm = data(layer.k_norm);
   rope.epsilon = static_cast<float>(config_.rms_norm_eps);
-  rope.position = batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>();
+  rope.position = positions_of(batch);
   rope.start = batch.start;
-  rope.slot = batch.slot - cache.first_row;
+  rope.slot = batch.prompt ? batch.slot - cache.first_row : -1;
+  rope.slots = batch.slots;
   rope.rows = batch.rows;
   rope.heads = static_cast<int>(config_.num_attention_heads);
   rope.kv_heads = static_cast<int>(config_.num_key_value_heads);
@@ -278,12 +283,13 @@ void Decoder::attend(const Batch& batch, int index) {
   if (batch.prompt) {
     return attend_prompt(batch, index);
   }
-  AttentionArgs args = attention_args(config_, shape_, batch.rows / shape_.lanes, dtype_);
+  AttentionArgs args = attention_args(config_, shape_, batch.rows, dtype_);
   args.qkv = qkv_.const_data_ptr();
   args.k_cache = keys.const_data_ptr();
   args.v_cache = values.const_data_ptr();
   args.y = attended_.mutable_data_ptr();
-  args.position = positions_.const_data_ptr<int32_t>();
+  args.position = positions_of(batch);
+  args.slots = batch.slots;
   args.window = static_cast<int>(config_.sliding_windows[index]);
   args.splits =
       attention_splits(args.rows, args.kv_heads, args.capacity, device_.multiprocessors, device_.compute_capability);
@@ -347,7 +353,7 @@ void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tens
   args.bias = data(linear.bias);
   args.y_stride = static_cast<int>(y.size(1));
   args.y_float = y.scalar_type() == at::kFloat;
-  args.position = batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>();
+  args.position = positions_of(batch);
   args.dtype = dtype_;
   args.x = x.const_data_ptr();
   args.y = y.mutable_data_ptr();

@@ -17,10 +17,12 @@ namespace dlf::cuda {
 // What a decoder takes of its device's memory beside the weights.
 struct DecoderShape {
   int max_batch;  // sequences
-  int lanes;      // of each sequence; row r of a step is lane r % lanes of sequence r / lanes, in cache slot r
+  int lanes;      // of each sequence; lane l of sequence s has cache slot s * lanes + l
   int64_t max_context;
+  int max_tokens;  // of all sequences in one pass: more than max_batch where a sequence may have several
 
-  int rows() const { return max_batch * lanes; }
+  int slots() const { return max_batch * lanes; }
+  int rows() const { return max_tokens * lanes; }
 };
 
 // The transformer of model/decoder.h on a GPU, with the KV cache of all its lanes. Everything that a decode step
@@ -39,7 +41,9 @@ class Decoder {
   static int64_t bytes(const Weights& weights, const DecoderShape& shape);
 
   // The next token of the first `batch` sequences in each of their lanes: from tokens() and positions() to logits().
-  void decode(int batch);
+  // Or several tokens of each, `count` from its `first` one on: the rows of a second token come after those of the
+  // first one of all sequences, and so on, in tokens() as in logits().
+  void decode(int batch, int first = 0, int count = 1);
 
   // `count` tokens [device memory] of one row, from position `start` on; the logits of the last one where `last`.
   void prefill(const int32_t* tokens, int count, int row, int start, bool last);
@@ -61,17 +65,20 @@ class Decoder {
   int lanes() const { return shape_.lanes; }
   float* logits() { return logits_.mutable_data_ptr<float>(); }
   at::Tensor logits_of(int row) const { return logits_.narrow(0, row, 1); }
+  int64_t logits_rows() const { return logits_.size(0); }
   int64_t vocab() const { return config_.vocab_size; }  // the stride of logits()
-  at::Tensor& tokens() { return tokens_; }              // int32 [max_batch]
+  at::Tensor& tokens() { return tokens_; }              // int32 [max_tokens]
   at::Tensor& positions() { return positions_; }        // int32 [rows]; −1: the row is idle
 
  private:
-  // The rows that pass through the layers together: one for each lane, or the tokens of a prompt.
+  // The rows that pass through the layers together: one for each lane and token, or the tokens of a prompt.
   struct Batch {
     int rows;
     bool prompt;
-    int slot;   // of a prompt
-    int start;  // position of its first token
+    int slot;       // of a prompt
+    int start;      // position of its first token
+    int first = 0;  // else which of all rows are these,
+    int slots = 0;  // and row r has slot r % slots
   };
 
   void forward(const Batch& batch);
@@ -91,7 +98,10 @@ class Decoder {
   };
 
   Cache make_cache(int first_row, int rows) const;
-  const Cache& cache_of(int row) const { return row < shape_.rows() ? cache_ : spare_; }
+  const Cache& cache_of(int row) const { return row < shape_.slots() ? cache_ : spare_; }
+  const int32_t* positions_of(const Batch& batch) const {
+    return batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>() + batch.first;
+  }
 
   ModelConfig config_;
   DType dtype_;

@@ -13,7 +13,8 @@ struct AttentionArgs {
   const void* k_cache;  // [slots, kv_heads, capacity, head_dim], of dtype
   const void* v_cache;
   void* y;                  // [rows, heads, head_dim], of dtype
-  const int32_t* position;  // [rows]: row r sees positions 0 .. position[r] of slot r; -1: y = 0
+  const int32_t* position;  // [rows]: row r sees positions 0 .. position[r] of slot r % slots; -1: y = 0
+  int slots;
   int rows;
   int heads;
   int kv_heads;

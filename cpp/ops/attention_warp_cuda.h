@@ -100,7 +100,7 @@ class AttentionWarp {
         end_(end),
         lane_(static_cast<int>(threadIdx.x) % Lanes),
         place_(static_cast<int>(threadIdx.x) % kWarp / Lanes) {
-    const int64_t cache = (static_cast<int64_t>(row) * args.kv_heads + kv_head) * args.capacity * dim_;
+    const int64_t cache = (static_cast<int64_t>(row % args.slots) * args.kv_heads + kv_head) * args.capacity * dim_;
     keys_ = static_cast<const T*>(args.k_cache) + cache + lane_ * kElements;
     values_ = static_cast<const T*>(args.v_cache) + cache + lane_ * kElements;
     count_ = min(max(dim_ - lane_ * kElements, 0), kElements);

@@ -50,7 +50,7 @@ __global__ void rope_kernel(RopeArgs args) {
   const bool is_key = item < args.heads + args.kv_heads;
   const int head = (item - args.heads) % args.kv_heads;
   const T* from = qkv + (is_key ? args.k_offset : args.v_offset) + head * args.head_dim;
-  const int64_t slot = args.slot < 0 ? row : args.slot;
+  const int64_t slot = args.slot < 0 ? row % args.slots : args.slot;
   const int64_t place = ((slot * args.kv_heads + head) * args.capacity + position) * args.head_dim;
   T* to = static_cast<T*>(is_key ? args.k_cache : args.v_cache) + place;
   if (is_key) {

@@ -21,7 +21,8 @@ struct RopeArgs {
   float epsilon;
   const int32_t* position;  // [rows], -1: the row writes nothing; null: row r stands at start + r
   int start;
-  int slot;  // of all rows; -1: row r has slot r
+  int slot;   // of all rows; -1: row r has slot r % slots
+  int slots;  //
   int rows;
   int heads;
   int kv_heads;

@@ -105,10 +105,20 @@ __device__ void gather_top(RowBlocks& row, const Slice& slice, float peak, uint6
   }
 }
 
-__device__ void penalize(const RowBlocks& row, const SampleRow& options, const int32_t* counts, const Slice& slice) {
+// `ahead` tokens behind those that were counted are drafted.
+__device__ int32_t count_of(int32_t token, const int32_t* counts, const int32_t* drafted, int32_t ahead) {
+  int32_t count = __ldg(counts + token);
+  for (int32_t i = 0; i < ahead; ++i) {
+    count = drafted[i] == token ? max(count, 0) + 1 : count;
+  }
+  return count;
+}
+
+__device__ void penalize(const RowBlocks& row, const SampleRow& options, const int32_t* counts, const int32_t* drafted,
+                         int32_t ahead, const Slice& slice) {
 #pragma unroll 4
   for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
-    const int32_t count = __ldg(counts + token);
+    const int32_t count = count_of(token, counts, drafted, ahead);
     if (count == 0) {
       continue;
     }
@@ -180,6 +190,19 @@ __device__ int32_t draw(RowBlocks& row, const SampleRow& options, const Slice& s
                     {philox_uniform(options.seed, static_cast<uint64_t>(options.step), options.stream), 0});
 }
 
+// Takes a sequence a step further; its history has the token already.
+__device__ void append(const SampleArgs& args, int sequence, int32_t token) {
+  SampleRow& state = args.rows[sequence];
+  ++state.step;
+  if (state.history_length < args.history_stride) {
+    ++state.history_length;
+  }
+  if (state.penalizes != 0) {
+    int32_t& count = args.counts[sequence * args.counts_stride + token];
+    count = max(count, 0) + 1;
+  }
+}
+
 // What the first block of a row does at last: it writes down the choice. log_total is that of the raw logits.
 __device__ void record(const RowBlocks& row, const SampleArgs& args, const SampleRow& options, int index, int32_t token,
                        double log_total, const BlockShared* shared) {
@@ -201,15 +224,12 @@ __device__ void record(const RowBlocks& row, const SampleArgs& args, const Sampl
   const float logit = args.logits[index * args.logits_stride + token];
   args.records[index] = {token, static_cast<float>(static_cast<double>(logit) - log_total), SampleFailure::none,
                          top_count};
-  SampleRow& state = args.rows[index];
-  state.step = options.step + 1;
-  if (options.history_length < args.history_stride) {
-    args.history[index * args.history_stride + options.history_length] = token;
-    state.history_length = options.history_length + 1;
+  const int sequence = index % args.sequences;
+  if (args.chosen != Chosen::recorded && options.history_length < args.history_stride) {
+    args.history[sequence * args.history_stride + options.history_length] = token;
   }
-  if (options.penalizes != 0) {
-    int32_t& count = args.counts[index * args.counts_stride + token];
-    count = max(count, 0) + 1;
+  if (args.chosen == Chosen::appended) {
+    append(args, sequence, token);
   }
 }
 
@@ -228,13 +248,21 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
   }
   auto* shared = shared_memory<BlockShared>();
   RowBlocks row(&shared->row, Cluster());
+  const int sequence = index % args.sequences;
+  const int ahead = args.ahead + index / args.sequences;
   if (row.thread == 0) {
-    shared->options = args.rows[index];
+    shared->options = args.rows[sequence];
+    shared->options.step += ahead;
+    shared->options.history_length += ahead;
+    if (args.chosen == Chosen::drafted) {
+      shared->options.logprobs = 0;  // nobody reads them
+    }
     shared->top_count = 0;
   }
   const SampleRow& options = shared->options;  // read after the first barrier
   const float* logits = args.logits + index * args.logits_stride;
-  const int32_t* lists = args.lists + index * args.lists_stride;
+  const int32_t* lists = args.lists + sequence * args.lists_stride;
+  const int32_t* history = args.history + sequence * args.history_stride;
   Slice slice;
   slice.length = slice_length(args.vocab, args.blocks_per_row);
   slice.begin = row.rank * slice.length;
@@ -262,12 +290,13 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
   if (processes) {
     __syncthreads();  // everyone has read the raw scores
     if (options.penalizes != 0) {
-      penalize(row, options, args.counts + index * args.counts_stride, slice);
+      penalize(row, options, args.counts + sequence * args.counts_stride, history + options.history_length - ahead,
+               ahead, slice);
       __syncthreads();
     }
     add_biases(row, options, lists, slice);
     __syncthreads();
-    exclude(row, options, lists, args.history + index * args.history_stride, slice);
+    exclude(row, options, lists, history, slice);
     __syncthreads();
     row.show(weight_sum, RowBlocks::warp_max(greatest_score(row, slice)));
     peak = row.max_shown(1);
@@ -289,6 +318,17 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
     record(row, args, options, index, token, log_total, shared);
   }
   row.sync();  // a block ends only when none looks into its shared memory
+}
+
+__global__ void append_drafted_kernel(SampleArgs args, const int32_t* accepted) {
+  const int sequence = static_cast<int>(threadIdx.x);
+  if (sequence >= args.sequences) {
+    return;
+  }
+  const int32_t* drafted = args.history + sequence * args.history_stride + args.rows[sequence].history_length;
+  for (int32_t i = 0; i < accepted[sequence]; ++i) {
+    append(args, sequence, drafted[i]);
+  }
 }
 
 __global__ void count_prompt_kernel(const int32_t* history, int32_t length, int32_t* counts) {
@@ -314,6 +354,11 @@ void sample(const SampleArgs& args, Stream stream) {
   shape.shared_bytes = sizeof(BlockShared) + (shared ? score_bytes(args.vocab, args.blocks_per_row) : 0);
   shape.cluster = static_cast<unsigned>(args.blocks_per_row);
   launch(shared ? sample_kernel<true> : sample_kernel<false>, shape, stream, args);
+}
+
+void append_drafted(const SampleArgs& args, const int32_t* accepted, Stream stream) {
+  const auto warps = static_cast<unsigned>((args.sequences + 31) / 32);
+  launch(append_drafted_kernel, {dim3(1), dim3(32 * warps)}, stream, args, accepted);
 }
 
 void count_prompt(const SampleArgs& args, int row, int32_t length, Stream stream) {

@@ -59,16 +59,29 @@ DLF_HOST_DEVICE inline SampleListBegins list_begins(const SampleRow& row) {
   return begins;
 }
 
+// What becomes of a token that was chosen.
+enum class Chosen : int32_t {
+  appended,  // the sequence is a step further
+  drafted,   // it comes behind the sequence's tokens, for choices further ahead to see
+  recorded,  // nothing more
+};
+
 struct SampleArgs {
   const float* logits;  // [rows, logits_stride]
   int64_t logits_stride;
   const int32_t* active;  // [rows], 0: the row is skipped
-  SampleRow* rows;        // [rows]
-  const int32_t* lists;   // [rows, lists_stride]
+  // Row r is of sequence r % sequences, and `ahead` + r / sequences tokens ahead of its next one: as if what was drafted
+  // until then had been appended.
+  int32_t sequences;
+  int32_t ahead;
+  Chosen chosen;
+  SampleRow* rows;       // [sequences]
+  const int32_t* lists;  // [sequences, lists_stride]
   int64_t lists_stride;
-  int32_t* history;  // [rows, history_stride]
+  int32_t* history;  // [sequences, history_stride]
   int64_t history_stride;
-  int32_t* counts;  // [rows, counts_stride]: how often a token was chosen; -1 if it is only in the prompt, 0 if nowhere
+  // [sequences, counts_stride]: how often a token was chosen; -1 if it is only in the prompt, 0 if nowhere
+  int32_t* counts;
   int64_t counts_stride;
   float* scores;  // [rows, scores_stride], used where they do not fit into shared memory
   int64_t scores_stride;
@@ -87,8 +100,11 @@ inline constexpr int32_t kMaxSampledVocab = 1 << 19;
 // Whether the rows' scores need memory of their own.
 bool needs_scores(int32_t vocab, int blocks_per_row);
 
-// Chooses a token for every active row as Sampler does, appends it and takes the row a step further.
+// Chooses a token for every active row as Sampler does.
 void sample(const SampleArgs& args, Stream stream);
+
+// Appends the first accepted[s] tokens that were drafted of every sequence s.
+void append_drafted(const SampleArgs& args, const int32_t* accepted, Stream stream);
 
 // Marks the tokens of a row's history, its prompt, in its counts, which are zero.
 void count_prompt(const SampleArgs& args, int row, int32_t length, Stream stream);

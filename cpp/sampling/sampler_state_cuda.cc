@@ -30,44 +30,47 @@ int suitable_blocks(int device, int64_t vocab) {
 }
 
 // Assigns memory to the pointers of args, from `base` on where there is one, and returns how many bytes this takes.
-int64_t lay_out(SampleArgs& args, std::byte* base, int64_t max_rows, int64_t max_tokens) {
+int64_t lay_out(SampleArgs& args, std::byte* base, const SamplerState::Size& size) {
   int64_t bytes = 0;
-  const auto take = [&]<typename T>(T*& pointer, int64_t per_row) {
+  const auto take = [&]<typename T>(T*& pointer, int64_t count, int64_t each) {
     pointer = base == nullptr ? nullptr : reinterpret_cast<T*>(base + bytes);
-    bytes += aligned(max_rows * per_row * static_cast<int64_t>(sizeof(T)));
+    bytes += aligned(count * each * static_cast<int64_t>(sizeof(T)));
   };
   args.lists_stride = padded(kListsLength);
-  args.history_stride = padded(max_tokens);
+  args.history_stride = padded(size.max_tokens);
   args.counts_stride = padded(args.vocab);
   args.scores_stride = needs_scores(args.vocab, args.blocks_per_row) ? padded(args.vocab) : 0;
   int32_t* lists = nullptr;
-  take(args.rows, 1);
-  take(lists, args.lists_stride);
-  take(args.history, args.history_stride);
-  take(args.counts, args.counts_stride);
-  take(args.scores, args.scores_stride);
-  take(args.records, 1);
-  take(args.top_tokens, args.top_capacity);
-  take(args.top_logprobs, args.top_capacity);
+  take(args.rows, size.max_sequences, 1);
+  take(lists, size.max_sequences, args.lists_stride);
+  take(args.history, size.max_sequences, args.history_stride);
+  take(args.counts, size.max_sequences, args.counts_stride);
+  take(args.scores, size.max_rows, args.scores_stride);
+  take(args.records, size.max_rows, 1);
+  take(args.top_tokens, size.max_rows, args.top_capacity);
+  take(args.top_logprobs, size.max_rows, args.top_capacity);
   args.lists = lists;
   return bytes;
 }
 
-SampleArgs sized_args(int device, int max_rows, int64_t vocab, int64_t max_tokens, int top_capacity,
-                      int blocks_per_row) {
-  TORCH_CHECK_VALUE(max_rows > 0, "max_rows is ", max_rows, ": give a count > 0");
-  TORCH_CHECK_VALUE(vocab > 0 && vocab <= kMaxSampledVocab, "a vocabulary of ", vocab,
+SampleArgs sized_args(int device, const SamplerState::Size& size) {
+  TORCH_CHECK_VALUE(size.max_sequences > 0, "max_sequences is ", size.max_sequences, ": give a count > 0");
+  TORCH_CHECK_VALUE(size.max_rows >= size.max_sequences, "max_rows is ", size.max_rows, " for ", size.max_sequences,
+                    " sequences: give a row for each at least");
+  TORCH_CHECK_VALUE(size.vocab > 0 && size.vocab <= kMaxSampledVocab, "a vocabulary of ", size.vocab,
                     " tokens cannot be sampled from on CUDA: at most ", kMaxSampledVocab, " are supported");
-  TORCH_CHECK_VALUE(max_tokens > 0 && max_tokens <= INT32_MAX, "max_tokens is ", max_tokens, ": give a count > 0");
-  TORCH_CHECK_VALUE(top_capacity >= 0 && top_capacity <= kMaxTopTokens, "top_capacity is ", top_capacity,
+  TORCH_CHECK_VALUE(size.max_tokens > 0 && size.max_tokens <= INT32_MAX, "max_tokens is ", size.max_tokens,
+                    ": give a count > 0");
+  TORCH_CHECK_VALUE(size.top_capacity >= 0 && size.top_capacity <= kMaxTopTokens, "top_capacity is ", size.top_capacity,
                     ": give a count from 0 to ", kMaxTopTokens);
-  TORCH_CHECK_VALUE(blocks_per_row >= 0 && blocks_per_row <= 8 &&
-                        (blocks_per_row == 0 || std::has_single_bit(static_cast<unsigned>(blocks_per_row))),
-                    "blocks_per_row is ", blocks_per_row, ": give 1, 2, 4 or 8, or 0 for what suits the device");
+  const int blocks = size.blocks_per_row;
+  TORCH_CHECK_VALUE(
+      blocks >= 0 && blocks <= 8 && (blocks == 0 || std::has_single_bit(static_cast<unsigned>(blocks))),
+      "blocks_per_row is ", blocks, ": give 1, 2, 4 or 8, or 0 for what suits the device");
   SampleArgs args = {};
-  args.vocab = static_cast<int32_t>(vocab);
-  args.top_capacity = top_capacity;
-  args.blocks_per_row = blocks_per_row > 0 ? blocks_per_row : suitable_blocks(device, vocab);
+  args.vocab = static_cast<int32_t>(size.vocab);
+  args.top_capacity = size.top_capacity;
+  args.blocks_per_row = blocks > 0 ? blocks : suitable_blocks(device, size.vocab);
   return args;
 }
 
@@ -123,23 +126,19 @@ void write_lists(const SamplingOptions& options, const SampleRow& row, int32_t* 
 
 }  // namespace
 
-SamplerState::SamplerState(int device, int max_rows, int64_t vocab, int64_t max_tokens, int top_capacity,
-                           int blocks_per_row)
-    : max_rows_(max_rows), vocab_(vocab), max_tokens_(max_tokens), top_capacity_(top_capacity) {
-  args_ = sized_args(device, max_rows, vocab, max_tokens, top_capacity, blocks_per_row);
-  memory_ = at::empty({lay_out(args_, nullptr, max_rows, max_tokens)}, on_device(device).dtype(at::kByte));
-  lay_out(args_, reinterpret_cast<std::byte*>(memory_.data_ptr()), max_rows, max_tokens);
+SamplerState::SamplerState(int device, const Size& size) : size_(size), args_(sized_args(device, size)) {
+  memory_ = at::empty({lay_out(args_, nullptr, size)}, on_device(device).dtype(at::kByte));
+  lay_out(args_, reinterpret_cast<std::byte*>(memory_.data_ptr()), size);
   const int64_t staged = sizeof(SampleRow) + (args_.lists_stride + args_.history_stride) * sizeof(int32_t);
-  staging_ = pinned({max_rows, aligned(staged)}, at::kByte);
-  arrivals_ = pinned({max_rows}, at::kInt);
+  staging_ = pinned({size.max_sequences, aligned(staged)}, at::kByte);
+  arrivals_ = pinned({size.max_sequences}, at::kInt);
   std::memset(arrivals_.data_ptr(), 0, arrivals_.nbytes());
-  tickets_.resize(max_rows);
+  tickets_.resize(size.max_sequences);
 }
 
-int64_t SamplerState::bytes(int device, int max_rows, int64_t vocab, int64_t max_tokens, int top_capacity,
-                            int blocks_per_row) {
-  SampleArgs args = sized_args(device, max_rows, vocab, max_tokens, top_capacity, blocks_per_row);
-  return lay_out(args, nullptr, max_rows, max_tokens);
+int64_t SamplerState::bytes(int device, const Size& size) {
+  SampleArgs args = sized_args(device, size);
+  return lay_out(args, nullptr, size);
 }
 
 void SamplerState::check_request(const SamplingOptions& options, std::span<const int64_t> prompt, int64_t vocab,
@@ -162,51 +161,79 @@ void SamplerState::check_request(const SamplingOptions& options, std::span<const
   }
 }
 
-// The row's pinned memory, once nothing is read from it any more. A ticket that travels to the device and back tells.
-void* SamplerState::staging(int row, Queue& queue) {
-  std::atomic_ref<int32_t> arrived(arrivals_.data_ptr<int32_t>()[row]);
-  if (static_cast<uint32_t>(arrived.load(std::memory_order_acquire)) != tickets_[row]) {
+// The pinned memory of a place, once nothing is read from it any more. A ticket that travels to the device and back
+// tells.
+void* SamplerState::staging(int place, Queue& queue) {
+  std::atomic_ref<int32_t> arrived(arrivals_.data_ptr<int32_t>()[place]);
+  if (static_cast<uint32_t>(arrived.load(std::memory_order_acquire)) != tickets_[place]) {
     queue.synchronize();
   }
-  return staging_.data_ptr<uint8_t>() + row * staging_.size(1);
+  return staging_.data_ptr<uint8_t>() + place * staging_.size(1);
 }
 
-void SamplerState::set(int row, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue) {
-  TORCH_CHECK_INDEX(row >= 0 && row < max_rows_, "row ", row, " of a sampler of ", max_rows_, " rows");
-  check_request(options, prompt, vocab_, max_tokens_, top_capacity_);
-  auto* staged = static_cast<SampleRow*>(staging(row, queue));
+void SamplerState::set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue) {
+  TORCH_CHECK_INDEX(place >= 0 && place < size_.max_sequences, "place ", place, " of a sampler of ",
+                    size_.max_sequences, " sequences");
+  check_request(options, prompt, size_.vocab, size_.max_tokens, size_.top_capacity);
+  auto* staged = static_cast<SampleRow*>(staging(place, queue));
   auto* lists = reinterpret_cast<int32_t*>(staged + 1);
   int32_t* history = lists + args_.lists_stride;
-  *staged = row_of(options, prompt, vocab_);
-  staged->ticket = ++tickets_[row];
+  *staged = row_of(options, prompt, size_.vocab);
+  staged->ticket = ++tickets_[place];
   write_lists(options, *staged, lists);
   std::copy(prompt.begin(), prompt.end(), history);
 
   constexpr int64_t kItem = sizeof(int32_t);
-  SampleRow* device_row = args_.rows + row;
+  SampleRow* device_row = args_.rows + place;
   queue.copy(device_row, staged, sizeof(SampleRow));
-  queue.copy(const_cast<int32_t*>(args_.lists) + row * args_.lists_stride, lists, list_begins(*staged).end * kItem);
+  queue.copy(const_cast<int32_t*>(args_.lists) + place * args_.lists_stride, lists, list_begins(*staged).end * kItem);
   if (!prompt.empty()) {
-    queue.copy(args_.history + row * args_.history_stride, history, static_cast<int64_t>(prompt.size()) * kItem);
+    queue.copy(args_.history + place * args_.history_stride, history, static_cast<int64_t>(prompt.size()) * kItem);
   }
   if (staged->penalizes != 0) {  // nothing else reads what an earlier sequence left in the counts
-    queue.clear(args_.counts + row * args_.counts_stride, args_.counts_stride * kItem);
-    count_prompt(args_, row, staged->history_length, queue.stream());
+    queue.clear(args_.counts + place * args_.counts_stride, args_.counts_stride * kItem);
+    count_prompt(args_, place, staged->history_length, queue.stream());
   }
-  queue.copy(arrivals_.data_ptr<int32_t>() + row, &device_row->ticket, sizeof(device_row->ticket));
+  queue.copy(arrivals_.data_ptr<int32_t>() + place, &device_row->ticket, sizeof(device_row->ticket));
 }
 
-void SamplerState::sample(const float* logits, int64_t stride, const int32_t* active, int rows, Queue& queue) {
-  TORCH_CHECK(rows >= 0 && rows <= max_rows_, rows, " rows for a sampler of ", max_rows_);
-  if (rows == 0) {
+void SamplerState::sample(const Rows& rows, int sequences, Queue& queue) {
+  choose(rows, sequences, 0, 1, Chosen::appended, queue);
+}
+
+void SamplerState::draft(const Rows& rows, int sequences, int ahead, Queue& queue) {
+  choose(rows, sequences, ahead, 1, Chosen::drafted, queue);
+}
+
+void SamplerState::verify(const Rows& rows, int sequences, int count, Queue& queue) {
+  choose(rows, sequences, 0, count, Chosen::recorded, queue);
+}
+
+void SamplerState::choose(const Rows& rows, int sequences, int ahead, int count, Chosen chosen, Queue& queue) {
+  const int row_count = count * sequences;
+  TORCH_CHECK(sequences >= 0 && sequences <= size_.max_sequences && row_count <= size_.max_rows, row_count,
+              " rows of ", sequences, " sequences for a sampler of ", size_.max_rows, " and ", size_.max_sequences);
+  if (row_count == 0) {
     return;
   }
-  SampleArgs args = args_;
-  args.logits = logits;
-  args.logits_stride = stride;
-  args.active = active;
-  args.row_count = rows;
+  SampleArgs args = this->args(sequences);
+  args.logits = rows.logits;
+  args.logits_stride = rows.stride;
+  args.active = rows.active;
+  args.ahead = ahead;
+  args.chosen = chosen;
+  args.row_count = row_count;
   cuda::sample(args, queue.stream());
+}
+
+void SamplerState::append_drafted(const int32_t* accepted, int sequences, Queue& queue) {
+  cuda::append_drafted(args(sequences), accepted, queue.stream());
+}
+
+SampleArgs SamplerState::args(int sequences) const {
+  SampleArgs args = args_;
+  args.sequences = sequences;
+  return args;
 }
 
 const SampleRecord* SamplerState::records() const { return args_.records; }

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "engine/draft_policy.h"
+#include "engine/graph_draft_policy.h"
 
 namespace dlf {
 namespace {
@@ -109,6 +110,76 @@ void drafts_are_as_long_as_is_worth_it() {
   EXPECT(fixed.drafted(0.02) == 8);
 }
 
+// Two experts that share a base, and sequences that may be drafted 12 tokens.
+struct GraphScene {
+  explicit GraphScene(int sequences) : drafts(sequences) {
+    for (Draft& draft : drafts) {
+      draft.options.max_draft = 12;
+      draft.limit = 12;
+      draft.weight = {1, 0.5};
+      draft.acceptance.assign(5, Acceptance(Draft::kMemory));
+      sequences_.push_back({&draft, &experts});
+    }
+  }
+
+  StepDraft choose(int batch = 1) { return policy.choose(sequences_, batch); }
+
+  // Steps of which a plain one takes a second, and every drafted token so much more; a drafted token is right where
+  // `right` says so. Of the last ones, how many drafted how much.
+  std::map<int, int> run(double token_seconds, bool right) {
+    std::map<int, int> counts;
+    for (int step = 0; step < 1000; ++step) {
+      const StepDraft draft = choose();
+      policy.add_time(1, draft, 1 + token_seconds * draft.count);
+      if (draft.count > 0) {
+        policy.learn(drafts[0], draft.drafter, draft.count, right ? draft.count : 0);
+      }
+      counts[draft.count] += step >= 500 ? 1 : 0;
+    }
+    return counts;
+  }
+
+  FusionPlan plan{{0, 1, 2, 3}, {}, {{1, 2}, {3, 2}}, {}, 50, -1};
+  std::vector<int> experts = {0, 1};
+  std::vector<Draft> drafts;
+  std::vector<GraphDraftPolicy::Sequence> sequences_;
+  GraphDraftPolicy policy{plan, {7, 32, 8}};
+};
+
+void graphs_draft_as_far_as_is_worth_it() {
+  EXPECT(GraphScene(1).choose() == StepDraft());  // how long a plain step takes comes first
+  EXPECT(GraphScene(1).run(0.1, true)[7] == 500);
+  EXPECT(GraphScene(1).run(0.9, true)[7] == 500);
+  std::map<int, int> slow = GraphScene(1).run(1.1, true);
+  EXPECT(slow[0] >= 490 && slow[1] > 0 && slow[3] + slow[7] == 0);
+  std::map<int, int> wrong = GraphScene(1).run(0.1, false);
+  EXPECT(wrong[0] >= 490 && wrong[1] > 0 && wrong[3] + wrong[7] == 0);
+  GraphScene short_of_room(1);
+  short_of_room.drafts[0].limit = 2;
+  EXPECT(short_of_room.run(0.1, true)[1] == 500);
+  short_of_room.drafts[0].limit = 0;
+  EXPECT(short_of_room.run(0.1, true)[0] == 500);
+}
+
+void graphs_draft_what_most_sequences_want() {
+  GraphScene three(3);
+  three.policy.add_time(4, {}, 1);
+  EXPECT((three.choose(4) == StepDraft{1, 1}));  // the expert with the most weight; 8 rows are exact
+  three.drafts[0].options.drafter = 3;
+  three.drafts[2].weight = {0.1, 0.4};
+  EXPECT((three.choose(4) == StepDraft{3, 1}));
+  for (Draft& draft : three.drafts) {
+    draft.options.adaptive = false;
+  }
+  EXPECT((three.choose(4) == StepDraft{3, 7}));
+  EXPECT((three.choose(16) == StepDraft{3, 1}));
+  EXPECT(three.choose(32) == StepDraft());
+  three.drafts[0].limit = three.drafts[2].limit = 0;
+  EXPECT((three.choose(4) == StepDraft{1, 7}));
+  three.drafts[1].weight.clear();  // the large model alone
+  EXPECT((three.choose(4) == StepDraft{kPromptLookup, 7}));
+}
+
 }  // namespace
 }  // namespace dlf
 
@@ -118,5 +189,7 @@ int main() {
       {"rates follow what is seen", dlf::rates_follow_what_is_seen},
       {"look-up finds the longest match", dlf::look_up_finds_the_longest_match},
       {"drafts are as long as is worth it", dlf::drafts_are_as_long_as_is_worth_it},
+      {"graphs draft as far as is worth it", dlf::graphs_draft_as_far_as_is_worth_it},
+      {"graphs draft what most sequences want", dlf::graphs_draft_what_most_sequences_want},
   });
 }

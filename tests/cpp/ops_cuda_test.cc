@@ -152,6 +152,7 @@ void check_rope(const RopeCase& test, DType dtype) {
     args.position = test.prompt ? nullptr : position.const_data_ptr<int32_t>();
     args.start = kStart;
     args.slot = test.prompt ? kSlot : -1;
+    args.slots = kRows;
     args.rows = kRows;
     args.heads = test.heads;
     args.kv_heads = test.kv_heads;
@@ -246,6 +247,7 @@ class AttentionData {
     args.v_cache = values.const_data_ptr();
     args.y = y.mutable_data_ptr();
     args.position = position_.const_data_ptr<int32_t>() + first;
+    args.slots = rows;
     args.rows = rows;
     args.heads = test_.heads;
     args.kv_heads = test_.kv_heads;

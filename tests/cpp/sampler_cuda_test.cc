@@ -129,7 +129,7 @@ class Device {
         active_host_(cuda::pinned({rows}, at::kInt)),
         logits_(at::empty({rows, stride_}, cuda::on_device(0).dtype(at::kFloat))),
         active_(at::empty({rows}, cuda::on_device(0).dtype(at::kInt))),
-        state(0, rows, vocab, kMaxTokens, kTop, blocks_per_row) {
+        state(0, {rows, rows, vocab, kMaxTokens, kTop, blocks_per_row}) {
     host_.fill_(NAN);  // the padding, which nobody may look at
     active_host_.fill_(1);
   }
@@ -146,7 +146,7 @@ class Device {
     queue.copy(active_.data_ptr(), active_host_.data_ptr(), active_host_.nbytes());
   }
   void launch() {
-    state.sample(logits_.data_ptr<float>(), stride_, active_.data_ptr<int32_t>(), static_cast<int>(host_.size(0)),
+    state.sample({logits_.data_ptr<float>(), stride_, active_.data_ptr<int32_t>()}, static_cast<int>(host_.size(0)),
                  queue);
   }
 
@@ -598,10 +598,71 @@ void test_what_does_not_fit_is_refused() {
   EXPECT_THROWS(request(options));
   EXPECT_THROWS(request({}, {100}));
   EXPECT_THROWS(request({}, Tokens(kMaxTokens + 1, 1)));
-  EXPECT_THROWS(SamplerState(0, 1, cuda::kMaxSampledVocab + 1, 10, kTop));
-  EXPECT_THROWS(SamplerState(0, 1, 100, 10, cuda::kMaxTopTokens + 1));
-  EXPECT_THROWS(SamplerState(0, 1, 100, 10, kTop, 3));
-  EXPECT(SamplerState::bytes(0, 2, 100, 10, kTop) > 0);
+  EXPECT_THROWS(SamplerState(0, {1, 1, cuda::kMaxSampledVocab + 1, 10, kTop}));
+  EXPECT_THROWS(SamplerState(0, {1, 1, 100, 10, cuda::kMaxTopTokens + 1}));
+  EXPECT_THROWS(SamplerState(0, {1, 1, 100, 10, kTop, 3}));
+  EXPECT_THROWS(SamplerState(0, {2, 1, 100, 10, kTop}));
+  EXPECT(SamplerState::bytes(0, {2, 2, 100, 10, kTop}) > 0);
+}
+
+// Tokens that are drafted and verified at once, appended or forgotten, are those that are chosen one after the other.
+void test_drafts() {
+  constexpr int64_t kVocab = 600;
+  constexpr int kAhead = 4;
+  const std::vector<SamplingOptions> options = all_options(kVocab);
+  const auto sequences = static_cast<int>(options.size());
+  const Tokens prompt = {0, 1, 2, 5, 1};
+  const auto floats = cuda::on_device(0).dtype(at::kFloat);
+  const auto ints = cuda::on_device(0).dtype(at::kInt);
+  std::vector<at::Tensor> logits;
+  cuda::Queue queue(0);
+  for (int j = 0; j < kAhead; ++j) {
+    for (int s = 0; s < sequences; ++s) {
+      const Floats random = random_logits(kVocab, 2, 100 + j % 2);  // few tokens, which penalties meet again
+      logits.push_back(at::from_blob(const_cast<float*>(random.data()), {kVocab}, at::kFloat).clone());
+    }
+  }
+  at::Tensor rows, active, accepted;
+  queue.run([&] {
+    rows = at::stack(logits).to(floats);
+    active = at::ones({kAhead * sequences}, ints);
+    accepted = at::full({sequences}, kAhead - 2, ints);
+  });
+  const auto at_row = [&](int j) -> cuda::SamplerState::Rows {
+    return {rows.const_data_ptr<float>() + j * sequences * kVocab, kVocab, active.const_data_ptr<int32_t>()};
+  };
+  cuda::SamplerState plain(0, {sequences, sequences, kVocab, kMaxTokens, kTop});
+  cuda::SamplerState drafting(0, {sequences, kAhead * sequences, kVocab, kMaxTokens, kTop});
+  for (int s = 0; s < sequences; ++s) {
+    plain.set(s, options[s], prompt, queue);
+    drafting.set(s, options[s], prompt, queue);
+  }
+  std::vector<cuda::SampleRecord> expected;
+  for (int j = 0; j < kAhead; ++j) {
+    plain.sample(at_row(j), sequences, queue);
+    const auto records = from_device(plain.records(), sequences, queue);
+    expected.insert(expected.end(), records.begin(), records.end());
+  }
+  const auto expect_like = [&](const std::vector<cuda::SampleRecord>& records, int from) {
+    for (size_t i = 0; i < records.size(); ++i) {
+      const cuda::SampleRecord& other = expected[from * sequences + i];
+      EXPECT(records[i].token == other.token && records[i].logprob == other.logprob);
+      EXPECT(records[i].failure == other.failure);
+    }
+  };
+  for (int j = 0; j < kAhead - 1; ++j) {
+    drafting.draft(at_row(j), sequences, j, queue);
+    expect_like(from_device(drafting.records(), sequences, queue), j);
+  }
+  drafting.verify(at_row(0), sequences, kAhead, queue);
+  const auto verified = from_device(drafting.records(), kAhead * sequences, queue);
+  expect_like(verified, 0);
+  EXPECT(verified[kAhead * sequences - 1].top_count == expected[kAhead * sequences - 1].top_count);
+  drafting.append_drafted(accepted.const_data_ptr<int32_t>(), sequences, queue);
+  for (int j = kAhead - 2; j < kAhead; ++j) {
+    drafting.sample(at_row(j), sequences, queue);
+    expect_like(from_device(drafting.records(), sequences, queue), j);
+  }
 }
 
 // The longest lists that a request may have, all of which count.
@@ -665,6 +726,7 @@ int main() {
       {"draws follow the distribution", test_draws_follow_the_distribution},
       {"what does not fit is refused", test_what_does_not_fit_is_refused},
       {"full lists", test_full_lists},
+      {"drafts are what comes without", test_drafts},
       {"the order of threads does not matter", test_the_order_of_threads_does_not_matter},
   });
 }

@@ -73,6 +73,112 @@ void batches_and_graphs_change_nothing() {
   }
 }
 
+// What is drafted is accepted if it is what comes without drafts; of batches, and where sequences have no draft, or
+// another's, too.
+void drafts_change_nothing() {
+  const auto decode = [](StepLoop& loop, const Speculation& speculation) {
+    for (int64_t id = 0; id < 6; ++id) {
+      Request request = make_request(id, 1 + 5 * id, 12, id % 3 == 0 ? 0.0 : 1.0);
+      request.speculation = id == 4 ? Speculation() : speculation;
+      if (id == 5) {
+        request.experts = {1};
+        request.prompts[1] = {};
+        request.speculation.drafter = std::min(request.speculation.drafter, kAutoDrafter);
+      }
+      loop.add(std::move(request));
+    }
+    return run(loop);
+  };
+  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {3, kContext, 1});
+  const Tokens expected = decode(cpu, {});
+  bool graph = false;
+  for (const Speculation& speculation : {Speculation{4, kAutoDrafter, false}, Speculation{3, 3, false},
+                                         Speculation{kMaxDraft, 2, false}, Speculation{5, kPromptLookup, false},
+                                         Speculation{8}}) {
+    graph = !graph;
+    CudaOptions some = options(3, graph);
+    some.devices = {0, graph && cuda::devices().size() > 1 ? 1 : 0, 0, 0};
+    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), some);
+    EXPECT(decode(*loop, speculation) == expected);
+  }
+}
+
+// A large model that experts hardly move, drafted by itself: most drafts are right, and what comes with them, too.
+void drafts_that_are_right_are_taken() {
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 2, 3, 2};
+  plan.experts = {{1, 2}, {3, 2}};
+  plan.fusion.weights.resize(2);
+  plan.fusion.weights[0].given = 0.1;
+  plan.fusion.weights[1].given = -0.05;
+  plan.vocab = kVocab;
+  plan.drafter = 4;
+  plan.lane_model[4] = 4;
+  Models models = tiny_models();
+  models.push_back(tiny_model(1));
+  const int two = cuda::devices().size() > 1 ? 1 : 0;
+  for (const double temperature : {0.0, 1.0}) {
+    for (const int64_t id : {1, 2}) {
+      CpuStepLoop cpu(plan, models, {1, kContext, 1});
+      const auto loop = make_cuda_step_loop(plan, models, {1, kContext, {0, 0, 0, 0, id == 1 ? two : 0}, 0, true});
+      Request request = make_request(id, 5, 40, temperature);
+      request.sampling.frequency_penalty = 0.2;
+      request.sampling.bad_words = {{3, 4}, {9}};
+      request.sampling.min_new_tokens = 10;
+      request.prompts.emplace_back();
+      cpu.add(request);
+      request.prompts[4] = request.prompts[0];
+      request.speculation = {7, kAutoDrafter, false};
+      loop->add(request);
+      int64_t steps = 0;
+      int64_t tokens = 0;
+      while (!loop->idle()) {
+        int64_t first = 1;
+        for (const StepOutput* output : loop->step()) {
+          const StepOutput theirs = *cpu.step().at(0);
+          EXPECT(output->token == theirs.token && output->finish == theirs.finish);
+          EXPECT((output->drafted >= 0) == (first == 1));
+          expect_near(*output, theirs);
+          steps += first;
+          first = 0;
+          ++tokens;
+        }
+      }
+      EXPECT(cpu.idle() && tokens == 40);
+      EXPECT(steps <= 16);
+    }
+  }
+}
+
+// Within drafts: a stop token, the end of the context.
+void drafts_end_where_the_sequence_does() {
+  FusionPlan plan;
+  plan.lane_model = {0, 1};
+  plan.drafter = 1;
+  plan.vocab = kVocab;
+  const Models models = {tiny_model(1), tiny_model(1)};
+  const auto request = [](int64_t prompt, int64_t max_new_tokens) {
+    Request request = make_request(2, prompt, max_new_tokens);
+    request.prompts.resize(2);
+    request.experts = {};
+    request.speculation = {7, 1, false};
+    return request;
+  };
+  const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, 0, true});
+  loop->add(request(60, 1000));
+  EXPECT(run(*loop).at(2).size() == 5);
+  loop->add(request(4, 20));
+  const std::vector<int64_t> free = run(*loop).at(2);
+  EXPECT(free.size() == 20);
+  for (const size_t at : {3, 8, 15}) {
+    Request stopping = request(4, 20);
+    stopping.sampling.stop_token_ids = {free[at]};
+    loop->add(stopping);
+    const auto first = std::find(free.begin(), free.end(), free[at]) - free.begin();
+    EXPECT(run(*loop).at(2).size() == static_cast<size_t>(first) + 1);
+  }
+}
+
 void models_may_be_on_two_devices() {
   if (cuda::devices().size() < 2) {
     return;
@@ -259,6 +365,9 @@ int main() {
   return dlf::testing::run({
       {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
       {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
+      {"drafts change nothing", dlf::drafts_change_nothing},
+      {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},
+      {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does},
       {"models may be on two devices", dlf::models_may_be_on_two_devices},
       {"the large model decodes alone", dlf::the_large_model_decodes_alone},
       {"lanes share a model", dlf::lanes_share_a_model},
