@@ -19,11 +19,12 @@ Steps, in this order:
   pytest      the Python tests that are marked cuda
   sanitizer   compute-sanitizer's memcheck and racecheck on the solver's and the sampler's tests, beside pytest
   compiled    the paper's loop with static caches and torch.compile
+  speculate   fused decoding with drafts beside plain, on the miniature family made large
   report      OUTPUT_FOLDER/gpu-acceptance.json and .md
 
 A failed step is noted and the next one runs; each has its own time limit. The exit code is 0 if every check passed,
-1 if one failed, 2 if nothing could be run. The sanitizers may be "not finished"; what becomes of `compiled` is only
-noted.
+1 if one failed, 2 if nothing could be run. The sanitizers may be "not finished"; what becomes of `compiled` and
+`speculate` is only noted.
 PYTHON names the interpreter, by default python3; --budget is for all steps together, by default 525 seconds.
 TEXT
 }
@@ -33,7 +34,7 @@ fail() {
   exit 2
 }
 
-all="build ctest solver steps steps7b eager pytest sanitizer compiled report"
+all="build ctest solver steps steps7b eager pytest sanitizer compiled speculate report"
 output="" only="$all" budget=525
 while [ $# -gt 0 ]; do
   case $1 in
@@ -207,6 +208,10 @@ if wants sanitizer; then sanitizer; fi
 if wants pytest; then attempt pytest 150 check "$python" -P -m pytest -m "cuda and not slow" -q -p no:cacheprovider; fi
 collect_sanitizer
 if wants compiled; then steps compiled 120 extra --shapes 13b+1.1b --parts compiled --steps 60; fi
+if wants speculate; then
+  attempt speculate 90 extra env PYTHONPATH="$site:$PWD" "$python" -P -m bench speculate --device cuda --problems 3 \
+    --output "$output"
+fi
 note total "$([ $bad -eq 0 ] && echo passed || echo failed)" $SECONDS
 if wants report; then "$python" -P bench/gpu/report.py "$output" || bad=1; fi
 exit $bad

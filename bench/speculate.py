@@ -31,7 +31,7 @@ from bench.latency.engines import ENGINES, REFERENCE
 from bench.latency.measure import PAUSE_SECONDS
 from bench.latency.process import EngineFailed, Process
 from bench.machine import describe
-from dlf import zoo
+from dlf import _C, zoo
 
 RESULTS = Path(__file__).parent / "results"
 LARGE, SMALL = "1.1B", "143M"
@@ -105,8 +105,9 @@ class Measured:
 class Decoders:
     """The engines: one with the experts, which also decodes the large model alone, and one whose base drafts."""
 
-    def __init__(self, folder: Path, tasks: Sequence[str], threads: int) -> None:
-        shared: dict[str, Any] = {"threads": threads, "max_batch": 1, "max_context": CONTEXT, "prefix_cache_bytes": 0}
+    def __init__(self, folder: Path, tasks: Sequence[str], device: str, threads: int) -> None:
+        shared: dict[str, Any] = {"max_batch": 1, "max_context": CONTEXT, "prefix_cache_bytes": 0}
+        shared |= {"device": device, "threads": threads}
         large, base = folder / "large-base", folder / "small-base"
         experts = [dlf.Expert(folder / f"{task}-expert", base=base, name=task) for task in tasks]
         self.fused = dlf.Engine(large, experts, **shared)
@@ -124,8 +125,9 @@ def main(
     temperatures: Annotated[list[float], typer.Option(help="Temperatures; 0 is greedy.")] = [0.0, 0.8, 1.5],  # noqa: B006
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a completion at most.", min=2)] = 96,
     threads: Annotated[int, typer.Option(help="Threads of every engine.", min=1)] = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     family: Annotated[Path, typer.Option(help="Folder of the family's models.")] = zoo.FOLDER,
-    peer: Annotated[bool, typer.Option(help="Whether llama.cpp decodes the three models as well.")] = True,
+    peer: Annotated[bool, typer.Option(help="Whether llama.cpp decodes the three models as well, on a CPU.")] = True,
     output: Annotated[Path, typer.Option(help="Folder for the figures as JSON and the plot.")] = RESULTS,
 ) -> None:
     """Speculative fused decoding beside plain decoding, the large model alone, and llama.cpp."""
@@ -139,8 +141,8 @@ def main(
         names = [*(f"{task}-expert" for task in tasks), "small-base", "large-base"]
         for name in track(names, "making models", console=console):
             inflate(family / name, folder / name, LARGE if name == "large-base" else SMALL)
-        llama = _llama(folder, tasks[0], threads, stack, console) if peer else None
-        decoders = Decoders(folder, tasks, threads)
+        llama = _llama(folder, tasks[0], threads, stack, console) if peer and device == "cpu" else None
+        decoders = Decoders(folder, tasks, device, threads)
         for task in tasks:  # pages are touched, and pass times get known
             for way in WAYS.values():
                 decoders.decode(way, task, corpus.held_out(task, 1, "dev")[0].prompt, 0.0, 16)
@@ -176,8 +178,9 @@ def main(
         if engine.name in (REFERENCE, PEER)
         for package, version in engine.versions().items()
     }
+    where = f"{threads} threads" if device == "cpu" else _C.cuda_devices()[0].name
     record = {
-        "title": f"{LARGE} + 2 x {SMALL}, bf16, batch 1, {threads} threads, {problems} problems of each task",
+        "title": f"{LARGE} + 2 x {SMALL}, bf16, batch 1, {where}, {problems} problems of each task",
         "machine": describe(versions, threads),
         "completions_that_differ": different,
         "claims": _claims(rows, tasks),
