@@ -366,15 +366,17 @@ class Engine:
             if progress is None:
                 progress = not single and len(requests) > 1 and sys.stderr.isatty()
             with tqdm(total=len(requests), desc="Generating", unit="seq", disable=not progress) as bar:
-                done = 0
-                while True:
-                    self._deliver(requests, callback)
-                    finished = sum(request.finished for request in requests)
-                    bar.update(finished - done)
-                    done = finished
-                    if finished == len(requests):
-                        break
-                    self._step(requests)
+                left = requests
+                while left:
+                    # Requests begin in their order: those behind have no news yet.
+                    begun = left[: self._ensemble.options.max_batch]
+                    going_on = [request for request in begun if not request.finished]
+                    self._deliver(begun, callback)
+                    if len(going_on) < len(begun):  # which are over, and all of them is delivered
+                        bar.update(len(begun) - len(going_on))
+                        left = going_on + left[len(begun) :]
+                    elif not any(request.finished for request in begun):
+                        self._step(begun)
         finally:
             self._cancel(requests)
         completions = [request.completion() for request in requests]

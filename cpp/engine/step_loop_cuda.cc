@@ -370,6 +370,9 @@ void CudaStepLoop::launch() {
   flight.batch = batch;
   flight.draft = draft;
   flight.replayed = known != graphs_.end() && (!options_.graph || known->second != nullptr);
+  if (!flight.replayed) {
+    last_collected_.reset();  // the host sees late when the step before is done
+  }
   if (!options_.graph || known == graphs_.end()) {
     enqueue(batch, draft);  // the first step of its kind also readies kernels and libraries for the capture
     graphs_[{batch, draft}] = nullptr;
