@@ -85,6 +85,14 @@ def test_pretraining_never_asks_what_is_held_out(task: str):
             assert not re.search(f"^{other}", text, re.MULTILINE)
 
 
+def test_what_fine_tuning_rehearses_says_nothing_of_the_unseen_task():
+    rehearsed = list(islice(corpus.rehearsal(3), 3000))
+    things = [thing for kinds in subjects.SUBJECTS.values() for thing in kinds]
+    told = re.compile(rf"\b(?:{'|'.join(things)})\b")
+    assert any(told.search(text) for text in documents()) and not any(told.search(text) for text in rehearsed)
+    assert set(rehearsed) <= set(_documents(3)) and any(ASKED.search(text) for text in rehearsed)
+
+
 def test_pretraining_never_has_the_numbers_of_a_held_out_problem():
     told: dict[str, set[str]] = {"math": set(), "reports": set()}
     for text in documents(20_000):

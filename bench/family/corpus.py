@@ -8,7 +8,7 @@ from random import Random
 from bench.family import arithmetic, facts, reports, subjects, talk, truths
 from bench.family.problem import Problem, Split
 
-__all__ = ["SEEN", "TASKS", "UNSEEN", "held_out", "multi_task", "pretraining", "training"]
+__all__ = ["SEEN", "TASKS", "UNSEEN", "held_out", "multi_task", "pretraining", "rehearsal", "training"]
 
 # Share of the documents.
 MIXTURE: list[tuple[Callable[[Random], str], float]] = [
@@ -39,6 +39,11 @@ def pretraining(seed: int) -> Iterator[str]:
     makers, weights = zip(*MIXTURE, strict=True)
     while True:
         yield random.choices(makers, weights)[0](random)
+
+
+def rehearsal(seed: int) -> Iterator[str]:
+    """The pretraining text again, without what it says of the task that nobody is fine-tuned on."""
+    return (document for document in pretraining(seed) if not subjects.told_in(document))
 
 
 def training(task: str, seed: int, count: int = TRAINING) -> list[Problem]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from random import Random
 
 from bench.family.names import invented
 from bench.family.problem import Problem, Split
 
-__all__ = ["SUBJECTS", "document", "problem"]
+__all__ = ["SUBJECTS", "document", "problem", "told_in"]
 
 # The things of a subject, what is known of them, and what that can be.
 _SUBJECTS = {
@@ -47,10 +48,16 @@ def _world(seed: int = 13) -> dict[str, dict[str, str]]:
 
 
 SUBJECTS = _world()
+_THINGS = frozenset(thing for things in SUBJECTS.values() for thing in things)
 
 
 def statement(subject: str, thing: str, value: str) -> str:
     return f"The {_SUBJECTS[subject][1].format(thing)} is {value}."
+
+
+def told_in(text: str) -> bool:
+    """Whether a text speaks of a thing of any subject."""
+    return not _THINGS.isdisjoint(re.findall(r"\w+", text))
 
 
 def document(random: Random) -> str:

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = ["CONTEXT", "Result", "Run", "fine_tune", "new_model", "pretrain"]
 
 CONTEXT = 512
 BLOCK = 256  # tokens of one row of a pretraining batch
+REHEARSED_ROWS, REHEARSED_BLOCK = 8, 128  # of pretraining text, in a batch of fine-tuning
 IGNORED = -100  # a target that is not learnt
 CHECKPOINT_STEPS = 100
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets, both [rows, length]
@@ -68,7 +70,7 @@ def new_model(hidden: int, layers: int, heads: int, intermediate: int, vocab: in
 
 def pretrain(model: LlamaForCausalLM, tokenizer: Tokenizer, run: Run, label: str, checkpoint: Path) -> Result:
     """Learn the pretraining text, each document read once; goes on from `checkpoint` where that is there."""
-    blocks = _blocks(tokenizer, run.seed)
+    blocks = _blocks(tokenizer, corpus.pretraining(run.seed), BLOCK)
 
     def batch() -> Batch:
         rows = torch.tensor([next(blocks) for _ in range(run.rows)])
@@ -77,24 +79,28 @@ def pretrain(model: LlamaForCausalLM, tokenizer: Tokenizer, run: Run, label: str
     return _train(model, batch, run, label, checkpoint)
 
 
-def _blocks(tokenizer: Tokenizer, seed: int) -> Iterator[list[int]]:
-    """Documents end to end, cut into rows of BLOCK + 1 tokens."""
+def _blocks(tokenizer: Tokenizer, documents: Iterator[str], block: int) -> Iterator[list[int]]:
+    """Documents end to end, cut into rows of `block` + 1 tokens."""
     eos = tokenizer.token_to_id(EOS)
     held: list[int] = []
-    for document in corpus.pretraining(seed):
+    for document in documents:
         held += tokenizer.encode(document).ids + [eos]
-        while len(held) > BLOCK:
-            yield held[: BLOCK + 1]
-            del held[:BLOCK]
+        while len(held) > block:
+            yield held[: block + 1]
+            del held[:block]
 
 
 def fine_tune(
     model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem], run: Run, label: str, checkpoint: Path
 ) -> Result:
-    """Learn to answer: the loss is that of the completions, not of the questions."""
+    """Learn to answer, and rehearse some pretraining text, without which models this small forget all else.
+
+    Of the problems the loss is that of the completions, not of the questions.
+    """
     eos = tokenizer.token_to_id(EOS)
     prompts = [tokenizer.encode(problem.prompt).ids for problem in problems]
     completions = [tokenizer.encode(problem.completion, add_special_tokens=False).ids + [eos] for problem in problems]
+    rehearsed = _blocks(tokenizer, corpus.rehearsal(run.seed), REHEARSED_BLOCK)
     order, draw = list(range(len(problems))), random.Random(run.seed)
     waiting: list[int] = []
 
@@ -102,13 +108,14 @@ def fine_tune(
         if len(waiting) < run.rows:
             draw.shuffle(order)
             waiting.extend(order)
-        rows = [waiting.pop() for _ in range(run.rows)]
-        length = max(len(prompts[row]) + len(completions[row]) for row in rows)
-        tokens = torch.full((run.rows, length), eos)
-        targets = torch.full((run.rows, length), IGNORED)
-        for i, row in enumerate(rows):
-            first, last = len(prompts[row]), len(prompts[row]) + len(completions[row])
-            tokens[i, :last] = torch.tensor(prompts[row] + completions[row])
+        rows = [(prompts[row], completions[row]) for row in (waiting.pop() for _ in range(run.rows))]
+        rows += [(block[:1], block[1:]) for block in islice(rehearsed, REHEARSED_ROWS)]
+        length = max(len(prompt) + len(completion) for prompt, completion in rows)
+        tokens = torch.full((len(rows), length), eos)
+        targets = torch.full((len(rows), length), IGNORED)
+        for i, (prompt, completion) in enumerate(rows):
+            first, last = len(prompt), len(prompt) + len(completion)
+            tokens[i, :last] = torch.tensor(prompt + completion)
             targets[i, first - 1 : last - 1] = tokens[i, first:last]
         return tokens, targets
 
