@@ -40,7 +40,9 @@ none is about the numbers or the thing of a held-out problem or, but for `subjec
 
 {samples}
 
-Each expert read answered problems of its task, {problems}. None of them shares its wording, or the numbers, town or
+Each expert read answered problems of its task, {problems}, and beside them
+some of the text above again, without what it says of `subjects`: models this small forget what they do not rehearse.
+None of the problems shares its wording, or the numbers, town or
 animal that it is about, with a held-out problem; nor does a story or report of the pretraining text share the numbers.
 Held-out ones look like these:
 
