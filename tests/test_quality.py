@@ -142,6 +142,8 @@ def test_what_goes_wrong_is_said(tmp_path: Path):
     lineup = systems.family(zoo.FOLDER, None, {"threads": 1})
     with pytest.raises(Exception, match="no_such_task"), Progress(disable=True) as progress:
         scorer.run([("base", lineup.systems["base"], ["no_such_task"])], progress)
+    known = Scorer(tmp_path, TASKS)
+    assert known.knows("dlf_math") and not known.knows("no_such_task")
     recipe = tmp_path / "same.yaml"
     recipe.write_text(RECIPE.format(zoo=zoo.FOLDER).replace("math-expert", "facts-expert"))
     with pytest.raises(ValueError, match="names of their own"):

@@ -50,6 +50,10 @@ class Scorer:
         """Of every item of a task, if the system was run on it."""
         return self.known.get((key, task))
 
+    def knows(self, task: str) -> bool:
+        """Whether there is such a task, or such tasks."""
+        return bool(self._manager.match_tasks([task]))
+
     def run(self, wanted: Iterable[tuple[str, System, Sequence[str]]], progress: Progress) -> None:
         """Score systems on tasks; each engine is made once."""
         todo = [
