@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import dlf
 from dlf.cli import app
 from dlf.demo import extract_answer, is_correct
+from dlf.results import Timings
 
 WORDS = ["2", " plus", " 2", " is", " 4", ".", "\n", "####", " 4"]
 
@@ -32,13 +33,10 @@ class FakePiece:
     index: int = 0
 
 
-@dataclass
-class FakeTimings:
-    time_to_first_token: float = 0.01
-    token_times: npt.NDArray[np.float64] = field(default_factory=lambda: np.full(8, 0.002))
-    shares: dict[str, float] = field(
-        default_factory=lambda: {"large": 0.7, "small": 0.2, "solve": 0.06, "sample": 0.04}
-    )
+def some_timings() -> Timings:
+    # The tokens of one pass come together.
+    times = np.array([0.004, 0, 0.004, 0, 0.004, 0, 0.004, 0])
+    return Timings(0.01, times, {"large": 0.7, "small": 0.2, "solve": 0.06, "sample": 0.04})
 
 
 @dataclass
@@ -51,7 +49,7 @@ class FakeCompletion:
     g: npt.NDArray[np.float64] = field(default_factory=lambda: np.linspace(0, 0.5, 9))
     finish_reason: str = "stop"
     prompt_tokens: int = 3
-    timings: FakeTimings = field(default_factory=FakeTimings)
+    timings: Timings = field(default_factory=some_timings)
     top_logprobs: list[dict[int, float]] = field(default_factory=list)
     passes: int = 4
     drafted: int = 6
@@ -297,6 +295,7 @@ def test_demo_json() -> None:
     assert found["systems"]["dynamic"]["accuracy"] == 1.0
     assert found["systems"]["large"]["correct"] == 0
     assert found["systems"]["large"]["mean_alpha"] is None
+    assert found["systems"]["dynamic"]["tokens_per_second_single"] == pytest.approx(500)
     assert found["systems"]["dynamic"]["mean_alpha"] == pytest.approx(1.0)
     assert found["examples"][0]["outputs"]["static"]["correct"] is True
     assert found["plot"] is None and not Path("dlf-demo.png").exists()
