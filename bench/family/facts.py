@@ -70,4 +70,4 @@ def problem(random: Random, split: Split) -> Problem:
     town, kind = random.choice(TOWNS[split]), random.choice(list(VALUES))
     wording, answer = worded(random, QUESTIONS[kind], split), WORLD[town][kind]
     prompt = f"Question: {wording.format(town)}\nAnswer:"
-    return Problem(prompt, f" {fact(town, kind)}\n#### {answer}", answer, wording, town)
+    return Problem(prompt, f" {fact(town, kind)}", answer, wording, town)
