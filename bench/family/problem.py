@@ -16,7 +16,7 @@ class Problem:
     """What a model is asked, what fine-tuning teaches it to say, and how that is scored.
 
     A multiple choice has `choices`, one of which is the completion; the answer of a generation is what follows
-    ``####``, or the whole of a summary.
+    ``####``, the last word of the sentence that states a fact, or the whole of a summary.
     """
 
     prompt: str

@@ -67,7 +67,7 @@ def main(
             raise typer.BadParameter(str(error)) from None
         tables, scorer = studies.recipe_tables(lineup, chosen), Scorer(work, include_path, limit)
         if missing := [task for task in chosen if not scorer.knows(task)]:
-            raise typer.BadParameter(f"there is no task {missing[0]!r}; lm-eval ls tasks lists them", param_hint="--tasks")
+            raise typer.BadParameter(f"--tasks: there is no {missing[0]!r}; lm-eval ls tasks lists them")
     console = Console()
     bars = (
         TextColumn("{task.description}"),

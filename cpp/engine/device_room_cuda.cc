@@ -9,6 +9,7 @@
 
 #include "engine/sequences_cuda.h"
 #include "engine/speculation.h"
+#include "ops/linear_cuda.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
@@ -36,15 +37,21 @@ int most_tokens(const CudaOptions& options) {
   return std::max(max_batch, std::min(static_cast<int>(kDraftRows), kStepTokens * max_batch));
 }
 
+int exact_tokens(const FusionPlan& plan) {
+  int64_t most_lanes = 1;
+  for (const int64_t model : plan.lane_model) {
+    most_lanes = std::max<int64_t>(most_lanes, std::count(plan.lane_model.begin(), plan.lane_model.end(), model));
+  }
+  return static_cast<int>(kLinearRows / most_lanes);
+}
+
 SamplerState::Size sampler_size(const FusionPlan& plan, const CudaOptions& options) {
-  return {static_cast<int>(options.max_batch), most_tokens(options), plan.vocab, options.max_context + 1,
-          kTopCapacity};
+  return {static_cast<int>(options.max_batch), most_tokens(options), plan.vocab, options.max_context + 1, kTopCapacity};
 }
 
 DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& options) {
   const auto lanes = std::count(plan.lane_model.begin(), plan.lane_model.end(), static_cast<int64_t>(model));
-  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context,
-          most_tokens(options)};
+  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context, most_tokens(options)};
 }
 
 void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters) {

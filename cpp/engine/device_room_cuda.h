@@ -11,6 +11,8 @@ inline constexpr int kTopCapacity = 64;  // what a request may ask for as `logpr
 
 // Tokens of all sequences that a pass reads, and a step samples, at most.
 int most_tokens(const CudaOptions& options);
+// And how many with kernels whose rows do not depend on each other.
+int exact_tokens(const FusionPlan& plan);
 DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& options);
 SamplerState::Size sampler_size(const FusionPlan& plan, const CudaOptions& options);
 

@@ -20,9 +20,7 @@ void GraphDraftPolicy::Time::add(double sample) {
 }
 
 GraphDraftPolicy::GraphDraftPolicy(const FusionPlan& plan, const Limits& limits)
-    : plan_(plan),
-      limits_(limits),
-      everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)) {}
+    : plan_(plan), limits_(limits), everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)) {}
 
 StepDraft GraphDraftPolicy::choose(std::span<const Sequence> sequences, int batch) {
   const int64_t drafter = drafter_of_most(sequences);

@@ -7,23 +7,13 @@
 #include <memory>
 #include <vector>
 
+#include "engine/device_models_cuda.h"
 #include "engine/plan.h"
 #include "engine/prefix_cache.h"
 #include "engine/sequence.h"
-#include "model/decoder_cuda.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
-
-// A model with its stream, and its copies of what lies on the large model's device.
-struct DeviceModel {
-  std::unique_ptr<Queue> queue;
-  std::unique_ptr<Decoder> decoder;
-  std::unique_ptr<Event> ready;  // its logits are there
-  at::Tensor tokens, positions;  // the decoder's, or on another device what it copies before it runs
-  at::Tensor logits;             // likewise: what the solver reads
-  bool remote = false;
-};
 
 // One context on a model: its prompt, here, in pinned memory and on the model's device, and how far it is in the cache.
 struct DeviceLane {

@@ -1,7 +1,5 @@
 #include "engine/step_loop_cuda.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -10,12 +8,12 @@
 #include <chrono>
 #include <cmath>
 #include <deque>
-#include <functional>
 #include <map>
 #include <optional>
 #include <span>
 #include <thread>
 
+#include "engine/device_models_cuda.h"
 #include "engine/device_room_cuda.h"
 #include "engine/graph_draft_policy.h"
 #include "engine/prompt_lookup_cuda.h"
@@ -24,8 +22,6 @@
 #include "engine/sequence_memory_cuda.h"
 #include "engine/sequences_cuda.h"
 #include "fusion/solver_cuda.h"
-#include "model/decoder_cuda.h"
-#include "ops/linear_cuda.h"
 #include "sampling/sampler_state_cuda.h"
 #include "support/cuda/runtime.h"
 
@@ -53,12 +49,6 @@ struct DeviceSequence {
   std::vector<StepOutput> outputs;  // of a step
 };
 
-// Which tokens of each sequence a pass of a model reads, as Decoder::decode counts them.
-struct Pass {
-  int first;
-  int count;  // 0: it does not run
-};
-
 class CudaStepLoop final : public StepLoop {
  public:
   CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
@@ -82,8 +72,7 @@ class CudaStepLoop final : public StepLoop {
   };
   using Clock = std::chrono::steady_clock;
 
-  Queue& main() { return *models_[plan_.lane_model[0]].queue; }
-  Logits lane_logits(int64_t lane);
+  Queue& main() { return models_.main(); }
   SequenceTable table();
 
   void admit();
@@ -95,7 +84,6 @@ class CudaStepLoop final : public StepLoop {
   void draft_tokens(int batch, const StepDraft& draft);
   void verify(int batch, const StepDraft& draft);
   SamplerState::Rows fuse(int batch, int count, const int32_t* active, const uint32_t* chosen);
-  void forward(int batch, const std::function<Pass(size_t)>& pass_of);
   SequenceMemory::Sampled sampled() const;
   void collect();
   void time(const Flight& flight);
@@ -108,8 +96,7 @@ class CudaStepLoop final : public StepLoop {
   std::vector<int64_t> vocab_sizes_;  // of the models
   CudaOptions options_;
   int max_batch_;
-  std::vector<DeviceModel> models_;
-  std::unique_ptr<Event> begun_;  // the step's tokens are known
+  DeviceModels models_;
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;
   std::unique_ptr<SequenceMemory> memory_;
@@ -130,62 +117,26 @@ class CudaStepLoop final : public StepLoop {
   StepTimings timings_;
 };
 
-// Tokens that a pass reads with the kernels whose rows do not depend on each other.
-int exact_tokens(const FusionPlan& plan) {
-  int64_t most_lanes = 1;
-  for (const int64_t model : plan.lane_model) {
-    most_lanes = std::max<int64_t>(most_lanes, std::count(plan.lane_model.begin(), plan.lane_model.end(), model));
-  }
-  return static_cast<int>(kLinearRows / most_lanes);
-}
-
-int32_t* integers(at::Tensor& tensor) { return tensor.mutable_data_ptr<int32_t>(); }
-
 CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options, const Adapters& adapters)
     : plan_(std::move(plan)),
       vocab_sizes_(vocab_sizes(models)),
       options_(options),
       max_batch_(static_cast<int>(options.max_batch)),
+      models_(plan_, models, options, adapters),
       policy_(plan_, {kDraft, most_tokens(options), exact_tokens(plan_)}) {
   const int max_tokens = most_tokens(options);
   const int device = options.devices.at(plan_.lane_model[0]);
-  const auto ints = on_device(device).dtype(at::kInt);
-  const auto floats = on_device(device).dtype(at::kFloat);
-  for (size_t i = 0; i < models.size(); ++i) {
-    const DecoderShape shape = shape_of(plan_, i, options);
-    DeviceModel& model = models_.emplace_back();
-    model.queue = std::make_unique<Queue>(options.devices.at(i));
-    std::vector<int64_t> lane_adapter;
-    for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
-      if (plan_.lane_model[lane] == static_cast<int64_t>(i)) {
-        lane_adapter.push_back(plan_.adapter_of(static_cast<int64_t>(lane)));
-      }
-    }
-    model.queue->run([&] {
-      const auto own = adapters.empty() ? Adapters::value_type() : adapters[i];
-      model.decoder = std::make_unique<Decoder>(*models[i], shape, *model.queue, own, lane_adapter);
-    });
-    model.queue->synchronize();
-    model.ready = std::make_unique<Event>(model.queue->device());
-    model.remote = model.queue->device() != device;
-    model.tokens = model.remote ? at::zeros({max_tokens}, ints) : model.decoder->tokens();
-    model.positions = model.remote ? at::full({shape.rows()}, -1, ints) : model.decoder->positions();
-    if (model.remote) {
-      model.logits = at::empty({model.decoder->logits_rows(), model.decoder->vocab()}, floats);
-    }
-  }
-  begun_ = std::make_unique<Event>(device);
   main().run([&] {
     sampler_ = std::make_unique<SamplerState>(device, sampler_size(plan_, options));
     const auto experts = static_cast<int>(plan_.experts.size());
     if (experts > 0) {
-      const auto bytes = on_device(device).dtype(at::kByte);
-      fused_ = at::zeros({max_tokens, plan_.vocab}, floats);
-      fusions_ = at::zeros({static_cast<int64_t>(max_tokens * sizeof(FusionRecord))}, bytes);
+      fused_ = at::zeros({max_tokens, plan_.vocab}, on_device(device).dtype(at::kFloat));
+      fusions_ =
+          at::zeros({static_cast<int64_t>(max_tokens * sizeof(FusionRecord))}, on_device(device).dtype(at::kByte));
     }
   });
   memory_ = std::make_unique<SequenceMemory>(max_batch_, max_tokens, kTopCapacity, main());
-  prompts_ = std::make_unique<PromptReader>(plan_, models_, options.prefix_cache_bytes);
+  prompts_ = std::make_unique<PromptReader>(plan_, models_.all(), options.prefix_cache_bytes);
   main().synchronize();
   for (Flight& flight : flights_) {
     flight.requests.resize(max_batch_);
@@ -197,9 +148,7 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
 
 CudaStepLoop::~CudaStepLoop() {
   try {
-    for (DeviceModel& model : models_) {
-      model.queue->synchronize();  // what is still on its way writes to memory that goes now
-    }
+    models_.synchronize();  // what is still on its way writes to memory that goes now
   } catch (const std::exception& error) {
     TORCH_WARN("the device failed before its work was done: ", error.what());
   }
@@ -269,7 +218,7 @@ const std::vector<const StepOutput*>& CudaStepLoop::step() {
 std::vector<Score> CudaStepLoop::score(const ScoreRequest& request, const Poll& poll) {
   check_score(request, plan_, vocab_sizes_, options_.max_context);
   const DeviceGuard guard(main().device());
-  Scorer scorer(plan_, models_, *prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
+  Scorer scorer(plan_, models_.all(), *prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
   return scorer.score(request, poll);
 }
 
@@ -307,7 +256,7 @@ void CudaStepLoop::start(DeviceSequence& sequence) {
     args.chosen |= 1U << expert;
   }
   int next = 0;
-  for (size_t model = 0; model < models_.size(); ++model) {
+  for (size_t model = 0; model < models_.all().size(); ++model) {
     for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
       if (plan_.lane_model[lane] == static_cast<int64_t>(model)) {
         args.length[next++] = static_cast<int32_t>(sequence.lanes[lane].size());
@@ -392,7 +341,7 @@ void CudaStepLoop::enqueue(int batch, const StepDraft& draft) {
   sampler_->sample(fuse(batch, 1, memory_->active(), memory_->chosen()), batch, main());
   memory_->advance(table(), sampled(), batch, 0, /*ends_step=*/draft.count == 0, main().stream());
   if (draft.count == 0) {
-    return forward(batch, [](size_t) { return Pass{0, 1}; });
+    return models_.forward(batch, [](size_t) { return Pass{0, 1}; });
   }
   draft_tokens(batch, draft);
   verify(batch, draft);
@@ -407,17 +356,18 @@ void CudaStepLoop::draft_tokens(int batch, const StepDraft& draft) {
   if (draft.drafter == kPromptLookup) {
     look_up({sampler_->args(batch), memory_->active(), draft.count, drafts.tokens}, stream);
     feed_draft(table(), drafts, nullptr, batch, 0, draft.count, stream);
-    return forward(batch, [&](size_t) { return Pass{0, draft.count + 1}; });
+    return models_.forward(batch, [&](size_t) { return Pass{0, draft.count + 1}; });
   }
   const auto drafter = static_cast<size_t>(plan_.lane_model[draft.drafter]);
-  const Logits logits = lane_logits(draft.drafter);
+  const Logits logits = models_.logits(draft.drafter);
   for (int i = 0; i < draft.count; ++i) {
-    forward(batch, [&](size_t model) { return Pass{i, model == drafter ? 1 : 0}; });
+    models_.forward(batch, [&](size_t model) { return Pass{i, model == drafter ? 1 : 0}; });
     sampler_->draft({logits.data + i * batch * logits.stride, logits.stride, drafts.wanted + i * batch}, batch, i,
                     main());
     feed_draft(table(), drafts, sampler_->records(), batch, i, 1, stream);
   }
-  forward(batch, [&](size_t model) { return model == drafter ? Pass{draft.count, 1} : Pass{0, draft.count + 1}; });
+  models_.forward(batch,
+                  [&](size_t model) { return model == drafter ? Pass{draft.count, 1} : Pass{0, draft.count + 1}; });
 }
 
 // Of the tokens that were drafted, those are right that are sampled now.
@@ -427,24 +377,20 @@ void CudaStepLoop::verify(int batch, const StepDraft& draft) {
   sampler_->verify(fuse(batch, draft.count, drafts.wanted, drafts.chosen), batch, draft.count, main());
   memory_->advance(table(), sampled(), batch, draft.count, /*ends_step=*/true, stream);
   sampler_->append_drafted(drafts.accepted, batch, main());
-  for (DeviceModel& model : models_) {
-    auto* logits = model.remote ? model.logits.mutable_data_ptr<float>() : model.decoder->logits();
-    keep_logits({memory_->active(), drafts.accepted, logits, model.decoder->vocab(), model.decoder->lanes(), batch},
-                stream);
-  }
+  models_.keep_logits(batch, memory_->active(), drafts.accepted);
 }
 
 // The logits to sample `count` tokens of each sequence from.
 SamplerState::Rows CudaStepLoop::fuse(int batch, int count, const int32_t* active, const uint32_t* chosen) {
-  const Logits large = lane_logits(0);
+  const Logits large = models_.logits(0);
   if (plan_.experts.empty()) {
     return {large.data, large.stride, active};
   }
   FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
   args.large = large;
   for (size_t t = 0; t < plan_.experts.size(); ++t) {
-    args.experts[t] = lane_logits(plan_.experts[t].expert);
-    args.bases[t] = lane_logits(plan_.experts[t].base);
+    args.experts[t] = models_.logits(plan_.experts[t].expert);
+    args.bases[t] = models_.logits(plan_.experts[t].base);
   }
   args.fused = fused_.mutable_data_ptr<float>();
   args.fused_stride = plan_.vocab;
@@ -462,45 +408,6 @@ SamplerState::Rows CudaStepLoop::fuse(int batch, int count, const int32_t* activ
 SequenceMemory::Sampled CudaStepLoop::sampled() const {
   const auto experts = static_cast<int>(plan_.experts.size());
   return {*sampler_, experts == 0 ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr()), experts};
-}
-
-// The small models on their own streams beside the large one.
-void CudaStepLoop::forward(int batch, const std::function<Pass(size_t)>& pass_of) {
-  begun_->record(main());
-  const auto large = static_cast<size_t>(plan_.lane_model[0]);
-  for (size_t i = 0; i < models_.size(); ++i) {
-    DeviceModel& model = models_[i];
-    const auto [first, count] = pass_of(i);
-    if (i == large || count == 0) {
-      continue;
-    }
-    model.queue->wait(*begun_);
-    const int64_t tokens = int64_t{batch} * count;
-    const int64_t rows = tokens * model.decoder->lanes();
-    const int64_t first_row = int64_t{batch} * first * model.decoder->lanes();
-    if (model.remote) {
-      const int64_t first_token = int64_t{batch} * first;
-      model.queue->copy(model.decoder->tokens().mutable_data_ptr<int32_t>() + first_token,
-                        model.tokens.const_data_ptr<int32_t>() + first_token, tokens * 4);
-      model.queue->copy(model.decoder->positions().mutable_data_ptr<int32_t>() + first_row,
-                        model.positions.const_data_ptr<int32_t>() + first_row, rows * 4);
-    }
-    model.decoder->decode(batch, first, count);
-    if (model.remote) {
-      const int64_t vocab = model.decoder->vocab();
-      model.queue->copy(model.logits.mutable_data_ptr<float>() + first_row * vocab,
-                        model.decoder->logits() + first_row * vocab, rows * vocab * 4);
-    }
-    model.ready->record(*model.queue);
-  }
-  if (const auto [first, count] = pass_of(large); count > 0) {
-    models_[large].decoder->decode(batch, first, count);
-  }
-  for (size_t i = 0; i < models_.size(); ++i) {
-    if (i != large && pass_of(i).count > 0) {
-      main().wait(*models_[i].ready);
-    }
-  }
 }
 
 // Reads what the oldest step on its way has given, when it has.
@@ -601,21 +508,7 @@ void CudaStepLoop::wait_for(int64_t steps) {
   }
 }
 
-Logits CudaStepLoop::lane_logits(int64_t lane) {
-  const DeviceModel& model = models_[plan_.lane_model[lane]];
-  const float* logits = model.remote ? model.logits.const_data_ptr<float>() : model.decoder->logits();
-  const int64_t vocab = model.decoder->vocab();
-  return {logits + plan_.index_of(lane) * vocab, model.decoder->lanes() * vocab};
-}
-
-SequenceTable CudaStepLoop::table() {
-  std::vector<ModelRows> rows;
-  rows.reserve(models_.size());
-  for (DeviceModel& model : models_) {
-    rows.push_back({integers(model.tokens), integers(model.positions), model.decoder->lanes()});
-  }
-  return memory_->table(rows);
-}
+SequenceTable CudaStepLoop::table() { return memory_->table(models_.rows()); }
 
 }  // namespace
 }  // namespace cuda

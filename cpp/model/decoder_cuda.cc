@@ -109,7 +109,8 @@ int64_t Decoder::bytes(const Weights& weights, const DecoderShape& shape) {
   const int64_t row = config.hidden_size * (4 + 2 * element) +
                       (qkv_size(config) + q_size(config) + gate_up_size(config) + config.intermediate_size) * element;
   const int64_t dequantized = ops::is_quantized(weights.type()) ? largest_matrix(config) * element : 0;
-  return weights.bytes() + cache + most_rows(shape) * row + rows_with_logits(shape) * config.vocab_size * 4 + dequantized;
+  return weights.bytes() + cache + most_rows(shape) * row + rows_with_logits(shape) * config.vocab_size * 4 +
+         dequantized;
 }
 
 void Decoder::decode(int batch, int first, int count) {

@@ -70,8 +70,8 @@ struct SampleArgs {
   const float* logits;  // [rows, logits_stride]
   int64_t logits_stride;
   const int32_t* active;  // [rows], 0: the row is skipped
-  // Row r is of sequence r % sequences, and `ahead` + r / sequences tokens ahead of its next one: as if what was drafted
-  // until then had been appended.
+  // Row r is of sequence r % sequences, and `ahead` + r / sequences tokens ahead of its next one: as if what was
+  // drafted until then had been appended.
   int32_t sequences;
   int32_t ahead;
   Chosen chosen;

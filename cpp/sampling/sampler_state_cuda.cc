@@ -64,9 +64,8 @@ SampleArgs sized_args(int device, const SamplerState::Size& size) {
   TORCH_CHECK_VALUE(size.top_capacity >= 0 && size.top_capacity <= kMaxTopTokens, "top_capacity is ", size.top_capacity,
                     ": give a count from 0 to ", kMaxTopTokens);
   const int blocks = size.blocks_per_row;
-  TORCH_CHECK_VALUE(
-      blocks >= 0 && blocks <= 8 && (blocks == 0 || std::has_single_bit(static_cast<unsigned>(blocks))),
-      "blocks_per_row is ", blocks, ": give 1, 2, 4 or 8, or 0 for what suits the device");
+  TORCH_CHECK_VALUE(blocks >= 0 && blocks <= 8 && (blocks == 0 || std::has_single_bit(static_cast<unsigned>(blocks))),
+                    "blocks_per_row is ", blocks, ": give 1, 2, 4 or 8, or 0 for what suits the device");
   SampleArgs args = {};
   args.vocab = static_cast<int32_t>(size.vocab);
   args.top_capacity = size.top_capacity;
@@ -211,8 +210,8 @@ void SamplerState::verify(const Rows& rows, int sequences, int count, Queue& que
 
 void SamplerState::choose(const Rows& rows, int sequences, int ahead, int count, Chosen chosen, Queue& queue) {
   const int row_count = count * sequences;
-  TORCH_CHECK(sequences >= 0 && sequences <= size_.max_sequences && row_count <= size_.max_rows, row_count,
-              " rows of ", sequences, " sequences for a sampler of ", size_.max_rows, " and ", size_.max_sequences);
+  TORCH_CHECK(sequences >= 0 && sequences <= size_.max_sequences && row_count <= size_.max_rows, row_count, " rows of ",
+              sequences, " sequences for a sampler of ", size_.max_rows, " and ", size_.max_sequences);
   if (row_count == 0) {
     return;
   }

@@ -17,8 +17,8 @@ inline constexpr int64_t kMaxLogitBiases = 4096;
 inline constexpr int64_t kMaxBadWordTokens = 4096;
 inline constexpr int64_t kMaxStopTokens = 256;
 
-// Sampler's twin on a device: the options, histories and counts of up to max_sequences sequences. All memory is taken by the
-// constructor and stays where it is, so that graphs may hold on to it. One queue does all of its work.
+// Sampler's twin on a device: the options, histories and counts of up to max_sequences sequences. All memory is taken
+// by the constructor and stays where it is, so that graphs may hold on to it. One queue does all of its work.
 class SamplerState {
  public:
   // max_rows bounds the tokens that are chosen at once, max_tokens a sequence's prompt and generated tokens together,

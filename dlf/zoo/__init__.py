@@ -18,7 +18,7 @@ PROBLEMS = "problems"
 
 @dataclass(frozen=True)
 class Problem:
-    """A held-out problem: the prompt, and the answer that a right completion gives after ``####``."""
+    """A held-out problem: the prompt, and the answer that a right completion gives."""
 
     prompt: str
     answer: str

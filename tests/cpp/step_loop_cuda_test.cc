@@ -92,9 +92,9 @@ void drafts_change_nothing() {
   CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {3, kContext, 1});
   const Tokens expected = decode(cpu, {});
   bool graph = false;
-  for (const Speculation& speculation : {Speculation{4, kAutoDrafter, false}, Speculation{3, 3, false},
-                                         Speculation{kMaxDraft, 2, false}, Speculation{5, kPromptLookup, false},
-                                         Speculation{8}}) {
+  for (const Speculation& speculation :
+       {Speculation{4, kAutoDrafter, false}, Speculation{3, 3, false}, Speculation{kMaxDraft, 2, false},
+        Speculation{5, kPromptLookup, false}, Speculation{8}}) {
     graph = !graph;
     CudaOptions some = options(3, graph);
     some.devices = {0, graph && cuda::devices().size() > 1 ? 1 : 0, 0, 0};
