@@ -9,7 +9,6 @@
 namespace dlf {
 namespace {
 
-constexpr double kWeightMemory = 16;  // tokens
 // After so many steps without a draft, every so many of them are enough to see whether that should change.
 constexpr int64_t kHopeless = 16;
 constexpr int64_t kGlance = 8;
@@ -190,10 +189,7 @@ CpuDrafter::Guesses CpuDrafter::guess(Sequence& sequence, int64_t position) cons
 }
 
 void CpuDrafter::learn(Sequence& sequence, const Guesses& guesses, const StepOutput& output) {
-  std::vector<double>& weight = sequence.draft.weight;
-  for (size_t t = 0; t < weight.size(); ++t) {
-    weight[t] += (std::abs(output.alpha[t]) - weight[t]) / kWeightMemory;
-  }
+  sequence.draft.add_weights(output.alpha);
   for (const Guess& guess : {guesses.by_lane, guesses.by_lookup}) {
     if (guess.token >= 0) {
       policy_.learn(sequence, guess.drafter, guess.bin, guess.token == output.token);

@@ -1,9 +1,12 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
 #include "engine/acceptance.h"
+#include "engine/plan.h"
 #include "engine/prompt_lookup.h"
 #include "engine/speculation.h"
 
@@ -11,7 +14,8 @@ namespace dlf {
 
 // What one sequence drafts, and what it knows of its drafters.
 struct Draft {
-  static constexpr double kMemory = 64;  // tokens that count for its rates
+  static constexpr double kMemory = 64;        // tokens that count for its rates
+  static constexpr double kWeightMemory = 16;  // and for its weights
 
   Speculation options;
   std::vector<double> weight;          // of each expert of the request: |α|, lately
@@ -26,6 +30,28 @@ struct Draft {
   std::vector<int> bins;           // of each, how sure the drafter was (Acceptance::bin_of)
 
   int64_t idle = 0;  // steps in a row without a draft
+
+  // The weights that a token came with.
+  void add_weights(const std::vector<double>& alpha) {
+    for (size_t t = 0; t < weight.size(); ++t) {
+      weight[t] += (std::abs(alpha[t]) - weight[t]) / kWeightMemory;
+    }
+  }
+
+  // What drafts a request with these of the plan's experts: a lane, or kPromptLookup where there is none.
+  int64_t wanted_drafter(const FusionPlan& plan, const std::vector<int>& experts) const {
+    if (options.drafter != kAutoDrafter) {
+      return options.drafter;
+    }
+    if (plan.drafter >= 0) {
+      return plan.drafter;
+    }
+    if (weight.empty()) {
+      return kPromptLookup;
+    }
+    const auto most = std::max_element(weight.begin(), weight.end()) - weight.begin();
+    return plan.experts[experts[most]].expert;
+  }
 };
 
 }  // namespace dlf

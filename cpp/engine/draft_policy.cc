@@ -101,21 +101,8 @@ void DraftPolicy::learn(Sequence& sequence, int64_t drafter, int bin, bool accep
 }
 
 int64_t DraftPolicy::lane_of(const Sequence& sequence) const {
-  const Draft& draft = sequence.draft;
-  if (draft.options.drafter == kPromptLookup) {
-    return -1;
-  }
-  if (draft.options.drafter != kAutoDrafter) {
-    return draft.options.drafter;
-  }
-  if (plan_.drafter >= 0) {
-    return plan_.drafter;
-  }
-  if (draft.weight.empty()) {
-    return -1;
-  }
-  const auto most = std::max_element(draft.weight.begin(), draft.weight.end()) - draft.weight.begin();
-  return plan_.experts[sequence.experts[most]].expert;
+  const int64_t drafter = sequence.draft.wanted_drafter(plan_, sequence.experts);
+  return drafter == kPromptLookup ? -1 : drafter;
 }
 
 // As if all sequences had this drafter.

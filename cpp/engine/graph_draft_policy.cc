@@ -75,18 +75,7 @@ void GraphDraftPolicy::learn(Draft& draft, int64_t drafter, int64_t drafted, int
 }
 
 int64_t GraphDraftPolicy::drafter_of(const Sequence& sequence) const {
-  const Draft& draft = *sequence.draft;
-  if (draft.options.drafter != kAutoDrafter) {
-    return draft.options.drafter;
-  }
-  if (plan_.drafter >= 0) {
-    return plan_.drafter;
-  }
-  if (draft.weight.empty()) {
-    return kPromptLookup;
-  }
-  const auto most = std::max_element(draft.weight.begin(), draft.weight.end()) - draft.weight.begin();
-  return plan_.experts[(*sequence.experts)[most]].expert;
+  return sequence.draft->wanted_drafter(plan_, *sequence.experts);
 }
 
 // The one that most sequences want.

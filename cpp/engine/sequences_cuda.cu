@@ -72,15 +72,13 @@ __device__ void move_positions(const SequenceTable& table, int sequence, int32_t
 }
 
 // Tells the host of a token that came, and ends the sequence where it was the last one.
-__device__ StepResult take(const AdvanceArgs& args, int64_t step, int sequence, int row, int token) {
-  const StepResult result = result_of(args, sequence, row);
+__device__ void take(const AdvanceArgs& args, int64_t step, int sequence, int row, int token, StepResult result) {
   write_record(args, row, place_of(args, step, sequence, token), result);
   ++args.table.step[sequence];
   if (result != StepResult::token) {
     args.table.active[sequence] = 0;
     set_positions(args.table, sequence, -1);
   }
-  return result;
 }
 
 // The sequence's next token, which no model has read. How many tokens the host is told of.
@@ -88,7 +86,9 @@ __device__ int take_next(const AdvanceArgs& args, int64_t step, int sequence) {
   if (args.table.active[sequence] == 0) {
     return 0;
   }
-  if (take(args, step, sequence, sequence, 0) == StepResult::token) {
+  const StepResult result = result_of(args, sequence, sequence);
+  take(args, step, sequence, sequence, 0, result);
+  if (result == StepResult::token) {
     for (int m = 0; m < args.table.model_count; ++m) {
       args.table.models[m].tokens[sequence] = args.samples[sequence].token;
     }
@@ -102,13 +102,12 @@ __device__ int take_drafted(const AdvanceArgs& args, int64_t step, int sequence)
   int count = 0;
   while (count < args.count && args.table.active[sequence] != 0) {
     const int row = count * args.batch + sequence;
-    const bool failed =
-        args.samples[row].failure != SampleFailure::none ||
-        (args.fusions != nullptr && args.table.chosen[sequence] != 0 && args.fusions[row].bad_model != kNoBadModel);
+    const StepResult result = result_of(args, sequence, row);
+    const bool failed = result == StepResult::bad_logits || result == StepResult::bad_sample;
     if (args.draft.wanted[row] == 0 || failed || args.samples[row].token != args.draft.tokens[row]) {
       break;
     }
-    take(args, step, sequence, row, 1 + count);
+    take(args, step, sequence, row, 1 + count, result);
     ++count;
   }
   args.draft.accepted[sequence] = count;

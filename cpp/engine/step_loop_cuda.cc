@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <cmath>
 #include <deque>
 #include <map>
 #include <optional>
@@ -31,7 +30,6 @@ namespace {
 
 constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
 static_assert(kAhead + 2 <= kRing);
-constexpr double kWeightMemory = 16;  // tokens
 
 // One request while it runs.
 struct DeviceSequence {
@@ -477,9 +475,8 @@ bool CudaStepLoop::take(DeviceSequence& sequence, int token) {
       output.g = record.g;
       for (size_t i = 0; i < sequence.experts.size(); ++i) {
         output.alpha[i] = record.alpha[sequence.experts[i]];
-        double& weight = sequence.draft.weight[i];
-        weight += (std::abs(output.alpha[i]) - weight) / kWeightMemory;
       }
+      sequence.draft.add_weights(output.alpha);
       const std::span<const int32_t> top_tokens = memory_->top_tokens(collected_, sequence.row, token);
       const std::span<const float> top_logprobs = memory_->top_logprobs(collected_, sequence.row, token);
       output.top_tokens.assign(top_tokens.begin(), top_tokens.end());
