@@ -34,7 +34,7 @@ SAMPLING = (
     "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
     "frequency_penalty seed logprobs ignore_eos"
 ).split()
-ENGINE = "combine match alpha alpha_max dtype weights device threads max_context drafter".split()
+ENGINE = "template combine match alpha alpha_max dtype weights device threads max_context drafter".split()
 
 
 class Commands(typer.core.TyperGroup):
@@ -122,6 +122,7 @@ def generate(
     recipe: Annotated[Path | None, typer.Option(help="YAML file with models, experts and options.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="Fine-tuned small model; may be repeated.")] = None,
     base: Annotated[list[str] | None, typer.Option(help="Its base: one for all experts, or one for each.")] = None,
+    template: Annotated[str | None, typer.Option(help="chat, or a text that has {prompt} in it.")] = None,
     combine: Annotated[str, typer.Option(help="select, centroid, joint, static or grid.")] = "select",
     match: Annotated[str, typer.Option(help="symmetric, forward or reverse.")] = "symmetric",
     alpha: Annotated[list[float] | None, typer.Option(help="Weight of each expert, for --combine static.")] = None,

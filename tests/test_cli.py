@@ -167,6 +167,12 @@ def test_generate_passes_the_type_of_weights() -> None:
     assert [engine.options.get("weights") for engine in FakeEngine.made] == ["int8", None]
 
 
+def test_generate_passes_the_template() -> None:
+    run("generate", "big", "Q", "--template", "[INST] {prompt} [/INST]")
+    run("generate", "big", "Q")
+    assert [engine.options.get("template") for engine in FakeEngine.made] == ["[INST] {prompt} [/INST]", None]
+
+
 def test_generate_drafts_unless_it_is_told_not_to() -> None:
     run("generate", "big", "Q", "--no-speculate")
     run("generate", "big", "Q", "--drafter", "small")

@@ -137,6 +137,21 @@ def test_a_recipe_through_tasks_of_the_harness(tmp_path: Path, monkeypatch: pyte
     assert [file.stat().st_mtime_ns for file in kept] == before
 
 
+def test_scores_do_not_depend_on_who_scores(tmp_path: Path):
+    """In this process or in two others; what one has kept, the other need not run again."""
+    lineup = systems.family(zoo.FOLDER, None, {"threads": 1, "max_batch": 4})
+    wanted = [(key, lineup.systems[key], ["dlf_facts", "dlf_truths"]) for key in ("base", "facts/dynamic")]
+    found = []
+    for workers in (1, 2):
+        scorer = Scorer(tmp_path / f"{workers}", TASKS, 6, workers)
+        with Progress(disable=True) as progress:
+            scorer.run(wanted, progress)
+        found.append({pair: scores.tolist() for pair, scores in scorer.known.items()})
+        kept = {file.name for file in (tmp_path / f"{workers}").iterdir()}
+        assert len(kept) == 4 and kept == {file.name for file in (tmp_path / "1").iterdir()}
+    assert found[0] == found[1] and any(sum(scores) for scores in found[0].values())
+
+
 def test_what_goes_wrong_is_said(tmp_path: Path):
     scorer = Scorer(tmp_path, tmp_path, 2)
     lineup = systems.family(zoo.FOLDER, None, {"threads": 1})

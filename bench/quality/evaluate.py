@@ -6,14 +6,17 @@ import contextlib
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cached_property
+import signal
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from rich.progress import Progress
 
 import dlf
@@ -25,6 +28,8 @@ __all__ = ["Scorer"]
 
 # Of a sample of lm-evaluation-harness, the first that it has: what a task is known by.
 METRICS = ("exact_match", "acc", "rouge2", "rougeL", "f1", "em", "bleu_acc")
+_Job: TypeAlias = tuple[str, System, Sequence[str]]
+_Scored: TypeAlias = tuple[str, System, str, Floats]
 
 
 @dataclass
@@ -39,11 +44,15 @@ class Scorer:
         Folder of task files beside those of the harness, if any.
     limit
         Items of a task at most.
+    workers
+        Processes that score, each one system on one task at a time, with engines of one thread: most of the time of
+        small models is the harness', which knows one thread. With 1, systems run in this process.
     """
 
     work: Path
     include: Path | None = None
     limit: int | None = None
+    workers: int = 1
     known: dict[tuple[str, str], Floats] = field(default_factory=dict)
 
     def scores(self, key: str, task: str) -> Floats | None:
@@ -55,16 +64,32 @@ class Scorer:
         return bool(self._manager.match_tasks([task]))
 
     def run(self, wanted: Iterable[tuple[str, System, Sequence[str]]], progress: Progress) -> None:
-        """Score systems on tasks; each engine is made once."""
+        """Score systems on tasks."""
         todo = [
             (key, system, [task for task in tasks if not self._load(key, system, task)])
             for key, system, tasks in wanted
         ]
         bar = progress.add_task("", total=sum(len(tasks) for _, _, tasks in todo))
-        for key, system, tasks in todo:
-            for task, scores in self._run(system, tasks) if tasks else ():
+        with contextlib.closing(self._apart(todo) if self.workers > 1 else self._here(todo)) as found:
+            for key, system, task, scores in found:
                 self._keep(key, system, task, scores)
                 progress.update(bar, advance=1, description=f"{key:20}")
+
+    def _here(self, todo: Iterable[_Job]) -> Generator[_Scored]:
+        """One after the other; each engine is made once."""
+        for key, system, tasks in todo:
+            for task, scores in self._run(system, tasks) if tasks else ():
+                yield key, system, task, scores
+
+    def _apart(self, todo: Iterable[_Job]) -> Generator[_Scored]:
+        """As processes get round to them."""
+        single = [(key, system, task) for key, system, tasks in todo for task in tasks]
+        if not single:
+            return
+        score = partial(_score_one, replace(self, workers=1, known={}))
+        # Spawned, as threads do not survive a fork.
+        with multiprocessing.get_context("spawn").Pool(self.workers, _start_worker) as pool:
+            yield from pool.imap_unordered(score, single)
 
     @cached_property
     def _manager(self) -> Any:
@@ -107,8 +132,21 @@ class Scorer:
 
     def _file(self, system: System, task: str) -> Path:
         """Named by everything that the scores depend on, the weights' files included."""
-        about = [_describe(dict(system.engine)), task, self.limit, dlf.__version__]
+        engine = {key: value for key, value in system.engine.items() if key != "threads"}
+        about = [_describe(engine), task, self.limit, dlf.__version__]
         return self.work / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    torch.set_num_threads(1)
+
+
+def _score_one(scorer: Scorer, job: tuple[str, System, str]) -> _Scored:
+    key, system, task = job
+    alone = System(system.title, {**system.engine, "threads": 1})
+    [(_, scores)] = scorer._run(alone, [task])
+    return key, system, task, scores
 
 
 @contextlib.contextmanager

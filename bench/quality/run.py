@@ -45,6 +45,10 @@ def main(
     limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 32,
     threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that score, with engines of one thread; a core each for the family, else 1."),
+    ] = None,
     work: Annotated[Path, typer.Option(help="Folder of scores, from which an interrupted run goes on.")] = WORK,
     output: Annotated[Path | None, typer.Option(help="Where to write NAME.json, NAME.md and pictures.")] = None,
 ) -> None:
@@ -56,7 +60,7 @@ def main(
         own = family if (family / "multi-tuned" / "made.json").exists() else None
         kept = _kept(limit) if own is None else {}
         lineup = systems.family(models, own, options)
-        tables, scorer = studies.family_tables(), Scorer(work, TASKS, limit, kept)
+        tables, scorer = studies.family_tables(), Scorer(work, TASKS, limit, workers or torch.get_num_threads(), kept)
     else:
         chosen = [task.strip() for task in tasks.split(",") if task.strip()]
         if not chosen:
@@ -65,7 +69,7 @@ def main(
             lineup = systems.of_recipe(recipe, tuned, options)
         except (OSError, ValueError) as error:
             raise typer.BadParameter(str(error)) from None
-        tables, scorer = studies.recipe_tables(lineup, chosen), Scorer(work, include_path, limit)
+        tables, scorer = studies.recipe_tables(lineup, chosen), Scorer(work, include_path, limit, workers or 1)
         if missing := [task for task in chosen if not scorer.knows(task)]:
             raise typer.BadParameter(f"--tasks: there is no {missing[0]!r}; lm-eval ls tasks lists them")
     console = Console()
