@@ -1,26 +1,21 @@
 #include "engine/step_loop_cuda.h"
 
-#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <array>
 #include <chrono>
 #include <deque>
-#include <map>
 #include <optional>
 #include <span>
 #include <thread>
 
-#include "engine/device_models_cuda.h"
 #include "engine/device_room_cuda.h"
+#include "engine/device_step_cuda.h"
 #include "engine/graph_draft_policy.h"
-#include "engine/prompt_lookup_cuda.h"
 #include "engine/prompts_cuda.h"
 #include "engine/scorer_cuda.h"
-#include "engine/sequence_memory_cuda.h"
 #include "engine/sequences_cuda.h"
-#include "fusion/solver_cuda.h"
 #include "sampling/sampler_state_cuda.h"
 #include "support/cuda/runtime.h"
 
@@ -66,23 +61,17 @@ class CudaStepLoop final : public StepLoop {
     std::vector<int64_t> drafted;   // tokens of each row
     int batch;
     StepDraft draft;
-    bool replayed;  // from a graph, if they are used: it takes as long as others will
+    bool typical;  // it takes as long as others of its kind will
   };
   using Clock = std::chrono::steady_clock;
 
-  Queue& main() { return models_.main(); }
-  SequenceTable table();
+  Queue& main() { return step_.main(); }
 
   void admit();
   void start(DeviceSequence& sequence);
   bool wanted() const;
   StepDraft choose_draft(int batch);
   void launch();
-  void enqueue(int batch, const StepDraft& draft);
-  void draft_tokens(int batch, const StepDraft& draft);
-  void verify(int batch, const StepDraft& draft);
-  SamplerState::Rows fuse(int batch, int count, const int32_t* active, const uint32_t* chosen);
-  SequenceMemory::Sampled sampled() const;
   void collect();
   void time(const Flight& flight);
   void deliver(DeviceSequence& sequence, const Flight& flight);
@@ -94,15 +83,9 @@ class CudaStepLoop final : public StepLoop {
   std::vector<int64_t> vocab_sizes_;  // of the models
   CudaOptions options_;
   int max_batch_;
-  DeviceModels models_;
-  std::unique_ptr<SamplerState> sampler_;
-  at::Tensor fused_, fusions_;
-  std::unique_ptr<SequenceMemory> memory_;
-  std::unique_ptr<PromptReader> prompts_;
-
+  DeviceStep step_;
+  PromptReader prompts_;
   GraphDraftPolicy policy_;
-
-  std::map<std::pair<int, StepDraft>, std::unique_ptr<Graph>> graphs_;  // null after the first step, which runs without
   std::deque<std::unique_ptr<DeviceSequence>> waiting_;
   std::vector<std::unique_ptr<DeviceSequence>> running_;
   std::vector<std::unique_ptr<DeviceSequence>> finished_;  // in the last step: their outputs can still be read
@@ -120,21 +103,9 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
       vocab_sizes_(vocab_sizes(models)),
       options_(options),
       max_batch_(static_cast<int>(options.max_batch)),
-      models_(plan_, models, options, adapters),
+      step_(plan_, models, options, adapters),
+      prompts_(plan_, step_.models().all(), options.prefix_cache_bytes),
       policy_(plan_, {kDraft, most_tokens(options), exact_tokens(plan_)}) {
-  const int max_tokens = most_tokens(options);
-  const int device = options.devices.at(plan_.lane_model[0]);
-  main().run([&] {
-    sampler_ = std::make_unique<SamplerState>(device, sampler_size(plan_, options));
-    const auto experts = static_cast<int>(plan_.experts.size());
-    if (experts > 0) {
-      fused_ = at::zeros({max_tokens, plan_.vocab}, on_device(device).dtype(at::kFloat));
-      fusions_ =
-          at::zeros({static_cast<int64_t>(max_tokens * sizeof(FusionRecord))}, on_device(device).dtype(at::kByte));
-    }
-  });
-  memory_ = std::make_unique<SequenceMemory>(max_batch_, max_tokens, kTopCapacity, main());
-  prompts_ = std::make_unique<PromptReader>(plan_, models_.all(), options.prefix_cache_bytes);
   main().synchronize();
   for (Flight& flight : flights_) {
     flight.requests.resize(max_batch_);
@@ -146,7 +117,7 @@ CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOpti
 
 CudaStepLoop::~CudaStepLoop() {
   try {
-    models_.synchronize();  // what is still on its way writes to memory that goes now
+    step_.models().synchronize();  // what is still on its way writes to memory that goes now
   } catch (const std::exception& error) {
     TORCH_WARN("the device failed before its work was done: ", error.what());
   }
@@ -187,7 +158,7 @@ void CudaStepLoop::cancel(int64_t request) {
     if (sequence->request != request) {
       return false;
     }
-    stop_sequence(table(), sequence->row, main().stream());
+    stop_sequence(step_.table(), sequence->row, main().stream());
     if (sequence->delivered == 0) {
       main().synchronize();  // its prompt may still be on its way to the device
     }
@@ -205,10 +176,10 @@ const std::vector<const StepOutput*>& CudaStepLoop::step() {
   }
   if (launched_ > collected_) {
     collect();
-    prompts_->release(collected_);
+    prompts_.release(collected_);
   } else {
     main().synchronize();  // only prompts were read: the host must not run further ahead
-    prompts_->release(launched_ + 1);
+    prompts_.release(launched_ + 1);
   }
   return outputs_;
 }
@@ -216,7 +187,7 @@ const std::vector<const StepOutput*>& CudaStepLoop::step() {
 std::vector<Score> CudaStepLoop::score(const ScoreRequest& request, const Poll& poll) {
   check_score(request, plan_, vocab_sizes_, options_.max_context);
   const DeviceGuard guard(main().device());
-  Scorer scorer(plan_, models_.all(), *prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
+  Scorer scorer(plan_, step_.models().all(), prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
   return scorer.score(request, poll);
 }
 
@@ -237,16 +208,16 @@ void CudaStepLoop::admit() {
       continue;
     }
     last_collected_.reset();  // a prompt takes time of its own
-    if (prompts_->read(sequence->lanes, sequence->row, launched_, sequence->outputs[0].cached_tokens)) {
+    if (prompts_.read(sequence->lanes, sequence->row, launched_, sequence->outputs[0].cached_tokens)) {
       start(*sequence);
     }
   }
 }
 
 void CudaStepLoop::start(DeviceSequence& sequence) {
-  sampler_->set(sequence.row, sequence.sampling, sequence.lanes[0].prompt.tokens, main());
+  step_.sampler().set(sequence.row, sequence.sampling, sequence.lanes[0].prompt.tokens, main());
   StartArgs args = {};
-  args.table = table();
+  args.table = step_.table();
   args.row = sequence.row;
   args.limit = static_cast<int32_t>(sequence.limit);
   args.max_draft = static_cast<int32_t>(sequence.draft.options.max_draft);
@@ -254,7 +225,7 @@ void CudaStepLoop::start(DeviceSequence& sequence) {
     args.chosen |= 1U << expert;
   }
   int next = 0;
-  for (size_t model = 0; model < models_.all().size(); ++model) {
+  for (size_t model = 0; model < step_.models().all().size(); ++model) {
     for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
       if (plan_.lane_model[lane] == static_cast<int64_t>(model)) {
         args.length[next++] = static_cast<int32_t>(sequence.lanes[lane].size());
@@ -313,99 +284,13 @@ void CudaStepLoop::launch() {
       ++sequence->in_flight;
     }
   }
-  const auto known = graphs_.find({batch, draft});
   flight.batch = batch;
   flight.draft = draft;
-  flight.replayed = known != graphs_.end() && (!options_.graph || known->second != nullptr);
-  if (!flight.replayed) {
+  flight.typical = step_.launch(batch, draft);
+  if (!flight.typical) {
     last_collected_.reset();  // the host sees late when the step before is done
   }
-  if (!options_.graph || known == graphs_.end()) {
-    enqueue(batch, draft);  // the first step of its kind also readies kernels and libraries for the capture
-    graphs_[{batch, draft}] = nullptr;
-  } else {
-    if (known->second == nullptr) {
-      known->second = std::make_unique<Graph>();
-      known->second->capture(main(), [&] { enqueue(batch, draft); });
-    }
-    known->second->replay(main());
-  }
   ++launched_;
-}
-
-// One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once. Or, from there
-// on: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
-void CudaStepLoop::enqueue(int batch, const StepDraft& draft) {
-  sampler_->sample(fuse(batch, 1, memory_->active(), memory_->chosen()), batch, main());
-  memory_->advance(table(), sampled(), batch, 0, /*ends_step=*/draft.count == 0, main().stream());
-  if (draft.count == 0) {
-    return models_.forward(batch, [](size_t) { return Pass{0, 1}; });
-  }
-  draft_tokens(batch, draft);
-  verify(batch, draft);
-}
-
-// Each drafted token is what the sampler makes of the drafter's logits, with the random number of its position. In the
-// end every model has read all tokens.
-void CudaStepLoop::draft_tokens(int batch, const StepDraft& draft) {
-  const Stream stream = main().stream();
-  const DraftTable drafts = memory_->draft();
-  begin_draft(table(), drafts, batch, draft.count, static_cast<int>(options_.max_context), stream);
-  if (draft.drafter == kPromptLookup) {
-    look_up({sampler_->args(batch), memory_->active(), draft.count, drafts.tokens}, stream);
-    feed_draft(table(), drafts, nullptr, batch, 0, draft.count, stream);
-    return models_.forward(batch, [&](size_t) { return Pass{0, draft.count + 1}; });
-  }
-  const auto drafter = static_cast<size_t>(plan_.lane_model[draft.drafter]);
-  const Logits logits = models_.logits(draft.drafter);
-  for (int i = 0; i < draft.count; ++i) {
-    models_.forward(batch, [&](size_t model) { return Pass{i, model == drafter ? 1 : 0}; });
-    sampler_->draft({logits.data + i * batch * logits.stride, logits.stride, drafts.wanted + i * batch}, batch, i,
-                    main());
-    feed_draft(table(), drafts, sampler_->records(), batch, i, 1, stream);
-  }
-  models_.forward(batch,
-                  [&](size_t model) { return model == drafter ? Pass{draft.count, 1} : Pass{0, draft.count + 1}; });
-}
-
-// Of the tokens that were drafted, those are right that are sampled now.
-void CudaStepLoop::verify(int batch, const StepDraft& draft) {
-  const Stream stream = main().stream();
-  const DraftTable drafts = memory_->draft();
-  sampler_->verify(fuse(batch, draft.count, drafts.wanted, drafts.chosen), batch, draft.count, main());
-  memory_->advance(table(), sampled(), batch, draft.count, /*ends_step=*/true, stream);
-  sampler_->append_drafted(drafts.accepted, batch, main());
-  models_.keep_logits(batch, memory_->active(), drafts.accepted);
-}
-
-// The logits to sample `count` tokens of each sequence from.
-SamplerState::Rows CudaStepLoop::fuse(int batch, int count, const int32_t* active, const uint32_t* chosen) {
-  const Logits large = models_.logits(0);
-  if (plan_.experts.empty()) {
-    return {large.data, large.stride, active};
-  }
-  FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
-  args.large = large;
-  for (size_t t = 0; t < plan_.experts.size(); ++t) {
-    args.experts[t] = models_.logits(plan_.experts[t].expert);
-    args.bases[t] = models_.logits(plan_.experts[t].base);
-  }
-  args.fused = fused_.mutable_data_ptr<float>();
-  args.fused_stride = plan_.vocab;
-  args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
-  args.active = active;
-  args.chosen = chosen;
-  args.rows = batch;
-  args.vocab = plan_.vocab;
-  const FusionShape shape = fusion_shape(args);  // sums are added as they are where nothing is drafted
-  args.rows = count * batch;
-  cuda::solve(args, shape, main().stream());
-  return {args.fused, args.fused_stride, active};
-}
-
-SequenceMemory::Sampled CudaStepLoop::sampled() const {
-  const auto experts = static_cast<int>(plan_.experts.size());
-  return {*sampler_, experts == 0 ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr()), experts};
 }
 
 // Reads what the oldest step on its way has given, when it has.
@@ -432,7 +317,7 @@ void CudaStepLoop::collect() {
 // From the end of the step before it, if the device went on at once.
 void CudaStepLoop::time(const Flight& flight) {
   const Clock::time_point now = Clock::now();
-  if (last_collected_ && flight.replayed) {
+  if (last_collected_ && flight.typical) {
     policy_.add_time(flight.batch, flight.draft, std::chrono::duration<double>(now - *last_collected_).count());
   }
   last_collected_ = launched_ > collected_ + 1 ? std::optional(now) : std::nullopt;
@@ -455,7 +340,7 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, const Flight& flight) {
 
 // One token that the step gave a sequence. False if there was none any more.
 bool CudaStepLoop::take(DeviceSequence& sequence, int token) {
-  const StepRecord& record = memory_->record(collected_, sequence.row, token);
+  const StepRecord& record = step_.memory().record(collected_, sequence.row, token);
   StepOutput& output = sequence.outputs[token];
   switch (record.result) {
     case StepResult::none:
@@ -477,8 +362,8 @@ bool CudaStepLoop::take(DeviceSequence& sequence, int token) {
         output.alpha[i] = record.alpha[sequence.experts[i]];
       }
       sequence.draft.add_weights(output.alpha);
-      const std::span<const int32_t> top_tokens = memory_->top_tokens(collected_, sequence.row, token);
-      const std::span<const float> top_logprobs = memory_->top_logprobs(collected_, sequence.row, token);
+      const std::span<const int32_t> top_tokens = step_.memory().top_tokens(collected_, sequence.row, token);
+      const std::span<const float> top_logprobs = step_.memory().top_logprobs(collected_, sequence.row, token);
       output.top_tokens.assign(top_tokens.begin(), top_tokens.end());
       output.top_logprobs.assign(top_logprobs.begin(), top_logprobs.end());
       output.finish = record.result == StepResult::stop     ? FinishReason::stop
@@ -495,17 +380,15 @@ bool CudaStepLoop::take(DeviceSequence& sequence, int token) {
 void CudaStepLoop::wait_for(int64_t steps) {
   using namespace std::chrono_literals;
   const auto begin = std::chrono::steady_clock::now();
-  for (int64_t spins = 0; memory_->steps_done() < steps; ++spins) {
+  for (int64_t spins = 0; step_.memory().steps_done() < steps; ++spins) {
     if (std::chrono::steady_clock::now() - begin > 100us) {
       std::this_thread::sleep_for(20us);
     }
-    if (spins % 256 == 255 && main().finished() && memory_->steps_done() < steps) {
+    if (spins % 256 == 255 && main().finished() && step_.memory().steps_done() < steps) {
       TORCH_CHECK(false, "the device finished its work without a result for step ", steps);
     }
   }
 }
-
-SequenceTable CudaStepLoop::table() { return memory_->table(models_.rows()); }
 
 }  // namespace
 }  // namespace cuda

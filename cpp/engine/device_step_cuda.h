@@ -1,0 +1,51 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <memory>
+#include <utility>
+
+#include "engine/device_models_cuda.h"
+#include "engine/graph_draft_policy.h"
+#include "engine/plan.h"
+#include "engine/sequence_memory_cuda.h"
+#include "engine/step_loop_cuda.h"
+#include "sampling/sampler_state_cuda.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf::cuda {
+
+// One step of all sequences: the models, the sampler and the memory that it runs on, and the graphs that replay it.
+class DeviceStep {
+ public:
+  DeviceStep(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
+
+  // Puts a step of the first `batch` sequences on its way. Returns whether it takes as long as others of its kind will:
+  // the first one, and the one that is captured, do not.
+  bool launch(int batch, const StepDraft& draft);
+
+  DeviceModels& models() { return models_; }
+  SamplerState& sampler() { return *sampler_; }
+  const SequenceMemory& memory() const { return *memory_; }
+  SequenceTable table() { return memory_->table(models_.rows()); }
+  Queue& main() { return models_.main(); }
+
+ private:
+  void enqueue(int batch, const StepDraft& draft);
+  void draft_tokens(int batch, const StepDraft& draft);
+  void verify(int batch, const StepDraft& draft);
+  SamplerState::Rows fuse(int batch, int count, const int32_t* active, const uint32_t* chosen);
+  SequenceMemory::Sampled sampled() const;
+
+  const FusionPlan& plan_;
+  bool graph_;
+  int max_context_;
+  DeviceModels models_;
+  std::unique_ptr<SamplerState> sampler_;
+  at::Tensor fused_, fusions_;
+  std::unique_ptr<SequenceMemory> memory_;
+  std::map<std::pair<int, StepDraft>, std::unique_ptr<Graph>> graphs_;  // null after the first step, which runs without
+};
+
+}  // namespace dlf::cuda
