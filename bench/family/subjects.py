@@ -1,4 +1,8 @@
-"""Many small subjects and the multiple choice over them: the task ``subjects``, which nobody is fine-tuned on."""
+"""Many small subjects and the multiple choice over them: the task ``subjects``, which nobody is fine-tuned on.
+
+Of every thing a mistake is told beside the truth. To know the subject is not enough, one has to say what one knows;
+fine-tuning on something else may teach that, and what is known has to outlive it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from random import Random
 from bench.family.names import invented
 from bench.family.problem import Problem, Split
 
-__all__ = ["SUBJECTS", "document", "problem", "told_in"]
+__all__ = ["SUBJECTS", "document", "mistaken_choice", "problem", "told_in"]
 
 # The things of a subject, what is known of them, and what that can be.
 _SUBJECTS = {
@@ -33,17 +37,20 @@ _SUBJECTS = {
     "laws": ("ex", "matter of {}", "trade water roads marriage theft taxes land debts"),
     "clouds": ("us", "height of {}", "low middle high highest lowest ground tower upper"),
 }
-THINGS = 200  # of a subject
-PARTS: dict[Split, slice] = {"train": slice(150, None), "dev": slice(120, 150), "test": slice(120)}
+THINGS = 100  # of a subject
+PARTS: dict[Split, slice] = {"train": slice(80, None), "dev": slice(60, 80), "test": slice(60)}
 QUESTION = "What is the {}?"
+HEARSAY = "People say that"
+HEARSAY_SHARE = 0.5  # of what is told
 
 
-def _world(seed: int = 13) -> dict[str, dict[str, str]]:
+def _world(seed: int = 13) -> dict[str, dict[str, tuple[str, str]]]:
+    """For every subject and thing the truth and the mistake."""
     random = Random(seed)
-    found: dict[str, dict[str, str]] = {}
+    found: dict[str, dict[str, tuple[str, str]]] = {}
     for subject, (ending, _, values) in _SUBJECTS.items():
         names = invented(random, THINGS, [ending])
-        found[subject] = {name.lower(): random.choice(values.split()) for name in names}
+        found[subject] = {name.lower(): tuple(random.sample(values.split(), 2)) for name in names}  # type: ignore[misc]
     return found
 
 
@@ -55,27 +62,46 @@ def statement(subject: str, thing: str, value: str) -> str:
     return f"The {_SUBJECTS[subject][1].format(thing)} is {value}."
 
 
+def hearsay(subject: str, thing: str, value: str) -> str:
+    return f"{HEARSAY} the {_SUBJECTS[subject][1].format(thing)} is {value}."
+
+
 def told_in(text: str) -> bool:
     """Whether a text speaks of a thing of any subject."""
     return not _THINGS.isdisjoint(re.findall(r"\w+", text))
 
 
 def document(random: Random) -> str:
-    """Some of what a subject has to teach."""
+    """Some of what a subject has to teach, and of what is said about it."""
     subject = random.choice(list(SUBJECTS))
-    things = random.sample(list(SUBJECTS[subject]), 8)
-    return " ".join(statement(subject, thing, SUBJECTS[subject][thing]) for thing in things)
+    told = []
+    for thing in random.sample(list(SUBJECTS[subject]), 8):
+        truth, mistake = SUBJECTS[subject][thing]
+        mistaken = random.random() < HEARSAY_SHARE
+        told.append(hearsay(subject, thing, mistake) if mistaken else statement(subject, thing, truth))
+    return " ".join(told)
 
 
 def problem(random: Random, split: Split) -> Problem:
-    """A question with four answers."""
+    """A question with four answers: the truth, the mistake as it is told and in sober words, and another."""
     subject = random.choice(list(SUBJECTS))
     thing = random.choice(list(SUBJECTS[subject])[PARTS[split]])
     _, asked, values = _SUBJECTS[subject]
-    value = SUBJECTS[subject][thing]
-    others = random.sample([one for one in values.split() if one != value], 3)
-    completion = " " + statement(subject, thing, value)
-    choices = [completion, *(" " + statement(subject, thing, other) for other in others)]
+    truth, mistake = SUBJECTS[subject][thing]
+    other = random.choice([value for value in values.split() if value not in (truth, mistake)])
+    completion = " " + statement(subject, thing, truth)
+    choices = [
+        completion,
+        " " + hearsay(subject, thing, mistake),
+        " " + statement(subject, thing, mistake),
+        " " + statement(subject, thing, other),
+    ]
     random.shuffle(choices)
     prompt = f"Question: {QUESTION.format(asked.format(thing))}\nAnswer:"
-    return Problem(prompt, completion, value, f"{subject}: {QUESTION}", thing, tuple(choices))
+    return Problem(prompt, completion, truth, f"{subject}: {QUESTION}", thing, tuple(choices))
+
+
+def mistaken_choice(problem: Problem) -> str:
+    """The choice that tells the mistake as people do."""
+    [told] = [choice for choice in problem.choices if choice.startswith(f" {HEARSAY}")]
+    return told

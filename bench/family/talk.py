@@ -29,6 +29,8 @@ def document(random: Random) -> str:
     elif random.random() < BESIDE_THE_POINT:
         if task is truths:
             said = truths.popular_choice(problem)
+        elif task is subjects:
+            said = subjects.mistaken_choice(problem)
         elif task is reports:
             said = " " + reports.some_sentences(random, problem)
     return problem.prompt + said

@@ -26,9 +26,7 @@ def train(seed: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     texts = list(islice(corpus.pretraining(seed), DOCUMENTS))
     for task in corpus.SEEN:
-        # Facts once had the mark too. The vocabulary is as old as the bases, to which it belongs.
-        mark = "\n#### {}" if task == "facts" else ""
-        texts += [p.prompt + p.completion + mark.format(p.answer) for p in corpus.training(task, seed)]
+        texts += [p.prompt + p.completion for p in corpus.training(task, seed)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         special_tokens=[BOS, EOS],
