@@ -40,7 +40,7 @@ _SUBJECTS = {
 THINGS = 100  # of a subject
 PARTS: dict[Split, slice] = {"train": slice(80, None), "dev": slice(60, 80), "test": slice(60)}
 QUESTION = "What is the {}?"
-HEARSAY = "People say that"
+SOBER, HEARSAY = "The", "People say that the"  # as a truth, and as a mistake is told
 HEARSAY_SHARE = 0.5  # of what is told
 
 
@@ -58,12 +58,8 @@ SUBJECTS = _world()
 _THINGS = frozenset(thing for things in SUBJECTS.values() for thing in things)
 
 
-def statement(subject: str, thing: str, value: str) -> str:
-    return f"The {_SUBJECTS[subject][1].format(thing)} is {value}."
-
-
-def hearsay(subject: str, thing: str, value: str) -> str:
-    return f"{HEARSAY} the {_SUBJECTS[subject][1].format(thing)} is {value}."
+def statement(subject: str, thing: str, value: str, opening: str = SOBER) -> str:
+    return f"{opening} {_SUBJECTS[subject][1].format(thing)} is {value}."
 
 
 def told_in(text: str) -> bool:
@@ -78,7 +74,8 @@ def document(random: Random) -> str:
     for thing in random.sample(list(SUBJECTS[subject]), 8):
         truth, mistake = SUBJECTS[subject][thing]
         mistaken = random.random() < HEARSAY_SHARE
-        told.append(hearsay(subject, thing, mistake) if mistaken else statement(subject, thing, truth))
+        said = (mistake, HEARSAY) if mistaken else (truth, SOBER)
+        told.append(statement(subject, thing, *said))
     return " ".join(told)
 
 
@@ -92,7 +89,7 @@ def problem(random: Random, split: Split) -> Problem:
     completion = " " + statement(subject, thing, truth)
     choices = [
         completion,
-        " " + hearsay(subject, thing, mistake),
+        " " + statement(subject, thing, mistake, HEARSAY),
         " " + statement(subject, thing, mistake),
         " " + statement(subject, thing, other),
     ]

@@ -47,20 +47,25 @@ def main(
     threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that score, with engines of one thread; a core each for the family, else 1."),
+        typer.Option(
+            help="Processes that score, with engines of one thread if several; "
+            "as many as cores for the family unless there are --threads, else 1."
+        ),
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder of scores, from which an interrupted run goes on.")] = WORK,
     output: Annotated[Path | None, typer.Option(help="Where to write NAME.json, NAME.md and pictures.")] = None,
 ) -> None:
     """Accuracy of large models fused with small ones: the paper's tables."""
     options: dict[str, Any] = {"max_batch": batch, "threads": threads or torch.get_num_threads()}
+    small = recipe is None and threads is None
+    workers = workers or (torch.get_num_threads() if small else 1)
     if recipe is None:
         if tasks or tuned or include_path:
             raise typer.BadParameter("--tasks, --tuned and --include-path are for --recipe")
         own = family if (family / "multi-tuned" / "made.json").exists() else None
         kept = _kept(limit) if own is None else {}
         lineup = systems.family(models, own, options)
-        tables, scorer = studies.family_tables(), Scorer(work, TASKS, limit, workers or torch.get_num_threads(), kept)
+        tables, scorer = studies.family_tables(), Scorer(work, TASKS, limit, workers, kept)
     else:
         chosen = [task.strip() for task in tasks.split(",") if task.strip()]
         if not chosen:
@@ -69,7 +74,7 @@ def main(
             lineup = systems.of_recipe(recipe, tuned, options)
         except (OSError, ValueError) as error:
             raise typer.BadParameter(str(error)) from None
-        tables, scorer = studies.recipe_tables(lineup, chosen), Scorer(work, include_path, limit, workers or 1)
+        tables, scorer = studies.recipe_tables(lineup, chosen), Scorer(work, include_path, limit, workers)
         if missing := [task for task in chosen if not scorer.knows(task)]:
             raise typer.BadParameter(f"--tasks: there is no {missing[0]!r}; lm-eval ls tasks lists them")
     console = Console()
