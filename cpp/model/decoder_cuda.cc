@@ -63,6 +63,29 @@ AttentionArgs attention_args(const ModelConfig& config, const DecoderShape& shap
   return args;
 }
 
+// Of the last tokens of a prompt, q [rows, heads, head_dim], over what they see of it, keys and values
+// [kv_heads, end, head_dim].
+at::Tensor prompt_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window) {
+  const int64_t end = keys.size(1);
+  const int64_t start = end - q.size(0);
+  c10::optional<at::Tensor> mask;
+  const bool causal = start == 0 && (window == 0 || window >= end);
+  if (!causal) {
+    const auto integers = q.options().dtype(at::kInt);
+    const at::Tensor row = at::arange(start, end, integers).unsqueeze(1);
+    const at::Tensor column = at::arange(end, integers).unsqueeze(0);
+    mask = at::le(column, row);
+    if (window > 0) {
+      mask = at::logical_and(*mask, at::gt(column, at::sub(row, window)));
+    }
+  }
+  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
+  return at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), mask,
+                                          /*dropout_p=*/0.0, causal, scale, /*enable_gqa=*/q.size(1) != keys.size(0))
+      .squeeze(0)
+      .transpose(0, 1);
+}
+
 }  // namespace
 
 Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,
@@ -297,38 +320,19 @@ void Decoder::attend(const Batch& batch, int index) {
   cuda::attention(args, queue_.stream());
 }
 
-// Every token of the piece sees what the cache holds of its prompt up to itself.
 void Decoder::attend_prompt(const Batch& batch, int index) {
   const int64_t rows = batch.rows;
-  const int64_t end = batch.start + rows;
-  const int64_t window = config_.sliding_windows[index];
-  const int64_t heads = config_.num_attention_heads;
-  const int64_t size = config_.head_dim;
-  const at::Tensor q = qkv_.narrow(0, 0, rows).narrow(1, 0, heads * size).view({rows, heads, size});
+  const std::vector<int64_t> heads = {rows, config_.num_attention_heads, config_.head_dim};
+  const at::Tensor q = qkv_.narrow(0, 0, rows).narrow(1, 0, q_size(config_)).view(heads);
+  const at::Tensor y = attended_.narrow(0, 0, rows).view(heads);
   const Cache& cache = cache_of(batch.slot);
   const auto seen = [&](const at::Tensor& side) {
-    return side.select(0, index)
-        .select(0, batch.slot - cache.first_row)
-        .narrow(1, 0, end)
-        .unsqueeze(0);  // [1, kv_heads, end, size]
+    return side.select(0, index).select(0, batch.slot - cache.first_row).narrow(1, 0, batch.start + rows);
   };
-  c10::optional<at::Tensor> mask;
-  const bool causal = batch.start == 0 && (window == 0 || window >= end);
-  if (!causal) {
-    const auto integers = on_device(queue_.device()).dtype(at::kInt);
-    const at::Tensor row = at::arange(batch.start, end, integers).unsqueeze(1);
-    const at::Tensor column = at::arange(end, integers).unsqueeze(0);
-    mask = at::le(column, row);
-    if (window > 0) {
-      mask = at::logical_and(*mask, at::gt(column, at::sub(row, window)));
-    }
-  }
-  const double scale = 1.0 / std::sqrt(static_cast<double>(size));
-  const at::Tensor y =
-      at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), seen(cache.keys), seen(cache.values), mask,
-                                       /*dropout_p=*/0.0, causal, scale,
-                                       /*enable_gqa=*/heads != config_.num_key_value_heads);
-  attended_.narrow(0, 0, rows).view({rows, heads, size}).copy_(y.squeeze(0).transpose(0, 1));
+  const at::Tensor keys = seen(cache.keys);
+  const at::Tensor values = seen(cache.values);
+  const int64_t window = config_.sliding_windows[index];
+  queue_.enqueue([=] { y.copy_(prompt_attention(q, keys, values, window)); });
 }
 
 void Decoder::norm(const at::Tensor& weight, bool add_branch, int first_row, int rows) {

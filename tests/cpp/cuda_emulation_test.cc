@@ -240,6 +240,41 @@ void test_graph() {
   queue.synchronize();
 }
 
+// A graph's streams run in an order in which nothing was asked for, unless one waits for the other.
+void test_streams_of_a_graph() {
+  const auto right = [](bool wait) {
+    bool all = true;
+    for_each_order([&] {
+      Queue first(0);
+      Queue second(0);
+      Event begun(0);
+      Event done(0);
+      const at::Tensor x = floats({1000});
+      const at::Tensor y = floats({1000});
+      x.fill_(1.0F);
+      Graph graph;
+      graph.capture(first, [&] {
+        begun.record(first);
+        second.wait(begun);
+        first.clear(x.data_ptr(), 4000);
+        if (wait) {
+          begun.record(first);
+          second.wait(begun);
+        }
+        second.copy(y.data_ptr(), x.data_ptr(), 4000);
+        done.record(second);
+        first.wait(done);
+      });
+      graph.replay(first);
+      first.synchronize();
+      all = all && at::equal(y, at::zeros({1000}));
+    });
+    return all;
+  };
+  EXPECT(right(true));
+  EXPECT(!right(false));
+}
+
 void test_asynchronous_copy() {
   Queue queue(0);
   std::atomic<bool> written{false};
@@ -335,6 +370,7 @@ int main() {
                             {"shared memory", test_shared_memory},
                             {"16 bits", test_16_bits},
                             {"graph", test_graph},
+                            {"streams of a graph", test_streams_of_a_graph},
                             {"asynchronous copy", test_asynchronous_copy},
                             {"queues", test_queues},
                             {"run", test_run},

@@ -21,9 +21,9 @@ namespace dlf::emulation {
 
 enum class Order { forward, backward, random };
 
-// In what order threads, blocks, and the work of several queues take their turns, from now on; the environment's
-// DLF_EMULATION_ORDER=forward|backward|<seed> says what it is at first. What shared memory holds at first also depends
-// on it, so kernels that read what nothing wrote give different answers too.
+// In what order threads, blocks, the work of several queues and the steps of a graph take their turns, from now on; the
+// environment's DLF_EMULATION_ORDER=forward|backward|<seed> says what it is at first. What shared memory holds at first
+// also depends on it, so kernels that read what nothing wrote give different answers too.
 void set_order(Order order, uint64_t seed = 0);
 
 // ---- what a kernel sees, through the headers in include/

@@ -1,28 +1,54 @@
 #include "support/cuda/runtime.h"
 
 #include <ATen/ATen.h>
+#include <ATen/record_function.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <string_view>
 #include <utility>
 
 #include "emulator.h"
 #include "worker.h"
 
 // The runtime on the host. Tensors of a device lie in host memory; the work of queues is done by a thread of its own.
-// Operators of torch can't be queued, so inside Queue::run everything is done at once, in order. They can't be captured
-// either: a captured body holds kernels, copies and matmul only.
+// Operators of torch queue nothing here: inside Queue::run each of them first waits for what its queue has to do, and
+// is done at once; Queue::enqueue has them done in their turn. They can't be captured: a captured body holds kernels,
+// copies and matmul only.
 namespace dlf::cuda {
 namespace {
 
 using emulation::Recording;
 using emulation::Worker;
 
-thread_local int at_once = 0;                 // inside Queue::run
 thread_local Queue* current_queue = nullptr;  // that torch's operators would use
+
+// Whether an operator only says where something lies.
+bool is_view(std::string_view name) {
+  constexpr std::string_view kViews[] = {"as_strided", "empty",  "expand",       "narrow", "permute",
+                                         "reshape",    "select", "slice",        "t",      "transpose",
+                                         "unsqueeze",  "view",   "empty_strided"};
+  name.remove_prefix(std::min(name.find("::") + 2, name.size()));
+  return std::find(std::begin(kViews), std::end(kViews), name) != std::end(kViews);
+}
+
+// Torch calls it before each operator of a thread that has asked for it.
+std::unique_ptr<at::ObserverContext> before_operator(const at::RecordFunction& function) {
+  if (current_queue != nullptr && !is_view(function.name())) {
+    Worker::instance().settle(*current_queue->stream());
+  }
+  return nullptr;
+}
+
+void watch_operators() {
+  static thread_local const at::CallbackHandle handle =
+      at::addThreadLocalCallback(at::RecordFunctionCallback(&before_operator).scopes({at::RecordScope::FUNCTION}));
+  static_cast<void>(handle);
+}
 
 CUstream_st& default_stream() {
   static CUstream_st* const stream = [] {
@@ -35,21 +61,13 @@ CUstream_st& default_stream() {
 
 class CurrentQueue {
  public:
-  explicit CurrentQueue(Queue* queue) : before_(std::exchange(current_queue, queue)) {}
+  explicit CurrentQueue(Queue* queue) : before_(std::exchange(current_queue, queue)) { watch_operators(); }
   ~CurrentQueue() { current_queue = before_; }
   CurrentQueue(const CurrentQueue&) = delete;
   CurrentQueue& operator=(const CurrentQueue&) = delete;
 
  private:
   Queue* before_;
-};
-
-class AtOnce {
- public:
-  AtOnce() { ++at_once; }
-  ~AtOnce() { --at_once; }
-  AtOnce(const AtOnce&) = delete;
-  AtOnce& operator=(const AtOnce&) = delete;
 };
 
 void check_device(int device) {
@@ -101,14 +119,10 @@ Stream Queue::stream() const { return &state_->stream; }
 
 void Queue::run(const std::function<void()>& body) {
   const CurrentQueue current(this);
-  if (state_->stream.recording != nullptr) {
-    body();
-    return;
-  }
-  Worker::instance().drain();
-  const AtOnce now;
   body();
 }
+
+void Queue::enqueue(std::function<void()> body) { emulation::submit(&state_->stream, std::move(body)); }
 
 void Queue::copy(void* to, const void* from, int64_t bytes) {
   emulation::submit(&state_->stream, [to, from, bytes] { std::memmove(to, from, bytes); });
@@ -133,6 +147,7 @@ struct Event::State {
   std::shared_ptr<emulation::Mark> mark = std::make_shared<emulation::Mark>();
   Recording* recording = nullptr;  // that it was recorded in
   CUstream_st* stream = nullptr;
+  std::set<size_t> after;  // steps of the recording that it stands behind
 };
 
 Event::Event(int device) : state_(std::make_unique<State>()) { check_device(device); }
@@ -142,6 +157,7 @@ void Event::record(Queue& queue) {
   CUstream_st& stream = queue.state_->stream;
   state_->recording = stream.recording;
   state_->stream = &stream;
+  state_->after = stream.after;
   if (stream.recording == nullptr) {
     Worker::instance().record(stream, state_->mark);
   }
@@ -158,6 +174,7 @@ void Queue::wait(const Event& event) {
     return;
   }
   stream.recording = recording;
+  stream.after.insert(event.state_->after.begin(), event.state_->after.end());
   recording->streams.insert(&stream);
   recording->unjoined.erase(event.state_->stream);
   if (&stream != recording->origin) {
@@ -168,7 +185,7 @@ void Queue::wait(const Event& event) {
 // ---- graphs
 
 struct Graph::State {
-  std::shared_ptr<const std::vector<std::function<void()>>> steps;
+  std::shared_ptr<const std::vector<emulation::Step>> steps;
 };
 
 Graph::Graph() : state_(std::make_unique<State>()) {}
@@ -184,6 +201,7 @@ void Graph::capture(Queue& queue, const std::function<void()>& body) {
   const auto stop = [&] {
     for (CUstream_st* stream : recording.streams) {
       stream->recording = nullptr;
+      stream->after.clear();
     }
   };
   try {
@@ -197,18 +215,15 @@ void Graph::capture(Queue& queue, const std::function<void()>& body) {
   if (!recording.unjoined.empty()) {
     throw std::runtime_error("a capture ended before its queue waited for the others that took part");
   }
-  state_->steps = std::make_shared<const std::vector<std::function<void()>>>(std::move(recording.steps));
+  state_->steps = std::make_shared<const std::vector<emulation::Step>>(std::move(recording.steps));
 }
 
 void Graph::replay(Queue& queue) {
   if (state_->steps == nullptr) {
     throw std::runtime_error("a graph is replayed that nothing was captured into");
   }
-  emulation::submit(queue.stream(), [steps = state_->steps] {
-    for (const auto& step : *steps) {
-      step();
-    }
-  });
+  const auto replay = std::make_shared<emulation::Replay>(state_->steps);
+  Worker::instance().enqueue(queue.state_->stream, [replay] { return replay->advance(); });
 }
 
 // ---- the matrix library
@@ -234,15 +249,16 @@ namespace dlf::emulation {
 void submit(CUstream_st* stream, std::function<void()> work) {
   CUstream_st& target = stream == nullptr ? cuda::default_stream() : *stream;
   if (target.recording != nullptr) {
-    target.recording->steps.push_back(std::move(work));
+    target.recording->steps.push_back({std::move(work), target.after});
+    target.after = {target.recording->steps.size() - 1};
     if (&target != target.recording->origin) {
       target.recording->unjoined.insert(&target);
     }
-  } else if (cuda::at_once > 0) {
-    Worker::instance().drain();
-    work();
   } else {
-    Worker::instance().enqueue(target, std::move(work));
+    Worker::instance().enqueue(target, [work = std::move(work)] {
+      work();
+      return true;
+    });
   }
 }
 

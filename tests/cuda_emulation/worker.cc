@@ -5,6 +5,27 @@
 
 namespace dlf::emulation {
 
+Replay::Replay(std::shared_ptr<const std::vector<Step>> steps)
+    : steps_(std::move(steps)),
+      done_(steps_->size(), false),
+      left_(static_cast<unsigned>(steps_->size())),
+      schedule_(left_) {}
+
+bool Replay::advance() {
+  if (left_ == 0) {
+    return true;
+  }
+  const auto count = static_cast<unsigned>(done_.size());
+  // From one end anew each time: backward, a stream that was forked late goes ahead as far as it may.
+  const unsigned index = schedule_.next(schedule_.before_first(count), count, [&](unsigned i) {
+    const std::set<size_t>& after = (*steps_)[i].after;
+    return !done_[i] && std::all_of(after.begin(), after.end(), [&](size_t step) { return done_[step]; });
+  });
+  (*steps_)[index].work();
+  done_[index] = true;
+  return --left_ == 0;
+}
+
 Worker& Worker::instance() {
   static Worker worker;
   return worker;
@@ -38,7 +59,7 @@ void Worker::push(CUstream_st& stream, CUstream_st::Work work) {
   changed_.notify_all();
 }
 
-void Worker::enqueue(CUstream_st& stream, std::function<void()> body) {
+void Worker::enqueue(CUstream_st& stream, std::function<bool()> body) {
   const std::lock_guard lock(mutex_);
   report();
   push(stream, {0, std::move(body), nullptr});
@@ -51,19 +72,25 @@ void Worker::record(CUstream_st& stream, const std::shared_ptr<Mark>& mark) {
                 [this, mark, number] {
                   const std::lock_guard inner(mutex_);
                   mark->passed = std::max(mark->passed, number);
+                  return true;
                 },
                 nullptr});
 }
 
 void Worker::wait(CUstream_st& stream, const std::shared_ptr<Mark>& mark) {
   const std::lock_guard lock(mutex_);
-  push(stream, {0, [] {}, mark, mark->recorded});
+  push(stream, {0, [] { return true; }, mark, mark->recorded});
 }
 
 void Worker::report() {
   if (error_ != nullptr) {
     std::rethrow_exception(std::exchange(error_, nullptr));
   }
+}
+
+void Worker::settle(CUstream_st& stream) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return stream.work.empty(); });
 }
 
 void Worker::drain(CUstream_st& stream) {
@@ -92,7 +119,7 @@ CUstream_st* Worker::choose() {
     return !stream.work.empty() &&
            (stream.work.front().mark == nullptr || stream.work.front().mark->passed >= stream.work.front().wanted);
   };
-  Schedule schedule(numbers_);
+  Schedule schedule(turns_);
   if (schedule.order() == Order::forward) {  // as the host asked for it
     CUstream_st* first = nullptr;
     for (CUstream_st* stream : streams_) {
@@ -123,16 +150,20 @@ void Worker::work() {
       return;
     }
     // It stays in front while it is done: an empty stream is one that has finished.
-    const std::function<void()> body = std::move(stream->work.front().body);
+    const std::function<bool()>& body = stream->work.front().body;
+    ++turns_;
     lock.unlock();
     std::exception_ptr error;
+    bool done = true;
     try {
-      body();
+      done = body();
     } catch (...) {
       error = std::current_exception();
     }
     lock.lock();
-    stream->work.pop_front();
+    if (done) {
+      stream->work.pop_front();
+    }
     if (error != nullptr && error_ == nullptr) {
       error_ = error;
     }

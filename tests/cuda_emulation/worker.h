@@ -21,10 +21,31 @@ struct Mark {
   uint64_t passed = 0;
 };
 
+// What a graph does: each step after the steps that it waits for, which are before it in the list.
+struct Step {
+  std::function<void()> work;
+  std::set<size_t> after;
+};
+
+// A graph that runs. Its steps are done in an order that they allow and Order chooses; in the one in which they were
+// asked for, if forward.
+class Replay {
+ public:
+  explicit Replay(std::shared_ptr<const std::vector<Step>> steps);
+
+  bool advance();  // by a step; whether it was the last one
+
+ private:
+  std::shared_ptr<const std::vector<Step>> steps_;
+  std::vector<bool> done_;
+  unsigned left_;
+  Schedule schedule_;
+};
+
 // What a capture has seen.
 struct Recording {
   CUstream_st* origin;
-  std::vector<std::function<void()>> steps;
+  std::vector<Step> steps;
   std::set<CUstream_st*> streams;   // those that take part
   std::set<CUstream_st*> unjoined;  // those with work that the origin has not waited for
 };
@@ -33,14 +54,15 @@ struct Recording {
 
 struct CUstream_st {
   struct Work {
-    uint64_t number;  // in the order in which the host asked for it
-    std::function<void()> body;
+    uint64_t number;             // in the order in which the host asked for it
+    std::function<bool()> body;  // to be called until it says that it is done; other streams may work between
     std::shared_ptr<dlf::emulation::Mark> mark;  // to wait for
     uint64_t wanted = 0;
   };
   std::deque<Work> work;
   bool running = false;
   dlf::emulation::Recording* recording = nullptr;
+  std::set<size_t> after;  // steps of the recording that its next one waits for
 };
 
 namespace dlf::emulation {
@@ -57,10 +79,11 @@ class Worker {
   void add(CUstream_st& stream);
   void remove(CUstream_st& stream);  // after its work is done
 
-  void enqueue(CUstream_st& stream, std::function<void()> body);
+  void enqueue(CUstream_st& stream, std::function<bool()> body);
   void record(CUstream_st& stream, const std::shared_ptr<Mark>& mark);
   void wait(CUstream_st& stream, const std::shared_ptr<Mark>& mark);
 
+  void settle(CUstream_st& stream);  // the host waits
   // The host waits. Throws what went wrong since the last call of this or enqueue().
   void drain(CUstream_st& stream);
   void drain();
@@ -76,6 +99,7 @@ class Worker {
   std::condition_variable changed_;
   std::vector<CUstream_st*> streams_;
   uint64_t numbers_ = 0;
+  uint64_t turns_ = 0;
   std::exception_ptr error_;
   bool stopping_ = false;
   std::thread thread_;

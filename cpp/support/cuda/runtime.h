@@ -61,6 +61,8 @@ class Queue {
 
   // Runs body with this device and stream current, so that torch's operators use them too.
   void run(const std::function<void()>& body);
+  // The same, for operators that only work on what is on the device: nothing of them is there when this returns.
+  void enqueue(std::function<void()> body);
 
   // Bytes between host and device, or between devices, in order. Host memory must be pinned or the copy is not
   // asynchronous.

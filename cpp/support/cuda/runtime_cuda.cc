@@ -93,6 +93,8 @@ void Queue::run(const std::function<void()>& body) {
   body();
 }
 
+void Queue::enqueue(std::function<void()> body) { run(body); }
+
 void Queue::copy(void* to, const void* from, int64_t bytes) {
   const c10::cuda::CUDAGuard guard(state_->stream.device());
   C10_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, stream()));
