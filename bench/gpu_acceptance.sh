@@ -18,13 +18,14 @@ Steps, in this order:
   eager       the paper's loop in transformers, 13B + 2 x 1.1B
   pytest      the Python tests that are marked cuda
   sanitizer   compute-sanitizer's memcheck and racecheck on the solver's and the sampler's tests, beside pytest
+  early       the C++ tests once more, with kernels that start before the one before them has ended (DLF_CUDA_EARLY=1)
   compiled    the paper's loop with static caches and torch.compile
   speculate   fused decoding with drafts beside plain, on the miniature family made large
   report      OUTPUT_FOLDER/gpu-acceptance.json and .md
 
 A failed step is noted and the next one runs; each has its own time limit. The exit code is 0 if every check passed,
-1 if one failed, 2 if nothing could be run. The sanitizers may be "not finished"; what becomes of `compiled` and
-`speculate` is only noted.
+1 if one failed, 2 if nothing could be run. The sanitizers may be "not finished"; what becomes of `early`, `compiled`
+and `speculate` is only noted.
 PYTHON names the interpreter, by default python3; --budget is for all steps together, by default 525 seconds.
 TEXT
 }
@@ -34,7 +35,7 @@ fail() {
   exit 2
 }
 
-all="build ctest solver steps steps7b eager pytest sanitizer compiled speculate report"
+all="build ctest solver steps steps7b eager pytest sanitizer early compiled speculate report"
 output="" only="$all" budget=525
 while [ $# -gt 0 ]; do
   case $1 in
@@ -207,6 +208,9 @@ if wants eager; then steps eager 75 check --shapes 13b+1.1b --parts eager --step
 if wants sanitizer; then sanitizer; fi
 if wants pytest; then attempt pytest 150 check "$python" -P -m pytest -m "cuda and not slow" -q -p no:cacheprovider; fi
 collect_sanitizer
+if wants early; then
+  attempt early 60 extra env DLF_CUDA_EARLY=1 ctest --test-dir build/cuda -L cuda --no-tests=error --output-on-failure
+fi
 if wants compiled; then steps compiled 120 extra --shapes 13b+1.1b --parts compiled --steps 60; fi
 if wants speculate; then
   attempt speculate 90 extra env PYTHONPATH="$site:$PWD" "$python" -P -m bench speculate --device cuda --problems 3 \

@@ -37,6 +37,7 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
     times = {"median_ms": 10.0, "p10_ms": 9.0, "p90_ms": 11.0}
     dlf = {"shape": "13b+1.1b", "part": "dlf", "copy_gb_s": 3000.0, "bytes_ratio": 1.17, "fused_over_alone": 1.19}
     dlf["fused"] = times | {"gb_s": 2700.0, "copy_share": 0.9, "busy_host_ratio": 1.01}
+    dlf["fused, early"] = times | {"over_usual": 0.95, "same_alpha": True}
     eager = {"shape": "13b+1.1b", "part": "eager", "loop": times | {"median_ms": 50.0}}
     broken = {"shape": "13b+1.1b", "part": "compiled", "error": "a | b"}
     for row in (dlf, eager, broken):
@@ -50,6 +51,7 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
     figures, table = report(tmp_path)
     assert list(figures.values()) == [1.19, None, 0.9, 9.0, None, 0.0, 5.0, None]
     assert "| ctest | failed (8) | 3 |" in table
+    assert "takes 0.950 of the usual time; α is the same" in table
     assert "- name, driver, memory: a card, 1, 2" in table
 
 
@@ -75,3 +77,4 @@ def test_steps_of_a_tiny_shape(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "steps-tiny-dlf.json").read_text())
     assert row["fused_over_alone"] > 0
     assert row["fused"]["read_bytes"] > row["alone"]["read_bytes"]
+    assert row["fused, early"]["same_alpha"]

@@ -108,17 +108,23 @@ def number(value: Any, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
 
+def one_line(problem: object) -> str:
+    return " ".join(str(problem).split()).replace("|", "/")[:200]
+
+
 def step_rows(found: dict[str, Any]) -> list[list[str]]:
     rows = []
     for row in found["steps"]:
         name = [str(row.get("shape")), str(row.get("part"))]
         problem = row.get("error") or row.get("skipped")
         if problem:
-            rows.append([*name, " ".join(str(problem).split()).replace("|", "/")[:200], "", "", ""])
+            rows.append([*name, one_line(problem), "", "", ""])
             continue
-        for key in ("fused", "fused, no graph", "alone", "alone, no graph", "loop"):
-            times = row.get(key)
-            if times:
+        for key in ("fused", "fused, early", "fused, no graph", "alone", "alone, early", "alone, no graph", "loop"):
+            times = row.get(key, {})
+            if times.get("error"):
+                rows.append([name[0], f"{name[1]}, {key}", one_line(times["error"]), "", "", ""])
+            elif times:
                 spread = f"{times['p10_ms']:.3f}–{times['p90_ms']:.3f}"
                 shares = [number(times.get("gb_s"), 4), number(times.get("busy_host_ratio"))]
                 rows.append([name[0], f"{name[1]}, {key}", f"{times['median_ms']:.3f}", spread, *shares])
@@ -147,6 +153,12 @@ def markdown(found: dict[str, Any]) -> str:
             f"{row['bytes_ratio']:.2f} for fused / alone."
             for row in found["steps"]
             if "copy_gb_s" in row and "bytes_ratio" in row
+        ),
+        *(
+            f"Kernels that start early ({row['shape']}): a fused step takes {early['over_usual']:.3f} of the usual time; "
+            f"α is {'the same' if early['same_alpha'] else '**another**'}."
+            for row in found["steps"]
+            if "over_usual" in (early := row.get("fused, early", {}))
         ),
         "## Solver and sampler",
         table(

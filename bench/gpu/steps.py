@@ -1,6 +1,7 @@
 """Time of one fused step on a GPU, on the shapes of the paper with random bfloat16 weights.
 
-Parts: ``dlf`` (fused, the large model alone, both with and without a graph, and a device copy in the same process),
+Parts: ``dlf`` (fused, the large model alone, both with and without a graph and with kernels that start early, and a
+device copy in the same process),
 ``eager`` (the paper's loop in ``transformers``) and ``compiled`` (the same with static caches and torch.compile). Every
 part of every shape writes OUTPUT/steps-SHAPE-PART.json.
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,16 @@ def copy_bandwidth(nbytes: int) -> float:
     return 2e-9 * nbytes / statistics.median(times[2:])
 
 
+@contextmanager
+def starting_early() -> Iterator[None]:
+    """Kernels of loops made in here may start before the kernel before them has ended."""
+    os.environ["DLF_CUDA_EARLY"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["DLF_CUDA_EARLY"]
+
+
 def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check_waits: bool) -> dict[str, Any]:
     """Times of `_C.StepLoop`: fused where there are three models."""
     from dlf import _C
@@ -172,6 +185,16 @@ def dlf_part(shapes: Sequence[Shape], steps: int) -> dict[str, Any]:
     row["fused, no graph"] = time_loop(weights, vocab, False, steps, False)
     row["alone"] = time_loop(weights[:1], vocab, True, steps, True)
     row["alone, no graph"] = time_loop(weights[:1], vocab, False, steps, False)
+    for name, some in (("fused", weights), ("alone", weights[:1])):
+        try:  # last, as nothing can be measured on a device that failed
+            with starting_early():
+                early = time_loop(some, vocab, True, steps, False)
+        except RuntimeError as error:
+            row[f"{name}, early"] = {"error": str(error)[:2000]}
+            break
+        early["same_alpha"] = early["alpha_of_last_step"] == row[name]["alpha_of_last_step"]
+        early["over_usual"] = early["median_ms"] / row[name]["median_ms"]
+        row[f"{name}, early"] = early
     context = PROMPT + warm_up(steps) + steps // 2
     for name, some in (("fused", shapes), ("alone", shapes[:1])):
         read = sum(shape.read_bytes(context) for shape in some)

@@ -10,6 +10,7 @@ constexpr int kThreads = 128;
 // Each thread takes N neighbouring values.
 template <typename T, int N>
 __global__ void swiglu_kernel(SwiGluArgs args) {
+  await_inputs();
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) * N;
   if (i >= args.size) {
     return;
@@ -30,7 +31,7 @@ __global__ void swiglu_kernel(SwiGluArgs args) {
 template <typename T, int N>
 void start(const SwiGluArgs& args, Stream stream) {
   const auto blocks = static_cast<unsigned>((args.size / N + kThreads - 1) / kThreads);
-  launch(swiglu_kernel<T, N>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kThreads)}, stream, args);
+  launch_early(swiglu_kernel<T, N>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kThreads)}, stream, args);
 }
 
 }  // namespace

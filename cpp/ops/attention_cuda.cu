@@ -20,6 +20,7 @@ constexpr int kMaxHeadDim = kElements * kWarp;
 
 template <typename T, int H, int Lanes, bool Vectors>
 __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2) attention_kernel(AttentionArgs args) {
+  await_inputs();
   using Layout = Parts<H, Lanes>;
   const int share = args.heads / args.kv_heads;  // query heads of a key-value head
   const int head_groups = (share + H - 1) / H;
@@ -110,8 +111,8 @@ void start(const AttentionArgs& args, Stream stream) {
   const int head_groups = (args.heads / args.kv_heads + H - 1) / H;
   const auto splits = static_cast<unsigned>(args.splits);
   const dim3 grid(splits, static_cast<unsigned>(args.kv_heads * head_groups), static_cast<unsigned>(args.rows));
-  launch(attention_kernel<T, H, Lanes, Vectors>,
-         {grid, dim3(kThreads), sizeof(float) * (kMembers + 1) * Layout::kSize, splits}, stream, args);
+  launch_early(attention_kernel<T, H, Lanes, Vectors>,
+               {grid, dim3(kThreads), sizeof(float) * (kMembers + 1) * Layout::kSize, splits}, stream, args);
 }
 
 // The kernels for models as they are have vectors and heads of 64 or 128; one more serves all others, and float32.

@@ -30,7 +30,8 @@ __device__ void write(const LinearArgs& args, int row, int64_t channel, float va
 }
 
 // A block makes 16 channels of up to kLinearRows rows; its warps take the inputs in turn, kStage at a time, and keep
-// Weights::kAhead stages on their way from memory. x is small and stays in the first cache.
+// Weights::kAhead stages on their way from memory, the first of them before x is there. x is small and stays in the
+// first cache.
 template <typename T, typename Weights>
 __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) linear_kernel(LinearArgs args) {
   const Lane lane(threadIdx.x);
@@ -40,18 +41,22 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) linear_kernel(LinearArgs 
   const int tile = static_cast<int>(blockIdx.y);
   const int in = static_cast<int>(args.weight.in);
   const bool active = is_active(args, first_row + lane.group);
-  if (__any_sync(kAllLanes, active) == 0) {
-    return;  // all warps alike: each has all rows
-  }
+  const bool any_active = __any_sync(kAllLanes, active) != 0;  // all warps alike: each has all rows
   const T* x = static_cast<const T*>(args.x) + static_cast<int64_t>(first_row + lane.group) * in + 8 * lane.member;
   const int end = active ? lane.end(in) : 0;
   const Weights weights(args.weight, tile, lane);
 
   const int step = warps * kStage;
   typename Weights::Stage stages[Weights::kAhead] = {};
+  if (any_active) {
 #pragma unroll
-  for (int s = 0; s < Weights::kAhead; ++s) {
-    weights.load(warp * kStage + s * step, stages[s]);
+    for (int s = 0; s < Weights::kAhead; ++s) {
+      weights.load(warp * kStage + s * step, stages[s]);
+    }
+  }
+  await_inputs();
+  if (!any_active) {
+    return;
   }
   float sums[4] = {0.0F, 0.0F, 0.0F, 0.0F};
   for (int first = warp * kStage; first < in; first += Weights::kAhead * step) {
@@ -100,10 +105,10 @@ void start(const LinearArgs& args, Stream stream) {
   const int stages = static_cast<int>((args.weight.in + kStage - 1) / kStage);
   const int warps = std::max(kTileSums / kWarp, std::min(most, stages));
   const auto row_blocks = static_cast<unsigned>((args.rows + kLinearRows - 1) / kLinearRows);
-  launch(linear_kernel<T, Weights>,
-         {dim3(row_blocks, static_cast<unsigned>(tiles)), dim3(static_cast<unsigned>(warps * kWarp)),
-          sizeof(float) * static_cast<size_t>(warps * kTileSums)},
-         stream, args);
+  launch_early(linear_kernel<T, Weights>,
+               {dim3(row_blocks, static_cast<unsigned>(tiles)), dim3(static_cast<unsigned>(warps * kWarp)),
+                sizeof(float) * static_cast<size_t>(warps * kTileSums)},
+               stream, args);
 }
 
 template <typename T>

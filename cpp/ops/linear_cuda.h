@@ -16,7 +16,7 @@ struct LinearArgs {
   int y_stride;
   bool y_float;  // y is float32 whatever dtype is
   int rows;
-  const int32_t* position;  // [rows], -1: the row is not read and not written; or null
+  const int32_t* position;  // [rows], -1: the row is not read and not written; or null. Not by the kernel before
   DType dtype;
 };
 

@@ -82,6 +82,7 @@ struct Int4 {
 // A warp makes one channel of up to kLinearRows rows.
 template <typename T, typename Weights>
 __global__ void linear_plain_kernel(LinearArgs args) {
+  await_inputs();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t channel = static_cast<int64_t>(blockIdx.y) * kWarps + threadIdx.x / kWarp;
   const int first_row = static_cast<int>(blockIdx.x) * kLinearRows;
@@ -172,11 +173,11 @@ void linear_plain(const LinearArgs& args, Stream stream) {
   for_dtype(args.dtype, [&]<typename T>() {
     switch (args.weight.type) {
       case MatrixType::int8:
-        return launch(linear_plain_kernel<T, Int8>, shape, stream, args);
+        return launch_early(linear_plain_kernel<T, Int8>, shape, stream, args);
       case MatrixType::int4:
-        return launch(linear_plain_kernel<T, Int4>, shape, stream, args);
+        return launch_early(linear_plain_kernel<T, Int4>, shape, stream, args);
       default:
-        return launch(linear_plain_kernel<T, Rows<T>>, shape, stream, args);
+        return launch_early(linear_plain_kernel<T, Rows<T>>, shape, stream, args);
     }
   });
 }

@@ -13,6 +13,7 @@ constexpr int kWarps = kThreads / kWarp;
 // from the cache.
 template <typename T>
 __global__ void lora_kernel(LoraArgs args) {
+  await_inputs();
   const auto row = static_cast<int>(blockIdx.x);
   if (args.position != nullptr && args.position[row] < 0) {
     return;
@@ -55,7 +56,7 @@ void lora(const LoraArgs& args, Stream stream) {
   shape.grid = dim3(static_cast<unsigned>(args.rows), static_cast<unsigned>(args.products));
   shape.block = dim3(kThreads);
   shape.shared_bytes = static_cast<size_t>(args.max_rank) * sizeof(float);
-  for_dtype(args.dtype, [&]<typename T>() { launch(lora_kernel<T>, shape, stream, args); });
+  for_dtype(args.dtype, [&]<typename T>() { launch_early(lora_kernel<T>, shape, stream, args); });
 }
 
 }  // namespace dlf::cuda

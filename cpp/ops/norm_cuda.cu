@@ -11,7 +11,7 @@ constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 
 // A block for each row. The row stays in shared memory between the sum and the product, and so does the weight, which
-// is on its way from memory while the sum is made; each thread reads there only what it wrote itself.
+// comes before the kernel that makes the row has ended; each thread reads there only what it wrote itself.
 template <typename T, int N>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs args) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -21,10 +21,13 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs args) {
   float* row = warp_sums + kMaxWarps;         // [size]
   float* weights = row + args.size;           // [size]
 
+  for (int i = thread * N; i < args.size; i += step) {
+    store(weights + i, load<float, N>(args.weight + i));
+  }
+  await_inputs();
   float squares = 0.0F;
   for (int i = thread * N; i < args.size; i += step) {
     auto values = load<float, N>(args.hidden + first + i);
-    const auto weight = load<float, N>(args.weight + i);
     if (args.branch != nullptr) {
       const auto branch = load<T, N>(static_cast<const T*>(args.branch) + first + i);
 #pragma unroll
@@ -38,7 +41,6 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs args) {
       squares = fmaf(values.at[j], values.at[j], squares);
     }
     store(row + i, values);
-    store(weights + i, weight);
   }
 
   squares = warp_sum(squares);
@@ -66,8 +68,8 @@ template <typename T, int N>
 void start(const NormArgs& args, Stream stream) {
   const int threads = std::min((args.size / N + kWarp - 1) / kWarp * kWarp, kMaxThreads);
   const size_t shared = sizeof(float) * (kMaxWarps + 2 * static_cast<size_t>(args.size));
-  launch(rms_norm_kernel<T, N>, {dim3(static_cast<unsigned>(args.rows)), dim3(static_cast<unsigned>(threads)), shared},
-         stream, args);
+  launch_early(rms_norm_kernel<T, N>,
+               {dim3(static_cast<unsigned>(args.rows)), dim3(static_cast<unsigned>(threads)), shared}, stream, args);
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ __device__ void rotate(const T* from, T* to, const float* norm, const RopeArgs& 
 // A warp for each head of q, k and v.
 template <typename T>
 __global__ void rope_kernel(RopeArgs args) {
+  await_inputs();
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int item = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
   const int row = static_cast<int>(blockIdx.y);
@@ -67,7 +68,7 @@ __global__ void rope_kernel(RopeArgs args) {
 void rope_and_cache(const RopeArgs& args, Stream stream) {
   const auto blocks = static_cast<unsigned>((args.heads + 2 * args.kv_heads + kWarps - 1) / kWarps);
   for_dtype(args.dtype, [&]<typename T>() {
-    launch(rope_kernel<T>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kWarps * kWarp)}, stream, args);
+    launch_early(rope_kernel<T>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kWarps * kWarp)}, stream, args);
   });
 }
 

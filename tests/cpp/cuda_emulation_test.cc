@@ -275,6 +275,54 @@ void test_streams_of_a_graph() {
   EXPECT(!right(false));
 }
 
+// A kernel that starts early sees what the one before it writes only if it waits.
+void test_early_kernels() {
+  setenv("DLF_CUDA_EARLY", "1", 1);
+  const at::Tensor ones = at::ones({100}, on_device(0).dtype(at::kFloat));
+  const auto right = [&](bool graph, testing::Waits waits) {
+    bool all = true;
+    for_each_order([&] {
+      Queue queue(0);
+      const at::Tensor x = floats({100});
+      const at::Tensor y = floats({100});
+      const auto body = [&] {
+        testing::add(ones.data_ptr<float>(), 1.0F, x.data_ptr<float>(), 100, queue.stream());
+        testing::copy_early(x.data_ptr<float>(), y.data_ptr<float>(), 100, waits, queue.stream());
+      };
+      Graph captured;
+      std::atomic<bool> begin{false};
+      emulation::submit(queue.stream(), [&] {
+        while (!begin) {
+          std::this_thread::yield();
+        }
+      });
+      if (graph) {
+        captured.capture(queue, body);
+        captured.replay(queue);
+      } else {
+        body();
+      }
+      begin = true;
+      queue.synchronize();
+      all = all && at::equal(y, ones + 1.0F);
+    });
+    return all;
+  };
+  for (const bool graph : {false, true}) {
+    EXPECT(right(graph, testing::Waits::before_reading));
+    EXPECT(!right(graph, testing::Waits::after_reading));
+  }
+  EXPECT(contains(problem_of([&](Queue& queue) {
+                    const at::Tensor y = floats({100});
+                    testing::copy_early(ones.data_ptr<float>(), y.data_ptr<float>(), 100, testing::Waits::never,
+                                        queue.stream());
+                    queue.synchronize();
+                  }),
+                  "await_inputs"));
+  unsetenv("DLF_CUDA_EARLY");
+  EXPECT(right(true, testing::Waits::never));
+}
+
 void test_asynchronous_copy() {
   Queue queue(0);
   std::atomic<bool> written{false};
@@ -371,6 +419,7 @@ int main() {
                             {"16 bits", test_16_bits},
                             {"graph", test_graph},
                             {"streams of a graph", test_streams_of_a_graph},
+                            {"early kernels", test_early_kernels},
                             {"asynchronous copy", test_asynchronous_copy},
                             {"queues", test_queues},
                             {"run", test_run},

@@ -43,6 +43,7 @@ struct Thread {
   unsigned warp;  // within the cluster
   unsigned lane;
   unsigned cluster_phase;  // that it has arrived for
+  bool awaited;            // that it has called await_inputs()
   Fiber fiber;
 };
 
@@ -54,6 +55,7 @@ struct Warp {
   unsigned meeting;
   unsigned at_block_barrier;
   unsigned at_cluster_barrier;
+  unsigned at_inputs;      // wait for the kernel before
   unsigned masks[kLanes];  // of those that are meeting
   Exchange exchanges[kLanes];
   Offer offers[kLanes];
@@ -69,16 +71,21 @@ struct Block {
   unsigned char* shared;
 };
 
-// The cluster that runs.
+}  // namespace
+
+// A kernel that runs, one cluster after the other.
 class Machine {
  public:
-  void run(const Launch& launch, const std::function<void()>& body);
+  void start(const Launch& launch, const std::function<void()>& body);
+  void run_ahead();  // the first cluster, as far as it comes without the kernel before
+  void finish();
 
   Thread& current() { return *current_; }
   Votes synchronize_block(bool vote);
   uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source);
   unsigned present_lanes() { return ~warps_[current_->warp].ended; }
   void yield();
+  void await_inputs();
   void arrive_cluster();
   void wait_cluster();
   unsigned cluster_blocks() const { return launch_->cluster; }
@@ -86,8 +93,9 @@ class Machine {
   [[noreturn]] void fail(const char* problem);
 
  private:
-  void run_cluster(dim3 first_block);
-  void prepare(dim3 first_block);
+  void enter();
+  void prepare(uint64_t cluster);
+  bool run_turn();
   void prepare_shared_memory();
   void run_warp(unsigned warp);
   void try_to_meet(Warp& warp, unsigned mask, Exchange exchange);
@@ -102,6 +110,11 @@ class Machine {
   const Launch* launch_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   Schedule schedule_;
+  std::vector<uint64_t> order_;  // of the clusters
+  bool begun_ = false;           // the first of them is
+  bool inputs_are_there_ = false;
+  unsigned last_warp_ = 0;
+  bool block_by_block_ = false;
   std::vector<std::unique_ptr<Thread>> threads_;  // never moves a fiber
   std::vector<Warp> warps_;
   std::vector<Block> blocks_;
@@ -114,18 +127,32 @@ class Machine {
   unsigned cluster_phase_ = 0;
   bool barrier_passed_ = false;  // of a block or of the cluster, in this turn
   Thread* current_ = nullptr;
+  uint3 first_block_ = {};  // of the cluster that runs
   std::string problem_;
 };
 
-Machine machine;
+namespace {
+
+Machine* machine = nullptr;                      // the one that runs
+std::vector<std::unique_ptr<Machine>> machines;  // that do nothing; their threads have stacks already
 std::mutex machine_mutex;
 
-void Machine::run(const Launch& launch, const std::function<void()>& body) {
+std::unique_ptr<Machine> take_machine() {
+  if (machines.empty()) {
+    return std::make_unique<Machine>();
+  }
+  std::unique_ptr<Machine> taken = std::move(machines.back());
+  machines.pop_back();
+  return taken;
+}
+
+}  // namespace
+
+void Machine::start(const Launch& launch, const std::function<void()>& body) {
   launch_ = &launch;
   body_ = &body;
   schedule_ = Schedule();
-  blockDim = launch.block;
-  gridDim = launch.grid;
+  begun_ = false;
   threads_per_block_ = launch.block.x * launch.block.y * launch.block.z;
   warps_per_block_ = (threads_per_block_ + kLanes - 1) / kLanes;
   blocks_.assign(launch.cluster, Block{});
@@ -134,14 +161,49 @@ void Machine::run(const Launch& launch, const std::function<void()>& body) {
     threads_.push_back(std::make_unique<Thread>());
   }
   prepare_shared_memory();
-  const uint64_t row = launch.grid.x / launch.cluster;
-  const uint64_t clusters = row * launch.grid.y * launch.grid.z;
-  const std::vector<uint64_t> order = schedule_.permutation(clusters);
-  for (const uint64_t cluster : order) {
-    const uint64_t x = cluster % row * launch.cluster;
-    const uint64_t y = cluster / row % launch.grid.y;
-    const uint64_t z = cluster / row / launch.grid.y;
-    run_cluster(dim3(x, y, z));
+  order_ = schedule_.permutation(uint64_t{launch.grid.x} / launch.cluster * launch.grid.y * launch.grid.z);
+}
+
+void Machine::enter() {
+  machine = this;
+  blockDim = launch_->block;
+  gridDim = launch_->grid;
+}
+
+void Machine::run_ahead() {
+  enter();
+  begun_ = true;
+  inputs_are_there_ = false;
+  prepare(order_[0]);
+  while (run_turn()) {
+  }
+  unsigned waiting = 0;
+  for (const Warp& warp : warps_) {
+    waiting += std::popcount(warp.at_inputs);
+  }
+  if (waiting < launch_->cluster * threads_per_block_) {
+    throw std::runtime_error(describe(first_block_,
+                                      "of a kernel that starts early, a thread waits for another, or "
+                                      "ends, before it calls await_inputs()"));
+  }
+}
+
+void Machine::finish() {
+  enter();
+  inputs_are_there_ = true;
+  for (size_t i = 0; i < order_.size(); ++i) {
+    if (i > 0 || !begun_) {
+      prepare(order_[i]);
+    }
+    for (Warp& warp : warps_) {
+      warp.ready |= warp.at_inputs;
+      warp.at_inputs = 0;
+    }
+    while (ended_ < launch_->cluster * threads_per_block_) {
+      if (!run_turn()) {
+        throw std::runtime_error(describe(first_block_, describe_deadlock()));
+      }
+    }
   }
 }
 
@@ -161,7 +223,11 @@ void Machine::prepare_shared_memory() {
   }
 }
 
-void Machine::prepare(dim3 first_block) {
+void Machine::prepare(uint64_t cluster) {
+  const uint64_t row = launch_->grid.x / launch_->cluster;
+  first_block_.x = static_cast<unsigned>(cluster % row) * launch_->cluster;
+  first_block_.y = static_cast<unsigned>(cluster / row % launch_->grid.y);
+  first_block_.z = static_cast<unsigned>(cluster / row / launch_->grid.y);
   problem_.clear();
   ended_ = 0;
   cluster_arrived_ = 0;
@@ -176,11 +242,12 @@ void Machine::prepare(dim3 first_block) {
       Thread& thread = *threads_[thread_index];
       thread.place.thread = {index % launch_->block.x, index / launch_->block.x % launch_->block.y,
                              index / launch_->block.x / launch_->block.y};
-      thread.place.block = {first_block.x + rank, first_block.y, first_block.z};
+      thread.place.block = {first_block_.x + rank, first_block_.y, first_block_.z};
       thread.block = &blocks_[rank];
       thread.warp = rank * warps_per_block_ + index / kLanes;
       thread.lane = index % kLanes;
       thread.cluster_phase = 0;
+      thread.awaited = false;
       thread.fiber.start(&Machine::thread_main);
     }
     for (unsigned index = 0; index < warps_per_block_; ++index) {
@@ -189,34 +256,33 @@ void Machine::prepare(dim3 first_block) {
       const bool partial = index + 1 == warps_per_block_ && last_lanes < kLanes;
       warp.ready = partial ? (1U << last_lanes) - 1 : ~0U;
       warp.ended = ~warp.ready;
-      warp.meeting = warp.at_block_barrier = warp.at_cluster_barrier = 0;
+      warp.meeting = warp.at_block_barrier = warp.at_cluster_barrier = warp.at_inputs = 0;
     }
   }
-}
-
-void Machine::run_cluster(dim3 first_block) {
-  prepare(first_block);
-  unsigned last = schedule_.before_first(warps_.size());
+  last_warp_ = schedule_.before_first(warps_.size());
   // In half of the random orders a block runs as far as it can before another does, so that one that overwrites what
   // its neighbours have yet to read is seen.
-  const bool block_by_block = schedule_.is_random() && schedule_.random() % 2 == 0;
-  while (ended_ < launch_->cluster * threads_per_block_) {
-    const unsigned block = last / warps_per_block_;
-    unsigned warp = warps_.size();
-    if (block_by_block) {
-      warp = schedule_.next(last, warps_.size(), [&](unsigned index) {
-        return warps_[index].ready != 0 && index / warps_per_block_ == block;
-      });
-    }
-    if (warp == warps_.size()) {
-      warp = schedule_.next(last, warps_.size(), [&](unsigned index) { return warps_[index].ready != 0; });
-    }
-    if (warp == warps_.size()) {
-      throw std::runtime_error(describe({first_block.x, first_block.y, first_block.z}, describe_deadlock()));
-    }
-    last = warp;
-    run_warp(warp);
+  block_by_block_ = schedule_.is_random() && schedule_.random() % 2 == 0;
+}
+
+// Lets a warp run; false if none can.
+bool Machine::run_turn() {
+  const unsigned block = last_warp_ / warps_per_block_;
+  unsigned warp = warps_.size();
+  if (block_by_block_) {
+    warp = schedule_.next(last_warp_, warps_.size(), [&](unsigned index) {
+      return warps_[index].ready != 0 && index / warps_per_block_ == block;
+    });
   }
+  if (warp == warps_.size()) {
+    warp = schedule_.next(last_warp_, warps_.size(), [&](unsigned index) { return warps_[index].ready != 0; });
+  }
+  if (warp == warps_.size()) {
+    return false;
+  }
+  last_warp_ = warp;
+  run_warp(warp);
+  return true;
 }
 
 // Lets the lanes of a warp run until all wait, or until others may run that come before them; in a random order, each
@@ -240,17 +306,25 @@ void Machine::run_warp(unsigned index) {
 
 void Machine::thread_main() {
   try {
-    (*machine.body_)();
+    (*machine->body_)();
   } catch (const std::exception& error) {
-    machine.problem_ = std::string("exception: ") + error.what();
+    machine->problem_ = std::string("exception: ") + error.what();
   }
-  machine.end(machine.current());
-  machine.current().fiber.finish();
+  machine->end(machine->current());
+  machine->current().fiber.finish();
 }
 
 void Machine::yield() {
   warps_[current_->warp].ready |= 1U << current_->lane;
   current_->fiber.suspend();
+}
+
+void Machine::await_inputs() {
+  current_->awaited = true;
+  if (!inputs_are_there_) {
+    warps_[current_->warp].at_inputs |= 1U << current_->lane;
+    current_->fiber.suspend();
+  }
 }
 
 // The thread's frames are left as they are, so nothing in them may need to be destroyed.
@@ -383,6 +457,9 @@ void Machine::end(Thread& thread) {
   if (thread.fiber.overflowed()) {
     problem_ = "a thread needs more stack than the emulator gives it";
   }
+  if (launch_->early && !thread.awaited) {
+    problem_ = "a thread of a kernel that starts early ends without await_inputs()";
+  }
   warp.ended |= 1U << thread.lane;
   ++block.ended;
   ++ended_;
@@ -435,8 +512,6 @@ std::string Machine::describe_deadlock() const {
          std::to_string(block_lanes) + " for their block, " + std::to_string(cluster_lanes) + " for their cluster";
 }
 
-}  // namespace
-
 bool valid(const Launch& launch) {
   const dim3& grid = launch.grid;
   const dim3& block = launch.block;
@@ -449,23 +524,40 @@ bool valid(const Launch& launch) {
          launch.cluster <= kMaxCluster && grid.x % launch.cluster == 0;
 }
 
-void run(const Launch& launch, const std::function<void()>& body) {
+Kernel::Kernel(const Launch& launch, std::function<void()> body) : launch_(launch), body_(std::move(body)) {}
+Kernel::~Kernel() = default;
+
+void Kernel::begin() {
   const std::lock_guard lock(machine_mutex);
-  machine.run(launch, body);
+  begun_ = take_machine();
+  begun_->start(launch_, body_);
+  begun_->run_ahead();
 }
 
-void* shared_memory() { return machine.current().block->shared; }
-Votes synchronize_block(bool vote) { return machine.synchronize_block(vote); }
-uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source) {
-  return machine.meet_warp(mask, exchange, value, source);
+void Kernel::run() {
+  const std::lock_guard lock(machine_mutex);
+  std::unique_ptr<Machine> used = std::move(begun_);
+  if (used == nullptr) {
+    used = take_machine();
+    used->start(launch_, body_);
+  }
+  used->finish();
+  machines.push_back(std::move(used));
 }
-unsigned present_lanes() { return machine.present_lanes(); }
-void yield() { machine.yield(); }
-void arrive_cluster() { machine.arrive_cluster(); }
-void wait_cluster() { machine.wait_cluster(); }
-unsigned cluster_blocks() { return machine.cluster_blocks(); }
-unsigned cluster_rank() { return machine.current().block->rank; }
-void* map_shared(void* pointer, unsigned rank) { return machine.map_shared(pointer, rank); }
-void fail(const char* problem) { machine.fail(problem); }
+
+void* shared_memory() { return machine->current().block->shared; }
+Votes synchronize_block(bool vote) { return machine->synchronize_block(vote); }
+uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source) {
+  return machine->meet_warp(mask, exchange, value, source);
+}
+unsigned present_lanes() { return machine->present_lanes(); }
+void yield() { machine->yield(); }
+void await_inputs() { machine->await_inputs(); }
+void arrive_cluster() { machine->arrive_cluster(); }
+void wait_cluster() { machine->wait_cluster(); }
+unsigned cluster_blocks() { return machine->cluster_blocks(); }
+unsigned cluster_rank() { return machine->current().block->rank; }
+void* map_shared(void* pointer, unsigned rank) { return machine->map_shared(pointer, rank); }
+void fail(const char* problem) { machine->fail(problem); }
 
 }  // namespace dlf::emulation

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "emulation/vector_types.h"
 
@@ -53,6 +54,8 @@ uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source)
 unsigned present_lanes();  // of the warp: those that have not ended
 void yield();              // lets others run
 
+void await_inputs();  // of a kernel that starts early: waits until the one before it has ended
+
 void arrive_cluster();
 void wait_cluster();
 unsigned cluster_blocks();
@@ -69,13 +72,30 @@ struct Launch {
   dim3 block;
   size_t shared_bytes;
   unsigned cluster;  // blocks along x
+  bool early;        // whether it may start while the kernel before it runs
 };
 
 bool valid(const Launch& launch);  // whether the hardware would take it
-// Runs a kernel, now; throws std::runtime_error if it goes wrong.
-void run(const Launch& launch, const std::function<void()>& body);
+
+class Machine;
+
+// A kernel to be run, more than once if need be. What goes wrong is a std::runtime_error.
+class Kernel {
+ public:
+  Kernel(const Launch& launch, std::function<void()> body);
+  ~Kernel();
+
+  void begin();  // runs its first blocks as far as they come without the kernel before; not called if it isn't early
+  void run();    // all of it, or what begin() has left
+
+ private:
+  Launch launch_;
+  std::function<void()> body_;
+  std::unique_ptr<Machine> begun_;
+};
 
 // Puts work on a stream (runtime.cc).
 void submit(CUstream_st* stream, std::function<void()> work);
+void submit(CUstream_st* stream, const Launch& launch, std::function<void()> body);
 
 }  // namespace dlf::emulation

@@ -246,20 +246,32 @@ void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y) {
 
 namespace dlf::emulation {
 
-void submit(CUstream_st* stream, std::function<void()> work) {
+namespace {
+
+void submit(CUstream_st* stream, std::function<void()> work, std::function<void()> begin) {
   CUstream_st& target = stream == nullptr ? cuda::default_stream() : *stream;
   if (target.recording != nullptr) {
-    target.recording->steps.push_back({std::move(work), target.after});
+    target.recording->steps.push_back({std::move(work), std::move(begin), target.after});
     target.after = {target.recording->steps.size() - 1};
     if (&target != target.recording->origin) {
       target.recording->unjoined.insert(&target);
     }
   } else {
-    Worker::instance().enqueue(target, [work = std::move(work)] {
+    const auto body = [work = std::move(work)] {
       work();
       return true;
-    });
+    };
+    Worker::instance().enqueue(target, body, std::move(begin));
   }
+}
+
+}  // namespace
+
+void submit(CUstream_st* stream, std::function<void()> work) { submit(stream, std::move(work), nullptr); }
+
+void submit(CUstream_st* stream, const Launch& launch, std::function<void()> body) {
+  const auto kernel = std::make_shared<Kernel>(launch, std::move(body));
+  submit(stream, [kernel] { kernel->run(); }, launch.early ? [kernel] { kernel->begin(); } : std::function<void()>());
 }
 
 }  // namespace dlf::emulation

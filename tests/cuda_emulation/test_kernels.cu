@@ -161,6 +161,20 @@ __global__ void round_trip_kernel(const float* x, float* y, int count) {
 
 __global__ void empty_kernel() {}
 
+__global__ void copy_early_kernel(const float* x, float* y, int count, Waits waits) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (waits == Waits::before_reading) {
+    await_inputs();
+  }
+  const float value = i < count ? x[i] : 0.0F;
+  if (waits == Waits::after_reading) {
+    await_inputs();
+  }
+  if (i < count) {
+    y[i] = value;
+  }
+}
+
 Shape one_block(unsigned threads, size_t shared_bytes = 0) { return {dim3(1), dim3(threads), shared_bytes}; }
 
 }  // namespace
@@ -188,6 +202,9 @@ void read_unwritten(float* y, Stream stream) { launch(read_unwritten_kernel, one
 void early_end(int* y, int alive, Stream stream) { launch(early_end_kernel, one_block(96, 384), stream, y, alive); }
 void add(const float* x, float value, float* y, int count, Stream stream) {
   launch(add_kernel, {dim3((count + 63) / 64), dim3(64)}, stream, x, value, y, count);
+}
+void copy_early(const float* x, float* y, int count, Waits waits, Stream stream) {
+  launch_early(copy_early_kernel, {dim3((count + 63) / 64), dim3(64)}, stream, x, y, count, waits);
 }
 void warp_collectives(int* y, Stream stream) { launch(warp_collectives_kernel, one_block(32), stream, y); }
 void block_votes(int* y, Stream stream) { launch(block_votes_kernel, one_block(64), stream, y); }

@@ -32,6 +32,10 @@ void early_end(int* y, int alive, Stream stream);
 // y = x + value for `count` numbers.
 void add(const float* x, float value, float* y, int count, Stream stream);
 
+// y = x for `count` numbers, by a kernel that may start early: it waits for the one before it, or reads first.
+enum class Waits { before_reading, after_reading, never };
+void copy_early(const float* x, float* y, int count, Waits waits, Stream stream);
+
 // Results of the warp's collectives for lanes 0 ... 31, eight numbers each: y[32][8].
 void warp_collectives(int* y, Stream stream);
 // Votes of 64 threads: y[64][3], count, or and and of i >= 3.

@@ -5,6 +5,15 @@
 
 namespace dlf::emulation {
 
+namespace {
+
+// Kernels that may start before the one before them do so, unless all is to be done as the host asked for it.
+bool starts_early(const std::function<void()>& begin) {
+  return begin != nullptr && Schedule().order() != Order::forward;
+}
+
+}  // namespace
+
 Replay::Replay(std::shared_ptr<const std::vector<Step>> steps)
     : steps_(std::move(steps)),
       done_(steps_->size(), false),
@@ -21,6 +30,11 @@ bool Replay::advance() {
     const std::set<size_t>& after = (*steps_)[i].after;
     return !done_[i] && std::all_of(after.begin(), after.end(), [&](size_t step) { return done_[step]; });
   });
+  for (const Step& step : *steps_) {
+    if (starts_early(step.begin) && step.after == std::set<size_t>{index}) {
+      step.begin();
+    }
+  }
   (*steps_)[index].work();
   done_[index] = true;
   return --left_ == 0;
@@ -59,10 +73,10 @@ void Worker::push(CUstream_st& stream, CUstream_st::Work work) {
   changed_.notify_all();
 }
 
-void Worker::enqueue(CUstream_st& stream, std::function<bool()> body) {
+void Worker::enqueue(CUstream_st& stream, std::function<bool()> body, std::function<void()> begin) {
   const std::lock_guard lock(mutex_);
   report();
-  push(stream, {0, std::move(body), nullptr});
+  push(stream, {0, std::move(body), std::move(begin), nullptr});
 }
 
 void Worker::record(CUstream_st& stream, const std::shared_ptr<Mark>& mark) {
@@ -74,12 +88,12 @@ void Worker::record(CUstream_st& stream, const std::shared_ptr<Mark>& mark) {
                   mark->passed = std::max(mark->passed, number);
                   return true;
                 },
-                nullptr});
+                nullptr, nullptr});
 }
 
 void Worker::wait(CUstream_st& stream, const std::shared_ptr<Mark>& mark) {
   const std::lock_guard lock(mutex_);
-  push(stream, {0, [] { return true; }, mark, mark->recorded});
+  push(stream, {0, [] { return true; }, nullptr, mark, mark->recorded});
 }
 
 void Worker::report() {
@@ -151,11 +165,18 @@ void Worker::work() {
     }
     // It stays in front while it is done: an empty stream is one that has finished.
     const std::function<bool()>& body = stream->work.front().body;
+    std::function<void()> begin_next;
+    if (stream->work.size() > 1 && starts_early(stream->work[1].begin)) {
+      begin_next = std::exchange(stream->work[1].begin, nullptr);
+    }
     ++turns_;
     lock.unlock();
     std::exception_ptr error;
     bool done = true;
     try {
+      if (begin_next != nullptr) {
+        begin_next();
+      }
       done = body();
     } catch (...) {
       error = std::current_exception();

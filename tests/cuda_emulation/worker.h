@@ -24,6 +24,7 @@ struct Mark {
 // What a graph does: each step after the steps that it waits for, which are before it in the list.
 struct Step {
   std::function<void()> work;
+  std::function<void()> begin;  // what may be done of it before what it waits for; or nothing
   std::set<size_t> after;
 };
 
@@ -54,8 +55,9 @@ struct Recording {
 
 struct CUstream_st {
   struct Work {
-    uint64_t number;             // in the order in which the host asked for it
-    std::function<bool()> body;  // to be called until it says that it is done; other streams may work between
+    uint64_t number;              // in the order in which the host asked for it
+    std::function<bool()> body;   // to be called until it says that it is done; other streams may work between
+    std::function<void()> begin;  // what may be done of it before the work before it; or nothing
     std::shared_ptr<dlf::emulation::Mark> mark;  // to wait for
     uint64_t wanted = 0;
   };
@@ -79,7 +81,7 @@ class Worker {
   void add(CUstream_st& stream);
   void remove(CUstream_st& stream);  // after its work is done
 
-  void enqueue(CUstream_st& stream, std::function<bool()> body);
+  void enqueue(CUstream_st& stream, std::function<bool()> body, std::function<void()> begin = nullptr);
   void record(CUstream_st& stream, const std::shared_ptr<Mark>& mark);
   void wait(CUstream_st& stream, const std::shared_ptr<Mark>& mark);
 

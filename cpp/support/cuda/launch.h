@@ -7,6 +7,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -42,8 +44,26 @@ struct Shape {
   unsigned cluster = 1;  // blocks along x that run together and reach each other's shared memory; needs sm_90 above 1
 };
 
+// Whether kernels may start early (launch_early) on this device. It has to be asked for as long as nobody has measured
+// what it is worth: DLF_CUDA_EARLY=1.
+inline bool can_start_early() {
+  constexpr int kFirstMajor = 9;
+  constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // that the kernels are compiled for
+  const char* asked = std::getenv("DLF_CUDA_EARLY");
+  if (asked == nullptr || std::string(asked) != "1" ||
+      kArchitectures[std::size(kArchitectures) - 1] < 100 * kFirstMajor) {
+    return false;
+  }
+  int device = 0;
+  int major = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking what a device can do");
+  return major >= kFirstMajor;
+}
+
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Arguments&&... arguments) {
+void launch_kernel(bool early, void (*kernel)(Parameters...), const Shape& shape, Stream stream,
+                   Arguments&&... arguments) {
   constexpr size_t kFreeSharedBytes = 48 * 1024;
   constexpr unsigned kPortableCluster = 8;
   const auto* address = reinterpret_cast<const void*>(kernel);
@@ -55,19 +75,52 @@ void launch(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Ar
   if (shape.cluster > kPortableCluster) {
     check(cudaFuncSetAttribute(address, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "asking for a cluster");
   }
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = shape.cluster;
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned count = 0;
+  if (shape.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[count++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim.x = shape.cluster;
+    cluster.val.clusterDim.y = 1;
+    cluster.val.clusterDim.z = 1;
+  }
+  if (early) {
+    cudaLaunchAttribute& serialization = attributes[count++];
+    serialization.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    serialization.val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Arguments&&>(arguments)...), "launching a kernel");
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Arguments&&... arguments) {
+  launch_kernel(false, kernel, shape, stream, static_cast<Arguments&&>(arguments)...);
+}
+
+// Of a kernel that may start when all blocks of the one before it on its stream have passed their own await_inputs(),
+// or have ended (programmatic dependent launch, from sm_90 on). Every thread calls await_inputs(), before it reads what
+// that kernel writes and before it writes itself. What it does until then, as reading weights, hides behind that
+// kernel; what came before that one has ended. What its stream does before must be a kernel, not a copy or a wait.
+template <typename... Parameters, typename... Arguments>
+void launch_early(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Arguments&&... arguments) {
+  launch_kernel(can_start_early(), kernel, shape, stream, static_cast<Arguments&&>(arguments)...);
+}
+
+// Waits until the kernel before has ended, and then lets the next one come.
+__device__ inline void await_inputs() {
+#ifndef __CUDACC__
+  emulation::await_inputs();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
 }
 
 // A type T of device memory as float and back.

@@ -30,6 +30,7 @@
 
 #define threadIdx (::dlf::emulation::place->thread)
 #define blockIdx (::dlf::emulation::place->block)
+#define __CUDA_ARCH_LIST__ 900
 constexpr int warpSize = 32;
 
 using cudaStream_t = CUstream_st*;
@@ -129,8 +130,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   constexpr size_t kMaxParameterBytes = 4096;
   static_assert((size_t{0} + ... + sizeof(Parameters)) <= kMaxParameterBytes);
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "a kernel's arguments are copied as bytes");
-  dlf::emulation::Launch launch = {reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim,
-                                   config->dynamicSmemBytes, 1};
+  dlf::emulation::Launch launch = {
+      reinterpret_cast<const void*>(kernel), config->gridDim, config->blockDim, config->dynamicSmemBytes, 1, false};
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) {
       const auto& cluster = config->attrs[i].val.clusterDim;
@@ -139,13 +140,15 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
       }
       launch.cluster = cluster.x;
     }
+    if (config->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+      launch.early = config->attrs[i].val.programmaticStreamSerializationAllowed != 0;
+    }
   }
   if (!dlf::emulation::valid(launch)) {
     return cudaErrorInvalidConfiguration;
   }
   std::tuple<std::decay_t<Parameters>...> copies(static_cast<Arguments&&>(arguments)...);
-  dlf::emulation::submit(
-      config->stream, [launch, kernel, copies] { dlf::emulation::run(launch, [&] { std::apply(kernel, copies); }); });
+  dlf::emulation::submit(config->stream, launch, [kernel, copies] { std::apply(kernel, copies); });
   return cudaSuccess;
 }
 
