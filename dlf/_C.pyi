@@ -16,6 +16,7 @@ __all__: list[str] = [
     "Decoder",
     "DeviceInfo",
     "FinishReason",
+    "MAX_CUDA_BATCH",
     "MAX_DRAFT",
     "ModelConfig",
     "PROMPT_LOOKUP",
@@ -524,6 +525,7 @@ def sample_many(
     """
 
 AUTO_DRAFTER: int = -1
+MAX_CUDA_BATCH: int = 256
 MAX_DRAFT: int = 16
 PROMPT_LOOKUP: int = -2
 __version__: str

@@ -84,6 +84,11 @@ class Placement:
         if dtype == "float16" and not self.cuda:
             raise ValueError("float16 is for CUDA devices; on the CPU use bfloat16 or float32")
 
+    def check_batch(self, max_batch: int) -> None:
+        """Refuse more sequences at a time than a step on a CUDA device takes."""
+        if self.cuda and max_batch > _C.MAX_CUDA_BATCH:
+            raise ValueError(f"max_batch is {max_batch}; on CUDA it can be at most {_C.MAX_CUDA_BATCH}")
+
 
 def _index(device: str) -> int | None:
     if not isinstance(device, str):

@@ -95,7 +95,7 @@ class Engine:
     threads : int, optional
         Threads of a decode step on the CPU; the physical cores if not given.
     max_batch : int
-        Sequences that decode side by side; further ones wait.
+        Sequences that decode side by side; further ones wait. At most 256 on CUDA.
     max_context : int, optional
         Tokens of prompt and completion together; by default what all models were trained for, at most 4096.
     prefix_cache_bytes : int
@@ -158,6 +158,8 @@ class Engine:
         if isinstance(experts, (str, os.PathLike, *EXPERTS)):
             raise TypeError("experts is one expert; give a list: experts=[...]")
         placement.check_dtype(Precision.of(dtype, weights).dtype)  # of() raises where the two contradict each other
+        max_batch = positive("max_batch", max_batch)
+        placement.check_batch(max_batch)
         self._defaults = dict(defaults or {})
         sampling_options(self._defaults)  # raises
         self._speculation = as_speculation(speculate)
@@ -173,7 +175,7 @@ class Engine:
             placement,
             cuda_graph,
             threads,
-            positive("max_batch", max_batch),
+            max_batch,
             max_context,
             prefix_bytes(prefix_cache_bytes),
             drafter,

@@ -123,6 +123,7 @@ class _Checker:
         placement = self._try(("engine", "device_map"), Placement.named, device, device_map)
         if placement is None:
             return
+        self._try(("engine", "max_batch"), placement.check_batch, options.get("max_batch", 1))
         dtype, weights = options.get("dtype", "auto"), options.get("weights")
         own = [(("experts", i, "weights"), one.weights) for i, one in enumerate(self.recipe.experts) if one.weights]
         for keys, what in ((("engine", "dtype" if weights is None else "weights"), weights), *own):

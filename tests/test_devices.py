@@ -22,6 +22,13 @@ def test_the_cpu_is_the_default(family: dict[str, Path]) -> None:
         Placement().check_dtype("float16")
 
 
+def test_batches_have_a_bound_on_cuda() -> None:
+    Placement().check_batch(1000)
+    Placement(0, 0).check_batch(256)
+    with pytest.raises(ValueError, match="max_batch is 257; on CUDA it can be at most 256"):
+        Placement(0, 0).check_batch(257)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "cuda:x", "mps", ""])
 def test_unknown_devices_are_refused(device: str) -> None:
     with pytest.raises(ValueError, match="it takes 'cpu', 'cuda'"):

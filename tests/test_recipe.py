@@ -550,6 +550,11 @@ def test_what_runs_on_a_device_is_let_be(family: dict[str, Path], tmp_path: Path
     assert found.startswith("experts[0].weights: float16 is for CUDA devices")
 
 
+def test_what_no_device_takes_is_found_on_any_machine(family: dict[str, Path], tmp_path: Path) -> None:
+    [found] = checked(family, tmp_path, engine={"device": "cuda", "max_batch": 300})
+    assert found.startswith("engine.max_batch: max_batch is 300; on CUDA it can be at most 256")
+
+
 def test_examples_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> None:
     def found(count: int) -> list[str]:
         experts = [{"model": str(family["expert-a"])}, {"examples": [["The quick", "fox"]] * count}]

@@ -155,8 +155,8 @@ def markdown(found: dict[str, Any]) -> str:
             if "copy_gb_s" in row and "bytes_ratio" in row
         ),
         *(
-            f"Kernels that start early ({row['shape']}): a fused step takes {early['over_usual']:.3f} of the usual time; "
-            f"α is {'the same' if early['same_alpha'] else '**another**'}."
+            f"Kernels that start early ({row['shape']}): a fused step takes {early['over_usual']:.3f} of the usual "
+            f"time; α is {'the same' if early['same_alpha'] else '**another**'}."
             for row in found["steps"]
             if "over_usual" in (early := row.get("fused, early", {}))
         ),

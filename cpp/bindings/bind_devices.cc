@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "engine/step_loop_cuda.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf {
@@ -16,6 +17,7 @@ void bind_devices(py::module_& m) {
       .def_readonly("compute_capability", &cuda::DeviceInfo::compute_capability)
       .def_readonly("multiprocessors", &cuda::DeviceInfo::multiprocessors);
 
+  m.attr("MAX_CUDA_BATCH") = kMaxCudaBatch;
   m.def("cuda_devices", &cuda::devices, py::call_guard<py::gil_scoped_release>(),
         "The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.");
 }

@@ -15,8 +15,6 @@
 namespace dlf::cuda {
 namespace {
 
-constexpr int64_t kMaxBatch = 256;
-
 std::string gibibytes(int64_t bytes) {
   std::array<char, 32> text = {};
   std::snprintf(text.data(), text.size(), "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
@@ -57,8 +55,8 @@ DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& o
 void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters) {
   const std::vector<DeviceInfo> present = devices();
   TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
-  TORCH_CHECK_VALUE(options.max_batch <= kMaxBatch, "max_batch is ", options.max_batch, "; on CUDA it can be at most ",
-                    kMaxBatch);
+  TORCH_CHECK_VALUE(options.max_batch <= kMaxCudaBatch, "max_batch is ", options.max_batch,
+                    "; on CUDA it can be at most ", kMaxCudaBatch);
   std::vector<int64_t> needed(present.size());
   for (size_t i = 0; i < models.size(); ++i) {
     const int device = options.devices.at(i);

@@ -8,6 +8,8 @@
 
 namespace dlf {
 
+inline constexpr int64_t kMaxCudaBatch = 256;
+
 struct CudaOptions {
   int64_t max_batch = 1;
   int64_t max_context = 2;
