@@ -11,7 +11,7 @@ constexpr int kMaxThreads = 1024;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 
 // A block for each row. The row stays in shared memory between the sum and the product, and so does the weight, which
-// comes before the kernel that makes the row has ended; each thread reads there only what it wrote itself.
+// is sent for before the row is there; each thread reads there only what it wrote itself.
 template <typename T, int N>
 __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs args) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -22,12 +22,13 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs args) {
   float* weights = row + args.size;           // [size]
 
   for (int i = thread * N; i < args.size; i += step) {
-    store(weights + i, load<float, N>(args.weight + i));
+    prefetch(args.weight + i);
   }
   await_inputs();
   float squares = 0.0F;
   for (int i = thread * N; i < args.size; i += step) {
     auto values = load<float, N>(args.hidden + first + i);
+    const auto weight = load<float, N>(args.weight + i);
     if (args.branch != nullptr) {
       const auto branch = load<T, N>(static_cast<const T*>(args.branch) + first + i);
 #pragma unroll
@@ -41,6 +42,7 @@ __global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(NormArgs args) {
       squares = fmaf(values.at[j], values.at[j], squares);
     }
     store(row + i, values);
+    store(weights + i, weight);
   }
 
   squares = warp_sum(squares);
