@@ -1,9 +1,8 @@
 """Time of one fused step on a GPU, on the shapes of the paper with random bfloat16 weights.
 
 Parts: ``dlf`` (fused, the large model alone, both with and without a graph and with kernels that start early, and a
-device copy in the same process),
-``eager`` (the paper's loop in ``transformers``) and ``compiled`` (the same with static caches and torch.compile). Every
-part of every shape writes OUTPUT/steps-SHAPE-PART.json.
+device copy in the same process), ``eager`` (the paper's loop in ``transformers``) and ``compiled`` (the same with
+static caches and torch.compile). Every part of every shape writes OUTPUT/steps-SHAPE-PART.json.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 namespace dlf {
 
-inline constexpr int64_t kMaxCudaBatch = 256;
+inline constexpr int64_t kMaxCudaBatch = 256;  // sequences
 
 struct CudaOptions {
   int64_t max_batch = 1;

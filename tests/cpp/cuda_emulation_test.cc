@@ -19,6 +19,15 @@ namespace {
 using emulation::Order;
 using emulation::set_order;
 
+// Keeps the device busy with a queue's work until it is told to go on.
+void hold(Queue& queue, std::atomic<bool>& go_on) {
+  emulation::submit(queue.stream(), [&go_on] {
+    while (!go_on) {
+      std::this_thread::yield();
+    }
+  });
+}
+
 // In each order.
 void for_each_order(const std::function<void()>& body) {
   set_order(Order::forward);
@@ -291,11 +300,7 @@ void test_early_kernels() {
       };
       Graph captured;
       std::atomic<bool> begin{false};
-      emulation::submit(queue.stream(), [&] {
-        while (!begin) {
-          std::this_thread::yield();
-        }
-      });
+      hold(queue, begin);
       if (graph) {
         captured.capture(queue, body);
         captured.replay(queue);
@@ -330,11 +335,7 @@ void test_asynchronous_copy() {
   const at::Tensor device = floats({4});
   host.fill_(1.0F);
   // The device is busy until the host has overwritten what is to be copied.
-  emulation::submit(queue.stream(), [&] {
-    while (!written) {
-      std::this_thread::yield();
-    }
-  });
+  hold(queue, written);
   queue.copy(device.data_ptr(), host.data_ptr(), 16);
   host.fill_(2.0F);
   written = true;
@@ -354,12 +355,7 @@ void test_queues() {
       const at::Tensor x = floats({1000});
       const at::Tensor y = floats({1000});
       x.fill_(1.0F);
-      const auto hold = [&] {
-        while (!begin) {
-          std::this_thread::yield();
-        }
-      };
-      emulation::submit(first.stream(), hold);
+      hold(first, begin);
       first.clear(x.data_ptr(), 4000);
       done.record(first);
       if (wait) {

@@ -15,6 +15,8 @@ class Schedule {
 
   Order order() const { return order_; }
   bool is_random() const { return order_ == Order::random; }
+  // Whether kernels that may start before the one before them do so: unless all is done as the host asked for it.
+  bool starts_early() const { return order_ != Order::forward; }
   uint64_t random();
 
   std::vector<uint64_t> permutation(uint64_t count);  // of 0 ... count - 1

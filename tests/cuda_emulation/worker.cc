@@ -5,15 +5,6 @@
 
 namespace dlf::emulation {
 
-namespace {
-
-// Kernels that may start before the one before them do so, unless all is to be done as the host asked for it.
-bool starts_early(const std::function<void()>& begin) {
-  return begin != nullptr && Schedule().order() != Order::forward;
-}
-
-}  // namespace
-
 Replay::Replay(std::shared_ptr<const std::vector<Step>> steps)
     : steps_(std::move(steps)),
       done_(steps_->size(), false),
@@ -31,7 +22,8 @@ bool Replay::advance() {
     return !done_[i] && std::all_of(after.begin(), after.end(), [&](size_t step) { return done_[step]; });
   });
   for (const Step& step : *steps_) {
-    if (starts_early(step.begin) && step.after == std::set<size_t>{index}) {
+    const bool next = step.after.size() == 1 && *step.after.begin() == index;
+    if (next && step.begin != nullptr && schedule_.starts_early()) {
       step.begin();
     }
   }
@@ -166,7 +158,7 @@ void Worker::work() {
     // It stays in front while it is done: an empty stream is one that has finished.
     const std::function<bool()>& body = stream->work.front().body;
     std::function<void()> begin_next;
-    if (stream->work.size() > 1 && starts_early(stream->work[1].begin)) {
+    if (stream->work.size() > 1 && Schedule().starts_early()) {
       begin_next = std::exchange(stream->work[1].begin, nullptr);
     }
     ++turns_;

@@ -62,7 +62,6 @@ struct CUstream_st {
     uint64_t wanted = 0;
   };
   std::deque<Work> work;
-  bool running = false;
   dlf::emulation::Recording* recording = nullptr;
   std::set<size_t> after;  // steps of the recording that its next one waits for
 };
