@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
+
+import numpy as np
+import torch
 
 from dlf.config import ModelConfig
 from dlf.errors import TokenizerMismatchError
@@ -24,6 +28,7 @@ __all__ = [
     "Path",
     "Prompt",
     "as_expert",
+    "as_list",
     "as_prompts",
     "check_memory",
     "chosen_experts",
@@ -32,6 +37,7 @@ __all__ = [
     "positive",
     "prefix_bytes",
     "sampling_options",
+    "token_ids",
     "with_alpha",
 ]
 
@@ -124,19 +130,50 @@ def as_prompts(prompt: Any, messages: Any = None) -> tuple[Sequence[Prompt] | Se
         return as_messages(messages)
     if isinstance(prompt, str):
         return [prompt], True
-    if not isinstance(prompt, (list, tuple)):
+    tokens = token_ids(prompt)
+    if tokens is not None and (tokens or not isinstance(prompt, (list, tuple))):
+        return [tokens], True
+    prompts = as_list(prompt)
+    if prompts is None:
         raise TypeError(f"a prompt is text or token ids, or a list of such, not {type(prompt).__name__}")
-    if not prompt:
+    if not prompts:
         raise ValueError("there is no prompt; give text or token ids, or a list of such")
-    if all(isinstance(token, int) and not isinstance(token, bool) for token in prompt):
-        return [list(prompt)], True
-    for one in prompt:
-        if not isinstance(one, str) and not (
-            isinstance(one, (list, tuple))
-            and all(isinstance(token, int) and not isinstance(token, bool) for token in one)
-        ):
+    found: list[Prompt] = []
+    for one in prompts:
+        ids = one if isinstance(one, str) else token_ids(one)
+        if ids is None:
             raise TypeError("each prompt must be a string or a list of token ids")
-    return list(prompt), False
+        found.append(ids)
+    return found, False
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """A list, a tuple, or what the rows of an array or a tensor are; None for anything else."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return list(value) if value.ndim else None
+    return list(value) if isinstance(value, (list, tuple)) else None
+
+
+def token_ids(value: Any) -> list[int] | None:
+    """Token ids of a sequence of integers, NumPy's among them, or of an array or tensor; None for anything else."""
+    if isinstance(value, torch.Tensor):
+        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        return value.tolist() if whole and value.ndim == 1 else None
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype.kind in "iu" and value.ndim == 1 else None
+    if not isinstance(value, (list, tuple)):
+        return None
+    if all(type(token) is int for token in value):
+        return list(value)
+    found = []
+    for token in value:
+        if isinstance(token, (bool, np.bool_)) or isinstance(token, (np.ndarray, torch.Tensor)) and token.ndim:
+            return None
+        try:
+            found.append(operator.index(token))
+        except TypeError:
+            return None
+    return found
 
 
 def sampling_options(options: dict[str, Any]) -> SamplingOptions:

@@ -146,11 +146,13 @@ class Layout:
 
 def _flat(prompt: str | Messages) -> str:
     """A conversation for a model that has no chat template: what was said, with empty lines between."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(_content(one) for one in prompt)
+    return prompt if isinstance(prompt, str) else "\n\n".join(text for text in map(_content, prompt) if text)
 
 
 def _content(message: Mapping[str, Any]) -> str:
     content = message["content"]
+    if content is None:  # of a turn that only calls tools
+        return ""
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content)
@@ -178,6 +180,9 @@ def _conversation(messages: Any) -> Messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise TypeError(f"messages[{i}] is no mapping with 'role' and 'content'")
         content = message.get("content")
+        if content is None and message["role"] == "assistant" and message.get("tool_calls"):
+            found.append({**message, "content": None})
+            continue
         texts = content if isinstance(content, list) else []
         if not isinstance(content, str) and not (
             texts

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dlf import _C
-from dlf.arguments import Prompt
+from dlf.arguments import Prompt, as_list, token_ids
 from dlf.ensemble import Ensemble
 from dlf.layout import Example, Layout, Messages
 from dlf.prompts import lane_prompts
@@ -52,22 +52,26 @@ def as_continuations(continuation: Any, prompts: int | None) -> tuple[list[Conti
     ValueError, TypeError
         If they are none of these, too few or too many, or one is empty.
     """
-    single = isinstance(continuation, str) or _is_tokens(continuation)
-    if not single and not isinstance(continuation, (list, tuple)):
+    single = isinstance(continuation, str) or token_ids(continuation) is not None
+    several = None if single else as_list(continuation)
+    if not single and several is None:
         raise TypeError(f"a continuation is text or token ids, or a list of such, not {type(continuation).__name__}")
-    found = [continuation] if single else list(continuation)
-    if prompts is not None and (single or len(found) != prompts):
-        have = "one continuation" if single else f"{len(found)} continuations"
+    given = [continuation] if several is None else several
+    if prompts is not None and (single or len(given) != prompts):
+        have = "one continuation" if single else f"{len(given)} continuations"
         raise ValueError(f"{have} for {prompts} prompts; give a list with one for each")
-    for i, one in enumerate(found):
+    found: list[Continuation] = []
+    for i, one in enumerate(given):
         which = "the continuation" if single else f"continuation {i}"
-        if not isinstance(one, str) and not _is_tokens(one):
+        tokens = one if isinstance(one, str) else token_ids(one)
+        if tokens is None:
             raise TypeError(f"{which} must be text or a list of token ids")
-        if not one:
+        if not tokens:
             raise ValueError(f"{which} is empty; give at least one token")
+        found.append(tokens)
     if not found:
         raise ValueError("there is no continuation; give text or token ids, or a list of such")
-    return [one if isinstance(one, str) else list(one) for one in found], single
+    return found, single
 
 
 def score_groups(
@@ -114,12 +118,6 @@ def as_score(native: _C.Score, tokens: list[int], experts: list[str]) -> Score:
         f=np.array(native.f, np.float64),
         g=np.array(native.g, np.float64),
         experts=experts,
-    )
-
-
-def _is_tokens(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(
-        isinstance(token, int) and not isinstance(token, bool) for token in value
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Finds the first stop string in a text that arrives in pieces.
+    """Finds the first stop string in a text that arrives in pieces, some of which are not to be shown.
 
     Text is held back only as long as it may be the beginning of a stop string. Each string has a Knuth-Morris-Pratt
     automaton, so the time is linear in the text, whatever the pieces.
@@ -25,16 +25,18 @@ class StopStrings:
             raise ValueError("stop_strings holds an empty string: leave it out")
         self._borders = [_borders(string) for string in self.strings]
         self._matched = [0] * len(self.strings)
-        self._held = ""
+        self._held: list[tuple[str, bool]] = []  # texts, and whether they are shown
         self._stopped = False
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str, shown: bool = True) -> tuple[str, bool]:
         """Takes the next piece of text.
 
         Parameters
         ----------
         text : str
             What follows the text that was pushed before.
+        shown : bool
+            Whether it belongs to the text that is shown; a special token counts for stop strings alone.
 
         Returns
         -------
@@ -52,14 +54,13 @@ class StopStrings:
                 if self._advance(index, character) == len(string):
                     longest = max(longest, len(string))
             if longest:
-                seen = self._held + text[: position + 1]
+                self._held.append((text[: position + 1], shown))
+                text = self._release(longest)
                 self._stopped = True
-                self._held = ""
-                return seen[: len(seen) - longest], True
-        seen = self._held + text
-        safe = len(seen) - max(self._matched, default=0)
-        self._held = seen[safe:]
-        return seen[:safe], False
+                self._held = []
+                return text, True
+        self._held.append((text, shown))
+        return self._release(max(self._matched, default=0)), False
 
     def flush(self) -> str:
         """Ends the text.
@@ -70,9 +71,22 @@ class StopStrings:
             What was held back and has not become a stop string.
 
         """
-        held, self._held = self._held, ""
         self._matched = [0] * len(self.strings)
-        return held
+        return self._release(0)
+
+    def _release(self, kept: int) -> str:
+        """Gives out what is shown of the held text, up to its last `kept` characters."""
+        released = []
+        left = sum(len(text) for text, _ in self._held) - kept
+        held: list[tuple[str, bool]] = []
+        for text, shown in self._held:
+            if shown and left > 0:
+                released.append(text[:left])
+            if len(text) > left:
+                held.append((text[max(left, 0) :], shown))
+            left -= len(text)
+        self._held = held
+        return "".join(released)
 
     def _advance(self, index: int, character: str) -> int:
         string, borders = self.strings[index], self._borders[index]

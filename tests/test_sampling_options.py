@@ -159,3 +159,18 @@ def test_any_pieces_stop_at_the_same_place(strings, pieces):
     for piece in pieces:
         shown += scanner.push(piece)[0]
         assert expected[0].startswith(shown)
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.lists(st.tuples(st.text("ab", max_size=5), st.booleans()), max_size=8),
+)
+def test_text_that_is_not_shown_counts_for_stop_strings(strings, pieces):
+    whole = "".join(text for text, _ in pieces)
+    before, stops = cut_at_first_stop(strings, whole)
+    visible = "".join(character for text, shown in pieces for character in (text if shown else "." * len(text)))
+    scanner = StopStrings(strings)
+    found = [scanner.push(text, shown) for text, shown in pieces]
+    rest = scanner.flush()
+    assert "".join(text for text, _ in found) + rest == visible[: len(before)].replace(".", "")
+    assert any(stopped for _, stopped in found) == stops
