@@ -7,6 +7,7 @@ check_torch()
 
 from dlf import fusion
 from dlf._C import __version__
+from dlf.call import Stream
 from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
 from dlf.experts import Expert, InContext
@@ -27,6 +28,7 @@ __all__ = [
     "SamplingOptions",
     "Score",
     "Speculation",
+    "Stream",
     "TaskArithmetic",
     "Timings",
     "TokenizerMismatchError",

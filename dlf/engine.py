@@ -6,10 +6,10 @@ import itertools
 import os
 import secrets
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
 import torch
 from tqdm import tqdm
@@ -28,12 +28,14 @@ from dlf.arguments import (
     sampling_options,
     with_alpha,
 )
+from dlf.call import Call, Stream
 from dlf.devices import Placement
+from dlf.driver import CLOSED, Driver, Poll, Submission
 from dlf.ensemble import Ensemble, Options
 from dlf.layout import Example, Layout, Messages, as_examples
 from dlf.precision import Precision
-from dlf.prompts import lane_prompts
-from dlf.request import RunningRequest
+from dlf.prompts import end_tokens, lane_prompts
+from dlf.request import RunningRequest, raise_failure
 from dlf.results import Completion, Piece, Score
 from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import as_continuations, as_score, score_groups
@@ -43,6 +45,7 @@ from dlf.tokenizer import Tokenizer
 __all__ = ["Engine"]
 
 Callback: TypeAlias = "Callable[[Piece], bool | None]"
+Result = TypeVar("Result")
 
 
 class Engine:
@@ -147,10 +150,7 @@ class Engine:
         speculate: Speculate = "auto",
         drafter: Path | None = None,
     ) -> None:
-        self._lock = threading.Lock()
-        self._loop: _C.StepLoop | None = None
-        self._running: dict[int, RunningRequest] = {}
-        self._scoring = 0  # calls of score
+        self._running: dict[int, RunningRequest | None] = {}  # None is a call of score
         self._ids = itertools.count()
         placement = Placement.of(device, device_map)
         threads = positive("threads", torch.get_num_threads() if threads is None else threads)
@@ -182,7 +182,8 @@ class Engine:
         )
         wanted = [as_expert(expert, base, weights) for expert in experts]
         self._ensemble = Ensemble.load(options, with_alpha(wanted, alpha))
-        self._loop = self._ensemble.loop()
+        self._driver = Driver(self._ensemble.loop(), survives_fork=not placement.cuda)
+        weakref.finalize(self, self._driver.close, wait=False)
 
     @classmethod
     def from_recipe(cls, path: Path, **overrides: Any) -> Engine:
@@ -253,8 +254,8 @@ class Engine:
             As from the engine itself, which then is as it was.
         """
         options = self._ensemble.options
-        with self._lock:
-            self._change([*self._ensemble.experts, as_expert(expert, options.base, options.weights)])
+        new = as_expert(expert, options.base, options.weights)
+        self._change(lambda experts: [*experts, new])
 
     def remove_expert(self, name: str) -> None:
         """Let an expert go, with the models that no other needs.
@@ -266,27 +267,51 @@ class Engine:
         ValueError
             If there is no expert of this name, or several.
         """
-        with self._lock:
-            [number] = chosen_experts([name], self.experts)
-            experts = self._ensemble.experts
-            self._change(experts[:number] + experts[number + 1 :])
 
-    def _change(self, experts: list[AnyExpert]) -> None:
-        self._open()
-        running = len(self._running) + self._scoring
+        def without(experts: list[AnyExpert]) -> list[AnyExpert]:
+            [number] = chosen_experts([name], [expert.label for expert in experts])
+            return experts[:number] + experts[number + 1 :]
+
+        self._change(without)
+
+    def _change(self, change: Callable[[list[AnyExpert]], list[AnyExpert]]) -> None:
+        """Load what is new in this thread, and take it between two steps, if nothing runs then."""
+
+        def load(known: Ensemble) -> None:
+            self._check_idle()
+            found = Ensemble.load(known.options, change(known.experts), known=known)
+
+            def swap(poll: Poll) -> None:
+                self._check_ensemble(known)
+                self._check_idle()
+                self._driver.replace(found.loop, known.loop)
+                self._ensemble = found
+
+            self._driver.call(swap)
+
+        self._on_ensemble(load)
+
+    def _check_idle(self) -> None:
+        running = len(self._running)
         if running:
             raise RuntimeError(
                 f"{running} requests are running on the experts of this engine; finish or close them first"
             )
-        ensemble = Ensemble.load(self._ensemble.options, experts, known=self._ensemble)
-        # The caches of the old loop go before the new one's are taken.
-        self._loop = None
-        try:
-            self._loop = ensemble.loop()
-            self._ensemble = ensemble
-        except BaseException:
-            self._loop = self._ensemble.loop()
-            raise
+
+    def _on_ensemble(self, work: Callable[[Ensemble], Result]) -> Result:
+        """Do what needs the ensemble, and do it again if that changed before the driver had it."""
+        while True:
+            ensemble = self._ensemble
+            if not ensemble.models:
+                raise RuntimeError(CLOSED)
+            try:
+                return work(ensemble)
+            except _Changed:
+                continue
+
+    def _check_ensemble(self, ensemble: Ensemble) -> None:
+        if self._ensemble is not ensemble:
+            raise _Changed
 
     @overload
     def generate(
@@ -363,25 +388,20 @@ class Engine:
         """
         prompts, single = as_prompts(prompt, messages)
         sampling = sampling_options(self._defaults | options)
-        requests = self._add(prompts, sampling, examples, experts, speculate)
+        call = self._start(prompts, sampling, examples, experts, speculate)
+        if progress is None:
+            progress = not single and len(call.requests) > 1 and sys.stderr.isatty()
         try:
-            if progress is None:
-                progress = not single and len(requests) > 1 and sys.stderr.isatty()
-            with tqdm(total=len(requests), desc="Generating", unit="seq", disable=not progress) as bar:
-                left = requests
+            with tqdm(total=len(call.requests), desc="Generating", unit="seq", disable=not progress) as bar:
+                left = len(call.requests)
                 while left:
-                    # Requests begin in their order: those behind have no news yet.
-                    begun = left[: self._ensemble.options.max_batch]
-                    going_on = [request for request in begun if not request.finished]
-                    self._deliver(begun, callback)
-                    if len(going_on) < len(begun):  # which are over, and all of them is delivered
-                        bar.update(len(begun) - len(going_on))
-                        left = going_on + left[len(begun) :]
-                    elif not any(request.finished for request in begun):
-                        self._step(begun)
+                    for request in call.receive():
+                        _deliver(call, request, callback)
+                        left -= request.finished
+                        bar.update(int(request.finished))
         finally:
-            self._cancel(requests)
-        completions = [request.completion() for request in requests]
+            call.cancel()
+        completions = [request.completion() for request in call.requests]
         return completions[0] if single and len(completions) == 1 else completions
 
     def stream(
@@ -393,22 +413,22 @@ class Engine:
         experts: Sequence[str] | None = None,
         speculate: Speculate | None = None,
         **options: Any,
-    ) -> Iterator[Piece]:
+    ) -> Stream:
         """Decode one prompt and yield each step as it comes.
 
-        Closing the iterator early ends the sequence and frees its places. Options and errors are those of `generate`;
-        they are checked when this is called, not at the first piece.
+        Options and errors are those of `generate`; they are checked when this is called, not at the first piece.
 
-        Yields
-        ------
-        Piece
-            One for each token.
+        Returns
+        -------
+        Stream
+            An iterator over the `Piece` of each token. Closing it, leaving its ``with`` block or forgetting it ends the
+            sequence and frees its places.
         """
         prompts, single = as_prompts(prompt, messages)
         sampling = sampling_options(self._defaults | options)
         if not single or sampling.num_return_sequences != 1:
             raise ValueError("stream decodes one sequence; use generate with a callback for several")
-        return self._stream(self._add(prompts, sampling, examples, experts, speculate))
+        return Stream(self._start(prompts, sampling, examples, experts, speculate), self)
 
     @overload
     def score(
@@ -483,37 +503,40 @@ class Engine:
         if one_prompt:
             prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
         shots = () if examples is None else as_examples(examples)
-        with self._lock:
-            self._open()
-            chosen = chosen_experts(experts, self.experts)
-            names = [self.experts[number] for number in chosen]
-            groups = score_groups(self._ensemble, prompts, continuations, chosen, shots)
-            self._scoring += 1
-        scores: list[Score | None] = [None] * len(continuations)
         if progress is None:
             progress = len(continuations) > 1 and sys.stderr.isatty()
-        try:
-            with tqdm(total=len(continuations), desc="Scoring", unit="seq", disable=not progress) as bar:
-                for group in groups:
+
+        def work(ensemble: Ensemble) -> list[Score]:
+            chosen = chosen_experts(experts, ensemble.labels)
+            names = [ensemble.labels[number] for number in chosen]
+            scores: list[Score | None] = [None] * len(continuations)
+            bar = tqdm(total=len(continuations), desc="Scoring", unit="seq", disable=not progress)
+            with bar, _Entered(self._running, next(self._ids)):
+                for group in score_groups(ensemble, prompts, continuations, chosen, shots):
                     for numbers, tokens in group.parts():
-                        with self._lock:
-                            found = self._open().score(group.lanes, chosen, tokens)
+                        found = self._driver.call(self._scoring(ensemble, group.lanes, chosen, tokens), long=True)
                         for number, own, native in zip(numbers, tokens, found, strict=True):
-                            _raise_failure(native.error)
+                            raise_failure(native.error)
                             scores[number] = as_score(native, own, names)
                         bar.update(len(numbers))
-        finally:
-            with self._lock:
-                self._scoring -= 1
-        complete = [score for score in scores if score is not None]
+            return [score for score in scores if score is not None]
+
+        complete = self._on_ensemble(work)
         return complete[0] if single else complete
 
+    def _scoring(
+        self, ensemble: Ensemble, lanes: list[_C.Prompt], chosen: list[int], continuations: list[list[int]]
+    ) -> Callable[[Poll], list[_C.Score]]:
+        def work(poll: Poll) -> list[_C.Score]:
+            self._check_ensemble(ensemble)
+            return self._driver.loop.score(lanes, chosen, continuations, poll)
+
+        return work
+
     def close(self) -> None:
-        """Free the models and caches; the engine cannot be used afterwards."""
-        with self._lock:
-            self._running.clear()
-            self._loop = None
-            self._ensemble = replace(self._ensemble, models=[], adapters=[])
+        """Free the models and caches; requests that are running fail. The engine cannot be used afterwards."""
+        self._driver.close()
+        self._ensemble = replace(self._ensemble, models=[], adapters=[])
 
     def __enter__(self) -> Engine:
         return self
@@ -521,128 +544,77 @@ class Engine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _stream(self, requests: list[RunningRequest]) -> Iterator[Piece]:
-        request = requests[0]
-        try:
-            while True:
-                while request.pieces:
-                    yield request.pieces.popleft()
-                if request.finished:
-                    _raise_failure(request.error)
-                    return
-                self._step(requests)
-        finally:
-            self._cancel(requests)
-
-    def _add(
+    def _start(
         self,
         prompts: Sequence[Prompt] | Sequence[Messages],
         sampling: SamplingOptions,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
         speculate: Speculate | None,
-    ) -> list[RunningRequest]:
+    ) -> Call:
         """Check and queue all prompts, or none."""
         speculation = self._speculation if speculate is None else as_speculation(speculate)
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         shots = () if examples is None else as_examples(examples)
-        requests: list[RunningRequest] = []
-        with self._lock:
-            loop, ensemble = self._open(), self._ensemble
-            chosen = chosen_experts(experts, self.experts)
-            names = [self.experts[number] for number in chosen]
+
+        def work(ensemble: Ensemble) -> Call:
+            chosen = chosen_experts(experts, ensemble.labels)
+            names = [ensemble.labels[number] for number in chosen]
             native_draft = native_speculation(speculation, ensemble, chosen)
             bad_words = [
-                self.tokenizer.encode(form, add_special_tokens=False)
+                ensemble.tokenizer.encode(form, add_special_tokens=False)
                 for word in sampling.bad_words or ()
                 for form in (word, " " + word)
             ]
-            encoded = [
-                lane_prompts(
-                    ensemble,
-                    prompt,
-                    chosen,
-                    shots,
-                    f"prompt {i}" if len(prompts) > 1 else "the prompt",
-                    drafter=uses_drafter(native_draft, ensemble),
-                )
-                for i, prompt in enumerate(prompts)
-            ]
-            try:
-                for i, lanes in enumerate(encoded):
-                    for sample in range(sampling.num_return_sequences):
-                        native = sampling.build(
-                            eos_token_ids=ensemble.eos_token_ids,
-                            bad_words_ids=bad_words,
-                            seed=seed,
-                            stream=sample,
-                        )
-                        request = RunningRequest(
-                            next(self._ids),
-                            i * sampling.num_return_sequences + sample,
-                            len(lanes[0].tokens),
-                            self.tokenizer,
-                            StopStrings(sampling.stop_strings or ()),
-                            names,
-                        )
-                        loop.add(request.request, lanes, chosen, native, sampling.max_new_tokens, native_draft)
-                        self._running[request.request] = request
-                        requests.append(request)
-            except BaseException:
-                for request in requests:
-                    loop.cancel(request.request)
-                    self._running.pop(request.request, None)
-                raise
-        return requests
+            requests: list[RunningRequest] = []
+            submissions: list[Submission] = []
+            for i, prompt in enumerate(prompts):
+                which = f"prompt {i}" if len(prompts) > 1 else "the prompt"
+                drafter = uses_drafter(native_draft, ensemble)
+                lanes = lane_prompts(ensemble, prompt, chosen, shots, which, drafter=drafter)
+                ends = end_tokens(ensemble, prompt)
+                for sample in range(sampling.num_return_sequences):
+                    native = sampling.build(eos_token_ids=ends, bad_words_ids=bad_words, seed=seed, stream=sample)
+                    request = RunningRequest(
+                        next(self._ids),
+                        i * sampling.num_return_sequences + sample,
+                        len(lanes[0].tokens),
+                        ensemble.tokenizer,
+                        StopStrings(sampling.stop_strings or ()),
+                        names,
+                    )
+                    requests.append(request)
+                    submissions.append((request.request, lanes, chosen, native, sampling.max_new_tokens, native_draft))
+            call = Call(self._driver, self._running)
+            call.start(requests, submissions, lambda: self._check_ensemble(ensemble))
+            return call
 
-    def _step(self, requests: list[RunningRequest]) -> None:
-        """One step of the loop, unless another thread's step has brought news for these requests meanwhile."""
-        with self._lock:
-            if any(request.pieces or request.error for request in requests):
-                return
-            loop = self._open()
-            try:
-                outputs = loop.step()
-            except BaseException:
-                # The step broke off: what is in the caches is unknown, so no sequence may go on.
-                for request in self._running.values():
-                    loop.cancel(request.request)
-                    request.error, request.finish_reason = "a step of the engine failed", "error"
-                self._running.clear()
-                raise
-            for output in outputs:
-                running = self._running.get(output.request)
-                if running is not None:
-                    if output.drafted >= 0:  # the first token that the step gave it
-                        running.spend(loop.timings)
-                    running.take(output)
-                    if running.finished:
-                        del self._running[output.request]
-                        if output.finish == _C.FinishReason.none:
-                            loop.cancel(output.request)
-
-    def _deliver(self, requests: list[RunningRequest], callback: Callback | None) -> None:
-        for request in requests:
-            while request.pieces:
-                piece = request.pieces.popleft()
-                if callback is not None and callback(piece) is False:
-                    request.cut("callback")
-                    self._cancel([request])
-            _raise_failure(request.error)
-
-    def _cancel(self, requests: list[RunningRequest], reason: str = "cancelled") -> None:
-        with self._lock:
-            for request in requests:
-                if self._running.pop(request.request, None) is not None and self._loop is not None:
-                    self._loop.cancel(request.request)
-                request.stop(reason)
-
-    def _open(self) -> _C.StepLoop:
-        if self._loop is None:
-            raise RuntimeError("the engine is closed; make a new one")
-        return self._loop
+        return self._on_ensemble(work)
 
 
-def _raise_failure(error: str | None) -> None:
-    if error:
-        raise FloatingPointError(error) if "NaN" in error else ValueError(error)
+class _Changed(Exception):
+    """The experts changed while a request was prepared."""
+
+
+class _Entered:
+    """A call of score among what is running; it leaves with whoever holds it, whatever interrupts him."""
+
+    def __init__(self, running: dict[int, RunningRequest | None], number: int) -> None:
+        self._running, self._number = running, number
+        running[number] = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        self._running.pop(self._number, None)
+
+    __del__ = __exit__
+
+
+def _deliver(call: Call, request: RunningRequest, callback: Callback | None) -> None:
+    while request.pieces:
+        piece = request.pieces.popleft()
+        if callback is not None and callback(piece) is False:
+            call.cut(request, "callback")
+    request.raise_failure()

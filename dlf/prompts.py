@@ -10,7 +10,7 @@ from dlf.ensemble import Ensemble
 from dlf.layout import Example, Layout, Messages
 from dlf.tokenizer import Tokenizer
 
-__all__ = ["lane_prompts"]
+__all__ = ["end_tokens", "lane_prompts"]
 
 EMPTY = "is empty; give text, or token ids such as [bos_token_id] to start from nothing"
 MIN_SHARED = 64  # tokens: reading fewer of them again costs less than a pass of their own
@@ -79,6 +79,19 @@ def lane_prompts(
                 raise ValueError(_too_long(ensemble, number, layout, text, (len(tokens), continuation, room), which))
             encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])
         found[number] = encoded[key]
+    return found
+
+
+def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages) -> list[int]:
+    """Token ids that end an answer to this prompt: the models' own and, in a chat, the end of the assistant's turn."""
+    found = list(ensemble.eos_token_ids)
+    if not isinstance(prompt, str) and isinstance(prompt[0], int):
+        return found
+    layout, tokenizer = ensemble.lanes.lanes[0].layout, ensemble.tokenizer
+    if layout.is_chat(cast("str | Messages", prompt), tokenizer):
+        turn = tokenizer.end_of_turn_id
+        if turn is not None and turn < ensemble.vocab_size and turn not in found:
+            found.append(turn)
     return found
 
 

@@ -12,7 +12,7 @@ from dlf.results import Completion, Piece, Timings
 from dlf.sampling import StopStrings
 from dlf.tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["RunningRequest"]
+__all__ = ["RunningRequest", "raise_failure"]
 
 REASONS = {_C.FinishReason.stop: "stop", _C.FinishReason.length: "length"}
 
@@ -32,7 +32,8 @@ class RunningRequest:
         self.request = request
         self.pieces: deque[Piece] = deque()
         self.finish_reason: str | None = None
-        self.error: str | None = None
+        self.cancelled = False  # from outside, by any thread
+        self.error: Exception | None = None
         self._index = index
         self._prompt_tokens = prompt_tokens
         self._tokenizer = tokenizer
@@ -49,26 +50,27 @@ class RunningRequest:
         self._passes = 0
         self._drafted = 0
         self._start = time.perf_counter()
+        self._now = self._start
         self._times: list[float] = []
         self._spent = dict.fromkeys(("large", "small", "solve", "sample"), 0.0)
 
     @property
     def finished(self) -> bool:
         """Whether no further token will come."""
-        return self.finish_reason is not None
+        return self.finish_reason is not None or self.cancelled
 
-    def spend(self, timings: _C.StepTimings) -> None:
-        """Add the time of a step that this sequence took part in."""
+    def spend(self, timings: _C.StepTimings, time: float) -> None:
+        """Add a step that this sequence took part in, and which ended at this time."""
+        self._now = time
         for part in self._spent:
             self._spent[part] += getattr(timings, part)
 
     def take(self, output: _C.StepOutput) -> None:
         """Add the output of a step."""
         if output.finish == _C.FinishReason.error:
-            self.error = output.error
-            self.finish_reason = "error"
+            self.fail(_as_error(output.error))
             return
-        self._times.append(time.perf_counter())
+        self._times.append(self._now)
         self._tokens.append(output.token)
         self._cached_tokens = output.cached_tokens
         if output.drafted >= 0:
@@ -80,7 +82,7 @@ class RunningRequest:
         if output.top_tokens:
             self._top_logprobs.append(dict(zip(output.top_tokens, output.top_logprobs, strict=True)))
         self.finish_reason = REASONS.get(output.finish)
-        text, stopped = self._stop_strings.push(self._decoder.push(output.token))
+        text, stopped = self._push(output.token)
         if not stopped and self.finished:
             rest, stopped = self._stop_strings.push(self._decoder.flush())
             text += rest if stopped else rest + self._stop_strings.flush()
@@ -91,23 +93,33 @@ class RunningRequest:
 
     def cut(self, reason: str) -> None:
         """End the sequence with the last piece that was taken, though a step may have given more."""
-        if self.finished and not self.pieces:
+        if self.finish_reason is not None and not self.pieces:
             return
         kept = len(self._tokens) - len(self.pieces)
         self.pieces.clear()
         self._stop_strings = StopStrings(self._stop_strings.strings)
         self._decoder = StreamDecoder(self._tokenizer)
-        self._text = [self._stop_strings.push(self._decoder.push(token))[0] for token in self._tokens[:kept]]
+        self._text = [self._push(token)[0] for token in self._tokens[:kept]]
         for kind in (self._tokens, self._logprobs, self._top_logprobs, self._alpha, self._divergences, self._times):
             del kind[kept:]
-        self.finish_reason = None
-        self.stop(reason)
+        self._text.append(self._stop_strings.push(self._decoder.flush())[0] + self._stop_strings.flush())
+        self.finish_reason = reason
 
-    def stop(self, reason: str) -> None:
-        """End the sequence from outside; its text so far is complete."""
-        if not self.finished:
-            self._text.append(self._stop_strings.push(self._decoder.flush())[0] + self._stop_strings.flush())
-            self.finish_reason = reason
+    def fail(self, error: Exception) -> None:
+        """End the sequence with an error."""
+        self.error, self.finish_reason = error, "error"
+
+    def raise_failure(self) -> None:
+        """Raise the error that ended the sequence, if there was one."""
+        if self.error is not None:
+            raise self.error
+
+    def _push(self, token: int) -> tuple[str, bool]:
+        """Text that can be shown now, and whether a stop string has come; they see special tokens, too."""
+        text = self._decoder.push(token)
+        if not text and self._tokenizer.is_special(token):
+            return self._stop_strings.push(self._tokenizer.token(token) or "", shown=False)
+        return self._stop_strings.push(text)
 
     def completion(self) -> Completion:
         """Everything that the sequence gave."""
@@ -121,7 +133,7 @@ class RunningRequest:
             alpha=np.array(self._alpha, np.float64).reshape(steps, len(self._experts)),
             f=f,
             g=g,
-            finish_reason=self.finish_reason or "callback",
+            finish_reason=self.finish_reason or "cancelled",
             prompt_tokens=self._prompt_tokens,
             timings=Timings(
                 time_to_first_token=self._times[0] - self._start if self._times else 0.0,
@@ -134,3 +146,13 @@ class RunningRequest:
             passes=self._passes,
             drafted=self._drafted,
         )
+
+
+def raise_failure(error: str) -> None:
+    """Raise what the step loop says of a request, if it says anything."""
+    if error:
+        raise _as_error(error)
+
+
+def _as_error(error: str) -> Exception:
+    return FloatingPointError(error) if "NaN" in error else ValueError(error)

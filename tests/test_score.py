@@ -217,7 +217,7 @@ def test_errors_name_the_model_and_the_token(family: dict[str, Path], tmp_path: 
 def test_bad_requests(engine: dlf.Engine, prompt: Any, continuation: Any, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         engine.score(prompt, continuation)
-    assert engine._scoring == 0
+    assert not engine._running
     assert len(engine.score("x", "yz").logprobs) >= 1
 
 
@@ -229,5 +229,5 @@ def test_ctrl_c_leaves_the_engine_usable(engine: dlf.Engine) -> None:
         while True:
             engine.score([PROMPT] * 20, [[5, 6, 7, i] for i in range(20)])
     pressed.join()
-    assert engine._scoring == 0
+    assert not engine._running
     assert same(engine.score(PROMPT, " fox"), expected)

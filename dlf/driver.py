@@ -1,0 +1,338 @@
+"""The one thread that steps an engine's loop.
+
+Everybody else leaves notes in its inbox and waits at an own queue. Leaving a note takes no lock that a step holds, so
+that finalisers and signal handlers may do it as well.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Any, TypeAlias, TypeVar
+
+from dlf import _C
+
+__all__ = ["Driver", "News", "Outbox", "Poll", "Submission"]
+
+Result = TypeVar("Result")
+Submission: TypeAlias = "tuple[Any, ...]"  # arguments of StepLoop.add, the id first
+Poll: TypeAlias = "Callable[[], None]"
+
+CLOSED = "the engine is closed; make a new one"
+FORKED = "this process was forked from one that {}; make the engine, or the request, in this process"
+
+
+@dataclass
+class News:
+    """What one step gave the requests of one outbox."""
+
+    outputs: list[_C.StepOutput]
+    timings: _C.StepTimings
+    time: float
+
+
+Outbox: TypeAlias = "SimpleQueue[News | Exception | None]"  # None wakes whoever waits
+
+
+@dataclass
+class Job:
+    """Work for the driver's thread, which answers with a result or an exception."""
+
+    work: Callable[[Poll], Any]
+    long: bool  # so long that running requests must have a step before the next one
+    reply: SimpleQueue[tuple[Any, BaseException | None]] = field(default_factory=SimpleQueue)
+    abandoned: bool = False
+
+
+class Abandoned(Exception):
+    """Nobody waits for this job any more."""
+
+
+class Driver:
+    """Steps a loop as long as it has requests.
+
+    Parameters
+    ----------
+    loop
+        The step loop, which belongs to the driver from now on.
+    survives_fork
+        Whether the loop can go on in a forked child; one on a GPU cannot.
+    """
+
+    def __init__(self, loop: _C.StepLoop, survives_fork: bool) -> None:
+        self._loop: _C.StepLoop | None = loop
+        self._survives_fork = survives_fork
+        self._outboxes: dict[int, Outbox] = {}
+        self._inside = False  # whether the loop is at work
+        self._closing = self._ended = False
+        self._lost: str | None = None
+        self._renew()
+        self._start()
+        _drivers.add(self)
+
+    def submit(self, outbox: Outbox, requests: Iterable[Submission], ready: Callable[[], None]) -> None:
+        """Queue requests whose outputs go to `outbox`; all of them or, where one is refused, none.
+
+        Parameters
+        ----------
+        ready
+            Is called on the driver's thread before; what it raises reaches the caller.
+
+        Raises
+        ------
+        ValueError, IndexError
+            If the loop cannot run one of them.
+        RuntimeError
+            If the engine is closed.
+        """
+
+        def work(poll: Poll) -> None:
+            ready()
+            added = []
+            try:
+                for request in requests:
+                    self.loop.add(*request)
+                    self._outboxes[request[0]] = outbox
+                    added.append(request[0])
+            except BaseException:
+                self._cancel(added)
+                raise
+
+        self.call(work)
+
+    def cancel(self, requests: Iterable[int]) -> None:
+        """End requests before the next step; unknown ones are ignored. Does not wait."""
+        self._inbox.put(list(requests))
+
+    @property
+    def loop(self) -> _C.StepLoop:
+        """The step loop, for work that `call` runs.
+
+        Raises
+        ------
+        RuntimeError
+            If the engine is closed.
+        """
+        if self._loop is None:
+            raise RuntimeError(CLOSED)
+        return self._loop
+
+    def call(self, work: Callable[[Poll], Result], long: bool = False) -> Result:
+        """Run `work` on the driver's thread, between two steps, and return what it returns.
+
+        It gets a function to call from time to time, which ends it where nobody waits any more. After work that is
+        `long` the running requests have a step before anything else that is.
+        """
+        if self._closing:
+            _park()
+            raise RuntimeError(CLOSED)
+        if self._lost:
+            raise RuntimeError(self._lost)
+        job = Job(work, long)
+        try:
+            self._inbox.put(job)
+            self._start()
+            if self._ended:
+                self._refuse()
+            result, error = job.reply.get()
+        except BaseException:
+            job.abandoned = True
+            raise
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # which its own traceback would keep, and the loop with it
+        found: Result = result
+        return found
+
+    def replace(self, make: Callable[[], _C.StepLoop], otherwise: Callable[[], _C.StepLoop]) -> None:
+        """Take another loop, on the driver's thread; `otherwise` makes it where `make` fails."""
+        self._loop = None  # its caches go before those of the new one are taken
+        try:
+            self._loop = make()
+        except BaseException:
+            self._loop = otherwise()
+            raise
+
+    def close(self, wait: bool = True) -> None:
+        """End all requests and let the loop go."""
+        self._closing = True
+        if self._first():
+            self._end()
+            return
+        thread = self._thread
+        self._inbox.put(None)
+        if wait and threading.current_thread() is not thread:
+            self._done.get()
+            self._done.put(None)  # for the next who waits
+
+    def _renew(self) -> None:
+        """Forget the thread and its inbox, which a forked child does not have."""
+        self._inbox: SimpleQueue[Job | list[int] | None] = SimpleQueue()
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._starts = [True]
+        self._thread = threading.Thread(target=self._run, name="dlf", daemon=True)
+
+    def _first(self) -> bool:
+        """Whether this is the first call; lists change in one piece, so that no lock is needed."""
+        try:
+            return self._starts.pop()
+        except IndexError:
+            return False
+
+    def _start(self) -> None:
+        if not self._first():
+            return
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            self._renew()
+            raise RuntimeError(f"the engine's thread cannot start ({error}); end other threads or processes") from error
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._read()
+                if not self._idle and not self._closing:
+                    self._step()
+        finally:
+            self._end()
+
+    @property
+    def _idle(self) -> bool:
+        return self._loop is None or self._loop.idle
+
+    def _read(self) -> None:
+        """Do what the inbox asks for, and wait for it if there is nothing else to do."""
+        while (self._idle or not self._inbox.empty()) and not self._closing:
+            note = self._inbox.get()
+            if isinstance(note, list):
+                self._cancel(note)
+            elif note is not None and not note.abandoned:
+                answer = self._work(note)
+                if not _exiting:
+                    note.reply.put(answer)
+                if note.long:
+                    return
+
+    def _work(self, job: Job) -> tuple[Any, BaseException | None]:
+        def poll() -> None:
+            if job.abandoned or self._closing:
+                raise Abandoned
+
+        self._inside = True
+        try:
+            return job.work(poll), None
+        except Abandoned:
+            return None, RuntimeError(CLOSED)
+        except BaseException as error:
+            return None, error
+        finally:
+            self._inside = False
+
+    def _cancel(self, requests: Iterable[int]) -> None:
+        for request in requests:
+            if self._outboxes.pop(request, None) is not None and self._loop is not None:
+                self._loop.cancel(request)
+
+    def _step(self) -> None:
+        """One step, whose outputs are handed out whole; or every request fails."""
+        assert self._loop is not None
+        self._inside = True
+        try:
+            outputs = self._loop.step()
+            timings, time = self._loop.timings, perf_counter()
+            news: dict[int, tuple[Outbox, News]] = {}
+            for output in outputs:
+                outbox = self._outboxes.get(output.request)
+                if outbox is None:
+                    continue
+                news.setdefault(id(outbox), (outbox, News([], timings, time)))[1].outputs.append(output)
+                if output.finish != _C.FinishReason.none:
+                    del self._outboxes[output.request]
+            for outbox, own in news.values():
+                outbox.put(own)
+        except BaseException as error:
+            # What is in the caches is unknown, so no sequence may go on.
+            for request in self._outboxes:
+                self._loop.cancel(request)
+            self._fail(error)
+        finally:
+            self._inside = False
+
+    def _fail(self, error: BaseException) -> None:
+        outboxes = {id(outbox): outbox for outbox in self._outboxes.values()}
+        self._outboxes.clear()
+        for outbox in outboxes.values():
+            outbox.put(_failure(error))
+
+    def _end(self) -> None:
+        self._closing = True
+        self._loop = None
+        if not _exiting:
+            self._fail(RuntimeError(CLOSED))
+        self._ended = True
+        self._refuse()
+        self._done.put(None)
+
+    def _refuse(self) -> None:
+        """Answer what was left in the inbox behind the end."""
+        while not self._inbox.empty():
+            note = self._inbox.get()
+            if isinstance(note, Job) and not _exiting:
+                note.reply.put((None, RuntimeError(CLOSED)))
+
+    def _after_fork(self) -> None:
+        """In the child: an idle loop goes on with a thread of its own."""
+        self._renew()
+        if self._inside or not self._survives_fork:
+            _unusable.append(self._loop)
+            self._loop = None
+            self._lost = FORKED.format("was in the middle of a step" if self._inside else "had loaded it on a GPU")
+        for request in list(self._outboxes):
+            if self._loop is not None:
+                self._loop.cancel(request)
+        self._fail(RuntimeError(FORKED.format("had begun this request")))
+
+
+def _failure(error: BaseException) -> Exception:
+    """The error for one waiting thread; two must not share the traceback of one."""
+    if isinstance(error, MemoryError):
+        return MemoryError(f"a step of the engine ran out of memory: {error}")
+    if isinstance(error, RuntimeError) and str(error) == CLOSED:
+        return RuntimeError(CLOSED)
+    return RuntimeError(f"a step of the engine failed: {error}")
+
+
+_drivers: weakref.WeakSet[Driver] = weakref.WeakSet()
+_unusable: list[_C.StepLoop | None] = []  # loops of a forked child that must not even be destroyed
+_exiting: list[bool] = []
+
+
+def _park() -> None:
+    """Leave a daemon thread waiting where the process ends: an error would only be printed."""
+    if _exiting and threading.current_thread().daemon:
+        SimpleQueue[None]().get()
+
+
+@atexit.register
+def _close_all() -> None:
+    """End every thread while Python can still wait for it; daemon threads that wait for results go on waiting."""
+    _exiting.append(True)
+    for driver in list(_drivers):
+        driver.close()
+
+
+def _after_fork() -> None:
+    for driver in list(_drivers):
+        driver._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
