@@ -1,69 +1,66 @@
-"""Chat templates: Jinja programs that come with a checkpoint and are run in a sandbox, as ``transformers`` runs them.
+"""Chat templates: Jinja programs that come with a checkpoint and run in a sandbox, in a helper process.
 
-Source: ``transformers.utils.chat_template_utils``, whose additions to Jinja the templates of the hub rely on.
+They are untrusted. The sandbox keeps a template from files and code, and the process bounds the time and the memory
+that it takes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
-
+from dlf.confined.helper import Helper, HelperError
 from dlf.errors import CheckpointError
 
 __all__ = ["ChatTemplate"]
 
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_TEMPLATES = 64
+SECONDS = 5  # a template takes milliseconds
+MEMORY = 512 << 20
+DEFAULT, WITH_TOOLS = "default", "tool_use"
 
 
 class ChatTemplate:
-    """One checkpoint's template, which may be None; it is compiled when it is first used."""
+    """The templates of one checkpoint by their names, of which there may be none.
 
-    def __init__(self, source: str | None, where: str) -> None:
-        self.source = source
+    ``default`` writes conversations, and ``tool_use``, if there is one, those with tools, as in ``transformers``.
+    """
+
+    def __init__(self, named: Mapping[str, tuple[str, Path]], where: Path) -> None:
+        self._named = named
         self._where = where
-        self._compiled: jinja2.Template | None = None
 
     @classmethod
     def read(cls, folder: Path, tokenizer_config: Mapping[str, Any]) -> ChatTemplate:
-        """Find the template: ``chat_template.jinja``, else ``chat_template`` in ``tokenizer_config.json``.
+        """Find the templates: files of their own, else ``chat_template`` in ``tokenizer_config.json``.
+
+        The files are ``chat_template.jinja``, which is the default, and ``additional_chat_templates/NAME.jinja``.
 
         Raises
         ------
         CheckpointError
-            If it is too large or no text.
+            If one is too large or no text.
         """
-        path = folder / "chat_template.jinja"
-        if path.is_file():
-            if path.stat().st_size > MAX_TEMPLATE_BYTES:
-                raise CheckpointError(f"{path} is larger than {MAX_TEMPLATE_BYTES >> 20} MiB; fetch it again")
-            try:
-                return cls(path.read_text(encoding="utf-8"), str(path))
-            except UnicodeDecodeError as error:
-                raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
-        path = folder / "tokenizer_config.json"
-        source = tokenizer_config.get("chat_template")
-        if isinstance(source, list):  # several, by name
-            named = {
-                entry.get("name"): entry.get("template")
-                for entry in source
-                if isinstance(entry, dict) and isinstance(entry.get("name"), str)
-            }
-            source = named.get("default")
-        if source is not None and not isinstance(source, str):
-            raise CheckpointError(f"{path}: 'chat_template' must be a string or a list of named ones; fetch it again")
-        return cls(source, str(path))
+        files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+        if (folder / "chat_template.jinja").is_file():
+            files[DEFAULT] = folder / "chat_template.jinja"
+        if len(files) > MAX_TEMPLATES:
+            raise CheckpointError(f"{folder} has more than {MAX_TEMPLATES} chat templates; remove those not needed")
+        where = folder / "tokenizer_config.json"
+        if files:
+            return cls({name: (_read(path), path) for name, path in files.items()}, where)
+        return cls({name: (source, where) for name, source in _listed(tokenizer_config, where).items()}, where)
+
+    @property
+    def source(self) -> str | None:
+        """The default template, if there is one."""
+        return self._named[DEFAULT][0] if DEFAULT in self._named else None
 
     def __bool__(self) -> bool:
-        return self.source is not None
+        return DEFAULT in self._named
 
     def render(self, **variables: Any) -> str:
         """Run the template.
@@ -71,54 +68,54 @@ class ChatTemplate:
         Raises
         ------
         ValueError
-            If there is no template, or it fails on these variables.
+            If there is no template, or it fails on these variables, takes too long or too much memory, or a variable
+            is no JSON value.
         """
-        if self.source is None:
+        name = WITH_TOOLS if variables.get("tools") is not None and WITH_TOOLS in self._named else DEFAULT
+        if name not in self._named:
             raise ValueError(
                 f"{self._where} has no chat template: the model is no chat model; give it plain text as its prompt"
             )
+        source, path = self._named[name]
         try:
-            if self._compiled is None:
-                self._compiled = _environment().from_string(self.source)
-            return self._compiled.render(**variables)
-        except Exception as error:  # a template is a program, and may fail in any way
-            raise ValueError(f"the chat template of {self._where} refuses these messages: {error}") from error
+            text: str = _helper().ask("render", source, variables)
+        except HelperError as error:
+            raise ValueError(f"the chat template of {path} refuses these messages: {error}") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"the messages and variables of a chat template must be JSON values ({error}); give strings, numbers, "
+                "lists and dictionaries"
+            ) from error
+        return text
 
 
-class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks what the assistant wrote, for training; here it only passes its body on."""
-
-    tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
-
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+@cache
+def _helper() -> Helper:
+    """Return the one process for all templates."""
+    return Helper("templates", ["jinja2", "markupsafe"], MEMORY, SECONDS)
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_TEMPLATE_BYTES >> 20} MiB; fetch it again")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch it again") from error
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML, which no model was trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)
+def _listed(config: Mapping[str, Any], where: Path) -> dict[str, str]:
+    """The templates in ``tokenizer_config.json``: one, or several with their names."""
+    found = config.get("chat_template")
+    if found is None:
+        return {}
+    if isinstance(found, str):
+        return {DEFAULT: found}
+    if isinstance(found, list):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in found if isinstance(entry, dict)]
+        named = {name: source for name, source in pairs if isinstance(name, str) and isinstance(source, str)}
+        if len(named) == len(found):
+            return named
+    raise CheckpointError(f"{where}: 'chat_template' must be a string or a list of named ones; fetch it again")

@@ -1,73 +1,82 @@
-"""Text to token ids and back: a checkpoint's ``tokenizer.json``, its chat template, and decoding token by token."""
+"""Text to token ids and back: a checkpoint's tokenizer and its chat template."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
-
-import tokenizers
 
 from dlf.chat_template import ChatTemplate
 from dlf.errors import CheckpointError, TokenizerMismatchError
 from dlf.fields import MAX_VOCAB_SIZE, read_json
+from dlf.special_tokens import read_extra_tokens
+from dlf.stream_decoder import StreamDecoder, decodes_token_by_token
+from dlf.tokenizer_codec import open_codec, parse
 
 __all__ = ["StreamDecoder", "Tokenizer", "check_same_tokenizer"]
 
 MAX_TOKENIZER_BYTES = 256 << 20
-REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no complete UTF-8 character
+MAX_TOKEN_ID = (1 << 32) - 1
+CHARACTERS_PER_TOKEN = 12  # rather more than any language has
+ANSWER = "sentinelanswer"  # an assistant's, by which the end of its turn is found
 
 
 class Tokenizer:
     """The tokenizer of a checkpoint folder.
 
+    Most tokenizers run in this process. One with parts that could crash it, or take for ever, runs in a helper process
+    under limits of time and memory.
+
     Parameters
     ----------
     folder
-        A folder with ``tokenizer.json``; ``tokenizer_config.json`` and ``chat_template.jinja`` are read if they are
-        there.
+        A folder with ``tokenizer.json``. ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``
+        and chat templates are read if they are there.
 
     Raises
     ------
     FileNotFoundError
         If there is no ``tokenizer.json``.
     CheckpointError
-        If a file is damaged.
+        If a file is damaged, or two of them give a token different ids.
     """
 
     def __init__(self, folder: Path) -> None:
         folder = Path(folder)
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing; fetch the checkpoint again, or write one with transformers: "
-                "AutoTokenizer.from_pretrained(name).save_pretrained(folder)"
-            )
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB; fetch the checkpoint again")
-        try:
-            content = path.read_bytes()
-            self._tokenizer = tokenizers.Tokenizer.from_buffer(content)
-        except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path} is no valid tokenizer ({error}); fetch the checkpoint again") from error
-        self.fingerprint = hashlib.sha256(content).digest()
-        """Of its file: two with the same encode alike."""
-        # Padding and cutting are the engine's business; some files carry what their training used.
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self._ids: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._path = path = folder / "tokenizer.json"
+        content = _read(path)
+        document, twice = parse(content, path)
+        config_path = folder / "tokenizer_config.json"
+        config = read_json(config_path) if config_path.is_file() else {}
+        own = document.get("added_tokens")
+        extra = read_extra_tokens(folder, config, own if isinstance(own, list) else [])
+        self._codec = open_codec(content, document, twice, extra.added, path)
+        self.fingerprint = hashlib.sha256(json.dumps([content, extra.added]).encode()).digest()
+        """Hash of all that says how texts are encoded: two with the same encode alike."""
+        self.decodes_token_by_token = decodes_token_by_token(document.get("decoder"))
+        """Whether `StreamDecoder` can give out text before the last token."""
+        self._ids = self._codec.vocab()
         self.vocab_size = max(self._ids.values(), default=-1) + 1
         """Highest id + 1, added tokens included; a model's logits may be padded beyond it."""
         if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
             raise CheckpointError(f"{path}: {self.vocab_size} token ids, not 1 to {MAX_VOCAB_SIZE}")
-        self._special_ids = frozenset(i for i, t in self._tokenizer.get_added_tokens_decoder().items() if t.special)
-
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.is_file() else {}
-        self._special_tokens = {key: token for key in config if (token := _special_token(config, key)) is not None}
-        self.bos_token_id: int | None = self._ids.get(self._special_tokens.get("bos_token", ""))
-        self.eos_token_id: int | None = self._ids.get(self._special_tokens.get("eos_token", ""))
+        own_contents = {token.get("content") for token in own or [] if isinstance(token, dict)}
+        for token, token_id in extra.ids.items():
+            if self._ids.get(token, token_id) != token_id and token not in own_contents:
+                raise CheckpointError(
+                    f"{folder}: the token {token!r:.60} is to have the id {token_id}, but gets {self._ids[token]} behind "
+                    "the tokens of tokenizer.json; fetch the folder again, for its files do not go together"
+                )
+        added = self._codec.added()
+        self._added_ids = frozenset(added)
+        self._special = frozenset(content for content, special in added.values() if special)
+        self._special_tokens = extra.named
+        self.bos_token_id: int | None = self._ids.get(extra.named.get("bos_token", ""))
+        self.eos_token_id: int | None = self._ids.get(extra.named.get("eos_token", ""))
         self._chat_template = ChatTemplate.read(folder, config)
 
     @property
@@ -85,34 +94,75 @@ class Tokenizer:
         """Source of the chat template, if there is one."""
         return self._chat_template.source
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with the special tokens that ``tokenizer.json`` puts around one unless told not to."""
+    @cached_property
+    def end_of_turn_id(self) -> int | None:
+        """The added token that ends an assistant's turn in the chat template, such as ``<|im_end|>``, or None.
+
+        A template that fails on a conversation of two turns has none.
+        """
+        talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ANSWER}]
         try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError as error:
-            if not isinstance(text, str):
-                raise TypeError(f"a text must be a str, not {type(text).__name__}") from error
-            raise ValueError(
-                "the text has half of a surrogate pair, which is no character; decode it properly"
-            ) from error
-        return ids
+            before, found, after = self.apply_chat_template(talk, add_generation_prompt=False).rpartition(ANSWER)
+            ids = self.encode(after.lstrip(), add_special_tokens=False) if found else []
+        except ValueError:
+            return None
+        return ids[0] if ids and ids[0] in self._added_ids else None
+
+    def encode(self, text: str, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
+        """Encode a text.
+
+        Parameters
+        ----------
+        text
+            Any text.
+        add_special_tokens
+            Whether to add the special tokens that ``tokenizer.json`` puts around a text.
+        max_tokens
+            A bound for texts from outside. A text of many more tokens is refused after a part of it has been encoded;
+            one of only a few more is encoded, so that its length can be told.
+
+        Returns
+        -------
+        list of int
+            Token ids.
+
+        Raises
+        ------
+        ValueError
+            If the text has half of a surrogate pair, far more than `max_tokens` tokens, or is one that the tokenizer
+            cannot encode, in time or at all.
+        TypeError
+            If it is no text.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be a str, not {type(text).__name__}")
+        if max_tokens is not None:
+            self._check_length(text, max_tokens)
+        return self._encode(text, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids; ids without a token, such as a model's padding of its logits, are left out."""
+        """Text of token ids; ids without a token, such as a model's padding of its logits, are left out.
+
+        Raises
+        ------
+        ValueError
+            If an id is negative or too large, or the tokenizer cannot decode them.
+        """
+        known = [index(token_id) for token_id in ids]
+        if known and not 0 <= min(known) <= max(known) <= MAX_TOKEN_ID:
+            raise ValueError("a token id is negative or too large")
         try:
-            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        except OverflowError as error:
-            raise ValueError(f"a token id is negative or too large: {error}") from error
-        return text
+            return self._codec.decode(known, skip_special_tokens)
+        except ValueError as error:
+            raise ValueError(f"{self._path} cannot decode these tokens: {error}") from error
 
     def token(self, token_id: int) -> str | None:
         """The token of an id as the vocabulary spells it, or None."""
-        token: str | None = self._tokenizer.id_to_token(token_id)
-        return token
+        return self._codec.token(token_id)
 
     def is_special(self, token_id: int) -> bool:
         """Whether decoding with ``skip_special_tokens`` leaves this id out."""
-        return token_id in self._special_ids
+        return self._codec.token(token_id) in self._special
 
     def apply_chat_template(
         self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
@@ -140,87 +190,80 @@ class Tokenizer:
             | {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
         )
 
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            return self._codec.encode(text, add_special_tokens)
+        except ValueError as error:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    "the text has half of a surrogate pair, which is no character; decode it properly"
+                ) from None
+            raise ValueError(f"{self._path} cannot encode this text: {error}") from error
 
-class StreamDecoder:
-    """Decodes ids one by one; the pieces together are exactly what decoding all of them at once gives.
+    def _check_length(self, text: str, max_tokens: int) -> None:
+        """Refuse a text a part of which already has twice as many tokens.
 
-    A decoder looks beyond single tokens: a character may be spread over several (they decode to U+FFFD until it is
-    complete), and the first token of a text may lose its leading space. So a token is decoded together with the one
-    before it, and only what it adds is given out [1]_. The work for a token does not grow with the length of the text.
-
-    .. [1] The windows of vLLM's ``detokenize_incrementally``, here with one token of context.
-    """
-
-    # A UTF-8 character has 4 bytes, so a longer wait is for bytes that will never be a character.
-    _PATIENCE = 8
-
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._window: list[int] = []  # one token of context (none at first), then those not given out yet
-        self._context = ""  # what the context decodes to
-
-    def push(self, token_id: int) -> str:
-        """Take the next id and return the text that is certain by now, often of this id alone, possibly empty."""
-        token = self._tokenizer.token(token_id)
-        if token is None or (self._skip_special_tokens and self._tokenizer.is_special(token_id)):
-            return ""
-        self._window.append(token_id)
-        # Byte tokens decode together with their neighbours: one wrong byte turns a whole run of them into U+FFFD.
-        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            return ""
-        text = self._decode(self._window)
-        if not text.endswith(REPLACEMENT):
-            return self._give_out(text, len(self._window))
-        if len(self._window) > self._PATIENCE:
-            return self._give_out_invalid(text)
-        return ""
-
-    def flush(self) -> str:
-        """Return the rest of the text, an incomplete character as U+FFFD; the next id begins a new text."""
-        piece = self._decode(self._window)[len(self._context) :]
-        self._window, self._context = [], ""
-        return piece
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=self._skip_special_tokens)
-
-    def _give_out(self, text: str, count: int) -> str:
-        """Give out the first `count` tokens of the window, which decode to `text`, and keep the last as context."""
-        piece = text[len(self._context) :]
-        self._window = self._window[count - 1 :]
-        self._context = self._decode(self._window[:1])
-        return piece
-
-    def _give_out_invalid(self, text: str) -> str:
-        """Give out what no further byte can change: up to a border where both sides decode the same apart as together.
-
-        A character that is under way spans at most three borders, so one of the last four is such.
+        A longer text could have fewer tokens than its beginning only where the cut falls into a token, or where a
+        normalizer takes away what follows; so twice is beyond doubt.
         """
-        for count in range(len(self._window) - 1, max(len(self._window) - 5, 1), -1):
-            head = self._decode(self._window[:count])
-            if head + self._decode(self._window[count:]) == text:
-                return self._give_out(head, count)
-        return ""
+        size = CHARACTERS_PER_TOKEN * (max_tokens + 1)
+        while size < len(text):
+            if len(self._encode(text[:size], False)) > 2 * max_tokens + 2:
+                raise ValueError(f"the text has at least {max_tokens + 1} tokens")
+            size *= 2
 
 
-def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str) -> None:
+def _read(path: Path) -> str:
+    """The text of ``tokenizer.json``."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing; fetch the checkpoint again, or write one with transformers: "
+            "AutoTokenizer.from_pretrained(name).save_pretrained(folder)"
+        )
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_TOKENIZER_BYTES + 1)
+        if len(content) > MAX_TOKENIZER_BYTES:
+            raise CheckpointError(f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB; fetch the checkpoint again")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch the checkpoint again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
+
+
+def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str, size: int | None = None) -> None:
     """Check that the two tokenizers agree wherever both have a say.
 
     One may have tokens at the end that the other lacks; but an id that both have must mean the same token, and a token
     that both have must have the same id.
+
+    Parameters
+    ----------
+    a, b
+        The tokenizers.
+    name_a, name_b
+        Their models, for errors.
+    size
+        Ids that the logits of both models have. A token beyond them, such as one for padding, is never read or
+        written, and may differ.
 
     Raises
     ------
     TokenizerMismatchError
         Naming the first ids that differ, and how many do.
     """
-    if a.vocab == b.vocab:
+    vocab_a, vocab_b = a.vocab, b.vocab
+    if vocab_a == vocab_b:
         return
-    tokens_b = {token_id: token for token, token_id in b.vocab.items()}
+    if size is not None:
+        vocab_a, vocab_b = ({token: i for token, i in vocab.items() if i < size} for vocab in (vocab_a, vocab_b))
+    tokens_b = {token_id: token for token, token_id in vocab_b.items()}
     differing, shared = [], 0
-    for token, token_id in a.vocab.items():
-        other, other_id = tokens_b.get(token_id), b.vocab.get(token)
+    for token, token_id in vocab_a.items():
+        other, other_id = tokens_b.get(token_id), vocab_b.get(token)
         shared += other is not None
         if other not in (None, token) or other_id not in (None, token_id):
             differing.append((token_id, token, other, other_id))
@@ -233,14 +276,6 @@ def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str) -
         for token_id, token, other, other_id in differing[:3]
     )
     raise TokenizerMismatchError(
-        f"{name_a} and {name_b} do not share a tokenizer: {len(differing)} of {len(a.vocab)} and {len(b.vocab)} tokens "
+        f"{name_a} and {name_b} do not share a tokenizer: {len(differing)} of {len(vocab_a)} and {len(vocab_b)} tokens "
         f"differ ({examples}); fuse models of one family"
     )
-
-
-def _special_token(config: Mapping[str, Any], key: str) -> str | None:
-    """A special token of ``tokenizer_config.json``, written as a string or as an object with ``content``."""
-    value = config[key]
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if key.endswith("_token") and isinstance(value, str) else None

@@ -1,0 +1,204 @@
+"""The side of dlf of a helper process: starts it, asks it, ends it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Helper", "HelperError"]
+
+LENGTH = struct.Struct("<Q")
+MAX_ANSWER = 256 << 20
+GRACE = 2  # seconds after which a helper whose user is gone ends itself
+PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "TZ")
+
+
+class HelperError(ValueError):
+    """The work was refused, took too long, or ended the helper process; the text is the reason."""
+
+
+class Helper:
+    """One process for one kind of work, started when it is first asked; threads take turns.
+
+    A request that takes too long, is interrupted or crashes the process ends that process, and the next request starts
+    another one. A child that was forked off starts its own.
+
+    Parameters
+    ----------
+    room
+        Module of this folder that does the work.
+    packages
+        The packages that it imports. Only the folders where they lie are passed on.
+    memory
+        Bytes of address space that the process may have.
+    seconds
+        How long a request may take.
+    prepare
+        Method and arguments of the first request to a new process, which fails where this one does.
+    """
+
+    def __init__(
+        self,
+        room: str,
+        packages: Iterable[str],
+        memory: int,
+        seconds: int,
+        prepare: Callable[[], tuple[str, list[Any]]] | None = None,
+    ) -> None:
+        folder = Path(__file__).parent
+        homes = {_home(package): None for package in packages}
+        # Isolated: neither the environment nor the current folder says what is imported.
+        self._command = [sys.executable, "-I", str(folder / "serve.py"), room, str(memory), str(folder), *homes]
+        self._seconds = seconds
+        self._prepare = prepare
+        self._turn = threading.Lock()
+        self._running = _Running()
+        weakref.finalize(self, self._running.end)
+        _helpers.add(self)
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Have a method of the room called, and return what it gives.
+
+        Raises
+        ------
+        HelperError
+            If it refuses, takes too long, or crashes.
+        TypeError, ValueError
+            If an argument is no JSON value.
+        """
+        request = self._request(method, list(arguments))
+        if not self._turn.acquire(timeout=3 * self._seconds):
+            raise HelperError(f"others have kept the helper process busy for {3 * self._seconds} s")
+        try:
+            if not self._running.alive():
+                self._running.end()
+                try:
+                    self._running.start(self._command)
+                except OSError as error:
+                    raise HelperError(f"a helper process cannot be started: {error}") from error
+                if self._prepare is not None:
+                    self._exchange(self._request(*self._prepare()))
+            return self._exchange(request)
+        finally:
+            self._turn.release()
+
+    def _request(self, method: str, arguments: list[Any]) -> bytes:
+        return json.dumps([self._seconds + GRACE, method, arguments]).encode("ascii")
+
+    def _exchange(self, request: bytes) -> Any:
+        done = False
+        try:
+            answer = self._running.exchange(request, time.monotonic() + self._seconds)
+            done = True
+        except TimeoutError:
+            raise HelperError(f"it takes longer than {self._seconds} s") from None
+        except OSError:
+            raise HelperError("it needs too much memory, or crashes") from None
+        finally:  # after an interrupt, too, the answer would be taken for that of the next request
+            if not done:
+                self._running.end()
+        if "error" in answer:
+            raise HelperError(answer["error"])
+        return answer["value"]
+
+    def _forget(self) -> None:
+        """In a forked child: leave the process to the parent; whoever holds the lock is not here."""
+        self._turn = threading.Lock()
+        self._running.forget()
+
+
+class _Running:
+    """The process and the socket to it, if there is one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, command: list[str]) -> None:
+        ours, theirs = socket.socketpair()
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # where Rust writes what made it panic
+                cwd="/",
+                env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+                start_new_session=True,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._socket = ours
+
+    def exchange(self, request: bytes, deadline: float) -> dict[str, Any]:
+        assert self._socket is not None
+        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+        self._socket.sendall(LENGTH.pack(len(request)) + request)
+        size = LENGTH.unpack(self._receive(LENGTH.size, deadline))[0]
+        if size > MAX_ANSWER:
+            raise HelperError(f"its result is larger than {MAX_ANSWER >> 20} MiB")
+        answer: dict[str, Any] = json.loads(self._receive(size, deadline))
+        return answer
+
+    def end(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._process = self._socket = None
+
+    def forget(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            self._process.returncode = 0  # or its end would be waited for here
+        self._process = self._socket = None
+
+    def _receive(self, size: int, deadline: float) -> bytes:
+        assert self._socket is not None
+        found = bytearray(size)
+        view = memoryview(found)
+        while view:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            count = self._socket.recv_into(view)
+            if not count:
+                raise ConnectionError("the helper process has ended")
+            view = view[count:]
+        return bytes(found)
+
+
+def _home(package: str) -> str:
+    """Folder in which a package lies, found without importing it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is not installed")
+    return str(Path(spec.origin).parents[1])
+
+
+_helpers: weakref.WeakSet[Helper] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for helper in list(_helpers):
+        helper._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

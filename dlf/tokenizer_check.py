@@ -1,0 +1,373 @@
+"""Tells the tokenizers that may run in this process from those that need a helper process.
+
+``tokenizer.json`` is a program in a small language, and some programs panic, abort, never end or write without end. The
+components that well-known models are made of do none of this with sensible parameters, in time that is linear in the
+text or close to it. A file that has only such components is plain; every other one runs, too, but confined.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+__all__ = ["unusual"]
+
+MAX_ADDED = 100_000
+MAX_TOKEN = 1024  # characters
+MAX_PARTS = 32
+MAX_GROWTH = 64  # how many times longer a text may become
+MAX_EXPANSION = 128  # bytes that a character map writes for a character
+
+Component: TypeAlias = "Mapping[str, Any]"
+
+
+class _UnusualError(Exception):
+    """The text says which part of a file is not plain."""
+
+
+def unusual(document: Mapping[str, Any], added: Sequence[Mapping[str, Any]] = ()) -> str | None:
+    """Say what keeps a parsed ``tokenizer.json`` from being plain; None if nothing does.
+
+    Parameters
+    ----------
+    document
+        Whose objects have no key twice: another reader may take the other value.
+    added
+        Tokens that are added to those of the file.
+    """
+    try:
+        _model(document.get("model"))
+        _added_tokens(document.get("added_tokens", []))
+        _added_tokens(added)
+        growth = 1.0
+        for part in _parts(document.get("normalizer"), "normalizers"):
+            growth *= _grown(part)
+        _need(growth <= MAX_GROWTH, "normalizers that write too much")
+        for part in _parts(document.get("pre_tokenizer"), "pretokenizers"):
+            _check(part, PRE_TOKENIZERS)
+        for part in _parts(document.get("post_processor"), "processors"):
+            _check(part, POST_PROCESSORS)
+        growth = 1.0
+        for part in _parts(document.get("decoder"), "decoders"):
+            _check(part, DECODERS)
+            growth *= _replaced(part) if part["type"] == "Replace" else 1
+        _need(growth <= MAX_GROWTH, "decoders that write too much")
+    except _UnusualError as error:
+        return str(error)
+    return None
+
+
+# --- Rules: for every key of a component, what its value must be -------------------------------------------------
+
+Rule: TypeAlias = "Callable[[Any], bool]"
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _flag(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _flag_or_null(value: Any) -> bool:
+    return value is None or type(value) is bool
+
+
+def _nothing(value: Any) -> bool:
+    return value in (None, "")
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TOKEN
+
+
+def _text_or_null(value: Any) -> bool:
+    return value is None or _text(value)
+
+
+def _character(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 1
+
+
+def _integer(low: int, high: int) -> Rule:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _one_of(*values: str) -> Rule:
+    return lambda value: value in values
+
+
+def _pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and _text(value[0]) and _integer(0, 1 << 31)(value[1])
+
+
+def _pattern(value: Any) -> bool:
+    if not isinstance(value, dict) or len(value) != 1:
+        return False
+    regex = value.get("Regex")
+    return _text(value.get("String")) or (isinstance(regex, str) and _runs_in_linear_time(regex))
+
+
+def _string(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"String"} and _text(value["String"])
+
+
+BEHAVIOR = _one_of("Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+BYTE_LEVEL: dict[str, Rule] = {"add_prefix_space": _flag, "trim_offsets": _flag, "use_regex": _flag}
+METASPACE: dict[str, Rule] = {
+    "replacement": _character,
+    "prepend_scheme": _one_of("always", "first", "never"),
+    "split": _flag,
+    "add_prefix_space": _flag,
+    "str_rep": _character,
+}
+NORMALIZERS: dict[str, dict[str, Rule]] = {
+    "NFC": {},
+    "NFD": {},
+    "NFKC": {},
+    "NFKD": {},
+    "Nmt": {},
+    "Lowercase": {},
+    "StripAccents": {},
+    "ByteLevel": {},
+    "Strip": {"strip_left": _flag, "strip_right": _flag},
+    "BertNormalizer": {
+        "clean_text": _flag,
+        "handle_chinese_chars": _flag,
+        "strip_accents": _flag_or_null,
+        "lowercase": _flag,
+    },
+    "Prepend": {"prepend": _text},
+    "Replace": {"pattern": _pattern, "content": lambda value: value == "" or _text(value)},
+    "Precompiled": {"precompiled_charsmap": lambda value: isinstance(value, str) and _writes_little(value)},
+}
+PRE_TOKENIZERS: dict[str, dict[str, Rule]] = {
+    "BertPreTokenizer": {},
+    "ByteLevel": BYTE_LEVEL,
+    "CharDelimiterSplit": {"delimiter": _character},
+    "Digits": {"individual_digits": _flag},
+    "Metaspace": METASPACE,
+    "Punctuation": {"behavior": BEHAVIOR},
+    "Split": {"pattern": _pattern, "behavior": BEHAVIOR, "invert": _flag},
+    "UnicodeScripts": {},
+    "Whitespace": {},
+    "WhitespaceSplit": {},
+}
+POST_PROCESSORS: dict[str, dict[str, Rule]] = {
+    "BertProcessing": {"sep": _pair, "cls": _pair},
+    "ByteLevel": BYTE_LEVEL,
+    "RobertaProcessing": {"sep": _pair, "cls": _pair, "trim_offsets": _flag, "add_prefix_space": _flag},
+    "TemplateProcessing": {"single": _anything, "pair": _anything, "special_tokens": _anything},
+}
+DECODERS: dict[str, dict[str, Rule]] = {
+    "BPEDecoder": {"suffix": _text},
+    "ByteFallback": {},
+    "ByteLevel": BYTE_LEVEL,
+    "CTC": {"pad_token": _text, "word_delimiter_token": _text, "cleanup": _flag},
+    "Fuse": {},
+    "Metaspace": METASPACE,
+    "Replace": {"pattern": _string, "content": lambda value: value == "" or _text(value)},
+    "Strip": {"content": _character, "start": _integer(0, 16), "stop": _integer(0, 16)},
+    "WordPiece": {"prefix": _text, "cleanup": _flag},
+}
+MODELS: dict[str, dict[str, Rule]] = {
+    "BPE": {
+        "dropout": _anything,  # is switched off
+        "unk_token": _text_or_null,
+        "continuing_subword_prefix": _nothing,
+        "end_of_word_suffix": lambda value: value is None or value == "" or _text(value),
+        "fuse_unk": _flag,
+        "byte_fallback": _flag,
+        "ignore_merges": _flag,
+        "vocab": _anything,
+        "merges": _anything,
+    },
+    "Unigram": {"unk_id": _anything, "vocab": _anything, "byte_fallback": _flag},
+    "WordLevel": {"vocab": _anything, "unk_token": _text},
+    "WordPiece": {
+        "unk_token": _text,
+        "continuing_subword_prefix": _text,
+        "max_input_chars_per_word": _integer(1, 200),
+        "vocab": _anything,
+    },
+}
+
+
+def _need(condition: bool, what: str) -> None:
+    if not condition:
+        raise _UnusualError(what)
+
+
+def _check(part: Any, known: Mapping[str, Mapping[str, Rule]]) -> None:
+    _need(isinstance(part, dict) and isinstance(part.get("type"), str), "a part without a type")
+    kind = part["type"]
+    _need(kind in known, f"{kind!r:.40}")
+    for key, value in part.items():
+        _need(key == "type" or (key in known[kind] and known[kind][key](value)), f"{kind!r:.40} with this {key!r:.40}")
+    if kind == "TemplateProcessing":
+        _template(part)
+
+
+def _parts(component: Any, key: str) -> list[Any]:
+    """Members of a sequence, or the one component."""
+    if component is None:
+        return []
+    if not isinstance(component, dict) or component.get("type") != "Sequence":
+        return [component]
+    parts = component.get(key)
+    _need(set(component) == {"type", key} and isinstance(parts, list) and len(parts) <= MAX_PARTS, "a long sequence")
+    assert isinstance(parts, list)
+    return parts
+
+
+def _grown(part: Component) -> float:
+    """How many times longer a normalizer may make a text."""
+    _check(part, NORMALIZERS)
+    if part["type"] == "Prepend":
+        return float(1 + len(part.get("prepend", "")))
+    return _replaced(part) if part["type"] == "Replace" else 1
+
+
+def _replaced(part: Component) -> float:
+    pattern = part.get("pattern", {})
+    return max(1.0, len(part.get("content", "")) / len(pattern.get("String", ".")))
+
+
+def _model(model: Any) -> None:
+    _check(model, MODELS)
+    vocab = model.get("vocab")
+    if model["type"] == "Unigram":
+        _need(isinstance(vocab, list), "a Unigram vocabulary")
+        for entry in vocab:
+            _need(
+                isinstance(entry, list)
+                and len(entry) == 2
+                and _text(entry[0])
+                and isinstance(entry[1], (int, float))
+                and abs(entry[1]) < 1e9,
+                "a Unigram vocabulary with such tokens",
+            )
+    else:
+        _need(isinstance(vocab, dict), "a vocabulary")
+
+
+def _added_tokens(tokens: Any) -> None:
+    _need(isinstance(tokens, (list, tuple)) and len(tokens) <= MAX_ADDED, "added tokens")
+    for token in tokens:
+        _need(isinstance(token, dict) and _text(token.get("content")), "an added token of this length")
+
+
+def _template(part: Component) -> None:
+    """A template that names only what there is, and does not write the text several times."""
+    single, special = part.get("single"), part.get("special_tokens")
+    _need(isinstance(single, list) and len(single) <= MAX_PARTS and isinstance(special, dict), "a template")
+    assert isinstance(single, list) and isinstance(special, dict)
+    texts = 0
+    for piece in single:
+        _need(isinstance(piece, dict) and len(piece) == 1, "a template")
+        (kind, value), *_ = piece.items()
+        _need(isinstance(value, dict), "a template")
+        texts += kind == "Sequence"
+        if kind == "Sequence":
+            _need(value.get("id") == "A", "a template of a pair for a single text")
+        else:
+            named = special.get(value.get("id")) if isinstance(value.get("id"), str) else None
+            _need(isinstance(named, dict), "a template with an unknown token")
+            assert isinstance(named, dict)
+            ids, tokens = named.get("ids"), named.get("tokens")
+            _need(
+                isinstance(ids, list) and isinstance(tokens, list) and len(ids) == len(tokens) <= MAX_PARTS,
+                "a template with such a token",
+            )
+    _need(texts <= 1, "a template that repeats the text")
+
+
+def _writes_little(charsmap: str) -> bool:
+    """Whether a precompiled map, a trie and then strings that end with NUL, has only short strings."""
+    try:
+        content = base64.b64decode(charsmap, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    size = int.from_bytes(content[:4], "little")
+    if len(content) < 4 or size % 4 or 4 + size > len(content):
+        return False
+    ends = [-1, *(match.start() for match in re.finditer(b"\0", content[4 + size :])), len(content) - 4 - size]
+    return all(end - begin <= MAX_EXPANSION for begin, end in pairwise(ends))
+
+
+# --- Regular expressions ------------------------------------------------------------------------------------------
+
+_CLASS = r"\\[dDsSwW]|\\[pP]\{\^?\w{1,20}\}|\\[rnt]|\\[^\w]"
+_PIECE = re.compile(
+    rf"({_CLASS}|\[(?:{_CLASS}|[^\[\]\\&]|&(?!&))++\]|[^\\\[\]()|*+?{{}}^$.])(\?|\*|\+|\{{\d\}}|\{{\d,\d?\}})?"
+)
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_LEAD = r"[^\r\n\p{L}\p{N}]?"
+# Alternatives of well-known models (GPT-2, Llama 3, Qwen, GPT-4o, Mistral), each with another one that must be there:
+# it takes, whole, the run of characters over which the first one has gone back and forth in vain.
+_KNOWN: dict[str, str] = {
+    _CONTRACTIONS: "",
+    r"(?i:[sdmt]|ll|ve|re)": "",
+    r"'(?i:[sdmt]|ll|ve|re)": "",
+    r"'(?:[sdmt]|ll|ve|re)": "",
+    r"\s+(?!\S)": "",
+    r"\s*[\r\n]+": r"\s+",
+    r"\s*[\r\n]": r"\s+",
+    rf"{_LEAD}{_UPPER}*{_LOWER}+": rf"{_LEAD}{_UPPER}+{_LOWER}*",
+    rf"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?": rf"{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?",
+    rf"{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?": "",
+}
+_LONGEST_FIRST = sorted(_KNOWN, key=len, reverse=True)
+MAX_REGEX = 2000
+MAX_OPTIONAL = 3  # pieces of an alternative that are tried in several lengths
+
+
+def _runs_in_linear_time(regex: str) -> bool:
+    """Whether an engine that backtracks reads any text with it in linear time, and never matches the empty text."""
+    alternatives, position = set[str](), 0
+    while len(regex) <= MAX_REGEX:
+        end = _known_end(regex, position) or _simple_end(regex, position)
+        if not end or regex[end : end + 1] not in ("", "|"):
+            return False
+        alternatives.add(regex[position:end])
+        if end == len(regex):
+            return all(_KNOWN.get(one, "") in alternatives | {""} for one in alternatives)
+        position = end + 1
+    return False
+
+
+def _known_end(regex: str, position: int) -> int | None:
+    for known in _LONGEST_FIRST:
+        end = position + len(known)
+        if regex.startswith(known, position) and regex[end : end + 1] in ("", "|"):
+            return end
+    return None
+
+
+def _simple_end(regex: str, position: int) -> int | None:
+    """End of an alternative in which nothing can fail after a repetition without bound; None if it is no such one."""
+    shortest, optional, unbounded = 0, 0, False
+    while piece := _PIECE.match(regex, position):
+        low, high = _bounds(piece[2])
+        if unbounded and low:
+            return None
+        shortest += low
+        optional += low != high is not None
+        unbounded |= high is None
+        position = piece.end()
+    return position if shortest and optional <= MAX_OPTIONAL else None
+
+
+def _bounds(quantifier: str | None) -> tuple[int, int | None]:
+    if quantifier is None:
+        return 1, 1
+    if quantifier in "?*+":
+        return int(quantifier == "+"), 1 if quantifier == "?" else None
+    low, comma, high = quantifier[1:-1].partition(",")
+    return int(low), int(high) if high else None if comma else int(low)
