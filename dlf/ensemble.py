@@ -116,7 +116,8 @@ class Ensemble:
             for key, model, names in zip(lanes.keys, models, lanes.adapters, strict=True)
         ]
         for other in models[1:]:
-            check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name)
+            size = min(models[0].config.vocab_size, other.config.vocab_size)
+            check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name, size)
         for lane in lanes.lanes:
             model = models[lane.model]
             if lane.layout.template == CHAT and not model.tokenizer.has_chat_template:

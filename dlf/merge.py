@@ -133,7 +133,8 @@ class Merge:
             _check_same_shapes(self.base, expert)
             other = _tokenizer(expert)
             if tokenizer is not None and other is not None:
-                check_same_tokenizer(tokenizer, other, self.base.name, expert.name)
+                size = self.base.config.vocab_size
+                check_same_tokenizer(tokenizer, other, self.base.name, expert.name, size)
 
     def write(self, folder: Path) -> None:
         """Write the merged checkpoint into an empty folder: weights, configuration, and the base's tokenizer.

@@ -105,7 +105,8 @@ class _Checker:
         tokenizer = Tokenizer(folder)
         large = self.models[self.recipe.large]
         if large:
-            check_same_tokenizer(large[1], tokenizer, self.recipe.large, name)
+            size = min(large[0].vocab_size, config.vocab_size)
+            check_same_tokenizer(large[1], tokenizer, self.recipe.large, name, size)
         self.models[name] = config, tokenizer
 
     def _adapter(self, expert: Lora) -> None:

@@ -1,22 +1,23 @@
 """Tokens that a checkpoint has beside its ``tokenizer.json``: in tokenizer_config.json and two older files.
 
-Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend`` of ``transformers``, whose order and
-precedence this follows: added tokens by their ids, then the named special tokens, then the further ones.
+Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend.__init__`` of ``transformers``, whose order
+and precedence this follows: added tokens by their ids, then the named special tokens, then the further ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from dlf.errors import CheckpointError
 from dlf.fields import MAX_VOCAB_SIZE, read_json
 
 __all__ = ["ExtraTokens", "read_extra_tokens"]
 
-FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+Token: TypeAlias = "dict[str, Any]"  # arguments of tokenizers.AddedToken
+
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FURTHER = "extra_special_tokens"
 OLD_FURTHER = "additional_special_tokens"
@@ -24,16 +25,16 @@ OLD_FURTHER = "additional_special_tokens"
 
 @dataclass(frozen=True)
 class ExtraTokens:
-    """What is added to a tokenizer, in this order; the last entry for a token decides its flags."""
+    """Tokens that are added to a tokenizer, in this order."""
 
-    added: list[dict[str, Any]]
+    added: list[Token]
     ids: dict[str, int]
     """The ids that the files give."""
     named: dict[str, str]
     """Special tokens by their names, such as ``eos_token``."""
 
 
-def read_extra_tokens(folder: Path, config: Mapping[str, Any], own: Iterable[Any]) -> ExtraTokens:
+def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> ExtraTokens:
     """Collect the tokens of ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``.
 
     The last two files count only where the first has no ``added_tokens_decoder``.
@@ -42,11 +43,8 @@ def read_extra_tokens(folder: Path, config: Mapping[str, Any], own: Iterable[Any
     ----------
     folder
         The checkpoint.
-    config
-        Its ``tokenizer_config.json``.
-    own
-        ``added_tokens`` of its ``tokenizer.json``, with flags that a special token without flags of its own gets in
-        the older format.
+    config, tokenizer
+        Its ``tokenizer_config.json`` and ``tokenizer.json``.
 
     Raises
     ------
@@ -54,59 +52,77 @@ def read_extra_tokens(folder: Path, config: Mapping[str, Any], own: Iterable[Any
         If a file is damaged.
     """
     where = folder / "tokenizer_config.json"
-    values = dict(config)
+    values = {key: value for key, value in config.items() if value is not None}
+    own = _own(tokenizer)
     decoder = values.get("added_tokens_decoder")
-    by_id: dict[int, dict[str, Any]] = {}
-    if decoder is not None:
-        if not isinstance(decoder, dict):
-            raise CheckpointError(f"{where}: 'added_tokens_decoder' must be an object; fetch it again")
-        for key, value in decoder.items():
-            by_id[_id(key, where)] = _token(value, where)
-        known = {token["content"]: token for token in by_id.values()}
+    if isinstance(decoder, dict):
+        by_id = {_id(key, where): _token(value, where) for key, value in decoder.items()}
+    elif decoder is not None:
+        raise CheckpointError(f"{where}: 'added_tokens_decoder' must be an object; correct the file or fetch it again")
     else:
-        if (folder / "special_tokens_map.json").is_file():
-            values |= _merged(values, read_json(folder / "special_tokens_map.json"))
-        if (folder / "added_tokens.json").is_file():
-            by_id = _older(folder / "added_tokens.json", values)
-        known = {token["content"]: token for token in by_id.values()}
-        known |= {token["content"]: _flags(token) for token in own if isinstance(token, dict) and _content(token)}
+        older = _read(folder / "special_tokens_map.json")
+        by_id = _without_flags(folder / "added_tokens.json", values, older) | own
+        values = _merge(values, older)
 
     further = values.get(FURTHER) or values.get(OLD_FURTHER) or []
-    named = {key: value for key in (*NAMED, *values) if key.endswith("_token") and _content(value := values.get(key))}
+    named = {key: values[key] for key in (*NAMED, *values) if key.endswith("_token") and _content(values.get(key))}
     if isinstance(further, dict):
         named |= {key: value for key, value in further.items() if _content(value)}
         further = []
     if not isinstance(further, list):
-        raise CheckpointError(f"{where}: '{FURTHER}' must be a list or an object; fetch it again")
+        raise CheckpointError(f"{where}: '{FURTHER}' must be a list or an object; correct the file or fetch it again")
 
-    added = [by_id[key] for key in sorted(by_id)]
-    for key, value in named.items():
-        added.append(_special(known.get(_content(value), value) if key in NAMED else value))
-    added.extend(_special(value) for value in further if _content(value))
-    return ExtraTokens(
-        added,
-        {token["content"]: key for key, token in by_id.items()},
-        {key: _content(value) for key, value in named.items()},
-    )
-
-
-def _merged(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of ``special_tokens_map.json``, which go before those of ``tokenizer_config.json``."""
-    found = {key: value for key, value in older.items() if value is not None}
-    if isinstance(found.get(FURTHER), list) and isinstance(values.get(FURTHER), list):
-        found[FURTHER] = values[FURTHER] + found[FURTHER]
-    if values.get(FURTHER) or values.get(OLD_FURTHER):
-        found.pop(OLD_FURTHER, None)
-    return found
+    added = [token for _, token in sorted(by_id.items()) if token not in own.values()]
+    known = {"", *(token["content"] for token in (*own.values(), *added))}
+    seen: list[Any] = []
+    for value in (*named.values(), *further):  # of two that differ in flags the last one counts
+        if _content(value) not in known and value not in seen:
+            seen.append(value)
+            added.append(_flags(value if isinstance(value, dict) else {"content": value, "special": True}))
+    names = {key: _content(value) for key, value in named.items()}
+    for token in added:
+        token["special"] |= token["content"] in names.values()
+    return ExtraTokens(added, {token["content"]: i for i, token in by_id.items() if token in added}, names)
 
 
-def _older(path: Path, values: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The tokens of ``added_tokens.json``: ids by tokens, without flags."""
-    further = values.get(FURTHER) or values.get(OLD_FURTHER) or []
-    special = {_content(values.get(key)) for key in NAMED} | {_content(value) for value in further}
+def _own(tokenizer: Mapping[str, Any]) -> dict[int, Token]:
+    """The added tokens of ``tokenizer.json``, by their ids."""
+    tokens = tokenizer.get("added_tokens")
     return {
-        _id(value, path): {"content": content, "normalized": content not in special, "special": content in special}
-        for content, value in read_json(path).items()
+        token["id"]: _flags(token)
+        for token in (tokens if isinstance(tokens, list) else [])
+        if isinstance(token, dict) and type(token.get("id")) is int and _content(token)
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _merge(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:
+    """Both files' special tokens; those of ``special_tokens_map.json`` go first."""
+    found = {key: value for key, value in older.items() if value is not None}
+    for key, value in found.items():
+        if isinstance(value, dict) and key != FURTHER:
+            found[key] = {**value, "special": True}
+    both = [values.get(FURTHER) or values.get(OLD_FURTHER) or [], found.get(FURTHER, [])]
+    named = [one for one in both if isinstance(one, dict)]  # the older form of tokens with names
+    lists = [token for one in both if isinstance(one, list) for token in one]
+    merged = {**values, **found, FURTHER: lists or found.get(OLD_FURTHER) or []}
+    for one in named:
+        merged |= {key: value for key, value in one.items() if key.endswith("_token")}
+    return merged
+
+
+def _without_flags(path: Path, values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[int, Token]:
+    """The tokens of ``added_tokens.json``, which has only their ids; those of the other files are special."""
+    texts = [value for key in NAMED if isinstance(value := values.get(key), str) and key not in older]
+    further = older.get(FURTHER) or values.get(FURTHER) or values.get(OLD_FURTHER) or []
+    special = {*texts, *(_content(older.get(key)) for key in NAMED), *map(_content, further)}
+    return {
+        _id(value, path): _flags({"content": content, "special": content in special})
+        for content, value in _read(path).items()
+        if content
     }
 
 
@@ -119,19 +135,20 @@ def _id(value: Any, where: Path) -> int:
     return value
 
 
-def _token(value: Any, where: Path) -> dict[str, Any]:
+def _token(value: Any, where: Path) -> Token:
     if not isinstance(value, dict) or not _content(value):
         raise CheckpointError(f"{where}: an added token has no 'content'; correct the file or fetch it again")
     return _flags(value)
 
 
-def _flags(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {"content": value["content"]} | {key: value[key] for key in FLAGS if type(value.get(key)) is bool}
-
-
-def _special(value: Any) -> dict[str, Any]:
-    token = _flags(value) if isinstance(value, dict) else {"content": value, "normalized": False}
-    return token | {"special": True}
+def _flags(value: Mapping[str, Any]) -> Token:
+    """A token with all of its flags."""
+    token: Token = {key: value.get(key) is True for key in ("single_word", "lstrip", "rstrip", "special")}
+    normalized = value.get("normalized")
+    return token | {
+        "content": value["content"],
+        "normalized": normalized if type(normalized) is bool else not token["special"],
+    }
 
 
 def _content(value: Any) -> str:

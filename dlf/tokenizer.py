@@ -52,10 +52,9 @@ class Tokenizer:
         document, twice = parse(content, path)
         config_path = folder / "tokenizer_config.json"
         config = read_json(config_path) if config_path.is_file() else {}
-        own = document.get("added_tokens")
-        extra = read_extra_tokens(folder, config, own if isinstance(own, list) else [])
+        extra = read_extra_tokens(folder, config, document)
         self._codec = open_codec(content, document, twice, extra.added, path)
-        self.fingerprint = hashlib.sha256(json.dumps([content, extra.added]).encode()).digest()
+        self.fingerprint = hashlib.sha256(f"{json.dumps(extra.added)}\n{content}".encode()).digest()
         """Hash of all that says how texts are encoded: two with the same encode alike."""
         self.decodes_token_by_token = decodes_token_by_token(document.get("decoder"))
         """Whether `StreamDecoder` can give out text before the last token."""
@@ -64,12 +63,11 @@ class Tokenizer:
         """Highest id + 1, added tokens included; a model's logits may be padded beyond it."""
         if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
             raise CheckpointError(f"{path}: {self.vocab_size} token ids, not 1 to {MAX_VOCAB_SIZE}")
-        own_contents = {token.get("content") for token in own or [] if isinstance(token, dict)}
         for token, token_id in extra.ids.items():
-            if self._ids.get(token, token_id) != token_id and token not in own_contents:
+            if self._ids.get(token, token_id) != token_id:
                 raise CheckpointError(
-                    f"{folder}: the token {token!r:.60} is to have the id {token_id}, but gets {self._ids[token]} behind "
-                    "the tokens of tokenizer.json; fetch the folder again, for its files do not go together"
+                    f"{folder}: the token {token!r:.60} is to have the id {token_id}, but has {self._ids[token]} by "
+                    "tokenizer.json; fetch the folder again, for its files do not go together"
                 )
         added = self._codec.added()
         self._added_ids = frozenset(added)

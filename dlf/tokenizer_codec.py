@@ -14,7 +14,8 @@ from dlf.tokenizer_check import unusual
 
 __all__ = ["ConfinedCodec", "open_codec", "parse"]
 
-SECONDS = 6  # for reading the file, and for each text
+SECONDS = 6  # for a text, and for reading a small file
+BYTES_PER_SECOND = 1 << 20  # of a larger one
 MEMORY = 2 << 30
 MEMORY_PER_BYTE = 8  # of the file
 
@@ -26,10 +27,14 @@ class ConfinedCodec:
     which reads the tokenizer again.
     """
 
-    def __init__(self, content: str, added: Sequence[Mapping[str, Any]]) -> None:
-        memory = MEMORY + MEMORY_PER_BYTE * len(content)
+    def __init__(self, content: str, added: Sequence[dict[str, Any]]) -> None:
         self._helper = Helper(
-            "tokens", ["tokenizers"], memory, SECONDS, lambda: ("load", [content, [dict(token) for token in added]])
+            "tokens",
+            ["tokenizers"],
+            memory=MEMORY + MEMORY_PER_BYTE * len(content),
+            seconds=SECONDS,
+            prepare=("load", [content, list(added)]),
+            prepare_seconds=SECONDS + len(content) // BYTES_PER_SECOND,
         )
         found = self._helper.ask("tokens")
         self._vocab: dict[str, int] = found["vocab"]
@@ -85,7 +90,7 @@ def parse(content: str, path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def open_codec(
-    content: str, document: Mapping[str, Any], twice: bool, added: Sequence[Mapping[str, Any]], path: Path
+    content: str, document: Mapping[str, Any], twice: bool, added: Sequence[dict[str, Any]], path: Path
 ) -> Codec | ConfinedCodec:
     """Open a tokenizer, given as the file's text and parsed.
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class Helper:
     seconds
         How long a request may take.
     prepare
-        Method and arguments of the first request to a new process, which fails where this one does.
+        Method and arguments of the first request to a new process.
+    prepare_seconds
+        How long that one may take.
     """
 
     def __init__(
@@ -54,7 +56,8 @@ class Helper:
         packages: Iterable[str],
         memory: int,
         seconds: int,
-        prepare: Callable[[], tuple[str, list[Any]]] | None = None,
+        prepare: tuple[str, list[Any]] | None = None,
+        prepare_seconds: int = 0,
     ) -> None:
         folder = Path(__file__).parent
         homes = {_home(package): None for package in packages}
@@ -62,6 +65,7 @@ class Helper:
         self._command = [sys.executable, "-I", str(folder / "serve.py"), room, str(memory), str(folder), *homes]
         self._seconds = seconds
         self._prepare = prepare
+        self._prepare_seconds = prepare_seconds
         self._turn = threading.Lock()
         self._running = _Running()
         weakref.finalize(self, self._running.end)
@@ -77,7 +81,7 @@ class Helper:
         TypeError, ValueError
             If an argument is no JSON value.
         """
-        request = self._request(method, list(arguments))
+        request = _request(self._seconds, method, list(arguments))
         if not self._turn.acquire(timeout=3 * self._seconds):
             raise HelperError(f"others have kept the helper process busy for {3 * self._seconds} s")
         try:
@@ -88,21 +92,18 @@ class Helper:
                 except OSError as error:
                     raise HelperError(f"a helper process cannot be started: {error}") from error
                 if self._prepare is not None:
-                    self._exchange(self._request(*self._prepare()))
-            return self._exchange(request)
+                    self._exchange(_request(self._prepare_seconds, *self._prepare), self._prepare_seconds)
+            return self._exchange(request, self._seconds)
         finally:
             self._turn.release()
 
-    def _request(self, method: str, arguments: list[Any]) -> bytes:
-        return json.dumps([self._seconds + GRACE, method, arguments]).encode("ascii")
-
-    def _exchange(self, request: bytes) -> Any:
+    def _exchange(self, request: bytes, seconds: int) -> Any:
         done = False
         try:
-            answer = self._running.exchange(request, time.monotonic() + self._seconds)
+            answer = self._running.exchange(request, time.monotonic() + seconds)
             done = True
         except TimeoutError:
-            raise HelperError(f"it takes longer than {self._seconds} s") from None
+            raise HelperError(f"it takes longer than {seconds} s") from None
         except OSError:
             raise HelperError("it needs too much memory, or crashes") from None
         finally:  # after an interrupt, too, the answer would be taken for that of the next request
@@ -116,6 +117,10 @@ class Helper:
         """In a forked child: leave the process to the parent; whoever holds the lock is not here."""
         self._turn = threading.Lock()
         self._running.forget()
+
+
+def _request(seconds: int, method: str, arguments: list[Any]) -> bytes:
+    return json.dumps([seconds + GRACE, method, arguments]).encode("ascii")
 
 
 class _Running:
