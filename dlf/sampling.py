@@ -6,9 +6,10 @@ import dataclasses
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .fields import MAX_VOCAB_SIZE
+from .option_values import as_flag, as_float, as_ids, as_int, as_sequences, as_strings, shown
 from .stop_strings import StopStrings
 
 if TYPE_CHECKING:
@@ -17,39 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["SamplingOptions", "StopStrings"]
 
 _MAX_SEED = 2**64 - 1
-_MAX_INT = 2**63 - 1  # what the sampler can hold
-
-
-def _check_int(name: str, value: Any, least: int, most: int = _MAX_INT) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}: give an int")
-    if not least <= int(value) <= most:
-        bounds = f">= {least}" if most == _MAX_INT and int(value) < least else f"from {least} to {most}"
-        raise ValueError(f"{name} is {value}: give an int {bounds}")
-
-
-def _check_float(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}: give a number")
-
-
-def _check_strings(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {value!r}: give a sequence of strings")
-    for text in value:
-        if not isinstance(text, str):
-            raise TypeError(f"{name} holds {text!r}: give strings")
-        if not text:
-            raise ValueError(f"{name} holds an empty string: leave it out")
-    return tuple(value)
-
-
-def _check_ids(name: str, value: Any) -> tuple[int, ...]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {value!r}: give a sequence of token ids")
-    for token in value:
-        _check_int(name, token, 0)
-    return tuple(int(token) for token in value)
+_MAX_SEQUENCES = 1024
+_MAX_PENALTY = 1e6  # keeps any plausible logit finite in float32
+_MAX_BIAS = 3.4e38  # of float32
+_MAX_STOP_STRINGS = 1024  # each is looked for at every character
+_MAX_STOP_CHARACTERS = 1 << 16
+_MAX_STOP_IDS = 1 << 16
+_MAX_BAD_WORDS = 1 << 14  # each is looked for at every step
+_MAX_BAD_LENGTH = 1 << 20  # characters or token ids of all of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,77 +103,87 @@ class SamplingOptions:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        _check_int("max_new_tokens", self.max_new_tokens, 1)
-        _check_int("min_new_tokens", self.min_new_tokens, 0)
+        self._set("max_new_tokens", as_int("max_new_tokens", self.max_new_tokens, 1))
+        self._set("min_new_tokens", as_int("min_new_tokens", self.min_new_tokens, 0))
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
                 f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens, {self.max_new_tokens}: raise that"
             )
         self._check_filters()
         self._check_penalties()
-        if self.bad_words is not None:
-            if isinstance(self.bad_words, str):
-                raise TypeError(f"bad_words is {self.bad_words!r}: give a sequence of strings, [{self.bad_words!r}]")
-            self._set("bad_words", _check_strings("bad_words", self.bad_words))
-        if self.bad_words_ids is not None:
-            if isinstance(self.bad_words_ids, (str, bytes)) or not isinstance(self.bad_words_ids, Sequence):
-                raise TypeError(f"bad_words_ids is {self.bad_words_ids!r}: give a sequence of sequences of token ids")
-            words = tuple(_check_ids("bad_words_ids", word) for word in self.bad_words_ids)
-            if not all(words):
-                raise ValueError("bad_words_ids holds an empty word: give each word at least one token")
-            self._set("bad_words_ids", words)
-        if self.stop_strings is not None:
-            strings = (self.stop_strings,) if isinstance(self.stop_strings, str) else self.stop_strings
-            self._set("stop_strings", _check_strings("stop_strings", strings))
-        if self.stop_token_ids is not None:
-            self._set("stop_token_ids", _check_ids("stop_token_ids", self.stop_token_ids))
-        if not isinstance(self.ignore_eos, bool):
-            raise TypeError(f"ignore_eos is {self.ignore_eos!r}: give True or False")
-        _check_int("num_return_sequences", self.num_return_sequences, 1)
+        self._check_texts()
+        as_flag("ignore_eos", self.ignore_eos)
+        self._set("num_return_sequences", as_int("num_return_sequences", self.num_return_sequences, 1, _MAX_SEQUENCES))
         if self.num_return_sequences > 1 and self.temperature == 0:
             raise ValueError(
                 f"num_return_sequences is {self.num_return_sequences}, but all of them would be the same at "
                 "temperature 0: set a temperature above 0"
             )
         if self.seed is not None:
-            _check_int("seed", self.seed, 0, _MAX_SEED)
-        _check_int("logprobs", self.logprobs, 0)
+            self._set("seed", as_int("seed", self.seed, 0, _MAX_SEED))
+        # The sampler knows the vocabulary, and refuses more than that.
+        self._set("logprobs", as_int("logprobs", self.logprobs, 0, MAX_VOCAB_SIZE))
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
     def _check_filters(self) -> None:
-        _check_float("temperature", self.temperature)
+        self._set("temperature", as_float("temperature", self.temperature))
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature is {self.temperature}: give a finite number >= 0 (0 is greedy)")
-        _check_int("top_k", self.top_k, 0)
-        _check_float("top_p", self.top_p)
+        self._set("top_k", as_int("top_k", self.top_k, 0))
+        self._set("top_p", as_float("top_p", self.top_p))
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}: give a probability above 0 and up to 1 (1 turns it off)")
-        _check_float("min_p", self.min_p)
+        self._set("min_p", as_float("min_p", self.min_p))
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p is {self.min_p}: give a probability from 0 to 1 (0 turns it off)")
 
     def _check_penalties(self) -> None:
-        _check_float("repetition_penalty", self.repetition_penalty)
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+        self._set("repetition_penalty", as_float("repetition_penalty", self.repetition_penalty))
+        if not 1 / _MAX_PENALTY <= self.repetition_penalty <= _MAX_PENALTY:
             raise ValueError(
-                f"repetition_penalty is {self.repetition_penalty}: give a finite number > 0 (1 turns it off)"
+                f"repetition_penalty is {self.repetition_penalty}: give a number from {1 / _MAX_PENALTY:g} to "
+                f"{_MAX_PENALTY:g} (1 turns it off)"
             )
-        for name, value in (("presence", self.presence_penalty), ("frequency", self.frequency_penalty)):
-            _check_float(f"{name}_penalty", value)
-            if not math.isfinite(value):
-                raise ValueError(f"{name}_penalty is {value}: give a finite number (0 turns it off)")
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = as_float(name, getattr(self, name))
+            if not -_MAX_PENALTY <= value <= _MAX_PENALTY:
+                raise ValueError(
+                    f"{name} is {value}: give a number from {-_MAX_PENALTY:g} to {_MAX_PENALTY:g} (0 turns it off)"
+                )
+            self._set(name, value)
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping):
-            raise TypeError(f"logit_bias is {self.logit_bias!r}: give a mapping from token ids to numbers")
-        for token, bias in self.logit_bias.items():
-            _check_int("a token of logit_bias", token, 0)
-            _check_float(f"logit_bias of token {token}", bias)
-            if not bias < math.inf:
-                raise ValueError(f"logit_bias of token {token} is {bias}: give a finite number, or -inf to exclude it")
-        self._set("logit_bias", {int(token): float(bias) for token, bias in self.logit_bias.items()})
+            raise TypeError(f"logit_bias is {shown(self.logit_bias)}: give a mapping from token ids to numbers")
+        biases = {}
+        for token, given in self.logit_bias.items():
+            number = as_int("a token of logit_bias", token, 0)
+            bias = as_float(f"logit_bias of token {number}", given)
+            if not bias <= _MAX_BIAS:
+                raise ValueError(
+                    f"logit_bias of token {number} is {shown(given)}: give a number up to {_MAX_BIAS:g}, or -inf to "
+                    "exclude it"
+                )
+            biases[number] = bias if bias >= -_MAX_BIAS else -math.inf  # as float32 has it
+        self._set("logit_bias", biases)
+
+    def _check_texts(self) -> None:
+        if self.bad_words is not None:
+            if isinstance(self.bad_words, str):
+                word = shown(self.bad_words)
+                raise TypeError(f"bad_words is {word}: give a sequence of strings, [{word}]")
+            self._set("bad_words", as_strings("bad_words", self.bad_words, _MAX_BAD_WORDS, _MAX_BAD_LENGTH))
+        if self.bad_words_ids is not None:
+            words = as_sequences("bad_words_ids", self.bad_words_ids, _MAX_BAD_WORDS, _MAX_BAD_LENGTH)
+            self._set("bad_words_ids", words)
+        if self.stop_strings is not None:
+            strings = (self.stop_strings,) if isinstance(self.stop_strings, str) else self.stop_strings
+            strings = as_strings("stop_strings", strings, _MAX_STOP_STRINGS, _MAX_STOP_CHARACTERS)
+            self._set("stop_strings", strings)
+        if self.stop_token_ids is not None:
+            self._set("stop_token_ids", as_ids("stop_token_ids", self.stop_token_ids, _MAX_STOP_IDS))
 
     def build(
         self,
@@ -233,13 +219,13 @@ class SamplingOptions:
         elif seed is None:
             seed = secrets.randbits(64)
         return _C.SamplingOptions(
-            temperature=float(self.temperature),
+            temperature=self.temperature,
             top_k=self.top_k,
-            top_p=float(self.top_p),
-            min_p=float(self.min_p),
-            repetition_penalty=float(self.repetition_penalty),
-            presence_penalty=float(self.presence_penalty),
-            frequency_penalty=float(self.frequency_penalty),
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
             logit_bias=list((self.logit_bias or {}).items()),
             bad_words=[list(word) for word in (*(self.bad_words_ids or ()), *bad_words_ids)],
             stop_token_ids=[*(self.stop_token_ids or ()), *(() if self.ignore_eos else eos_token_ids)],

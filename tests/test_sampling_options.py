@@ -3,8 +3,9 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
-import torch  # noqa: F401  # the extension needs its libraries
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,21 @@ from dlf.sampling import SamplingOptions, StopStrings
         ("seed", 2**64, ValueError),
         ("seed", 1.0, TypeError),
         ("logprobs", -1, ValueError),
+        ("logprobs", 2**40, ValueError),
+        ("temperature", 10**400, ValueError),
+        ("logit_bias", {7: 10**400}, ValueError),
+        ("logit_bias", {7: 1e39}, ValueError),
+        ("repetition_penalty", 1e-300, ValueError),
+        ("repetition_penalty", 1e300, ValueError),
+        ("presence_penalty", -1e300, ValueError),
+        ("frequency_penalty", 1e38, ValueError),
+        ("num_return_sequences", 2**40, ValueError),
+        ("stop_strings", ["a"] * 2000, ValueError),
+        ("stop_strings", "a" * 100_000, ValueError),
+        ("stop_token_ids", range(1 << 20), ValueError),
+        ("bad_words", ["a"] * (1 << 15), ValueError),
+        ("bad_words", ["a" * (1 << 21)], ValueError),
+        ("bad_words_ids", [[1] * 600_000] * 2, ValueError),
     ],
 )
 def test_impossible_options_are_named(option, value, error):
@@ -103,6 +119,48 @@ def test_python_options_reach_the_sampler():
     assert built.stop_token_ids == [7, 0]
     assert SamplingOptions(ignore_eos=True).build(eos_token_ids=[0], seed=3).stop_token_ids == []
     assert SamplingOptions().build().seed != SamplingOptions().build().seed
+
+
+def test_errors_quote_the_beginning_of_a_value():
+    with pytest.raises(TypeError, match=r"^temperature is 'x{56}\.\.\.: give a number$"):
+        SamplingOptions(temperature="x" * 100_000)
+    with pytest.raises(ValueError, match=r"^seed is a number of thousands of digits: give an int from 0 to"):
+        SamplingOptions(seed=10**5000)
+
+
+def test_numbers_and_arrays_of_numpy_and_torch_are_values():
+    options = SamplingOptions(
+        max_new_tokens=np.int64(3),
+        temperature=np.float32(0.5),
+        seed=np.uint64(2**64 - 1),
+        logit_bias={np.int32(2): np.float64(-1e300)},
+        stop_token_ids=np.array([1, 2]),
+        bad_words_ids=torch.tensor([[3, 4]]),
+    )
+    assert options == SamplingOptions(
+        max_new_tokens=3,
+        temperature=0.5,
+        seed=2**64 - 1,
+        logit_bias={2: -math.inf},
+        stop_token_ids=(1, 2),
+        bad_words_ids=((3, 4),),
+    )
+    assert _C.Sampler(options.build(), 8) is not None
+
+
+def test_the_least_and_largest_values_keep_the_logits_finite():
+    logits = np.linspace(-30, 30, 8, dtype=np.float32)
+    for options in (
+        {"repetition_penalty": 1e-6, "presence_penalty": -1e6, "frequency_penalty": -1e6, "logit_bias": {1: 3.4e38}},
+        {"repetition_penalty": 1e6, "presence_penalty": 1e6, "frequency_penalty": 1e6, "logit_bias": {1: -3.4e38}},
+        {"temperature": 5e-324, "min_p": 5e-324, "top_p": 5e-324},
+        {"temperature": 1e300},
+    ):
+        sampler = _C.Sampler(SamplingOptions(seed=1, **options).build(), 8, [1, 2])
+        for step in range(4):
+            token = sampler.sample(logits, step)[0]
+            assert 0 <= token < 8
+            sampler.append(token)
 
 
 def test_options_are_frozen_and_copied():

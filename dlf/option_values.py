@@ -1,0 +1,92 @@
+"""Checks values of options: numbers, texts and token ids, each named in its error and bounded in size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+__all__ = ["MAX_INT", "as_flag", "as_float", "as_ids", "as_int", "as_sequences", "as_strings", "shown"]
+
+MAX_INT = 2**63 - 1  # largest integer of the sampler
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it: its beginning, however long it is."""
+    try:
+        text = f"{value!r}"
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text:.57}..."
+
+
+def as_int(name: str, value: Any, least: int, most: int = MAX_INT) -> int:
+    """An integer within its bounds."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {shown(value)}: give an int")
+    found = int(value)
+    if not least <= found <= most:
+        bounds = f">= {least}" if most == MAX_INT and found < least else f"from {least} to {most}"
+        raise ValueError(f"{name} is {shown(found)}: give an int {bounds}")
+    return found
+
+
+def as_float(name: str, value: Any) -> float:
+    """A number that a float holds."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {shown(value)}: give a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is {shown(value)}: it is too large, give a smaller number") from None
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that only counts as one of them."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {shown(value)}: give True or False")
+    return value
+
+
+def as_strings(name: str, value: Any, most: int, most_characters: int) -> tuple[str, ...]:
+    """Texts that are not empty, at most so many of them and of their characters."""
+    if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} is {shown(value)}: give a sequence of strings")
+    if len(value) > most:
+        raise ValueError(f"{name} holds {len(value)} strings: give at most {most}")
+    for text in value:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} holds {shown(text)}: give strings")
+        if not text:
+            raise ValueError(f"{name} holds an empty string: leave it out")
+    characters = sum(map(len, value))
+    if characters > most_characters:
+        raise ValueError(f"{name} holds {characters} characters: give at most {most_characters}")
+    return tuple(value)
+
+
+def as_ids(name: str, value: Any, most: int) -> tuple[int, ...]:
+    """Token ids: a list, a NumPy array or a torch tensor of integers."""
+    value = _as_sequence(name, value, "token ids", most)
+    return tuple(as_int(name, token, 0) for token in value)
+
+
+def as_sequences(name: str, value: Any, most: int, most_ids: int) -> tuple[tuple[int, ...], ...]:
+    """Sequences of token ids, none of them empty."""
+    value = _as_sequence(name, value, "sequences of token ids", most)
+    found = tuple(as_ids(name, one, most_ids) for one in value)
+    if not all(found):
+        raise ValueError(f"{name} holds an empty word: give each word at least one token")
+    if sum(map(len, found)) > most_ids:
+        raise ValueError(f"{name} holds {sum(map(len, found))} token ids: give at most {most_ids}")
+    return found
+
+
+def _as_sequence(name: str, value: Any, kind: str, most: int) -> Sequence[Any]:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} is {shown(value)}: give a sequence of {kind}")
+    if len(value) > most:
+        raise ValueError(f"{name} holds {len(value)} entries: give at most {most}")
+    return value
