@@ -21,7 +21,17 @@ from rich.console import Console
 from dlf import cli_recipe
 from dlf.cli_inspect import inspect
 from dlf.cli_merge import merge
+from dlf.cli_streams import (
+    abandon_output,
+    open_streams,
+    print_error,
+    print_traceback,
+    read_prompt,
+    warning_line,
+    write,
+)
 from dlf.sizes import binary
+from dlf.terminal import printable
 
 if TYPE_CHECKING:
     from dlf import Completion, Expert, Piece
@@ -52,17 +62,14 @@ class Commands(typer.core.TyperGroup):
         """Run, and exit unless `standalone_mode` is off."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-        for stream in (sys.stdout, sys.stderr):
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # a terminal without UTF-8 gets question marks
+        open_streams()
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-            sys.stdout.flush()  # a reader that has left is noticed here, not while Python shuts down
+            write("")  # a reader that has left is noticed here, not while Python shuts down
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         except BrokenPipeError:
-            # As Python's documentation of SIGPIPE advises: what is still buffered has nowhere to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            abandon_output()
             sys.exit(1)
         except Exception as error:
             code = _explain(error)
@@ -80,10 +87,18 @@ def _explain(error: Exception) -> int:
         raise error
     # A recipe's mistakes are several; anything else is one.
     for text in getattr(error, "problems", [usage() if usage else str(error)]):
-        message = " ".join(text.split()) or type(error).__name__
-        typer.echo(f"dlf: error: {message}", err=True)
+        print_error("error", (text or type(error).__name__) + _hint(error))
     # Logits that are not finite are the model's fault.
     return 1 if isinstance(error, FloatingPointError) else 2
+
+
+def _hint(error: Exception) -> str:
+    """What to do about a prompt that was taken for an option."""
+    context = getattr(error, "ctx", None)
+    # The class is click's or, in newer versions, typer's own.
+    if type(error).__name__ != "NoSuchOption" or context is None or context.info_name != "generate":
+        return ""
+    return '; a prompt that begins with - goes behind two of them: dlf generate MODEL -- "- like this"'
 
 
 app = typer.Typer(
@@ -137,6 +152,9 @@ def generate(
     presence_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
     frequency_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the generation; may be repeated.")] = None,
+    stop_token_id: Annotated[
+        list[int] | None, typer.Option(help="Token that ends it, besides the model's own; may be repeated.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
     logprobs: Annotated[int | None, typer.Option(help="How many top tokens to report (with --json).")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the text.")] = False,
@@ -182,8 +200,10 @@ def generate(
     options = {name: params[name] for name in SAMPLING if name in params}
     if stop:
         options["stop_strings"] = stop
+    if stop_token_id:
+        options["stop_token_ids"] = stop_token_id
     if prompt == "-":
-        prompt = sys.stdin.read().removesuffix("\n")  # the line end that echo and editors add
+        prompt = read_prompt()
 
     import dlf
 
@@ -208,9 +228,9 @@ def generate(
         texts = [piece.text for piece in pieces]
         plot_alpha(completion, plot, texts, experts=[one.label for one in experts], alpha_max=alpha_max)
     if as_json:
-        typer.echo(json.dumps(completion_json(completion)))
+        write(json.dumps(completion_json(completion)) + "\n")
         return
-    typer.echo("" if stream else completion.text)
+    write("\n" if stream else f"{completion.text}\n")
     if show_alpha:
         from dlf.plot import alpha_legend, alpha_line
 
@@ -242,8 +262,7 @@ def _keep(pieces: list[Piece], echo: bool) -> Callable[[Piece], None]:
     def take(piece: Piece) -> None:
         pieces.append(piece)
         if echo:
-            sys.stdout.write(piece.text)
-            sys.stdout.flush()
+            write(piece.text)
 
     return take
 
@@ -319,9 +338,9 @@ def cache(
         return
     labels = {} if clear else merged_labels(folder)
     taken = clear_cache(folder) if clear else cache_bytes(folder)
-    typer.echo(f"{folder}: {binary(taken)}{' removed' if clear else ''}")
+    typer.echo(f"{printable(str(folder))}: {binary(taken)}{' removed' if clear else ''}")
     for path, label in labels.items():
-        typer.echo(f"  {path.name}: {label}")
+        typer.echo(printable(f"  {path.name}: {label}"))
 
 
 @app.command(
@@ -337,7 +356,8 @@ def lm_eval(context: typer.Context) -> None:
 
 def main() -> None:
     """Entry point of the ``dlf`` command."""
-    warnings.formatwarning = lambda message, *_, **__: f"dlf: warning: {message}\n"
+    warnings.formatwarning = warning_line
+    sys.excepthook = print_traceback
     app()
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlf.sizes import binary
+from dlf.terminal import printable
 
 __all__ = ["describe", "inspect"]
 
@@ -28,7 +29,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table(title=found["path"], show_header=False, title_justify="left")
+    table = Table(title=Text(printable(found["path"])), show_header=False, title_justify="left")
     for name, value in found.items():
         if isinstance(value, list):
             value = ", ".join(map(str, value))
@@ -37,7 +38,7 @@ def inspect(
         elif isinstance(value, int) and not isinstance(value, bool):
             value = f"{value:,}"
         if name != "path":
-            table.add_row(name.replace("_", " "), Text("none" if value is None else str(value)))
+            table.add_row(name.replace("_", " "), Text("none" if value is None else printable(str(value))))
     Console(highlight=False).print(table)
 
 

@@ -15,6 +15,7 @@ import typer
 
 from dlf.cli_inspect import describe
 from dlf.sizes import binary
+from dlf.terminal import printable
 
 __all__ = ["merge"]
 
@@ -74,7 +75,7 @@ def merge(
         typer.echo(json.dumps(found))
     else:
         size, seconds = binary(found["bytes"]), found["seconds"]
-        typer.echo(f"{folder}: {size}, {method} of {', '.join(weights)} in {seconds:.1f} s")
+        typer.echo(printable(f"{folder}: {size}, {method} of {', '.join(weights)} in {seconds:.1f} s"))
 
 
 def _weights(experts: list[str]) -> dict[str, float]:

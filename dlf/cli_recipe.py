@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlf.sizes import binary
-from dlf.yaml_file import printable
+from dlf.terminal import printable
 
 if TYPE_CHECKING:
     from dlf.recipe import EngineRecipe

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dlf.plot import MATPLOTLIB_HINT, alpha_legend, alpha_line, plot_alpha
+from dlf.terminal import printable
 
 if TYPE_CHECKING:
     from dlf import Completion, Engine, Piece
@@ -203,7 +204,7 @@ def _score(systems: Sequence[System], engines: Sequence[Engine], problems: Seque
 def _print_problem(console: Console, systems: Sequence[System], problem: Problem, number: int) -> None:
     heading = Text(f"Problem {number + 1}", style="bold").append("  expected answer: ").append(str(problem.answer))
     console.print(heading)
-    console.print(Panel(Text(problem.prompt.strip()), border_style="dim"))
+    console.print(Panel(Text(printable(problem.prompt.strip(), lines=True)), border_style="dim"))
     columns = 4 if console.width >= 110 else 2 if console.width >= 56 else 1
     grid = Table.grid(padding=(0, 1), expand=True)
     for _ in range(columns):
@@ -224,7 +225,9 @@ def _answer_panel(system: System, problem: Problem, number: int) -> Panel:
     right = is_correct(text, problem.answer)
     colour = "green" if right else "red"
     title = Text(f"{system.title} {'✓' if right else '✗'}", style=f"bold {colour}")
-    return Panel(Text(text.strip() or "(nothing)"), title=title, title_align="left", border_style=colour)
+    return Panel(
+        Text(printable(text.strip(), lines=True) or "(nothing)"), title=title, title_align="left", border_style=colour
+    )
 
 
 def _print_results(console: Console, systems: Sequence[System], task: str, count: int) -> None:
@@ -263,7 +266,7 @@ def _save_plot(console: Console, dynamic: System, path: Path | None, wanted: boo
             raise
         console.print(MATPLOTLIB_HINT, markup=False)
         return None
-    console.print(f"α trace of problem 1 saved to {target}", markup=False, soft_wrap=True)
+    console.print(printable(f"α trace of problem 1 saved to {target}"), markup=False, soft_wrap=True)
     return target
 
 

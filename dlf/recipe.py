@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 
 from dlf import _C
 from dlf.arguments import AnyExpert, prefix_bytes, with_alpha
+from dlf.examples_file import read_examples
 from dlf.experts import Expert, InContext
 from dlf.layout import Layout
 from dlf.lora import Lora
@@ -21,13 +21,13 @@ from dlf.precision import Precision
 from dlf.recipe_document import Adapter, Checkpoint, Document, Entry, Fusion, Merge, explain, meant, schema
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
-from dlf.yaml_file import Keys, printable, read_yaml
+from dlf.terminal import printable
+from dlf.yaml_file import Keys, read_yaml
 
 __all__ = ["EngineRecipe", "RecipeError", "load_recipe", "recipe_schema"]
 
 T = TypeVar("T")
 
-MAX_EXAMPLES_BYTES = 64 << 20
 MAX_PROBLEMS = 50
 UNKNOWN = "?"  # a path, while the rest of a recipe is looked at that lacks it
 
@@ -221,27 +221,7 @@ class _Reader:
         return InContext(place, examples, **same) if examples is not None else None
 
     def _examples(self, name: str) -> list[tuple[str, str]]:
-        path = Path(self._place(name))
-        if not os.path.isfile(path):
-            raise ValueError(f"there is no file {str(path)!r:.200}")
-        with path.open("rb") as file:
-            content = file.read(MAX_EXAMPLES_BYTES + 1)
-        if len(content) > MAX_EXAMPLES_BYTES:
-            raise ValueError(f"{path} is larger than {MAX_EXAMPLES_BYTES >> 20} MiB, more than any context holds")
-        found = []
-        for number, line in enumerate(content.split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                example = json.loads(line.decode("utf-8"))
-                pair = example["question"], example["answer"]
-                "".join(pair).encode("utf-8")  # raises for what is no text, and for half a character
-                found.append(pair)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise ValueError(f'{path}:{number} is no {{"question": "...", "answer": "..."}}') from None
-        if not found:
-            raise ValueError(f'{path} is empty; give a line {{"question": "...", "answer": "..."}} for each example')
-        return found
+        return read_examples(Path(self._place(name)))
 
     def _place(self, name: str) -> str:
         beside = os.path.join(self.path.parent, name)

@@ -126,7 +126,7 @@ def fake_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     yield
 
 
-def run(*args: str, stdin: str | None = None) -> Result:
+def run(*args: str, stdin: str | bytes | None = None) -> Result:
     return CliRunner().invoke(app, list(args), input=stdin)
 
 
@@ -213,6 +213,38 @@ def test_generate_static_alpha() -> None:
 def test_generate_reads_the_prompt_from_standard_input() -> None:
     assert run("generate", "big", "-", stdin="Q: ä\nA:\n").exit_code == 0
     assert FakeEngine.made[0].calls[0][0] == "Q: ä\nA:"
+
+
+@pytest.mark.parametrize("stdin", [b"a\nb\n", b"a\r\nb\r\n", b"\xef\xbb\xbfa\nb", b"a\rb\r"])
+def test_the_prompt_may_come_from_any_system(stdin: bytes) -> None:
+    assert run("generate", "big", "-", stdin=stdin).exit_code == 0
+    assert FakeEngine.made[0].calls[0][0] == "a\nb"
+
+
+@pytest.mark.parametrize(("stdin", "message"), [(b"", "standard input is empty"), (b"\xff\xfea\0", "not UTF-8 text")])
+def test_standard_input_that_is_no_prompt(stdin: bytes, message: str) -> None:
+    result = run("generate", "big", "-", stdin=stdin)
+    assert result.exit_code == 2 and message in result.stderr
+
+
+def test_what_ends_the_text() -> None:
+    assert run("generate", "big", "Q", "--stop-token-id", "7", "--stop-token-id", "0", "--stop", "</s>").exit_code == 0
+    options = FakeEngine.made[0].calls[0][1]
+    assert (list(options["stop_token_ids"]), list(options["stop_strings"])) == ([7, 0], ["</s>"])
+
+
+@pytest.mark.parametrize("prompt", ["- item", "-5 + 3", "--- title", "--help me"])
+def test_a_prompt_that_begins_with_a_hyphen(prompt: str) -> None:
+    result = run("generate", "big", prompt)
+    assert result.exit_code == 2 and "dlf generate MODEL -- " in result.stderr
+    assert run("generate", "big", "--", prompt).exit_code == 0
+    assert FakeEngine.made[0].calls[0][0] == prompt
+    assert " -- " not in run("inspect", "--nonsense").stderr
+
+
+def test_errors_do_not_steer_the_terminal() -> None:
+    FakeEngine.failure = ValueError("key '\x1b]0;title\x07\x9b2J\u202e'\nis wrong")
+    assert run("generate", "big", "Q").stderr == "dlf: error: key '\\x1b]0;title\\x07\\x9b2J\\u202e' is wrong\n"
 
 
 def test_generate_json_is_one_object() -> None:
