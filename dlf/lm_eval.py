@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -27,7 +28,17 @@ from dlf import _C
 from dlf.arguments import Path
 from dlf.engine import Engine
 from dlf.experts import Expert
-from dlf.results import Score
+from dlf.lm_eval_arguments import (
+    check_tokenizer,
+    located,
+    make_engine,
+    model_length,
+    translate,
+    warn_of_default_context,
+)
+from dlf.lm_eval_chat import open_ended
+from dlf.recipe import load_recipe
+from dlf.results import Completion, Score
 
 __all__ = ["DLF"]
 
@@ -60,7 +71,8 @@ class DLF(TemplateLM):  # type: ignore[misc]
     batch_size : int or str
         ``max_batch`` of the engine; ``"auto"`` leaves that to the engine or the recipe.
     max_length : int, optional
-        ``max_context`` of the engine.
+        ``max_context`` of the engine; by default, as for ``hf``, what the model was made for, unless a recipe says
+        otherwise or memory does not allow it, which is then a warning.
     device : str, optional
         Where `pretrained` runs. The harness passes ``"cuda:0"`` on unless it is told otherwise: where there is no such
         device that is the CPU, as for ``hf``, and a recipe keeps its own.
@@ -70,15 +82,27 @@ class DLF(TemplateLM):  # type: ignore[misc]
         Whether texts begin with the tokenizer's special tokens; by default what ``tokenizer.json`` says.
     prefix_token_id : int, optional
         What comes before a text without a context; by default the beginning of a sequence, else its end.
+    revision, subfolder : str, optional
+        Of `pretrained`: its revision on the hub, and a folder within it.
+    tokenizer : str or path, optional
+        No other than that of `pretrained`.
+    chat_template_args : mapping, optional
+        Variables for the chat template.
+    enable_thinking : bool, optional
+        One of them; with True `think_end_token` is needed, and tasks must be generative.
+    think_end_token : str or int, optional
+        Ends the thoughts of a model: an answer is what follows the last one, as text or as a token.
     max_batch_size
         What the harness passes on to models that look for a batch size; not used.
     **options
-        Further arguments of `Engine`, such as ``dtype``, ``weights`` or ``threads``.
+        Further arguments of `Engine`, such as ``dtype``, ``weights`` or ``threads``. Those of ``hf`` that change no
+        result here, such as ``trust_remote_code`` or ``parallelize``, are ignored with a warning.
 
     Raises
     ------
     ValueError, TypeError
-        If none or several of `recipe`, `pretrained` and `engine` are given, or options beside an engine.
+        If none or several of `recipe`, `pretrained` and `engine` are given, or options beside an engine, or what ``hf``
+        would do and an engine cannot, such as ``peft``; the message says what to do instead.
     """
 
     def __init__(
@@ -95,14 +119,25 @@ class DLF(TemplateLM):  # type: ignore[misc]
         max_gen_toks: int = 256,
         add_bos_token: bool | None = None,
         prefix_token_id: int | None = None,
+        revision: Any = None,
+        subfolder: str | None = None,
+        tokenizer: Any = None,
+        chat_template_args: Mapping[str, Any] | None = None,
+        enable_thinking: bool | None = None,
+        think_end_token: str | int | None = None,
         max_batch_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         if sum(one is not None for one in (recipe, pretrained, engine)) != 1:
             raise ValueError("give one of recipe, pretrained and engine: --model_args recipe=FILE or pretrained=FOLDER")
-        if pretrained is None and (expert is not None or base is not None):
-            raise ValueError("expert and base go with pretrained; a recipe or an engine has its own")
+        if pretrained is None and any(one is not None for one in (expert, base, revision, subfolder, tokenizer)):
+            raise ValueError(
+                "expert, base, revision, subfolder and tokenizer go with pretrained; a recipe or an engine has its own"
+            )
+        if enable_thinking and think_end_token is None:
+            raise ValueError("enable_thinking needs think_end_token, which ends the thoughts, such as </think>")
+        options = translate(options)
         if batch_size is not None and not str(batch_size).startswith("auto"):
             options["max_batch"] = int(batch_size)
         if max_length is not None:
@@ -112,18 +147,32 @@ class DLF(TemplateLM):  # type: ignore[misc]
             if options:
                 raise TypeError(f"an engine that is there has its own options: leave out {', '.join(sorted(options))}")
             self.engine = engine
-        elif recipe is not None:
-            self.engine = Engine.from_recipe(recipe, **options)
+            warn_of_default_context(engine)
         else:
-            assert pretrained is not None
-            if device is not None:
-                there = not device.startswith("cuda") or _C.cuda_devices()
-                options["device"] = device if there else "cpu"
-            experts = [] if expert is None else [Expert(expert)]
-            self.engine = Engine(pretrained, experts, base=base, **options)
+            if pretrained is None:
+                assert recipe is not None
+                arguments = load_recipe(os.fspath(recipe)).engine_arguments()
+            else:
+                large = located(pretrained, revision, subfolder)
+                arguments = {"large": large, "experts": [] if expert is None else [Expert(expert)], "base": base}
+                if device is not None:
+                    there = not device.startswith("cuda") or _C.cuda_devices()
+                    arguments["device"] = device if there else "cpu"
+            arguments |= options
+            if arguments.get("max_context") is None:
+                self.engine = make_engine(arguments, model_length(arguments))
+            else:
+                self.engine = Engine(**arguments)
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, self.engine.tokenizer)
         self.max_gen_toks = max_gen_toks
         self.add_bos_token = add_bos_token
         self._prefix_token_id = prefix_token_id
+        thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
+        self._chat_variables = {**(chat_template_args or {}), **thinking}
+        self._thinks = bool(enable_thinking)
+        digits = isinstance(think_end_token, str) and think_end_token.isdigit()
+        self._think_end = int(think_end_token) if digits else think_end_token  # type: ignore[arg-type]
 
     @property
     def max_length(self) -> int:
@@ -161,12 +210,26 @@ class DLF(TemplateLM):  # type: ignore[misc]
         return self.engine.tokenizer.chat_template if chat_template else None
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Write a conversation by the large model's chat template; without a generation prompt it stays open."""
-        text = self.engine.tokenizer.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
-        if add_generation_prompt:
-            return text
-        last = chat_history[-1]["content"].strip()
-        return text[: text.rindex(last) + len(last)]
+        """Write a conversation by the large model's chat template; without a generation prompt it stays open.
+
+        A template that refuses these messages gets them without those of the system, as from ``hf``.
+        """
+        try:
+            return self._written(chat_history, add_generation_prompt)
+        except ValueError as error:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if not rest or len(rest) == len(chat_history):
+                raise
+            logger.warning("the system message is left out: %s", error)
+            return self._written(rest, add_generation_prompt)
+
+    def _written(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        def write(messages: list[dict[str, str]]) -> str:
+            return self.engine.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, **self._chat_variables
+            )
+
+        return write(history) if add_generation_prompt else open_ended(write, history)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids of a text; one that begins with the prefix token as text gets no special tokens."""
@@ -174,7 +237,19 @@ class DLF(TemplateLM):  # type: ignore[misc]
             prefix = self.engine.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
             begins = bool(prefix) and string.startswith(prefix)
             add_special_tokens = not begins and self.add_bos_token is not False
-        return self.engine.tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        tokenizer = self.engine.tokenizer
+        tokens = tokenizer.encode(string, add_special_tokens=add_special_tokens)
+        bos = tokenizer.bos_token_id
+        if add_special_tokens and self.add_bos_token and bos is not None and tokens[:1] != [bos]:
+            return [bos, *tokenizer.encode(string, add_special_tokens=False)]  # tokenizer.json puts none
+        return tokens
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of continuations, and whether each is what greedy decoding gives."""
+        if self._thinks:
+            raise ValueError("enable_thinking is for generative tasks; leave it out for those that take a likelihood")
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-likelihood of whole texts, in windows as long as the context."""
@@ -240,8 +315,8 @@ class DLF(TemplateLM):  # type: ignore[misc]
                     ]
                     completions = self.engine.generate(prompts, progress=False, **sampling)
                     for number, completion in zip(part, completions, strict=True):
-                        texts[number] = completion.text
-                        self.cache_hook.add_partial("generate_until", requests[number].args, completion.text)
+                        texts[number] = self._answer(completion, sampling["stop_strings"])
+                        self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
                     bar.update(len(part))
         return texts
 
@@ -262,6 +337,9 @@ class DLF(TemplateLM):  # type: ignore[misc]
         sampling = dict(options)
         lengths = [sampling.pop(name) for name in LENGTHS if name in sampling]
         until = sampling.pop("until", None) or []
+        ends = [until] if isinstance(until, str) else list(until)
+        if self.engine.tokenizer.eos_token_id is not None:
+            ends.append(self.engine.tokenizer.decode([self.eot_token_id], skip_special_tokens=False))
         draws = sampling.pop("do_sample", None)
         temperature = float(sampling.pop("temperature", 0.0)) if draws is not False else 0.0
         length = int(next((one for one in lengths if one is not None), self.max_gen_toks))
@@ -274,10 +352,24 @@ class DLF(TemplateLM):  # type: ignore[misc]
             sampling.setdefault("seed", int(torch.randint(2**62, (1,))))  # by the harness' own seed
         return {
             "max_new_tokens": length,
-            "stop_strings": [text for text in ([until] if isinstance(until, str) else until) if text],
+            "stop_strings": [text for text in dict.fromkeys(ends) if text],
             "temperature": temperature,
             "num_return_sequences": 1,  # whatever a recipe's programs want
         } | sampling
+
+    def _answer(self, completion: Completion, ends: list[str]) -> str:
+        """What follows the model's thoughts, if it is one that has some."""
+        if self._think_end is None:
+            return completion.text
+        if isinstance(self._think_end, str):
+            return completion.text.split(self._think_end)[-1].lstrip()
+        if self._think_end not in completion.tokens:
+            return completion.text.lstrip()
+        last = completion.tokens[::-1].index(self._think_end)
+        text = self.engine.tokenizer.decode(completion.tokens[len(completion.tokens) - last :]).lstrip()
+        for end in ends:
+            text = text.split(end)[0]
+        return text
 
     def _prompt(self, context: str, new_tokens: int) -> str | list[int]:
         if not self.engine.reads_tokens:
