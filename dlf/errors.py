@@ -6,7 +6,7 @@ names the thing that is wrong and what to do about it.
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "TokenizerMismatchError", "UnknownArchitectureError"]
+__all__ = ["CheckpointError", "TextTooLongError", "TokenizerMismatchError", "UnknownArchitectureError"]
 
 
 class CheckpointError(ValueError):
@@ -15,6 +15,20 @@ class CheckpointError(ValueError):
 
 class UnknownArchitectureError(CheckpointError):
     """A checkpoint's architecture is none of those that dlf runs."""
+
+
+class TextTooLongError(ValueError):
+    """A text has more tokens than it may; it was not encoded to its end.
+
+    Parameters
+    ----------
+    tokens
+        How many it has at least.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(f"the text has at least {tokens} tokens; shorten it")
+        self.tokens = tokens
 
 
 class TokenizerMismatchError(ValueError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
+from dlf.errors import TextTooLongError
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["CHAT", "Example", "Layout", "Messages", "as_examples", "as_messages"]
@@ -64,10 +65,16 @@ class Layout:
             return tokenizer.apply_chat_template(start + rest)
         return self._shots() + self._question(_flat(prompt))
 
-    def encode(self, prompt: str | Messages, tokenizer: Tokenizer) -> tuple[list[int], int]:
-        """Token ids of `text`, and how many at their beginning do not depend on the question."""
+    def encode(self, prompt: str | Messages, tokenizer: Tokenizer, most: int | None = None) -> tuple[list[int], int]:
+        """Token ids of `text`, and how many at their beginning do not depend on the question.
+
+        Raises
+        ------
+        TextTooLongError
+            If there are far more than `most`; one of a few more is encoded.
+        """
         chat = self.is_chat(prompt, tokenizer)
-        tokens = tokenizer.encode(self.text(prompt, tokenizer), add_special_tokens=not chat)
+        tokens = tokenizer.encode(self.text(prompt, tokenizer), add_special_tokens=not chat, max_tokens=most)
         if not chat and self.plain:
             return tokens, 0
         start, rest = self._turns(prompt) if chat else ([], [])
@@ -76,7 +83,7 @@ class Layout:
         # Whatever a template does with it, another question shows what does not depend on this one.
         other: str | Messages = start + [{**rest[0], "content": OTHER}] if chat else OTHER
         layout = Layout(CHAT) if chat else self
-        shared = tokenizer.encode(layout.text(other, tokenizer), add_special_tokens=not chat)
+        shared = tokenizer.encode(layout.text(other, tokenizer), add_special_tokens=not chat, max_tokens=most)
         common = 0
         while common < min(len(tokens), len(shared)) and tokens[common] == shared[common]:
             common += 1
@@ -86,7 +93,10 @@ class Layout:
         """How many of the examples leave the whole shorter than `room` tokens; None if the prompt alone is not."""
 
         def too_long(count: int) -> bool:
-            return len(Layout(self.template, self.examples[:count]).encode(prompt, tokenizer)[0]) >= room
+            try:
+                return len(Layout(self.template, self.examples[:count]).encode(prompt, tokenizer, room)[0]) >= room
+            except TextTooLongError:
+                return True
 
         if too_long(0):
             return None

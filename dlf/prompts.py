@@ -7,6 +7,7 @@ from typing import cast
 
 from dlf import _C
 from dlf.ensemble import Ensemble
+from dlf.errors import TextTooLongError
 from dlf.layout import Example, Layout, Messages
 from dlf.tokenizer import Tokenizer
 
@@ -69,14 +70,18 @@ def lane_prompts(
         else:
             key = layout, tokenizer if layout.is_chat(text, tokenizer) else tokenizer.fingerprint
         if key not in encoded:
-            tokens, shared = (
-                (list(cast("Sequence[int]", prompt)), 0) if text is None else layout.encode(text, tokenizer)
-            )
-            _check(ensemble, tokens, which)
             # The last token of a continuation is not read.
             room = ensemble.max_context - (continuation - 1 if continuation else 1)
-            if len(tokens) > room:
-                raise ValueError(_too_long(ensemble, number, layout, text, (len(tokens), continuation, room), which))
+            try:
+                tokens, shared = (
+                    (list(cast("Sequence[int]", prompt)), 0) if text is None else layout.encode(text, tokenizer, room)
+                )
+                length = f"{len(tokens)} tokens" if len(tokens) > room else None
+            except TextTooLongError as error:
+                length = f"at least {error.tokens} tokens"
+            if length is not None:
+                raise ValueError(_too_long(ensemble, number, layout, text, (length, continuation, room), which))
+            _check(ensemble, tokens, which)
             encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])
         found[number] = encoded[key]
     return found
@@ -108,7 +113,7 @@ def _too_long(
     lane: int,
     layout: Layout,
     text: str | Messages | None,
-    sizes: tuple[int, int, int],
+    sizes: tuple[str, int, int],
     which: str,
 ) -> str:
     length, continuation, room = sizes
@@ -117,13 +122,13 @@ def _too_long(
     beside = f"the {continuation} of its continuation" if continuation else "at least one new token"
     holds = f"the context holds {context} with {beside}"
     if not layout.examples or text is None:
-        return f"{which} has {length} tokens, but {holds}; shorten it{more}"
+        return f"{which} has {length}, but {holds}; shorten it{more}"
     tokenizer = ensemble.models[ensemble.lanes.lanes[lane].model].tokenizer
     most = layout.fitting(text, tokenizer, room + 1)
     if most is None:
         return f"{which} alone is longer than the context of {context} tokens; shorten it{more}"
     return (
-        f"{which} and the {len(layout.examples)} examples of {_reader(ensemble, lane)} have {length} tokens, but "
+        f"{which} and the {len(layout.examples)} examples of {_reader(ensemble, lane)} have {length}, but "
         f"{holds}: {most} of the examples fit; give fewer{more}"
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 from dlf import _C
 from dlf.arguments import Prompt, as_list, token_ids
 from dlf.ensemble import Ensemble
+from dlf.errors import TextTooLongError
 from dlf.layout import Example, Layout, Messages
 from dlf.prompts import lane_prompts
 from dlf.results import Score
@@ -93,7 +94,13 @@ def score_groups(
     encoded = []
     for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
         whose = f"continuation {i}" if several else "the continuation"
-        prompt, tokens = _split(ensemble, prompt, continuation, examples)
+        try:
+            prompt, tokens = _split(ensemble, prompt, continuation, examples)
+        except TextTooLongError as error:
+            raise ValueError(
+                f"{whose} and its prompt have at least {error.tokens} tokens, but the context holds "
+                f"{ensemble.max_context}; shorten one of them"
+            ) from None
         outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
         if outside is not None:
             raise ValueError(f"{whose} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
@@ -133,7 +140,8 @@ def _split(
     tokenizer = ensemble.models[lane.model].tokenizer
     if not isinstance(continuation, str):
         return prompt, continuation
-    apart = tokenizer.encode(continuation, add_special_tokens=False)
+    most = ensemble.max_context
+    apart = tokenizer.encode(continuation, add_special_tokens=False, max_tokens=most)
     if not prompt or (not isinstance(prompt, str) and isinstance(prompt[0], int)):
         return prompt, apart
     layout = Layout(lane.layout.template, examples) if examples else lane.layout
@@ -143,6 +151,6 @@ def _split(
         prompt = written
     special = not layout.is_chat(prompt, tokenizer)
     text = layout.text(prompt, tokenizer)
-    before = len(tokenizer.encode(text, add_special_tokens=special))
-    whole = tokenizer.encode(text + continuation, add_special_tokens=special)
+    before = len(tokenizer.encode(text, add_special_tokens=special, max_tokens=most))
+    whole = tokenizer.encode(text + continuation, add_special_tokens=special, max_tokens=most)
     return prompt, whole[before:] or apart

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dlf.chat_template import ChatTemplate
-from dlf.errors import CheckpointError, TokenizerMismatchError
+from dlf.errors import CheckpointError, TextTooLongError, TokenizerMismatchError
 from dlf.fields import MAX_VOCAB_SIZE, read_json
 from dlf.special_tokens import read_extra_tokens
 from dlf.stream_decoder import StreamDecoder, decodes_token_by_token
@@ -126,9 +126,10 @@ class Tokenizer:
 
         Raises
         ------
+        TextTooLongError
+            If it has far more than `max_tokens` tokens.
         ValueError
-            If the text has half of a surrogate pair, far more than `max_tokens` tokens, or is one that the tokenizer
-            cannot encode, in time or at all.
+            If the text has half of a surrogate pair, or is one that the tokenizer cannot encode, in time or at all.
         TypeError
             If it is no text.
         """
@@ -209,7 +210,7 @@ class Tokenizer:
         size = CHARACTERS_PER_TOKEN * (max_tokens + 1)
         while size < len(text):
             if len(self._encode(text[:size], False)) > 2 * max_tokens + 2:
-                raise ValueError(f"the text has at least {max_tokens + 1} tokens")
+                raise TextTooLongError(max_tokens + 1)
             size *= 2
 
 

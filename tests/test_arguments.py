@@ -15,6 +15,7 @@ import torch
 import dlf
 from dlf import zoo
 from dlf.arguments import as_prompts
+from dlf.confined.tokens import Codec
 from dlf.layout import Layout, as_messages
 from dlf.scoring import as_continuations
 from dlf.tokenizer import Tokenizer
@@ -134,3 +135,40 @@ def test_a_special_token_is_a_stop_string(tmp_path: Path) -> None:
         several = engine.generate("Hello", stop_strings=["s></"], **say)
         assert (several.tokens, several.text) == ([1, 1], "")
         assert [piece.text for piece in engine.stream("Hello", stop_strings=["</s>"], **say)] == [""]
+
+
+@pytest.mark.parametrize("ask", ["generate", "prompt", "continuation", "examples"])
+def test_a_long_text_is_refused_before_it_is_encoded(
+    engine: dlf.Engine, ask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[int] = []
+    encode = Codec.encode
+
+    def counted(self: Codec, text: str, add_special_tokens: bool) -> list[int]:
+        encoded.append(len(text))
+        return encode(self, text, add_special_tokens)
+
+    monkeypatch.setattr(Codec, "encode", counted)
+    text = "The quick brown fox " * 100_000
+    with pytest.raises(ValueError, match="(at least .* tokens|longer than).*context"):
+        if ask == "generate":
+            engine.generate(["x", text])
+        elif ask == "prompt":
+            engine.score(text, "x")
+        elif ask == "continuation":
+            engine.score("x", text)
+        else:
+            engine.generate(text, examples=[("a", "b")])
+    assert sum(encoded) < 200_000
+
+
+def test_a_chat_ends_with_the_turn(tmp_path: Path) -> None:
+    folder = speaking(tmp_path / "model", 5)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}</s>\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    with dlf.Engine(folder, threads=1) as engine:
+        say = {"logit_bias": {1: 1000.0}, "max_new_tokens": 4}
+        assert engine.generate(messages=[{"role": "user", "content": "Hello"}], **say).tokens == [1]
+        assert engine.generate("Hello", **say).tokens == [1] * 4
+    with dlf.Engine(folder, threads=1, template="chat") as engine:
+        assert engine.generate("Hello", **say).tokens == [1]
