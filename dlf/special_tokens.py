@@ -52,7 +52,7 @@ def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mappin
         If a file is damaged.
     """
     where = folder / "tokenizer_config.json"
-    values = {key: value for key, value in config.items() if value is not None}
+    values = _checked(config, where)
     own = _own(tokenizer)
     decoder = values.get("added_tokens_decoder")
     if isinstance(decoder, dict):
@@ -60,7 +60,8 @@ def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mappin
     elif decoder is not None:
         raise CheckpointError(f"{where}: 'added_tokens_decoder' must be an object; correct the file or fetch it again")
     else:
-        older = _read(folder / "special_tokens_map.json")
+        path = folder / "special_tokens_map.json"
+        older = _checked(_read(path), path)
         by_id = _without_flags(folder / "added_tokens.json", values, older) | own
         values = _merge(values, older)
 
@@ -69,9 +70,6 @@ def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mappin
     if isinstance(further, dict):
         named |= {key: value for key, value in further.items() if _content(value)}
         further = []
-    if not isinstance(further, list):
-        raise CheckpointError(f"{where}: '{FURTHER}' must be a list or an object; correct the file or fetch it again")
-
     added = [token for _, token in sorted(by_id.items()) if token not in own.values()]
     known = {"", *(token["content"] for token in (*own.values(), *added))}
     seen: list[Any] = []
@@ -95,14 +93,23 @@ def _own(tokenizer: Mapping[str, Any]) -> dict[int, Token]:
     }
 
 
+def _checked(values: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    """The entries that have a value."""
+    found = {key: value for key, value in values.items() if value is not None}
+    for key in (FURTHER, OLD_FURTHER):
+        if not isinstance(found.get(key, []), (list, dict)):
+            raise CheckpointError(f"{where}: '{key}' must be a list or an object; correct the file or fetch it again")
+    return found
+
+
 def _read(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
 def _merge(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:
     """Both files' special tokens; those of ``special_tokens_map.json`` go first."""
-    found = {key: value for key, value in older.items() if value is not None}
-    for key, value in found.items():
+    found = dict(older)
+    for key, value in older.items():
         if isinstance(value, dict) and key != FURTHER:
             found[key] = {**value, "special": True}
     both = [values.get(FURTHER) or values.get(OLD_FURTHER) or [], found.get(FURTHER, [])]
@@ -118,7 +125,8 @@ def _without_flags(path: Path, values: Mapping[str, Any], older: Mapping[str, An
     """The tokens of ``added_tokens.json``, which has only their ids; those of the other files are special."""
     texts = [value for key in NAMED if isinstance(value := values.get(key), str) and key not in older]
     further = older.get(FURTHER) or values.get(FURTHER) or values.get(OLD_FURTHER) or []
-    special = {*texts, *(_content(older.get(key)) for key in NAMED), *map(_content, further)}
+    listed = further if isinstance(further, list) else []
+    special = {*texts, *(_content(older.get(key)) for key in NAMED), *map(_content, listed)}
     return {
         _id(value, path): _flags({"content": content, "special": content in special})
         for content, value in _read(path).items()

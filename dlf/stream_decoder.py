@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dlf.tokenizer import Tokenizer
 
-__all__ = ["StreamDecoder", "decodes_token_by_token"]
+__all__ = ["StreamDecoder", "Unit", "decoding_unit"]
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no complete UTF-8 character
 BYTE_TOKEN = frozenset("<0x>123456789abcdefABCDEF")  # characters of "<0xE2>"
+
+
+class Unit(Enum):
+    """What a decoder can treat without looking at more."""
+
+    BYTE = "a byte"
+    TOKEN = "a token, or a run of tokens that are a byte each"
+    TEXT = "all of a text"
 
 
 class StreamDecoder:
@@ -22,8 +31,8 @@ class StreamDecoder:
     came before it, and only what it adds is given out [1]_. The work for a token does not grow with the length of the
     text.
 
-    The decoders of a few old models change text that is long past, or treat the last token apart. With these all of the
-    text comes from `flush`.
+    The decoders of a few old models change text that is long past, or treat the last token apart. With these `flush`
+    gives all of the text.
 
     .. [1] The windows of vLLM's ``detokenize_incrementally``, here with one token of context.
     """
@@ -44,13 +53,13 @@ class StreamDecoder:
         if token is None or (self._skip_special_tokens and self._tokenizer.is_special(token_id)):
             return ""
         self._window.append(token_id)
-        if not self._tokenizer.decodes_token_by_token:
+        if self._tokenizer.decoding_unit is Unit.TEXT:
             return ""
         # Byte tokens decode together with their neighbours: one wrong byte turns a whole run of them into U+FFFD.
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             return ""
         text = self._decode(self._window)
-        if not text.endswith(REPLACEMENT):
+        if self._tokenizer.decoding_unit is Unit.TOKEN or not text.endswith(REPLACEMENT):
             return self._give_out(text, len(self._window))
         if len(self._window) - self._kept >= self._PATIENCE:
             return self._give_out_invalid(text)
@@ -93,22 +102,26 @@ class StreamDecoder:
         return ""
 
 
-def decodes_token_by_token(decoder: Mapping[str, Any] | None) -> bool:
-    """Whether a decoder treats each token alone, but for the first one and unfinished characters."""
+def decoding_unit(decoder: Mapping[str, Any] | None) -> Unit:
+    """What a decoder of a ``tokenizer.json`` treats alone, but for the first token of a text."""
     if decoder is None:
-        return True
+        return Unit.TOKEN
     kind = decoder.get("type")
+    if kind == "ByteLevel":
+        return Unit.BYTE
+    if kind in ("Metaspace", "WordPiece", "Replace", "ByteFallback", "Fuse"):
+        return Unit.TOKEN
     if kind != "Sequence":
-        return kind in ("ByteLevel", "Metaspace", "WordPiece") or (kind in ("Replace", "ByteFallback", "Fuse"))
-    # Of the parts of Llama 2's decoder, each may be missing: one that writes spaces, bytes, and the first space's end.
+        return Unit.TEXT
+    # Llama 2's decoder, and Gemma's, which has no strip: spaces in each token, bytes, and the first space of the text.
     parts = list(decoder.get("decoders") or [])
     while parts and _keeps_byte_tokens(parts[0]):
         parts.pop(0)
     if parts and parts[0].get("type") == "ByteFallback":
         parts.pop(0)
     if not parts or parts.pop(0).get("type") != "Fuse":
-        return False
-    return not parts or (len(parts) == 1 and _is_strip_of_first(parts[0]))
+        return Unit.TEXT
+    return Unit.TOKEN if not parts or (len(parts) == 1 and _is_strip_of_first(parts[0])) else Unit.TEXT
 
 
 def _keeps_byte_tokens(part: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from dlf.chat_template import ChatTemplate
 from dlf.errors import CheckpointError, TextTooLongError, TokenizerMismatchError
 from dlf.fields import MAX_VOCAB_SIZE, read_json
 from dlf.special_tokens import read_extra_tokens
-from dlf.stream_decoder import StreamDecoder, decodes_token_by_token
+from dlf.stream_decoder import StreamDecoder, Unit, decoding_unit
 from dlf.tokenizer_codec import open_codec, parse
 
 __all__ = ["StreamDecoder", "Tokenizer", "check_same_tokenizer"]
@@ -56,8 +56,8 @@ class Tokenizer:
         self._codec = open_codec(content, document, twice, extra.added, path)
         self.fingerprint = hashlib.sha256(f"{json.dumps(extra.added)}\n{content}".encode()).digest()
         """Hash of all that says how texts are encoded: two with the same encode alike."""
-        self.decodes_token_by_token = decodes_token_by_token(document.get("decoder"))
-        """Whether `StreamDecoder` can give out text before the last token."""
+        self.decoding_unit = Unit.TEXT if twice else decoding_unit(document.get("decoder"))
+        """What `StreamDecoder` can give out at a time."""
         self._ids = self._codec.vocab()
         self.vocab_size = max(self._ids.values(), default=-1) + 1
         """Highest id + 1, added tokens included; a model's logits may be padded beyond it."""

@@ -61,12 +61,13 @@ class Helper:
     ) -> None:
         folder = Path(__file__).parent
         homes = {_home(package): None for package in packages}
-        # Isolated: neither the environment nor the current folder says what is imported.
-        self._command = [sys.executable, "-I", str(folder / "serve.py"), room, str(memory), str(folder), *homes]
+        # Isolated and without site: nothing but these folders says what is imported.
+        self._command = [sys.executable, "-I", "-S", str(folder / "serve.py"), room, str(memory), str(folder), *homes]
         self._seconds = seconds
         self._prepare = prepare
         self._prepare_seconds = prepare_seconds
-        self._turn = threading.Lock()
+        # A signal handler may ask while its own thread is waiting for an answer, which that thread then does not get.
+        self._turn = threading.RLock()
         self._running = _Running()
         weakref.finalize(self, self._running.end)
         _helpers.add(self)
@@ -82,40 +83,40 @@ class Helper:
             If an argument is no JSON value.
         """
         request = _request(self._seconds, method, list(arguments))
-        if not self._turn.acquire(timeout=3 * self._seconds):
-            raise HelperError(f"others have kept the helper process busy for {3 * self._seconds} s")
-        try:
-            if not self._running.alive():
-                self._running.end()
-                try:
-                    self._running.start(self._command)
-                except OSError as error:
-                    raise HelperError(f"a helper process cannot be started: {error}") from error
-                if self._prepare is not None:
-                    self._exchange(_request(self._prepare_seconds, *self._prepare), self._prepare_seconds)
+        with self._turn:
+            if not self._running.idle():
+                self._start()
             return self._exchange(request, self._seconds)
-        finally:
-            self._turn.release()
+
+    def _start(self) -> None:
+        self._running.end()
+        try:
+            self._running.start(self._command)
+        except OSError as error:
+            raise HelperError(f"a helper process cannot be started: {error}") from error
+        if self._prepare is not None:
+            try:
+                self._exchange(_request(self._prepare_seconds, *self._prepare), self._prepare_seconds)
+            except HelperError:
+                self._running.end()
+                raise
 
     def _exchange(self, request: bytes, seconds: int) -> Any:
-        done = False
         try:
             answer = self._running.exchange(request, time.monotonic() + seconds)
-            done = True
         except TimeoutError:
+            self._running.end()
             raise HelperError(f"it takes longer than {seconds} s") from None
-        except OSError:
+        except (OSError, MemoryError):
+            self._running.end()
             raise HelperError("it needs too much memory, or crashes") from None
-        finally:  # after an interrupt, too, the answer would be taken for that of the next request
-            if not done:
-                self._running.end()
         if "error" in answer:
             raise HelperError(answer["error"])
         return answer["value"]
 
     def _forget(self) -> None:
         """In a forked child: leave the process to the parent; whoever holds the lock is not here."""
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self._running.forget()
 
 
@@ -129,9 +130,11 @@ class _Running:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._asked = False  # an answer is under way, or was when it was interrupted
 
-    def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+    def idle(self) -> bool:
+        """Whether it can be asked."""
+        return self._process is not None and not self._asked and self._process.poll() is None
 
     def start(self, command: list[str]) -> None:
         ours, theirs = socket.socketpair()
@@ -150,16 +153,20 @@ class _Running:
             raise
         finally:
             theirs.close()
-        self._socket = ours
+        self._socket, self._asked = ours, False
 
     def exchange(self, request: bytes, deadline: float) -> dict[str, Any]:
-        assert self._socket is not None
-        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-        self._socket.sendall(LENGTH.pack(len(request)) + request)
-        size = LENGTH.unpack(self._receive(LENGTH.size, deadline))[0]
+        connection = self._socket
+        if connection is None:
+            raise ConnectionError("the helper process has been ended")
+        self._asked = True
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        connection.sendall(LENGTH.pack(len(request)) + request)
+        size = LENGTH.unpack(_receive(connection, LENGTH.size, deadline))[0]
         if size > MAX_ANSWER:
-            raise HelperError(f"its result is larger than {MAX_ANSWER >> 20} MiB")
-        answer: dict[str, Any] = json.loads(self._receive(size, deadline))
+            raise ConnectionError("the answer is too large")
+        answer: dict[str, Any] = json.loads(_receive(connection, size, deadline))
+        self._asked = False
         return answer
 
     def end(self) -> None:
@@ -177,17 +184,17 @@ class _Running:
             self._process.returncode = 0  # or its end would be waited for here
         self._process = self._socket = None
 
-    def _receive(self, size: int, deadline: float) -> bytes:
-        assert self._socket is not None
-        found = bytearray(size)
-        view = memoryview(found)
-        while view:
-            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            count = self._socket.recv_into(view)
-            if not count:
-                raise ConnectionError("the helper process has ended")
-            view = view[count:]
-        return bytes(found)
+
+def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
+    found = bytearray(size)
+    view = memoryview(found)
+    while view:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        count = connection.recv_into(view)
+        if not count:
+            raise ConnectionError("the helper process has ended")
+        view = view[count:]
+    return bytes(found)
 
 
 def _home(package: str) -> str:
