@@ -19,7 +19,8 @@ from dlf.tokenizer_codec import open_codec, parse
 
 __all__ = ["StreamDecoder", "Tokenizer", "check_same_tokenizer"]
 
-MAX_TOKENIZER_BYTES = 256 << 20
+MAX_TOKENIZER_BYTES = 128 << 20
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_TOKEN_ID = (1 << 32) - 1
 CHARACTERS_PER_TOKEN = 12  # rather more than any language has
 ANSWER = "sentinelanswer"  # an assistant's, by which the end of its turn is found
@@ -226,6 +227,8 @@ def _read(path: Path) -> str:
             content = file.read(MAX_TOKENIZER_BYTES + 1)
         if len(content) > MAX_TOKENIZER_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB; fetch the checkpoint again")
+        if content.startswith(LFS_POINTER):
+            raise CheckpointError(f"{path} is a Git LFS pointer and not the file itself; run `git lfs pull` there")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch the checkpoint again") from error

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 __all__ = ["unusual"]
 
 MAX_ADDED = 100_000
+MAX_ADDED_CHARACTERS = 1 << 20  # together: each is a state of an automaton
+MAX_UNIGRAM_CHARACTERS = 4 << 20  # together: each is a node of a tree
 MAX_TOKEN = 1024  # characters
 MAX_PARTS = 32
 MAX_GROWTH = 64  # how many times longer a text may become
@@ -252,6 +254,7 @@ def _model(model: Any) -> None:
                 and abs(entry[1]) < 1e9,
                 "a Unigram vocabulary with such tokens",
             )
+        _need(sum(len(token) for token, _ in vocab) <= MAX_UNIGRAM_CHARACTERS, "a Unigram vocabulary of this size")
     else:
         _need(isinstance(vocab, dict), "a vocabulary")
 
@@ -260,6 +263,7 @@ def _added_tokens(tokens: Any) -> None:
     _need(isinstance(tokens, (list, tuple)) and len(tokens) <= MAX_ADDED, "added tokens")
     for token in tokens:
         _need(isinstance(token, dict) and _text(token.get("content")), "an added token of this length")
+    _need(sum(len(token["content"]) for token in tokens) <= MAX_ADDED_CHARACTERS, "so many added tokens")
 
 
 def _template(part: Component) -> None:

@@ -175,6 +175,13 @@ def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes) -> N
             Tokenizer(tmp_path)
 
 
+def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+    path = make_tokenizer(tmp_path) / "tokenizer.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is a Git LFS pointer.*git lfs pull"):
+        Tokenizer(tmp_path)
+
+
 def test_missing_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         Tokenizer(tmp_path)
@@ -196,6 +203,16 @@ def test_same_tokenizer(tmp_path: Path) -> None:
     longer = edit_vocab(tmp_path / "c", lambda vocab: vocab.update({"new": VOCAB_SIZE, "newer": VOCAB_SIZE + 9}))
     check_same_tokenizer(tokenizer, longer, "a", "c")
     check_same_tokenizer(longer, tokenizer, "c", "a")
+
+
+def test_a_token_that_no_model_has_may_differ(tmp_path: Path) -> None:
+    one = edit_vocab(tmp_path / "a", lambda vocab: vocab.update({"<pad>": VOCAB_SIZE}))
+    other = edit_vocab(tmp_path / "b", lambda vocab: vocab.update({"[PAD]": VOCAB_SIZE}))
+    with pytest.raises(TokenizerMismatchError):
+        check_same_tokenizer(one, other, "a", "b")
+    with pytest.raises(TokenizerMismatchError):
+        check_same_tokenizer(one, other, "a", "b", VOCAB_SIZE + 1)
+    check_same_tokenizer(one, other, "a", "b", VOCAB_SIZE)
 
 
 def test_different_tokenizers(tmp_path: Path) -> None:
