@@ -130,5 +130,5 @@ def _scalar(loader: Any, node: yaml.Node, path: Path) -> Any:
             raise YamlError(f"{place}: '{shown}' escapes half a character; write the whole of it") from error
     try:
         return loader.construct_object(node)
-    except (ValueError, KeyError) as error:  # a tag that the value does not keep
+    except (ValueError, LookupError, ArithmeticError) as error:  # a tag that the value does not keep
         raise YamlError(f"{place}: '{shown}' is not what its tag says; leave the tag out") from error

@@ -31,6 +31,7 @@ def write(folder: Path, text: str) -> Path:
         ("large: !!binary aGk=\n", "recipe.yaml:1: 'aGk=' is neither text"),
         ("large: x\n<<: {base: y}\n", "recipe.yaml:2: '<<' is neither text"),
         ("large: !!int x\n", "recipe.yaml:1: 'x' is not what its tag says"),
+        ("large: !!float ''\n", "recipe.yaml:1: '' is not what its tag says"),
         ("large: x\nbase: " + "9" * 5000, "recipe.yaml:2: '9+...' has more than 64 digits"),
         ("large: 1" + ":1" * 100000, "recipe.yaml:1: .* more than 64 digits"),
         ("large: x\n\nbase: a\0b\n", "recipe.yaml:3: no valid YAML: it holds a character, 0x0, that is none of text$"),
