@@ -10,6 +10,7 @@ import atexit
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -45,7 +46,7 @@ class Job:
     """Work for the driver's thread, which answers with a result or an exception."""
 
     work: Callable[[Poll], Any]
-    long: bool  # so long that running requests must have a step before the next one
+    long: bool  # so long that others must not wait for it
     reply: SimpleQueue[tuple[Any, BaseException | None]] = field(default_factory=SimpleQueue)
     abandoned: bool = False
 
@@ -126,8 +127,8 @@ class Driver:
     def call(self, work: Callable[[Poll], Result], long: bool = False) -> Result:
         """Run `work` on the driver's thread, between two steps, and return what it returns.
 
-        It gets a function to call from time to time, which ends it where nobody waits any more. After work that is
-        `long` the running requests have a step before anything else that is.
+        It gets a function to call from time to time: running requests have a step there, if the work is `long`, and
+        it ends where nobody waits for it any more. Work that is long is done one after the other.
         """
         if self._closing:
             _park()
@@ -176,6 +177,7 @@ class Driver:
     def _renew(self) -> None:
         """Forget the thread and its inbox, which a forked child does not have."""
         self._inbox: SimpleQueue[Job | list[int] | None] = SimpleQueue()
+        self._long: deque[Job] = deque()
         self._done: SimpleQueue[None] = SimpleQueue()
         self._starts = [True]
         self._thread = threading.Thread(target=self._run, name="dlf", daemon=True)
@@ -199,9 +201,10 @@ class Driver:
     def _run(self) -> None:
         try:
             while not self._closing:
-                self._read()
-                if not self._idle and not self._closing:
-                    self._step()
+                self._read(wait=self._idle and not self._long)
+                if self._long and not self._closing:
+                    self._answer(self._long.popleft())
+                self._turn()
         finally:
             self._end()
 
@@ -209,25 +212,38 @@ class Driver:
     def _idle(self) -> bool:
         return self._loop is None or self._loop.idle
 
-    def _read(self) -> None:
-        """Do what the inbox asks for, and wait for it if there is nothing else to do."""
-        while (self._idle or not self._inbox.empty()) and not self._closing:
+    def _read(self, wait: bool) -> None:
+        """Do what the inbox asks for; what is long is put off."""
+        while not self._closing and (wait or not self._inbox.empty()):
+            wait = False
             note = self._inbox.get()
             if isinstance(note, list):
                 self._cancel(note)
-            elif note is not None and not note.abandoned:
-                answer = self._work(note)
-                if not _exiting:
-                    note.reply.put(answer)
-                if note.long:
-                    return
+            elif note is not None and note.long:
+                self._long.append(note)
+            elif note is not None:
+                self._answer(note)
+
+    def _turn(self) -> None:
+        """Give what is running a step."""
+        if not self._idle and not self._closing:
+            self._step()
+
+    def _answer(self, job: Job) -> None:
+        if not job.abandoned:
+            answer = self._work(job)
+            if not _exiting:
+                job.reply.put(answer)
 
     def _work(self, job: Job) -> tuple[Any, BaseException | None]:
         def poll() -> None:
             if job.abandoned or self._closing:
                 raise Abandoned
+            if job.long:
+                self._read(wait=False)
+                self._turn()
 
-        self._inside = True
+        before, self._inside = self._inside, True
         try:
             return job.work(poll), None
         except Abandoned:
@@ -235,7 +251,7 @@ class Driver:
         except BaseException as error:
             return None, error
         finally:
-            self._inside = False
+            self._inside = before
 
     def _cancel(self, requests: Iterable[int]) -> None:
         for request in requests:
@@ -245,7 +261,7 @@ class Driver:
     def _step(self) -> None:
         """One step, whose outputs are handed out whole; or every request fails."""
         assert self._loop is not None
-        self._inside = True
+        before, self._inside = self._inside, True
         try:
             outputs = self._loop.step()
             timings, time = self._loop.timings, perf_counter()
@@ -265,7 +281,7 @@ class Driver:
                 self._loop.cancel(request)
             self._fail(error)
         finally:
-            self._inside = False
+            self._inside = before
 
     def _fail(self, error: BaseException) -> None:
         outboxes = {id(outbox): outbox for outbox in self._outboxes.values()}
@@ -283,11 +299,13 @@ class Driver:
         self._done.put(None)
 
     def _refuse(self) -> None:
-        """Answer what was left in the inbox behind the end."""
+        """Answer what was left behind the end."""
         while not self._inbox.empty():
             note = self._inbox.get()
-            if isinstance(note, Job) and not _exiting:
-                note.reply.put((None, RuntimeError(CLOSED)))
+            if isinstance(note, Job):
+                self._long.append(note)
+        while self._long and not _exiting:
+            self._long.popleft().reply.put((None, RuntimeError(CLOSED)))
 
     def _after_fork(self) -> None:
         """In the child: an idle loop goes on with a thread of its own."""

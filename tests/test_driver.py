@@ -185,12 +185,17 @@ def test_text_is_encoded_while_others_decode(
     thread.join()
 
 
-def test_what_runs_goes_on_between_the_parts_of_a_long_scoring(engine: dlf.Engine) -> None:
-    parts = 40
-    with engine.stream(PROMPT, **LONG) as stream:
-        next(stream)
-        engine.score([f"{i}" for i in range(parts)], [[5, 6, 7]] * parts)
-        assert stream._call._outbox.qsize() >= parts - 1
+def test_what_runs_goes_on_during_a_long_scoring(engine: dlf.Engine, expected: list[int]) -> None:
+    continuations = [[5 + i] * 300 for i in range(30)]
+    alone = engine.score(PROMPT, continuations)
+    with engine.stream(PROMPT, max_new_tokens=200, ignore_eos=True) as stream:
+        first = next(stream).token
+        beside = engine.score(PROMPT, continuations)
+        assert stream._call._outbox.qsize() >= len(continuations) - 1
+        tokens = [first, *(piece.token for piece in stream)]
+    assert tokens[:30] == expected
+    for one, other in zip(alone, beside, strict=True):
+        assert one.logprobs.tolist() == other.logprobs.tolist() and one.alpha.tolist() == other.alpha.tolist()
 
 
 def test_a_scoring_that_is_interrupted_ends(engine: dlf.Engine) -> None:
