@@ -13,10 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dlf import _C
-from dlf.checkpoint import check_finite, expected_tensors, resolve
+from dlf.checkpoint import check_finite, expected_tensors
 from dlf.config import ModelConfig
 from dlf.errors import CheckpointError
 from dlf.fields import Fields, read_json
+from dlf.hub import resolve_adapter
 
 __all__ = ["AdapterFile", "LowRank", "load_adapter"]
 
@@ -66,7 +67,7 @@ class AdapterFile:
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
         self.name = os.fspath(name)
-        self.folder = resolve(name)
+        self.folder = resolve_adapter(name)
         self.path = self.folder / WEIGHTS
         if not (self.folder / CONFIG).is_file():
             raise FileNotFoundError(

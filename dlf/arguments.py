@@ -196,10 +196,13 @@ def common_vocabulary(models: Sequence[tuple[ModelConfig, Tokenizer]]) -> int:
     return size
 
 
-def context(max_context: int | None, trained: int) -> int:
-    """Tokens of prompt and completion together, no more than the `trained` ones of all models."""
+def context(max_context: int | None, trained: int, short: Sequence[int | None] = ()) -> int:
+    """Tokens of prompt and completion together, no more than the `trained` ones of all models.
+
+    The default is no more than the `short` contexts either: beyond them a model has other frequencies for every text.
+    """
     if max_context is None:
-        return min(trained, DEFAULT_CONTEXT)
+        return min(trained, DEFAULT_CONTEXT, *(one for one in short if one is not None))
     if isinstance(max_context, bool) or not isinstance(max_context, int):
         raise TypeError(f"max_context must be an integer, not {max_context!r}")
     if not 2 <= max_context <= trained:

@@ -1,4 +1,4 @@
-"""Finds a checkpoint and reads its tensors from safetensors files.
+"""Reads a checkpoint's tensors from its safetensors files.
 
 Only safetensors: a ``*.bin`` checkpoint is a pickle, and reading a pickle runs whatever code its author put there.
 """
@@ -9,72 +9,120 @@ import math
 import os
 import re
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from dlf.config import ModelConfig
+from dlf.config import ModelConfig, read_config
 from dlf.errors import CheckpointError
-from dlf.fields import read_json
+from dlf.hub import INDEX, SINGLE, index_of, resolve
 from dlf.huge_pages import Place, leave
+from dlf.precision import DTYPES, TensorLayout
+from dlf.tensor_file import PORTION_BYTES, TensorFile
 
 __all__ = [
+    "EMBEDDING",
+    "HEAD",
     "check_finite",
+    "checkpoint_config",
     "expected_tensors",
     "find_shards",
     "is_finite",
     "load_tensors",
-    "read_tensor",
+    "open_checkpoint",
     "read_tensors",
-    "resolve",
 ]
 
-MAX_INDEX_BYTES = 64 << 20
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROGRESS_PARAMETERS = 1 << 29  # a GiB of bfloat16
 PORTIONS = 16
-FILE_DTYPES = ("F64", "F32", "F16", "BF16")
-SMALL_FILES = ["*.json", "*.jinja"]
-HUB_FILES = ["*.safetensors", *SMALL_FILES]
-HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Buffers that older writers saved, and that follow from the configuration.
+BUFFERS = re.compile(r"(?:.*\.)?(?:rotary_emb\.\w+|rope\.freqs|position_ids)")
+COMPARED_BYTES = 8 << 20
 
 
-def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
-    """Return the folder of a checkpoint, fetching it where a hub id is given.
-
-    Parameters
-    ----------
-    name_or_path
-        An existing folder, or ``"organisation/name"`` on the Hugging Face hub, of which only safetensors, JSON and
-        Jinja files are fetched, into the hub's own cache.
-    weights
-        Whether the weights are fetched too.
+def open_checkpoint(name: str | os.PathLike[str]) -> tuple[Path, ModelConfig]:
+    """Return the folder of a checkpoint, fetched where it is on the hub, and its configuration.
 
     Raises
     ------
-    FileNotFoundError
-        If there is neither such a folder nor such a checkpoint, or the hub cannot be reached.
+    FileNotFoundError, CheckpointError, MemoryError
+        As `resolve` and `checkpoint_config`.
     """
-    path = Path(os.path.expanduser(name_or_path))  # which leaves a user that is not there as it is
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise FileNotFoundError(f"{path} is a file: give the folder it lies in")
-    if not isinstance(name_or_path, str) or not HUB_ID.fullmatch(name_or_path):
-        raise FileNotFoundError(f"no folder {str(path)!r}: give a checkpoint's folder or a hub id, 'organisation/name'")
-    from huggingface_hub import snapshot_download
+    folder = resolve(name)
+    return folder, checkpoint_config(folder)
 
-    try:
-        return Path(snapshot_download(name_or_path, allow_patterns=HUB_FILES if weights else SMALL_FILES))
-    except Exception as error:  # the client has dozens of kinds, those of its HTTP library among them
-        raise FileNotFoundError(
-            f"no folder {name_or_path!r}, and fetching it from the hub failed ({type(error).__name__}: {error}); "
-            "check the spelling, the connection and, for a gated checkpoint, HF_TOKEN"
-        ) from error
+
+def checkpoint_config(folder: Path) -> ModelConfig:
+    """Read a checkpoint's configuration, and correct it where the weights say otherwise.
+
+    A head in the files that is not the embedding is used, whatever ``tie_word_embeddings`` says, and a ``dtype`` that
+    is not given is that of the first floating-point tensor; ``transformers`` does both. Other tensors that the
+    configuration does not ask for are a warning.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As `read_config` and `find_shards`, and where the header of a file is damaged.
+    MemoryError
+        If there is too little memory to map a file.
+    """
+    config = read_config(folder)
+    layouts = {}
+    for path in _files(folder, config):
+        with TensorFile(path) as file:
+            layouts[path] = file.layout
+    present = {name: path for path, layout in layouts.items() for name in layout}
+    if config.dtype is None:
+        config = replace(config, dtype=_first_dtype(layouts))
+    if config.tie_word_embeddings and HEAD in present and EMBEDDING in present:
+        config = replace(config, tie_word_embeddings=_is_embedding(config, present))
+    unused = [name for name in present.keys() - expected_tensors(config).keys() if not BUFFERS.fullmatch(name)]
+    unused = sorted(set(unused) - {HEAD})
+    if unused:
+        some = ", ".join(f"{name!r:.80}" for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
+        warnings.warn(
+            f"{folder} has {len(unused)} tensors that its config.json does not ask for and that are not used: {some}; "
+            "see whether the two are of one checkpoint",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return config
+
+
+def _files(folder: Path, config: ModelConfig) -> list[Path]:
+    """The files with tensors that the configuration asks for, and those beside them that the index names."""
+    needed = find_shards(folder, expected_tensors(config))
+    if folder / SINGLE in needed:
+        return list(needed)
+    index = index_of(folder)
+    named = {folder / file for name, file in index.items() if name != HEAD}
+    own = {folder / index[HEAD]} if HEAD in index else set()
+    return sorted({*needed, *own, *(path for path in named if os.path.isfile(path))})
+
+
+def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | None:
+    dtypes = (SAFETENSORS_DTYPES.get(one.dtype) for layout in layouts.values() for one in layout.values())
+    found = next((dtype for dtype in dtypes if dtype is not None), None)
+    return found if found in DTYPES else None
+
+
+def _is_embedding(config: ModelConfig, present: Mapping[str, Path]) -> bool:
+    """Whether the head in the files is bit for bit the embedding."""
+    shape = (config.vocab_size, config.hidden_size)
+    with TensorFile(present[HEAD]) as head_file, TensorFile(present[EMBEDDING]) as embedding_file:
+        head, embedding = head_file.read(HEAD, shape), embedding_file.read(EMBEDDING, shape)
+        rows = max(1, COMPARED_BYTES // (config.hidden_size * head.element_size()))
+        return head.dtype == embedding.dtype and all(
+            torch.equal(head[i : i + rows].view(torch.uint8), embedding[i : i + rows].view(torch.uint8))
+            for i in range(0, config.vocab_size, rows)
+        )
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -156,26 +204,23 @@ def load_tensors(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
     tensors: dict[str, torch.Tensor] = {}
-    for path, name, tensor in read_tensors(folder, config, names, f"Loading {folder.name}"):
+    for file, name, tensor in read_tensors(folder, config, names, f"Loading {folder.name}"):
         tensors[name] = place(name, tensor.to(dtype))
-        check_finite(tensors[name], name, path)
+        check_finite(tensors[name], name, file.path)
         if name in by_row and tensor.dtype == dtype:
-            with _open(path) as file:
-                tensors[name] = _read_tensor(file, name, tuple(tensor.shape), path)
+            tensors[name] = file.read(name, tuple(tensor.shape), alone=True)
     if config.tie_word_embeddings and names is None:
-        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+        tensors[HEAD] = tensors[EMBEDDING]
     return tensors
 
 
 def read_tensors(
-    folder: Path, config: ModelConfig, names: Collection[str] | None, task: str, one_by_one: bool = False
-) -> Iterator[tuple[Path, str, torch.Tensor]]:
+    folder: Path, config: ModelConfig, names: Collection[str] | None, task: str, keep: bool = True
+) -> Iterator[tuple[TensorFile, str, torch.Tensor]]:
     """Yield the file, the name and the values of each tensor, which are a view of the mapped file.
 
-    Every file is opened several times, for some of its tensors each time, or for a single one with `one_by_one`:
-    closing it gives back the pages of those tensors that nobody kept, so that loading in another type never holds a
-    whole file beside its copy. Large checkpoints get a progress bar that says `task`. Errors are those of
-    `load_tensors`.
+    Whoever does not `keep` the views holds less memory meanwhile. Large checkpoints get a progress bar that says
+    `task`. Errors are those of `load_tensors`.
     """
     shapes = {name: shape for name, shape in expected_tensors(config).items() if names is None or name in names}
     shards = find_shards(folder, shapes)
@@ -183,18 +228,11 @@ def read_tensors(
     hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
     with tqdm(total=total, desc=task, unit="param", unit_scale=True, disable=hidden) as progress:
         for path, members in shards.items():
-            size = 1 if one_by_one else -(-len(members) // PORTIONS)
-            for first in range(0, len(members), size):
-                with _open(path) as file:
-                    for name in members[first : first + size]:
-                        yield path, name, _read_tensor(file, name, shapes[name], path)
-                        progress.update(math.prod(shapes[name]))
-
-
-def read_tensor(path: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """One tensor of a file, as a view of it: its pages are given back with it. Errors are those of `load_tensors`."""
-    with _open(path) as file:
-        return _read_tensor(file, name, shape, path)
+            portion = os.path.getsize(path) // PORTIONS if keep else 0
+            with TensorFile(path, max(portion, PORTION_BYTES)) as file:
+                for name in members:
+                    yield file, name, file.read(name, shapes[name])
+                    progress.update(math.prod(shapes[name]))
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -216,67 +254,36 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
         )
 
 
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged or cannot be read ({error}); fetch it again") from error
-
-
-def _read_tensor(file: Any, name: str, shape: tuple[int, ...], path: Path) -> torch.Tensor:
-    """One tensor of an open file, its header checked before its values are touched."""
-    if name not in file.keys():  # noqa: SIM118 (no mapping)
-        raise CheckpointError(
-            f"{path} has no tensor '{name}': the checkpoint is incomplete, or of another architecture than its "
-            "config.json says; fetch it again"
-        )
-    header = file.get_slice(name)
-    if header.get_dtype() not in FILE_DTYPES:
-        raise CheckpointError(
-            f"{path}: tensor '{name}' holds {header.get_dtype()}, not floating-point numbers of one "
-            f"of {', '.join(FILE_DTYPES)}; use a checkpoint that is not quantized"
-        )
-    if tuple(header.get_shape()) != shape:
-        raise CheckpointError(
-            f"{path}: tensor '{name}' has shape {header.get_shape()}, but config.json asks for "
-            f"{list(shape)}; config.json and weights are of different checkpoints"
-        )
-    try:
-        tensor: torch.Tensor = file.get_tensor(name)
-    except (SafetensorError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: tensor '{name}' cannot be read ({error}); fetch it again") from error
-    # Writers pad the header so that numbers lie on their natural borders, but the format doesn't ask for it.
-    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
-
-
 def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
-    """Which file holds which of the wanted tensors."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return {single: list(shapes)}
-    if not index.is_file():
+    """Which file holds which of the wanted tensors.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If the folder has no safetensors files, one is missing, or the index lacks a tensor.
+    """
+    if os.path.isfile(folder / SINGLE):
+        return {folder / SINGLE: list(shapes)}
+    if not os.path.lexists(folder / INDEX):
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
             raise CheckpointError(
                 f"{folder} has only pickled weights, which dlf does not open because they can run "
                 "code; convert them to safetensors (transformers: model.save_pretrained(folder))"
             )
-        raise FileNotFoundError(f"{folder} has neither {single.name} nor {index.name}; fetch the checkpoint again")
-    weight_map = read_json(index, MAX_INDEX_BYTES).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index} has no 'weight_map' object; fetch the checkpoint again")
+        adapter = os.path.isfile(folder / "adapter_config.json")
+        raise FileNotFoundError(
+            f"{folder} has neither {SINGLE} nor {INDEX}; "
+            + ("it is an adapter: give it as dlf.Lora(base, adapter)" if adapter else "fetch the checkpoint again")
+        )
+    weight_map = index_of(folder)
     shards: defaultdict[Path, list[str]] = defaultdict(list)
     for name in shapes:
-        shard = weight_map.get(name)
-        if shard is None:
-            raise CheckpointError(f"{index} lists no tensor '{name}'; the checkpoint is incomplete, fetch it again")
-        # A plain name only: an index must not lead out of its folder.
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+        if name not in weight_map:
             raise CheckpointError(
-                f"{index}: tensor '{name}' is said to lie in {shard!r:.80}, which is no plain "
-                "name of a safetensors file in the folder"
+                f"{folder / INDEX} lists no tensor '{name}'; the checkpoint is incomplete, fetch it again"
             )
-        path = folder / shard
-        if path not in shards and not path.is_file():
-            raise FileNotFoundError(f"{path} is missing, though {index.name} lists it; fetch the checkpoint again")
+        path = folder / weight_map[name]
+        if path not in shards and not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} is missing, though {INDEX} lists it; fetch the checkpoint again")
         shards[path].append(name)
     return dict(shards)

@@ -17,8 +17,6 @@ from dlf.terminal import printable
 
 __all__ = ["describe", "inspect"]
 
-DTYPE_BYTES = {"F64": 8, "F32": 4, "float32": 4}  # any other has 2 bytes
-
 
 def inspect(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
@@ -44,14 +42,20 @@ def inspect(
 
 def describe(model: str) -> dict[str, Any]:
     """What `inspect` reports, under the names that its JSON has; no weight is loaded."""
-    from dlf import checkpoint, config, precision, quantized, tokenizer
+    from dlf import checkpoint, config, hub, precision, quantized, tokenizer
+    from dlf.tensor_file import TensorFile
 
-    folder = checkpoint.resolve(model)
-    c = config.read_config(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    dtypes = sorted({dtype for file in files for dtype in _file_dtypes(file)}) or [c.dtype or "unknown"]
-    width = max(DTYPE_BYTES.get(dtype, 2) for dtype in dtypes)
-    has_tokenizer = (folder / "tokenizer.json").is_file()
+    folder = hub.resolve(model)
+    files: list[Path] = []
+    try:
+        c = checkpoint.checkpoint_config(folder)
+        files = list(checkpoint.find_shards(folder, checkpoint.expected_tensors(c)))
+    except FileNotFoundError:  # no weights, of which the configuration says something all the same
+        c = config.read_config(folder)
+    found = {one.dtype for file in files for one in TensorFile(file).layout.values()}
+    dtypes = sorted(found) or [c.dtype or "unknown"]
+    width = 4 if precision.Precision().float_dtype(c.dtype) == "float32" else 2
+    own = tokenizer.Tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
     return {
         "path": str(folder),
         "architecture": c.architecture,
@@ -63,11 +67,11 @@ def describe(model: str) -> dict[str, Any]:
         "attention_heads": c.num_attention_heads,
         "key_value_heads": c.num_key_value_heads,
         "head_dim": c.head_dim,
-        "context": c.max_position_embeddings,
+        "context": c.context_length,
         "sliding_windows": sorted({window for window in c.sliding_windows if window}) or None,
         "vocabulary": c.vocab_size,
-        "tokenizer_size": tokenizer.Tokenizer(folder).vocab_size if has_tokenizer else None,
-        "eos_token_ids": list(c.eos_token_ids),
+        "tokenizer_size": own.vocab_size if own else None,
+        "eos_token_ids": c.end_tokens(own.eos_token_id if own else None),
         "tied_embeddings": c.tie_word_embeddings,
         "disk_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
         **{
@@ -76,14 +80,3 @@ def describe(model: str) -> dict[str, Any]:
         },
         "kv_cache_bytes_per_token": c.kv_bytes_per_token(width),
     }
-
-
-def _file_dtypes(path: Path) -> set[str]:
-    """Types of the tensors in a file, from its header alone."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            return {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again") from error

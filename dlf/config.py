@@ -8,6 +8,7 @@ version 5 (``rope_parameters``, ``dtype``) are read.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from dlf.errors import CheckpointError, UnknownArchitectureError
 from dlf.fields import MAX_VOCAB_SIZE, Fields, read_json
-from dlf.rope import rotary_frequencies
+from dlf.rope import MAX_POSITIONS, read_rotary
 
 __all__ = ["ARCHITECTURES", "ModelConfig", "read_config"]
 
@@ -62,6 +63,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "Qwen2ForCausalLM": QWEN2_DEFAULTS,
     "Qwen3ForCausalLM": QWEN2_DEFAULTS | {"head_dim": 128},
 }
+MODEL_TYPES = {name.removesuffix("ForCausalLM").lower(): name for name in ARCHITECTURES}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,10 @@ class ModelConfig:
 
     ``sliding_windows`` has one entry per layer: the number of positions a token sees, itself included, or 0 for all of
     them. ``inv_freq`` is float32 ``[head_dim / 2]``, the rotary frequencies exactly as ``transformers`` computes them,
-    and ``rope_scaling_factor`` multiplies the cosines and sines. ``dtype`` is the one the file declares.
+    and ``rope_scaling_factor`` multiplies the cosines and sines. ``context_length`` is the number of positions that the
+    model was made for: ``max_position_embeddings``, or more where rotary scaling lengthens that. Where
+    ``long_inv_freq`` is given, `inv_freq` is for contexts of at most ``short_context`` positions, and it for longer
+    ones. ``dtype`` is the one the file declares. ``eos_token_ids`` are those of both configuration files.
     """
 
     architecture: str
@@ -91,6 +96,9 @@ class ModelConfig:
     sliding_windows: list[int]
     inv_freq: npt.NDArray[np.float32]
     rope_scaling_factor: float
+    context_length: int
+    short_context: int | None
+    long_inv_freq: npt.NDArray[np.float32] | None
     dtype: str | None
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
@@ -99,6 +107,17 @@ class ModelConfig:
         """Bytes that one position takes in the KV cache, of numbers of so many bytes."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * item_bytes
 
+    def frequencies(self, context: int) -> npt.NDArray[np.float32]:
+        """Rotary frequencies for an engine whose context is this long."""
+        if self.long_inv_freq is None or self.short_context is None or context <= self.short_context:
+            return self.inv_freq
+        return self.long_inv_freq
+
+    def end_tokens(self, tokenizer_eos: int | None) -> list[int]:
+        """Ids that end a text: those of the configuration and the tokenizer's, as far as the model has them."""
+        found = [*self.eos_token_ids, *(() if tokenizer_eos is None else (tokenizer_eos,))]
+        return [token for token in dict.fromkeys(found) if token < self.vocab_size]
+
 
 def read_config(folder: Path) -> ModelConfig:
     """Read a checkpoint folder's configuration.
@@ -106,20 +125,24 @@ def read_config(folder: Path) -> ModelConfig:
     Parameters
     ----------
     folder
-        A folder with ``config.json`` and perhaps ``generation_config.json``, which has the last word on the ids that
-        end a text.
+        A folder with ``config.json`` and perhaps ``generation_config.json``, which may name more ids that end a text.
 
     Raises
     ------
     FileNotFoundError
         If the folder has no ``config.json``.
     UnknownArchitectureError
-        If ``architectures`` names none of `ARCHITECTURES`.
+        If ``architectures``, or where it is not given ``model_type``, names none of `ARCHITECTURES`.
     CheckpointError
-        If a value is missing, has the wrong type or is out of bounds, or asks for what dlf does not do.
+        If a value is missing, has the wrong type or is out of bounds, or asks for what dlf does not do; if the folder
+        is that of an adapter.
     """
     folder = Path(folder)
     path = folder / "config.json"
+    if os.path.isfile(folder / "adapter_config.json") and not os.path.lexists(path):
+        raise CheckpointError(
+            f"{folder} is an adapter and not a model: give it as dlf.Lora(base, adapter), or in a recipe as `adapter:`"
+        )
     values = read_json(path)
     architecture = _architecture(values, path)
     fields = Fields(values, ARCHITECTURES[architecture], str(path))
@@ -144,12 +167,12 @@ def read_config(folder: Path) -> ModelConfig:
         head_dim = hidden_size // heads
     if head_dim % 2 or not 2 <= head_dim <= 1024:
         raise CheckpointError(f"{path}: 'head_dim' is {head_dim}; rotary embeddings need an even number from 2 to 1024")
-    max_positions = fields.integer("max_position_embeddings", 1, 1 << 28)
+    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
 
     # Qwen2 is built with biases on q, k and v, whatever its file says; Mistral is built with none.
     llama, qwen2, qwen3 = (architecture == f"{name}ForCausalLM" for name in ("Llama", "Qwen2", "Qwen3"))
     attention_bias = qwen2 or ((llama or qwen3) and fields.flag("attention_bias"))
-    inv_freq, rope_scaling_factor = rotary_frequencies(fields, head_dim, max_positions)
+    rotary = read_rotary(fields, head_dim, max_positions)
     return ModelConfig(
         architecture=architecture,
         vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB_SIZE),
@@ -167,8 +190,11 @@ def read_config(folder: Path) -> ModelConfig:
         output_bias=attention_bias and not qwen2,
         mlp_bias=llama and fields.flag("mlp_bias"),
         sliding_windows=_sliding_windows(fields, architecture, layers),
-        inv_freq=inv_freq,
-        rope_scaling_factor=rope_scaling_factor,
+        inv_freq=rotary.inv_freq,
+        rope_scaling_factor=rotary.scaling,
+        context_length=rotary.context_length,
+        short_context=rotary.short_context,
+        long_inv_freq=rotary.long_inv_freq,
         dtype=_dtype(fields),
         eos_token_ids=_eos_token_ids(folder, fields),
         bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
@@ -176,13 +202,18 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def _architecture(values: dict[str, Any], path: Path) -> str:
-    names = values.get("architectures")
+    names, kind = values.get("architectures"), values.get("model_type")
+    own = MODEL_TYPES.get(kind) if isinstance(kind, str) else None
+    if names in (None, []) and own is not None:
+        return own
     name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise UnknownArchitectureError(
-            f"{path}: 'architectures' is {names!r:.80}; dlf runs {', '.join(ARCHITECTURES)}: choose such a checkpoint"
-        )
-    return name
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return name
+    other = f"that is no class of {kind} models that predicts tokens; " if own is not None else ""
+    raise UnknownArchitectureError(
+        f"{path}: 'architectures' is {names!r:.80}; {other}dlf runs {', '.join(ARCHITECTURES)}: choose such a "
+        "checkpoint"
+    )
 
 
 def _dtype(fields: Fields) -> str | None:
@@ -196,12 +227,11 @@ def _dtype(fields: Fields) -> str | None:
 
 
 def _eos_token_ids(folder: Path, fields: Fields) -> tuple[int, ...]:
-    path = folder / "generation_config.json"
-    if path.is_file():
-        generation = Fields(read_json(path), {}, str(path))
-        if "eos_token_id" in generation:
-            return generation.token_ids("eos_token_id")
-    return fields.token_ids("eos_token_id")
+    """The ids of generation_config.json, then those of config.json that it lacks."""
+    path, found = folder / "generation_config.json", fields.token_ids("eos_token_id")
+    if os.path.isfile(path):
+        found = Fields(read_json(path), {}, str(path)).token_ids("eos_token_id") + found
+    return tuple(dict.fromkeys(found))
 
 
 def _sliding_windows(fields: Fields, architecture: str, layers: int) -> list[int]:

@@ -10,8 +10,7 @@ from typing import Any
 from dlf import _C
 from dlf.adapter import load_adapter
 from dlf.arguments import AnyExpert, Path, check_memory, common_vocabulary, context
-from dlf.checkpoint import resolve
-from dlf.config import read_config
+from dlf.checkpoint import open_checkpoint
 from dlf.devices import Placement, check_cuda_memory
 from dlf.lanes import Lanes, ModelKey
 from dlf.layout import CHAT
@@ -63,7 +62,7 @@ class Ensemble:
     vocab_size
         Token ids that all models share.
     max_context, trained_context
-        Tokens of prompt and completion together: at most, and what the models were trained for.
+        Tokens of prompt and completion together: at most, and what the models were made for.
     """
 
     options: Options
@@ -91,20 +90,28 @@ class Ensemble:
         with merged_experts(experts) as whole:
             lanes = Lanes.of(options.large, whole, dtype, weights, options.template, options.drafter)
             have = dict(zip(known.lanes.keys, known.models, strict=True)) if known else {}
+            found = {
+                key: open_checkpoint(name)
+                for key, (name, _) in zip(lanes.keys, lanes.models, strict=True)
+                if key not in have
+            }
+            configs = [have[key].config if key in have else found[key][1] for key in lanes.keys]
+            trained = min(config.context_length for config in configs)
+            max_context = context(options.max_context, trained, [config.short_context for config in configs])
             if placement.cuda:
-                configs = [read_config(resolve(name)) for name, _ in lanes.models]
-                room = context(options.max_context, min(config.max_position_embeddings for config in configs))
                 sizes = [key[1] for key in lanes.keys]
                 check_cuda_memory(
                     placement,
                     list(zip(configs, sizes, strict=True)),
                     lanes.counts(),
                     options.max_batch,
-                    room,
+                    max_context,
                     options.prefix_cache_bytes,
                 )
             models = [
-                have.get(key) or load_model(name, dtype, weights, placement.cuda)
+                have[key]
+                if key in have and have[key].runs(max_context)
+                else load_model(name, dtype, weights, placement.cuda, found.get(key), max_context)
                 for key, (name, weights) in zip(lanes.keys, lanes.models, strict=True)
             ]
         loaded = known._adapters_by_name() if known else {}
@@ -125,8 +132,6 @@ class Ensemble:
                     f"{model.name} is to read its chat template, but has none; give it a template of its own, for "
                     'example base_template="{prompt}" for the base of a chat expert'
                 )
-        trained = min(model.config.max_position_embeddings for model in models)
-        max_context = context(options.max_context, trained)
         if not placement.cuda:
             check_memory(models, lanes.counts(), options.max_batch, max_context)
         return cls(
@@ -148,10 +153,8 @@ class Ensemble:
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Tokens that end a text: what the large model's config says, else its tokenizer."""
-        found = list(self.models[0].config.eos_token_ids)
-        if not found and self.tokenizer.eos_token_id is not None:
-            found = [self.tokenizer.eos_token_id]
+        """Tokens that end a text: what the large model's configuration files say, and its tokenizer."""
+        found = self.models[0].config.end_tokens(self.tokenizer.eos_token_id)
         return [token for token in found if token < self.vocab_size]
 
     def loop(self) -> _C.StepLoop:

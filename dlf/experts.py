@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dlf.hub import label_of
 from dlf.layout import Layout, as_examples
 
 __all__ = ["Expert", "InContext"]
@@ -55,8 +56,8 @@ class Expert:
 
     @property
     def label(self) -> str:
-        """The name, or the last part of the model's path."""
-        return self.name or os.path.basename(os.path.normpath(os.fspath(self.model)))
+        """The name, or the last part of the model's path or hub id."""
+        return self.name or label_of(self.model)
 
 
 @dataclass(frozen=True)

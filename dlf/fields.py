@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from dlf.errors import CheckpointError
 
-__all__ = ["MAX_VOCAB_SIZE", "Fields", "read_json"]
+__all__ = ["MAX_VOCAB_SIZE", "Fields", "check_fetched", "read_bytes", "read_json"]
 
 MAX_JSON_BYTES = 16 << 20
 MAX_VOCAB_SIZE = 4_000_000
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Fields:
@@ -31,7 +34,9 @@ class Fields:
     def error(self, key: str, wanted: str) -> CheckpointError:
         """Return the complaint about a key that is not what is wanted."""
         got = "nothing" if key not in self._values else f"{self._values[key]!r:.80}"
-        return CheckpointError(f"{self.where}: '{key}' must be {wanted}, not {got}; correct the file or fetch it again")
+        return CheckpointError(
+            f"{self.where}: {key!r:.80} must be {wanted}, not {got}; correct the file or fetch it again"
+        )
 
     def integer(self, key: str, low: int, high: int) -> int:
         """Return an integer from `low` to `high`."""
@@ -46,6 +51,14 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:  # so a NaN fails
             raise self.error(key, f"a number from {low:g} to {high:g}")
         return float(value)
+
+    def numbers(self, key: str, count: int, low: float, high: float) -> list[float]:
+        """Return a list of `count` numbers from `low` to `high`."""
+        value = self._values.get(key)
+        if not isinstance(value, list) or len(value) != count:
+            raise self.error(key, f"a list of {count} numbers from {low:g} to {high:g}")
+        items = Fields({f"{key}[{i}]": one for i, one in enumerate(value)}, {}, self.where)
+        return [items.number(name, low, high) for name in items._values]
 
     def flag(self, key: str) -> bool:
         """Return true or false."""
@@ -73,21 +86,16 @@ class Fields:
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Read one JSON object from a file of at most `max_bytes`.
+    """Read one JSON object from a file of at most `max_bytes`; a byte order mark at its beginning is skipped.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     CheckpointError
-        If it is too large, no JSON, or JSON that is not an object.
+        If it cannot be read, is too large, no JSON, or JSON that is not an object.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: a checkpoint folder needs it; fetch the checkpoint again")
-    with path.open("rb") as file:
-        text = file.read(max_bytes + 1)
-    if len(text) > max_bytes:
-        raise CheckpointError(f"{path} is larger than {max_bytes >> 20} MiB, which no honest file of its kind is")
+    text = read_bytes(path, max_bytes)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
@@ -95,3 +103,37 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}")
     return values
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Read a whole file of at most `max_bytes`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If it cannot be read, is too large, or is a Git LFS pointer.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for somebody who writes to it
+            raise CheckpointError(f"{path} is no file; fetch the checkpoint again")
+        with open(path, "rb") as file:
+            content = file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = f"{path} is missing: a checkpoint folder needs it; fetch the checkpoint again"
+        raise FileNotFoundError(missing) from error
+    except OSError as error:  # no permission, a name that is too long, links in a circle, a bad disk
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); look at its name and permissions") from error
+    if len(content) > max_bytes:
+        raise CheckpointError(f"{path} is larger than {max_bytes >> 20} MiB, more than any valid file of its kind")
+    check_fetched(path, content)
+    return content
+
+
+def check_fetched(path: Path, beginning: bytes) -> None:
+    """Raise CheckpointError if a file that begins so is the pointer that Git LFS leaves in the place of a large one."""
+    if beginning.startswith(LFS_POINTER):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer and not the file itself; run `git lfs pull` in its repository"
+        )

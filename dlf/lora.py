@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from dlf.hub import label_of
 from dlf.layout import Layout
 
 __all__ = ["Lora"]
@@ -62,5 +63,5 @@ class Lora:
 
     @property
     def label(self) -> str:
-        """The name, or the last part of the adapter's path."""
-        return self.name or os.path.basename(os.path.normpath(os.fspath(self.adapter)))
+        """The name, or the last part of the adapter's path or hub id."""
+        return self.name or label_of(self.adapter)

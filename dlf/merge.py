@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -18,36 +19,36 @@ import torch
 from tqdm import tqdm
 
 from dlf.checkpoint import (
+    EMBEDDING,
+    HEAD,
     PROGRESS_PARAMETERS,
     check_finite,
     expected_tensors,
     find_shards,
     is_finite,
-    read_tensor,
-    resolve,
+    open_checkpoint,
 )
-from dlf.config import ModelConfig, read_config
+from dlf.config import ModelConfig
 from dlf.content_hash import content_hash, sha256
-from dlf.errors import CheckpointError
+from dlf.errors import CheckpointError, out_of_memory_is_memory_error
 from dlf.fields import read_json
+from dlf.hub import TOKENIZER_FILES
 from dlf.merging import Recipe, merge_tensor
 from dlf.precision import TensorLayout
 from dlf.safetensors_file import write_safetensors
+from dlf.tensor_file import PORTION_BYTES, TensorFile
 from dlf.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, check_same_tokenizer
 
 __all__ = ["Merge", "Source", "write_checkpoint"]
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers had it for years
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-TOKENIZER_FILES = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
-    "tokenizer.model chat_template.jinja chat_template.json"
-).split()
 SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
-# What all models of a merge must share: the shapes of their tensors follow from it.
+# What all models of a merge must share: the shapes of their tensors follow from it. A head that is tied in some of them
+# becomes one of its own.
 SAME = (
     "architecture vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "head_dim tie_word_embeddings attention_bias mlp_bias"
+    "head_dim attention_bias mlp_bias"
 ).split()
 
 
@@ -67,19 +68,20 @@ class Source:
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
         self.name = os.fspath(name)
-        self.folder = resolve(name)
-        self.config = read_config(self.folder)
+        self.folder, self.config = open_checkpoint(name)
         self.shapes = expected_tensors(self.config)
         self.shards = find_shards(self.folder, self.shapes)
         self._path = {tensor: path for path, tensors in self.shards.items() for tensor in tensors}
+        self._files: dict[Path, TensorFile] = {}
+        self._read_bytes = 0
 
     def small_files(self) -> dict[str, Path]:
         """Those of `SMALL_FILES` that the checkpoint has."""
-        found = {name: path for name in SMALL_FILES if (path := self.folder / name).is_file()}
+        found = {name: path for name in SMALL_FILES if os.path.isfile(path := self.folder / name)}
         for path in found.values():
-            if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            if os.path.getsize(path) > MAX_TOKENIZER_BYTES:
                 raise CheckpointError(
-                    f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB, which no honest file of its kind is"
+                    f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB, more than any valid file of its kind"
                 )
         return found
 
@@ -88,15 +90,35 @@ class Source:
         small = {name: sha256(path) for name, path in self.small_files().items()}
         return [content_hash(self.shards, cache), small]
 
-    def read(self, tensor: str) -> torch.Tensor:
-        """One tensor as it is in the mapped file."""
-        return read_tensor(self._path[tensor], tensor, self.shapes[tensor])
+    def dtype(self, tensor: str) -> str:
+        """Type of one tensor in its file, as safetensors calls it."""
+        name = self._own(tensor)
+        return self._file(name).header(name, self.shapes[name]).dtype
 
     def read_finite(self, tensor: str) -> torch.Tensor:
-        """One tensor, whose values must be finite."""
-        values = self.read(tensor)
-        check_finite(values, tensor, self._path[tensor])
+        """One tensor as it is in the mapped file; its values must be finite. A tied head is the embedding."""
+        name = self._own(tensor)
+        if self._read_bytes > PORTION_BYTES:
+            self.close()
+        values = self._file(name).read(name, self.shapes[name])
+        self._read_bytes += values.nbytes
+        check_finite(values, name, self._path[name])
         return values
+
+    def close(self) -> None:
+        """Give back what is mapped of the files; they can be read again."""
+        for file in self._files.values():
+            file.close()
+        self._read_bytes = 0
+
+    def _own(self, tensor: str) -> str:
+        return EMBEDDING if tensor == HEAD and self.config.tie_word_embeddings else tensor
+
+    def _file(self, tensor: str) -> TensorFile:
+        path = self._path[tensor]
+        if path not in self._files:
+            self._files[path] = TensorFile(path)
+        return self._files[path]
 
 
 @dataclass(frozen=True)
@@ -202,14 +224,20 @@ def write_checkpoint(
     dtype
         Of the tensors, if it is not the base's.
     others
-        Who has a tokenizer where the base has none.
+        Whose tensors go into it too. A head of their own makes one where the base's is tied, and where the base has no
+        tokenizer it gets theirs.
 
     Raises
     ------
     OSError
         If the folder cannot be written or the disk is full.
+    MemoryError
+        If memory runs out.
     """
-    _write_config(base, folder, dtype)
+    shapes = dict(base.shapes)
+    for other in others:
+        shapes |= {HEAD: other.shapes[HEAD]} if HEAD in other.shapes else {}
+    _write_config(base, folder, dtype, tied=HEAD not in shapes)
     files = base.small_files()
     if "tokenizer.json" not in files:
         found = (one.small_files() for one in others)
@@ -217,8 +245,7 @@ def write_checkpoint(
         files |= {name: path for name, path in theirs.items() if name in TOKENIZER_FILES}
     for name in files.keys() - {"config.json"}:
         shutil.copyfile(files[name], folder / name)
-    shapes = base.shapes
-    layout = {name: TensorLayout(DTYPES[dtype or base.read(name).dtype], shape) for name, shape in shapes.items()}
+    layout = {name: TensorLayout(DTYPES[dtype] if dtype else base.dtype(name), shape) for name, shape in shapes.items()}
     shards = _split(layout)
     total = sum(math.prod(shape) for shape in shapes.values())
     hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
@@ -229,17 +256,22 @@ def write_checkpoint(
                 yield name, tensor
                 progress.update(tensor.numel())
 
-        for file_name, members in shards.items():
-            with open(folder / file_name, "wb") as file:
-                write_safetensors(file, members, {"format": "pt"}, counted(list(members)))
+        with contextlib.ExitStack() as sources, out_of_memory_is_memory_error(task[0].lower() + task[1:]):
+            for one in (base, *others):
+                sources.callback(one.close)
+            for file_name, members in shards.items():
+                with open(folder / file_name, "wb") as file:
+                    write_safetensors(file, members, {"format": "pt"}, counted(list(members)))
     if len(shards) > 1:
         weight_map = {name: file_name for file_name, members in shards.items() for name in members}
         index = {"metadata": {"total_size": sum(one.nbytes for one in layout.values())}, "weight_map": weight_map}
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_config(base: Source, folder: Path, dtype: torch.dtype | None) -> None:
+def _write_config(base: Source, folder: Path, dtype: torch.dtype | None, tied: bool) -> None:
     values = read_json(base.folder / "config.json")
+    if values.get("tie_word_embeddings", False) is not tied:
+        values["tie_word_embeddings"] = tied
     if dtype is not None:
         key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
         values[key] = str(dtype).removeprefix("torch.")
@@ -271,11 +303,14 @@ def _check_same_shapes(base: Source, expert: Source) -> None:
 
 
 def _same_rotary(a: ModelConfig, b: ModelConfig) -> bool:
-    return a.rope_scaling_factor == b.rope_scaling_factor and np.array_equal(a.inv_freq, b.inv_freq)
+    return a.rope_scaling_factor == b.rope_scaling_factor and all(
+        np.array_equal(one, other)  # type: ignore[arg-type] # two that are None are equal
+        for one, other in ((a.inv_freq, b.inv_freq), (a.long_inv_freq, b.long_inv_freq))
+    )
 
 
 def _tokenizer(source: Source) -> Tokenizer | None:
-    return Tokenizer(source.folder) if (source.folder / "tokenizer.json").is_file() else None
+    return Tokenizer(source.folder) if os.path.isfile(source.folder / "tokenizer.json") else None
 
 
 def _split(layout: dict[str, TensorLayout]) -> dict[str, dict[str, TensorLayout]]:

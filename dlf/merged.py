@@ -28,7 +28,7 @@ from dlf.lora import Lora
 from dlf.merge import Merge, Source
 from dlf.new_folder import locked_folder, new_folder
 from dlf.task_arithmetic import TaskArithmetic
-from dlf.weight_cache import MANIFEST, MERGED, NAME_DIGITS, cache_folder
+from dlf.weight_cache import MANIFEST, MERGED, NAME_DIGITS, cache_folder, make_cache
 
 __all__ = ["merged_experts"]
 
@@ -69,7 +69,7 @@ def _merged(merge: Merge | Fold, label: str, temporary: contextlib.ExitStack) ->
             return folder
         merge.check()
         try:
-            cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_cache(cache)
             return _keep(merge, label, folder)
         except OSError as error:
             warnings.warn(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from dlf import _C
-from dlf.checkpoint import load_tensors, resolve
-from dlf.config import ModelConfig, read_config
+from dlf.checkpoint import EMBEDDING, load_tensors, open_checkpoint
+from dlf.config import ModelConfig
+from dlf.errors import out_of_memory_is_memory_error
 from dlf.huge_pages import leave, placement
 from dlf.precision import Precision
-from dlf.quantized import EMBEDDING, load_quantized, stored_linears
+from dlf.quantized import load_quantized, stored_linears
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["TORCH_DTYPES", "Model", "load_model", "native_config"]
@@ -23,12 +25,17 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 
 @dataclass(frozen=True)
 class Model:
-    """One loaded checkpoint; every lane that runs on it shares it."""
+    """One loaded checkpoint, for contexts of a length; every lane that runs on it shares it."""
 
     name: str
     config: ModelConfig
     tokenizer: Tokenizer
     weights: _C.Weights
+    context: int
+
+    def runs(self, context: int) -> bool:
+        """Whether its rotary frequencies are also those of a context of this length."""
+        return self.config.frequencies(self.context) is self.config.frequencies(context)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -37,7 +44,12 @@ class Model:
 
 
 def load_model(
-    name: str | os.PathLike[str], dtype: str = "auto", weights: str | None = None, cuda: bool = False
+    name: str | os.PathLike[str],
+    dtype: str = "auto",
+    weights: str | None = None,
+    cuda: bool = False,
+    found: tuple[Path, ModelConfig] | None = None,
+    context: int = 0,
 ) -> Model:
     """Load a checkpoint folder or hub id.
 
@@ -52,6 +64,10 @@ def load_model(
         Type of the linear layers' weights if it is to be another; see `dlf.Engine`.
     cuda
         Whether the weights go on to a device: then they stay in the mapped file meanwhile.
+    found
+        What `open_checkpoint` has found under this name, if it has been asked already.
+    context
+        Tokens that a sequence can have; the rotary frequencies of some models depend on it.
 
     Raises
     ------
@@ -59,24 +75,26 @@ def load_model(
         If there is no such type, or the two contradict each other.
     FileNotFoundError, CheckpointError, UnknownArchitectureError
         If the folder is no usable checkpoint; the message says what is wrong and what to do.
+    MemoryError
+        If memory or address space runs out.
     """
     precision = Precision.of(dtype, weights)
-    folder = resolve(name)
-    config = read_config(folder)
-    tokenizer = Tokenizer(folder)
-    chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
-    if precision.quantization is None:
-        sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
-        by_row = set() if config.tie_word_embeddings else {EMBEDDING}
-        place = leave if cuda else placement(sizes)
-        tensors = load_tensors(folder, config, chosen, place=place, by_row=by_row)
-    else:
-        tensors = load_quantized(folder, config, chosen, precision.quantization, huge_pages=not cuda)
-    return Model(os.fspath(name), config, tokenizer, _C.Weights(native_config(config), tensors))
+    with out_of_memory_is_memory_error(f"loading {os.fspath(name)}"):
+        folder, config = found or open_checkpoint(name)
+        tokenizer = Tokenizer(folder)
+        chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
+        if precision.quantization is None:
+            sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
+            by_row = set() if config.tie_word_embeddings else {EMBEDDING}
+            place = leave if cuda else placement(sizes)
+            tensors = load_tensors(folder, config, chosen, place=place, by_row=by_row)
+        else:
+            tensors = load_quantized(folder, config, chosen, precision.quantization, huge_pages=not cuda)
+        return Model(os.fspath(name), config, tokenizer, _C.Weights(native_config(config, context), tensors), context)
 
 
-def native_config(config: ModelConfig) -> _C.ModelConfig:
-    """The config as the extension takes it."""
+def native_config(config: ModelConfig, context: int = 0) -> _C.ModelConfig:
+    """The config as the extension takes it, for contexts of this length."""
     native = _C.ModelConfig()
     for name in (
         "vocab_size",
@@ -91,5 +109,5 @@ def native_config(config: ModelConfig) -> _C.ModelConfig:
         "rope_scaling_factor",
     ):
         setattr(native, name, getattr(config, name))
-    native.inv_freq = config.inv_freq.tolist()
+    native.inv_freq = config.frequencies(context).tolist()
     return native

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from dlf.checkpoint import HUB_ID
+from dlf.hub import HUB_ID, label_of
 from dlf.merging import METHODS, Recipe
 
 __all__ = ["model_card", "shown_name"]
@@ -26,9 +25,9 @@ def model_card(title: str, base: str, experts: Sequence[str], recipe: Recipe) ->
     """
     from huggingface_hub import ModelCardData
 
-    on_hub = [name for name in dict.fromkeys((base, *experts)) if is_hub_id(name)]
+    on_hub = [name.partition("@")[0] for name in (base, *experts) if is_hub_id(name)]
     metadata = ModelCardData(
-        base_model=on_hub or None,
+        base_model=list(dict.fromkeys(on_hub)) or None,
         base_model_relation="merge" if on_hub else None,
         library_name="transformers",
         tags=["merge", "dlf"],
@@ -60,17 +59,17 @@ def model_card(title: str, base: str, experts: Sequence[str], recipe: Recipe) ->
 
 def is_hub_id(name: str) -> bool:
     """Whether a model was taken from the hub: a folder of that name has precedence."""
-    return HUB_ID.fullmatch(name) is not None and not Path(name).expanduser().is_dir()
+    return HUB_ID.fullmatch(name) is not None and not os.path.isdir(os.path.expanduser(name))
 
 
 def shown_name(name: str) -> str:
     """A hub id, or the last part of a folder's path."""
-    return name if is_hub_id(name) else os.path.basename(os.path.normpath(name))
+    return name if is_hub_id(name) else label_of(name)
 
 
 def _shown(name: str) -> str:
     text = f"`{_one_line(shown_name(name))}`"
-    return f"[{text}](https://huggingface.co/{name})" if is_hub_id(name) else text
+    return f"[{text}](https://huggingface.co/{name.replace('@', '/tree/')})" if is_hub_id(name) else text
 
 
 def _one_line(text: str) -> str:

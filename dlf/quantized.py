@@ -10,16 +10,22 @@ from pathlib import Path
 import torch
 
 from dlf import _C
-from dlf.checkpoint import check_finite, expected_tensors, find_shards, load_tensors, read_tensors
+from dlf.checkpoint import (
+    EMBEDDING,
+    HEAD,
+    check_finite,
+    expected_tensors,
+    find_shards,
+    load_tensors,
+    read_tensors,
+)
 from dlf.config import ModelConfig
 from dlf.content_hash import content_hash
 from dlf.huge_pages import leave, placement
 from dlf.precision import Precision, Quantization, scale_name
 from dlf.weight_cache import CachedWeights, cache_folder
 
-__all__ = ["EMBEDDING", "linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+__all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -98,10 +104,10 @@ def _quantize(folder: Path, config: ModelConfig, quantization: Quantization) -> 
     """Yield tiles and scales of one linear layer after the other."""
     names = stored_linears(config)
     task = f"Quantizing {folder.name} to {quantization.name}"
-    for path, name, tensor in read_tensors(folder, config, names, task, one_by_one=True):
+    for file, name, tensor in read_tensors(folder, config, names, task, keep=False):
         if tensor.dtype != torch.bfloat16:
             tensor = tensor.float()
-        check_finite(tensor, name, path)
+        check_finite(tensor, name, file.path)
         tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
         del tensor  # and with it the file's pages, before the next one comes
         target = HEAD if name == EMBEDDING else name

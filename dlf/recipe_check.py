@@ -10,10 +10,11 @@ from typing import Any
 from dlf import _C
 from dlf.adapter import AdapterFile
 from dlf.arguments import AnyExpert, as_expert, common_vocabulary, context
-from dlf.checkpoint import expected_tensors, find_shards, resolve
+from dlf.checkpoint import checkpoint_config
 from dlf.config import ModelConfig, read_config
 from dlf.devices import Placement
 from dlf.experts import Expert, InContext
+from dlf.hub import resolve
 from dlf.lanes import Lanes
 from dlf.layout import CHAT
 from dlf.lora import Lora
@@ -99,9 +100,8 @@ class _Checker:
 
     def _look(self, name: str) -> None:
         folder = resolve(name, weights=False)
-        config = read_config(folder)
-        if _is_here(name):  # the hub's weights have not been fetched
-            find_shards(folder, expected_tensors(config))
+        # The hub's weights have not been fetched.
+        config = checkpoint_config(folder) if _is_here(name) else read_config(folder)
         tokenizer = Tokenizer(folder)
         large = self.models[self.recipe.large]
         if large:
@@ -146,8 +146,9 @@ class _Checker:
                     f"{name} has no chat template to read; give it a template of its own, for example "
                     'base_template: "{prompt}" for the base of a chat expert',
                 )
-        trained = min(config.max_position_embeddings for config, _ in models)
-        length = self._try(("engine", "max_context"), context, options.get("max_context"), trained)
+        trained = min(config.context_length for config, _ in models)
+        short = [config.short_context for config, _ in models]
+        length = self._try(("engine", "max_context"), context, options.get("max_context"), trained, short)
         if length is None or self.found.problems:
             return
         self._check_examples(lanes, length, trained)

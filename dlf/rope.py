@@ -1,8 +1,16 @@
-"""Rotary frequencies, as ``transformers.modeling_rope_utils`` computes them, operation by operation, bit by bit."""
+"""Rotary frequencies, as ``transformers.modeling_rope_utils`` computes them, operation by operation, bit by bit.
+
+``dynamic`` frequencies change with the length of a text beyond ``max_position_embeddings``, which keys that are kept
+rotated cannot follow; such a model reads texts of up to that length, where its frequencies are those without scaling.
+``longrope`` has two lists of frequencies: transformers takes the second for a text beyond
+``original_max_position_embeddings``, and dlf, as vLLM does, for an engine whose context is longer than that.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,24 +19,53 @@ import torch
 from dlf.errors import CheckpointError
 from dlf.fields import Fields
 
-__all__ = ["rotary_frequencies"]
+__all__ = ["MAX_POSITIONS", "Rotary", "read_rotary"]
+
+MAX_POSITIONS = 1 << 28
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+ALIASES = {"su": "longrope", "mrope": "default"}  # mrope turns text as default does; only images have other positions
 
 
-def rotary_frequencies(fields: Fields, head_dim: int, max_positions: int) -> tuple[npt.NDArray[np.float32], float]:
-    """Rotary frequencies, float32 ``[head_dim / 2]``, and the factor on their cosines and sines.
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """How positions turn queries and keys.
 
-    Follows ``transformers.modeling_rope_utils`` operation by operation in float32, so that the bits agree.
+    Attributes
+    ----------
+    inv_freq
+        Frequencies, float32 ``[head_dim / 2]``.
+    scaling
+        Factor on their cosines and sines.
+    context_length
+        Positions that the model was made for.
+    short_context, long_inv_freq
+        Positions up to which `inv_freq` holds, and the frequencies for a longer context; for ``longrope``.
+    """
+
+    inv_freq: npt.NDArray[np.float32]
+    scaling: float
+    context_length: int
+    short_context: int | None = None
+    long_inv_freq: npt.NDArray[np.float32] | None = None
+
+
+def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
+    """Read ``rope_scaling`` or ``rope_parameters``.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is missing or out of bounds, or the kind of scaling is none that dlf has.
     """
     values = fields.table("rope_scaling") or fields.table("rope_parameters")
     for key, value in values.items():
         if isinstance(value, dict):  # what other architectures have: a table for each kind of layer
-            raise CheckpointError(f"{fields.where}: rotary embedding: '{key}' is a table; dlf has one for all layers")
+            raise CheckpointError(
+                f"{fields.where}: rotary embedding: {key!r:.80} is a table; dlf has one for all layers"
+            )
     defaults = {"rope_theta": 10000.0 if "rope_theta" not in fields else fields.raw("rope_theta")}
     rope = Fields(values, defaults, f"{fields.where}: rotary embedding")
-    kind = rope.raw("rope_type", "type")
-    kind = "default" if kind is None else kind
-    if kind not in ("default", "linear", "llama3", "yarn"):
-        raise rope.error("rope_type", "default, linear, llama3 or yarn, the scalings dlf has")
+    kind = _kind(rope)
     for source in (fields, rope):
         if "partial_rotary_factor" in source:
             source.number("partial_rotary_factor", 1.0, 1.0)  # the whole head turns, in every family dlf runs
@@ -37,28 +74,75 @@ def rotary_frequencies(fields: Fields, head_dim: int, max_positions: int) -> tup
     powers = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     inv_freq = 1.0 / powers
     if kind == "default":
-        return inv_freq.numpy(), 1.0
+        return Rotary(inv_freq.numpy(), 1.0, max_positions)
 
-    def original_positions() -> int:
-        # A value beside the rope table, as some files have it, wins over the one inside.
-        source = fields if "original_max_position_embeddings" in fields else rope
-        if "original_max_position_embeddings" not in source:
-            return max_positions
-        return source.integer("original_max_position_embeddings", 1, 1 << 28)
+    # A value beside the rope table, as some files have it, wins over the one inside.
+    source = fields if "original_max_position_embeddings" in fields else rope
+    original = max_positions
+    if "original_max_position_embeddings" in source:
+        original = source.integer("original_max_position_embeddings", 1, MAX_POSITIONS)
 
-    if kind == "yarn" and "factor" not in rope:
-        factor = max_positions / original_positions()
+    if kind in ("yarn", "longrope") and "factor" not in rope:
+        factor = max_positions / original
     else:
         factor = rope.number("factor", 1e-3, 1e6)
+    if kind == "dynamic":
+        return Rotary(_dynamic(rope, factor, theta, head_dim, max_positions), 1.0, max_positions)
+
+    # Files say the length that training began with, or the one that scaling made of it. Llama 3 and longrope do not
+    # reach `factor` times the original one where the file says the other.
+    extended = max_positions
+    if kind in ("linear", "yarn") or max_positions <= original:
+        extended = max(max_positions, min(int(factor * original), MAX_POSITIONS))
     if kind == "linear":
-        return (inv_freq / factor).numpy(), 1.0
+        return Rotary((inv_freq / factor).numpy(), 1.0, extended)
     if kind == "llama3":
         low = rope.number("low_freq_factor", 1e-3, 1e6)
         high = rope.number("high_freq_factor", 1e-3, 1e6)
         if low == high:
             raise rope.error("high_freq_factor", "different from low_freq_factor")
-        return _llama3(inv_freq, factor, low, high, original_positions()).numpy(), 1.0
-    return _yarn(rope, powers, head_dim, theta, factor, original_positions())
+        return Rotary(_llama3(inv_freq, factor, low, high, original).numpy(), 1.0, extended)
+    if kind == "longrope":
+        return _longrope(rope, powers, factor, original, extended)
+    return Rotary(*_yarn(rope, powers, head_dim, theta, factor, original), extended)
+
+
+def _kind(rope: Fields) -> str:
+    key = "rope_type" if "rope_type" in rope else "type"  # version 4 of transformers had the latter
+    kind: Any = rope.raw(key)
+    if isinstance(kind, str):
+        kind = ALIASES.get(kind, kind)
+    if kind is None:
+        return "default"
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise rope.error(key, f"one of the scalings that dlf has, {', '.join((*KINDS, *ALIASES))}")
+    return kind
+
+
+def _dynamic(rope: Fields, factor: float, theta: float, head_dim: int, max_positions: int) -> npt.NDArray[np.float32]:
+    """NTK by parts of the length, at `max_positions`: the frequencies without scaling, but for rounding."""
+    if head_dim == 2:
+        raise rope.error("rope_type" if "rope_type" in rope else "type", "another one for heads of 2 numbers")
+    base = theta * ((factor * max_positions / max_positions) - (factor - 1)) ** (head_dim / (head_dim - 2))
+    inv_freq: torch.Tensor = 1.0 / (base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    return inv_freq.numpy()
+
+
+def _longrope(rope: Fields, powers: torch.Tensor, factor: float, original: int, extended: int) -> Rotary:
+    """LongRoPE (Ding et al., 2024, arXiv:2402.13753): each frequency divided by a number of its own."""
+
+    def frequencies(key: str) -> npt.NDArray[np.float32]:
+        return (1.0 / (torch.tensor(rope.numbers(key, len(powers), 1e-6, 1e6), dtype=torch.float32) * powers)).numpy()
+
+    if "attention_factor" in rope:
+        scaling = rope.number("attention_factor", 0.0, 1e6)
+    elif factor <= 1:
+        scaling = 1.0
+    elif original == 1:
+        raise rope.error("original_max_position_embeddings", "more than 1")
+    else:
+        scaling = math.sqrt(1 + math.log(factor) / math.log(original))
+    return Rotary(frequencies("short_factor"), scaling, extended, original, frequencies("long_factor"))
 
 
 def _llama3(inv_freq: torch.Tensor, factor: float, low: float, high: float, positions: int) -> torch.Tensor:

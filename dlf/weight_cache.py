@@ -7,13 +7,14 @@ that checksum, the format, the source and every name, type and shape are right; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,9 @@ from dlf.huge_pages import Place, leave
 from dlf.new_folder import abandoned_folders
 from dlf.precision import TensorLayout
 from dlf.safetensors_file import write_safetensors
+from dlf.tensor_file import is_utf8
 
-__all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache", "merged_labels"]
+__all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache", "make_cache", "merged_labels"]
 
 FORMAT = "1"  # to be raised when tiles, scales or the way that they are chosen change
 # The header's first bytes are always these, so the checksum's place is known. The zeros hold it until it is.
@@ -61,6 +63,19 @@ def cache_folder() -> Path | None:
     return Path(base) / "dlf" if os.path.isabs(base) else None
 
 
+def make_cache(folder: Path) -> None:
+    """Make the cache's folder.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, or nothing in it could be read again.
+    """
+    if not is_utf8(folder):
+        raise OSError(errno.EILSEQ, "its name is not UTF-8", os.fspath(folder))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def cache_bytes(folder: Path) -> int:
     """Bytes that the cache takes."""
     return sum(path.stat().st_size for path in _files(folder))
@@ -68,6 +83,8 @@ def cache_bytes(folder: Path) -> int:
 
 def clear_cache(folder: Path) -> int:
     """Remove everything that the cache holds and return how many bytes that were; what is mapped stays usable."""
+    if not os.path.isdir(folder):
+        return 0
     taken = cache_bytes(folder)
     for path in _files(folder):
         path.unlink(missing_ok=True)
@@ -78,7 +95,8 @@ def clear_cache(folder: Path) -> int:
 
 def _merged_folders(folder: Path) -> list[Path]:
     """Return the folders of merged models."""
-    return sorted(path for path in folder.glob(MERGED + HASH) if path.is_dir())
+    there = os.path.isdir(folder)  # False also for a name that glob can't look at
+    return sorted(path for path in folder.glob(MERGED + HASH) if path.is_dir()) if there else []
 
 
 def merged_labels(folder: Path) -> dict[Path, str]:
@@ -92,6 +110,8 @@ def merged_labels(folder: Path) -> dict[Path, str]:
 
 def _files(folder: Path) -> list[Path]:
     """What dlf has written: the folder may be one that holds other things too, so the names are matched closely."""
+    if not os.path.isdir(folder):
+        return []
     patterns = f"{HASH}-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64, f"{MERGED}{HASH}/*"
     return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
 
@@ -146,7 +166,7 @@ class CachedWeights:
         OSError
             If the folder cannot be written or the disk is full.
         """
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_cache(self.folder)
         self._remove_abandoned()
         descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".dlf-", suffix=".tmp")
         try:
@@ -214,8 +234,13 @@ def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
         total = hashlib.sha256(file.read(CHECKSUM_AT))
         said = file.read(CHECKSUM_SIZE).decode("ascii", "replace")
         begins = range(CHECKSUM_AT + CHECKSUM_SIZE, os.fstat(file.fileno()).st_size, BLOCK)
-        for digest in pool.map(partial(_block_digest, file.fileno()), begins):
-            total.update(digest)
+        digest = partial(_block_digest, file.fileno())
+        try:
+            digests: Iterable[bytes] = pool.map(digest, begins)
+        except RuntimeError:  # the system gives no more threads
+            digests = map(digest, begins)
+        for one in digests:
+            total.update(one)
     return said, total.hexdigest()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -11,12 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from models import FAMILIES, make_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dlf.checkpoint import check_finite, expected_tensors, load_tensors, resolve
+import dlf
+from dlf.checkpoint import check_finite, checkpoint_config, expected_tensors, load_tensors
+from dlf.cli_inspect import describe
 from dlf.config import ModelConfig, read_config
 from dlf.errors import CheckpointError
+from dlf.hub import resolve
+from dlf.model import load_model
+from dlf.precision import QUANTIZATIONS
+from dlf.quantized import load_quantized
 
 
 @pytest.fixture
@@ -229,28 +239,174 @@ def test_dtype_of_the_user_is_checked(folder: Path, config: ModelConfig) -> None
         load_tensors(folder, config, torch.int8)
 
 
-def test_resolve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolve(folder: Path) -> None:
     assert resolve(folder) == folder
     assert resolve(str(folder)) == folder
     for name in ("no-such-folder", "../no/such", "/no/such", folder / "config.json", "a/b/c", Path("no/such")):
         with pytest.raises(FileNotFoundError, match="folder"):
             resolve(name)
 
-    def offline(name: str, **_: object) -> str:
-        raise OSError("no network")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"no network.*connection"):
-        resolve("organisation/name")
+def add(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    own = {name: tensor.clone() for name, tensor in tensors.items()}
+    save_file(load_file(folder / "model.safetensors") | own, folder / "model.safetensors")
 
 
-def test_resolve_fetches_no_code_and_no_pickle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(name: str, allow_patterns: list[str]) -> str:
-        assert (name, allow_patterns) == ("organisation/name", ["*.safetensors", "*.json", "*.jinja"])
-        return str(folder)
+def alter(folder: Path, **values: object) -> None:
+    """Change config.json; a value of None takes the key away."""
+    config = json.loads((folder / "config.json").read_text()) | values
+    (folder / "config.json").write_text(json.dumps({key: one for key, one in config.items() if one is not None}))
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert resolve("organisation/name") == folder
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_head_of_its_own_is_used_whatever_the_config_says(folder: Path, config: ModelConfig, sharded: bool) -> None:
+    """Also where only the last value differs, and only in the sign of a zero."""
+    assert not config.tie_word_embeddings
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    embedding[-1, -1] = 0.0
+    add(folder, {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding})
+    alter(folder, tie_word_embeddings=True)
+    assert checkpoint_config(folder).tie_word_embeddings
+    add(folder, {"lm_head.weight": embedding.double()})
+    assert not checkpoint_config(folder).tie_word_embeddings
+    embedding[-1, -1] = -0.0
+    add(folder, {"lm_head.weight": embedding})
+    if sharded:
+        shard(folder)
+    found = checkpoint_config(folder)
+    assert not found.tie_word_embeddings
+    assert load_tensors(folder, found, torch.float32)["lm_head.weight"][-1, -1].signbit()
+
+
+def test_a_head_that_is_missing_is_an_error(folder: Path) -> None:
+    rewrite(folder, "lm_head.weight", None)
+    with pytest.raises(CheckpointError, match=r"no tensor 'lm_head\.weight'"):
+        load_model(folder)
+    alter(folder, tie_word_embeddings=True)
+    load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_a_dtype_that_is_not_given_is_that_of_the_file(folder: Path, dtype: str) -> None:
+    kind = getattr(torch, dtype)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: tensor.to(kind) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    alter(folder, dtype=None)
+    assert checkpoint_config(folder).dtype == dtype
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
+    assert theirs == kind
+    on_the_cpu = "float32" if dtype == "float16" else dtype
+    assert load_model(folder).weights.dtype == on_the_cpu
+    found = describe(str(folder))
+    assert found["kv_cache_bytes_per_token"] == 2 * 2 * 2 * 16 * getattr(torch, on_the_cpu).itemsize
+    alter(folder, dtype="float32")
+    assert load_model(folder).weights.dtype == "float32"
+
+
+def test_tensors_that_nobody_asks_for_are_a_warning(folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    zeros = torch.zeros(3)
+    add(folder, {"model.layers.0.self_attn.rotary_emb.inv_freq": zeros, "model.embed_tokens.position_ids": zeros.int()})
+    load_model(folder)
+    assert not recwarn.list
+    extra = {f"model.layers.{layer}.mlp.up_proj.weight": zeros for layer in range(2, 9)}
+    add(folder, extra | {"\x1b[31m": zeros})
+    with pytest.warns(RuntimeWarning, match=r"has 8 tensors .* not used: '\\x1b\[31m', 'model\.layers\.2.*, \.\.\.;"):
+        load_model(folder)
+    shard(folder)
+    with pytest.warns(RuntimeWarning, match="has 8 tensors"):
+        load_model(folder)
+
+
+def test_work_is_linear_in_the_number_of_tensors(
+    folder: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file's header is read a few times and not for every tensor, by whatever reads all of them."""
+    opened: list[Path] = []
+
+    def counted(path: Path, **options: str) -> object:
+        opened.append(path)
+        return safe_open(path, **options)
+
+    monkeypatch.setattr("dlf.tensor_file.safe_open", counted)
+    path = folder / "model.safetensors"
+    load_tensors(folder, config, torch.float32)
+    assert opened.count(path) <= 2
+    load_quantized(folder, config, torch.float32, QUANTIZATIONS["int8"])
+    assert opened.count(path) <= 5
+    opened.clear()
+    dlf.TaskArithmetic(folder, {folder: 0.5}).save(tmp_path / "merged")
+    assert opened.count(path) <= 4
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from dlf.model import load_model
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+for megabytes in (2, 100, 400):  # nothing, less than the file, less than its numbers as float32
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), resource.RLIM_INFINITY))
+    try:
+        load_model(sys.argv[1], "float32")
+    except MemoryError as error:
+        print("MemoryError")
+"""
+
+
+def test_too_little_memory_is_no_damaged_file(tmp_path: Path) -> None:
+    from bench.shapes import write_checkpoint
+
+    folder = write_checkpoint(tmp_path / "model", "135M", 0)
+    command = [sys.executable, "-c", LITTLE_MEMORY, str(folder)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert found.stdout.split() == ["MemoryError"] * 3, found.stderr
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+def test_a_git_lfs_pointer_is_called_one(folder: Path, file: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 268435456\n"
+    if file.endswith("index.json"):
+        shard(folder)
+    (folder / file).write_text(pointer)
+    with pytest.raises(CheckpointError, match=rf"{file} is a Git LFS pointer.*git lfs pull"):
+        load_model(folder)
+
+
+def test_a_byte_order_mark_is_skipped(folder: Path) -> None:
+    shard(folder)
+    for name in ("config.json", "generation_config.json", "model.safetensors.index.json"):
+        text = (folder / name).read_text().replace("\n", "\r\n")
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    load_model(folder)
+
+
+def test_files_that_cannot_be_read(folder: Path, config: ModelConfig) -> None:
+    """Each is one of our errors, and none waits for whoever writes to a pipe."""
+    path = folder / "generation_config.json"
+    path.unlink()
+    os.mkfifo(path)
+    read_config(folder)  # which is as if it were not there
+    for spoil in (os.mkfifo, os.mkdir, lambda path: os.symlink(path, path), lambda path: os.symlink("x" * 300, path)):
+        for name in ("config.json", "model.safetensors.index.json"):
+            copy = Path(shutil.copytree(folder, folder.with_name("copy"), ignore=lambda *_: [path.name]))
+            (copy / "model.safetensors").unlink()
+            (copy / name).unlink(missing_ok=True)
+            spoil(copy / name)
+            with pytest.raises((CheckpointError, FileNotFoundError), match=name):
+                load_model(copy)
+            shutil.rmtree(copy)
+    weight_map = shard(folder)
+    write_index(folder, weight_map | {"model.norm.weight": "a" * 300 + ".safetensors"})
+    with pytest.raises(CheckpointError, match="no plain name"):
+        load_tensors(folder, config, torch.float32)
+    write_index(folder, weight_map | {"model.norm.weight": "\u00e9" * 240 + ".safetensors"})
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        load_tensors(folder, config, torch.float32)
+
+
+def test_a_folder_whose_name_is_not_utf8(folder: Path) -> None:
+    other = Path(os.fsdecode(os.fsencode(folder) + b"\xff"))
+    folder.rename(other)
+    with pytest.raises(CheckpointError, match="no name in UTF-8"):
+        load_model(other)
 
 
 def fuzz(folder: Path, rounds: int) -> None:

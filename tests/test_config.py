@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from models import FAMILIES, make_config
 
 from dlf.config import ARCHITECTURES, ModelConfig, read_config
@@ -25,6 +27,7 @@ ROPES: list[dict[str, Any]] = [
     YARN | {"attention_factor": 1.25, "beta_fast": 16.0, "beta_slow": 2.0},
     YARN | {"mscale": 0.7, "mscale_all_dim": 1.2, "truncate": False},
     YARN | {"factor": None},
+    {"rope_type": "dynamic", "factor": 2.7},
 ]
 
 
@@ -62,6 +65,68 @@ def test_rotary_frequencies_are_those_of_transformers(tmp_path: Path, family: st
     old = {"type" if key == "rope_type" else key: value for key, value in rope.items() if key != "rope_theta"}
     write(tmp_path, values | {"rope_theta": 500000, "rope_scaling": old if old != {"type": "default"} else None})
     np.testing.assert_array_equal(read_config(tmp_path).inv_freq, ours.inv_freq)
+
+
+def longrope(head_dim: int, **values: Any) -> dict[str, Any]:
+    short, long = ([first + 0.37 * i for i in range(head_dim // 2)] for first in (1, 4.5))
+    return {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": short, "long_factor": long} | values
+
+
+@pytest.mark.parametrize("values", [{"factor": 8.0}, {}, {"factor": 0.5}, {"attention_factor": 1.19}], ids=str)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_longrope_has_two_lists_and_the_context_says_which(tmp_path: Path, family: str, values: dict[str, Any]) -> None:
+    config = make_config(family)
+    rope = longrope(getattr(config, "head_dim", 16), **values) | {"original_max_position_embeddings": 32}
+    config = make_config(family, rope_parameters=dict(rope))
+    theirs = rotary(family, config)
+    config.architectures = [f"{FAMILIES[family][0]}ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    ours = read_config(tmp_path)
+    assert (ours.context_length, ours.short_context) == (256, 32)
+    assert ours.rope_scaling_factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
+    for length, context in ((32, 32), (33, 33), (256, 256), (5, 2)):
+        theirs(torch.zeros(1), torch.arange(length)[None])
+        np.testing.assert_array_equal(ours.frequencies(context), theirs.inv_freq.numpy())
+
+    # Phi-3's way to write it.
+    values = json.loads((tmp_path / "config.json").read_text())
+    old = {key: value for key, value in values.pop("rope_parameters").items() if key not in ("rope_type", "rope_theta")}
+    outside = old.pop("original_max_position_embeddings")
+    write(tmp_path, values | {"rope_scaling": old | {"type": "su"}, "original_max_position_embeddings": outside})
+    for context in (32, 33):
+        np.testing.assert_array_equal(read_config(tmp_path).frequencies(context), ours.frequencies(context))
+
+
+@pytest.mark.parametrize(
+    ("positions", "rope", "length"),
+    [
+        (2048, {"rope_type": "default"}, 2048),
+        (2048, {"rope_type": "linear", "factor": 4.0}, 8192),
+        (2048, {"rope_type": "linear", "factor": 0.5}, 2048),
+        (2048, {"rope_type": "dynamic", "factor": 4.0}, 2048),
+        (2048, LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 2048}, 16384),
+        (131072, LLAMA3 | {"original_max_position_embeddings": 8192}, 131072),  # Llama 3.2: 8192 times 32 is twice it
+        (32768, YARN | {"original_max_position_embeddings": 32768}, 131072),
+        (40960, YARN | {"original_max_position_embeddings": 32768}, 131072),  # Qwen3
+        (131072, YARN | {"original_max_position_embeddings": 32768}, 131072),
+        (131072, YARN | {"factor": None, "original_max_position_embeddings": 32768}, 131072),
+        (2**28, YARN | {"factor": 1e6}, 2**28),
+        (4096, longrope(128, factor=4.0), 16384),
+        (4096, longrope(128), 4096),
+        (131072, longrope(128, factor=4.0, original_max_position_embeddings=4096), 131072),
+        (2048, {"type": "mrope", "mrope_section": [16, 24, 24]}, 2048),
+    ],
+)
+def test_scaling_lengthens_the_context(tmp_path: Path, positions: int, rope: dict[str, Any], length: int) -> None:
+    values = minimal(max_position_embeddings=positions, rope_parameters=rope)
+    assert read_config(write(tmp_path, values)).context_length == length
+
+
+@pytest.mark.parametrize(("key", "kind"), [("type", "ntk"), ("rope_type", "proportional"), ("type", ["linear"])])
+def test_another_kind_of_scaling_is_named_under_its_key(tmp_path: Path, key: str, kind: Any) -> None:
+    found = re.escape(repr(kind))
+    with pytest.raises(CheckpointError, match=rf"'{key}' must be .*dynamic.*longrope.*mrope, not {found};"):
+        read_config(write(tmp_path, minimal(rope_scaling={key: kind, "factor": 2.0})))
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 96, 128])
@@ -129,14 +194,18 @@ def test_biases(tmp_path: Path, values: dict[str, Any], biases: tuple[bool, bool
     assert (config.attention_bias, config.output_bias, config.mlp_bias) == biases
 
 
-def test_generation_config_has_the_last_word_on_the_end(tmp_path: Path) -> None:
-    write(tmp_path, minimal(eos_token_id=[5, 6], torch_dtype="bfloat16"))
+def test_the_end_is_what_either_file_says(tmp_path: Path) -> None:
+    write(tmp_path, minimal(eos_token_id=[5, 6], torch_dtype="bfloat16", vocab_size=9))
     assert read_config(tmp_path).eos_token_ids == (5, 6)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
-    assert read_config(tmp_path).eos_token_ids == (7,)
-    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}')
-    assert read_config(tmp_path).eos_token_ids == (5, 6)
-    assert read_config(tmp_path).dtype == "bfloat16"
+    for written, expected in ((7, (7, 5, 6)), ([6, 8, 6], (6, 8, 5)), (None, (5, 6))):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": written}))
+        assert read_config(tmp_path).eos_token_ids == expected
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": [6, 9]}')
+    config = read_config(tmp_path)
+    assert config.eos_token_ids == (6, 9, 5)
+    assert config.end_tokens(None) == [6, 5]  # 9 is none of the model's ids
+    assert config.end_tokens(2) == [6, 5, 2] and config.end_tokens(5) == [6, 5] and config.end_tokens(9) == [6, 5]
+    assert config.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +241,13 @@ def test_generation_config_has_the_last_word_on_the_end(tmp_path: Path) -> None:
         {"rope_theta": "10000"},
         {"rope_scaling": []},
         {"rope_scaling": {"type": ["linear"]}},
-        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": {"type": "dynamic"}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "head_dim": 2},
+        {"rope_scaling": longrope(128) | {"long_factor": None}},
+        {"rope_scaling": longrope(126)},
+        {"rope_scaling": longrope(128) | {"short_factor": [1.0] * 63 + ["1"]}},
+        {"rope_scaling": longrope(128) | {"short_factor": [1.0] * 63 + [0.0]}},
+        {"rope_scaling": longrope(128, factor=2.0, original_max_position_embeddings=1)},
         {"rope_scaling": {"type": "linear"}},
         {"rope_scaling": {"type": "linear", "factor": 0}},
         {"rope_scaling": {"type": "llama3", "factor": 8.0}},
@@ -197,6 +272,18 @@ def test_bad_values_are_named(tmp_path: Path, values: dict[str, Any]) -> None:
 def test_unknown_architecture_lists_the_known(tmp_path: Path, names: Any) -> None:
     with pytest.raises(UnknownArchitectureError, match="Qwen3ForCausalLM"):
         read_config(write(tmp_path, {"architectures": names}))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_type_stands_in_for_architectures(tmp_path: Path, architecture: str) -> None:
+    kind = architecture.removesuffix("ForCausalLM").lower()
+    for names in ({}, {"architectures": None}, {"architectures": []}):
+        assert read_config(write(tmp_path, {"model_type": kind} | names)).architecture == architecture
+    for name in (f"{architecture[:-11]}Model", f"{architecture[:-11]}ForSequenceClassification"):
+        with pytest.raises(UnknownArchitectureError, match=rf"{name}.*no class of {kind} models that predicts tokens"):
+            read_config(write(tmp_path, {"model_type": kind, "architectures": [name]}))
+    with pytest.raises(UnknownArchitectureError, match="choose such"):
+        read_config(write(tmp_path, {"model_type": "mamba"}))
 
 
 @pytest.mark.parametrize(

@@ -319,7 +319,6 @@ def test_model_card_links_the_hub() -> None:
     [
         ({"vocab_size": 400}, "'vocab_size' is 392 in .*base and 400 in .*changed"),
         ({"num_hidden_layers": 2}, "'num_hidden_layers' is 3 in .* and 2 in"),
-        ({"tie_word_embeddings": True}, "'tie_word_embeddings' is False in .* and True in"),
         ({"architectures": ["MistralForCausalLM"]}, "'architecture' is LlamaForCausalLM in .* and MistralForCausalLM"),
     ],
 )
@@ -331,6 +330,43 @@ def test_models_of_other_shapes(family: dict[str, Path], tmp_path: Path, values:
     with pytest.raises(dlf.CheckpointError, match=message):
         dlf.Engine(family["large"], [dlf.TaskArithmetic(family["base"], {changed: 0.5})])
     assert not list(tmp_path.glob("*merged*"))
+
+
+@pytest.mark.parametrize("whose", ["base", "expert"])
+def test_a_head_that_only_one_model_has_is_merged(tmp_path: Path, whose: str) -> None:
+    """The other's is its embedding, and the merged model has a head of its own."""
+    tied = make_model(tmp_path / "tied", "smollm", seed=1)
+    own = Path(shutil.copytree(tied, tmp_path / "own"))
+    tensors = load_file(tied / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    head = embedding + 0.3 * torch.randn(embedding.shape, generator=torch.Generator().manual_seed(2))
+    save_file(tensors | {"lm_head.weight": head}, own / "model.safetensors", metadata={"format": "pt"})
+    base, expert = (own, tied) if whose == "base" else (tied, own)
+    folder = dlf.TaskArithmetic(base, {expert: 0.5}).save(tmp_path / "merged")
+    merged = load_file(folder / "model.safetensors")
+    torch.testing.assert_close(merged["lm_head.weight"], (head + embedding) / 2)
+    torch.testing.assert_close(merged["model.embed_tokens.weight"], embedding)
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+    tokens = [5, 17, 300, 42]
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        logprobs = theirs(torch.tensor([tokens])).logits[0].log_softmax(-1)
+    with dlf.Engine(folder, threads=1) as engine:
+        found = engine.score(tokens[:1], tokens[1:]).logprobs
+    expected = [logprobs[i, token].item() for i, token in enumerate(tokens[1:])]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with dlf.Engine(tied, [dlf.TaskArithmetic(base, {expert: 0.5})], threads=1, weights="int8") as engine:
+        assert engine.generate("the quick", max_new_tokens=3).tokens
+
+
+def test_a_head_that_is_the_embedding_stays_tied(tmp_path: Path) -> None:
+    tied = make_model(tmp_path / "tied", "smollm", seed=1)
+    tensors = load_file(tied / "model.safetensors")
+    both = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(both, tied / "model.safetensors", metadata={"format": "pt"})
+    folder = dlf.TaskArithmetic(tied, {tied: 0.5}).save(tmp_path / "merged")
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
 
 
 def test_other_tokens_and_other_positions(family: dict[str, Path], tmp_path: Path) -> None:

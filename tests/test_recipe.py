@@ -520,8 +520,10 @@ def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path) -> 
 def test_weights_are_not_fetched(family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def download(name: str, allow_patterns: Sequence[str]) -> str:
-        assert "*.safetensors" not in allow_patterns and {"*.json", "*.jinja"} == set(allow_patterns)
+    def download(name: str, revision: str | None, allow_patterns: Sequence[str]) -> str:
+        weights = {"model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"}
+        assert weights.isdisjoint(allow_patterns) and "*" not in "".join(allow_patterns)
+        assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= set(allow_patterns)
         asked.append(name)
         folder = tmp_path / name.replace("/", "-")
         if not folder.exists():

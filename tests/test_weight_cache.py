@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import dlf
 from dlf import content_hash, quantized, weight_cache
 from dlf.checkpoint import find_shards
 from dlf.config import read_config
@@ -212,6 +213,32 @@ def test_a_cache_that_cannot_be_written(
     assert not cache.is_dir() or not list(cache.glob("*.safetensors")) + list(cache.glob(".*"))
     monkeypatch.setenv("DLF_CACHE", "off")
     assert same(found, load(folder, "int4"))
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"a" * 300, b"\xff" * 300], ids=["not UTF-8", "long", "both"])
+def test_a_cache_that_cannot_be(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, name: bytes) -> None:
+    place = Path(os.fsdecode(os.fsencode(cache) + b"/" + name))
+    monkeypatch.setenv("DLF_CACHE", str(place))
+    with pytest.warns(RuntimeWarning, match="cannot be kept.*DLF_CACHE"):
+        found = load_quantized(folder, read_config(folder), torch.float32, QUANTIZATIONS["int4"])
+    with pytest.warns(RuntimeWarning, match="merged expert 'mixed' cannot be kept.*DLF_CACHE"):
+        expert = dlf.TaskArithmetic(folder, {folder: 0.5}, name="mixed", weights="bf16")
+        with dlf.Engine(folder, [expert], threads=1) as engine:
+            assert engine.generate("a", max_new_tokens=2).tokens
+    assert cache_bytes(place) == clear_cache(place) == 0
+    monkeypatch.setenv("DLF_CACHE", "off")
+    assert same(found, load(folder, "int4"))
+
+
+def test_without_threads(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the system gives no more of them."""
+    first = load(folder)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    assert same(first, load(folder))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not stop root")
