@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dlf.adapter import CONFIG, AdapterFile, LowRank
+from dlf.adapter import AdapterFile, LowRank
+from dlf.adapter_config import CONFIG
 from dlf.checkpoint import is_finite
 from dlf.content_hash import file_hash, sha256
 from dlf.errors import CheckpointError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -257,15 +258,21 @@ def change(folder: Path, tmp_path: Path, **values: Any) -> Path:
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"lora_bias": True}, "lora_bias"),
-        ({"something_new": {"a": 1}}, "something_new"),
+        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
         ({"use_dora": True}, "merge=True|has no lora_magnitude_vector"),
         ({"r": 0}, "'r' must be an integer from 1 to 1024"),
         ({"r": 7}, r"for this base and adapter_config.json it must be floating-point \[7, \d+\]"),
         ({"lora_alpha": "x"}, "'lora_alpha' must be a number"),
-        ({"alpha_pattern": {"(a+)+b": 1}}, "give names of modules"),
+        ({"alpha_pattern": {"(?=a)b": 1}}, r"alpha_pattern.*'\(\?=a\)b'.*RE2.*give names of modules"),
+        ({"rank_pattern": {r"(q)\1": 1}}, "RE2"),
+        ({"rank_pattern": {"q{,3}": 1}}, "something else to PEFT"),
+        ({"rank_pattern": {"[[:alpha:]]": 1}}, "something else to PEFT"),
+        ({"rank_pattern": {"(a{1000}){1000}": 1}}, "RE2"),
+        ({"rank_pattern": {"\ud800": 1}}, "RE2"),
+        ({"rank_pattern": {f"(.?){{200}}{i}": 1 for i in range(4096)}}, "can be matched in time"),
         ({"alpha_pattern": {"q_proj": float("inf")}}, "'q_proj' must be a number"),
         ({"rank_pattern": {"(": 1}}, "give names of modules"),
-        ({"rank_pattern": {"(.|.)(.|.)Z": 1}}, "give names of modules"),
         ({"rank_pattern": {"q_proj": 3.5}}, "'q_proj' must be an integer"),
         ({"init_lora_weights": {"a": 1}}, "init_lora_weights"),
     ],
@@ -276,6 +283,98 @@ def test_configurations_that_are_refused(
     changed = change(adapter, tmp_path, **values)
     with pytest.raises(CheckpointError, match=message):
         dlf.Engine(family["large"], [dlf.Lora(bases["llama"], changed)])
+
+
+# In the order of the alphabet, in which PEFT writes them: the first that matches counts.
+PATTERNS: list[dict[str, Any]] = [
+    {"rank_pattern": {r".*\.[02]\..*": 3, ".*_proj": 5}},
+    {"rank_pattern": {"(q|k)_proj": 3, "self_attn.(v|o)_proj": 5, "up": 7}, "alpha_pattern": {r".*\.mlp\..*": 30}},
+    {"rank_pattern": {"^model.layers.1.self_attn.q_proj$": 3, r"\d+\.mlp\.\w+": 6}, "alpha_pattern": {"(a+)+b": 1}},
+    {"rank_pattern": {"[a-z]_proj": 2}, "alpha_pattern": {"proj": 2, "(?i:Q_PROJ)": 5, r"[^.]*n\.k_proj": 9}},
+    {"alpha_pattern": {"up_proj|q_proj": 2, "layers.1": 3, "x)|(.*v_proj": 7}},
+]
+
+
+@pytest.mark.parametrize("patterns", PATTERNS, ids=str)
+def test_patterns_are_those_of_peft(bases: dict[str, Path], patterns: dict[str, Any], tmp_path: Path) -> None:
+    base = bases["llama"]
+    folder = make_adapter(tmp_path / "adapter", base, 1, r=4, lora_alpha=8, target_modules=ALL, **patterns)
+    model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), folder)
+    updates = AdapterFile(folder).read(read_config(base))
+    assert len(updates) == 3 * len(ALL)
+    for layer, update in updates.items():
+        theirs = model.get_submodule(f"base_model.model.{layer}")
+        assert (len(update.a), update.scale) == (theirs.r["default"], theirs.scaling["default"]), layer
+    assert len({(len(update.a), update.scale) for update in updates.values()}) > 1
+
+
+TARGETS: list[dict[str, Any]] = [
+    {"target_modules": "all-linear"},
+    {"target_modules": r".*\.(q|v)_proj"},
+    {"target_modules": ["q_proj", "mlp.up_proj"], "exclude_modules": ["layers.1.self_attn.q_proj"]},
+    {"target_modules": ["q_proj", "up_proj"], "exclude_modules": r".*layers\.[01]\..*"},
+    {"target_modules": ["q_proj"], "layers_to_transform": 2},
+    {"target_modules": ["q_proj", "k_proj"], "layers_to_transform": [0, 2], "layers_pattern": "layers"},
+    {"target_modules": ["model.layers.0.mlp.down_proj"]},
+]
+
+
+@pytest.mark.parametrize("targets", TARGETS, ids=str)
+def test_a_layer_that_is_missing_is_noticed(bases: dict[str, Path], targets: dict[str, Any], tmp_path: Path) -> None:
+    """Whichever way the configuration says that there is one."""
+    config = read_config(bases["llama"])
+    folder = make_adapter(tmp_path / "adapter", bases["llama"], 1, r=4, lora_alpha=8, **targets)
+    assert AdapterFile(folder).read(config)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    layer = sorted(AdapterFile(folder).read(config))[-1]
+    rest = {name: tensor for name, tensor in tensors.items() if f".{layer}." not in name}
+    save_file(
+        rest
+        | {
+            f"base_model.model.model.layers.1.mlp.gate_proj.lora_{part}.weight": tensor
+            for part, tensor in (("A", torch.zeros(4, 64)), ("B", torch.zeros(112, 4)))
+        },
+        folder / "adapter_model.safetensors",
+    )
+    with pytest.raises(CheckpointError, match=f"has nothing for {layer}, which target_modules names"):
+        AdapterFile(folder).read(config)
+
+
+def test_keys_that_nobody_knows_are_a_warning(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+    config = read_config(bases["llama"])
+    changed = change(adapter, tmp_path, something_new={"a": 1}, unsloth_version="2025.1", of_no_effect=False)
+    with pytest.warns(
+        RuntimeWarning, match="has 'something_new', 'unsloth_version', which dlf does not know"
+    ) as caught:
+        found = AdapterFile(changed).read(config)
+    assert len(caught) == 1
+    for layer, update in AdapterFile(adapter).read(config).items():
+        assert torch.equal(found[layer].a, update.a) and found[layer].scale == update.scale
+
+
+def test_keys_of_peft_are_known() -> None:
+    """Whatever the installed version can write has been looked at: a new one may change what an adapter computes."""
+    from dlf.adapter_config import COMPUTED, OTHERS, TRAINING
+
+    known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    assert known <= COMPUTED | OTHERS | TRAINING
+
+
+def test_files_of_an_adapter_that_cannot_be_read(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
+    config = read_config(bases["llama"])
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935\nsize 268435456\n"
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        copy = Path(shutil.copytree(adapter, tmp_path / name))
+        (copy / name).write_text(pointer)
+        with pytest.raises(CheckpointError, match=rf"{name} is a Git LFS pointer.*git lfs pull"):
+            AdapterFile(copy).read(config)
+    path = tmp_path / "adapter_model.safetensors" / "adapter_config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    AdapterFile(path.parent)
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        AdapterFile(path.parent)
 
 
 def test_tensors_that_are_refused(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:

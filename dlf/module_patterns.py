@@ -1,0 +1,74 @@
+"""Finds the modules that the regular expressions of an adapter's configuration mean, as PEFT finds them.
+
+The expressions are untrusted. RE2 matches in time that is linear in expression and text, where Python's own engine may
+take for ever; what it cannot match so, such as lookaround and backreferences, is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dlf.errors import CheckpointError
+
+__all__ = ["first_matches", "full_match"]
+
+PROGRAM_BYTES = 1 << 17  # of one compiled expression
+MAX_WORK = 1 << 26  # instructions of an expression times names that are matched against it, over all of them
+READ_OTHERWISE = re.compile(r"\{,|\[\[:")  # what Python and RE2 both take, each in its own way
+
+
+def first_matches(patterns: Mapping[str, float], names: Iterable[str], default: float, where: str) -> dict[str, float]:
+    r"""Return for each name the value of the first pattern in the order of the mapping that ends it, or `default`.
+
+    A pattern matches as in PEFT, ``re.match(rf"(.*\.)?({pattern})$", name)``.
+
+    Raises
+    ------
+    CheckpointError
+        If RE2 cannot compile a pattern, or all of them together take too long.
+    """
+    found = dict.fromkeys(names, default)
+    left, work = list(found), 0
+    for pattern, value in patterns.items():
+        if not left:
+            break
+        expression = _compiled(rf"(.*\.)?({pattern})$", pattern, where)
+        work += expression.programsize * len(left)
+        if work > MAX_WORK:
+            raise CheckpointError(
+                f"{where} has more and longer patterns than can be matched in time; give names of modules"
+            )
+        missed = []
+        for name in left:
+            if expression.match(name):
+                found[name] = value
+            else:
+                missed.append(name)
+        left = missed
+    return found
+
+
+def full_match(pattern: str, where: str) -> Callable[[str], bool]:
+    """Return what tells whether a pattern matches the whole of a name; it raises as `first_matches` does."""
+    expression = _compiled(pattern, pattern, where)
+    return lambda name: expression.fullmatch(name) is not None
+
+
+def _compiled(text: str, pattern: str, where: str) -> Any:
+    import re2  # which few adapters need
+
+    options = re2.Options()
+    options.max_mem = PROGRAM_BYTES
+    options.log_errors = False
+    try:
+        if READ_OTHERWISE.search(pattern):
+            raise re2.error("this spelling means something else to PEFT")
+        return re2.compile(text, options)
+    except (re2.error, UnicodeEncodeError) as error:
+        said = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+        raise CheckpointError(
+            f"{where} has the pattern {pattern!r:.60}, which RE2 cannot match ({said:.80}); give names of "
+            "modules, or write it without lookaround and backreferences"
+        ) from None
