@@ -263,6 +263,9 @@ def _added_tokens(tokens: Any) -> None:
     _need(isinstance(tokens, (list, tuple)) and len(tokens) <= MAX_ADDED, "added tokens")
     for token in tokens:
         _need(isinstance(token, dict) and _text(token.get("content")), "an added token of this length")
+        # Every one of a run of them would look at all of the run.
+        strips = token.get("lstrip") or token.get("rstrip")
+        _need(not strips or not token["content"].isspace(), "an added token that is a space and strips spaces")
     _need(sum(len(token["content"]) for token in tokens) <= MAX_ADDED_CHARACTERS, "so many added tokens")
 
 
