@@ -30,6 +30,7 @@ from dlf.cli_streams import (
     warning_line,
     write,
 )
+from dlf.devices import DeviceError
 from dlf.sizes import binary
 from dlf.terminal import printable
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError, MemoryError)
+USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError, MemoryError, DeviceError)
 INTERRUPTED = 130
 SAMPLING = (
     "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
@@ -85,6 +86,8 @@ def _explain(error: Exception) -> int:
     usage = getattr(error, "format_message", None)  # what typer says about wrong options
     if usage is None and not isinstance(error, (*USER_ERRORS, FloatingPointError)):
         raise error
+    if usage is not None and not usage():  # help was asked for by leaving the command out, and is there
+        return 2
     # A recipe's mistakes are several; anything else is one.
     for text in getattr(error, "problems", [usage() if usage else str(error)]):
         print_error("error", (text or type(error).__name__) + _hint(error))
@@ -189,6 +192,10 @@ def generate(
     experts = arguments["experts"]
     if (show_alpha or plot) and not experts:
         raise ValueError("--show-alpha and --plot need an --expert: without one there is no alpha")
+    if plot is not None:
+        from dlf.plot import check_place
+
+        check_place(plot)
     # Zeros are meant; what was not given is None, an empty tuple or a flag that is off.
     params = {
         name: value
@@ -220,8 +227,15 @@ def generate(
         options["num_return_sequences"] = 1  # one completion is printed, however many the recipe's programs want
         alpha_max = engine_options.get("alpha_max", arguments.get("alpha_max", alpha_max))
     with dlf.Engine(**arguments | {"max_batch": 1} | engine_options) as engine:
-        callback = _keep(pieces, echo=stream and not as_json)
-        completion = engine.generate(prompt, callback=callback, progress=False, **options)
+        echo = stream and not as_json
+        try:
+            completion = engine.generate(prompt, callback=_keep(pieces, echo), progress=False, **options)
+        except Exception:
+            if echo and pieces:
+                write("\n")  # the error gets a line of its own
+            raise
+    if not as_json:
+        write("\n" if stream else f"{completion.text}\n")
     if plot is not None:
         from dlf.plot import plot_alpha
 
@@ -229,9 +243,7 @@ def generate(
         plot_alpha(completion, plot, texts, experts=[one.label for one in experts], alpha_max=alpha_max)
     if as_json:
         write(json.dumps(completion_json(completion)) + "\n")
-        return
-    write("\n" if stream else f"{completion.text}\n")
-    if show_alpha:
+    elif show_alpha:
         from dlf.plot import alpha_legend, alpha_line
 
         console = Console(highlight=False)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from dlf.plot import MATPLOTLIB_HINT, alpha_legend, alpha_line, plot_alpha
+from dlf.plot import MATPLOTLIB_HINT, alpha_legend, alpha_line, check_place, plot_alpha
 from dlf.terminal import printable
 
 if TYPE_CHECKING:
@@ -152,8 +152,8 @@ def run_demo(
     chosen = list(zoo.problems(task))[:problems]
     if not chosen:
         raise ValueError(f"there are no problems for the task {task!r}")
-    if plot is not None and not plot.parent.is_dir():
-        raise FileNotFoundError(f"no folder {str(plot.parent)!r} to save the plot in")
+    if plot is not None:
+        check_place(plot)
     ways = systems(task, zoo.path, **(options or {}))
     console = Console(highlight=False, quiet=as_json)
     with ExitStack() as stack:

@@ -11,9 +11,13 @@ from dlf.config import ModelConfig
 from dlf.precision import Precision
 from dlf.quantized import weights_bytes
 
-__all__ = ["Placement", "check_cuda_memory"]
+__all__ = ["DeviceError", "Placement", "check_cuda_memory"]
 
 CUDA = re.compile(r"cuda(?::(\d+))?")
+
+
+class DeviceError(RuntimeError):
+    """A device that is not there, or that this build cannot use."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Placement:
         ------
         ValueError
             If a name is unknown, or the two mix CPU and CUDA.
-        RuntimeError
+        DeviceError
             If the build has no CUDA, or the machine no such device.
         """
         found = cls.named(device, device_map)
@@ -103,15 +107,15 @@ def _index(device: str) -> int | None:
 
 def _check_present(index: int | None) -> None:
     if not _C.cuda_version:
-        raise RuntimeError(
+        raise DeviceError(
             "this build of dlf has no CUDA: install a torch with CUDA and nvcc, and build dlf there "
             "(pip install --no-build-isolation .)"
         )
     present = _C.cuda_devices()
     if not present:
-        raise RuntimeError("no CUDA device is there; see whether nvidia-smi finds one, or use device='cpu'")
+        raise DeviceError("no CUDA device is there; see whether nvidia-smi finds one, or use device='cpu'")
     if index not in {device.index for device in present}:
-        raise RuntimeError(f"there is no cuda:{index}; this machine has cuda:0 to cuda:{len(present) - 1}")
+        raise DeviceError(f"there is no cuda:{index}; this machine has cuda:0 to cuda:{len(present) - 1}")
 
 
 def check_cuda_memory(

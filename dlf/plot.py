@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["alpha_colour", "alpha_legend", "alpha_line", "plot_alpha"]
+__all__ = ["alpha_colour", "alpha_legend", "alpha_line", "check_place", "plot_alpha"]
 
 MATPLOTLIB_HINT = "the plot needs matplotlib: pip install matplotlib"
 LEVELS = " ▁▂▃▄▅▆▇█"
@@ -116,6 +117,29 @@ def alpha_legend(alpha_max: float = 2.0, steps: int = 8) -> Text:
     for i in range(steps + 1):
         legend.append(f" {LEVELS[round(i * 8 / steps)]} ", alpha_style(alpha_max * i / steps, alpha_max))
     return legend.append(f" {alpha_max:g}")
+
+
+def check_place(path: Path) -> None:
+    """Look whether a picture can be saved there, before the work that it is to show.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    ImportError
+        Without matplotlib.
+    ValueError
+        If matplotlib has no such format.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {str(path.parent)!r} to save the plot in")
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise ImportError(MATPLOTLIB_HINT) from error
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in formats:
+        raise ValueError(f"no picture is saved as {path.suffix!r}; there are: {', '.join(sorted(formats))}")
 
 
 def plot_alpha(

@@ -68,8 +68,8 @@ def read_yaml(path: Path) -> tuple[Any, dict[Keys, int]]:
     YamlError
         If it is too large, no YAML, or says more than plain values.
     """
-    if not os.path.isfile(path):  # which takes a name that is too long for one that is not there
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    if not os.path.exists(path) or os.path.isdir(path):  # a pipe may be one
+        raise FileNotFoundError(f"there is no file {str(path)!r:.300}")
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 import dlf
 from dlf.cli import app
 from dlf.demo import extract_answer, is_correct
+from dlf.devices import DeviceError
 from dlf.results import Timings
 
 WORDS = ["2", " plus", " 2", " is", " 4", ".", "\n", "####", " 4"]
@@ -295,6 +296,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(args: tuple[str, ...], mess
         (NotImplementedError("not on this device"), 2, "dlf: error: not on this device"),
         (FloatingPointError("big: NaN at step 3"), 1, "dlf: error: big: NaN at step 3"),
         (MemoryError("too large"), 2, "dlf: error: too large"),
+        (DeviceError("there is no cuda:7"), 2, "dlf: error: there is no cuda:7"),
     ],
 )
 def test_failures_while_running(failure: BaseException, code: int, message: str) -> None:
@@ -303,6 +305,28 @@ def test_failures_while_running(failure: BaseException, code: int, message: str)
     assert result.exit_code == code
     assert result.stderr.strip() == message
     assert FakeEngine.made[0].closed
+
+
+def test_an_error_gets_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(self: FakeEngine, prompt: str, *, callback: Any = None, **options: Any) -> None:
+        callback(FakePiece("half", 0, -0.1, np.zeros(0)))
+        raise FloatingPointError("big: NaN at step 1")
+
+    monkeypatch.setattr(FakeEngine, "generate", generate)
+    result = run("generate", "big", "Q")
+    assert (result.exit_code, result.stdout) == (1, "half\n")
+
+
+@pytest.mark.parametrize(("plot", "message"), [("no/such/a.png", "no folder 'no/such'"), ("a.txt", "saved as '.txt'")])
+def test_where_the_picture_goes_is_looked_at_first(plot: str, message: str) -> None:
+    result = run("generate", "big", "Q", *FUSED, "--plot", plot)
+    assert result.exit_code == 2 and message in result.stderr and not FakeEngine.made
+
+
+def test_a_group_without_a_command_shows_its_help() -> None:
+    result = run("recipe")
+    assert (result.exit_code, "error" in result.stderr) == (2, False)
+    assert "schema" in result.output
 
 
 def test_what_cannot_be_explained_keeps_its_traceback() -> None:
