@@ -39,6 +39,7 @@ from dlf.lm_eval_arguments import (
 from dlf.lm_eval_chat import open_ended
 from dlf.recipe import load_recipe
 from dlf.results import Completion, Score
+from dlf.terminal import printable
 
 __all__ = ["DLF"]
 
@@ -220,7 +221,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
             rest = [message for message in chat_history if message["role"] != "system"]
             if not rest or len(rest) == len(chat_history):
                 raise
-            logger.warning("the system message is left out: %s", error)
+            logger.warning("the system message is left out: %s", printable(str(error)))
             return self._written(rest, add_generation_prompt)
 
     def _written(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
