@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import index
@@ -217,7 +218,7 @@ class Tokenizer:
 
 def _read(path: Path) -> str:
     """The text of ``tokenizer.json``."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         raise FileNotFoundError(
             f"{path} is missing; fetch the checkpoint again, or write one with transformers: "
             "AutoTokenizer.from_pretrained(name).save_pretrained(folder)"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from models import make_tokenizer
+from models import make_sentencepiece_tokenizer, make_tokenizer
 
 from dlf import chat_template
 from dlf.confined.helper import Helper
@@ -218,4 +218,9 @@ SILENT = "{% for m in messages if m.role == 'user' %}{{ m.content }}</s>{% endfo
 def test_end_of_turn(tmp_path: Path, template: str | None, end: str | None) -> None:
     added = "<|im_start|> <|im_end|> <|header|> <|/header|> <|eot_id|> <start_of_turn> <end_of_turn>".split()
     found = tokenizer(tmp_path, template, bos_token="<s>", eos_token="</s>", extra_special_tokens=added)
+    assert found.end_of_turn_id == (None if end is None else found.vocab[end])
+    config = (tmp_path / "tokenizer_config.json").read_bytes()
+    make_sentencepiece_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    found = Tokenizer(tmp_path)
     assert found.end_of_turn_id == (None if end is None else found.vocab[end])

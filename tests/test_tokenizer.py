@@ -183,8 +183,9 @@ def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
 
 
 def test_missing_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
-        Tokenizer(tmp_path)
+    for folder in (tmp_path, tmp_path / ("a" * 5000)):
+        with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+            Tokenizer(folder)
 
 
 def edit_vocab(folder: Path, edit: Callable[[dict[str, int]], None]) -> Tokenizer:
