@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from dlf.arguments import DEFAULT_CONTEXT, Path
-from dlf.checkpoint import resolve
 from dlf.config import read_config
 from dlf.engine import Engine
+from dlf.hub import resolve
 from dlf.tokenizer import Tokenizer
 
 __all__ = ["check_tokenizer", "located", "make_engine", "model_length", "translate", "warn_of_default_context"]
