@@ -131,8 +131,7 @@ def model_length(arguments: dict[str, Any]) -> int:
     """
     configs = [read_config(resolve(name, weights=False)) for name in _checkpoints(arguments)]
     # Beyond its short context a model has other frequencies for all of a text, and hf chooses for each text anew.
-    found = (getattr(config, "short_context", None) for config in configs)
-    short: list[int] = [one for one in found if one is not None]
+    short = [config.short_context for config in configs if config.short_context is not None]
     length = min(config.max_position_embeddings for config in configs)
     if short and min(short) < length:
         logger.warning(

@@ -83,6 +83,17 @@ def test_a_recipe_says_its_context_itself(tmp_path: Path) -> None:
         assert DLF(recipe=recipe, threads=1).max_length == length
 
 
+def test_a_model_with_two_kinds_of_frequencies_reads_short_texts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    rope |= {"short_factor": [1.0] * 12, "long_factor": [4.0] * 12}
+    folder = changed(tmp_path / "m", config={"rope_parameters": rope})
+    with caplog.at_level(logging.WARNING):
+        assert lm_eval_arguments.model_length({"large": folder, "experts": []}) == 64
+    assert "max_length, up to 512" in caplog.text
+
+
 def test_memory_bounds_the_batch_first_and_then_the_context(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
