@@ -13,6 +13,7 @@ from typing import Any
 
 from dlf.confined.helper import Helper, HelperError
 from dlf.errors import CheckpointError
+from dlf.fields import read_bytes
 
 __all__ = ["ChatTemplate"]
 
@@ -97,13 +98,10 @@ def _helper() -> Helper:
 
 def _read(path: Path) -> str:
     try:
-        if path.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_TEMPLATE_BYTES >> 20} MiB; fetch it again")
-        return path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, MAX_TEMPLATE_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch it again") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); fetch it again") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _listed(config: Mapping[str, Any], where: Path) -> dict[str, str]:
@@ -111,11 +109,14 @@ def _listed(config: Mapping[str, Any], where: Path) -> dict[str, str]:
     found = config.get("chat_template")
     if found is None:
         return {}
-    if isinstance(found, str):
+    if isinstance(found, str) and len(found) <= MAX_TEMPLATE_BYTES:
         return {DEFAULT: found}
     if isinstance(found, list):
         pairs = [(entry.get("name"), entry.get("template")) for entry in found if isinstance(entry, dict)]
         named = {name: source for name, source in pairs if isinstance(name, str) and isinstance(source, str)}
-        if len(named) == len(found):
+        if len(named) == len(found) <= MAX_TEMPLATES and all(len(one) <= MAX_TEMPLATE_BYTES for one in named.values()):
             return named
-    raise CheckpointError(f"{where}: 'chat_template' must be a string or a list of named ones; fetch it again")
+    raise CheckpointError(
+        f"{where}: 'chat_template' must be a string of at most {MAX_TEMPLATE_BYTES >> 20} MiB, or a list of at most "
+        f"{MAX_TEMPLATES} named ones; fetch it again"
+    )

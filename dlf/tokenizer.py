@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import index
@@ -13,7 +12,7 @@ from typing import Any
 
 from dlf.chat_template import ChatTemplate
 from dlf.errors import CheckpointError, TextTooLongError, TokenizerMismatchError
-from dlf.fields import MAX_VOCAB_SIZE, read_json
+from dlf.fields import MAX_VOCAB_SIZE, read_bytes, read_json
 from dlf.special_tokens import read_extra_tokens
 from dlf.stream_decoder import StreamDecoder, Unit, decoding_unit
 from dlf.tokenizer_codec import open_codec, parse
@@ -21,7 +20,6 @@ from dlf.tokenizer_codec import open_codec, parse
 __all__ = ["StreamDecoder", "Tokenizer", "check_same_tokenizer"]
 
 MAX_TOKENIZER_BYTES = 128 << 20
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MAX_TOKEN_ID = (1 << 32) - 1
 CHARACTERS_PER_TOKEN = 12  # rather more than any language has
 ANSWER = "sentinelanswer"  # an assistant's, by which the end of its turn is found
@@ -218,23 +216,15 @@ class Tokenizer:
 
 def _read(path: Path) -> str:
     """The text of ``tokenizer.json``."""
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+    try:
+        return read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8-sig")
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{path} is missing; fetch the checkpoint again, or write one with transformers: "
             "AutoTokenizer.from_pretrained(name).save_pretrained(folder)"
-        )
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_TOKENIZER_BYTES + 1)
-        if len(content) > MAX_TOKENIZER_BYTES:
-            raise CheckpointError(f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB; fetch the checkpoint again")
-        if content.startswith(LFS_POINTER):
-            raise CheckpointError(f"{path} is a Git LFS pointer and not the file itself; run `git lfs pull` there")
-        return content.decode("utf-8-sig")
+        ) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch the checkpoint again") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); fetch the checkpoint again") from error
 
 
 def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str, size: int | None = None) -> None:
