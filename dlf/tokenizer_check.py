@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 __all__ = ["unusual"]
@@ -21,8 +21,7 @@ MAX_ADDED_CHARACTERS = 1 << 20  # together: each is a state of an automaton
 MAX_UNIGRAM_CHARACTERS = 4 << 20  # together: each is a node of a tree
 MAX_TOKEN = 1024  # characters
 MAX_PARTS = 32
-MAX_GROWTH = 64  # how many times longer a text may become
-MAX_EXPANSION = 128  # bytes that a character map writes for a character
+MAX_GROWTH = 100  # how many times longer a text may become
 
 Component: TypeAlias = "Mapping[str, Any]"
 
@@ -45,19 +44,12 @@ def unusual(document: Mapping[str, Any], added: Sequence[Mapping[str, Any]] = ()
         _model(document.get("model"))
         _added_tokens(document.get("added_tokens", []))
         _added_tokens(added)
-        growth = 1.0
-        for part in _parts(document.get("normalizer"), "normalizers"):
-            growth *= _grown(part)
-        _need(growth <= MAX_GROWTH, "normalizers that write too much")
-        for part in _parts(document.get("pre_tokenizer"), "pretokenizers"):
-            _check(part, PRE_TOKENIZERS)
-        for part in _parts(document.get("post_processor"), "processors"):
-            _check(part, POST_PROCESSORS)
-        growth = 1.0
-        for part in _parts(document.get("decoder"), "decoders"):
-            _check(part, DECODERS)
-            growth *= _replaced(part) if part["type"] == "Replace" else 1
-        _need(growth <= MAX_GROWTH, "decoders that write too much")
+        normalizers = _checked(_parts(document.get("normalizer"), "normalizers"), NORMALIZERS)
+        pre_tokenizers = _checked(_parts(document.get("pre_tokenizer"), "pretokenizers"), PRE_TOKENIZERS)
+        _need(_growth(normalizers + pre_tokenizers) <= MAX_GROWTH, "normalizers that write too much")
+        _checked(_parts(document.get("post_processor"), "processors"), POST_PROCESSORS)
+        decoders = _checked(_parts(document.get("decoder"), "decoders"), DECODERS)
+        _need(_growth(decoders) <= MAX_GROWTH, "decoders that write too much")
     except _UnusualError as error:
         return str(error)
     return None
@@ -146,7 +138,7 @@ NORMALIZERS: dict[str, dict[str, Rule]] = {
     },
     "Prepend": {"prepend": _text},
     "Replace": {"pattern": _pattern, "content": lambda value: value == "" or _text(value)},
-    "Precompiled": {"precompiled_charsmap": lambda value: isinstance(value, str) and _writes_little(value)},
+    "Precompiled": {"precompiled_charsmap": lambda value: isinstance(value, str) and _longest_entry(value) is not None},
 }
 PRE_TOKENIZERS: dict[str, dict[str, Rule]] = {
     "BertPreTokenizer": {},
@@ -200,6 +192,19 @@ MODELS: dict[str, dict[str, Rule]] = {
 }
 
 
+# The most that these lengthen a text of their worst character.
+GROWTH = {
+    "NFKC": 18,
+    "NFKD": 18,
+    "NFD": 4,
+    "NFC": 3,
+    "Lowercase": 2,
+    "BertNormalizer": 4,
+    "ByteLevel": 2,
+    "Metaspace": 2,
+}
+
+
 def _need(condition: bool, what: str) -> None:
     if not condition:
         raise _UnusualError(what)
@@ -227,17 +232,27 @@ def _parts(component: Any, key: str) -> list[Any]:
     return parts
 
 
+def _checked(parts: list[Any], known: Mapping[str, Mapping[str, Rule]]) -> list[Component]:
+    for part in parts:
+        _check(part, known)
+    return parts
+
+
+def _growth(parts: Sequence[Component]) -> float:
+    """How many times longer a text may become."""
+    return math.prod(_grown(part) for part in parts)
+
+
 def _grown(part: Component) -> float:
-    """How many times longer a normalizer may make a text."""
-    _check(part, NORMALIZERS)
-    if part["type"] == "Prepend":
+    kind = part["type"]
+    if kind == "Prepend":  # to every text between added tokens
         return float(1 + len(part.get("prepend", "")))
-    return _replaced(part) if part["type"] == "Replace" else 1
-
-
-def _replaced(part: Component) -> float:
-    pattern = part.get("pattern", {})
-    return max(1.0, len(part.get("content", "")) / len(pattern.get("String", ".")))
+    if kind == "Replace":
+        replaced = part.get("pattern", {}).get("String", ".")
+        return max(1.0, len(part.get("content", "")) / len(replaced))
+    if kind == "Precompiled":
+        return _longest_entry(part.get("precompiled_charsmap", "")) or 1
+    return GROWTH.get(kind, 1)
 
 
 def _model(model: Any) -> None:
@@ -294,17 +309,16 @@ def _template(part: Component) -> None:
     _need(texts <= 1, "a template that repeats the text")
 
 
-def _writes_little(charsmap: str) -> bool:
-    """Whether a precompiled map, a trie and then strings that end with NUL, has only short strings."""
+def _longest_entry(charsmap: str) -> int | None:
+    """Bytes of the longest string in a precompiled map, a trie and then strings that end with NUL; None if it is none."""
     try:
         content = base64.b64decode(charsmap, validate=True)
     except (binascii.Error, ValueError):
-        return False
+        return None
     size = int.from_bytes(content[:4], "little")
     if len(content) < 4 or size % 4 or 4 + size > len(content):
-        return False
-    ends = [-1, *(match.start() for match in re.finditer(b"\0", content[4 + size :])), len(content) - 4 - size]
-    return all(end - begin <= MAX_EXPANSION for begin, end in pairwise(ends))
+        return None
+    return max(map(len, content[4 + size :].split(b"\0")))
 
 
 # --- Regular expressions ------------------------------------------------------------------------------------------

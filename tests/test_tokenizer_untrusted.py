@@ -222,6 +222,29 @@ def test_other_parts_of_well_known_models_are_plain(tmp_path: Path, change: dict
     tokenizer.decode(tokenizer.encode("a naïve  café"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Sequence", "normalizers": [GROWING] * 7}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKD"}] * 2}},
+        {"normalizer": {"type": "Prepend", "prepend": "a" * 100}},
+        {
+            "normalizer": {
+                "type": "Precompiled",
+                "precompiled_charsmap": base64.b64encode(b"\0" * 4 + b"a" * 99).decode(),
+            }
+        },
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [document()["pre_tokenizer"]["pretokenizers"][1]] * 7}},
+        {"decoder": {"type": "Sequence", "decoders": [GROWING] * 7}},
+        {"added_tokens": [{"content": "\n", "lstrip": True}]},
+        {"added_tokens": [{"content": f"{i:01000}"} for i in range(1100)]},
+        {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a" * 1000, 0.0]] * 5000}},
+    ],
+)
+def test_what_would_take_much_time_or_memory_is_confined(change: dict[str, Any]) -> None:
+    assert unusual(document() | change) is not None
+
+
 @pytest.mark.parametrize("make", [make_tokenizer, make_sentencepiece_tokenizer])
 def test_tokenizers_of_the_tests_are_plain(tmp_path: Path, make: Any) -> None:
     assert unusual(json.loads((make(tmp_path) / "tokenizer.json").read_text())) is None
