@@ -310,7 +310,7 @@ def _template(part: Component) -> None:
 
 
 def _longest_entry(charsmap: str) -> int | None:
-    """Bytes of the longest string in a precompiled map, a trie and then strings that end with NUL; None if it is none."""
+    """Bytes of the longest string in a precompiled map, a trie and then strings that end with NUL, or None."""
     try:
         content = base64.b64decode(charsmap, validate=True)
     except (binascii.Error, ValueError):
