@@ -23,7 +23,7 @@ from dlf.errors import CheckpointError
 from dlf.hub import INDEX, SINGLE, index_of, resolve
 from dlf.huge_pages import Place, leave
 from dlf.precision import DTYPES, TensorLayout
-from dlf.tensor_file import PORTION_BYTES, TensorFile
+from dlf.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
 
 __all__ = [
     "EMBEDDING",
@@ -40,7 +40,6 @@ __all__ = [
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROGRESS_PARAMETERS = 1 << 29  # a GiB of bfloat16
-PORTIONS = 16
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Buffers that older writers saved, and that follow from the configuration.
 BUFFERS = re.compile(r"(?:.*\.)?(?:rotary_emb\.\w+|rope\.freqs|position_ids)")
@@ -102,9 +101,8 @@ def _files(folder: Path, config: ModelConfig) -> list[Path]:
     if folder / SINGLE in needed:
         return list(needed)
     index = index_of(folder)
-    named = {folder / file for name, file in index.items() if name != HEAD}
-    own = {folder / index[HEAD]} if HEAD in index else set()
-    return sorted({*needed, *own, *(path for path in named if os.path.isfile(path))})
+    named = {folder / file for file in set(index.values())}
+    return sorted({*needed, *(path for path in named if os.path.isfile(path) or path.name == index.get(HEAD))})
 
 
 def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | None:
@@ -272,8 +270,8 @@ def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Pat
             )
         adapter = os.path.isfile(folder / "adapter_config.json")
         raise FileNotFoundError(
-            f"{folder} has neither {SINGLE} nor {INDEX}; "
-            + ("it is an adapter: give it as dlf.Lora(base, adapter)" if adapter else "fetch the checkpoint again")
+            f"{folder} has neither {SINGLE} nor {INDEX}: "
+            + ("it is an adapter, give it as dlf.Lora(base, adapter)" if adapter else "fetch such a checkpoint again")
         )
     weight_map = index_of(folder)
     shards: defaultdict[Path, list[str]] = defaultdict(list)

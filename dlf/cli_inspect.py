@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ def describe(model: str) -> dict[str, Any]:
     found = {one.dtype for file in files for one in TensorFile(file).layout.values()}
     dtypes = sorted(found) or [c.dtype or "unknown"]
     width = 4 if precision.Precision().float_dtype(c.dtype) == "float32" else 2
-    own = tokenizer.Tokenizer(folder) if (folder / "tokenizer.json").is_file() else None
+    own = tokenizer.Tokenizer(folder) if os.path.isfile(folder / "tokenizer.json") else None
     return {
         "path": str(folder),
         "architecture": c.architecture,
@@ -73,7 +74,7 @@ def describe(model: str) -> dict[str, Any]:
         "tokenizer_size": own.vocab_size if own else None,
         "eos_token_ids": c.end_tokens(own.eos_token_id if own else None),
         "tied_embeddings": c.tie_word_embeddings,
-        "disk_bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        "disk_bytes": sum(os.path.getsize(file) for file in folder.iterdir() if os.path.isfile(file)),
         **{
             f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, precision.Precision.stored(name))
             for name in precision.CPU_WEIGHTS

@@ -16,6 +16,7 @@ __all__ = ["first_matches", "full_match"]
 
 PROGRAM_BYTES = 1 << 17  # of one compiled expression
 MAX_WORK = 1 << 26  # instructions of an expression times names that are matched against it, over all of them
+CALL = 50  # what calling the matcher costs, in instructions
 READ_OTHERWISE = re.compile(r"\{,|\[\[:")  # what Python and RE2 both take, each in its own way
 
 
@@ -35,7 +36,7 @@ def first_matches(patterns: Mapping[str, float], names: Iterable[str], default: 
         if not left:
             break
         expression = _compiled(rf"(.*\.)?({pattern})$", pattern, where)
-        work += expression.programsize * len(left)
+        work += (CALL + expression.programsize) * len(left)
         if work > MAX_WORK:
             raise CheckpointError(
                 f"{where} has more and longer patterns than can be matched in time; give names of modules"

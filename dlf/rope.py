@@ -120,7 +120,7 @@ def _kind(rope: Fields) -> str:
 
 
 def _dynamic(rope: Fields, factor: float, theta: float, head_dim: int, max_positions: int) -> npt.NDArray[np.float32]:
-    """NTK by parts of the length, at `max_positions`: the frequencies without scaling, but for rounding."""
+    """NTK-aware scaling at `max_positions`: the frequencies without scaling, but for rounding."""
     if head_dim == 2:
         raise rope.error("rope_type" if "rope_type" in rope else "type", "another one for heads of 2 numbers")
     base = theta * ((factor * max_positions / max_positions) - (factor - 1)) ** (head_dim / (head_dim - 2))

@@ -16,10 +16,11 @@ from dlf.errors import CheckpointError, is_out_of_memory
 from dlf.fields import check_fetched
 from dlf.precision import TensorLayout
 
-__all__ = ["PORTION_BYTES", "TensorFile", "is_utf8"]
+__all__ = ["PORTIONS", "PORTION_BYTES", "TensorFile", "is_utf8"]
 
 FILE_DTYPES = ("F64", "F32", "F16", "BF16")
 PORTION_BYTES = 16 << 20
+PORTIONS = 16  # of a file whose tensors are kept: each has address space for the whole file
 
 
 class TensorFile:
@@ -58,6 +59,7 @@ class TensorFile:
                 name: TensorLayout(header.get_dtype(), tuple(header.get_shape())) for name, header in headers.items()
             }
             """Type and shape of each tensor."""
+            self.metadata: dict[str, str] = self._file.metadata() or {}
 
     def __enter__(self) -> TensorFile:
         return self
@@ -107,10 +109,15 @@ class TensorFile:
         MemoryError
             If there is too little memory to map it.
         """
-        one = self.header(name, shape)
-        if self._file is None or alone or (self._read_bytes and self._read_bytes + one.nbytes > self._portion_bytes):
+        self.header(name, shape)
+        return self.take(name, alone)
+
+    def take(self, name: str, alone: bool = False) -> torch.Tensor:
+        """Return a tensor of whatever type and shape that the file has; errors are those of `read`."""
+        nbytes = self.layout[name].nbytes
+        if self._file is None or alone or (self._read_bytes and self._read_bytes + nbytes > self._portion_bytes):
             self._map()
-        self._read_bytes += self._portion_bytes if alone else one.nbytes
+        self._read_bytes += self._portion_bytes if alone else nbytes
         with self._errors(f"tensor '{name}' of "):
             tensor: torch.Tensor = self._file.get_tensor(name)
             # Writers pad the header so that numbers lie on their natural borders, but the format doesn't ask for it.
@@ -137,8 +144,9 @@ class TensorFile:
             with contextlib.suppress(OSError), open(self.path, "rb") as file:
                 check_fetched(self.path, file.read(100))
             if is_utf8(self.path):
+                said = ascii(str(error))[1:-1]  # it may quote the file
                 raise CheckpointError(
-                    f"{what}{self.path} is damaged or cannot be read ({error}); fetch it again"
+                    f"{what}{self.path} is damaged or cannot be read ({said}); fetch it again"
                 ) from error
             raise CheckpointError(f"{str(self.path)!r} is no name in UTF-8; move it to another folder") from error
 

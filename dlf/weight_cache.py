@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from dlf.content_hash import MEMORY
 from dlf.errors import CheckpointError
@@ -30,7 +29,7 @@ from dlf.huge_pages import Place, leave
 from dlf.new_folder import abandoned_folders
 from dlf.precision import TensorLayout
 from dlf.safetensors_file import write_safetensors
-from dlf.tensor_file import is_utf8
+from dlf.tensor_file import PORTION_BYTES, PORTIONS, TensorFile, is_utf8
 
 __all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache", "make_cache", "merged_labels"]
 
@@ -39,7 +38,6 @@ FORMAT = "1"  # to be raised when tiles, scales or the way that they are chosen 
 PREFIX = b'{"__metadata__":{"checksum":"'
 CHECKSUM_AT, CHECKSUM_SIZE = 8 + len(PREFIX), 64
 BLOCK = 4 << 20  # hashed at once by each of a few threads
-PORTION = 16  # tensors that are mapped at once
 NAME_DIGITS = 40
 HASH = "[0-9a-f]" * NAME_DIGITS
 ABANDONED = ".dlf-*.tmp"
@@ -96,7 +94,7 @@ def clear_cache(folder: Path) -> int:
 def _merged_folders(folder: Path) -> list[Path]:
     """Return the folders of merged models."""
     there = os.path.isdir(folder)  # False also for a name that glob can't look at
-    return sorted(path for path in folder.glob(MERGED + HASH) if path.is_dir()) if there else []
+    return sorted(path for path in folder.glob(MERGED + HASH) if os.path.isdir(path)) if there else []
 
 
 def merged_labels(folder: Path) -> dict[Path, str]:
@@ -113,7 +111,7 @@ def _files(folder: Path) -> list[Path]:
     if not os.path.isdir(folder):
         return []
     patterns = f"{HASH}-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64, f"{MERGED}{HASH}/*"
-    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+    return [path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path)]
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class CachedWeights:
             wrong = self._complaint()
             if not wrong:
                 return _map(self.path, place)
-        except (OSError, SafetensorError, RuntimeError) as error:
+        except (OSError, CheckpointError) as error:
             wrong = str(error)
         warnings.warn(f"{self.path} {wrong}; quantizing again", RuntimeWarning, stacklevel=2)
         return None
@@ -196,14 +194,10 @@ class CachedWeights:
         said, found = _checksum(self.path)
         if said != found:
             return "is damaged"
-        with safe_open(self.path, framework="pt") as file:
-            if file.metadata() != {"checksum": said, **self._metadata()}:
+        with TensorFile(self.path) as file:
+            if file.metadata != {"checksum": said, **self._metadata()}:
                 return "is of another version or source"
-            there = {}
-            for name in file.keys():  # noqa: SIM118 (no mapping)
-                header = file.get_slice(name)
-                there[name] = TensorLayout(header.get_dtype(), tuple(header.get_shape()))
-        return "" if there == self.layout else "holds other tensors"
+            return "" if file.layout == self.layout else "holds other tensors"
 
     def _remove_abandoned(self) -> None:
         """Remove what a writer that was killed has left."""
@@ -215,14 +209,8 @@ class CachedWeights:
 
 def _map(path: str | os.PathLike[str], place: Place) -> dict[str, torch.Tensor]:
     """All tensors of a file, as views of it that are placed a few at a time."""
-    with safe_open(path, framework="pt") as file:
-        names = list(file.keys())
-    tensors = {}
-    for first in range(0, len(names), PORTION):
-        with safe_open(path, framework="pt") as file:  # closing it gives back the pages of what was copied
-            for name in names[first : first + PORTION]:
-                tensors[name] = place(name, file.get_tensor(name))
-    return tensors
+    with TensorFile(Path(path), max(PORTION_BYTES, os.path.getsize(path) // PORTIONS)) as file:
+        return {name: place(name, file.take(name)) for name in file.layout}
 
 
 def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
