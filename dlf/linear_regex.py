@@ -17,8 +17,8 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _LEAD = r"[^\r\n\p{L}\p{N}]?"
 _SPACES_BUT_ONE = r"\s+(?!\S)"
-# Alternatives of well-known models, each with the one that must follow it: that takes, whole, the run of characters over
-# which the first one has gone back and forth in vain.
+# Alternatives of well-known models, each with the one that must follow it: that takes, whole, the run of characters
+# over which the first one has gone back and forth in vain.
 _KNOWN: dict[str, str] = {
     _CONTRACTIONS: "",
     r"(?i:[sdmt]|ll|ve|re)": "",
