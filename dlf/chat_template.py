@@ -6,6 +6,7 @@ that it takes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from dlf.confined.helper import Helper, HelperError
 from dlf.errors import CheckpointError
 from dlf.fields import read_bytes
+from dlf.hub import additional_templates
 
 __all__ = ["ChatTemplate"]
 
@@ -45,8 +47,8 @@ class ChatTemplate:
         CheckpointError
             If one is too large or no text.
         """
-        files = {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-        if (folder / "chat_template.jinja").is_file():
+        files = {path.stem: path for path in additional_templates(folder)}
+        if os.path.isfile(folder / "chat_template.jinja"):
             files[DEFAULT] = folder / "chat_template.jinja"
         if len(files) > MAX_TEMPLATES:
             raise CheckpointError(f"{folder} has more than {MAX_TEMPLATES} chat templates; remove those not needed")

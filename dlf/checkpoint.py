@@ -271,7 +271,7 @@ def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Pat
         adapter = os.path.isfile(folder / "adapter_config.json")
         raise FileNotFoundError(
             f"{folder} has neither {SINGLE} nor {INDEX}: "
-            + ("it is an adapter, give it as dlf.Lora(base, adapter)" if adapter else "fetch such a checkpoint again")
+            + ("it is an adapter, give it as dlf.Lora(base, adapter)" if adapter else "fetch the checkpoint again")
         )
     weight_map = index_of(folder)
     shards: defaultdict[Path, list[str]] = defaultdict(list)

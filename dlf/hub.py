@@ -10,7 +10,17 @@ from pathlib import Path
 from dlf.errors import CheckpointError
 from dlf.fields import read_json
 
-__all__ = ["HUB_ID", "INDEX", "SINGLE", "TOKENIZER_FILES", "index_of", "label_of", "resolve", "resolve_adapter"]
+__all__ = [
+    "HUB_ID",
+    "INDEX",
+    "SINGLE",
+    "TOKENIZER_FILES",
+    "additional_templates",
+    "index_of",
+    "label_of",
+    "resolve",
+    "resolve_adapter",
+]
 
 HUB_ID = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@((?!\S*\.\.)[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 MAX_INDEX_BYTES = 64 << 20
@@ -19,8 +29,15 @@ TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
     "tokenizer.model chat_template.jinja chat_template.json"
 ).split()
+TEMPLATES = "additional_chat_templates"
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
-SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES, ADAPTER_FILES[0]]  # which tells an adapter
+SMALL_FILES = [
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+    f"{TEMPLATES}/*.jinja",
+    ADAPTER_FILES[0],  # which tells an adapter
+]
 
 
 def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
@@ -86,6 +103,12 @@ def index_of(folder: Path) -> dict[str, str]:
     return weight_map
 
 
+def additional_templates(folder: Path) -> list[Path]:
+    """Chat templates of a checkpoint beside its default one."""
+    there = os.path.isdir(folder / TEMPLATES)  # False also for a name that glob can't look at
+    return sorted((folder / TEMPLATES).glob("*.jinja")) if there else []
+
+
 def label_of(name_or_path: str | os.PathLike[str]) -> str:
     """What to call a model: the last part of its path, or a hub id's name and revision."""
     name = os.fspath(name_or_path)
@@ -116,7 +139,7 @@ def _fetch(repository: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # Names without wildcards match at the top of the repository only.
+        # Names without a folder match at the top of the repository only.
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
     except Exception as error:  # the client has dozens of kinds, those of its HTTP library among them
         name = repository if revision is None else f"{repository}@{revision}"

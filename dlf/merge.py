@@ -32,7 +32,7 @@ from dlf.config import ModelConfig
 from dlf.content_hash import content_hash, sha256
 from dlf.errors import CheckpointError, out_of_memory_is_memory_error
 from dlf.fields import read_json
-from dlf.hub import TOKENIZER_FILES
+from dlf.hub import TOKENIZER_FILES, additional_templates
 from dlf.merging import Recipe, merge_tensor
 from dlf.precision import TensorLayout
 from dlf.safetensors_file import write_safetensors
@@ -43,7 +43,8 @@ __all__ = ["Merge", "Source", "write_checkpoint"]
 
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers had it for years
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-SMALL_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+CONFIGURATION = ("config.json", "generation_config.json")
+SMALL_FILES = [*CONFIGURATION, *TOKENIZER_FILES]
 # What all models of a merge must share: the shapes of their tensors follow from it. A head that is tied in some of them
 # becomes one of its own.
 SAME = (
@@ -76,8 +77,9 @@ class Source:
         self._read_bytes = 0
 
     def small_files(self) -> dict[str, Path]:
-        """Those of `SMALL_FILES` that the checkpoint has."""
-        found = {name: path for name in SMALL_FILES if os.path.isfile(path := self.folder / name)}
+        """Those of `SMALL_FILES` and of the additional templates that the checkpoint has, by their place in it."""
+        places = [*(self.folder / name for name in SMALL_FILES), *additional_templates(self.folder)]
+        found = {str(path.relative_to(self.folder)): path for path in places if os.path.isfile(path)}
         for path in found.values():
             if os.path.getsize(path) > MAX_TOKENIZER_BYTES:
                 raise CheckpointError(
@@ -242,8 +244,9 @@ def write_checkpoint(
     if "tokenizer.json" not in files:
         found = (one.small_files() for one in others)
         theirs = next((one for one in found if "tokenizer.json" in one), {})
-        files |= {name: path for name, path in theirs.items() if name in TOKENIZER_FILES}
+        files |= {name: path for name, path in theirs.items() if name not in CONFIGURATION}
     for name in files.keys() - {"config.json"}:
+        (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(files[name], folder / name)
     layout = {name: TensorLayout(DTYPES[dtype] if dtype else base.dtype(name), shape) for name, shape in shapes.items()}
     shards = _split(layout)

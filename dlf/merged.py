@@ -87,7 +87,8 @@ def _keep(merge: Merge | Fold, label: str, folder: Path) -> Path:
     try:
         with new_folder(folder) as temporary:
             merge.write(temporary)
-            hashes = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            hashes = {str(file.relative_to(temporary)): sha256(file) for file in files}
             (temporary / MANIFEST).write_text(json.dumps({"label": label, "files": hashes}), "utf-8")
     except FileExistsError:  # another process was faster
         if not _is_whole(folder, folder.parent):

@@ -6,6 +6,7 @@ and precedence this follows: added tokens by their ids, then the named special t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,7 @@ def _checked(values: Mapping[str, Any], where: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if os.path.isfile(path) else {}
 
 
 def _merge(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Tokenizer:
         content = _read(path)
         document, twice = parse(content, path)
         config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if config_path.is_file() else {}
+        config = read_json(config_path) if os.path.isfile(config_path) else {}
         extra = read_extra_tokens(folder, config, document)
         self._codec = open_codec(content, document, twice, extra.added, path)
         self.fingerprint = hashlib.sha256(f"{json.dumps(extra.added)}\n{content}".encode()).digest()

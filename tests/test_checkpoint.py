@@ -393,7 +393,9 @@ def test_files_that_cannot_be_read(folder: Path, config: ModelConfig) -> None:
             with pytest.raises((CheckpointError, FileNotFoundError), match=name):
                 load_model(copy)
             shutil.rmtree(copy)
-    os.symlink("x" * 300, folder / "elsewhere")
+    for name in ("elsewhere", "added_tokens.json", "chat_template.jinja", "additional_chat_templates"):
+        os.symlink("x" * 300, folder / name)
+    load_model(folder)
     assert describe(str(folder))["layers"] == config.num_hidden_layers
     weight_map = shard(folder)
     write_index(folder, weight_map | {"model.norm.weight": "a" * 300 + ".safetensors"})

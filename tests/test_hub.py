@@ -109,6 +109,15 @@ def test_an_index_that_leads_elsewhere_fetches_nothing(hub: Hub) -> None:
     assert not any(name.endswith(".safetensors") for name in hub.fetched["org/name"])
 
 
+def test_further_chat_templates(hub: Hub) -> None:
+    repository = make_model(hub.root / "org/name", "qwen2")
+    (repository / "additional_chat_templates").mkdir()
+    (repository / "additional_chat_templates/tool_use.jinja").write_text("{{ messages }}")
+    (repository / "chat_template.jinja").write_text("{{ messages }}")
+    resolve("org/name", weights=False)
+    assert hub.fetched["org/name"] == {*SMALL, "chat_template.jinja", "additional_chat_templates/tool_use.jinja"}
+
+
 def test_without_weights(hub: Hub) -> None:
     clutter(make_model(hub.root / "org/name", "qwen2"))
     resolve("org/name", weights=False)

@@ -359,6 +359,18 @@ def test_a_head_that_only_one_model_has_is_merged(tmp_path: Path, whose: str) ->
         assert engine.generate("the quick", max_new_tokens=3).tokens
 
 
+def test_further_chat_templates_are_taken_along(family: dict[str, Path], tmp_path: Path, writes: list[Path]) -> None:
+    base = Path(shutil.copytree(family["base"], tmp_path / "base"))
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    merged = dlf.TaskArithmetic(base, {family["expert-a"]: 0.5})
+    assert (merged.save(tmp_path / "merged") / "additional_chat_templates" / "tool_use.jinja").is_file()
+    writes.clear()
+    for _ in range(2):
+        dlf.Engine(family["large"], [merged]).close()
+    assert len(writes) == 1  # and found again
+
+
 def test_a_head_that_is_the_embedding_stays_tied(tmp_path: Path) -> None:
     tied = make_model(tmp_path / "tied", "smollm", seed=1)
     tensors = load_file(tied / "model.safetensors")
