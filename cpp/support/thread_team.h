@@ -1,34 +1,34 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <thread>
+#include <memory>
 #include <type_traits>
-#include <vector>
 
 namespace dlf {
 
 // A fixed team of threads that splits loops. A decode step holds hundreds of short loops, so the workers spin for the
 // next one for a few tens of microseconds before they sleep: starting a loop costs about a microsecond and allocates
-// nothing. The caller is the team's first thread. Not reentrant: one loop at a time.
+// nothing. The caller is the team's first thread. Not reentrant: one loop at a time. A process that was forked has none
+// of the workers: there, the team's next loop makes them anew.
 class ThreadTeam {
  public:
+  // Throws where the machine does not give as many threads.
   explicit ThreadTeam(int size);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
   ThreadTeam& operator=(const ThreadTeam&) = delete;
 
-  int size() const { return static_cast<int>(workers_.size()) + 1; }
+  int size() const { return size_; }
 
   // Calls body(begin, end) on disjoint ranges that cover [0, count), each but the last a multiple of grain long: a few
-  // for each thread, taken as it comes to them, because a thread may lose its core for a while. The body must not
-  // throw.
+  // for each thread, taken as it comes to them, because a thread may lose its core for a while. Where a body throws, no
+  // further range is begun, and the first exception reaches the caller when all threads have left the loop.
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     if (count <= 0) {
       return;
     }
-    if (workers_.empty() || count <= grain) {
+    if (size_ == 1 || count <= grain) {
       body(int64_t{0}, count);
       return;
     }
@@ -45,18 +45,12 @@ class ThreadTeam {
     void* body = nullptr;
     void (*call)(void*, int64_t, int64_t) = nullptr;
   };
+  class Crew;  // the workers of one process
 
   void run(const Loop& loop);
-  void work();
-  void run_share();
 
-  Loop loop_;
-  int64_t chunk_ = 1;                    // items that a thread takes at once
-  std::atomic<int64_t> next_{0};         // first item that no thread has taken
-  std::atomic<uint32_t> generation_{0};  // a new value starts a loop
-  std::atomic<int32_t> running_{0};      // workers still in it
-  std::atomic<bool> stopping_{false};
-  std::vector<std::thread> workers_;
+  int size_;
+  std::unique_ptr<Crew> crew_;  // null without workers
 };
 
 }  // namespace dlf

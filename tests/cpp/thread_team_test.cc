@@ -1,9 +1,16 @@
 #include "support/thread_team.h"
 
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -78,6 +85,96 @@ void a_team_that_never_ran_can_be_destroyed() {
   }
 }
 
+bool sums(ThreadTeam& team) {
+  std::atomic<int64_t> sum{0};
+  team.parallel_for(100, 1, [&](int64_t begin, int64_t end) { sum += end - begin; });
+  return sum == 100;
+}
+
+void what_a_body_throws_reaches_the_caller() {
+  for (const int size : {1, 2, 4}) {
+    ThreadTeam team(size);
+    for (int64_t thrower = 0; thrower < 64; ++thrower) {
+      std::string caught;
+      try {
+        team.parallel_for(64, 1, [&](int64_t begin, int64_t end) {
+          if (begin <= thrower && thrower < end) {
+            throw std::runtime_error("item " + std::to_string(thrower));
+          }
+        });
+      } catch (const std::runtime_error& error) {
+        caught = error.what();
+      }
+      EXPECT(caught == "item " + std::to_string(thrower));
+      EXPECT(sums(team));
+    }
+  }
+}
+
+void every_thread_may_throw_at_once() {
+  ThreadTeam team(4);
+  for (int round = 0; round < 200; ++round) {
+    EXPECT_THROWS(team.parallel_for(64, 1, [](int64_t, int64_t) { throw std::runtime_error("all"); }));
+  }
+  EXPECT(sums(team));
+}
+
+// Whether body() is true in a process that is forked here, and ends there in time.
+template <typename Body>
+bool holds_in_a_child(Body&& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    _exit(body() ? 0 : 1);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  return status == 0;
+}
+
+void a_team_works_on_in_a_forked_process() {
+  ThreadTeam team(3);
+  EXPECT(sums(team));
+  EXPECT(holds_in_a_child([&] { return sums(team) && sums(team) && holds_in_a_child([&] { return sums(team); }); }));
+  EXPECT(holds_in_a_child([] {
+    {
+      ThreadTeam own(2);
+      static_cast<void>(sums(own));
+    }
+    return true;
+  }));
+  EXPECT(sums(team));
+}
+
+void a_team_may_be_destroyed_in_a_forked_process() {
+  auto team = std::make_unique<ThreadTeam>(3);
+  EXPECT(holds_in_a_child([&] {
+    team.reset();
+    return true;
+  }));
+}
+
+bool refuses(int size, const char* reason) {
+  try {
+    ThreadTeam team(size);
+  } catch (const std::exception& error) {
+    return std::string(error.what()).find(reason) != std::string::npos;
+  }
+  return false;
+}
+
+void threads_that_there_are_not_are_an_error() {
+  for (const int size : {-1, 0, 1025, INT32_MAX}) {
+    EXPECT(refuses(size, "from 1 to 1024"));
+  }
+#ifndef __SANITIZE_ADDRESS__  // it takes more address space than any limit leaves
+  EXPECT(holds_in_a_child([] {
+    const rlimit limit = {rlim_t{1} << 30, rlim_t{1} << 30};
+    return setrlimit(RLIMIT_AS, &limit) == 0 && refuses(1000, "of 1000 threads") && refuses(1000, "ask for fewer");
+  }));
+#endif
+}
+
 }  // namespace
 }  // namespace dlf
 
@@ -89,5 +186,10 @@ int main() {
       {"a loop sees what the loop before wrote", dlf::a_loop_sees_what_the_loop_before_wrote},
       {"sleeping workers wake up", dlf::sleeping_workers_wake_up},
       {"a team that never ran can be destroyed", dlf::a_team_that_never_ran_can_be_destroyed},
+      {"what a body throws reaches the caller", dlf::what_a_body_throws_reaches_the_caller},
+      {"every thread may throw at once", dlf::every_thread_may_throw_at_once},
+      {"a team works on in a forked process", dlf::a_team_works_on_in_a_forked_process},
+      {"a team may be destroyed in a forked process", dlf::a_team_may_be_destroyed_in_a_forked_process},
+      {"threads that there are not are an error", dlf::threads_that_there_are_not_are_an_error},
   });
 }
