@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
 
@@ -36,6 +37,18 @@ class TorchThreads {
 
 at::Tensor view(const void* data, int64_t rows, int64_t columns, at::ScalarType type) {
   return at::from_blob(const_cast<void*>(data), {rows, columns}, at::TensorOptions().dtype(type));
+}
+
+// For every number of rows the library compiles a kernel of its own and keeps it, 0.6 MB each. It is asked for few
+// numbers, at most 15 above the wanted one, or 31 beyond 128.
+int64_t library_rows(int64_t rows) { return round_up(rows, rows <= 128 ? 16 : 32); }
+
+// The rows of a product, and rows of zeros behind them.
+at::Tensor with_library_rows(const uint16_t* data, int64_t rows, int64_t columns) {
+  at::Tensor input = at::empty({library_rows(rows), columns}, at::kBFloat16);
+  auto* const to = static_cast<uint16_t*>(input.mutable_data_ptr());
+  std::fill(std::copy_n(data, rows * columns, to), to + input.numel(), uint16_t{0});
+  return input;
 }
 
 }  // namespace
@@ -85,8 +98,9 @@ void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam
   }
   const TorchThreads caller;
   const at::ScalarType type = matrix.type == MatrixType::float32 ? at::kFloat : at::kBFloat16;
-  const at::Tensor input =
-      type == at::kFloat ? view(x.x, args.rows, x.in, type) : view(x.bfloat16, args.rows, x.in, type);
+  const at::Tensor input = type == at::kFloat                     ? view(x.x, args.rows, x.in, type)
+                           : library_rows(args.rows) == args.rows ? view(x.bfloat16, args.rows, x.in, type)
+                                                                  : with_library_rows(x.bfloat16, args.rows, x.in);
   const at::Tensor weight = view(matrix.data, matrix.out, matrix.in, type);
   // Each product reads x anew: two for each thread, so that a thread without a core doesn't hold up the others.
   const int64_t share = round_up(matrix.out / (2 * team.size()) + 1, kPrefillOutputs);
