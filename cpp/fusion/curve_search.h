@@ -21,20 +21,20 @@ class CurveSearch {
  public:
   // α of the first sweep.
   static constexpr int kFirstPoints = 9;
-  DLF_HOST_DEVICE static AlphaRange first_points(double alpha_max) { return {0.0, alpha_max, kFirstPoints}; }
+  static AlphaRange first_points(double alpha_max) { return {0.0, alpha_max, kFirstPoints}; }
 
-  DLF_HOST_DEVICE void clear() {
+  void clear() {
     count_ = 0;
     sweeps_ = 0;
   }
 
   // May follow the first points: the targets come from the same sweep.
-  DLF_HOST_DEVICE void set_loss(const Loss& loss) {
+  void set_loss(const Loss& loss) {
     loss_ = loss;
     scale_ = loss.value(0.0, 0.0);
   }
 
-  DLF_HOST_DEVICE void add(const CurvePoint& point) {
+  void add(const CurvePoint& point) {
     for (int i = 0; i < count_; ++i) {
       if (points_[i].alpha == point.alpha) {
         return;  // a cell has a width
@@ -48,20 +48,20 @@ class CurveSearch {
   }
 
   // Sees what the points evaluated so far tell.
-  DLF_HOST_DEVICE void look();
+  void look();
 
   // Then writes the α that the next sweep should evaluate and returns in how many ranges they lie; 0 when the answer is
   // known, or known not to get below the loss `rival`.
-  DLF_HOST_DEVICE int plan(double rival, AlphaRange* ranges) const;
+  int plan(double rival, AlphaRange* ranges) const;
 
   // Makes the best of the points evaluated so far the answer.
-  DLF_HOST_DEVICE void choose();
+  void choose();
 
-  DLF_HOST_DEVICE int count() const { return count_; }
-  DLF_HOST_DEVICE const CurvePoint& point(int index) const { return points_[index]; }
-  DLF_HOST_DEVICE const CurvePoint& answer() const { return answer_; }
-  DLF_HOST_DEVICE double answer_loss() const { return answer_loss_; }
-  DLF_HOST_DEVICE double scale() const { return scale_; }  // the loss at α = 0
+  int count() const { return count_; }
+  const CurvePoint& point(int index) const { return points_[index]; }
+  const CurvePoint& answer() const { return answer_; }
+  double answer_loss() const { return answer_loss_; }
+  double scale() const { return scale_; }  // the loss at α = 0
 
  private:
   // What the model says about one cell.
@@ -78,9 +78,9 @@ class CurveSearch {
   static constexpr int kOpen = 4;  // cells that one sweep serves; the others wait
   static_assert(2 * kOpen <= kSweepRanges);
 
-  DLF_HOST_DEVICE Report examine(int cell) const;
-  DLF_HOST_DEVICE double fine_share(int cell) const;
-  DLF_HOST_DEVICE void offer(const CurvePoint& point, double loss);
+  Report examine(int cell) const;
+  double fine_share(int cell) const;
+  void offer(const CurvePoint& point, double loss);
 
   Loss loss_;
   double scale_ = 0.0;
@@ -94,7 +94,7 @@ class CurveSearch {
 };
 
 // Keeps the better of two answers; of equals, the smaller α.
-DLF_HOST_DEVICE inline void CurveSearch::offer(const CurvePoint& point, double loss) {
+inline void CurveSearch::offer(const CurvePoint& point, double loss) {
   const double noise = 1e-14 * scale_;
   if (loss < answer_loss_ - noise || (loss <= answer_loss_ + noise && point.alpha < answer_.alpha)) {
     answer_ = point;
@@ -102,7 +102,7 @@ DLF_HOST_DEVICE inline void CurveSearch::offer(const CurvePoint& point, double l
   }
 }
 
-DLF_HOST_DEVICE inline void CurveSearch::choose() {
+inline void CurveSearch::choose() {
   answer_ = points_[0];
   answer_loss_ = loss_.value(divergences(points_[0]));
   for (int i = 1; i < count_; ++i) {
@@ -113,7 +113,7 @@ DLF_HOST_DEVICE inline void CurveSearch::choose() {
 // The difference of the two models is the coarse one's error. How much smaller the fine one's is can be seen one size
 // up: over this cell and the one beside it, both models are tried at the point between them. Halving the width makes
 // the share four times smaller still, which is left as a margin.
-DLF_HOST_DEVICE inline double CurveSearch::fine_share(int cell) const {
+inline double CurveSearch::fine_share(int cell) const {
   double share = 0.0;
   for (int i = cell > 0 ? cell - 1 : 0; i <= cell && i + 2 < count_; ++i) {
     const CurveModel model(points_[i], points_[i + 2]);
@@ -129,7 +129,7 @@ DLF_HOST_DEVICE inline double CurveSearch::fine_share(int cell) const {
   return share > 0.0 ? larger(share, 1.0 / 64) : 1.0;
 }
 
-DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const {
+inline CurveSearch::Report CurveSearch::examine(int cell) const {
   constexpr int kSteps = 16;
   const CurvePoint& left = points_[cell];
   const CurvePoint& right = points_[cell + 1];
@@ -174,7 +174,7 @@ DLF_HOST_DEVICE inline CurveSearch::Report CurveSearch::examine(int cell) const 
   return report;
 }
 
-DLF_HOST_DEVICE inline void CurveSearch::look() {
+inline void CurveSearch::look() {
   ++sweeps_;
   opened_ = 0;
   choose();
@@ -207,7 +207,7 @@ DLF_HOST_DEVICE inline void CurveSearch::look() {
   }
 }
 
-DLF_HOST_DEVICE inline int CurveSearch::plan(double rival, AlphaRange* ranges) const {
+inline int CurveSearch::plan(double rival, AlphaRange* ranges) const {
   // A settled cell may have beaten the others meanwhile.
   const double ceiling = smaller(answer_loss_ - kTolerance * scale_, rival);
   int open = opened_;

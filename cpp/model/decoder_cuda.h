@@ -109,7 +109,7 @@ class Decoder {
   Queue& queue_;
   DeviceWeights weights_;
   DeviceAdapters adapters_;
-  int64_t k_offset_, v_offset_, qkv_size_, up_offset_, gate_up_size_;
+  int64_t k_offset_, v_offset_, up_offset_;
   DeviceInfo device_;
   Cache cache_, spare_;
   at::Tensor cos_, sin_;  // [max_context, head_dim / 2]
