@@ -298,7 +298,7 @@ class FinishReason:
 
 class StepOutput:
     """
-    What one step gave one sequence; holds until the next step.
+    What one step gave one sequence.
     """
     @property
     def alpha(self) -> list[float]: ...
@@ -433,9 +433,10 @@ class StepLoop:
         prompts: collections.abc.Sequence[Prompt],
         experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         continuations: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        poll: collections.abc.Callable | None = None,
     ) -> list[Score]:
         """
-        Scores ways in which prompts may go on, beside what is running and without moving it on.
+        Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now and then, and ends with what it raises.
         """
     def step(self) -> list[StepOutput]:
         """

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "engine/step_loop_cuda.h"
 #include "support/cuda/runtime.h"
 
@@ -18,7 +19,7 @@ void bind_devices(py::module_& m) {
       .def_readonly("multiprocessors", &cuda::DeviceInfo::multiprocessors);
 
   m.attr("MAX_CUDA_BATCH") = kMaxCudaBatch;
-  m.def("cuda_devices", &cuda::devices, py::call_guard<py::gil_scoped_release>(),
+  m.def("cuda_devices", &cuda::devices, py::call_guard<GilRelease>(),
         "The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.");
 }
 

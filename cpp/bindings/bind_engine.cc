@@ -1,14 +1,38 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "engine/cpu_step_loop.h"
 #include "engine/step_loop_cuda.h"
 
 namespace dlf {
 
 namespace py = pybind11;
+
+namespace {
+
+// Python's None stands for no pointer.
+template <typename Shared, typename Given>
+std::vector<std::shared_ptr<Shared>> present(const std::vector<std::shared_ptr<Given>>& given) {
+  for (const std::shared_ptr<Given>& one : given) {
+    TORCH_CHECK_TYPE(one != nullptr, "a model or an adapter is None");
+  }
+  return {given.begin(), given.end()};
+}
+
+// The outputs of a step, copied while they hold.
+std::vector<StepOutput> step(StepLoop& loop) {
+  std::vector<StepOutput> outputs;
+  for (const StepOutput* output : loop.step()) {
+    outputs.push_back(*output);
+  }
+  return outputs;
+}
+
+}  // namespace
 
 void bind_engine(py::module_& m) {
   m.def(
@@ -26,7 +50,7 @@ void bind_engine(py::module_& m) {
       .value("length", FinishReason::length)
       .value("error", FinishReason::error);
 
-  py::class_<StepOutput>(m, "StepOutput", "What one step gave one sequence; holds until the next step.")
+  py::class_<StepOutput>(m, "StepOutput", "What one step gave one sequence.")
       .def_readonly("request", &StepOutput::request)
       .def_readonly("token", &StepOutput::token)
       .def_readonly("logprob", &StepOutput::logprob)
@@ -88,10 +112,10 @@ void bind_engine(py::module_& m) {
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
-             const Models weights(models.begin(), models.end());
+             const Models weights = present<const Weights>(models);
              Adapters of_models;
              for (const auto& of_model : adapters) {
-               of_models.emplace_back(of_model.begin(), of_model.end());
+               of_models.push_back(present<const Adapter>(of_model));
              }
              if (!devices.empty()) {
                const CudaOptions options = {max_batch, max_context, std::move(devices), prefix_cache_bytes, cuda_graph};
@@ -116,25 +140,24 @@ void bind_engine(py::module_& m) {
           py::arg_v("speculation", Speculation(), "Speculation(0)"),
           "Queues a request: a prompt for each lane, empty where no chosen expert needs it.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
-      .def("step", &StepLoop::step, py::call_guard<py::gil_scoped_release>(),
-           py::return_value_policy::reference_internal,
+      .def("step", &step, py::call_guard<GilRelease>(),
            "Decodes every running sequence one token further, and more where they were drafted.")
       .def(
           "score",
           [](StepLoop& loop, std::vector<Prompt> prompts, std::vector<int> experts,
-             std::vector<std::vector<int64_t>> continuations) {
+             std::vector<std::vector<int64_t>> continuations, const std::optional<py::function>& poll) {
             const ScoreRequest request = {std::move(prompts), std::move(experts), std::move(continuations)};
-            const py::gil_scoped_release release;
-            return loop.score(request, [] {
-              const py::gil_scoped_acquire acquire;
-              if (PyErr_CheckSignals() != 0) {
-                throw py::error_already_set();
+            GilRelease unlocked;
+            return loop.score(request, [&] {
+              if (poll) {
+                unlocked.call(*poll);
               }
             });
           },
-          py::arg("prompts"), py::arg("experts"), py::arg("continuations"),
-          "Scores ways in which prompts may go on, beside what is running and without moving it on.")
-      .def_property_readonly("timings", &StepLoop::timings, py::return_value_policy::reference_internal)
+          py::arg("prompts"), py::arg("experts"), py::arg("continuations"), py::arg("poll") = py::none(),
+          "Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now "
+          "and then, and ends with what it raises.")
+      .def_property_readonly("timings", [](const StepLoop& loop) { return loop.timings(); })
       .def_property_readonly("idle", &StepLoop::idle);
 }
 

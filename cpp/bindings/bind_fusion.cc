@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "fusion/solve_cuda.h"
 #include "fusion/solver.h"
 
@@ -68,7 +69,7 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
   std::vector<FusionInput> inputs;
   std::vector<FusionResult> results;
   {
-    py::gil_scoped_release unlocked;
+    const GilRelease unlocked;
     pointers.resize(2 * batch * count);
     for (int64_t row = 0; row < batch; ++row) {
       const float** row_experts = &pointers[2 * row * count];
@@ -105,7 +106,7 @@ py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const a
   const FusionOptions options{parse_combine(combine), parse_match(match),
                               expert_weights(alpha, alpha_max, static_cast<int>(experts.size(1)))};
   const FusionTensors found = [&] {
-    const py::gil_scoped_release unlocked;
+    const GilRelease unlocked;
     return solve_on_cuda(large, experts, bases, options, device);
   }();
   return checked(found);

@@ -2,6 +2,8 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
+#include "engine/step_loop.h"
 #include "model/decoder.h"
 #include "ops/quantize.h"
 
@@ -17,10 +19,14 @@ class StandaloneDecoder {
                     const std::vector<std::shared_ptr<Adapter>>& adapters)
       : team_(threads),
         adapters_(static_cast<int64_t>(adapters.size())),
-        decoder_(std::move(weights), slots, max_context, team_, {adapters.begin(), adapters.end()}) {}
+        decoder_(std::move(weights), checked("slots", slots, kMostSlots),
+                 checked("max_context", max_context, kMostContext), team_, {adapters.begin(), adapters.end()}) {}
 
   at::Tensor prefill(const std::vector<int64_t>& tokens, int64_t slot, int64_t position, int64_t adapter) {
-    at::Tensor logits = at::empty({static_cast<int64_t>(tokens.size()), vocab()}, at::kFloat);
+    const auto count = static_cast<int64_t>(tokens.size());
+    TORCH_CHECK_VALUE(count <= decoder_.cache().max_context(), count, " tokens do not fit the context of ",
+                      decoder_.cache().max_context());
+    at::Tensor logits = at::empty({count, vocab()}, at::kFloat);
     decoder_.prefill(tokens, slot, position, logits.mutable_data_ptr<float>(), /*all_logits=*/true, adapter);
     return logits;
   }
@@ -47,6 +53,13 @@ class StandaloneDecoder {
   }
 
  private:
+  static constexpr int64_t kMostSlots = 1 << 16;
+
+  static int64_t checked(const char* name, int64_t value, int64_t most) {
+    TORCH_CHECK_VALUE(value >= 1 && value <= most, name, " is ", value, "; it must be from 1 to ", most);
+    return value;
+  }
+
   int64_t vocab() const { return decoder_.weights().config().vocab_size; }
 
   ThreadTeam team_;
@@ -84,7 +97,7 @@ ops::MatrixType quantized_type(int bits) {
 py::tuple quantize(const at::Tensor& weight, int bits, int64_t group, int threads) {
   ops::QuantizedTensor result;
   {
-    const py::gil_scoped_release unlocked;
+    const GilRelease unlocked;
     ThreadTeam team(threads);
     result = ops::quantize(weight, quantized_type(bits), group, team);
   }
@@ -125,13 +138,13 @@ void bind_model(py::module_& m) {
 
   py::class_<StandaloneDecoder>(m, "Decoder", "One model run by hand, without the step loop.")
       .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int, const std::vector<std::shared_ptr<Adapter>>&>(),
-           py::arg("weights"), py::arg("slots"), py::arg("max_context"), py::arg("threads"),
+           py::arg("weights").none(false), py::arg("slots"), py::arg("max_context"), py::arg("threads"),
            py::arg("adapters") = std::vector<std::shared_ptr<Adapter>>())
       .def("prefill", &StandaloneDecoder::prefill, py::arg("tokens"), py::arg("slot"), py::arg("position"),
-           py::arg("adapter") = -1, py::call_guard<py::gil_scoped_release>(),
+           py::arg("adapter") = -1, py::call_guard<GilRelease>(),
            "Logits [tokens, vocab] of consecutive tokens of one slot.")
       .def("decode", &StandaloneDecoder::decode, py::arg("tokens"), py::arg("slots"), py::arg("positions"),
-           py::arg("adapters") = std::vector<int64_t>(), py::call_guard<py::gil_scoped_release>(),
+           py::arg("adapters") = std::vector<int64_t>(), py::call_guard<GilRelease>(),
            "Logits [rows, vocab] of one token in each of several slots.");
 }
 

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "sampling/random.h"
 #include "sampling/sampler.h"
 
@@ -37,32 +38,30 @@ struct BoundSampler {
 py::array_t<int64_t> sample_many(const Floats& logits, const SamplingOptions& options, int64_t draws,
                                  const Tokens& prompt) {
   TORCH_CHECK_VALUE(logits.ndim() == 1, "logits must have one dimension");
-  TORCH_CHECK_VALUE(draws >= 0, "draws is ", draws, ": give a count >= 0");
+  constexpr int64_t kMostDraws = 1 << 26;
+  TORCH_CHECK_VALUE(draws >= 0 && draws <= kMostDraws, "draws is ", draws, ": give a count from 0 to ", kMostDraws);
   Sampler sampler(options, logits.shape(0), prompt, 0);
   py::array_t<int64_t> tokens(draws);
   int64_t* out = tokens.mutable_data();
-  const float* values = logits.data();
-  py::gil_scoped_release release;
+  const std::vector<float> values(logits.data(), logits.data() + logits.size());  // others may write to the array
+  const GilRelease unlocked;
   for (int64_t step = 0; step < draws; ++step) {
-    out[step] = sampler.sample(values, step).token;
+    out[step] = sampler.sample(values.data(), step).token;
   }
   return tokens;
 }
 
-void set_attributes(SamplingOptions& options, const py::kwargs& values) {
-  py::object self = py::cast(options, py::return_value_policy::reference);
+SamplingOptions make_options(const py::kwargs& values) {
+  const py::object options = py::cast(SamplingOptions());
   for (const auto& [name, value] : values) {
-    py::setattr(self, name, value);
+    py::setattr(options, name, value);
   }
+  return options.cast<SamplingOptions>();
 }
 
 void bind_options(py::module_& m) {
   py::class_<SamplingOptions>(m, "SamplingOptions", "How the next token is chosen.")
-      .def(py::init([](const py::kwargs& values) {
-        auto options = std::make_unique<SamplingOptions>();
-        set_attributes(*options, values);
-        return options;
-      }))
+      .def(py::init(&make_options))
       .def_readwrite("repetition_penalty", &SamplingOptions::repetition_penalty)
       .def_readwrite("presence_penalty", &SamplingOptions::presence_penalty)
       .def_readwrite("frequency_penalty", &SamplingOptions::frequency_penalty)

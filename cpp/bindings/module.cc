@@ -1,19 +1,52 @@
 #include <torch/csrc/Exceptions.h>
 
+#include <algorithm>
+#include <array>
+#include <new>
+#include <string>
+#include <string_view>
+
 #include "bindings/bindings.h"
+#include "bindings/gil.h"
 #include "support/cpu_capability.h"
 #include "support/cuda/runtime.h"
 
 namespace {
 
-// torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that they name.
+// torch's allocators and its matrix library say in words alone that memory ran out.
+bool is_out_of_memory(std::string_view what) {
+  return std::ranges::any_of(std::array{"can't allocate memory", "not enough memory", "out of memory", "out_of_memory",
+                                        "bad_alloc", "could not create a primitive"},
+                             [&](const char* words) { return what.find(words) != std::string_view::npos; });
+}
+
+void raise_memory_error(const std::string& what) {
+  const std::string message = "memory ran out (" + what.substr(0, what.find('\n')) +
+                              "); lower max_batch, max_context or prefix_cache_bytes, load smaller weights "
+                              "(weights=\"int8\" or \"int4\"), or give it shorter prompts";
+  PyErr_SetString(PyExc_MemoryError, message.c_str());
+}
+
+// torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that they name, and memory that ran
+// out, on whatever device, as a MemoryError.
 // NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 asks for this signature.
 void translate_exception(std::exception_ptr exception) {
   try {
     std::rethrow_exception(exception);
   } catch (const pybind11::builtin_exception&) {
     throw;  // pybind11 knows its own
-  } catch (...) {
+  } catch (const pybind11::error_already_set&) {
+    throw;
+  } catch (const c10::OutOfMemoryError& error) {
+    raise_memory_error(error.what_without_backtrace());
+  } catch (const std::bad_alloc& error) {
+    raise_memory_error(error.what());
+  } catch (const std::exception& error) {
+    const auto* of_torch = dynamic_cast<const c10::Error*>(&error);
+    const std::string what = of_torch == nullptr ? error.what() : of_torch->what_without_backtrace();
+    if (is_out_of_memory(what)) {
+      return raise_memory_error(what);
+    }
     torch::translate_exception_to_python(exception);
   }
 }
@@ -29,6 +62,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_capability", [] { return std::string(dlf::name(dlf::cpu_capability())); },
       "Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.");
+  dlf::bind_gil();
   dlf::bind_devices(m);
   dlf::bind_fusion(m);
   dlf::bind_sampling(m);

@@ -61,14 +61,7 @@ std::vector<Score> CpuScorer::score(const ScoreRequest& request, const Poll& pol
     lanes[i].prompt = request.prompts[i];
   }
   const Slots slots(plan_, models_, lanes);
-  for (CpuModel& model : models_) {
-    model.logits_used = 0;  // those of the last step, which has been delivered
-  }
-  int64_t cached_tokens = 0;
-  StepTimings timings;
-  while (!prompts_.read(lanes, cached_tokens, timings)) {
-    poll();
-  }
+  read_prompts(lanes, poll);
 
   // What follows the prompt is one distribution for all.
   std::vector<Score> scores(request.continuations.size());
@@ -94,6 +87,21 @@ std::vector<Score> CpuScorer::score(const ScoreRequest& request, const Poll& pol
     }
   }
   return scores;
+}
+
+// The last logits of all lanes lie where those of a step do: they hold until the next poll, which may be one.
+void CpuScorer::read_prompts(std::vector<Lane>& lanes, const Poll& poll) {
+  int64_t cached_tokens = 0;
+  StepTimings timings;
+  while (true) {
+    for (CpuModel& model : models_) {
+      model.logits_used = 0;  // those of the last step, which has been delivered
+    }
+    if (prompts_.read(lanes, cached_tokens, timings)) {
+      return;
+    }
+    poll();
+  }
 }
 
 // Tokens of a continuation, from its `position` on.

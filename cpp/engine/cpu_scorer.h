@@ -34,6 +34,7 @@ class CpuScorer {
     int bad_model;
   };
 
+  void read_prompts(std::vector<Lane>& lanes, const Poll& poll);
   void read(const std::vector<Lane>& lanes, std::span<const int64_t> tokens, int64_t position);
   void solve(int64_t rows, std::span<const int> experts);
   void measure(Distribution& row, double* block_sums) const;

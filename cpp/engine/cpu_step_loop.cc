@@ -36,6 +36,7 @@ CpuStepLoop::CpuStepLoop(FusionPlan plan, const Models& weights, const CpuOption
 
 void CpuStepLoop::add(Request request) {
   check_request(request, plan_, vocab_sizes_, max_context_);
+  check(request.sampling, plan_.vocab);
   auto sequence = std::make_unique<Sequence>();
   const int64_t max_draft = request.speculation.max_draft;
   const int64_t new_tokens = std::min(request.max_new_tokens, max_context_) + max_draft;
@@ -63,12 +64,12 @@ void CpuStepLoop::add(Request request) {
   }
   sequence->sampler =
       std::make_unique<Sampler>(std::move(request.sampling), plan_.vocab, sequence->lanes[0].prompt.tokens, new_tokens);
-  waiting_.push_back(std::move(sequence));
+  waiting_.push(std::move(sequence));
 }
 
 void CpuStepLoop::cancel(int64_t request) {
+  waiting_.erase(request);
   const auto is_request = [&](const std::unique_ptr<Sequence>& sequence) { return sequence->request == request; };
-  std::erase_if(waiting_, is_request);
   for (std::unique_ptr<Sequence>& sequence : running_) {
     if (is_request(sequence)) {
       release(*sequence);
@@ -84,6 +85,16 @@ bool CpuStepLoop::idle() const {
 }
 
 const std::vector<const StepOutput*>& CpuStepLoop::step() {
+  try {
+    decode();
+  } catch (...) {
+    abandon();
+    throw;
+  }
+  return outputs_;
+}
+
+void CpuStepLoop::decode() {
   timings_ = {};
   outputs_.clear();
   retire();
@@ -92,11 +103,23 @@ const std::vector<const StepOutput*>& CpuStepLoop::step() {
   forward();
   solve();
   sample();
-  return outputs_;
+}
+
+// After a step that broke off: what is in the caches of the sequences is unknown, so that none can go on.
+void CpuStepLoop::abandon() {
+  outputs_.clear();
+  for (std::unique_ptr<Sequence>& sequence : running_) {
+    release(*sequence);
+  }
+  running_.clear();
+  for (CpuModel& model : models_) {
+    model.rows.clear();
+  }
 }
 
 std::vector<Score> CpuStepLoop::score(const ScoreRequest& request, const Poll& poll) {
   check_score(request, plan_, vocab_sizes_, max_context_);
+  const ScoringPlace place(scoring_);
   if (!scorer_) {
     scorer_ = std::make_unique<CpuScorer>(plan_, models_, prompts_, team_, score_rows(plan_, vocab_sizes_));
   }
@@ -111,8 +134,7 @@ void CpuStepLoop::retire() {
 
 void CpuStepLoop::admit() {
   while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < max_batch_) {
-    Sequence& sequence = *running_.emplace_back(std::move(waiting_.front()));
-    waiting_.pop_front();
+    Sequence& sequence = *running_.emplace_back(waiting_.pop());
     for (size_t i = 0; i < sequence.lanes.size(); ++i) {
       if (sequence.lanes[i].used()) {
         sequence.lanes[i].slot = models_[plan_.lane_model[i]].decoder->cache().acquire();

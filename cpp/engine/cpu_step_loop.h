@@ -1,6 +1,5 @@
 #pragma once
 
-#include <deque>
 #include <memory>
 #include <vector>
 
@@ -9,6 +8,7 @@
 #include "engine/fusion_rows.h"
 #include "engine/prompts.h"
 #include "engine/step_loop.h"
+#include "engine/waiting.h"
 #include "support/thread_team.h"
 
 namespace dlf {
@@ -33,6 +33,8 @@ class CpuStepLoop final : public StepLoop {
   std::vector<Score> score(const ScoreRequest& request, const Poll& poll) override;
 
  private:
+  void decode();
+  void abandon();
   void retire();
   void admit();
   void draft();
@@ -53,9 +55,10 @@ class CpuStepLoop final : public StepLoop {
   std::vector<CpuModel> models_;
   PromptReader prompts_;
   std::unique_ptr<CpuDrafter> drafter_;
+  bool scoring_ = false;
   std::unique_ptr<CpuScorer> scorer_;  // null until something is scored
   std::unique_ptr<FusionRows> fusion_;
-  std::deque<std::unique_ptr<Sequence>> waiting_;
+  Waiting<Sequence> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;
   std::vector<const StepOutput*> outputs_;
   StepTimings timings_;

@@ -53,13 +53,20 @@ const PrefixPiece* PrefixCache::insert(const PiecePlace& place, std::span<const 
     evicted.push_back(evict_last());
   }
   piece.memory = at::empty({bytes.cache + bytes.logits}, device.dtype(at::kByte));
-  bytes_ += size(piece);
-  pieces_.push_front(std::move(piece));
-  by_hash_.emplace(hash(place, tokens), pieces_.begin());
-  by_id_[pieces_.front().id] = pieces_.begin();
-  const PrefixPiece& added = pieces_.front();
-  touch(added.id);
-  return &added;
+  Pieces added;  // becomes one of the others when it can be found in both ways
+  added.push_front(std::move(piece));
+  const auto by_id = by_id_.emplace(added.front().id, added.begin()).first;
+  try {
+    by_hash_.emplace(hash(place, tokens), added.begin());
+  } catch (...) {
+    by_id_.erase(by_id);
+    throw;
+  }
+  bytes_ += size(added.front());
+  pieces_.splice(pieces_.begin(), added);
+  const PrefixPiece& kept = *by_id->second;
+  touch(kept.id);
+  return &kept;
 }
 
 // The piece, and then those before it, become the most recently used: a piece is older than what comes before it.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <functional>
@@ -40,8 +42,23 @@ struct Score {
 // which stays.
 bool add_failure(Score& score, int bad_model);
 
-// Called now and then by what takes long; what it throws ends that.
+// Called now and then by what takes long; what it throws ends that. It may move the loop's sequences on.
 using Poll = std::function<void()>;
+
+// The one place that a loop has for what is scored: taken while this lives.
+class ScoringPlace {
+ public:
+  explicit ScoringPlace(bool& taken) : taken_(taken) {
+    TORCH_CHECK(!taken_, "the loop scores something already; score one after the other");
+    taken_ = true;
+  }
+  ~ScoringPlace() { taken_ = false; }
+  ScoringPlace(const ScoringPlace&) = delete;
+  ScoringPlace& operator=(const ScoringPlace&) = delete;
+
+ private:
+  bool& taken_;
+};
 
 // Positions whose logits, of all lanes and fused, are held at a time.
 int64_t score_rows(const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes);

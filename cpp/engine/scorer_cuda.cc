@@ -98,10 +98,13 @@ void Scorer::read_prompts(const ScoreRequest& request, const Poll& poll) {
     lanes_.emplace_back().prompt = prompt;
   }
   int64_t cached_tokens = 0;
-  for (bool done = false; !done;) {
-    done = prompts_.read(lanes_, row_, step_, cached_tokens);
+  while (true) {
+    const bool done = prompts_.read(lanes_, row_, step_, cached_tokens);
     main().synchronize();
     prompts_.release(step_ + 1);
+    if (done) {  // the logits hold until the next step, which a poll may be
+      return;
+    }
     poll();
   }
 }

@@ -9,6 +9,8 @@
 namespace dlf {
 namespace {
 
+constexpr int64_t kMostLanes = 64;
+
 // Of a request with these experts, that `more` tokens are to follow in the caches.
 void check_prompts(const std::vector<Prompt>& prompts, const std::vector<int>& experts, const FusionPlan& plan,
                    const std::vector<int64_t>& vocab_sizes, int64_t max_context, int64_t more, bool drafts) {
@@ -48,8 +50,15 @@ void check_prompts(const std::vector<Prompt>& prompts, const std::vector<int>& e
 void check_plan(const FusionPlan& plan, const Models& models, const Adapters& adapters, int64_t max_batch,
                 int64_t max_context) {
   TORCH_CHECK_VALUE(max_batch >= 1 && max_batch <= 1024, "max_batch is ", max_batch, "; it must be from 1 to 1024");
-  TORCH_CHECK_VALUE(max_context >= 2, "max_context is ", max_context, "; it must be at least 2");
-  TORCH_CHECK_VALUE(!plan.lane_model.empty(), "a plan needs at least the large model's lane");
+  TORCH_CHECK_VALUE(max_context >= 2 && max_context <= kMostContext, "max_context is ", max_context,
+                    "; it must be from 2 to ", kMostContext);
+  const auto lanes = static_cast<int64_t>(plan.lane_model.size());
+  TORCH_CHECK_VALUE(lanes >= 1 && lanes <= kMostLanes, "a plan has ", lanes, " lanes; it needs 1 to ", kMostLanes);
+  TORCH_CHECK_VALUE(plan.vocab >= 1, "vocab is ", plan.vocab, "; it must be at least 1");
+  for (const ExpertLanes& expert : plan.experts) {
+    TORCH_CHECK_INDEX(std::min(expert.expert, expert.base) >= 0 && std::max(expert.expert, expert.base) < lanes,
+                      "an expert on the lanes ", expert.expert, " and ", expert.base, " of ", lanes);
+  }
   for (const int64_t model : plan.lane_model) {
     TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "lane on model ", model, " of ",
                       models.size());

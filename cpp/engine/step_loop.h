@@ -12,6 +12,8 @@
 
 namespace dlf {
 
+inline constexpr int64_t kMostContext = int64_t{1} << 24;
+
 using Models = std::vector<std::shared_ptr<const Weights>>;
 using Adapters = std::vector<std::vector<std::shared_ptr<const Adapter>>>;  // of each model; empty where there are none
 
@@ -34,13 +36,13 @@ class StepLoop {
   virtual void cancel(int64_t request) = 0;  // frees its places; unknown ids are ignored
   virtual bool idle() const = 0;             // nothing is left to decode
 
-  // One step; the outputs, those of a sequence in their order, hold until the next one. A sequence whose output says
-  // why it finished has left.
+  // One step; the outputs, those of a sequence in their order, hold until the loop is called again. A sequence whose
+  // output says why it finished has left; where a step throws, all that were running have.
   virtual const std::vector<const StepOutput*>& step() = 0;
   virtual const StepTimings& timings() const = 0;
 
   // Scores the continuations of a request, at once: it has places of its own, and neither waits for sequences nor
-  // moves them on.
+  // moves them on. The poll may: it can add, cancel and step, but not score.
   virtual std::vector<Score> score(const ScoreRequest& request, const Poll& poll) = 0;
 };
 

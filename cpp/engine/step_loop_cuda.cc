@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <deque>
 #include <optional>
 #include <span>
 #include <thread>
@@ -16,6 +15,7 @@
 #include "engine/prompts_cuda.h"
 #include "engine/scorer_cuda.h"
 #include "engine/sequences_cuda.h"
+#include "engine/waiting.h"
 #include "sampling/sampler_state_cuda.h"
 #include "support/cuda/runtime.h"
 
@@ -67,6 +67,8 @@ class CudaStepLoop final : public StepLoop {
 
   Queue& main() { return step_.main(); }
 
+  void decode();
+  void abandon();
   void admit();
   void start(DeviceSequence& sequence);
   bool wanted() const;
@@ -86,7 +88,7 @@ class CudaStepLoop final : public StepLoop {
   DeviceStep step_;
   PromptReader prompts_;
   GraphDraftPolicy policy_;
-  std::deque<std::unique_ptr<DeviceSequence>> waiting_;
+  Waiting<DeviceSequence> waiting_;
   std::vector<std::unique_ptr<DeviceSequence>> running_;
   std::vector<std::unique_ptr<DeviceSequence>> finished_;  // in the last step: their outputs can still be read
   std::array<Flight, kRing> flights_;
@@ -96,6 +98,7 @@ class CudaStepLoop final : public StepLoop {
   std::optional<Clock::time_point> last_collected_;  // nothing but steps has run since
   std::vector<const StepOutput*> outputs_;
   StepTimings timings_;
+  bool scoring_ = false;
 };
 
 CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options, const Adapters& adapters)
@@ -148,11 +151,11 @@ void CudaStepLoop::add(Request request) {
     output.request = request.id;
     output.alpha.resize(sequence->experts.size());
   }
-  waiting_.push_back(std::move(sequence));
+  waiting_.push(std::move(sequence));
 }
 
 void CudaStepLoop::cancel(int64_t request) {
-  std::erase_if(waiting_, [&](const auto& sequence) { return sequence->request == request; });
+  waiting_.erase(request);
   const DeviceGuard guard(main().device());
   std::erase_if(running_, [&](const auto& sequence) {
     if (sequence->request != request) {
@@ -170,6 +173,16 @@ const std::vector<const StepOutput*>& CudaStepLoop::step() {
   const DeviceGuard guard(main().device());
   outputs_.clear();
   finished_.clear();
+  try {
+    decode();
+  } catch (...) {
+    abandon();
+    throw;
+  }
+  return outputs_;
+}
+
+void CudaStepLoop::decode() {
   admit();
   while (launched_ - collected_ <= kAhead && wanted()) {
     launch();
@@ -181,21 +194,36 @@ const std::vector<const StepOutput*>& CudaStepLoop::step() {
     main().synchronize();  // only prompts were read: the host must not run further ahead
     prompts_.release(launched_ + 1);
   }
-  return outputs_;
+}
+
+// After a step that broke off: what is in the caches of the sequences is unknown, so that none can go on.
+void CudaStepLoop::abandon() {
+  outputs_.clear();
+  try {
+    while (!running_.empty()) {
+      cancel(running_.back()->request);
+    }
+  } catch (const std::exception&) {  // the device failed, and what it failed of is on its way already
+    running_.clear();
+  }
 }
 
 std::vector<Score> CudaStepLoop::score(const ScoreRequest& request, const Poll& poll) {
   check_score(request, plan_, vocab_sizes_, options_.max_context);
+  const ScoringPlace place(scoring_);
+  last_collected_.reset();  // what is scored takes time of its own
   const DeviceGuard guard(main().device());
   Scorer scorer(plan_, step_.models().all(), prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
-  return scorer.score(request, poll);
+  return scorer.score(request, [&] {
+    poll();
+    last_collected_.reset();
+  });
 }
 
 // Places for those that wait, and a piece of each prompt that is still to be read.
 void CudaStepLoop::admit() {
   while (!waiting_.empty() && static_cast<int>(running_.size()) < max_batch_) {
-    std::unique_ptr<DeviceSequence> sequence = std::move(waiting_.front());
-    waiting_.pop_front();
+    std::unique_ptr<DeviceSequence> sequence = waiting_.pop();
     int row = 0;
     while (std::any_of(running_.begin(), running_.end(), [&](const auto& other) { return other->row == row; })) {
       ++row;

@@ -81,8 +81,8 @@ void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t pos
                       int64_t adapter) {
   const ModelConfig& config = weights_->config();
   const auto count = static_cast<int64_t>(tokens.size());
-  TORCH_CHECK_VALUE(count > 0 && position >= 0 && position + count <= cache_.max_context(), "tokens at positions ",
-                    position, " to ", position + count - 1, " do not fit the context of ", cache_.max_context());
+  TORCH_CHECK_VALUE(count > 0 && position >= 0 && position <= cache_.max_context() - count, count,
+                    " tokens from position ", position, " on do not fit the context of ", cache_.max_context());
   TORCH_CHECK_INDEX(slot >= 0 && slot < cache_.slots(), "slot ", slot, " of ", cache_.slots());
   TORCH_CHECK_INDEX(adapter < static_cast<int64_t>(adapters_.size()), "adapter ", adapter, " of ", adapters_.size());
   for (const int64_t token : tokens) {

@@ -16,6 +16,7 @@ namespace {
 
 constexpr float kExcluded = -std::numeric_limits<float>::infinity();
 constexpr int32_t kOnlyInPrompt = -1;
+constexpr int64_t kMostNewTokens = int64_t{1} << 28;  // each takes memory from the beginning
 
 // Throws when nothing can be chosen from the logits or scores whose peak is given.
 void check_peak(Peak peak, const float* values, int64_t vocab, int64_t step) {
@@ -31,7 +32,8 @@ void check_peak(Peak peak, const float* values, int64_t vocab, int64_t step) {
 Sampler::Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t> prompt, int64_t max_new_tokens)
     : options_(std::move(options)), vocab_(vocab) {
   check(options_, vocab);
-  TORCH_CHECK_VALUE(max_new_tokens >= 0, "max_new_tokens is ", max_new_tokens, ": give a count >= 0");
+  TORCH_CHECK_VALUE(max_new_tokens >= 0 && max_new_tokens <= kMostNewTokens, "max_new_tokens is ", max_new_tokens,
+                    ": give a count from 0 to ", kMostNewTokens);
   const bool counts =
       options_.repetition_penalty != 1 || options_.presence_penalty != 0 || options_.frequency_penalty != 0;
   const bool draws = options_.temperature > 0;

@@ -354,6 +354,21 @@ void scoring_leaves_sequences_alone() {
   testing::expect_scores_that_do_not_fit_are_refused(*loop);
 }
 
+void sequences_go_on_while_something_is_scored() {
+  for (const int64_t prefix_cache_bytes : {0, 1 << 20}) {
+    CudaOptions scoring = options(2);
+    scoring.prefix_cache_bytes = prefix_cache_bytes;
+    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), scoring);
+    testing::expect_steps_while_scoring(*loop, [](StepLoop& loop) {
+      for (int64_t id = 0; id < 3; ++id) {
+        Request request = make_request(id, 5 + id, 12);
+        request.speculation = {id, kPromptLookup, false};
+        loop.add(std::move(request));
+      }
+    });
+  }
+}
+
 }  // namespace
 }  // namespace dlf
 
@@ -377,6 +392,7 @@ int main() {
       {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
       {"scores are those of the processor", dlf::scores_are_those_of_the_processor},
+      {"sequences go on while something is scored", dlf::sequences_go_on_while_something_is_scored},
       {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
       {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
   });

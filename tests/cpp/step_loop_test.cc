@@ -13,11 +13,15 @@
 
 namespace {
 std::atomic<int64_t> allocations{0};
+std::atomic<int64_t> allowed{INT64_MAX};  // allocations, before one of them fails
 }  // namespace
 
 // Tensors, vectors and strings all come by here. Not inline: GCC would take free() for the mate of another new.
 [[gnu::noinline]] void* operator new(size_t size) {
   ++allocations;
+  if (allowed-- == 0) {
+    throw std::bad_alloc();
+  }
   if (void* memory = std::malloc(size == 0 ? 1 : size)) {
     return memory;
   }
@@ -158,6 +162,33 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   EXPECT(loop.idle());
 }
 
+// Whatever allocation of a request fails: the loop goes on, and gives what it gives without.
+void memory_that_runs_out_leaves_the_loop_usable() {
+  CpuStepLoop fresh(testing::tiny_plan(Combine::select), testing::tiny_models(), {2, 128, 2, 1 << 20});
+  fresh.add(testing::shared_request(1, 60, 5));
+  const Tokens expected = run(fresh);
+  CpuStepLoop loop(testing::tiny_plan(Combine::select), testing::tiny_models(), {2, 128, 2, 1 << 20});
+  bool failed = true;
+  int failures = 0;
+  for (int64_t before = 0; failed; ++before, ++failures) {
+    failed = false;
+    Request request = testing::shared_request(1, 60, 5);
+    allowed = before;
+    try {
+      loop.add(std::move(request));
+      run(loop);
+    } catch (const std::exception&) {
+      failed = true;
+    }
+    allowed = INT64_MAX;
+    loop.cancel(1);
+    EXPECT(loop.idle());
+    loop.add(testing::shared_request(1, 60, 5));
+    EXPECT(run(loop) == expected);
+  }
+  EXPECT(failures > 20);
+}
+
 void requests_that_do_not_fit_are_refused() {
   CpuStepLoop loop = make_loop(Combine::select);
   testing::expect_requests_that_do_not_fit_are_refused(loop);
@@ -169,6 +200,19 @@ void scoring_leaves_sequences_alone() {
     testing::expect_scores_beside_sequences(loop, 20, [](StepLoop& loop) {
       for (int64_t id = 0; id < 3; ++id) {
         loop.add(make_request(id, 5 + id, 6));
+      }
+    });
+  }
+}
+
+void sequences_go_on_while_something_is_scored() {
+  for (const int64_t prefix_cache_bytes : {0, 1 << 20}) {
+    CpuStepLoop loop(testing::tiny_plan(Combine::joint), testing::tiny_models(), {2, 64, 2, prefix_cache_bytes});
+    testing::expect_steps_while_scoring(loop, [](StepLoop& loop) {
+      for (int64_t id = 0; id < 3; ++id) {
+        Request request = make_request(id, 5 + id, 20);
+        request.speculation = {4 * id, kAutoDrafter, false};
+        loop.add(std::move(request));
       }
     });
   }
@@ -191,8 +235,10 @@ int main() {
       {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
       {"the context ends a sequence", dlf::the_context_ends_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
+      {"memory that runs out leaves the loop usable", dlf::memory_that_runs_out_leaves_the_loop_usable},
       {"requests that do not fit are refused", dlf::requests_that_do_not_fit_are_refused},
       {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
+      {"sequences go on while something is scored", dlf::sequences_go_on_while_something_is_scored},
       {"scores that do not fit are refused", dlf::scores_that_do_not_fit_are_refused},
   });
 }

@@ -207,6 +207,28 @@ inline void expect_scores_beside_sequences(StepLoop& loop, int rounds, const std
   expect_scores_near(loop.score(score_request(1), nothing), expected, 0);
 }
 
+// A step in each poll changes neither what is scored nor what is decoded.
+inline void expect_steps_while_scoring(StepLoop& loop, const std::function<void(StepLoop&)>& add) {
+  const std::vector<Score> expected = loop.score(score_request(1), [] {});
+  add(loop);
+  const Tokens alone = run(loop);
+  add(loop);
+  Tokens tokens;
+  int polls = 0;
+  while (!loop.idle()) {
+    const std::vector<Score> scores = loop.score(score_request(1), [&] {
+      ++polls;
+      EXPECT_THROWS(loop.score(score_request(2), [] {}));
+      for (const StepOutput* output : loop.step()) {
+        tokens[output->request].push_back(output->token);
+      }
+    });
+    expect_scores_near(scores, expected, 0);
+  }
+  EXPECT(polls > 5);
+  EXPECT(tokens == alone);
+}
+
 inline void expect_scores_that_do_not_fit_are_refused(StepLoop& loop) {
   const auto refused = [&](const std::function<void(ScoreRequest&)>& change) {
     ScoreRequest request = score_request(1);

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace dlf {
+
+// Lets other Python threads run while it lives, as pybind11's gil_scoped_release does; but where the interpreter ends
+// meanwhile, the thread stops for good when it comes back. Python up to 3.13 ends such a thread by unwinding its stack,
+// which aborts the process at the first destructor. The interpreter waits in the end for what is at work here, so that
+// nothing runs while the libraries are taken down.
+class GilRelease {
+ public:
+  GilRelease();
+  ~GilRelease();
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+  // Calls a Python function with the GIL held; throws what it raises.
+  void call(const pybind11::object& function);
+
+ private:
+  void release();
+  void acquire();
+
+  PyThreadState* state_ = nullptr;
+};
+
+// Readies the process for the interpreter's end.
+void bind_gil();
+
+}  // namespace dlf
