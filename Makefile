@@ -11,7 +11,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; runtime_cuda.cc needs CUDA's.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_cpu\.cc$$' -e '/runtime_cuda\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp test-emulated asan cuda-check lint format stubs stubs-check wheel clean
+.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py cuda-check lint format stubs stubs-check wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -65,6 +65,21 @@ asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
 	$(BIN)/cmake --preset asan
 	$(BIN)/cmake --build --preset asan
 	$(BIN)/ctest --preset asan
+
+# The sanitizer's library must be the first that Python loads. What Python and torch never free is no leak of ours.
+ASAN_PY_BUILD := build/asan-py
+ASAN_PY_TESTS ?= -m "not slow and not cuda" tests
+ASAN_PY_OPTIONS := detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0
+
+asan-py: setup ## Run the Python tests under AddressSanitizer and UBSan (most of an hour)
+	$(BIN)/cmake --preset asan-py
+	$(BIN)/cmake --build --preset asan-py
+	rm -rf $(ASAN_PY_BUILD)/package
+	mkdir -p $(ASAN_PY_BUILD)/package
+	cp -r dlf $(ASAN_PY_BUILD)/package
+	cp $(ASAN_PY_BUILD)/_C.*.so $(ASAN_PY_BUILD)/_build.py $(ASAN_PY_BUILD)/package/dlf
+	PYTHONPATH=$(CURDIR)/$(ASAN_PY_BUILD)/package LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  ASAN_OPTIONS=$(ASAN_PY_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(BIN)/pytest $(ASAN_PY_TESTS)
 
 # ---- the CUDA build, which needs nvcc but no GPU
 
