@@ -137,7 +137,7 @@ class Tokenizer:
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, not {type(text).__name__}")
         if max_tokens is not None:
-            self._check_length(text, max_tokens)
+            self._check_length(text, max(0, max_tokens))
         return self._encode(text, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:

@@ -264,6 +264,8 @@ def test_long_texts_are_refused_before_they_are_encoded(tmp_path: Path, monkeypa
     with pytest.raises(ValueError, match="at least 513 tokens"):
         tokenizer.encode(text, max_tokens=512)
     assert max(sizes) < 10_000
+    with pytest.raises(ValueError, match="at least 1 tokens"):
+        tokenizer.encode(text, max_tokens=-1)
     for fits in ("The quick brown fox " * 80, " " * 5000 + "a", ""):
         assert tokenizer.encode(fits, max_tokens=512) == encode(fits, True)
 
