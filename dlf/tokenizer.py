@@ -203,14 +203,13 @@ class Tokenizer:
             raise ValueError(f"{self._path} cannot encode this text: {error}") from error
 
     def _check_length(self, text: str, max_tokens: int) -> None:
-        """Refuse a text a part of which already has twice as many tokens.
+        """Refuse a text whose beginning already has twice as many tokens, and some more.
 
-        A longer text could have fewer tokens than its beginning only where the cut falls into a token, or where a
-        normalizer takes away what follows; so twice is beyond doubt.
+        A text has fewer tokens than its beginning only where the cut falls into a long token, or in an odd normalizer.
         """
-        size = CHARACTERS_PER_TOKEN * (max_tokens + 1)
+        size = max(CHARACTERS_PER_TOKEN * max_tokens, 4096)
         while size < len(text):
-            if len(self._encode(text[:size], False)) > 2 * max_tokens + 2:
+            if len(self._encode(text[:size], False)) > 2 * max_tokens + 256:
                 raise TextTooLongError(max_tokens + 1)
             size *= 2
 
