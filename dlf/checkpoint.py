@@ -24,6 +24,7 @@ from dlf.hub import INDEX, SINGLE, index_of, resolve
 from dlf.huge_pages import Place, leave
 from dlf.precision import DTYPES, TensorLayout
 from dlf.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
+from dlf.terminal import printable
 
 __all__ = [
     "EMBEDDING",
@@ -224,7 +225,7 @@ def read_tensors(
     shards = find_shards(folder, shapes)
     total = sum(math.prod(shape) for shape in shapes.values())
     hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
-    with tqdm(total=total, desc=task, unit="param", unit_scale=True, disable=hidden) as progress:
+    with tqdm(total=total, desc=printable(task), unit="param", unit_scale=True, disable=hidden) as progress:
         for path, members in shards.items():
             portion = os.path.getsize(path) // PORTIONS if keep else 0
             with TensorFile(path, max(portion, PORTION_BYTES)) as file:

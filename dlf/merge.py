@@ -37,6 +37,7 @@ from dlf.merging import Recipe, merge_tensor
 from dlf.precision import TensorLayout
 from dlf.safetensors_file import write_safetensors
 from dlf.tensor_file import PORTION_BYTES, TensorFile
+from dlf.terminal import printable
 from dlf.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, check_same_tokenizer
 
 __all__ = ["Merge", "Source", "write_checkpoint"]
@@ -252,7 +253,7 @@ def write_checkpoint(
     shards = _split(layout)
     total = sum(math.prod(shape) for shape in shapes.values())
     hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
-    with tqdm(total=total, desc=task, unit="param", unit_scale=True, disable=hidden) as progress:
+    with tqdm(total=total, desc=printable(task), unit="param", unit_scale=True, disable=hidden) as progress:
 
         def counted(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
             for name, tensor in tensors(names):
