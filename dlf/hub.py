@@ -24,6 +24,8 @@ __all__ = [
 
 HUB_ID = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@((?!\S*\.\.)[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 MAX_INDEX_BYTES = 64 << 20
+MAX_SHARDS = 4096
+PATTERNS = 200  # that the hub's client is given at once: for more it compiles each anew for every file
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
@@ -65,7 +67,9 @@ def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
     folder = _fetch(*found, [*SMALL_FILES, SINGLE, INDEX] if weights else SMALL_FILES)
     if weights and not os.path.isfile(folder / SINGLE) and os.path.isfile(folder / INDEX):
         # The folder is named after the commit, so that a push between the two cannot mix two versions.
-        _fetch(found[0], folder.name, sorted(set(index_of(folder).values())))
+        files = sorted(set(index_of(folder).values()))
+        for first in range(0, len(files), PATTERNS):
+            _fetch(found[0], folder.name, files[first : first + PATTERNS])
     return folder
 
 
@@ -83,7 +87,7 @@ def index_of(folder: Path) -> dict[str, str]:
     FileNotFoundError
         If the folder has no index.
     CheckpointError
-        If it is damaged, or a file's name leads out of the folder.
+        If it is damaged, names too many files, or one that is not in the folder itself.
     """
     path = folder / INDEX
     weight_map = read_json(path, MAX_INDEX_BYTES).get("weight_map")
@@ -100,6 +104,8 @@ def index_of(folder: Path) -> dict[str, str]:
                 "name of a safetensors file in the folder"
             )
         plain.add(shard)
+        if len(plain) > MAX_SHARDS:
+            raise CheckpointError(f"{path} names more than {MAX_SHARDS} files, as no valid index does; fetch it again")
     return weight_map
 
 

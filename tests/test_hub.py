@@ -99,6 +99,22 @@ def test_several_files_are_those_that_the_index_names_of_the_same_commit(hub: Hu
     assert hub.revisions == ["refs/pr/1", COMMIT]
 
 
+def test_more_files_than_patterns_at_once(hub: Hub) -> None:
+    repository = make_model(hub.root / "org/name", "qwen2")
+    (repository / "model.safetensors").unlink()
+    parts = [f"part-{number}.safetensors" for number in range(450)]
+    for part in parts:
+        (repository / part).write_text("")
+    index = repository / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {part: part for part in parts}}))
+    resolve("org/name")
+    assert hub.fetched["org/name"] == {*SMALL, index.name, *parts}
+    assert hub.revisions == [None, COMMIT, COMMIT, COMMIT]
+    index.write_text(json.dumps({"weight_map": {str(number): f"{number}.safetensors" for number in range(4097)}}))
+    with pytest.raises(dlf.CheckpointError, match="more than 4096 files"):
+        resolve("org/name")
+
+
 def test_an_index_that_leads_elsewhere_fetches_nothing(hub: Hub) -> None:
     repository = make_model(hub.root / "org/name", "qwen2")
     (repository / "model.safetensors").unlink()
