@@ -83,8 +83,11 @@ class AdapterConfig:
     def targets(self, layers: Iterable[str]) -> list[str]:
         """Those of the layers that the adapter should have an update for, as far as the configuration says that."""
         said = self._values.get("target_modules")
-        chosen = list(layers) if said == "all-linear" else self._named("target_modules", layers)
-        excluded = set(self._named("exclude_modules", chosen))
+        try:
+            chosen = list(layers) if said == "all-linear" else self._named("target_modules", layers)
+            excluded = set(self._named("exclude_modules", chosen))
+        except CheckpointError:  # an expression that is not matched costs a check, and changes no result
+            return []
         numbers, pattern = (self._values.get(key) for key in ("layers_to_transform", "layers_pattern"))
         if isinstance(said, list) and numbers not in (None, []):
             if pattern not in (None, "", [], "layers", ["layers"]):
@@ -97,10 +100,7 @@ class AdapterConfig:
         """The layers that a list of ends of names, or a regular expression, means."""
         said = self._values.get(key)
         if isinstance(said, str):
-            try:
-                matches = full_match(said, self._where)
-            except CheckpointError:  # which costs a check, and changes nothing
-                return []
+            matches = full_match(said, self._where)
             return [layer for layer in layers if matches(layer)]
         ends = {one for one in said if isinstance(one, str)} if isinstance(said, list) else set()
         return [layer for layer in layers if not ends.isdisjoint(_ends(layer))]

@@ -340,6 +340,17 @@ def test_a_layer_that_is_missing_is_noticed(bases: dict[str, Path], targets: dic
         AdapterFile(folder).read(config)
 
 
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules"])
+def test_targets_that_are_not_matched_cost_a_check_only(bases: dict[str, Path], key: str, tmp_path: Path) -> None:
+    config = read_config(bases["llama"])
+    settings = {"target_modules": ["q_proj"], "exclude_modules": None}
+    settings |= {
+        key: r".*(?<!layers\.1\.self_attn\.)q_proj" if key == "target_modules" else r".*(?<=1\.self_attn\.)q_proj"
+    }
+    folder = make_adapter(tmp_path / "adapter", bases["llama"], 1, r=4, lora_alpha=8, **settings)
+    assert sorted(AdapterFile(folder).read(config)) == [f"model.layers.{i}.self_attn.q_proj" for i in (0, 2)]
+
+
 def test_keys_that_nobody_knows_are_a_warning(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     config = read_config(bases["llama"])
     changed = change(adapter, tmp_path, something_new={"a": 1}, unsloth_version="2025.1", of_no_effect=False)
