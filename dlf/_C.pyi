@@ -433,7 +433,7 @@ class StepLoop:
         prompts: collections.abc.Sequence[Prompt],
         experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         continuations: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
-        poll: collections.abc.Callable | None = None,
+        poll: collections.abc.Callable[[], None] | None = None,
     ) -> list[Score]:
         """
         Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now and then, and ends with what it raises.

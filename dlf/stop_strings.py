@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 
@@ -25,7 +26,8 @@ class StopStrings:
             raise ValueError("stop_strings holds an empty string: leave it out")
         self._borders = [_borders(string) for string in self.strings]
         self._matched = [0] * len(self.strings)
-        self._held: list[tuple[str, bool]] = []  # texts, and whether they are shown
+        self._held: deque[tuple[str, bool]] = deque()  # texts, and whether they are shown
+        self._size = 0  # of all of them
         self._stopped = False
 
     def push(self, text: str, shown: bool = True) -> tuple[str, bool]:
@@ -54,12 +56,10 @@ class StopStrings:
                 if self._advance(index, character) == len(string):
                     longest = max(longest, len(string))
             if longest:
-                self._held.append((text[: position + 1], shown))
-                text = self._release(longest)
+                self._hold(text[: position + 1], shown)
                 self._stopped = True
-                self._held = []
-                return text, True
-        self._held.append((text, shown))
+                return self._release(longest), True
+        self._hold(text, shown)
         return self._release(max(self._matched, default=0)), False
 
     def flush(self) -> str:
@@ -72,20 +72,23 @@ class StopStrings:
 
         """
         self._matched = [0] * len(self.strings)
-        return self._release(0)
+        return "" if self._stopped else self._release(0)
+
+    def _hold(self, text: str, shown: bool) -> None:
+        self._held.append((text, shown))
+        self._size += len(text)
 
     def _release(self, kept: int) -> str:
         """Gives out what is shown of the held text, up to its last `kept` characters."""
         released = []
-        left = sum(len(text) for text, _ in self._held) - kept
-        held: list[tuple[str, bool]] = []
-        for text, shown in self._held:
-            if shown and left > 0:
-                released.append(text[:left])
-            if len(text) > left:
-                held.append((text[max(left, 0) :], shown))
-            left -= len(text)
-        self._held = held
+        while self._size > kept:
+            text, shown = self._held.popleft()
+            certain = min(self._size - kept, len(text))
+            if shown:
+                released.append(text[:certain])
+            if certain < len(text):
+                self._held.appendleft((text[certain:], shown))
+            self._size -= certain
         return "".join(released)
 
     def _advance(self, index: int, character: str) -> int:

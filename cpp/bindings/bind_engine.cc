@@ -1,4 +1,5 @@
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <optional>
 #include <vector>
@@ -145,7 +146,7 @@ void bind_engine(py::module_& m) {
       .def(
           "score",
           [](StepLoop& loop, std::vector<Prompt> prompts, std::vector<int> experts,
-             std::vector<std::vector<int64_t>> continuations, const std::optional<py::function>& poll) {
+             std::vector<std::vector<int64_t>> continuations, const std::optional<py::typing::Callable<void()>>& poll) {
             const ScoreRequest request = {std::move(prompts), std::move(experts), std::move(continuations)};
             GilRelease unlocked;
             return loop.score(request, [&] {
