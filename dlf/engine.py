@@ -100,7 +100,9 @@ class Engine:
     max_batch : int
         Sequences that decode side by side; further ones wait. At most 256 on CUDA.
     max_context : int, optional
-        Tokens of prompt and completion together; by default what all models were trained for, at most 4096.
+        Tokens of prompt and completion together; by default what all models were made for, at most 4096. A model with
+        two lists of rotary frequencies (``longrope``) takes the long one for every text where this is beyond its
+        original length, which the default is not.
     prefix_cache_bytes : int
         Memory for what prompts have in common at their beginning, such as examples or a system message: it is read
         once. The least recently used goes first; 0 reads every prompt anew. The results are the same to the bit.
