@@ -69,7 +69,7 @@ asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
 # The sanitizer's library must be the first that Python loads. What Python and torch never free is no leak of ours.
 ASAN_PY_BUILD := build/asan-py
 ASAN_PY_TESTS ?= -m "not slow and not cuda" tests
-ASAN_PY_OPTIONS := detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0
+ASAN_PY_OPTIONS := detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0:quarantine_size_mb=32
 
 asan-py: setup ## Run the Python tests under AddressSanitizer and UBSan (most of an hour)
 	$(BIN)/cmake --preset asan-py
