@@ -63,6 +63,7 @@ def write(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
+        abandon_output()  # or Python would try once more at its end
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 

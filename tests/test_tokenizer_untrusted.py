@@ -139,8 +139,8 @@ def test_a_text_has_one_encoding(tmp_path: Path) -> None:
 
 def test_no_process_is_started_for_a_plain_tokenizer(tmp_path: Path) -> None:
     program = (
-        "import sys, subprocess; subprocess.Popen = None\n"
         "import dlf; from dlf import zoo; from dlf.tokenizer import Tokenizer\n"
+        "import sys, subprocess; subprocess.Popen = None\n"
         "Tokenizer(zoo.path('small-base')).encode('a'); assert 'jinja2' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
