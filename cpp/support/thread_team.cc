@@ -80,22 +80,24 @@ class ThreadTeam::Crew {
 ThreadTeam::ThreadTeam(int size) : size_(size) {
   TORCH_CHECK_VALUE(size >= 1 && size <= kMostThreads, "threads is ", size, "; it must be from 1 to ", kMostThreads);
   if (size > 1) {
-    crew_ = std::make_unique<Crew>(size - 1);
+    hire();
   }
 }
 
+ThreadTeam::~ThreadTeam() = default;
+
 // Threads of another process can be neither joined nor destroyed.
-ThreadTeam::~ThreadTeam() {
-  if (crew_ && crew_->lost()) {
-    static_cast<void>(crew_.release());
+void ThreadTeam::Dismiss::operator()(Crew* crew) const {
+  if (!crew->lost()) {
+    const std::unique_ptr<Crew> owned(crew);
   }
 }
+
+void ThreadTeam::hire() { crew_.reset(std::make_unique<Crew>(size_ - 1).release()); }
 
 void ThreadTeam::run(const Loop& loop) {
   if (crew_->lost()) {
-    auto crew = std::make_unique<Crew>(size_ - 1);
-    static_cast<void>(crew_.release());
-    crew_ = std::move(crew);
+    hire();
   }
   crew_->run(loop);
 }

@@ -46,11 +46,15 @@ class ThreadTeam {
     void (*call)(void*, int64_t, int64_t) = nullptr;
   };
   class Crew;  // the workers of one process
+  struct Dismiss {
+    void operator()(Crew* crew) const;
+  };
 
+  void hire();
   void run(const Loop& loop);
 
   int size_;
-  std::unique_ptr<Crew> crew_;  // null without workers
+  std::unique_ptr<Crew, Dismiss> crew_;  // null without workers
 };
 
 }  // namespace dlf
