@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
@@ -279,21 +280,22 @@ class Driver:
             # What is in the caches is unknown, so no sequence may go on.
             for request in self._outboxes:
                 self._loop.cancel(request)
-            self._fail(error)
+            self._fail(partial(_broken_off, error))
         finally:
             self._inside = before
 
-    def _fail(self, error: BaseException) -> None:
+    def _fail(self, make: Callable[[], Exception]) -> None:
+        """Fail every request. Each who waits gets an error of his own: two must not share one traceback."""
         outboxes = {id(outbox): outbox for outbox in self._outboxes.values()}
         self._outboxes.clear()
         for outbox in outboxes.values():
-            outbox.put(_failure(error))
+            outbox.put(make())
 
     def _end(self) -> None:
         self._closing = True
         self._loop = None
         if not _exiting:
-            self._fail(RuntimeError(CLOSED))
+            self._fail(lambda: RuntimeError(CLOSED))
         self._ended = True
         self._refuse()
         self._done.put(None)
@@ -317,15 +319,12 @@ class Driver:
         for request in list(self._outboxes):
             if self._loop is not None:
                 self._loop.cancel(request)
-        self._fail(RuntimeError(FORKED.format("had begun this request")))
+        self._fail(lambda: RuntimeError(FORKED.format("had begun this request")))
 
 
-def _failure(error: BaseException) -> Exception:
-    """The error for one waiting thread; two must not share the traceback of one."""
+def _broken_off(error: BaseException) -> Exception:
     if isinstance(error, MemoryError):
         return MemoryError(f"a step of the engine ran out of memory: {error}")
-    if isinstance(error, RuntimeError) and str(error) == CLOSED:
-        return RuntimeError(CLOSED)
     return RuntimeError(f"a step of the engine failed: {error}")
 
 
