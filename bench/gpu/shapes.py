@@ -84,24 +84,47 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def native_weights(shape: Shape, seed: int) -> Any:
-    """Random weights for `_C.StepLoop`. All layers are one and the same here; the loop copies each for itself."""
+def native_weights(shape: Shape, seed: int, precision: str = "bf16") -> Any:
+    """Random weights for `_C.StepLoop`. All layers are one and the same here; the loop copies each for itself.
+
+    Parameters
+    ----------
+    precision : str
+        "bf16", or a kind of quantized weights, whose tiles are drawn as they are.
+    """
     from dlf import _C
     from dlf.checkpoint import expected_tensors
     from dlf.config import read_config
     from dlf.model import native_config
+    from dlf.precision import QUANTIZATIONS
+    from dlf.quantized import linear_shapes
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape.config()))
         config = read_config(Path(folder))
     generator = torch.Generator(device()).manual_seed(seed)
+
+    def draw_float(size: tuple[int, ...]) -> torch.Tensor:
+        made = torch.empty(size, dtype=torch.bfloat16, device=device())
+        return made.fill_(1.0) if len(size) == 1 else made.normal_(std=0.02, generator=generator)
+
+    def draw_quantized(kind: str, size: tuple[int, ...]) -> torch.Tensor:
+        scale = {"F32": torch.float32, "BF16": torch.bfloat16}.get(kind)
+        if scale is not None:
+            return torch.full(size, 0.02 / (74 if kind == "F32" else 4.6), dtype=scale, device=device())
+        low, high, dtype = (-127, 128, torch.int8) if kind == "I8" else (0, 256, torch.uint8)
+        return torch.randint(low, high, size, dtype=dtype, device=device(), generator=generator)
+
+    quantization = QUANTIZATIONS.get(precision)
+    layout = {} if quantization is None else quantization.layout(linear_shapes(config))
+    wanted = {name: ("", tuple(size)) for name, size in expected_tensors(config).items()}
+    wanted |= {name: (one.dtype, one.shape) for name, one in layout.items()}
     drawn: dict[str, torch.Tensor] = {}
     tensors = {}
-    for name, size in expected_tensors(config).items():
+    for name, (kind, size) in wanted.items():
         key = name.split(".", 3)[3] if name.startswith("model.layers.") else name
         if key not in drawn:
-            made = torch.empty(size, dtype=torch.bfloat16, device=device())
-            drawn[key] = made.fill_(1.0) if len(size) == 1 else made.normal_(std=0.02, generator=generator)
+            drawn[key] = draw_quantized(kind, size) if kind else draw_float(size)
         tensors[name] = drawn[key]
     return _C.Weights(native_config(config), tensors)
 

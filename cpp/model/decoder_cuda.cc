@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "model/rope_tables.h"
 #include "ops/activation_cuda.h"
@@ -32,6 +33,14 @@ constexpr int64_t kMaxHeadDim = 256;  // of the attention kernel
 const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
 int most_rows(const DecoderShape& shape) { return std::max(Decoder::kPrefillRows, shape.rows()); }
+
+// Rows that the libraries see for a chunk of `rows` tokens. They choose a kernel by this number and load it at its first
+// use, so only a few numbers occur, and ready_libraries() has met all of them.
+int padded_rows(int rows) {
+  constexpr int kFine = 16;
+  constexpr int kCoarse = 64;  // as many as a kernel of theirs takes at once
+  return static_cast<int>(ops::round_up(rows, rows <= kCoarse ? kFine : kCoarse));
+}
 
 // And of those that have logits: the spare sequence's among them.
 int64_t rows_with_logits(const DecoderShape& shape) { return std::max(shape.rows(), shape.slots() + shape.lanes); }
@@ -63,9 +72,9 @@ AttentionArgs attention_args(const ModelConfig& config, const DecoderShape& shap
   return args;
 }
 
-// Of the last tokens of a prompt, q [rows, heads, head_dim], over what they see of it, keys and values
-// [kv_heads, end, head_dim].
-at::Tensor prompt_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window) {
+// y = prompt_attention(), with what torch has for any type and size.
+void masked_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window,
+                      const at::Tensor& y) {
   const int64_t end = keys.size(1);
   const int64_t start = end - q.size(0);
   c10::optional<at::Tensor> mask;
@@ -80,10 +89,11 @@ at::Tensor prompt_attention(const at::Tensor& q, const at::Tensor& keys, const a
     }
   }
   const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
-  return at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), mask,
-                                          /*dropout_p=*/0.0, causal, scale, /*enable_gqa=*/q.size(1) != keys.size(0))
-      .squeeze(0)
-      .transpose(0, 1);
+  y.copy_(at::scaled_dot_product_attention(q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), mask,
+                                           /*dropout_p=*/0.0, causal, scale,
+                                           /*enable_gqa=*/q.size(1) != keys.size(0))
+              .squeeze(0)
+              .transpose(0, 1));
 }
 
 }  // namespace
@@ -123,6 +133,29 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   if (ops::is_quantized(weights.type())) {
     dequantized_ = at::empty({largest_matrix(config_)}, halves);
   }
+  ready_libraries();
+}
+
+// Calls the libraries with the shapes that prompts will have, so that no request waits while they load kernels, make
+// handles or take memory. What they compute here is nothing.
+void Decoder::ready_libraries() {
+  const auto capacity = static_cast<int>(shape_.max_context);
+  const DeviceLayer& layer = weights_.layers.at(0);
+  queue_.run([&] {
+    for (int rows = padded_rows(1); rows <= kPrefillRows; rows = padded_rows(rows + 1)) {
+      for (const auto& [linear, x, y] :
+           {std::tuple(&layer.qkv, &normed_, &qkv_), std::tuple(&layer.o, &attended_, &branch_),
+            std::tuple(&layer.gate_up, &normed_, &gate_up_), std::tuple(&layer.down, &activated_, &branch_)}) {
+        at::Tensor out = y->narrow(0, 0, rows).narrow(1, 0, linear->matrix.out);
+        matmul(x->narrow(0, 0, rows), library_weight(*linear), out);
+      }
+      const int count = std::min(rows, capacity);
+      for (int end = count; end < capacity; end = std::min(2 * end, capacity)) {
+        attend_prompt({count, true, 0, end - count}, 0);
+      }
+      attend_prompt({count, true, 0, capacity - count}, 0);
+    }
+  });
 }
 
 int64_t Decoder::bytes(const Weights& weights, const DecoderShape& shape) {
@@ -332,7 +365,11 @@ void Decoder::attend_prompt(const Batch& batch, int index) {
   const at::Tensor keys = seen(cache.keys);
   const at::Tensor values = seen(cache.values);
   const int64_t window = config_.sliding_windows[index];
-  queue_.enqueue([=] { y.copy_(prompt_attention(q, keys, values, window)); });
+  queue_.enqueue([=] {
+    if (!prompt_attention(q, keys, values, window, y)) {
+      masked_attention(q, keys, values, window, y);
+    }
+  });
 }
 
 void Decoder::norm(const at::Tensor& weight, bool add_branch, int first_row, int rows) {
@@ -351,6 +388,13 @@ void Decoder::head(int first_row, at::Tensor logits, const Batch& batch) {
   multiply(weights_.lm_head, x, logits, batch);
 }
 
+// The weights as the matrix library reads them: quantized ones where dequantize() leaves them.
+at::Tensor Decoder::library_weight(const DeviceLinear& linear) const {
+  const ops::Matrix& matrix = linear.matrix;
+  return ops::is_quantized(matrix.type) ? dequantized_.narrow(0, 0, matrix.out * matrix.in).view({matrix.out, matrix.in})
+                                        : linear.weight;
+}
+
 // y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.
 void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch) {
   LinearArgs args = {};
@@ -366,14 +410,12 @@ void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tens
   if (linear_serves(args)) {
     return cuda::linear(args, queue_.stream());
   }
-  at::Tensor weight = linear.weight;
   if (ops::is_quantized(linear.matrix.type)) {
     cuda::dequantize(linear.matrix, dequantized_.mutable_data_ptr(), dtype_, queue_.stream());
-    weight =
-        dequantized_.narrow(0, 0, linear.matrix.out * linear.matrix.in).view({linear.matrix.out, linear.matrix.in});
   }
-  at::Tensor out = y.narrow(0, 0, batch.rows).narrow(1, 0, linear.matrix.out);
-  matmul(x.narrow(0, 0, batch.rows), weight, out);
+  const int64_t rows = std::min<int64_t>({padded_rows(batch.rows), x.size(0), y.size(0)});
+  at::Tensor out = y.narrow(0, 0, rows).narrow(1, 0, linear.matrix.out);
+  matmul(x.narrow(0, 0, rows), library_weight(linear), out);
   if (linear.bias.defined()) {
     add_bias({args.y, args.bias, batch.rows, static_cast<int>(linear.matrix.out), args.y_stride,
               args.y_float ? DType::float32 : dtype_},

@@ -81,12 +81,14 @@ class Decoder {
     int slots = 0;  // and row r has slot r % slots
   };
 
+  void ready_libraries();
   void forward(const Batch& batch);
   void adapt(const Batch& batch, int layer, DeviceAdapters::Input input);
   void attend(const Batch& batch, int layer);
   void attend_prompt(const Batch& batch, int layer);
   void norm(const at::Tensor& weight, bool add_branch, int first_row, int rows);
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch);
+  at::Tensor library_weight(const DeviceLinear& linear) const;
   void embed(const int32_t* tokens, int count);
   void head(int first_row, at::Tensor logits, const Batch& batch);
   CacheCopyArgs copy_args(int row, int begin, int count, void* piece);

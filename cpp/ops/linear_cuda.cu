@@ -11,8 +11,6 @@ namespace {
 using ops::kTileOutputs;
 using ops::MatrixType;
 
-constexpr int kMaxWarps = 16;
-constexpr int kTileSums = kTileOutputs * kLinearRows;  // that a block makes
 
 __device__ bool is_active(const LinearArgs& args, int row) {
   return row < args.rows && (args.position == nullptr || args.position[row] >= 0);
@@ -29,16 +27,15 @@ __device__ void write(const LinearArgs& args, int row, int64_t channel, float va
   }
 }
 
-// A block makes 16 channels of up to kLinearRows rows; its warps take the inputs in turn, kStage at a time, and keep
+// A block makes the channels of one tile, or two, of up to kLinearRows rows; its warps take the inputs in turn, kStage at a time, and keep
 // Weights::kAhead stages on their way from memory, the first of them before x is there. x is small and stays in the
 // first cache.
-template <typename T, typename Weights>
-__global__ void __launch_bounds__(kMaxWarps* kWarp, 2) linear_kernel(LinearArgs args) {
+template <typename T, typename Weights, int Warps>
+__global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_kernel(LinearArgs args, int prefetch) {
   const Lane lane(threadIdx.x);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
   const int first_row = static_cast<int>(blockIdx.x) * kLinearRows;
-  const int tile = static_cast<int>(blockIdx.y);
+  const int tile = static_cast<int>(blockIdx.y) * Weights::kTiles;
   const int in = static_cast<int>(args.weight.in);
   const bool active = is_active(args, first_row + lane.group);
   const bool any_active = __any_sync(kAllLanes, active) != 0;  // all warps alike: each has all rows
@@ -46,69 +43,88 @@ __global__ void __launch_bounds__(kMaxWarps* kWarp, 2) linear_kernel(LinearArgs 
   const int end = active ? lane.end(in) : 0;
   const Weights weights(args.weight, tile, lane);
 
-  const int step = warps * kStage;
+  constexpr int kStep = Warps * kStage;
   typename Weights::Stage stages[Weights::kAhead] = {};
   if (any_active) {
 #pragma unroll
     for (int s = 0; s < Weights::kAhead; ++s) {
-      weights.load(warp * kStage + s * step, stages[s]);
+      weights.template load<false>(warp * kStage + s * kStep, stages[s]);
+    }
+    if (prefetch > 0) {
+      Weights::prefetch(args.weight, tile, Weights::kAhead * kStep, prefetch, static_cast<int>(threadIdx.x));
     }
   }
   await_inputs();
   if (!any_active) {
     return;
   }
-  float sums[4] = {0.0F, 0.0F, 0.0F, 0.0F};
-  for (int first = warp * kStage; first < in; first += Weights::kAhead * step) {
+  float sums[4 * Weights::kTiles] = {};
+  // One round takes all stages that are on their way, and sends for as many more.
+  const auto round = [&]<bool Inside>(int first) {
 #pragma unroll
-    for (int s = 0; s < Weights::kAhead; ++s) {  // the last ones may lie beyond the end and add zeros
-      const int input = first + s * step;
+    for (int s = 0; s < Weights::kAhead; ++s) {
+      const int input = first + s * kStep;
       const T* from = x + input;
       uint4 values[2] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (input < end - half * kHalf) {
+        if (Inside ? active : input < end - half * kHalf) {
           values[half] = *reinterpret_cast<const uint4*>(from + half * kHalf);
         }
       }
       weights.multiply(stages[s], 0, values[0], sums);
       weights.multiply(stages[s], 1, values[1], sums);
-      weights.load(input + Weights::kAhead * step, stages[s]);
+      weights.template load<Inside>(input + Weights::kAhead * kStep, stages[s]);
     }
+  };
+  int first = warp * kStage;
+  if constexpr (Weights::kUnchecked) {
+    for (; first + (2 * Weights::kAhead - 1) * kStep + kStage <= in; first += Weights::kAhead * kStep) {
+      round.template operator()<true>(first);
+    }
+  }
+#pragma unroll 1
+  for (; first < in; first += Weights::kAhead * kStep) {
+    round.template operator()<false>(first);  // what lies beyond the end adds zeros
   }
 
-  float* shared = shared_memory<float>();  // [warps, kLinearRows, kTileOutputs]
+  constexpr int kOutputs = kTileOutputs * Weights::kTiles;
+  constexpr int kSums = kOutputs * kLinearRows;
+  float* shared = shared_memory<float>();  // [Warps, kLinearRows, kOutputs]
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 4 * Weights::kTiles; ++i) {
     const int row = 2 * lane.member + i % 2;
-    shared[warp * kTileSums + row * kTileOutputs + Weights::channel_of(lane, i / 2)] = sums[i];
+    shared[warp * kSums + row * kOutputs + Weights::channel_of(lane, i / 2)] = sums[i];
   }
   __syncthreads();
-  const int element = static_cast<int>(threadIdx.x);
-  const int row = first_row + element / kTileOutputs;
-  const int64_t channel = static_cast<int64_t>(tile) * kTileOutputs + element % kTileOutputs;
-  if (element < kTileSums && channel < args.weight.out && is_active(args, row)) {
-    float total = 0.0F;
-    for (int w = 0; w < warps; ++w) {
-      total += shared[w * kTileSums + element];
+  for (int element = static_cast<int>(threadIdx.x); element < kSums; element += static_cast<int>(blockDim.x)) {
+    const int row = first_row + element / kOutputs;
+    const int64_t channel = static_cast<int64_t>(tile) * kTileOutputs + element % kOutputs;
+    if (channel < args.weight.out && is_active(args, row)) {
+      float total = 0.0F;
+      for (int w = 0; w < Warps; ++w) {
+        total += shared[w * kSums + element];
+      }
+      write<T>(args, row, channel, total * Weights::scale(args.weight, channel));
     }
-    write<T>(args, row, channel, total * Weights::scale(args.weight, channel));
   }
+}
+
+template <typename T, typename Weights, int Warps>
+void start(const LinearArgs& args, int64_t blocks, Stream stream) {
+  constexpr size_t kSharedBytes = sizeof(float) * Warps * Weights::kTiles * kTileOutputs * kLinearRows;
+  const auto row_blocks = static_cast<unsigned>((args.rows + kLinearRows - 1) / kLinearRows);
+  launch_early(linear_kernel<T, Weights, Warps>,
+               {dim3(row_blocks, static_cast<unsigned>(blocks)), dim3(Warps * kWarp), kSharedBytes}, stream, args,
+               std::getenv("DLF_FAR") != nullptr ? std::atoi(std::getenv("DLF_FAR")) : 0);
 }
 
 template <typename T, typename Weights>
 void start(const LinearArgs& args, Stream stream) {
   // Few channels need more warps each to keep all of the device busy. This must not depend on the number of rows.
-  constexpr int64_t kFewTiles = 256;
-  const int64_t tiles = ops::tiles(args.weight.out);
-  const int most = tiles < kFewTiles ? kMaxWarps : kMaxWarps / 2;
-  const int stages = static_cast<int>((args.weight.in + kStage - 1) / kStage);
-  const int warps = std::max(kTileSums / kWarp, std::min(most, stages));
-  const auto row_blocks = static_cast<unsigned>((args.rows + kLinearRows - 1) / kLinearRows);
-  launch_early(linear_kernel<T, Weights>,
-               {dim3(row_blocks, static_cast<unsigned>(tiles)), dim3(static_cast<unsigned>(warps * kWarp)),
-                sizeof(float) * static_cast<size_t>(warps * kTileSums)},
-               stream, args);
+  constexpr int64_t kFewBlocks = 256;
+  const int64_t blocks = (ops::tiles(args.weight.out) + Weights::kTiles - 1) / Weights::kTiles;
+  blocks < kFewBlocks ? start<T, Weights, 16>(args, blocks, stream) : start<T, Weights, 8>(args, blocks, stream);
 }
 
 template <typename T>
@@ -117,7 +133,8 @@ void start(const LinearArgs& args, Stream stream) {
     case MatrixType::int8:
       return start<T, Int8Weights<T>>(args, stream);
     case MatrixType::int4:
-      return start<T, Int4Weights<T>>(args, stream);
+      return args.weight.group == kStage ? start<T, Int4Weights<T, kStage>>(args, stream)
+                                         : start<T, Int4Weights<T, kHalf>>(args, stream);
     default:
       return start<T, RowWeights<T>>(args, stream);
   }

@@ -38,6 +38,9 @@ template <typename T>
 class RowWeights {
  public:
   static constexpr int kAhead = 2;  // stages on their way: 64 bytes each
+  static constexpr int kTiles = 1;  // that a warp takes
+  static constexpr int kWarps = 32;  // of a multiprocessor, for which there must be registers
+  static constexpr bool kUnchecked = false;  // whether rounds that are inside get a loop without checks
   struct Stage {
     uint4 at[2][2];  // [half][channel]
   };
@@ -53,12 +56,22 @@ class RowWeights {
   __device__ static int channel_of(Lane lane, int index) { return lane.group + 8 * index; }
   __device__ static float scale(const Matrix&, int64_t) { return 1.0F; }
 
-  // The inputs from `first` on. What lies beyond the last stays as it is: x is zero there.
+  // The tile's weights of `count` inputs from `first` on; thread t does the t-th part.
+  __device__ static void prefetch(const Matrix& matrix, int tile, int first, int count, int thread) {
+    const int64_t channel = static_cast<int64_t>(tile) * ops::kTileOutputs + thread;
+    if (thread < ops::kTileOutputs && channel < matrix.out && first < matrix.in) {
+      prefetch_far(static_cast<const T*>(matrix.data) + channel * matrix.in + first,
+                   min(count, static_cast<int>(matrix.in) - first) * static_cast<int>(sizeof(T)));
+    }
+  }
+
+  // The inputs from `first` on. What lies beyond the last, where not all are inside, stays as it is: x is zero there.
+  template <bool Inside>
   __device__ void load(int first, Stage& stage) const {
     const T* from[2] = {row_[0] + first, row_[1] + first};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (first < end_ - half * kHalf) {
+      if (Inside || first < end_ - half * kHalf) {
         stage.at[half][0] = stream<uint4>(from[0] + half * kHalf);
         stage.at[half][1] = stream<uint4>(from[1] + half * kHalf);
       }
@@ -82,6 +95,9 @@ template <typename T>
 class Int8Weights {
  public:
   static constexpr int kAhead = 3;
+  static constexpr int kTiles = 1;
+  static constexpr int kWarps = 32;
+  static constexpr bool kUnchecked = false;
   struct Stage {
     uint2 at[2][2];  // [half][first or second four of the eight inputs], the two channels
   };
@@ -97,11 +113,21 @@ class Int8Weights {
     return static_cast<const float*>(matrix.scale)[channel];
   }
 
+  __device__ static void prefetch(const Matrix& matrix, int tile, int first, int count, int thread) {
+    const auto padded = static_cast<int>(ops::padded_inputs(matrix.in, matrix.group));
+    if (thread == 0 && first < padded) {
+      prefetch_far(static_cast<const char*>(matrix.data) +
+                       (static_cast<int64_t>(tile) * padded + first) * ops::kTileOutputs,
+                   min(count, padded - first) * static_cast<int>(ops::kTileOutputs));
+    }
+  }
+
+  template <bool Inside>
   __device__ void load(int first, Stage& stage) const {
     const char* from = data_ + static_cast<int64_t>(first) * ops::kTileOutputs;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (first < end_ - half * kHalf) {
+      if (Inside || first < end_ - half * kHalf) {
         stage.at[half][0] = stream<uint2>(from + half * kHalf * ops::kTileOutputs);
         stage.at[half][1] = stream<uint2>(from + half * kHalf * ops::kTileOutputs + 64);
       }
@@ -149,84 +175,112 @@ class Int8Weights {
   int end_;
 };
 
-// int4 tiles: a lane's two channels lie side by side, eight inputs of each.
-template <typename T>
+// int4 tiles, two at a time: lanes with g < 4 take the first, the others the second, four channels side by side each and
+// eight inputs of each.
+template <typename T, int Group>
 class Int4Weights {
  public:
-  static constexpr int kAhead = 4;
+  static constexpr int kAhead = 2;
+  static constexpr int kTiles = 2;
+  static constexpr int kWarps = 24;
+  static constexpr bool kUnchecked = true;
+  static constexpr int kScales = kStage / Group;  // of a channel in a stage
   struct Stage {
-    uint2 at[2];        // [half], the two channels
-    uint32_t scale[2];  // [half], bfloat16, of the two channels
+    uint4 at[2];           // [half], the four channels
+    uint2 scale[kScales];  // bfloat16, of the four channels
   };
 
   __device__ Int4Weights(const Matrix& matrix, int tile, Lane lane)
-      : end_(lane.end(matrix.in)),
-        in_(static_cast<int>(matrix.in)),
-        scale_shift_(matrix.group == kStage ? 1 : 0),
-        half_scale_(matrix.group == kStage ? 0 : kGroupBytes) {
-    const int64_t padded = ops::padded_inputs(matrix.in, matrix.group);
-    data_ = static_cast<const char*>(matrix.data) + tile * padded * (ops::kTileOutputs / 2) + lane.member * 64 +
-            lane.group * 8;
-    scale_ = static_cast<const char*>(matrix.scale) + tile * (padded / matrix.group) * kGroupBytes + lane.group * 4;
+      : end_(lane.end(matrix.in)), in_(static_cast<int>(matrix.in)) {
+    const int64_t padded = ops::padded_inputs(matrix.in, Group);
+    // Beyond the last tile stands the last one again; nobody writes its sums.
+    const int64_t own = min(tile + lane.group / 4, static_cast<int>(ops::tiles(matrix.out)) - 1);
+    const int quad = lane.group % 4;
+    data_ = static_cast<const char*>(matrix.data) + own * padded * (ops::kTileOutputs / 2) + lane.member * 64 + quad * 16;
+    scale_ = static_cast<const char*>(matrix.scale) + own * (padded / Group) * kGroupBytes + quad * 8;
   }
 
-  __device__ static int channel_of(Lane lane, int index) { return 2 * lane.group + index; }
-  __device__ static float scale(const Matrix&, int64_t) { return 1.0F; }
+  __device__ static int channel_of(Lane lane, int index) {
+    return lane.group / 4 * static_cast<int>(ops::kTileOutputs) + lane.group % 4 * 4 + index;
+  }
+  __device__ static float scale(const Matrix&, int64_t) { return 1.0F / (1 << kBit); }
 
+  __device__ static void prefetch(const Matrix& matrix, int tile, int first, int count, int thread) {
+    const auto padded = static_cast<int>(ops::padded_inputs(matrix.in, matrix.group));
+    if (thread < kTiles && first < padded && tile + thread < ops::tiles(matrix.out)) {
+      prefetch_far(static_cast<const char*>(matrix.data) +
+                       (static_cast<int64_t>(tile + thread) * padded + first) * (ops::kTileOutputs / 2),
+                   min(count, padded - first) * static_cast<int>(ops::kTileOutputs / 2));
+    }
+  }
+
+  template <bool Inside>
   __device__ void load(int first, Stage& stage) const {
     const char* from = data_ + static_cast<int64_t>(first) * (ops::kTileOutputs / 2);
-    const char* scale = scale_ + (first >> scale_shift_);
+    const char* scale = scale_ + first / Group * kGroupBytes;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (first < end_ - half * kHalf) {
-        stage.at[half] = stream<uint2>(from + half * kHalf * (ops::kTileOutputs / 2));
+      if (Inside || first < end_ - half * kHalf) {
+        stage.at[half] = stream<uint4>(from + half * kHalf * (ops::kTileOutputs / 2));
       }
-      if (first < in_ - half * kHalf) {
-        stage.scale[half] = stream<uint32_t>(scale + half * half_scale_);
+      if (half < kScales && (Inside || first < in_ - half * Group)) {
+        stage.scale[half] = stream<uint2>(scale + half * kGroupBytes);
       }
     }
   }
 
-  __device__ void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4]) const {
-    uint32_t first[4];
-    uint32_t second[4];
-    widen(stage.at[half].x, first);
-    widen(stage.at[half].y, second);
-    float part[4] = {0.0F, 0.0F, 0.0F, 0.0F};
-    multiply_add<T>(part, {first[0], second[0], first[1], second[1]}, __byte_perm(x.x, x.y, 0x5410U),
-                    __byte_perm(x.x, x.y, 0x7632U));
-    multiply_add<T>(part, {first[2], second[2], first[3], second[3]}, __byte_perm(x.z, x.w, 0x5410U),
-                    __byte_perm(x.z, x.w, 0x7632U));
-    const float scales[2] = {__uint_as_float(stage.scale[half] << 16),
-                             __uint_as_float(stage.scale[half] & 0xffff0000U)};
+  // The tensor cores take what widen() makes of a value; what that is too much, the same for every channel, is in the
+  // sum from the start.
+  __device__ void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4 * kTiles]) const {
+    const uint32_t inputs[4] = {__byte_perm(x.x, x.y, 0x5410U), __byte_perm(x.x, x.y, 0x7632U),
+                                __byte_perm(x.z, x.w, 0x5410U), __byte_perm(x.z, x.w, 0x7632U)};
+    constexpr uint32_t kMinus = 0x80008000U | kExponent | kZero << kBit;
+    constexpr uint32_t kOffsets[4] = {kMinus, kMinus, kMinus, kMinus};
+    float offset[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+    multiply_add<T>(offset, kOffsets, inputs[0], inputs[1]);
+    multiply_add<T>(offset, kOffsets, inputs[2], inputs[3]);
+    const uint32_t words[4] = {stage.at[half].x, stage.at[half].y, stage.at[half].z, stage.at[half].w};
+    const uint2& four = stage.scale[half % kScales];
+    const uint32_t scales[2] = {four.x, four.y};
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      sums[i] = fmaf(part[i], scales[i / 2], sums[i]);
+    for (int pair = 0; pair < 2; ++pair) {
+      uint32_t first[4];
+      uint32_t second[4];
+      widen(words[2 * pair], first);
+      widen(words[2 * pair + 1], second);
+      float part[4] = {offset[0], offset[1], offset[2], offset[3]};
+      multiply_add<T>(part, {first[0], second[0], first[1], second[1]}, inputs[0], inputs[1]);
+      multiply_add<T>(part, {first[2], second[2], first[3], second[3]}, inputs[2], inputs[3]);
+      const float scale[2] = {__uint_as_float(scales[pair] << 16), __uint_as_float(scales[pair] & 0xffff0000U)};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        sums[4 * pair + i] = fmaf(part[i], scale[i / 2], sums[4 * pair + i]);
+      }
     }
   }
 
  private:
-  // Eight values + 8 as four pairs: of inputs 0 and 2, 1 and 3, 4 and 6, 5 and 7. The bits of a value, put below a
-  // suitable exponent, add to its power of two.
+  static constexpr bool kIsBFloat16 = std::is_same_v<T, __nv_bfloat16>;
+  static constexpr uint32_t kExponent = kIsBFloat16 ? 0x43004300U : 0x64006400U;  // 128 or 1024
+  static constexpr int kBit = kIsBFloat16 ? 3 : 6;  // of the mantissa, where a value's lowest is: as high as it can be
+  static constexpr uint32_t kZero = 0x00080008U;    // as it is stored
+  static constexpr int kGroupBytes = 2 * ops::kTileOutputs;  // of the scales of a tile's group
+
+  // Eight values + 8 as four pairs: of inputs 0 and 2, 1 and 3, 4 and 6, 5 and 7. The bits of a value in the mantissa
+  // add 2^kBit times the value to the power of two that the exponent says.
   __device__ static void widen(uint32_t word, uint32_t (&pairs)[4]) {
-    constexpr bool kIsBFloat16 = std::is_same_v<T, __nv_bfloat16>;
-    constexpr uint32_t kExponent = kIsBFloat16 ? 0x43004300U : 0x64006400U;  // 128 or 1024
-    constexpr uint32_t kOffset = kExponent + 0x00080008U;
-    constexpr int kShifts[4] = {0, 8, 4, 12};
+    constexpr int kPlaces[4] = {0, 8, 4, 12};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      pairs[i] = subtract<T>(put_bits<0x000f000fU, kExponent>(word >> kShifts[i]), kOffset);
+      const int right = kPlaces[i] - kBit;
+      pairs[i] = put_bits<(0x000f000fU << kBit), kExponent>(right < 0 ? word << -right : word >> right);
     }
   }
-
-  static constexpr int kGroupBytes = 2 * ops::kTileOutputs;  // of the scales of a tile's group
 
   const char* data_;
   const char* scale_;
   int end_;
   int in_;
-  int scale_shift_;  // a scale's bytes, 32 of a group, are one for each input, or half of one
-  int half_scale_;   // bytes between the scales of a stage's halves
 };
 
 }  // namespace dlf::cuda

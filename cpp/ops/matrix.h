@@ -35,7 +35,7 @@ DLF_HOST_DEVICE constexpr int64_t round_up(int64_t value, int64_t multiple) {
 DLF_HOST_DEVICE constexpr int64_t padded_inputs(int64_t in, int64_t group) {
   return round_up(in, group > kInputGroup ? group : kInputGroup);
 }
-constexpr int64_t tiles(int64_t out) { return (out + kTileOutputs - 1) / kTileOutputs; }
+DLF_HOST_DEVICE constexpr int64_t tiles(int64_t out) { return (out + kTileOutputs - 1) / kTileOutputs; }
 constexpr bool is_quantized(MatrixType type) { return type == MatrixType::int8 || type == MatrixType::int4; }
 
 }  // namespace dlf::ops

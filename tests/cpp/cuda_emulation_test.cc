@@ -286,7 +286,7 @@ void test_streams_of_a_graph() {
 
 // A kernel that starts early sees what the one before it writes only if it waits.
 void test_early_kernels() {
-  setenv("DLF_CUDA_EARLY", "1", 1);
+  unsetenv("DLF_CUDA_EARLY");
   const at::Tensor ones = at::ones({100}, on_device(0).dtype(at::kFloat));
   const auto right = [&](bool graph, testing::Waits waits) {
     bool all = true;
@@ -324,8 +324,9 @@ void test_early_kernels() {
                     queue.synchronize();
                   }),
                   "await_inputs"));
-  unsetenv("DLF_CUDA_EARLY");
+  setenv("DLF_CUDA_EARLY", "0", 1);
   EXPECT(right(true, testing::Waits::never));
+  unsetenv("DLF_CUDA_EARLY");
 }
 
 void test_asynchronous_copy() {

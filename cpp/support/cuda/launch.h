@@ -44,13 +44,12 @@ struct Shape {
   unsigned cluster = 1;  // blocks along x that run together and reach each other's shared memory; needs sm_90 above 1
 };
 
-// Whether kernels may start early (launch_early) on this device. It has to be asked for as long as nobody has measured
-// what it is worth: DLF_CUDA_EARLY=1.
+// Whether kernels may start early (launch_early) on this device; DLF_CUDA_EARLY=0 forbids it.
 inline bool can_start_early() {
   constexpr int kFirstMajor = 9;
   constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // that the kernels are compiled for
   const char* asked = std::getenv("DLF_CUDA_EARLY");
-  if (asked == nullptr || std::string(asked) != "1" ||
+  if ((asked != nullptr && std::string(asked) == "0") ||
       kArchitectures[std::size(kArchitectures) - 1] < 100 * kFirstMajor) {
     return false;
   }
@@ -104,22 +103,23 @@ void launch(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Ar
   launch_kernel(false, kernel, shape, stream, static_cast<Arguments&&>(arguments)...);
 }
 
-// Of a kernel that may start when all blocks of the one before it on its stream have passed their own await_inputs(),
-// or have ended (programmatic dependent launch, from sm_90 on). Every thread calls await_inputs(), before it reads what
-// that kernel writes and before it writes itself. What it does until then, as reading weights, hides behind that
-// kernel; what came before that one has ended. What its stream does before must be a kernel, not a copy or a wait.
+// Launches a kernel that may start as soon as all blocks of the one before it on its stream have called await_inputs()
+// (programmatic dependent launch, from sm_90 on). Every thread calls await_inputs() before it reads what an earlier
+// kernel writes and before it writes itself; what it does until then, as reading weights, hides behind the kernels
+// before. The launch must follow a kernel on its stream, not a copy or a wait.
 template <typename... Parameters, typename... Arguments>
 void launch_early(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Arguments&&... arguments) {
   launch_kernel(can_start_early(), kernel, shape, stream, static_cast<Arguments&&>(arguments)...);
 }
 
-// Waits until the kernel before has ended, and then lets the next one come.
+// Lets the next kernel start, and waits until the kernel before has ended. That one ended after its own wait, so by then
+// all earlier ones have ended too, although several may be under way.
 __device__ inline void await_inputs() {
 #ifndef __CUDACC__
   emulation::await_inputs();
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
 #endif
 }
 

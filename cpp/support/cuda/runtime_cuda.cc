@@ -1,6 +1,7 @@
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/cuda/PeerToPeerAccess.h>
+#include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/GradMode.h>
@@ -9,6 +10,8 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
+
+#include <cmath>
 
 #include "support/cuda/runtime.h"
 
@@ -180,6 +183,23 @@ void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y) {
   } else {
     at::mm_out(y, x, weight.t(), y.scalar_type());
   }
+}
+
+// Not scaled_dot_product_attention, which may choose cuDNN: that compiles a plan for every new pair of lengths.
+bool prompt_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window,
+                      const at::Tensor& y) {
+  constexpr int64_t kVector = 8;
+  if (q.scalar_type() == at::kFloat || q.size(2) % kVector != 0) {
+    return false;
+  }
+  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
+  const int64_t before = window > 0 ? window - 1 : -1;  // positions that a token sees before itself; -1: all
+  const at::Tensor attended = std::get<0>(at::_flash_attention_forward(
+      q.unsqueeze(0), keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0), /*cum_seq_q=*/{},
+      /*cum_seq_k=*/{}, q.size(0), keys.size(1), /*dropout_p=*/0.0, /*is_causal=*/true, /*return_debug_mask=*/false,
+      scale, before, /*window_size_right=*/0));
+  y.copy_(attended.squeeze(0));
+  return true;
 }
 
 }  // namespace dlf::cuda

@@ -1,0 +1,214 @@
+"""What serving asks of a GPU, on the shapes of the paper with random weights.
+
+Parts: ``first`` (time to the first token of prompts whose lengths were never seen, and of the same lengths again),
+``joining`` (gaps between the tokens of running requests while long prompts join), ``batch`` (tokens a second) and
+``quantized`` (the large model alone in int8 and int4, beside the bytes that it reads). Each writes OUTPUT/serving-PART.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Last, because in the repository the sources of dlf would hide the installed package.
+sys.path.append(str(Path(__file__).parents[2]))
+
+from bench.gpu.shapes import FAMILIES, MODELS, Shape, native_weights  # noqa: E402
+from bench.gpu.steps import copy_bandwidth, free_memory, summary  # noqa: E402
+
+CONTEXT = 2048
+LENGTHS = 40
+SHORTEST, LONGEST = 20, 1900
+PROMPT = 64
+PARTS = ("first", "joining", "batch", "quantized")
+
+
+class Loop:
+    """A step loop over random models, and what it gives each request."""
+
+    def __init__(self, weights: Sequence[Any], max_batch: int, vocab: int, context: int = CONTEXT) -> None:
+        from dlf import _C
+
+        self.models = len(weights)
+        self.vocab = vocab
+        self.next = 0
+        self.random = random.Random(7)
+        self.loop = _C.StepLoop(
+            models=list(weights),
+            lane_model=list(range(self.models)),
+            experts=[(1, 2)] if self.models == 3 else [],
+            combine="select",
+            match="symmetric",
+            alpha=[],
+            alpha_max=[2.0] if self.models == 3 else [],
+            vocab=vocab,
+            max_batch=max_batch,
+            max_context=context,
+            threads=1,
+            devices=[0] * self.models,
+        )
+
+    def add(self, length: int, tokens: int) -> int:
+        from dlf import _C
+        from dlf.sampling import SamplingOptions
+
+        sampling = SamplingOptions(ignore_eos=True, seed=1).build()
+        prompt = [self.random.randrange(3, self.vocab) for _ in range(length)]
+        self.next += 1
+        prompts = [_C.Prompt(prompt)] * self.models
+        self.loop.add(self.next, prompts, [0] if self.models == 3 else [], sampling, tokens)
+        return self.next
+
+    def step(self) -> set[int]:
+        """Requests that got a token."""
+        outputs = self.loop.step()
+        for output in outputs:
+            if output.error:
+                raise RuntimeError(output.error)
+        return {output.request for output in outputs}
+
+    def run(self, steps: int, batch: int) -> list[float]:
+        """Seconds of each of so many steps that give all of `batch` requests a token."""
+        while len(self.step()) < batch:
+            pass
+        for _ in range(5):
+            self.step()
+        times, before = [], time.perf_counter()
+        for _ in range(steps):
+            self.step()
+            now = time.perf_counter()
+            times.append(now - before)
+            before = now
+        return times
+
+    def first_token(self, length: int) -> float:
+        """Milliseconds from a prompt's coming to its first token."""
+        begin = time.perf_counter()
+        request = self.add(length, 2)
+        while request not in self.step():
+            pass
+        elapsed = 1e3 * (time.perf_counter() - begin)
+        while not self.loop.idle:
+            self.step()
+        return elapsed
+
+
+def first(fused: Callable[[int], Loop]) -> dict[str, Any]:
+    loop = fused(1)
+    lengths = random.Random(3).sample(range(SHORTEST, LONGEST + 1), LENGTHS)
+    rows = []
+    for length in lengths:
+        unseen = loop.first_token(length)
+        rows.append({"tokens": length, "unseen_ms": unseen, "again_ms": loop.first_token(length)})
+    ratios = [row["unseen_ms"] / row["again_ms"] for row in rows[1:]]
+    return {
+        "lengths": rows,
+        "very_first_ms": rows[0]["unseen_ms"],
+        "unseen_over_again": {"median": statistics.median(ratios), "most": max(ratios)},
+    }
+
+
+def joining(fused: Callable[[int], Loop]) -> dict[str, Any]:
+    """Seven prompts of the longest context arrive at once while one request decodes."""
+    loop = fused(8)
+    running = loop.add(PROMPT, 400)
+    alone = loop.run(50, 1)
+    joined = [loop.add(LONGEST, 2) for _ in range(7)]
+    gaps, before, waiting = [], time.perf_counter(), set(joined)
+    while waiting:
+        got = loop.step()
+        now = time.perf_counter()
+        if running in got:
+            gaps.append(now - before)
+            before = now
+        waiting -= got
+    return {"alone": summary(alone), "longest_gap_ms": 1e3 * max(gaps), "gaps": summary(gaps)}
+
+
+def batch(fused: Callable[[int], Loop]) -> dict[str, Any]:
+    rows = []
+    for size in (1, 2, 4, 8, 16, 32, 64):
+        free_memory()
+        loop = fused(size)
+        for _ in range(size):
+            loop.add(PROMPT, 200)
+        row = summary(loop.run(50, size))
+        rows.append({"batch": size, "tokens_s": 1e3 * size / row["median_ms"]} | row)
+        del loop
+    return {"rows": rows}
+
+
+def weight_bytes(shape: Shape, precision: str) -> int:
+    """What a token reads of one model's weights."""
+    parameters = shape.num_hidden_layers * shape.layer_parameters + shape.vocab_size * shape.hidden_size
+    return int(parameters * {"bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 32, "int4-g64": 0.5 + 2 / 64}[precision])
+
+
+def quantized(large: Shape, copy_gb_s: float) -> dict[str, Any]:
+    rows = []
+    for precision in ("int8", "int4", "int4-g64"):
+        free_memory()
+        loop = Loop([native_weights(large, 0, precision)], 1, large.vocab_size, 512)
+        loop.add(PROMPT, 200)
+        row = summary(loop.run(100, 1))
+        read = weight_bytes(large, precision)
+        share = 1e-6 * read / row["median_ms"] / copy_gb_s
+        rows.append({"precision": precision, "read_bytes": read, "copy_share": share} | row)
+        del loop
+    return {"rows": rows}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files")
+    parser.add_argument("--shape", default="13b+1.1b", choices=list(FAMILIES), help="the large and the small models")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, with commas between them")
+    options = parser.parse_args()
+    parts = options.parts.split(",")
+    unknown = [one for one in parts if one not in PARTS]
+    if unknown:
+        parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    shapes = [MODELS[model] for model in FAMILIES[options.shape]]
+    on_gpu = torch.cuda.is_available()
+    head = {"shape": options.shape, "device": torch.cuda.get_device_name() if on_gpu else "emulated"}
+    copy_gb_s = copy_bandwidth((4 << 30) if on_gpu else (16 << 20))
+    free_memory()
+    weights: list[Any] = []
+
+    def fused(max_batch: int) -> Loop:
+        if not weights:
+            weights.extend(native_weights(shape, seed) for seed, shape in enumerate(shapes))
+            if on_gpu:
+                torch.cuda.synchronize()  # the loop copies them on streams of its own
+        return Loop(weights, max_batch, shapes[0].vocab_size)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    good = True
+    for part in parts:
+        try:
+            if part == "quantized":
+                weights.clear()
+                found = quantized(shapes[0], copy_gb_s)
+            else:
+                found = {"first": first, "joining": joining, "batch": batch}[part](fused)
+        except Exception as error:  # the other parts may go well
+            found = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            good = False
+        row = head | {"part": part, "copy_gb_s": copy_gb_s} | found
+        (options.output / f"serving-{part}.json").write_text(json.dumps(row, indent=2) + "\n")
+        print(json.dumps(row), flush=True)
+        free_memory()
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
