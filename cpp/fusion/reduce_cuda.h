@@ -66,9 +66,10 @@ struct BlockSums {
 
   static constexpr int kFloats = 2 * kSolverThreads;
 
-  // Writes the sums of the block to out[0 .. 31], for who waits at the next barrier.
-  template <int kNumbers>
-  __device__ __forceinline__ void add(float (&x)[kNumbers], float* out) {
+  // Writes the sums of the block to out[0 .. 31], for who waits at the next barrier; `finish` makes of them, a lane
+  // each, what is written.
+  template <int kNumbers, typename Finish>
+  __device__ __forceinline__ void add(float (&x)[kNumbers], float* out, Finish&& finish) {
     float* buffer = parts + turn % 2 * kSolverThreads;
     buffer[threadIdx.x] = sum_lanes(x);
     __syncthreads();
@@ -78,12 +79,16 @@ struct BlockSums {
       for (int warp = 0; warp < kSolverWarps; ++warp) {
         column[warp] = buffer[warp * kWarp + lane_index()];
       }
-      const float total = sum_tree(column);
+      const float total = finish(sum_tree(column));
       if (lane_index() % (kWarp / kNumbers) == 0) {
         out[lane_index() / (kWarp / kNumbers)] = total;
       }
     }
     ++turn;
+  }
+  template <int kNumbers>
+  __device__ __forceinline__ void add(float (&x)[kNumbers], float* out) {
+    add(x, out, [](float total) { return total; });
   }
 };
 

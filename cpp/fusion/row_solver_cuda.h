@@ -4,7 +4,8 @@
 
 // A row is solved by the blocks of one cluster. Each looks after a part of the vocabulary, which stays in its shared
 // memory as far as it fits; after every sweep each block adds up the sums of all, in one order, and then searches for
-// itself what all others search too, so that a sweep costs the cluster one barrier.
+// itself what all others search too, so that a sweep costs the cluster one barrier. In the first sweep each block has
+// peaks and centres of its own, which are moved to common ones when the sums are added up.
 namespace dlf::cuda {
 
 inline constexpr double kTie = 1e-9;  // losses so near, as shares of the loss at α = 0, are equal
@@ -12,10 +13,11 @@ inline constexpr float kGridStep = 0.1F;
 inline constexpr int kGridSteps = 20;
 inline constexpr int kExchangeFloats = 64;  // an expert
 inline constexpr int kPeaksAt = 40;         // of these
-static_assert(kPeaksAt + kTargetPeak < kExchangeFloats);
 
-// What an expert's part of the first exchange holds behind its four sums.
-enum : int { kPeak = 8, kBasePeak, kMost, kLeast, kBad };
+// What an expert's part of the first exchange holds behind its 32 sums: Σp, ΣpΔ, Σq, ΣqΔ of the block, its extremes,
+// what is wrong, and whether the sums are there.
+enum : int { kMeans = 32, kPeak = 36, kBasePeak, kMost, kLeast, kBad = 52, kSummed };
+static_assert(kPeaksAt + kTargetPeak < kBad && kSummed < kExchangeFloats);
 
 // The joint search of a row and what it is given.
 struct JointState {
@@ -91,11 +93,13 @@ class RowSolver {
       return;
     }
     read();
+    sweep_first();
     if (shared_.bad != kNoBadModel) {
       report_bad();
       return;
     }
-    sweep_first();
+    sweep_wide_first();
+    start_searches();
     if (solved() != 0) {
       search();
     }
@@ -131,10 +135,14 @@ class RowSolver {
 
   __device__ void copy();
   __device__ void read();
-  __device__ void take_means();
   __device__ void report_bad();
   __device__ void sweep_first();
   __device__ void take_first();
+  __device__ void take_narrow(double per_weight, float scale, float base_scale);
+  __device__ void sweep_wide_first();
+  __device__ void take_wide();
+  __device__ void put_first(CurvePoint point);
+  __device__ void start_searches();
   __device__ void sweep_wide(int t, int count);
   __device__ bool plan();
   __device__ void plan_grid();
@@ -156,8 +164,7 @@ class RowSolver {
     return {__shfl_sync(kAllLanes, total, at), __shfl_sync(kAllLanes, total, at + 1),
             __shfl_sync(kAllLanes, total, at + 2)};
   }
-  __device__ CurvePoint narrow_point(const Curve& curve, double alpha, const PointSums& sums) const {
-    const double per = shared_.per_weight;
+  __device__ CurvePoint narrow_point(const Curve& curve, double per, double alpha, const PointSums& sums) const {
     const double rise = sums.weight * per;
     const double per_total = 1.0 / (1.0 + rise);
     const double mean = (sums.first * per - rise * curve.zero_mean) * per_total;
@@ -215,28 +222,21 @@ __device__ void RowSolver<kJoint>::sweep_first() {
     if (!slice_.chosen(t)) {
       continue;
     }
-    const Curve& curve = curves_[t];
     float* out = exchange(t);
-    if (!curve.wide) {
-      float x[kWarp] = {};
-      sum_steps(slice_, t, curve, shared_.peak, step(t), x);
-      sum_target(slice_, t, curve, x + kTargetSums);
-      sums_.add(x, out);
+    const float centre = out[kMeans] > 0.0F ? out[kMeans + 1] / out[kMeans] : 0.0F;
+    const float base_centre = out[kMeans + 2] > 0.0F ? out[kMeans + 3] / out[kMeans + 2] : 0.0F;
+    const float most = out[kMost];
+    // A block without tokens is no obstacle.
+    const bool too_far = kFirstSteps * step(t) * (most - centre) > kReach || most - base_centre > kReach;
+    if (threadIdx.x == 0) {
+      out[kSummed] = too_far ? 0.0F : 1.0F;
+    }
+    if (too_far) {
       continue;
     }
-    sweep_wide(t, kFirstSteps + 1);
-    float x[4] = {};
-    if (curve.target_wide) {
-      const WideSums sums = sum_wide(slice_, t, true, curve.base_centre, 1.0, shared_.peaks);
-      x[1] = sums.at[0];
-      x[2] = sums.at[1];
-      if (threadIdx.x == 0) {
-        out[kPeaksAt + kTargetPeak] = sums.at[3];
-      }
-    } else {
-      sum_target(slice_, t, curve, x);
-    }
-    sums_.add(x, out + kTargetSums);
+    float x[kWarp] = {};
+    sum_steps(slice_, t, {finite_peak(out[kPeak]), finite_peak(out[kBasePeak]), centre, base_centre}, step(t), x);
+    sums_.add(x, out, add_steps);
   }
   meet();
   if (owns_curve()) {
@@ -244,6 +244,162 @@ __device__ void RowSolver<kJoint>::sweep_first() {
   }
   ++round_;
   __syncthreads();
+}
+
+// A lane reads what one block has to say.
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::take_first() {
+  const int t = warp_index();
+  const bool speaks = lane_index() < cluster_.blocks;
+  const float* said = cluster_.of(exchange(t), speaks ? lane_index() : 0);
+  const float block_peak = speaks ? said[kPeak] : -kInfinity;
+  const float block_base_peak = speaks ? said[kBasePeak] : -kInfinity;
+  const float peak = finite_peak(largest_lane(block_peak));
+  const float base_peak = finite_peak(largest_lane(block_base_peak));
+  const float most = largest_lane(speaks ? said[kMost] : -kInfinity);
+  const float least = -largest_lane(speaks ? -said[kLeast] : -kInfinity);
+  const int bad = static_cast<int>(-largest_lane(speaks ? said[kBad] : -static_cast<float>(Slice::kNone)));
+  const bool summed = __all_sync(kAllLanes, !speaks || said[kSummed] != 0.0F) != 0;
+  const float scale = speaks ? weight_of(block_peak, peak) : 0.0F;
+  const float base_scale = speaks ? weight_of(block_base_peak, base_peak) : 0.0F;
+  float x[4] = {scale * said[kMeans], scale * said[kMeans + 1], base_scale * said[kMeans + 2],
+                base_scale * said[kMeans + 3]};
+  const float mine = sum_lanes(x);
+  const float weight = __shfl_sync(kAllLanes, mine, 0);
+  const float first = __shfl_sync(kAllLanes, mine, 8);
+  const float base_weight = __shfl_sync(kAllLanes, mine, 16);
+  const float base_first = __shfl_sync(kAllLanes, mine, 24);
+  const float centre = first / weight;
+  const float base_centre = base_first / base_weight;
+  const bool target_wide = !(most - base_centre <= kReach);
+  const bool wide = !summed || target_wide || !(kFirstSteps * step(t) * (most - centre) <= kReach);
+  if (first_lane()) {
+    Curve& curve = own();
+    curve.centre = centre;
+    curve.base_centre = base_centre;
+    curve.most = most;
+    curve.least = least;
+    curve.base_peak = base_peak;
+    curve.per_base = 1.0 / base_weight;
+    curve.target_wide = target_wide;
+    curve.wide = wide;
+    if (t == __ffs(static_cast<int>(slice_.chosen())) - 1) {
+      shared_.peak = peak;
+      shared_.per_weight = 1.0 / weight;
+      shared_.bad = bad != Slice::kNone ? bad : weight > 0.0F ? kNoBadModel : kEmptySupport;
+    }
+  }
+  if (!wide) {
+    __syncwarp();
+    take_narrow(1.0 / weight, scale, base_scale);
+  }
+}
+
+// Moves a block's sums to the common centre, which its own lies `apart` from: δ = δ_b + d and
+// y = e^{αd}(1 + y_b) − 1.
+struct Moved {
+  double apart;
+  double growth;  // e^{αd} − 1
+
+  __device__ Moved(float block_centre, float centre, float alpha)
+      : apart(static_cast<double>(block_centre) - centre), growth(expm1_fast(alpha * static_cast<float>(apart))) {}
+  // Of Σp, Σpδ, Σpδ² and Σpy, Σpyδ, Σpyδ², or of as many as there are.
+  __device__ double first(double zero, double one) const { return one + apart * zero; }
+  __device__ double second(double zero, double one, double two) const {
+    return two + apart * (2.0 * one + apart * zero);
+  }
+  __device__ double grown(double sum, double rise) const { return rise + growth * (rise + sum); }
+};
+
+// A lane looks after one value and every fourth block.
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::take_narrow(double per_weight, float scale, float base_scale) {
+  static_assert(kFirstSteps == 8);
+  constexpr int kShares = kWarp / kFirstSteps;
+  const int t = warp_index();
+  const int lane = lane_index();
+  Curve& curve = own();
+  const int number = lane % kFirstSteps;
+  const float alpha = static_cast<float>(number + 1) * step(t);
+  double sums[5] = {};  // Σpy, Σpyδ, Σpyδ²; Σpδ, Σpδ²
+  for (int block = lane / kFirstSteps; block - lane / kFirstSteps < cluster_.blocks; block += kShares) {
+    const bool speaks = block < cluster_.blocks;
+    const float share = __shfl_sync(kAllLanes, scale, speaks ? block : 0);
+    const float* said = cluster_.of(exchange(t), speaks ? block : 0);
+    if (!speaks || !(said[kMeans] > 0.0F)) {
+      continue;
+    }
+    const double weight = said[kMeans];
+    const Moved moved(said[kMeans + 1] / said[kMeans], curve.centre, alpha);
+    const double zero_first = said[kZeroSums];
+    const double zero_second = said[kZeroSums + 1];
+    const double rise = said[3 * number];
+    const double rise_first = said[3 * number + 1];
+    const double rise_second = said[3 * number + 2];
+    const double first = moved.first(weight, zero_first);
+    const double second = moved.second(weight, zero_first, zero_second);
+    sums[0] += share * moved.grown(weight, rise);
+    sums[1] += share * moved.grown(first, moved.first(rise, rise_first));
+    sums[2] += share * moved.grown(second, moved.second(rise, rise_first, rise_second));
+    sums[3] += share * first;
+    sums[4] += share * second;
+  }
+  for (double& sum : sums) {
+    for (int distance = kFirstSteps; distance < kWarp; distance *= 2) {
+      sum += __shfl_xor_sync(kAllLanes, sum, distance);
+    }
+  }
+  // A lane looks after one block.
+  const float* said = cluster_.of(exchange(t), lane < cluster_.blocks ? lane : 0);
+  double targets[3] = {};  // Σqδ, Σqy, Σqyδ
+  if (lane < cluster_.blocks && said[kMeans + 2] > 0.0F) {
+    const double weight = said[kMeans + 2];
+    const Moved moved(said[kMeans + 3] / said[kMeans + 2], curve.base_centre, 1.0F);
+    const double rise = said[kTargetSums + 1];
+    const double first = moved.first(weight, said[kTargetSums]);
+    targets[0] = base_scale * first;
+    targets[1] = base_scale * moved.grown(weight, rise);
+    targets[2] = base_scale * moved.grown(first, moved.first(rise, said[kTargetSums + 2]));
+  }
+  for (double& sum : targets) {
+    for (int distance = 1; distance < kSolverBlocks; distance *= 2) {
+      sum += __shfl_xor_sync(kAllLanes, sum, distance);
+    }
+  }
+  const Divergences target = at_one(curve.per_base, targets[0], targets[1], targets[2]);
+  if (first_lane()) {
+    curve.zero_mean = sums[3] * per_weight;
+    curve.zero_square = sums[4] * per_weight;
+    curve.a = target.f;
+    curve.b = target.g;
+  }
+  __syncwarp();
+  // The point of lane k is that of number k − 1.
+  for (double& sum : sums) {
+    sum = __shfl_up_sync(kAllLanes, sum, 1);
+  }
+  put_first(lane == 0 ? CurvePoint{} : narrow_point(curve, per_weight, lane * static_cast<double>(step(t)), {sums[0], sums[1], sums[2]}));
+}
+
+// Lane k has the point of number k.
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::put_first(CurvePoint point) {
+  Curve& curve = own();
+  if (lane_index() == 0) {
+    point = {0.0, 0.0, 0.0, larger(curve.zero_square - curve.zero_mean * curve.zero_mean, 0.0)};
+  }
+  int count = kFirstSteps + 1;
+  if (args_.combine == Combine::grid && owns_search()) {
+    count = 1;
+    while (count <= kFirstSteps && in_grid(warp_index(), count)) {
+      ++count;
+    }
+  }
+  curve.search.put(point, count);
+}
+
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::start_searches() {
   if (!owns_curve()) {
     return;
   }
@@ -264,6 +420,49 @@ __device__ void RowSolver<kJoint>::sweep_first() {
   own().search.start({a, b, args_.match == Match::reverse ? 0.0 : 1.0, args_.match == Match::forward ? 0.0 : 1.0});
 }
 
+// Evaluates the first values and the targets of those curves for which one sum over all values does not do.
+template <bool kJoint>
+__device__ void RowSolver<kJoint>::sweep_wide_first() {
+  bool any = false;
+  for (int t = 0; t < args_.expert_count; ++t) {
+    any = any || (slice_.chosen(t) && curves_[t].wide);
+  }
+  if (!any) {
+    return;
+  }
+#pragma unroll 1
+  for (int t = 0; t < args_.expert_count; ++t) {
+    if (!slice_.chosen(t) || !curves_[t].wide) {
+      continue;
+    }
+    Curve& curve = curves_[t];
+    if (threadIdx.x <= kFirstSteps) {
+      curve.search.values[threadIdx.x] = static_cast<float>(threadIdx.x) * step(t);
+    }
+    __syncthreads();
+    float* out = exchange(t);
+    sweep_wide(t, kFirstSteps + 1);
+    float x[4] = {};
+    if (curve.target_wide) {
+      const WideSums sums = sum_wide(slice_, t, true, curve.base_centre, 1.0, shared_.peaks);
+      x[1] = sums.at[0];
+      x[2] = sums.at[1];
+      if (threadIdx.x == 0) {
+        out[kPeaksAt + kTargetPeak] = sums.at[3];
+      }
+    } else {
+      sum_target(slice_, t, curve, x);
+    }
+    sums_.add(x, out + kTargetSums);
+  }
+  meet();
+  if (owns_curve() && own().wide) {
+    take_wide();
+  }
+  ++round_;
+  __syncthreads();
+}
+
 // Evaluates the curve's first values one by one.
 template <bool kJoint>
 __device__ void RowSolver<kJoint>::sweep_wide(int t, int count) {
@@ -281,11 +480,11 @@ __device__ void RowSolver<kJoint>::sweep_wide(int t, int count) {
 }
 
 template <bool kJoint>
-__device__ void RowSolver<kJoint>::take_first() {
+__device__ void RowSolver<kJoint>::take_wide() {
   Curve& curve = own();
   const int lane = lane_index();
   int peak_index = -1;
-  if (curve.wide && lane < 3 * (kFirstSteps + 1)) {
+  if (lane < 3 * (kFirstSteps + 1)) {
     peak_index = lane / 3;
   } else if (curve.target_wide && lane > kTargetSums && lane <= kTargetSums + 2) {
     peak_index = kTargetPeak;
@@ -296,11 +495,10 @@ __device__ void RowSolver<kJoint>::take_first() {
   const double target_weight = __shfl_sync(kAllLanes, mine, kTargetSums + 1);
   const double target_second = __shfl_sync(kAllLanes, mine, kTargetSums + 2);
   const float target_peak = __shfl_sync(kAllLanes, peak, kTargetSums + 1);
-  const PointSums zero = sums_of(mine, curve.wide ? 0 : kZeroSums / 3);
-  const double per = curve.wide ? 1.0 / zero.weight : shared_.per_weight;
-  const int point = lane <= kFirstSteps ? lane : 0;
-  const PointSums at = sums_of(mine, curve.wide ? point : point - 1);
-  const float point_peak = __shfl_sync(kAllLanes, peak, 3 * point);
+  const PointSums zero = sums_of(mine, 0);
+  const int number = lane <= kFirstSteps ? lane : 0;
+  const PointSums at = sums_of(mine, number);
+  const float point_peak = __shfl_sync(kAllLanes, peak, 3 * number);
   Divergences target;
   if (curve.target_wide) {
     // Q's own mean is base_centre, but for its rounding.
@@ -312,29 +510,13 @@ __device__ void RowSolver<kJoint>::take_first() {
   }
   __syncwarp();
   if (first_lane()) {
-    // Narrow: what a point's place holds in the last is Σpδ, Σpδ².
-    curve.zero_mean = (curve.wide ? zero.first : zero.weight) * per;
-    curve.zero_square = (curve.wide ? zero.second : zero.first) * per;
+    curve.zero_mean = zero.first / zero.weight;
+    curve.zero_square = zero.second / zero.weight;
     curve.a = target.f;
     curve.b = target.g;
   }
   __syncwarp();
-  const double alpha =
-      curve.wide ? static_cast<double>(curve.search.values[point]) : static_cast<double>(point) * step(warp_index());
-  CurvePoint here;
-  if (point == 0) {
-    here = {0.0, 0.0, 0.0, larger(curve.zero_square - curve.zero_mean * curve.zero_mean, 0.0)};
-  } else {
-    here = curve.wide ? wide_point(curve, alpha, point_peak, at) : narrow_point(curve, alpha, at);
-  }
-  int count = kFirstSteps + 1;
-  if (args_.combine == Combine::grid && owns_search()) {
-    count = 1;
-    while (count <= kFirstSteps && in_grid(warp_index(), count)) {
-      ++count;
-    }
-  }
-  curve.search.put(here, count);
+  put_first(wide_point(curve, curve.search.values[number], point_peak, at));
 }
 
 template <bool kJoint>

@@ -13,7 +13,7 @@ constexpr float kMostDifference = 1e15F;  // nats; its square and a sum of them 
 // Where the numbers of a row lie, the same for all rows.
 struct SolverLayout {
   int groups;    // of four tokens, a block
-  int resident;  // arrays in shared memory: the large model's, then the differences, then the bases, as far as they fit
+  int resident;  // arrays in shared memory: the large model's, then the bases, then the differences, as far as they fit
   bool aligned;  // all rows can be read 16 bytes at a time
   int base_slot[kMaxExperts];  // bases without repetition: which of them expert t has
   int bases;                   // how many
@@ -58,25 +58,24 @@ __device__ inline Four load_four(const float* row, int64_t first, int64_t vocab,
   return load_ends(row, first, vocab);
 }
 
-__device__ __noinline__ Four load_delta(const float* expert, const float* base, int64_t first, int64_t vocab,
-                                        bool aligned, Four large) {
-  Four x = load_four(expert, first, vocab, aligned);
-  const Four y = load_four(base, first, vocab, aligned);
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    x.at[j] = large.at[j] == -kInfinity ? 0.0F : difference(x.at[j], y.at[j]);
-  }
-  return x;
-}
+// Of the logits that a thread has seen.
+struct Extremes {
+  float peak = -kInfinity;       // the large model's largest logit
+  float base_peak = -kInfinity;  // the base's
+  float most = -kInfinity;       // the largest difference
+  float least = kInfinity;       // the smallest
 
-__device__ __noinline__ Four load_base(const float* base, int64_t first, int64_t vocab, bool aligned, Four large) {
-  Four x = load_four(base, first, vocab, aligned);
+  __device__ void add(const Four& large, const Four& base, const Four& delta) {
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    x.at[j] = large.at[j] == -kInfinity ? -kInfinity : x.at[j];
+    for (int j = 0; j < 4; ++j) {
+      const bool in = large.at[j] != -kInfinity;
+      peak = fmaxf(peak, large.at[j]);
+      base_peak = fmaxf(base_peak, base.at[j]);
+      most = fmaxf(most, in ? delta.at[j] : -kInfinity);
+      least = fminf(least, in ? delta.at[j] : kInfinity);
+    }
   }
-  return x;
-}
+};
 
 class Slice {
  public:
@@ -96,26 +95,42 @@ class Slice {
   __device__ uint32_t chosen() const { return chosen_; }  // bit t: the row uses expert t
   __device__ bool chosen(int t) const { return (chosen_ >> t & 1U) != 0; }
 
-  // Reads all models that the row uses once and keeps what fits. A token that any model rules out gets the large
-  // model's −inf; what the others say of it is 0 and −inf from then on. Returns the first bad model, or kNone.
-  __device__ int read() const;
+  // What read() finds wrong with the logits.
+  struct Found {
+    int bad = kNone;    // the first bad model
+    bool late = false;  // a token was ruled out that an earlier expert had counted in
+  };
   static constexpr int kNone = 1 << 20;
+
+  // Reads the logits of expert t, and those of the large model and of the base that are not there yet, and keeps what
+  // fits. To be called for all experts of the row in order. A token that any model rules out gets the large model's
+  // −inf; what the others say of it is 0 and −inf from then on.
+  __device__ void read(int t, Extremes& extremes, Found& found) const;
 
   __device__ Four large(int group) const { return layout_.resident > 0 ? held(0, group) : load(fused(), group); }
   // Δ_t; `large` says which tokens take part.
   __device__ Four delta(int t, int group, const Four& large) const {
-    if (1 + t < layout_.resident) {
-      return held(1 + t, group);
-    }
-    return load_delta(of(args_.experts[t]), of(args_.bases[t]), token(group), args_.vocab, layout_.aligned, large);
-  }
-  __device__ Four base(int t, int group, const Four& large) const {
-    const int array = 1 + args_.expert_count + layout_.base_slot[t];
+    const int array = 1 + layout_.bases + t;
     if (array < layout_.resident) {
       return held(array, group);
     }
-    return load_base(of(args_.bases[t]), token(group), args_.vocab, layout_.aligned, large);
+    const Four expert = load(of(args_.experts[t]), group);
+    return differences(large, expert, base(t, group, large));
   }
+  __device__ Four base(int t, int group, const Four& large) const {
+    const int array = 1 + layout_.base_slot[t];
+    if (array < layout_.resident) {
+      return held(array, group);
+    }
+    Four x = load(of(args_.bases[t]), group);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      x.at[j] = large.at[j] == -kInfinity ? -kInfinity : x.at[j];
+    }
+    return x;
+  }
+  // Writes the large model's logits as the fused ones.
+  __device__ void copy(int group) const { write(group, load(of(args_.large), group)); }
   __device__ void write(int group, const Four& x) const {
     const int64_t first = token(group);
     if (layout_.aligned && first + 4 <= args_.vocab) {
@@ -136,6 +151,14 @@ class Slice {
   __device__ Four load(const float* row, int group) const {
     return load_four(row, token(group), args_.vocab, layout_.aligned);
   }
+  __device__ static Four differences(const Four& large, const Four& expert, const Four& base) {
+    Four x;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      x.at[j] = large.at[j] == -kInfinity ? 0.0F : difference(expert.at[j], base.at[j]);
+    }
+    return x;
+  }
 
   const FusionArgs& args_;
   const SolverLayout& layout_;
@@ -146,69 +169,86 @@ class Slice {
   int count_;
 };
 
-__device__ inline int Slice::read() const {
-  int bad = kNone;
+// Mends what was kept of tokens that are ruled out now.
+__device__ __noinline__ void mend(Four* place, int64_t stride, int arrays, int bases, unsigned out) {
+  for (int array = 1; array < arrays; ++array) {
+    for (int j = 0; j < 4; ++j) {
+      float& held = place[array * stride].at[j];
+      held = (out >> j & 1U) == 0 ? held : array <= bases ? -kInfinity : 0.0F;
+    }
+  }
+}
+
+__device__ inline void Slice::read(int t, Extremes& extremes, Found& found) const {
+  constexpr int kAhead = 2;  // groups whose logits are on their way at once
+  const bool is_first = (chosen_ & ((1U << t) - 1U)) == 0;
+  const int slot = layout_.base_slot[t];
+  bool new_base = true;
+  for (int other = 0; other < t; ++other) {
+    new_base = new_base && !(chosen(other) && layout_.base_slot[other] == slot);
+  }
+  const bool keeps_base = 1 + slot < layout_.resident;
+  const int delta_array = 1 + layout_.bases + t;
+  const float* const larges = is_first ? of(args_.large) : fused();
+  const float* const experts = of(args_.experts[t]);
+  const float* const bases = of(args_.bases[t]);
 #pragma unroll 1
-  for (int group = static_cast<int>(threadIdx.x); group < count_; group += kSolverThreads) {
-    Four large = load(of(args_.large), group);
-    bool out[4];
+  for (int begin = static_cast<int>(threadIdx.x); begin < count_; begin += kAhead * kSolverThreads) {
+    Four large_of[kAhead];
+    Four expert_of[kAhead];
+    Four base_of[kAhead];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      bad = large.at[j] < kInfinity ? bad : 0;  // also catches NaN
-      out[j] = large.at[j] == -kInfinity;
+    for (int i = 0; i < kAhead; ++i) {
+      const int group = begin + i * kSolverThreads;
+      if (group < count_) {
+        expert_of[i] = load(experts, group);
+        base_of[i] = new_base || !keeps_base ? load(bases, group) : held(1 + slot, group);
+        large_of[i] = is_first || layout_.resident == 0 ? load(larges, group) : held(0, group);
+      }
     }
-    bool late = false;  // a token was ruled out after some difference was kept
-    Four base = {};
-    int base_slot = -1;
-#pragma unroll 2
-    for (int t = 0; t < args_.expert_count; ++t) {
-      if (!chosen(t)) {
-        continue;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int group = begin + i * kSolverThreads;
+      if (group >= count_) {
+        break;
       }
-      const Four expert = load(of(args_.experts[t]), group);
-      const bool same = layout_.base_slot[t] == base_slot;
-      if (!same) {
-        base = load(of(args_.bases[t]), group);
-        base_slot = layout_.base_slot[t];
-      }
-      Four delta;
-      Four taken;
+      Four large = large_of[i];
+      Four base = base_of[i];
+      unsigned out = 0;
+      bool late = false;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        bad = expert.at[j] < kInfinity ? bad : min(bad, 1 + 2 * t);
-        bad = base.at[j] < kInfinity ? bad : min(bad, 2 + 2 * t);
-        const bool ruled_out = expert.at[j] == -kInfinity || base.at[j] == -kInfinity;
-        late = late || (ruled_out && !out[j]);
-        out[j] = out[j] || ruled_out;
-        delta.at[j] = out[j] ? 0.0F : difference(expert.at[j], base.at[j]);
-        taken.at[j] = out[j] ? -kInfinity : base.at[j];
+        found.bad = large.at[j] < kInfinity ? found.bad : 0;  // also catches NaN
+        found.bad = expert_of[i].at[j] < kInfinity ? found.bad : min(found.bad, 1 + 2 * t);
+        found.bad = base.at[j] < kInfinity ? found.bad : min(found.bad, 2 + 2 * t);
+        const bool ruled_out = expert_of[i].at[j] == -kInfinity || base.at[j] == -kInfinity;
+        late = late || (ruled_out && large.at[j] != -kInfinity);
+        const bool is_out = ruled_out || large.at[j] == -kInfinity;
+        out |= is_out ? 1U << j : 0U;
+        large.at[j] = is_out ? -kInfinity : large.at[j];
+        base.at[j] = is_out ? -kInfinity : base.at[j];
       }
-      if (1 + t < layout_.resident) {
-        *place(1 + t, group) = delta;
-      }
-      const int array = 1 + args_.expert_count + base_slot;
-      if (!same && array < layout_.resident) {
-        *place(array, group) = taken;
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      large.at[j] = out[j] ? -kInfinity : large.at[j];
-    }
-    if (layout_.resident > 0) {
-      *place(0, group) = large;
-    } else {
-      write(group, large);
-    }
-    if (late) {
-      for (int j = 0; j < 4; ++j) {
-        for (int array = 1; array < layout_.resident && out[j]; ++array) {
-          place(array, group)->at[j] = array <= args_.expert_count ? 0.0F : -kInfinity;
+      const Four delta = differences(large, expert_of[i], base);
+      extremes.add(large, base, delta);
+      if (is_first || late) {
+        if (layout_.resident > 0) {
+          *place(0, group) = large;
+        } else {
+          write(group, large);
         }
+      }
+      if (new_base && keeps_base) {
+        *place(1 + slot, group) = base;
+      }
+      if (delta_array < layout_.resident) {
+        *place(delta_array, group) = delta;
+      }
+      if (late && !is_first) {
+        found.late = true;
+        mend(place(0, group), layout_.groups, layout_.resident, layout_.bases, out);
       }
     }
   }
-  return bad;
 }
 
 }  // namespace dlf::cuda

@@ -24,12 +24,8 @@ __global__ void __launch_bounds__(kSolverThreads, 1)
 // What the launcher wants to know of a device.
 struct Card {
   int shared_bytes;  // the most of a block
-  int processors;
-  int most_blocks;    // of a cluster that any number of processors can run
-  int wide_clusters;  // how many of kSolverBlocks can run at once
+  bool has_clusters;
 };
-
-constexpr int kPortableBlocks = 8;
 
 bool is_joint(const FusionArgs& args) { return args.combine == Combine::joint && args.expert_count > 1; }
 
@@ -39,36 +35,6 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-Card ask_card(int device) {
-  Card card = {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-               attribute(cudaDevAttrMultiProcessorCount, device), 1, 0};
-  if (attribute(cudaDevAttrComputeCapabilityMajor, device) < 9) {
-    return card;
-  }
-  card.most_blocks = kPortableBlocks;
-  // How the processors are grouped differs from one card to the next, so it says itself how many clusters fit.
-  const auto* kernel = reinterpret_cast<const void*>(&solve_rows<false>);
-  cudaLaunchAttribute cluster = {};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = kSolverBlocks;
-  cluster.val.clusterDim.y = 1;
-  cluster.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kSolverBlocks);
-  config.blockDim = dim3(kSolverThreads);
-  config.dynamicSmemBytes = card.shared_bytes;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, card.shared_bytes),
-        "asking for shared memory");
-  const bool allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess;
-  if (!allowed || cudaOccupancyMaxActiveClusters(&card.wide_clusters, kernel, &config) != cudaSuccess) {
-    card.wide_clusters = 0;
-    static_cast<void>(cudaGetLastError());  // it is no error of what comes next
-  }
-  return card;
-}
-
 Card card() {
   static std::mutex mutex;
   static std::map<int, Card> cards;
@@ -76,7 +42,12 @@ Card card() {
   check(cudaGetDevice(&device), "asking for the device");
   const std::lock_guard lock(mutex);
   const auto found = cards.find(device);
-  return found != cards.end() ? found->second : cards.emplace(device, ask_card(device)).first->second;
+  if (found != cards.end()) {
+    return found->second;
+  }
+  const Card card = {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                     attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9};
+  return cards.emplace(device, card).first->second;
 }
 
 bool aligned(const Logits& logits) {
@@ -104,25 +75,21 @@ SolverLayout layout_of(const FusionArgs& args, int cluster, int shared_bytes) {
 
 }  // namespace
 
+FusionShape fusion_shape(const FusionArgs& args, int cluster) {
+  const SolverLayout layout = layout_of(args, cluster, card().shared_bytes);
+  return {cluster, layout.logits_at + layout.resident * layout.groups * static_cast<int>(sizeof(Four))};
+}
+
 FusionShape fusion_shape(const FusionArgs& args) {
-  const Card has = card();
+  // Sums are added by block, so what decides is the vocabulary alone: a row's result depends neither on the other rows
+  // nor on experts that it doesn't use.
+  constexpr int kMostBlocks = 8;  // any card runs clusters of so many
   const int64_t groups = (args.vocab + 3) / 4;
-  const auto keeps_all = [&](int cluster) {
-    const SolverLayout layout = layout_of(args, cluster, has.shared_bytes);
-    return layout.resident == 1 + args.expert_count + layout.bases;
-  };
-  int most = has.most_blocks;
-  if (has.wide_clusters > 0 && (args.rows <= has.wide_clusters || !keeps_all(most))) {
-    most = kSolverBlocks;
-  }
-  // As many blocks as there are processors, or as many as it takes to read the logits once; but none without work.
   int cluster = 1;
-  while (cluster < most && groups > static_cast<int64_t>(cluster) * kSolverThreads &&
-         (2 * cluster * args.rows <= has.processors || !keeps_all(cluster))) {
+  while (card().has_clusters && cluster < kMostBlocks && groups > int64_t{cluster} * kSolverThreads) {
     cluster *= 2;
   }
-  const SolverLayout layout = layout_of(args, cluster, has.shared_bytes);
-  return {cluster, layout.logits_at + layout.resident * layout.groups * static_cast<int>(sizeof(Four))};
+  return fusion_shape(args, cluster);
 }
 
 void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {

@@ -90,6 +90,16 @@ __device__ __forceinline__ void largest_of_block(float (&x)[kNumbers], float* pa
   }
 }
 
+// Where a thread's tokens were ruled out after it had counted them in.
+__device__ __noinline__ Extremes extremes_of(const Slice& slice, int t) {
+  Extremes extremes;
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    extremes.add(large, slice.base(t, group, large), slice.delta(t, group, large));
+  });
+  return extremes;
+}
+
 // Σp, ΣpΔ, Σq, ΣqΔ under the block's own peaks.
 __device__ __forceinline__ void sum_means(const Slice& slice, int t, float peak, float base_peak, float (&x)[4]) {
   for_groups(slice, [&](int group) {
@@ -122,6 +132,15 @@ struct TokenSums {
   }
 };
 
+// Adds a token's qδ, qy, qyδ at α = 1.
+__device__ __forceinline__ void add_target(float base, float base_peak, float d, float* x) {
+  const TokenSums token(weight_of(base, base_peak), d);
+  const float y = expm1_fast(d);
+  x[0] += token.first;
+  x[1] = fmaf(token.weight, y, x[1]);
+  x[2] = fmaf(token.first, y, x[2]);
+}
+
 // Calls body(token, δ) for every token of this thread, under the large model's weights.
 template <typename Body>
 __device__ __forceinline__ void for_tokens(const Slice& slice, int t, const Curve& curve, float peak, Body&& body) {
@@ -136,20 +155,52 @@ __device__ __forceinline__ void for_tokens(const Slice& slice, int t, const Curv
   });
 }
 
-// At α = step, 2·step, …, 8·step: e^{(α+h)δ} = e^{αδ}·e^{hδ}, less 1 on both sides.
-__device__ __forceinline__ void sum_steps(const Slice& slice, int t, const Curve& curve, float peak, float step,
+// What a block of tokens says of its own distributions: those of the other blocks have other peaks and centres.
+struct BlockMeans {
+  float peak;
+  float base_peak;
+  float centre;       // about E_P[Δ]
+  float base_centre;  // about E_Q[Δ]
+};
+
+// At α = step, 2·step, …, 8·step, and of the targets. With r = e^{hδ} − 1, y_k − y_{k−1} = r·e^{(k−1)hδ}: what is summed
+// for number k is this difference, and add_steps() adds up those before it.
+__device__ __forceinline__ void sum_steps(const Slice& slice, int t, const BlockMeans& means, float step,
                                           float (&x)[kWarp]) {
-  for_tokens(slice, t, curve, peak, [&](const TokenSums& token, float d) {
-    const float ratio = expm1_fast(step * d);
-    float y = ratio;
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four base = slice.base(t, group, large);
 #pragma unroll
-    for (int k = 0; k < kFirstSteps; ++k) {
-      token.add(y, x + 3 * k);
-      y = fmaf(y, ratio, y + ratio);
+    for (int j = 0; j < 4; ++j) {
+      const float d = delta.at[j] - means.centre;
+      const float p = weight_of(large.at[j], means.peak);
+      const TokenSums token(p, d);
+      const float ratio = expm1_fast(step * d);
+      const float square = d * d;
+      float rise = p * ratio;
+#pragma unroll
+      for (int k = 0; k < kFirstSteps; ++k) {
+        x[3 * k] += rise;
+        x[3 * k + 1] = fmaf(rise, d, x[3 * k + 1]);
+        x[3 * k + 2] = fmaf(rise, square, x[3 * k + 2]);
+        rise = fmaf(rise, ratio, rise);
+      }
+      x[kZeroSums] += token.first;
+      x[kZeroSums + 1] += token.second;
+      add_target(base.at[j], means.base_peak, delta.at[j] - means.base_centre, x + kTargetSums);
     }
-    x[kZeroSums] += token.first;
-    x[kZeroSums + 1] += token.second;
   });
+}
+
+// Of the sum that a lane has.
+__device__ inline float add_steps(float sum) {
+#pragma unroll
+  for (int distance = 3; distance < 3 * kFirstSteps; distance *= 2) {
+    const float before = __shfl_up_sync(kAllLanes, sum, distance);
+    sum += lane_index() >= distance && lane_index() < 3 * kFirstSteps ? before : 0.0F;
+  }
+  return sum;
 }
 
 __device__ __forceinline__ void sum_values(const Slice& slice, int t, const Curve& curve, float peak,
@@ -173,12 +224,7 @@ __device__ __forceinline__ void sum_target(const Slice& slice, int t, const Curv
     const Four base = slice.base(t, group, large);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float d = delta.at[j] - curve.base_centre;
-      const TokenSums token(weight_of(base.at[j], curve.base_peak), d);
-      const float y = expm1_fast(d);
-      x[0] += token.first;
-      x[1] = fmaf(token.weight, y, x[1]);
-      x[2] = fmaf(token.first, y, x[2]);
+      add_target(base.at[j], curve.base_peak, delta.at[j] - curve.base_centre, x);
     }
   });
 }
