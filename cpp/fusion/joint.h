@@ -39,6 +39,7 @@ class JointSearch {
   static constexpr int kRounds = 2000;
 
   DLF_HOST_DEVICE bool newton_step();
+  DLF_HOST_DEVICE bool eliminate(double ridge);
   DLF_HOST_DEVICE void shorten(double slope_at_trial);
 
   JointPrecision precision_;
@@ -101,8 +102,71 @@ DLF_HOST_DEVICE inline bool JointSearch::take(double cumulant, const double* mea
   return ++taken_ < kEvaluations && -slope_ * length_ > precision_.gain * fabs(value_);
 }
 
-// The quadratic's minimum in the box, by coordinate descent: it needs no factorisation, keeps to the box by itself and
-// leaves alone what a singular Hessian doesn't see. False where the answer is known.
+// Where coordinate descent starts: at the minimum over those weights that stay inside the box, found by elimination.
+// False, and move_ undefined, where the Hessian is too near to a singular one for that.
+DLF_HOST_DEVICE inline bool JointSearch::eliminate(double ridge) {
+  constexpr double kLeastPivot = 1e-3;  // as a share of its diagonal
+  double scaled[kMost][kMost];  // L_ts D_s
+  double per_pivot[kMost];
+  unsigned held = 0;  // at 0 or at their bound
+  for (int t = 0; t < count_; ++t) {
+    move_[t] = 0.0;
+    held |= alpha_max_[t] > 0.0 ? 0U : 1U << t;
+  }
+  for (;;) {
+    // H = LDLᵀ over the others.
+    for (int t = 0; t < count_; ++t) {
+      if ((held >> t & 1U) != 0) {
+        continue;
+      }
+      double pivot = hessian_[t][t] + ridge;
+      double rest = -gradient_[t];
+      for (int s = 0; s < count_; ++s) {
+        rest -= (held >> s & 1U) != 0 ? hessian_[t][s] * move_[s] : 0.0;
+      }
+      for (int s = 0; s < t; ++s) {
+        if ((held >> s & 1U) != 0) {
+          continue;
+        }
+        double product = hessian_[t][s];
+        for (int r = 0; r < s; ++r) {
+          product -= (held >> r & 1U) != 0 ? 0.0 : scaled[t][r] * scaled[s][r] * per_pivot[r];
+        }
+        scaled[t][s] = product;
+        pivot -= product * product * per_pivot[s];
+        rest -= product * move_[s];
+      }
+      if (!(pivot > kLeastPivot * hessian_[t][t])) {
+        return false;
+      }
+      per_pivot[t] = 1.0 / pivot;
+      move_[t] = rest * per_pivot[t];
+    }
+    unsigned outside = 0;
+    for (int t = count_ - 1; t >= 0; --t) {
+      if ((held >> t & 1U) != 0) {
+        continue;
+      }
+      for (int s = t + 1; s < count_; ++s) {
+        move_[t] -= (held >> s & 1U) != 0 ? 0.0 : scaled[s][t] * per_pivot[t] * move_[s];
+      }
+      const double place = alpha_[t] + move_[t];
+      outside |= place >= 0.0 && place <= alpha_max_[t] ? 0U : 1U << t;
+    }
+    if (outside == 0) {
+      return true;
+    }
+    for (int t = 0; t < count_; ++t) {
+      if ((outside >> t & 1U) != 0) {
+        move_[t] = clamp(alpha_[t] + move_[t], 0.0, alpha_max_[t]) - alpha_[t];
+      }
+    }
+    held |= outside;
+  }
+}
+
+// The quadratic's minimum in the box, by coordinate descent: it keeps to the box by itself and leaves alone what a
+// singular Hessian doesn't see. False where the answer is known.
 DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
   double scale = 0.0;
   for (int t = 0; t < count_; ++t) {
@@ -116,10 +180,16 @@ DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
   const double ridge = precision_.ridge * scale;
   double slope[kMost];  // of the quadratic at move_
   double pace[kMost];
+  const bool started = eliminate(ridge);
   for (int t = 0; t < count_; ++t) {
-    move_[t] = 0.0;
-    slope[t] = gradient_[t];
+    move_[t] = started ? move_[t] : 0.0;
     pace[t] = 1.0 / (hessian_[t][t] + ridge);
+  }
+  for (int t = 0; t < count_; ++t) {
+    slope[t] = gradient_[t] + ridge * move_[t];
+    for (int s = 0; s < count_; ++s) {
+      slope[t] += hessian_[t][s] * move_[s];
+    }
   }
   for (int round = 0; round < kRounds; ++round) {
     double change = 0.0;
