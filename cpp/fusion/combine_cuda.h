@@ -88,8 +88,9 @@ __device__ __forceinline__ void fuse(const Slice& slice, const Mixture& mixture,
   });
 }
 
-// The moments of u = (1, δ_1, …, δ_T) under the fused weights are a symmetric matrix. Its lower triangle is cut into
-// tiles of 4 rows and 8 columns, 32 sums each.
+// The moments of u = (1, δ_1, …, δ_T) under the fused weights are a symmetric matrix. Its lower triangle is one set of
+// sums for up to kFew experts; for more it is cut into tiles of 4 rows and 8 columns, 32 sums each.
+constexpr int kFew = 4;
 constexpr int kTileRows = 4;
 constexpr int kTileColumns = 8;
 constexpr int kMostTiles = 9;
@@ -99,6 +100,9 @@ struct Tile {
   int column;
 
   __device__ static int count(int experts) {
+    if (experts <= kFew) {
+      return 1;
+    }
     int tiles = 0;
     for (int row = 0; row <= experts; row += kTileRows) {
       tiles += (row + kTileRows - 1) / kTileColumns + 1;
@@ -106,7 +110,10 @@ struct Tile {
     return tiles;
   }
   // Where the sum of u_row·u_column lies; column <= row.
-  __device__ static int place(int row, int column) {
+  __device__ static int place(int experts, int row, int column) {
+    if (experts <= kFew) {
+      return row * (row + 1) / 2 + column;
+    }
     const int band = row / kTileRows;
     int tile = column / kTileColumns;
     for (int above = 0; above < band; ++above) {
@@ -123,8 +130,70 @@ struct Tile {
   }
 };
 
-// Adds a tile's sums of w·u_row·u_column. The sum of the weights themselves is that of w − p where it is not wide, so
-// that A keeps its digits.
+// The weights w of four tokens. Adds up w − p, or w where it is wide, in `total`.
+__device__ __forceinline__ Four fused_weights(const Mixture& mixture, const Four& large, const Four& sum, float peak,
+                                              float& total) {
+  Four weight;
+  total = 0.0F;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (mixture.wide) {
+      weight.at[j] = wide_weight(exponent(large.at[j], 1.0, sum.at[j]), finite_peak(peak));
+      total += weight.at[j];
+    } else {
+      const float p = weight_of(large.at[j], peak);
+      const float y = expm1_fast(sum.at[j]);
+      weight.at[j] = fmaf(p, y, p);
+      total = fmaf(p, y, total);
+    }
+  }
+  return weight;
+}
+
+// Adds the sums of w·u_row·u_column for up to kFew experts. That of the weights themselves is of w − p where it is not
+// wide, so that A keeps its digits.
+__device__ __forceinline__ void sum_few(const Slice& slice, const Mixture& mixture, float peak, float (&x)[kWarp]) {
+  float alpha[kFew];
+  float centre[kFew];
+#pragma unroll
+  for (int t = 0; t < kFew; ++t) {
+    const bool there = t < mixture.experts && slice.chosen(t);
+    alpha[t] = there ? mixture.alpha[t] : 0.0F;
+    centre[t] = there ? mixture.curves[t].centre : 0.0F;
+  }
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    Four delta[kFew];
+    Four sum = {};
+#pragma unroll
+    for (int t = 0; t < kFew; ++t) {
+      delta[t] = t < mixture.experts && slice.chosen(t) ? slice.delta(t, group, large) : Four{};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        delta[t].at[j] -= centre[t];
+        sum.at[j] = fmaf(alpha[t], delta[t].at[j], sum.at[j]);
+      }
+    }
+    float total;
+    const Four weight = fused_weights(mixture, large, sum, peak, total);
+    x[0] += total;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int t = 0; t < kFew; ++t) {
+        const float moment = delta[t].at[j] * weight.at[j];
+        float* row = x + (t + 1) * (t + 2) / 2;
+        row[0] += moment;
+#pragma unroll
+        for (int s = 0; s <= t; ++s) {
+          row[1 + s] = fmaf(moment, delta[s].at[j], row[1 + s]);
+        }
+      }
+    }
+  });
+}
+
+// Adds a tile's sums, as sum_few() to the bit.
 __device__ __forceinline__ void sum_tile(const Slice& slice, const Mixture& mixture, const Tile& tile, float peak,
                                          float (&x)[kWarp]) {
   const int rows = mixture.experts + 1;
@@ -145,20 +214,8 @@ __device__ __forceinline__ void sum_tile(const Slice& slice, const Mixture& mixt
     Four sum;
     Four raw;
     mixture.delta(slice, group, large, sum, raw);
-    Four weight;
-    float total = 0.0F;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (mixture.wide) {
-        weight.at[j] = wide_weight(exponent(large.at[j], 1.0, sum.at[j]), finite_peak(peak));
-        total += weight.at[j];
-      } else {
-        const float p = weight_of(large.at[j], peak);
-        const float y = expm1_fast(sum.at[j]);
-        weight.at[j] = fmaf(p, y, p);
-        total = fmaf(p, y, total);
-      }
-    }
+    float total;
+    const Four weight = fused_weights(mixture, large, sum, peak, total);
     Four row[kTileRows];
 #pragma unroll
     for (int i = 0; i < kTileRows; ++i) {

@@ -37,19 +37,28 @@ __device__ void RowSolver<kJoint>::solve_joint() {
         exchange(0)[tiles * kWarp] = peak;
       }
     }
-    Tile tile = {0, 0};
-    for (int index = 0; index < tiles; ++index, tile.next()) {
+    if (experts <= kFew) {
       float x[kWarp] = {};
-      sum_tile(slice_, mixture, tile, peak, x);
-      sums_.add(x, exchange(0) + index * kWarp);
+      sum_few(slice_, mixture, peak, x);
+      sums_.add(x, exchange(0));
+    } else {
+      Tile tile = {0, 0};
+#pragma unroll 1
+      for (int index = 0; index < tiles; ++index, tile.next()) {
+        float x[kWarp] = {};
+        sum_tile(slice_, mixture, tile, peak, x);
+        sums_.add(x, exchange(0) + index * kWarp);
+      }
     }
     ++passes_;
     meet();
     gather_joint(mixture.wide);
     ++round_;
     __syncthreads();
+    if (warp_index() == 0) {
+      take_joint(mixture.wide);
+    }
     if (threadIdx.x == 0) {
-      joint_->searching = take_joint(mixture.wide);
       const double* next = joint_->searching ? joint_->search.trial() : joint_->search.answer();
       for (int t = 0; t < experts; ++t) {
         const bool is_given = !joint_->searching && slice_.chosen(t) && !solved(t);
@@ -91,27 +100,41 @@ __device__ void RowSolver<kJoint>::gather_joint(bool wide) {
   }
 }
 
-// Moves the totals to Δ centred under P, and hands them to the search.
+// Moves the totals to Δ centred under P, and hands them to the search. A lane looks after some of them.
 template <bool kJoint>
-__device__ bool RowSolver<kJoint>::take_joint(bool wide) {
+__device__ void RowSolver<kJoint>::take_joint(bool wide) {
   JointState& state = *joint_;
+  const int experts = args_.expert_count;
   const double weight = state.totals[0];
   const double rise = weight * shared_.per_weight;
   const double per = wide ? 1.0 / weight : shared_.per_weight / (1.0 + rise);
-  double cumulant = wide ? state.means[0] - shared_.peak + log(rise) : log1p(rise);
-  int pair = 0;
-  for (int t = 0; t < args_.expert_count; ++t) {
-    const double shift = slice_.chosen(t) ? curves_[t].zero_mean : 0.0;
-    cumulant -= static_cast<double>(shared_.alpha[t]) * shift;
-    state.means[t] = state.totals[Tile::place(1 + t, 0)] * per - shift;
-    for (int s = 0; s <= t; ++s, ++pair) {
-      const double other = slice_.chosen(s) ? curves_[s].zero_mean : 0.0;
-      // E[(Δ_t − x)(Δ_s − y)] = E[Δ_tΔ_s] − x·E[Δ_s − y] − y·E[Δ_t − x] − xy
-      state.products[pair] = state.totals[Tile::place(1 + t, 1 + s)] * per - shift * state.means[s] -
-                             other * state.means[t] - shift * other;
-    }
+  const double peak = wide ? state.means[0] : 0.0;
+  const auto shift_of = [&](int t) { return slice_.chosen(t) ? curves_[t].zero_mean : 0.0; };
+  __syncwarp();
+  for (int t = lane_index(); t < experts; t += kWarp) {
+    state.means[t] = state.totals[Tile::place(experts, 1 + t, 0)] * per - shift_of(t);
   }
-  return state.search.take(cumulant, state.means, state.products);
+  __syncwarp();
+  int t = 0;
+  for (int pair = lane_index(); pair < experts * (experts + 1) / 2; pair += kWarp) {
+    while ((t + 1) * (t + 2) / 2 <= pair) {
+      ++t;
+    }
+    const int s = pair - t * (t + 1) / 2;
+    const double shift = shift_of(t);
+    const double other = shift_of(s);
+    // E[(Δ_t − x)(Δ_s − y)] = E[Δ_tΔ_s] − x·E[Δ_s − y] − y·E[Δ_t − x] − xy
+    state.products[pair] = state.totals[Tile::place(experts, 1 + t, 1 + s)] * per - shift * state.means[s] -
+                           other * state.means[t] - shift * other;
+  }
+  __syncwarp();
+  if (first_lane()) {
+    double cumulant = wide ? peak - shared_.peak + log(rise) : log1p(rise);
+    for (int expert = 0; expert < experts; ++expert) {
+      cumulant -= static_cast<double>(shared_.alpha[expert]) * shift_of(expert);
+    }
+    state.searching = state.search.take(cumulant, state.means, state.products);
+  }
 }
 
 }  // namespace dlf::cuda

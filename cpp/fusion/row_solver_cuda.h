@@ -153,7 +153,7 @@ class RowSolver {
   __device__ void combine();
   __device__ void solve_joint();
   __device__ void gather_joint(bool wide);
-  __device__ bool take_joint(bool wide);
+  __device__ void take_joint(bool wide);
   __device__ void finish();
 
   // This lane's number of the expert's exchange, summed over the cluster; those with a peak (of index `peak_index`, −1
