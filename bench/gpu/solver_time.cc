@@ -16,7 +16,9 @@
 // Time of one fusion solve and of one choice of a token on a GPU, as lines of JSON on stdout. Many of them are captured
 // in a graph and the graph is replayed, so that no launch by the host is in the time.
 //
-//   dlf_solver_time [--tiny]
+//   dlf_solver_time [--tiny | --targets]
+//
+// --targets takes seconds: only the shapes that have a target.
 namespace dlf::cuda {
 namespace {
 
@@ -88,7 +90,9 @@ Microseconds time_graph(Graph& graph, Queue& queue, int count, double round_seco
   return {times[kRounds / 2], times.front()};
 }
 
-void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool peaked, Combine combine) {
+// cluster: blocks a row, 0 for what the solver chooses.
+void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool peaked, Combine combine,
+                 int cluster = 0) {
   const int64_t rows = std::max<int64_t>(batch, kLeastRows);
   Queue queue(0);
   Rows logits;
@@ -112,7 +116,7 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
     args.records = static_cast<FusionRecord*>(records.mutable_data_ptr()) + first;
     args.rows = batch;
     args.vocab = vocab;
-    solve(args, queue.stream());
+    solve(args, cluster > 0 ? fusion_shape(args, cluster) : fusion_shape(args), queue.stream());
   };
   queue.run([&] { solve_rows(0); });  // readies the kernel for the capture
   queue.synchronize();
@@ -134,10 +138,9 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
     ++solved;
   }
   std::printf(
-      "{\"what\": \"solver\", \"vocab\": %lld, \"experts\": %d, \"batch\": %d, \"combine\": \"%s\", \"logits\": "
-      "\"%s\", "
-      "\"median_us\": %.3f, \"min_us\": %.3f, \"passes\": %.2f, \"good\": %s}\n",
-      static_cast<long long>(vocab), experts, batch, combine == Combine::joint ? "joint" : "select",
+      "{\"what\": \"solver\", \"vocab\": %lld, \"experts\": %d, \"batch\": %d, \"blocks\": %d, \"combine\": \"%s\", "
+      "\"logits\": \"%s\", \"median_us\": %.3f, \"min_us\": %.3f, \"passes\": %.2f, \"good\": %s}\n",
+      static_cast<long long>(vocab), experts, batch, cluster, combine == Combine::joint ? "joint" : "select",
       peaked ? "peaked" : "long tail", us.median, us.least, passes / static_cast<double>(solved),
       good ? "true" : "false");
   std::fflush(stdout);
@@ -206,16 +209,34 @@ void measure(const Plan& plan) {
   }
 }
 
+void measure_targets(const Plan& plan) {
+  const DeviceGuard guard(0);
+  for (const int cluster : {0, 4, 16}) {
+    for (const bool peaked : {true, false}) {
+      time_solver(plan, 32'000, 1, 1, peaked, Combine::select, cluster);
+      time_solver(plan, 151'936, 4, 8, peaked, Combine::select, cluster);
+    }
+    for (const int batch : {1, 64}) {
+      time_solver(plan, 32'000, 4, batch, true, Combine::joint, cluster);
+    }
+  }
+  for (const int batch : {1, 64}) {
+    time_sampler(plan, 151'936, batch, true);
+  }
+}
+
 }  // namespace
 }  // namespace dlf::cuda
 
 int main(int argc, char** argv) {
-  if (argc > 2 || (argc == 2 && std::strcmp(argv[1], "--tiny") != 0)) {
-    std::fputs("usage: dlf_solver_time [--tiny]\n", stderr);
+  const bool tiny = argc == 2 && std::strcmp(argv[1], "--tiny") == 0;
+  const bool targets = argc == 2 && std::strcmp(argv[1], "--targets") == 0;
+  if (argc > 1 && !tiny && !targets) {
+    std::fputs("usage: dlf_solver_time [--tiny | --targets]\n", stderr);
     return 2;
   }
   dlf::cuda::Plan plan;
-  if (argc == 2) {
+  if (tiny) {
     plan = {{100, 1000}, {1000}, {1, 2}, 3, 1e-4};
   }
   try {
@@ -223,7 +244,11 @@ int main(int argc, char** argv) {
       std::fputs("no CUDA device\n", stderr);
       return 1;
     }
-    dlf::cuda::measure(plan);
+    if (targets) {
+      dlf::cuda::measure_targets(plan);
+    } else {
+      dlf::cuda::measure(plan);
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
