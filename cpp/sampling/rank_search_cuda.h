@@ -40,14 +40,26 @@ __device__ inline float weight(float score, float peak, float scale) { return ex
 __device__ inline uint64_t fixed_point(float weight) { return static_cast<uint64_t>(weight * 0x1p44f); }
 inline constexpr double kFixedPointUnit = 0x1p-44;
 
-// The tokens of a row that are this block's.
+inline constexpr int kMostListed = 128;  // tokens of a warp
+
+// The tokens of a row that are this block's. Each warp looks after a stretch of them, or of it only after those that
+// are listed.
 struct Slice {
   float* scores;  // [end - begin]
   int32_t begin;
   int32_t end;
-  int32_t length;  // of every slice but the last ones
+  int32_t length;                   // of every slice but the last ones
+  int32_t stretch;                  // of every warp but the last ones
+  const int32_t* listed = nullptr;  // [kRowWarps, kMostListed], rising
+  const int32_t* listed_counts = nullptr;
 
   __device__ float score(int32_t token) const { return scores[token - begin]; }
+  __device__ int32_t count(int warp) const {
+    return listed != nullptr ? listed_counts[warp] : max(0, min(stretch, end - begin - warp * stretch));
+  }
+  __device__ int32_t token(int warp, int32_t i) const {
+    return listed != nullptr ? listed[warp * kMostListed + i] : begin + warp * stretch + i;
+  }
 };
 
 // What a token counts for in a search: its weight, or 1.
@@ -87,12 +99,11 @@ struct Target {
 __attribute__((noinline)) __device__ inline int32_t find_token(RowBlocks& row, const Slice& slice,
                                                                const Measure& measure, const Target& target) {
   // First which warp's stretch of ids, then which token of it.
-  const int32_t stretch = (slice.length + kRowWarps - 1) / kRowWarps;
-  int32_t begin = slice.begin + row.warp * stretch;
-  int32_t end = min(begin + stretch, slice.end);
   uint64_t sum = 0;
+  const int32_t own = slice.count(row.warp);
 #pragma unroll 4
-  for (int32_t token = begin + row.lane; token < end; token += 32) {
+  for (int32_t i = row.lane; i < own; i += kWarp) {
+    const int32_t token = slice.token(row.warp, i);
     sum += measure.of(slice.score(token), token);
   }
   row.show(RowBlocks::warp_sum(sum));
@@ -103,25 +114,29 @@ __attribute__((noinline)) __device__ inline int32_t find_token(RowBlocks& row, c
   missing -= place.before;
   const int block = place.index / kRowWarps;
   if (row.rank == block) {
-    begin = slice.begin + place.index % kRowWarps * stretch;
-    end = min(begin + stretch, slice.end);
-    const int32_t piece = (stretch + kRowThreads - 1) / kRowThreads;
-    begin += row.thread * piece;
-    end = min(begin + piece, end);
+    const int warp = place.index % kRowWarps;
+    const int32_t count = slice.count(warp);
+    const int32_t piece = (count + kRowThreads - 1) / kRowThreads;
+    const int32_t begin = row.thread * piece;
+    const int32_t end = min(begin + piece, count);
+    const auto measured = [&](int32_t i) {
+      const int32_t token = slice.token(warp, i);
+      return measure.of(slice.score(token), token);
+    };
     sum = 0;
 #pragma unroll 1
-    for (int32_t token = begin; token < end; ++token) {
-      sum += measure.of(slice.score(token), token);
+    for (int32_t i = begin; i < end; ++i) {
+      sum += measured(i);
     }
     sums = row.scan(sum);
     uint64_t before = sums.upto - sum;
     if (before < missing && sums.upto >= missing) {
-      int32_t token = begin;
+      int32_t i = begin;
 #pragma unroll 1
-      while ((before += measure.of(slice.score(token), token)) < missing) {
-        ++token;
+      while ((before += measured(i)) < missing) {
+        ++i;
       }
-      row.tell_token(token);
+      row.tell_token(slice.token(warp, i));
     }
   }
   return row.told_token(block);
@@ -153,9 +168,9 @@ struct Bands {
 };
 
 // The limit of the smallest set of highest rank whose measures reach the target, or that of the measure itself where
-// this takes all its tokens.
+// this takes all its tokens. `total` is the sum of all measures, where the slice lists only some of them, or 0.
 __attribute__((noinline)) __device__ inline Limit find_limit(RowBlocks& row, const Slice& slice, const Measure& measure,
-                                                             const Target& target) {
+                                                             const Target& target, uint64_t total) {
   // First the band in which the set ends, then ever fewer keys from low to high, until there is one, or one token.
   // Eighths of a unit, of score or of log-weight, whichever is finer, spread the tokens so that few threads add to one
   // bin at once.
@@ -168,8 +183,10 @@ __attribute__((noinline)) __device__ inline Limit find_limit(RowBlocks& row, con
   Place place;
   do {
     row.begin_histogram();
+    const int32_t own = slice.count(row.warp);
 #pragma unroll 4
-    for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
+    for (int32_t i = row.lane; i < own; i += kWarp) {
+      const int32_t token = slice.token(row.warp, i);
       const float score = slice.score(token);
       const uint32_t key = ordered(score);
       if (low <= key && key <= high) {
@@ -182,8 +199,9 @@ __attribute__((noinline)) __device__ inline Limit find_limit(RowBlocks& row, con
     const uint64_t bin_sum = row.bin_sum();
     const RowBlocks::Sums sums = row.scan(bin_sum);
     if (shift == kBands) {
-      missing = greater(target.of(sums.total), 1);
-      if (missing >= sums.total) {
+      total = greater(total, sums.total);
+      missing = greater(target.of(total), 1);
+      if (missing >= total) {
         return measure.within;
       }
     }

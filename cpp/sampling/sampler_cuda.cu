@@ -1,14 +1,14 @@
 #include <cmath>
 
 #include "sampling/random.h"
-#include "sampling/rank_search_cuda.h"
+#include "sampling/candidates_cuda.h"
 #include "sampling/sampler_cuda.h"
 
 namespace dlf::cuda {
 namespace {
 
 constexpr size_t kClusterScoreBytes = 192 * 1024;  // of a block's shared memory, with clusters (sm_90)
-constexpr size_t kScoreBytes = 88 * 1024;          // without them
+constexpr size_t kScoreBytes = 80 * 1024;          // without them
 
 // What a block keeps in shared memory ahead of its scores.
 struct alignas(16) BlockShared {
@@ -16,6 +16,7 @@ struct alignas(16) BlockShared {
   SampleRow options;
   uint64_t top[kMaxTopTokens];  // of the row's first block: the most probable tokens
   int32_t top_count;
+  CandidateLists lists;
 };
 
 __host__ __device__ int32_t slice_length(int32_t vocab, int blocks) {
@@ -76,10 +77,16 @@ __device__ uint64_t greatest_score(const RowBlocks& row, const Slice& slice) {
 }
 
 __device__ uint64_t sum_weights(const RowBlocks& row, const Slice& slice, float peak) {
+  const int32_t count = max(slice.end - slice.begin, 0);
   uint64_t sum = 0;
-#pragma unroll 4
-  for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
-    sum += fixed_point(weight(slice.score(token), peak, 1.0f));
+#pragma unroll 2
+  for (int32_t i = 4 * row.thread; i + 4 <= count; i += 4 * kRowThreads) {
+    const float4 four = *reinterpret_cast<const float4*>(slice.scores + i);
+    sum += fixed_point(weight(four.x, peak, 1.0f)) + fixed_point(weight(four.y, peak, 1.0f)) +
+           fixed_point(weight(four.z, peak, 1.0f)) + fixed_point(weight(four.w, peak, 1.0f));
+  }
+  if (row.thread < count % 4) {
+    sum += fixed_point(weight(slice.scores[count - 1 - row.thread], peak, 1.0f));
   }
   return sum;
 }
@@ -95,7 +102,7 @@ __device__ SampleFailure failure_of(uint64_t peak) {
 // Gathers the most probable tokens in the row's first block, in any order.
 __device__ void gather_top(RowBlocks& row, const Slice& slice, float peak, uint64_t count, BlockShared* shared) {
   const Measure ones{false, peak, 1.0f};
-  const Limit limit = find_limit(row, slice, ones, {0, count});
+  const Limit limit = find_limit(row, slice, ones, {0, count}, 0);
   BlockShared* first = row.at_block(shared, 0);
   for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
     const float score = slice.score(token);
@@ -176,18 +183,36 @@ __device__ void exclude(const RowBlocks& row, const SampleRow& options, const in
   }
 }
 
-__device__ int32_t draw(RowBlocks& row, const SampleRow& options, const Slice& slice, float peak, int32_t vocab) {
-  Measure measure{false, peak, options.scale};
-  if (options.top_k > 0 && options.top_k < vocab) {
-    measure.within = find_limit(row, slice, measure, {0, static_cast<uint64_t>(options.top_k)});
+// The token is that of the row's first block; the others may have none.
+__device__ int32_t draw(RowBlocks& row, const SampleRow& options, Slice slice, float peak, uint64_t total,
+                        int32_t vocab, BlockShared* shared) {
+  const double uniform = philox_uniform(options.seed, static_cast<uint64_t>(options.step), options.stream);
+  Measure measure{true, peak, options.scale};
+  const bool by_count = options.top_k > 0 && options.top_k < vocab;
+  if (limits_ranks(options, vocab)) {
+    const Listed listed = all_listed(row, &shared->row);
+    const bool enough = by_count ? listed.count >= options.top_k
+                                 : listed.sum >= greater(Target{options.top_p, 0}.of(total), 1);
+    if (listed.count <= kFewTokens && enough) {
+      return row.rank > 0 ? 0
+                          : draw_from_few(row, options, slice, measure, total, vocab, &shared->row, &shared->lists,
+                                          uniform);
+    }
+    if (listed.count < INT_MAX && enough) {
+      slice.listed = shared->lists.tokens;
+      slice.listed_counts = shared->row.listed_counts;
+    }
   }
-  measure.weighs = true;
+  if (by_count) {
+    measure.weighs = false;
+    measure.within = find_limit(row, slice, measure, {0, static_cast<uint64_t>(options.top_k)}, 0);
+    measure.weighs = true;
+  }
   if (options.top_p < 1) {
-    measure.within = find_limit(row, slice, measure, {options.top_p, 0});
+    measure.within = find_limit(row, slice, measure, {options.top_p, 0}, by_count ? 0 : total);
   }
   measure.least_weight = options.min_p;
-  return find_token(row, slice, measure,
-                    {philox_uniform(options.seed, static_cast<uint64_t>(options.step), options.stream), 0});
+  return find_token(row, slice, measure, {uniform, 0});
 }
 
 // Takes a sequence a step further; its history has the token already.
@@ -265,6 +290,7 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
   const int32_t* history = args.history + sequence * args.history_stride;
   Slice slice;
   slice.length = slice_length(args.vocab, args.blocks_per_row);
+  slice.stretch = ((slice.length + kRowWarps - 1) / kRowWarps + 3) / 4 * 4;
   slice.begin = row.rank * slice.length;
   slice.end = min(slice.begin + slice.length, args.vocab);
   if constexpr (kScoresAreShared) {
@@ -285,6 +311,7 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
     gather_top(row, slice, raw_peak, static_cast<uint64_t>(options.logprobs), shared);
   }
 
+  uint64_t total = 0;
   const bool processes = options.penalizes != 0 || options.bias_count > 0 || options.word_count > 0 ||
                          (options.step < options.min_new_tokens && options.stop_count > 0);
   if (processes) {
@@ -299,19 +326,28 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
     exclude(row, options, lists, history, slice);
     __syncthreads();
     row.show(weight_sum, RowBlocks::warp_max(greatest_score(row, slice)));
+    total = row.sum_shown(0);
     peak = row.max_shown(1);
-  } else {
-    row.show(weight_sum);
+    failure = failure_of(peak);
+    if (failure != SampleFailure::none) {
+      return record_failure(row, args, index, failure);
+    }
   }
-  const uint64_t total = row.sum_shown(0);
-  failure = failure_of(peak);
-  if (failure != SampleFailure::none) {
-    return record_failure(row, args, index, failure);
+  const float best = score_of(static_cast<uint32_t>(peak >> 32));
+  uint64_t scaled = 0;
+  const bool by_rank = limits_ranks(options, args.vocab);
+  if (by_rank) {
+    scaled = list_candidates(row, options, slice, {true, best, options.scale}, shared->row, shared->lists);
+  }
+  if (by_rank || !processes) {
+    row.show(processes ? 0 : weight_sum, scaled);
+    total = processes ? total : row.sum_shown(0);
+    scaled = row.sum_shown(1);
   }
 
   int32_t token = token_of(peak);
   if (options.scale > 0) {
-    token = draw(row, options, slice, score_of(static_cast<uint32_t>(peak >> 32)), args.vocab);
+    token = draw(row, options, slice, best, scaled, args.vocab, shared);
   }
   if (row.rank == 0) {
     const double log_total = log(static_cast<double>(total) * kFixedPointUnit) + static_cast<double>(raw_peak);
