@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <exception>
 #include <initializer_list>
+#include <stdexcept>
 
 // EXPECT states what a test expects and goes on after a failure, so that one run shows all of them.
 #define EXPECT(condition) ::dlf::testing::check((condition), #condition, __FILE__, __LINE__)
@@ -32,19 +33,54 @@ bool throws(Function&& function) {
   return false;
 }
 
+// What a test throws that this machine cannot run. The others go on.
+struct Skip : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct Test {
   const char* name;
   void (*run)();
 };
 
+// Says what became of a test at once: a later one may end the program.
+inline void report(const char* result, const Test& test, const char* why = "") {
+  std::printf("%s  %s%s%s\n", result, test.name, *why == '\0' ? "" : ": ", why);
+  std::fflush(stdout);
+}
+
+// An exception fails the test that let it out, and no other.
+inline void run(const Test& test, int& skipped) {
+  const int before = failures;
+  try {
+    test.run();
+  } catch (const Skip& skip) {
+    if (failures == before) {
+      ++skipped;
+      report("skip", test, skip.what());
+      return;
+    }
+  } catch (const std::exception& error) {
+    ++failures;
+    std::fprintf(stderr, "%s: threw %s\n", test.name, error.what());
+  } catch (...) {
+    ++failures;
+    std::fprintf(stderr, "%s: threw what is no exception\n", test.name);
+  }
+  report(failures == before ? "pass" : "FAIL", test);
+}
+
 // What main returns: 0 if every check of every test held.
 inline int run(std::initializer_list<Test> tests) {
+  int failed = 0;
+  int skipped = 0;
   for (const Test& test : tests) {
     const int before = failures;
-    test.run();
-    std::printf("%s  %s\n", failures == before ? "pass" : "FAIL", test.name);
+    run(test, skipped);
+    failed += failures == before ? 0 : 1;
   }
-  return failures == 0 ? 0 : 1;
+  std::printf("%d tests, %d failed, %d skipped\n", static_cast<int>(tests.size()), failed, skipped);
+  return failed == 0 ? 0 : 1;
 }
 
 }  // namespace dlf::testing

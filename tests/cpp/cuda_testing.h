@@ -86,6 +86,12 @@ inline at::Tensor run_in_any_order(const std::function<at::Tensor(cuda::Stream)>
   return forward;
 }
 
+inline void needs_two_devices() {
+  if (cuda::devices().size() < 2) {
+    throw Skip("needs two CUDA devices");
+  }
+}
+
 // run(), where there is a device.
 inline int run_cuda(std::initializer_list<Test> tests) {
   if (cuda::devices().empty()) {

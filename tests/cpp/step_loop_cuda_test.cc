@@ -2,11 +2,10 @@
 #include "engine/step_loop_cuda.h"
 
 #include <cmath>
-#include <cstdlib>
 
 #include "check.h"
+#include "cuda_testing.h"
 #include "engine/cpu_step_loop.h"
-#include "support/cuda/runtime.h"
 #include "tiny_family.h"
 
 namespace dlf {
@@ -14,6 +13,7 @@ namespace {
 
 using testing::kVocab;
 using testing::make_request;
+using testing::needs_two_devices;
 using testing::run;
 using testing::tiny_model;
 using testing::tiny_models;
@@ -21,6 +21,10 @@ using testing::tiny_plan;
 using testing::Tokens;
 
 constexpr int64_t kContext = 64;
+
+using Devices = std::vector<int>;  // of the models
+const Devices kOne = {0, 0, 0, 0, 0};
+const Devices kTwo = {0, 1, 0, 1, 1};
 
 CudaOptions options(int64_t max_batch, bool graph = true) { return {max_batch, kContext, {0, 0, 0, 0}, 0, graph}; }
 
@@ -75,7 +79,7 @@ void batches_and_graphs_change_nothing() {
 
 // What is drafted is accepted if it is what comes without drafts; of batches, and where sequences have no draft, or
 // another's, too.
-void drafts_change_nothing() {
+void expect_drafts_to_change_nothing(const Devices& devices) {
   const auto decode = [](StepLoop& loop, const Speculation& speculation) {
     for (int64_t id = 0; id < 6; ++id) {
       Request request = make_request(id, 1 + 5 * id, 12, id % 3 == 0 ? 0.0 : 1.0);
@@ -97,14 +101,21 @@ void drafts_change_nothing() {
         Speculation{5, kPromptLookup, false}, Speculation{8}}) {
     graph = !graph;
     CudaOptions some = options(3, graph);
-    some.devices = {0, graph && cuda::devices().size() > 1 ? 1 : 0, 0, 0};
+    some.devices = devices;
     const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), some);
     EXPECT(decode(*loop, speculation) == expected);
   }
 }
 
+void drafts_change_nothing() { expect_drafts_to_change_nothing(kOne); }
+
+void drafts_on_two_devices_change_nothing() {
+  needs_two_devices();
+  expect_drafts_to_change_nothing(kTwo);
+}
+
 // A large model that experts hardly move, drafted by itself: most drafts are right, and what comes with them, too.
-void drafts_that_are_right_are_taken() {
+void expect_right_drafts_to_be_taken(const Devices& devices, int64_t id) {
   FusionPlan plan;
   plan.lane_model = {0, 1, 2, 3, 2};
   plan.experts = {{1, 2}, {3, 2}};
@@ -116,38 +127,45 @@ void drafts_that_are_right_are_taken() {
   plan.lane_model[4] = 4;
   Models models = tiny_models();
   models.push_back(tiny_model(1));
-  const int two = cuda::devices().size() > 1 ? 1 : 0;
   for (const double temperature : {0.0, 1.0}) {
-    for (const int64_t id : {1, 2}) {
-      CpuStepLoop cpu(plan, models, {1, kContext, 1});
-      const auto loop = make_cuda_step_loop(plan, models, {1, kContext, {0, 0, 0, 0, id == 1 ? two : 0}, 0, true});
-      Request request = make_request(id, 5, 40, temperature);
-      request.sampling.frequency_penalty = 0.2;
-      request.sampling.bad_words = {{3, 4}, {9}};
-      request.sampling.min_new_tokens = 10;
-      request.prompts.emplace_back();
-      cpu.add(request);
-      request.prompts[4] = request.prompts[0];
-      request.speculation = {7, kAutoDrafter, false};
-      loop->add(request);
-      int64_t steps = 0;
-      int64_t tokens = 0;
-      while (!loop->idle()) {
-        int64_t first = 1;
-        for (const StepOutput* output : loop->step()) {
-          const StepOutput theirs = *cpu.step().at(0);
-          EXPECT(output->token == theirs.token && output->finish == theirs.finish);
-          EXPECT((output->drafted >= 0) == (first == 1));
-          expect_near(*output, theirs);
-          steps += first;
-          first = 0;
-          ++tokens;
-        }
+    CpuStepLoop cpu(plan, models, {1, kContext, 1});
+    const auto loop = make_cuda_step_loop(plan, models, {1, kContext, devices, 0, true});
+    Request request = make_request(id, 5, 40, temperature);
+    request.sampling.frequency_penalty = 0.2;
+    request.sampling.bad_words = {{3, 4}, {9}};
+    request.sampling.min_new_tokens = 10;
+    request.prompts.emplace_back();
+    cpu.add(request);
+    request.prompts[4] = request.prompts[0];
+    request.speculation = {7, kAutoDrafter, false};
+    loop->add(request);
+    int64_t steps = 0;
+    int64_t tokens = 0;
+    while (!loop->idle()) {
+      int64_t first = 1;
+      for (const StepOutput* output : loop->step()) {
+        const StepOutput theirs = *cpu.step().at(0);
+        EXPECT(output->token == theirs.token && output->finish == theirs.finish);
+        EXPECT((output->drafted >= 0) == (first == 1));
+        expect_near(*output, theirs);
+        steps += first;
+        first = 0;
+        ++tokens;
       }
-      EXPECT(cpu.idle() && tokens == 40);
-      EXPECT(steps <= 16);
     }
+    EXPECT(cpu.idle() && tokens == 40);
+    EXPECT(steps <= 16);
   }
+}
+
+void drafts_that_are_right_are_taken() {
+  expect_right_drafts_to_be_taken(kOne, 1);
+  expect_right_drafts_to_be_taken(kOne, 2);
+}
+
+void a_drafter_may_be_on_another_device() {
+  needs_two_devices();
+  expect_right_drafts_to_be_taken({0, 0, 0, 0, 1}, 1);
 }
 
 // Within drafts: a stop token, the end of the context.
@@ -180,9 +198,7 @@ void drafts_end_where_the_sequence_does() {
 }
 
 void models_may_be_on_two_devices() {
-  if (cuda::devices().size() < 2) {
-    return;
-  }
+  needs_two_devices();
   CpuStepLoop cpu(tiny_plan(Combine::joint), tiny_models(), {2, kContext, 1});
   CudaOptions two = options(2);
   two.devices = {0, 1, 1, 1};
@@ -225,7 +241,7 @@ void lanes_share_a_model() {
 }
 
 // Lanes of two adapters and of none on one model, in every batch; requests that leave some of them out.
-void adapters_are_those_of_the_processor() {
+void expect_adapters_to_be_those_of_the_processor(const Devices& devices) {
   FusionPlan plan;
   plan.lane_model = {0, 1, 1, 1};
   plan.lane_adapter = {-1, 0, -1, 1};
@@ -236,9 +252,9 @@ void adapters_are_those_of_the_processor() {
   const Adapters adapters = {{}, {testing::tiny_adapter(5, 3, true), testing::tiny_adapter(6, 7, false)}};
   CpuStepLoop cpu(plan, models, {2, kContext, 1}, adapters);
   CpuStepLoop plain(plan, models, {2, kContext, 1}, {{}, {adapters[1][1], adapters[1][0]}});
-  const auto with_graph = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, 1 << 20, true}, adapters);
-  const auto on_two = make_cuda_step_loop(plan, models, {3, kContext, {0, 1}, 0, false}, adapters);
-  for (StepLoop* loop : std::initializer_list<StepLoop*>{&cpu, &plain, with_graph.get(), on_two.get()}) {
+  const auto with_graph = make_cuda_step_loop(plan, models, {2, kContext, devices, 1 << 20, true}, adapters);
+  const auto without = make_cuda_step_loop(plan, models, {3, kContext, devices, 0, false}, adapters);
+  for (StepLoop* loop : std::initializer_list<StepLoop*>{&cpu, &plain, with_graph.get(), without.get()}) {
     for (const int64_t id : {1, 2, 3}) {
       Request request = make_request(id, 4 + id, 6);
       if (id == 2) {
@@ -250,12 +266,19 @@ void adapters_are_those_of_the_processor() {
   }
   const Tokens expected = run(cpu);
   EXPECT(run(*with_graph) == expected);
-  EXPECT(run(*on_two) == expected);
+  EXPECT(run(*without) == expected);
   EXPECT(run(plain) != expected);
 }
 
-// Prompts that begin alike, with a cache for all of them, one for some and none; on two devices.
-void the_prefix_cache_changes_nothing() {
+void adapters_are_those_of_the_processor() { expect_adapters_to_be_those_of_the_processor(kOne); }
+
+void adapters_may_be_on_two_devices() {
+  needs_two_devices();
+  expect_adapters_to_be_those_of_the_processor(kTwo);
+}
+
+// Prompts that begin alike, with a cache for all of them, one for some and none.
+void expect_the_prefix_cache_to_change_nothing(const Devices& devices) {
   const auto decode = [](StepLoop& loop, bool hits) {
     for (int64_t id = 0; id < 4; ++id) {
       loop.add(testing::shared_request(id % 3, 90 + 6 * (id % 2), 3 + 2 * id));
@@ -274,9 +297,16 @@ void the_prefix_cache_changes_nothing() {
   CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {2, 128, 1});
   const Tokens expected = decode(cpu, false);
   for (const int64_t bytes : {0, 50000, 1 << 24}) {
-    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {2, 128, {0, 1, 0, 1}, bytes});
+    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {2, 128, devices, bytes});
     EXPECT(decode(*loop, bytes > 0) == expected);
   }
+}
+
+void the_prefix_cache_changes_nothing() { expect_the_prefix_cache_to_change_nothing(kOne); }
+
+void prefix_caches_of_two_devices_change_nothing() {
+  needs_two_devices();
+  expect_the_prefix_cache_to_change_nothing(kTwo);
 }
 
 void a_cancelled_sequence_leaves_its_place() {
@@ -317,7 +347,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   loop->add(request);
   const auto& outputs = loop->step();
   EXPECT(outputs.size() == 1 && outputs[0]->finish == FinishReason::error);
-  EXPECT(outputs[0]->error.find("expert 0 at step 0") != std::string::npos);
+  EXPECT(outputs.at(0)->error.find("expert 0 at step 0") != std::string::npos);
   EXPECT(loop->idle());
 }
 
@@ -331,17 +361,22 @@ void what_does_not_fit_is_refused() {
   testing::expect_requests_that_do_not_fit_are_refused(*loop);
 }
 
-void scores_are_those_of_the_processor() {
+void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
   for (const Combine combine : {Combine::select, Combine::joint}) {
     CpuStepLoop cpu(tiny_plan(combine), tiny_models(), {1, kContext, 1});
-    for (const std::vector<int>& devices : {std::vector<int>{0, 0, 0, 0}, {0, 1, 0, 1}}) {
-      const auto loop = make_cuda_step_loop(tiny_plan(combine), tiny_models(), {1, kContext, devices, 1 << 20, true});
-      for (const std::vector<int>& experts : {std::vector<int>{0, 1}, {1}, {}}) {
-        const ScoreRequest request = testing::score_request(2, experts);
-        testing::expect_scores_near(loop->score(request, [] {}), cpu.score(request, [] {}), 3e-3);
-      }
+    const auto loop = make_cuda_step_loop(tiny_plan(combine), tiny_models(), {1, kContext, devices, 1 << 20, true});
+    for (const std::vector<int>& experts : {std::vector<int>{0, 1}, {1}, {}}) {
+      const ScoreRequest request = testing::score_request(2, experts);
+      testing::expect_scores_near(loop->score(request, [] {}), cpu.score(request, [] {}), 3e-3);
     }
   }
+}
+
+void scores_are_those_of_the_processor() { expect_scores_to_be_those_of_the_processor(kOne); }
+
+void scores_may_be_of_two_devices() {
+  needs_two_devices();
+  expect_scores_to_be_those_of_the_processor(kTwo);
 }
 
 void scoring_leaves_sequences_alone() {
@@ -373,25 +408,26 @@ void sequences_go_on_while_something_is_scored() {
 }  // namespace dlf
 
 int main() {
-  if (dlf::cuda::devices().empty()) {
-    std::puts("skipped: no CUDA device");
-    return std::getenv("DLF_REQUIRE_CUDA") == nullptr ? 0 : 1;
-  }
-  return dlf::testing::run({
+  return dlf::testing::run_cuda({
       {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
       {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
       {"drafts change nothing", dlf::drafts_change_nothing},
+      {"drafts on two devices change nothing", dlf::drafts_on_two_devices_change_nothing},
       {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},
+      {"a drafter may be on another device", dlf::a_drafter_may_be_on_another_device},
       {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does},
       {"models may be on two devices", dlf::models_may_be_on_two_devices},
       {"the large model decodes alone", dlf::the_large_model_decodes_alone},
       {"lanes share a model", dlf::lanes_share_a_model},
       {"adapters are those of the processor", dlf::adapters_are_those_of_the_processor},
+      {"adapters may be on two devices", dlf::adapters_may_be_on_two_devices},
       {"the prefix cache changes nothing", dlf::the_prefix_cache_changes_nothing},
+      {"prefix caches of two devices change nothing", dlf::prefix_caches_of_two_devices_change_nothing},
       {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
       {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
       {"scores are those of the processor", dlf::scores_are_those_of_the_processor},
+      {"scores may be of two devices", dlf::scores_may_be_of_two_devices},
       {"sequences go on while something is scored", dlf::sequences_go_on_while_something_is_scored},
       {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
       {"what does not fit is refused", dlf::what_does_not_fit_is_refused},

@@ -182,8 +182,8 @@ inline void expect_scores_near(const std::vector<Score>& scores, const std::vect
 inline void expect_scores_beside_sequences(StepLoop& loop, int rounds, const std::function<void(StepLoop&)>& add) {
   const auto nothing = [] {};
   const std::vector<Score> expected = loop.score(score_request(1), nothing);
-  EXPECT(expected[2].logprobs.size() == 9 && expected[2].alpha.size() == 18);
-  EXPECT(expected[0].logprobs[0] == expected[2].logprobs[0]);
+  EXPECT(expected.at(2).logprobs.size() == 9 && expected[2].alpha.size() == 18);
+  EXPECT(expected[0].logprobs.at(0) == expected[2].logprobs.at(0));
   add(loop);
   const Tokens alone = run(loop);
   add(loop);
