@@ -358,8 +358,14 @@ class Score:
 
 class StepTimings:
     """
-    Seconds that a step spent in each of its parts.
+    Seconds that a step spent in each of its parts, and what kind of step it was.
     """
+    @property
+    def drafted(self) -> int: ...
+    @property
+    def drafter(self) -> int: ...
+    @property
+    def graph(self) -> bool: ...
     @property
     def large(self) -> float: ...
     @property
@@ -427,6 +433,10 @@ class StepLoop:
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
         Ends a request and frees its places; unknown ids are ignored.
+        """
+    def prepare(self) -> bool:
+        """
+        Does something that a later step would otherwise take time for, where the loop is idle; whether there was.
         """
     def score(
         self,

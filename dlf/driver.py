@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 Submission: TypeAlias = "tuple[Any, ...]"  # arguments of StepLoop.add, the id first
 Poll: TypeAlias = "Callable[[], None]"
 
+GAP = 0.01  # seconds without a note after which the loop is asked to prepare for later steps
 CLOSED = "the engine is closed; make a new one"
 FORKED = "this process was forked from one that {}; make the engine, or the request, in this process"
 
@@ -216,14 +217,32 @@ class Driver:
     def _read(self, wait: bool) -> None:
         """Do what the inbox asks for; what is long is put off."""
         while not self._closing and (wait or not self._inbox.empty()):
+            note = self._next() if wait else self._inbox.get()
             wait = False
-            note = self._inbox.get()
             if isinstance(note, list):
                 self._cancel(note)
             elif note is not None and note.long:
                 self._long.append(note)
             elif note is not None:
                 self._answer(note)
+
+    def _next(self) -> Job | list[int] | None:
+        """Wait for a note. Meanwhile the loop does, piece by piece, what later requests would wait for."""
+        while True:
+            try:
+                return self._inbox.get(timeout=GAP)
+            except Empty:
+                if not self._prepare():
+                    return self._inbox.get()
+
+    def _prepare(self) -> bool:
+        before, self._inside = self._inside, True
+        try:
+            return self._loop is not None and self._loop.prepare()
+        except Exception:  # if it matters, a step fails as well, and then somebody is told
+            return False
+        finally:
+            self._inside = before
 
     def _turn(self) -> None:
         """Give what is running a step."""

@@ -238,6 +238,39 @@ def test_a_step_that_breaks_off_fails_all_of_its_requests(
         assert engine.generate(PROMPT, **OPTIONS).tokens == expected
 
 
+def test_the_loop_prepares_while_nobody_waits(engine: dlf.Engine, expected: list[int]) -> None:
+    prepared: list[bool] = []
+
+    class Preparing:
+        def __init__(self, loop: _C.StepLoop) -> None:
+            self._loop = loop
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._loop, name)
+
+        def prepare(self) -> bool:
+            prepared.append(self._loop.idle)
+            return len(prepared) % 4 != 0  # three pieces of work, then none is left
+
+    def replace(poll: object) -> None:
+        engine._driver._loop = Preparing(engine._driver.loop)  # type: ignore[assignment]
+
+    def restore(poll: object) -> None:
+        engine._driver._loop = engine._driver.loop._loop  # type: ignore[attr-defined]
+
+    engine._driver.call(replace)
+    try:
+        for gap in (1, 2):
+            deadline = time.monotonic() + 10
+            while len(prepared) < 4 * gap and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            assert prepared == [True] * 4 * gap
+            assert engine.generate(PROMPT, **OPTIONS).tokens == expected
+    finally:
+        engine._driver.call(restore)
+
+
 def test_experts_change_only_while_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading takes a while, in which others may ask for something."""
     expert = dlf.Expert(zoo.path("math-expert"), base=zoo.path("small-base"))

@@ -79,11 +79,15 @@ void bind_engine(py::module_& m) {
       .def_readonly("g", &Score::g)
       .def_readonly("error", &Score::error);
 
-  py::class_<StepTimings>(m, "StepTimings", "Seconds that a step spent in each of its parts.")
+  py::class_<StepTimings>(m, "StepTimings",
+                          "Seconds that a step spent in each of its parts, and what kind of step it was.")
       .def_readonly("large", &StepTimings::large)
       .def_readonly("small", &StepTimings::small)
       .def_readonly("solve", &StepTimings::solve)
-      .def_readonly("sample", &StepTimings::sample);
+      .def_readonly("sample", &StepTimings::sample)
+      .def_readonly("drafted", &StepTimings::drafted)
+      .def_readonly("drafter", &StepTimings::drafter)
+      .def_readonly("graph", &StepTimings::graph);
 
   py::class_<Speculation>(m, "Speculation", "Whether and by what tokens of a sequence are drafted.")
       .def(py::init([](int64_t max_draft, int64_t drafter, bool adaptive) {
@@ -143,6 +147,8 @@ void bind_engine(py::module_& m) {
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
       .def("step", &step, py::call_guard<GilRelease>(),
            "Decodes every running sequence one token further, and more where they were drafted.")
+      .def("prepare", &StepLoop::prepare, py::call_guard<GilRelease>(),
+           "Does something that a later step would otherwise take time for, where the loop is idle; whether there was.")
       .def(
           "score",
           [](StepLoop& loop, std::vector<Prompt> prompts, std::vector<int> experts,

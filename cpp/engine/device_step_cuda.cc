@@ -1,6 +1,9 @@
 #include "engine/device_step_cuda.h"
 
 #include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
 
 #include "engine/device_room_cuda.h"
 #include "engine/prompt_lookup_cuda.h"
@@ -29,21 +32,40 @@ DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const CudaO
 }
 
 bool DeviceStep::launch(int batch, const StepDraft& draft) {
-  const std::pair kind(batch, draft);
-  const bool first = !graphs_.contains(kind);
-  if (!graph_ || first) {
-    enqueue(batch, draft);  // the first step of its kind also readies kernels and libraries for the capture
-    graphs_[kind] = nullptr;
-    return !first;
+  Kind& kind = kinds_[{batch, draft}];
+  if (kind.graph != nullptr) {
+    kind.graph->replay(main());
+    return true;
   }
-  std::unique_ptr<Graph>& graph = graphs_[kind];
-  const bool captured = graph != nullptr;
-  if (!captured) {
-    graph = std::make_unique<Graph>();
-    graph->capture(main(), [&] { enqueue(batch, draft); });
+  enqueue(batch, draft);  // the first one also readies kernels and libraries for the capture
+  ++kind.runs;
+  // Several of one kind in a row take about as long without a graph, and before a plain one is timed nothing is drafted.
+  return kind.runs > 1 && (!graph_ || kind.fails || draft.count == 0);
+}
+
+bool DeviceStep::capture(int64_t least_runs) {
+  const auto wanted = [&](const Kind& kind) { return kind.graph != nullptr || kind.fails ? 0 : kind.runs; };
+  const auto most = std::max_element(kinds_.begin(), kinds_.end(), [&](const auto& one, const auto& other) {
+    return wanted(one.second) < wanted(other.second);
+  });
+  if (!graph_ || most == kinds_.end() || wanted(most->second) < std::max<int64_t>(least_runs, 1)) {
+    return false;
   }
-  graph->replay(main());
-  return captured;
+  auto& [step, kind] = *most;
+  auto graph = std::make_unique<Graph>();
+  try {
+    graph->capture(main(), [&] { enqueue(step.first, step.second); });
+    kind.graph = std::move(graph);
+  } catch (const std::exception& error) {  // there may be no memory for it; what failed otherwise fails again in a step
+    kind.fails = true;
+    TORCH_WARN("a step could not be captured as a graph and runs without: ", error.what());
+  }
+  return true;
+}
+
+bool DeviceStep::uses_graph(int batch, const StepDraft& draft) const {
+  const auto found = kinds_.find({batch, draft});
+  return found != kinds_.end() && found->second.graph != nullptr;
 }
 
 // One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once. Or, from there

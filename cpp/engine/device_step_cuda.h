@@ -21,9 +21,15 @@ class DeviceStep {
  public:
   DeviceStep(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
 
-  // Puts a step of the first `batch` sequences on its way. Returns whether it takes as long as others of its kind will:
-  // the first one, and the one that is captured, do not.
+  // Puts a step of the first `batch` sequences on its way: as a graph, or as long as its kind has none kernel by
+  // kernel. Returns whether it takes as long as others of its kind will.
   bool launch(int batch, const StepDraft& draft);
+
+  // Captures a graph for the kind of step that ran most often without, where one ran so often. Takes the host
+  // milliseconds, in which the device has what was launched before. Returns whether there was one.
+  bool capture(int64_t least_runs);
+
+  bool uses_graph(int batch, const StepDraft& draft) const;
 
   DeviceModels& models() { return models_; }
   SamplerState& sampler() { return *sampler_; }
@@ -32,6 +38,12 @@ class DeviceStep {
   Queue& main() { return models_.main(); }
 
  private:
+  struct Kind {
+    std::unique_ptr<Graph> graph;
+    int64_t runs = 0;  // without
+    bool fails = false;
+  };
+
   void enqueue(int batch, const StepDraft& draft);
   void draft_tokens(int batch, const StepDraft& draft);
   void verify(int batch, const StepDraft& draft);
@@ -45,7 +57,7 @@ class DeviceStep {
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;
   std::unique_ptr<SequenceMemory> memory_;
-  std::map<std::pair<int, StepDraft>, std::unique_ptr<Graph>> graphs_;  // null after the first step, which runs without
+  std::map<std::pair<int, StepDraft>, Kind> kinds_;  // by batch
 };
 
 }  // namespace dlf::cuda

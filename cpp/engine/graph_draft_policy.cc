@@ -1,6 +1,7 @@
 #include "engine/graph_draft_policy.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace dlf {
@@ -8,61 +9,97 @@ namespace {
 
 constexpr double kEveryonesMemory = 1024;  // tokens
 constexpr int kTimeMemory = 32;            // steps
-constexpr int kProbe = 64;                 // plain steps after which a short draft is tried
-// Of a plain step: what a drafted token is thought to cost until that is seen. Little, so that it is tried.
-constexpr double kTokenCost = 0.05;
+constexpr int kProbe = 64;                 // steps after which a lane that drafts nothing is tried
+// What a drafted token is thought to cost, of a plain step, until that is seen: little, so that it is tried. A lane has
+// a pass for each, and prompt lookup a row of a pass that reads the weights anyway.
+constexpr double kLaneCost = 0.2;
+constexpr double kLookupCost = 0.01;
+constexpr int kLookupDoubt = 8;  // tokens, of which it is thought to have said few: not all text repeats itself
+// Each is a graph. Where many are worth drafting, one more or less changes little.
+constexpr std::array kCounts = {1, 2, 3, 4, 5, 7};
+
+// The largest of kCounts up to this.
+int rounded(int64_t most) {
+  int count = 0;
+  for (const int each : kCounts) {
+    count = each <= most ? each : count;
+  }
+  return count;
+}
 
 }  // namespace
 
 void GraphDraftPolicy::Time::add(double sample) {
   count = std::min(count + 1, kTimeMemory);
-  seconds += ((count > 1 ? std::min(sample, 2 * seconds) : sample) - seconds) / count;
+  seconds += (sample - seconds) / count;
 }
 
 GraphDraftPolicy::GraphDraftPolicy(const FusionPlan& plan, const Limits& limits)
-    : plan_(plan), limits_(limits), everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)) {}
+    : plan_(plan), limits_(limits), everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)) {
+  for (int i = 0; i < kLookupDoubt; ++i) {
+    everyone_[index(kPromptLookup)].add(0, i % 4 == 0);
+  }
+}
 
 StepDraft GraphDraftPolicy::choose(std::span<const Sequence> sequences, int batch) {
   const int64_t drafter = drafter_of_most(sequences);
-  int64_t most = 0;  // tokens that some sequence may be drafted
+  int64_t most = 0;     // tokens that some sequence may be drafted now
+  int64_t allowed = 0;  // and anywhere in it
   bool adaptive = true;
+  bool looks_up = drafter == kPromptLookup;
   for (const Sequence& sequence : sequences) {
     if (sequence.draft->limit > 0 && drafter_of(sequence) == drafter) {
       most = std::max(most, sequence.draft->limit);
+      allowed = std::max(allowed, sequence.draft->options.max_draft);
       adaptive &= sequence.draft->options.adaptive;
+      looks_up |= this->looks_up(sequence);
     }
   }
   const int tokens_of_pass = adaptive ? limits_.exact_tokens : limits_.max_tokens;
-  most = std::min<int64_t>({most, limits_.max_draft, tokens_of_pass / batch - 1});
+  const auto room = std::min<int64_t>(limits_.max_draft, tokens_of_pass / batch - 1);
+  most = std::min(most, room);
   if (most <= 0) {
     return {};
   }
-  const auto longest = static_cast<int>(most);
   if (!adaptive) {
-    return {drafter, longest};
+    return {drafter, static_cast<int>(most)};
   }
   if (!times_.contains({batch, StepDraft()})) {
     return {};  // how long a plain one takes comes first
   }
   StepDraft best;
   double best_rate = tokens(sequences, best) / seconds(batch, best);
-  for (int count = 1; count <= longest; count = 2 * count + 1) {
-    const StepDraft draft = {drafter, count};
+  const auto consider = [&](const StepDraft& draft) {
     const double rate = tokens(sequences, draft) / seconds(batch, draft);
     if (rate > best_rate) {
       best = draft;
       best_rate = rate;
     }
+  };
+  if (looks_up) {  // always as far as it may: its tokens cost next to nothing, and a graph is spared for each end
+    consider({kPromptLookup, rounded(std::min(allowed, room))});
   }
-  plain_steps_ = best.count == 0 ? plain_steps_ + 1 : 0;
-  if (plain_steps_ >= kProbe) {
-    plain_steps_ = 0;
+  if (drafter == kPromptLookup) {
+    return best;
+  }
+  for (const int count : kCounts) {
+    if (count <= most) {
+      consider({drafter, count});
+    }
+  }
+  steps_without_ = best.count > 0 && best.drafter == drafter ? 0 : steps_without_ + 1;
+  if (steps_without_ >= kProbe) {
+    steps_without_ = 0;
     return {drafter, 1};
   }
   return best;
 }
 
+// A step that another program held up counts no more than twice what was expected.
 void GraphDraftPolicy::add_time(int batch, const StepDraft& draft, double seconds) {
+  if (times_.contains({batch, StepDraft()})) {
+    seconds = std::min(seconds, 2 * this->seconds(batch, draft));
+  }
   times_[{batch, draft}].add(seconds);
 }
 
@@ -72,6 +109,16 @@ void GraphDraftPolicy::learn(Draft& draft, int64_t drafter, int64_t drafted, int
       acceptance->add(0, i < accepted);
     }
   }
+}
+
+bool GraphDraftPolicy::looks_up(const Sequence& sequence) const {
+  const Speculation& options = sequence.draft->options;
+  const bool lookup = options.drafter == kAutoDrafter || options.drafter == kPromptLookup;
+  return lookup && options.adaptive && options.max_draft > 0;
+}
+
+bool GraphDraftPolicy::drafts(int64_t drafter, const Sequence& sequence) const {
+  return drafter_of(sequence) == drafter || (drafter == kPromptLookup && looks_up(sequence));
 }
 
 int64_t GraphDraftPolicy::drafter_of(const Sequence& sequence) const {
@@ -100,7 +147,7 @@ double GraphDraftPolicy::tokens(std::span<const Sequence> sequences, const StepD
   double all = 0;
   for (const Sequence& sequence : sequences) {
     all += 1;
-    if (draft.count == 0 || drafter_of(sequence) != draft.drafter) {
+    if (draft.count == 0 || !drafts(draft.drafter, sequence)) {
       continue;
     }
     const size_t at = index(draft.drafter);
@@ -113,12 +160,31 @@ double GraphDraftPolicy::tokens(std::span<const Sequence> sequences, const StepD
   return all;
 }
 
+// As measured, or on the line through what was: a step takes a pass of the drafter for each token that it drafts.
 double GraphDraftPolicy::seconds(int batch, const StepDraft& draft) const {
   const auto known = times_.find({batch, draft});
   if (known != times_.end()) {
     return known->second.seconds;
   }
-  return times_.at({batch, StepDraft()}).seconds * (1 + kTokenCost * draft.count);
+  const double plain = times_.at({batch, StepDraft()}).seconds;
+  return plain + token_seconds(batch, draft.drafter, plain) * draft.count;
+}
+
+// Least squares, of a line that begins at a plain step.
+double GraphDraftPolicy::token_seconds(int batch, int64_t drafter, double plain) const {
+  double product = 0;
+  double squares = 0;
+  for (const int count : kCounts) {
+    const auto known = times_.find({batch, StepDraft{drafter, count}});
+    if (known != times_.end()) {
+      product += (known->second.seconds - plain) * count;
+      squares += static_cast<double>(count) * count;
+    }
+  }
+  if (squares == 0) {
+    return plain * (drafter == kPromptLookup ? kLookupCost : kLaneCost);
+  }
+  return std::max(0.0, product / squares);
 }
 
 }  // namespace dlf

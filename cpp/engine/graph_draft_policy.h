@@ -21,8 +21,8 @@ struct StepDraft {
 };
 
 // Decides what a step drafts where steps are graphs: DraftPolicy's rule with few lengths to choose from, and with the
-// times of whole steps, as the host sees nothing else. Where nothing is drafted nothing is learnt, so that now and then
-// a short draft is tried.
+// times of whole steps, as the host sees nothing else. A lane that drafts nothing teaches nothing, so that now and then
+// a short draft is tried; what prompt lookup would have said the host finds out by itself.
 class GraphDraftPolicy {
  public:
   struct Limits {
@@ -47,8 +47,11 @@ class GraphDraftPolicy {
   // What became of `drafted` tokens of a sequence.
   void learn(Draft& draft, int64_t drafter, int64_t drafted, int64_t accepted);
 
+  // Whether prompt lookup may draft a sequence, so that its rate is worth knowing.
+  bool looks_up(const Sequence& sequence) const;
+
  private:
-  // A running mean, of which a step that another program held up changes little.
+  // A running mean.
   struct Time {
     double seconds = 0;
     int count = 0;
@@ -59,14 +62,16 @@ class GraphDraftPolicy {
   size_t index(int64_t drafter) const { return drafter == kPromptLookup ? plan_.lane_model.size() : drafter; }
   int64_t drafter_of(const Sequence& sequence) const;
   int64_t drafter_of_most(std::span<const Sequence> sequences) const;
+  bool drafts(int64_t drafter, const Sequence& sequence) const;
   double tokens(std::span<const Sequence> sequences, const StepDraft& draft) const;
   double seconds(int batch, const StepDraft& draft) const;
+  double token_seconds(int batch, int64_t drafter, double plain) const;
 
   const FusionPlan& plan_;
   Limits limits_;
   std::vector<Acceptance> everyone_;                 // as Draft::acceptance, of all sequences
   std::map<std::pair<int, StepDraft>, Time> times_;  // by batch
-  int plain_steps_ = 0;                              // in a row, in which a draft was possible
+  int steps_without_ = 0;  // in a row, in which the lane that is wanted could have drafted and did not
 };
 
 }  // namespace dlf

@@ -17,12 +17,16 @@ inline constexpr int64_t kMostContext = int64_t{1} << 24;
 using Models = std::vector<std::shared_ptr<const Weights>>;
 using Adapters = std::vector<std::vector<std::shared_ptr<const Adapter>>>;  // of each model; empty where there are none
 
-// Seconds that the last step spent in each of its parts; all zero where a step is one launch of a graph.
+// Seconds that the last step spent in each of its parts; all zero on a GPU, where nobody waits for a part. There, what
+// kind of step it was.
 struct StepTimings {
   double large = 0;
   double small = 0;
   double solve = 0;
   double sample = 0;
+  int drafted = 0;      // tokens of each sequence
+  int64_t drafter = 0;  // if there are any: a lane, or kPromptLookup
+  bool graph = false;   // it was one launch
 };
 
 // Decodes all running sequences one token further at each step, or more where tokens were drafted:
@@ -40,6 +44,10 @@ class StepLoop {
   // output says why it finished has left; where a step throws, all that were running have.
   virtual const std::vector<const StepOutput*>& step() = 0;
   virtual const StepTimings& timings() const = 0;
+
+  // Does something that a later step would otherwise take time for. Called while the loop is idle, until there is
+  // nothing left to do; returns whether there was.
+  virtual bool prepare() { return false; }
 
   // Scores the continuations of a request, at once: it has places of its own, and neither waits for sequences nor
   // moves them on. The poll may: it can add, cancel and step, but not score.

@@ -25,6 +25,10 @@ namespace {
 
 constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
 static_assert(kAhead + 2 <= kRing);
+// Steps of one kind that run kernel by kernel before a graph is captured while requests wait. Most kinds have theirs
+// from a gap between requests, and one that comes once or twice is not worth it.
+constexpr int64_t kRunsBeforeCapture = 4;
+constexpr size_t kLookupReach = 2048;  // last tokens of a text in which the host looks what prompt lookup would say
 
 // One request while it runs.
 struct DeviceSequence {
@@ -40,6 +44,7 @@ struct DeviceSequence {
   bool finished = false;
   Draft draft;
   std::vector<StepOutput> outputs;  // of a step
+  std::vector<int64_t> tokens;      // so far, where prompt lookup may draft it
 };
 
 class CudaStepLoop final : public StepLoop {
@@ -52,6 +57,7 @@ class CudaStepLoop final : public StepLoop {
   bool idle() const override { return waiting_.empty() && running_.empty(); }
   const std::vector<const StepOutput*>& step() override;
   const StepTimings& timings() const override { return timings_; }
+  bool prepare() override;
   std::vector<Score> score(const ScoreRequest& request, const Poll& poll) override;
 
  private:
@@ -61,7 +67,7 @@ class CudaStepLoop final : public StepLoop {
     std::vector<int64_t> drafted;   // tokens of each row
     int batch;
     StepDraft draft;
-    bool typical;  // it takes as long as others of its kind will
+    bool graph;
   };
   using Clock = std::chrono::steady_clock;
 
@@ -76,6 +82,8 @@ class CudaStepLoop final : public StepLoop {
   void launch();
   void collect();
   void time(const Flight& flight);
+  void disturb() { timed_from_ = launched_ + 1; }
+  void look_up(DeviceSequence& sequence, int64_t token);
   void deliver(DeviceSequence& sequence, const Flight& flight);
   bool take(DeviceSequence& sequence, int token);
   void wait_for(int64_t steps);
@@ -95,7 +103,8 @@ class CudaStepLoop final : public StepLoop {
   int64_t launched_ = 0;
   int64_t collected_ = 0;
   std::vector<GraphDraftPolicy::Sequence> drafting_;
-  std::optional<Clock::time_point> last_collected_;  // nothing but steps has run since
+  std::optional<Clock::time_point> last_collected_;  // the device went on at once
+  int64_t timed_from_ = 0;                           // steps before say nothing of how long their kind takes
   std::vector<const StepOutput*> outputs_;
   StepTimings timings_;
   bool scoring_ = false;
@@ -146,6 +155,9 @@ void CudaStepLoop::add(Request request) {
   sequence->draft.options = request.speculation;
   sequence->draft.weight.resize(sequence->experts.size());
   sequence->draft.acceptance.assign(plan_.lane_model.size() + 1, Acceptance(Draft::kMemory));
+  if (policy_.looks_up({&sequence->draft, &sequence->experts})) {
+    sequence->tokens = sequence->lanes[0].prompt.tokens;
+  }
   sequence->outputs.resize(kStepTokens);
   for (StepOutput& output : sequence->outputs) {
     output.request = request.id;
@@ -188,12 +200,21 @@ void CudaStepLoop::decode() {
     launch();
   }
   if (launched_ > collected_) {
+    // The device has a step to go on with.
+    if (launched_ - collected_ > kAhead && step_.capture(kRunsBeforeCapture)) {
+      disturb();
+    }
     collect();
     prompts_.release(collected_);
   } else {
     main().synchronize();  // only prompts were read: the host must not run further ahead
     prompts_.release(launched_ + 1);
   }
+}
+
+bool CudaStepLoop::prepare() {
+  const DeviceGuard guard(main().device());
+  return idle() && step_.capture(1);
 }
 
 // After a step that broke off: what is in the caches of the sequences is unknown, so that none can go on.
@@ -211,12 +232,12 @@ void CudaStepLoop::abandon() {
 std::vector<Score> CudaStepLoop::score(const ScoreRequest& request, const Poll& poll) {
   check_score(request, plan_, vocab_sizes_, options_.max_context);
   const ScoringPlace place(scoring_);
-  last_collected_.reset();  // what is scored takes time of its own
+  disturb();  // what is scored takes time of its own
   const DeviceGuard guard(main().device());
   Scorer scorer(plan_, step_.models().all(), prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
   return scorer.score(request, [&] {
     poll();
-    last_collected_.reset();
+    disturb();
   });
 }
 
@@ -235,7 +256,7 @@ void CudaStepLoop::admit() {
     if (sequence->started) {
       continue;
     }
-    last_collected_.reset();  // a prompt takes time of its own
+    disturb();  // a prompt takes time of its own, before the next step
     if (prompts_.read(sequence->lanes, sequence->row, launched_, sequence->outputs[0].cached_tokens)) {
       start(*sequence);
     }
@@ -314,9 +335,9 @@ void CudaStepLoop::launch() {
   }
   flight.batch = batch;
   flight.draft = draft;
-  flight.typical = step_.launch(batch, draft);
-  if (!flight.typical) {
-    last_collected_.reset();  // the host sees late when the step before is done
+  flight.graph = step_.uses_graph(batch, draft);
+  if (!step_.launch(batch, draft)) {
+    disturb();  // the host sees late when the step before is done
   }
   ++launched_;
 }
@@ -326,6 +347,9 @@ void CudaStepLoop::collect() {
   wait_for(collected_ + 1);
   const Flight& flight = flights_[collected_ % kRing];
   time(flight);
+  timings_.drafted = flight.draft.count;
+  timings_.drafter = flight.draft.drafter;
+  timings_.graph = flight.graph;
   for (int row = 0; row < max_batch_; ++row) {
     const auto sequence = std::find_if(running_.begin(), running_.end(), [&](const auto& candidate) {
       return candidate->row == row && candidate->request == flight.requests[row];
@@ -342,10 +366,10 @@ void CudaStepLoop::collect() {
   ++collected_;
 }
 
-// From the end of the step before it, if the device went on at once.
+// From the end of the step before it, if the device went on at once and did nothing else.
 void CudaStepLoop::time(const Flight& flight) {
   const Clock::time_point now = Clock::now();
-  if (last_collected_ && flight.typical) {
+  if (last_collected_ && collected_ >= timed_from_) {
     policy_.add_time(flight.batch, flight.draft, std::chrono::duration<double>(now - *last_collected_).count());
   }
   last_collected_ = launched_ > collected_ + 1 ? std::optional(now) : std::nullopt;
@@ -361,9 +385,22 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, const Flight& flight) {
   }
   --sequence.in_flight;
   const int64_t drafter = flight.draft.drafter;
-  if (drafted > 0 && tokens > 0 && (drafter == kPromptLookup || sequence.lanes[drafter].used())) {
+  if (drafted > 0 && tokens > 0 && drafter != kPromptLookup && sequence.lanes[drafter].used()) {
     policy_.learn(sequence.draft, drafter, drafted, tokens - 1);
   }
+  if (policy_.looks_up({&sequence.draft, &sequence.experts})) {
+    for (int token = 0; token < tokens; ++token) {
+      look_up(sequence, sequence.outputs[token].token);
+    }
+  }
+}
+
+// Sees whether prompt lookup would have said the token that came, whatever drafted it.
+void CudaStepLoop::look_up(DeviceSequence& sequence, int64_t token) {
+  const std::span<const int64_t> tokens(sequence.tokens);
+  const PromptLookup::Match match = PromptLookup::find(tokens.last(std::min(tokens.size(), kLookupReach)));
+  policy_.learn(sequence.draft, kPromptLookup, 1, match.length > 0 && match.next.front() == token ? 1 : 0);
+  sequence.tokens.push_back(token);
 }
 
 // One token that the step gave a sequence. False if there was none any more.

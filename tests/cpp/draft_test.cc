@@ -124,17 +124,25 @@ struct GraphScene {
 
   StepDraft choose(int batch = 1) { return policy.choose(sequences_, batch); }
 
-  // Steps of which a plain one takes a second, and every drafted token so much more; a drafted token is right where
-  // `right` says so. Of the last ones, how many drafted how much.
-  std::map<int, int> run(double token_seconds, bool right) {
+  // Steps of which a plain one takes a second, every token that a lane drafts so much more, and what prompt lookup
+  // drafts little. So many of a hundred tokens are what the lane says, and what prompt lookup says. Of the last ones,
+  // how many drafted how much.
+  std::map<int, int> run(double token_seconds, int right, int looked_up = 0) {
     std::map<int, int> counts;
+    int tokens = 0;
     for (int step = 0; step < 1000; ++step) {
       const StepDraft draft = choose();
-      policy.add_time(1, draft, 1 + token_seconds * draft.count);
-      if (draft.count > 0) {
-        policy.learn(drafts[0], draft.drafter, draft.count, right ? draft.count : 0);
+      const bool lane = draft.count > 0 && draft.drafter != kPromptLookup;
+      policy.add_time(1, draft, 1 + (lane ? token_seconds * draft.count : draft.count > 0 ? 0.02 : 0));
+      policy.learn(drafts[0], kPromptLookup, 1, 37 * step % 100 < looked_up ? 1 : 0);
+      for (int i = 0; lane && i < draft.count; ++i) {
+        const bool agrees = 37 * ++tokens % 100 < right;
+        policy.learn(drafts[0], draft.drafter, 1, agrees ? 1 : 0);
+        if (!agrees) {
+          break;
+        }
       }
-      counts[draft.count] += step >= 500 ? 1 : 0;
+      counts[lane ? draft.count : -draft.count] += step >= 500 ? 1 : 0;
     }
     return counts;
   }
@@ -148,22 +156,67 @@ struct GraphScene {
 
 void graphs_draft_as_far_as_is_worth_it() {
   EXPECT(GraphScene(1).choose() == StepDraft());  // how long a plain step takes comes first
-  EXPECT(GraphScene(1).run(0.1, true)[7] == 500);
-  EXPECT(GraphScene(1).run(0.9, true)[7] == 500);
-  std::map<int, int> slow = GraphScene(1).run(1.1, true);
-  EXPECT(slow[0] >= 490 && slow[1] > 0 && slow[3] + slow[7] == 0);
-  std::map<int, int> wrong = GraphScene(1).run(0.1, false);
-  EXPECT(wrong[0] >= 490 && wrong[1] > 0 && wrong[3] + wrong[7] == 0);
+  EXPECT(GraphScene(1).run(0.1, 100)[7] == 500);
+  EXPECT(GraphScene(1).run(0.9, 100)[7] == 500);
+  std::map<int, int> slow = GraphScene(1).run(1.1, 100);
+  EXPECT(slow[0] >= 490 && slow[1] > 0 && slow[0] + slow[1] == 500);
+  std::map<int, int> wrong = GraphScene(1).run(0.1, 0);
+  EXPECT(wrong[0] >= 490 && wrong[1] > 0 && wrong[0] + wrong[1] == 500);
   GraphScene short_of_room(1);
   short_of_room.drafts[0].limit = 2;
-  EXPECT(short_of_room.run(0.1, true)[1] == 500);
+  EXPECT(short_of_room.run(0.1, 100)[2] == 500);
   short_of_room.drafts[0].limit = 0;
-  EXPECT(short_of_room.run(0.1, true)[0] == 500);
+  EXPECT(short_of_room.run(0.1, 100)[0] == 500);
+}
+
+// (1 + a + ... + a^k) / (1 + 0.36 k) is largest at k = 2 for a = 0.7, at 4 or 5 for 0.92.
+void graphs_draft_as_many_as_pay() {
+  std::map<int, int> some = GraphScene(1).run(0.36, 70);
+  EXPECT(some[1] + some[2] + some[3] >= 450 && some[2] >= 250);
+  std::map<int, int> many = GraphScene(1).run(0.36, 92);
+  EXPECT(many[3] + many[4] + many[5] >= 400);
+}
+
+void text_that_repeats_itself_is_looked_up() {
+  std::map<int, int> repeats = GraphScene(1).run(0.36, 70, 60);
+  EXPECT(repeats[-7] >= 400 && repeats[1] > 0);  // now and then the lane is tried
+  EXPECT(GraphScene(1).run(0.36, 92, 30)[-7] < 50);
+  GraphScene lane_only(1);
+  lane_only.drafts[0].options.drafter = 1;
+  EXPECT(lane_only.run(0.36, 70, 100)[-7] == 0);
+  GraphScene two_rows(2);
+  two_rows.policy.add_time(2, {}, 1);
+  for (Draft& draft : two_rows.drafts) {
+    draft.limit = 1;  // near their ends, where the graph is still that of all
+    for (int i = 0; i < 100; ++i) {
+      two_rows.policy.learn(draft, kPromptLookup, 1, 1);
+    }
+  }
+  EXPECT((two_rows.choose(2) == StepDraft{kPromptLookup, 3}));
+}
+
+void a_step_that_was_held_up_is_no_measure() {
+  GraphScene scene(1);
+  for (int i = 0; i < 20; ++i) {
+    scene.policy.learn(scene.drafts[0], 1, 7, 7);
+    scene.policy.learn(scene.drafts[0], kPromptLookup, 1, 0);
+  }
+  scene.policy.add_time(1, {}, 1);
+  EXPECT((scene.choose() == StepDraft{1, 7}));
+  scene.policy.add_time(1, {1, 7}, 1000);
+  EXPECT(scene.choose().count > 0);
+  scene.policy.add_time(1, {}, 1000);
+  scene.policy.add_time(1, {}, 1);
+  EXPECT((scene.choose() != StepDraft()));
 }
 
 void graphs_draft_what_most_sequences_want() {
   GraphScene three(3);
   three.policy.add_time(4, {}, 1);
+  for (Draft& draft : three.drafts) {
+    three.policy.learn(draft, kPromptLookup, 1, 0);
+    three.policy.learn(draft, kPromptLookup, 1, 0);
+  }
   EXPECT((three.choose(4) == StepDraft{1, 1}));  // the expert with the most weight; 8 rows are exact
   three.drafts[0].options.drafter = 3;
   three.drafts[2].weight = {0.1, 0.4};
@@ -178,6 +231,7 @@ void graphs_draft_what_most_sequences_want() {
   EXPECT((three.choose(4) == StepDraft{1, 7}));
   three.drafts[1].weight.clear();  // the large model alone
   EXPECT((three.choose(4) == StepDraft{kPromptLookup, 7}));
+  EXPECT(three.policy.looks_up({&three.drafts[1], &three.experts}) == false);  // it has no choice, and needs no rate
 }
 
 }  // namespace
@@ -190,6 +244,9 @@ int main() {
       {"look-up finds the longest match", dlf::look_up_finds_the_longest_match},
       {"drafts are as long as is worth it", dlf::drafts_are_as_long_as_is_worth_it},
       {"graphs draft as far as is worth it", dlf::graphs_draft_as_far_as_is_worth_it},
+      {"graphs draft as many as pay", dlf::graphs_draft_as_many_as_pay},
+      {"text that repeats itself is looked up", dlf::text_that_repeats_itself_is_looked_up},
+      {"a step that was held up is no measure", dlf::a_step_that_was_held_up_is_no_measure},
       {"graphs draft what most sequences want", dlf::graphs_draft_what_most_sequences_want},
   });
 }

@@ -2,6 +2,7 @@
 #include "engine/step_loop_cuda.h"
 
 #include <cmath>
+#include <tuple>
 
 #include "check.h"
 #include "cuda_testing.h"
@@ -75,6 +76,53 @@ void batches_and_graphs_change_nothing() {
     const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(3, graph));
     EXPECT(tokens_of_many(*loop) == expected);
   }
+}
+
+// A kind of step that ran is a graph the next time, if there was a gap between the requests, or if it ran for long.
+void graphs_are_captured_when_nobody_waits() {
+  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  const auto without = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1, false));
+  const auto decode = [](StepLoop& loop, int64_t max_new_tokens, const Speculation& speculation) {
+    Request request = make_request(1, 5, max_new_tokens);
+    request.speculation = speculation;
+    loop.add(std::move(request));
+    std::vector<int64_t> tokens;
+    int launched_whole = 0;
+    int steps = 0;
+    while (!loop.idle()) {
+      EXPECT(!loop.prepare());  // somebody waits
+      for (const StepOutput* output : loop.step()) {
+        tokens.push_back(output->token);
+      }
+      ++steps;
+      launched_whole += loop.timings().graph ? 1 : 0;
+      EXPECT(loop.timings().drafted <= speculation.max_draft);
+    }
+    return std::tuple(tokens, launched_whole, steps);
+  };
+  const auto prepared = [](StepLoop& loop) {
+    int count = 0;
+    while (loop.prepare()) {
+      ++count;
+    }
+    return count;
+  };
+  EXPECT(prepared(*loop) == 0);  // nothing is known to be wanted
+  const Speculation three = {3, 3, false};
+  for (const auto& [max_new_tokens, speculation] : {std::pair(3, Speculation()), std::pair(9, three)}) {
+    const auto [tokens, none, some] = decode(*loop, max_new_tokens, speculation);
+    EXPECT(none < some);  // its last step is a plain one, which is known by then
+    EXPECT(prepared(*loop) > 0);
+    const auto [again, all, steps] = decode(*loop, max_new_tokens, speculation);
+    EXPECT(all == steps && steps == some && again == tokens);
+    const auto [plainly, never, as_many] = decode(*without, max_new_tokens, speculation);
+    EXPECT(never == 0 && as_many == steps && plainly == tokens);
+  }
+  EXPECT(prepared(*without) == 0);
+  const auto busy = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  const auto [tokens, launched_whole, steps] = decode(*busy, 20, {});
+  EXPECT(launched_whole > 10 && launched_whole < steps);
+  EXPECT(prepared(*busy) == 0);
 }
 
 // What is drafted is accepted if it is what comes without drafts; of batches, and where sequences have no draft, or
@@ -411,6 +459,7 @@ int main() {
   return dlf::testing::run_cuda({
       {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
       {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
+      {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits},
       {"drafts change nothing", dlf::drafts_change_nothing},
       {"drafts on two devices change nothing", dlf::drafts_on_two_devices_change_nothing},
       {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},
