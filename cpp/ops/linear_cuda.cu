@@ -1,7 +1,9 @@
 #include <algorithm>
 
 #include "ops/linear_cuda.h"
+#include "ops/linear_epilogue_cuda.h"
 #include "ops/linear_plain_cuda.h"
+#include "ops/linear_ring_cuda.h"
 #include "ops/linear_weights_cuda.h"
 #include "support/cuda/launch.h"
 
@@ -12,26 +14,11 @@ using ops::kTileOutputs;
 using ops::MatrixType;
 
 
-__device__ bool is_active(const LinearArgs& args, int row) {
-  return row < args.rows && (args.position == nullptr || args.position[row] >= 0);
-}
-
-template <typename T>
-__device__ void write(const LinearArgs& args, int row, int64_t channel, float value) {
-  value += args.bias != nullptr ? args.bias[channel] : 0.0F;
-  const int64_t place = static_cast<int64_t>(row) * args.y_stride + channel;
-  if (args.y_float) {
-    static_cast<float*>(args.y)[place] = value;
-  } else {
-    static_cast<T*>(args.y)[place] = from_float<T>(value);
-  }
-}
-
 // A block makes the channels of one tile, or two, of up to kLinearRows rows; its warps take the inputs in turn, kStage at a time, and keep
 // Weights::kAhead stages on their way from memory, the first of them before x is there. x is small and stays in the
 // first cache.
 template <typename T, typename Weights, int Warps>
-__global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_kernel(LinearArgs args, int prefetch) {
+__global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_kernel(LinearArgs args) {
   const Lane lane(threadIdx.x);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int first_row = static_cast<int>(blockIdx.x) * kLinearRows;
@@ -49,9 +36,6 @@ __global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_
 #pragma unroll
     for (int s = 0; s < Weights::kAhead; ++s) {
       weights.template load<false>(warp * kStage + s * kStep, stages[s]);
-    }
-    if (prefetch > 0) {
-      Weights::prefetch(args.weight, tile, Weights::kAhead * kStep, prefetch, static_cast<int>(threadIdx.x));
     }
   }
   await_inputs();
@@ -115,8 +99,7 @@ void start(const LinearArgs& args, int64_t blocks, Stream stream) {
   constexpr size_t kSharedBytes = sizeof(float) * Warps * Weights::kTiles * kTileOutputs * kLinearRows;
   const auto row_blocks = static_cast<unsigned>((args.rows + kLinearRows - 1) / kLinearRows);
   launch_early(linear_kernel<T, Weights, Warps>,
-               {dim3(row_blocks, static_cast<unsigned>(blocks)), dim3(Warps * kWarp), kSharedBytes}, stream, args,
-               std::getenv("DLF_FAR") != nullptr ? std::atoi(std::getenv("DLF_FAR")) : 0);
+               {dim3(row_blocks, static_cast<unsigned>(blocks)), dim3(Warps * kWarp), kSharedBytes}, stream, args);
 }
 
 template <typename T, typename Weights>
@@ -150,6 +133,10 @@ void linear(const LinearArgs& args, Stream stream) {
   if (args.dtype == DType::float32 || args.weight.in % 8 != 0) {
     return linear_plain(args, stream);
   }
+  linear_has_ring() ? linear_ring(args, stream) : linear_direct(args, stream);
+}
+
+void linear_direct(const LinearArgs& args, Stream stream) {
   if (args.dtype == DType::bfloat16) {
     start<__nv_bfloat16>(args, stream);
   } else {

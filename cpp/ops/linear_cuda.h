@@ -30,6 +30,10 @@ bool linear_serves(const LinearArgs& args);
 // other rows. Where no row is active, no weights are read.
 void linear(const LinearArgs& args, Stream stream);
 
+// linear() with weights that go from memory to registers, for devices before sm_90. float16 or bfloat16 activations,
+// `in` a multiple of 8.
+void linear_direct(const LinearArgs& args, Stream stream);
+
 // The matrix [out, in] that int8 or int4 tiles stand for, in dtype.
 void dequantize(const ops::Matrix& weight, void* y, DType dtype, Stream stream);
 

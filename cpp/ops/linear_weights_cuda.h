@@ -56,15 +56,6 @@ class RowWeights {
   __device__ static int channel_of(Lane lane, int index) { return lane.group + 8 * index; }
   __device__ static float scale(const Matrix&, int64_t) { return 1.0F; }
 
-  // The tile's weights of `count` inputs from `first` on; thread t does the t-th part.
-  __device__ static void prefetch(const Matrix& matrix, int tile, int first, int count, int thread) {
-    const int64_t channel = static_cast<int64_t>(tile) * ops::kTileOutputs + thread;
-    if (thread < ops::kTileOutputs && channel < matrix.out && first < matrix.in) {
-      prefetch_far(static_cast<const T*>(matrix.data) + channel * matrix.in + first,
-                   min(count, static_cast<int>(matrix.in) - first) * static_cast<int>(sizeof(T)));
-    }
-  }
-
   // The inputs from `first` on. What lies beyond the last, where not all are inside, stays as it is: x is zero there.
   template <bool Inside>
   __device__ void load(int first, Stage& stage) const {
@@ -78,7 +69,7 @@ class RowWeights {
     }
   }
 
-  __device__ void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4]) const {
+  __device__ static void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4]) {
     const uint4& low = stage.at[half][0];
     const uint4& high = stage.at[half][1];
     multiply_add<T>(sums, {low.x, high.x, low.y, high.y}, x.x, x.y);
@@ -113,15 +104,6 @@ class Int8Weights {
     return static_cast<const float*>(matrix.scale)[channel];
   }
 
-  __device__ static void prefetch(const Matrix& matrix, int tile, int first, int count, int thread) {
-    const auto padded = static_cast<int>(ops::padded_inputs(matrix.in, matrix.group));
-    if (thread == 0 && first < padded) {
-      prefetch_far(static_cast<const char*>(matrix.data) +
-                       (static_cast<int64_t>(tile) * padded + first) * ops::kTileOutputs,
-                   min(count, padded - first) * static_cast<int>(ops::kTileOutputs));
-    }
-  }
-
   template <bool Inside>
   __device__ void load(int first, Stage& stage) const {
     const char* from = data_ + static_cast<int64_t>(first) * ops::kTileOutputs;
@@ -134,7 +116,7 @@ class Int8Weights {
     }
   }
 
-  __device__ void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4]) const {
+  __device__ static void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4]) {
     multiply_quad(stage.at[half][0], x.x, x.y, sums);
     multiply_quad(stage.at[half][1], x.z, x.w, sums);
   }
@@ -205,15 +187,6 @@ class Int4Weights {
   }
   __device__ static float scale(const Matrix&, int64_t) { return 1.0F / (1 << kBit); }
 
-  __device__ static void prefetch(const Matrix& matrix, int tile, int first, int count, int thread) {
-    const auto padded = static_cast<int>(ops::padded_inputs(matrix.in, matrix.group));
-    if (thread < kTiles && first < padded && tile + thread < ops::tiles(matrix.out)) {
-      prefetch_far(static_cast<const char*>(matrix.data) +
-                       (static_cast<int64_t>(tile + thread) * padded + first) * (ops::kTileOutputs / 2),
-                   min(count, padded - first) * static_cast<int>(ops::kTileOutputs / 2));
-    }
-  }
-
   template <bool Inside>
   __device__ void load(int first, Stage& stage) const {
     const char* from = data_ + static_cast<int64_t>(first) * (ops::kTileOutputs / 2);
@@ -231,7 +204,7 @@ class Int4Weights {
 
   // The tensor cores take what widen() makes of a value; what that is too much, the same for every channel, is in the
   // sum from the start.
-  __device__ void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4 * kTiles]) const {
+  __device__ static void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4 * kTiles]) {
     const uint32_t inputs[4] = {__byte_perm(x.x, x.y, 0x5410U), __byte_perm(x.x, x.y, 0x7632U),
                                 __byte_perm(x.z, x.w, 0x5410U), __byte_perm(x.z, x.w, 0x7632U)};
     constexpr uint32_t kMinus = 0x80008000U | kExponent | kZero << kBit;

@@ -7,7 +7,7 @@
 namespace dlf::cuda {
 namespace {
 
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = 512;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 
 // A block for each row. The row stays in shared memory between the sum and the product, and so does the weight, which

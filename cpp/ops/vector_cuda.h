@@ -20,14 +20,7 @@ __device__ void store(T* to, const Vector<T, N>& values) {
   *reinterpret_cast<Vector<T, N>*>(to) = values;
 }
 
-// Prefetches into the cache of all multiprocessors; `from` and `bytes` are multiples of 16.
-__device__ inline void prefetch_far([[maybe_unused]] const void* from, [[maybe_unused]] int bytes) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"(from), "r"(bytes));
-#endif
-}
-
-// Sends for what will be read; nobody waits for it.
+// Prefetches.
 __device__ inline void prefetch([[maybe_unused]] const void* from) {
 #ifdef __CUDACC__
   asm volatile("prefetch.L1 [%0];" : : "l"(from));

@@ -83,6 +83,13 @@ struct Weights {
 
 using Product = void (*)(const LinearArgs&, Stream);
 
+// linear() as it is on devices before sm_90.
+void linear_without_ring(const LinearArgs& args, Stream stream) {
+  args.dtype == DType::float32 || args.weight.in % 8 != 0 ? linear_plain(args, stream) : linear_direct(args, stream);
+}
+
+constexpr Product kProducts[] = {linear, linear_without_ring};
+
 constexpr int kPadding = 3;  // of y's rows
 
 // y [rows, out + kPadding]; what must not be written is 7. An inactive row of x is not a number.
@@ -136,9 +143,23 @@ void linear_is_a_matrix_product() {
         const Weights weights(out, in, kind, 1);
         const at::Tensor x = random({rows, in}, scalar_type(kind.dtype), 2);
         const at::Tensor bias = rows == 8 ? at::Tensor() : random({out}, at::kFloat, 3);
-        const at::Tensor y = multiply(linear, weights, x, bias, {}, y_float, kind.dtype, in == 200);
-        EXPECT(is_product(y, x, weights, bias, rounding_of(y_float, kind.dtype)));
+        for (const Product product : kProducts) {
+          const at::Tensor y = multiply(product, weights, x, bias, {}, y_float, kind.dtype, in == 200);
+          EXPECT(is_product(y, x, weights, bias, rounding_of(y_float, kind.dtype)));
+        }
       }
+    }
+  }
+}
+
+// More chunks than the ring has places, and more tiles than there are blocks.
+void a_large_one_is_one_too() {
+  for (const Kind& kind : kKinds) {
+    for (const auto& [out, in] : {std::pair(37, 11336), std::pair(1072, 72)}) {
+      const Weights weights(out, in, kind, 11);
+      const at::Tensor x = random({2, in}, scalar_type(kind.dtype), 12);
+      const at::Tensor y = multiply(linear, weights, x, {}, {}, true, kind.dtype, false);
+      EXPECT(is_product(y, x, weights, {}, rounding_of(true, kind.dtype)));
     }
   }
 }
@@ -159,10 +180,12 @@ void a_row_does_not_depend_on_the_others() {
   for (const Kind& kind : kKinds) {
     const Weights weights(48, 264, kind, 7);
     const at::Tensor x = random({8, 264}, scalar_type(kind.dtype), 8);
-    const at::Tensor together = multiply(linear, weights, x, {}, {}, true, kind.dtype, false);
-    for (const int row : {0, 5, 7}) {
-      const at::Tensor alone = multiply(linear, weights, x.narrow(0, row, 1), {}, {}, true, kind.dtype, false);
-      EXPECT(at::equal(alone[0], together[row]));
+    for (const Product product : kProducts) {
+      const at::Tensor together = multiply(product, weights, x, {}, {}, true, kind.dtype, false);
+      for (const int row : {0, 5, 7}) {
+        const at::Tensor alone = multiply(product, weights, x.narrow(0, row, 1), {}, {}, true, kind.dtype, false);
+        EXPECT(at::equal(alone[0], together[row]));
+      }
     }
   }
 }
@@ -219,6 +242,7 @@ int main() {
   using namespace dlf::cuda;
   return dlf::testing::run_cuda({
       {"linear is a matrix product", linear_is_a_matrix_product},
+      {"a large one is one too", dlf::cuda::a_large_one_is_one_too},
       {"the plain kernel is one too", the_plain_kernel_is_one_too},
       {"a row does not depend on the others", a_row_does_not_depend_on_the_others},
       {"inactive rows stay as they are", inactive_rows_stay_as_they_are},

@@ -56,6 +56,7 @@ struct Warp {
   unsigned at_block_barrier;
   unsigned at_cluster_barrier;
   unsigned at_inputs;      // wait for the kernel before
+  unsigned paused;         // let other warps run first
   unsigned masks[kLanes];  // of those that are meeting
   Exchange exchanges[kLanes];
   Offer offers[kLanes];
@@ -85,6 +86,7 @@ class Machine {
   uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source);
   unsigned present_lanes() { return ~warps_[current_->warp].ended; }
   void yield();
+  void pause();
   void await_inputs();
   void arrive_cluster();
   void wait_cluster();
@@ -256,7 +258,7 @@ void Machine::prepare(uint64_t cluster) {
       const bool partial = index + 1 == warps_per_block_ && last_lanes < kLanes;
       warp.ready = partial ? (1U << last_lanes) - 1 : ~0U;
       warp.ended = ~warp.ready;
-      warp.meeting = warp.at_block_barrier = warp.at_cluster_barrier = warp.at_inputs = 0;
+      warp.meeting = warp.at_block_barrier = warp.at_cluster_barrier = warp.at_inputs = warp.paused = 0;
     }
   }
   last_warp_ = schedule_.before_first(warps_.size());
@@ -302,6 +304,8 @@ void Machine::run_warp(unsigned index) {
     }
     turn = schedule_.is_random() ? turn & ~(1U << lane) : warp.ready;
   }
+  warp.ready |= warp.paused;
+  warp.paused = 0;
 }
 
 void Machine::thread_main() {
@@ -316,6 +320,11 @@ void Machine::thread_main() {
 
 void Machine::yield() {
   warps_[current_->warp].ready |= 1U << current_->lane;
+  current_->fiber.suspend();
+}
+
+void Machine::pause() {
+  warps_[current_->warp].paused |= 1U << current_->lane;
   current_->fiber.suspend();
 }
 
@@ -552,6 +561,7 @@ uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source)
 }
 unsigned present_lanes() { return machine->present_lanes(); }
 void yield() { machine->yield(); }
+void pause() { machine->pause(); }
 void await_inputs() { machine->await_inputs(); }
 void arrive_cluster() { machine->arrive_cluster(); }
 void wait_cluster() { machine->wait_cluster(); }

@@ -53,6 +53,7 @@ using Exchange = void (*)(Offer* offers, unsigned lanes);
 uint64_t meet_warp(unsigned mask, Exchange exchange, uint64_t value, int source);
 unsigned present_lanes();  // of the warp: those that have not ended
 void yield();              // lets others run
+void pause();              // lets other warps run, for a lane that waits for what one of them does
 
 void await_inputs();  // of a kernel that starts early: waits until the one before it has ended
 

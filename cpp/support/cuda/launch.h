@@ -44,20 +44,28 @@ struct Shape {
   unsigned cluster = 1;  // blocks along x that run together and reach each other's shared memory; needs sm_90 above 1
 };
 
+inline int attribute_of_device(cudaDeviceAttr attribute) {
+  int device = 0;
+  int value = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "asking what a device can do");
+  return value;
+}
+
+inline int multiprocessors() { return attribute_of_device(cudaDevAttrMultiProcessorCount); }
+
+// Whether the current device has what sm_90 brought, and the kernels are compiled for it.
+inline bool has_sm90() {
+  constexpr int kMajor = 9;
+  constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
+  return kArchitectures[std::size(kArchitectures) - 1] >= 100 * kMajor &&
+         attribute_of_device(cudaDevAttrComputeCapabilityMajor) >= kMajor;
+}
+
 // Whether kernels may start early (launch_early) on this device; DLF_CUDA_EARLY=0 forbids it.
 inline bool can_start_early() {
-  constexpr int kFirstMajor = 9;
-  constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};  // that the kernels are compiled for
   const char* asked = std::getenv("DLF_CUDA_EARLY");
-  if ((asked != nullptr && std::string(asked) == "0") ||
-      kArchitectures[std::size(kArchitectures) - 1] < 100 * kFirstMajor) {
-    return false;
-  }
-  int device = 0;
-  int major = 0;
-  check(cudaGetDevice(&device), "asking for the device");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "asking what a device can do");
-  return major >= kFirstMajor;
+  return (asked == nullptr || std::string(asked) != "0") && has_sm90();
 }
 
 template <typename... Parameters, typename... Arguments>

@@ -1,0 +1,15 @@
+#pragma once
+
+#include "ops/linear_cuda.h"
+
+namespace dlf::cuda {
+
+// Whether the current device has what linear_ring() needs: sm_90.
+bool linear_has_ring();
+
+// linear() with weights that stream through a ring in shared memory, so that a multiprocessor has as many bytes on
+// their way as the memory can be busy with, also between two tiles and while the kernel before still runs.
+// float16 or bfloat16 activations, `in` a multiple of 8.
+void linear_ring(const LinearArgs& args, Stream stream);
+
+}  // namespace dlf::cuda
