@@ -17,7 +17,8 @@ Steps, in this order:
   steps7b     the fused step, 13B + 2 x 7B, or 7B + 2 x 1.1B where that does not fit
   eager       the paper's loop in transformers, 13B + 2 x 1.1B
   pytest      the Python tests that are marked cuda
-  sanitizer   compute-sanitizer's memcheck and racecheck on the solver's and the sampler's tests, beside pytest
+  sanitizer   compute-sanitizer on the solver's and the sampler's tests, memcheck on all and racecheck on a small part,
+              beside pytest
   early       the C++ tests once more, with kernels that start before the one before them has ended (DLF_CUDA_EARLY=1)
   compiled    the paper's loop with static caches and torch.compile
   speculate   fused decoding with drafts beside plain, on the miniature family made large
@@ -151,7 +152,7 @@ steps() { # name, limit, required, arguments of steps.py
 
 names=() sanitizer_jobs=() sanitizer_begin=0
 sanitizer() {
-  local tool=(memcheck racecheck) test program kind name
+  local tool=(memcheck racecheck) test program kind name part
   if ! command -v compute-sanitizer >/dev/null; then
     note sanitizer "not run: compute-sanitizer is not there" 0
     return
@@ -167,10 +168,13 @@ sanitizer() {
         note "$name" "no time left" 0
         continue
       fi
+      # racecheck watches every access to shared memory, which makes the whole test a matter of many minutes.
+      part=()
+      [ "$kind" = racecheck ] && part=(--small)
       # Outputs of their own: they run side by side, and the table has one writer.
       (
         timeout --kill-after=10 "$limit" compute-sanitizer --tool "$kind" --error-exitcode 9 \
-          "${program:-$test-was-not-built}" >"$output/$name.log" 2>&1
+          "${program:-$test-was-not-built}" "${part[@]}" >"$output/$name.log" 2>&1
         echo "$? $((SECONDS - sanitizer_begin))" >"$output/$name.code"
       ) &
       sanitizer_jobs+=($!)

@@ -106,7 +106,7 @@ DLF_HOST_DEVICE inline bool JointSearch::take(double cumulant, const double* mea
 // False, and move_ undefined, where the Hessian is too near to a singular one for that.
 DLF_HOST_DEVICE inline bool JointSearch::eliminate(double ridge) {
   constexpr double kLeastPivot = 1e-3;  // as a share of its diagonal
-  double scaled[kMost][kMost];  // L_ts D_s
+  double scaled[kMost][kMost];          // L_ts D_s
   double per_pivot[kMost];
   unsigned held = 0;  // at 0 or at their bound
   for (int t = 0; t < count_; ++t) {

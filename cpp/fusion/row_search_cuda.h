@@ -127,7 +127,8 @@ __device__ void RowSolver<kJoint>::take_values() {
   const PointSums at = sums_of(mine, value);
   const float its_peak = __shfl_sync(kAllLanes, peak, 3 * value);
   const double alpha = curve.search.values[value];
-  const CurvePoint point = curve.wide ? wide_point(curve, alpha, its_peak, at) : narrow_point(curve, shared_.per_weight, alpha, at);
+  const CurvePoint point =
+      curve.wide ? wide_point(curve, alpha, its_peak, at) : narrow_point(curve, shared_.per_weight, alpha, at);
   if (args_.combine == Combine::grid) {
     curve.search.append(point);
   } else {

@@ -93,12 +93,14 @@ class RowSolver {
       return;
     }
     read();
-    sweep_first();
+    const bool wide = sweep_first();
     if (shared_.bad != kNoBadModel) {
       report_bad();
       return;
     }
-    sweep_wide_first();
+    if (wide) {
+      sweep_wide_first();
+    }
     start_searches();
     if (solved() != 0) {
       search();
@@ -136,7 +138,7 @@ class RowSolver {
   __device__ void copy();
   __device__ void read();
   __device__ void report_bad();
-  __device__ void sweep_first();
+  __device__ bool sweep_first();
   __device__ void take_first();
   __device__ void take_narrow(double per_weight, float scale, float base_scale);
   __device__ void sweep_wide_first();
@@ -214,9 +216,9 @@ __device__ float RowSolver<kJoint>::total(int t, int peak_index, float& peak) co
   return static_cast<float>(sum);
 }
 
-// Evaluates the first values on every curve, and the targets.
+// Evaluates the first values on every curve, and the targets. Whether some curve needs sweep_wide_first() too.
 template <bool kJoint>
-__device__ void RowSolver<kJoint>::sweep_first() {
+__device__ bool RowSolver<kJoint>::sweep_first() {
 #pragma unroll 1
   for (int t = 0; t < args_.expert_count; ++t) {
     if (!slice_.chosen(t)) {
@@ -243,7 +245,7 @@ __device__ void RowSolver<kJoint>::sweep_first() {
     take_first();
   }
   ++round_;
-  __syncthreads();
+  return __syncthreads_or(owns_curve() && own().wide ? 1 : 0) != 0;
 }
 
 // A lane reads what one block has to say.
@@ -378,7 +380,9 @@ __device__ void RowSolver<kJoint>::take_narrow(double per_weight, float scale, f
   for (double& sum : sums) {
     sum = __shfl_up_sync(kAllLanes, sum, 1);
   }
-  put_first(lane == 0 ? CurvePoint{} : narrow_point(curve, per_weight, lane * static_cast<double>(step(t)), {sums[0], sums[1], sums[2]}));
+  put_first(lane == 0
+                ? CurvePoint{}
+                : narrow_point(curve, per_weight, lane * static_cast<double>(step(t)), {sums[0], sums[1], sums[2]}));
 }
 
 // Lane k has the point of number k.
@@ -423,13 +427,6 @@ __device__ void RowSolver<kJoint>::start_searches() {
 // Evaluates the first values and the targets of those curves for which one sum over all values does not do.
 template <bool kJoint>
 __device__ void RowSolver<kJoint>::sweep_wide_first() {
-  bool any = false;
-  for (int t = 0; t < args_.expert_count; ++t) {
-    any = any || (slice_.chosen(t) && curves_[t].wide);
-  }
-  if (!any) {
-    return;
-  }
 #pragma unroll 1
   for (int t = 0; t < args_.expert_count; ++t) {
     if (!slice_.chosen(t) || !curves_[t].wide) {

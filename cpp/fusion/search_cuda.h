@@ -163,6 +163,7 @@ __device__ inline void SearchWarp::survey() {
     candidate = loss_.bound(divergences(here), divergences(points_[lane + 1])) < ceiling - kLeastGain * scale_;
   }
   const unsigned candidates = __ballot_sync(kAllLanes, candidate && !silent);
+  __syncwarp();  // all have read what the first lane overwrites: a vote keeps lanes together but orders no memory
   if (lane == 0) {
     candidates_ = candidates;
     open_ = 0;
@@ -291,6 +292,7 @@ __device__ inline void SearchWarp::conclude() {
   const double loss = found ? reports_[best].loss : before;
   const bool open = candidate && !report.settled && report.floor < loss - kLeastGain * scale_;
   const unsigned mask = __ballot_sync(kAllLanes, open);
+  __syncwarp();
   if (lane == 0) {
     open_ = mask;
     if (found) {

@@ -91,7 +91,7 @@ __device__ __forceinline__ void largest_of_block(float (&x)[kNumbers], float* pa
 }
 
 // Where a thread's tokens were ruled out after it had counted them in.
-__device__ __noinline__ Extremes extremes_of(const Slice& slice, int t) {
+__device__ __noinline__ Extremes extremes_of(Slice slice, int t) {
   Extremes extremes;
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
@@ -163,8 +163,8 @@ struct BlockMeans {
   float base_centre;  // about E_Q[Δ]
 };
 
-// At α = step, 2·step, …, 8·step, and of the targets. With r = e^{hδ} − 1, y_k − y_{k−1} = r·e^{(k−1)hδ}: what is summed
-// for number k is this difference, and add_steps() adds up those before it.
+// At α = step, 2·step, …, 8·step, and of the targets. With r = e^{hδ} − 1, y_k − y_{k−1} = r·e^{(k−1)hδ}: what is
+// summed for number k is this difference, and add_steps() adds up those before it.
 __device__ __forceinline__ void sum_steps(const Slice& slice, int t, const BlockMeans& means, float step,
                                           float (&x)[kWarp]) {
   for_groups(slice, [&](int group) {

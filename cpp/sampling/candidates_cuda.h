@@ -31,15 +31,20 @@ __device__ inline uint64_t list_candidates(const RowBlocks& row, const SampleRow
   uint64_t sum = 0;
   uint64_t listed_sum = 0;
   int32_t listed = 0;
-#pragma unroll 2
+#pragma unroll 1
   for (int32_t begin = 0; begin < own; begin += 4 * kWarp) {
     const int32_t i = begin + 4 * row.lane;
-    float four[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    float four[4];
     if (i + 4 <= own) {
-      *reinterpret_cast<float4*>(four) = *reinterpret_cast<const float4*>(scores + i);
+      const float4 x = *reinterpret_cast<const float4*>(scores + i);
+      four[0] = x.x;
+      four[1] = x.y;
+      four[2] = x.z;
+      four[3] = x.w;
     } else {
-      for (int j = 0; i + j < own; ++j) {
-        four[j] = scores[i + j];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        four[j] = i + j < own ? scores[i + j] : -INFINITY;
       }
     }
     uint64_t measures[4];
@@ -103,10 +108,9 @@ __device__ inline Listed all_listed(const RowBlocks& row, RowShared* shared) {
 }
 
 // Draws from up to kFewTokens candidates, one a thread; for the row's first block. `total`: the sum of all measures.
-__attribute__((noinline)) __device__ inline int32_t draw_from_few(RowBlocks& row, const SampleRow& options,
-                                                                  const Slice& slice, const Measure& measure,
-                                                                  uint64_t total, int32_t vocab, RowShared* shared,
-                                                                  CandidateLists* lists, double uniform) {
+__device__ inline int32_t draw_from_few(RowBlocks& row, const SampleRow& options, const Slice& slice,
+                                        const Measure& measure, uint64_t total, int32_t vocab, RowShared* shared,
+                                        CandidateLists* lists, double uniform) {
   static_assert(kRowThreads % (8 * kRowWarps) == 0 && kMaxRowBlocks == 8);
   constexpr int kReaders = kRowThreads / (8 * kRowWarps);  // of each warp's list
   struct Entry {
@@ -152,7 +156,8 @@ __attribute__((noinline)) __device__ inline int32_t draw_from_few(RowBlocks& row
   if (options.top_p < 1) {
     kept = kept && above < greater(Target{options.top_p, 0}.of(total), 1);
   }
-  kept = kept && !(weight(score_of(static_cast<uint32_t>(mine.key >> 32)), measure.peak, measure.scale) < options.min_p);
+  kept =
+      kept && !(weight(score_of(static_cast<uint32_t>(mine.key >> 32)), measure.peak, measure.scale) < options.min_p);
   const uint64_t counts_for = kept ? mine.measure : 0;
   const RowBlocks::Sums sums = row.scan(counts_for);
   const uint64_t missing = lesser(greater(Target{uniform, 0}.of(sums.total), 1), sums.total);

@@ -28,7 +28,7 @@ struct RowShared {
   uint32_t high[2][kBins];
   uint64_t shown[2][2][kRowWarps];
   uint64_t warp_sums[kRowWarps];
-  uint64_t listed_sums[kRowWarps];     // of the tokens that each warp has listed
+  uint64_t listed_sums[kRowWarps];  // of the tokens that each warp has listed
   int32_t listed_counts[kRowWarps];
   Place place;
   int32_t token;

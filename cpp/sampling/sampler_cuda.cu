@@ -1,7 +1,7 @@
 #include <cmath>
 
-#include "sampling/random.h"
 #include "sampling/candidates_cuda.h"
+#include "sampling/random.h"
 #include "sampling/sampler_cuda.h"
 
 namespace dlf::cuda {
@@ -191,12 +191,12 @@ __device__ int32_t draw(RowBlocks& row, const SampleRow& options, Slice slice, f
   const bool by_count = options.top_k > 0 && options.top_k < vocab;
   if (limits_ranks(options, vocab)) {
     const Listed listed = all_listed(row, &shared->row);
-    const bool enough = by_count ? listed.count >= options.top_k
-                                 : listed.sum >= greater(Target{options.top_p, 0}.of(total), 1);
+    const bool enough =
+        by_count ? listed.count >= options.top_k : listed.sum >= greater(Target{options.top_p, 0}.of(total), 1);
     if (listed.count <= kFewTokens && enough) {
-      return row.rank > 0 ? 0
-                          : draw_from_few(row, options, slice, measure, total, vocab, &shared->row, &shared->lists,
-                                          uniform);
+      return row.rank > 0
+                 ? 0
+                 : draw_from_few(row, options, slice, measure, total, vocab, &shared->row, &shared->lists, uniform);
     }
     if (listed.count < INT_MAX && enough) {
       slice.listed = shared->lists.tokens;

@@ -314,6 +314,61 @@ void test_the_number_of_blocks_does_not_matter() {
   }
 }
 
+// Few candidates, more than one block ranks by itself, more than a warp lists, and no candidate that stands out; with
+// many ties.
+void test_any_number_of_candidates() {
+  constexpr int64_t kVocab = 40000;
+  struct Case {
+    int64_t count;
+    int64_t apart;  // of their ids
+    double top_p;
+    int64_t top_k;
+    double min_p;
+  };
+  const std::vector<Case> cases = {{1, 7, 0.9, 0, 0},        {100, 397, 0.9, 0, 0}, {100, 397, 0.95, 30, 0.2},
+                                   {250, 1, 1, 40, 0},       {250, 151, 0.5, 0, 0}, {1500, 23, 0.9, 0, 0.05},
+                                   {1500, 23, 0.97, 700, 0}, {3000, 1, 0.9, 0, 0},  {3000, 1, 1, 90, 0},
+                                   {40, 1000, 0.9999, 0, 0}, {40000, 1, 0.9, 0, 0}, {40000, 1, 0.8, 500, 0},
+                                   {20, 3, 1, 100, 0}};
+  const int rows = static_cast<int>(cases.size());
+  Device device(rows, kVocab);
+  std::vector<SamplingOptions> options(rows);
+  std::vector<Sampler> samplers;
+  std::vector<Floats> logits;
+  for (int row = 0; row < rows; ++row) {
+    const Case& its = cases[row];
+    options[row].temperature = 0.9;
+    options[row].top_p = its.top_p;
+    options[row].top_k = its.top_k;
+    options[row].min_p = its.min_p;
+    options[row].stream = row;
+    options[row].repetition_penalty = row % 2 == 0 ? 1 : 1.5;
+    Floats scores = random_logits(kVocab, 0.5F, 500 + row, false);
+    const Floats jump = random_logits(kVocab, 1, 600 + row, false);
+    for (int64_t i = 0; i < its.count; ++i) {
+      const int64_t token = (11 + i * its.apart) % kVocab;
+      scores[token] = std::round(4 * jump[token]) / 4 + 14;
+    }
+    samplers.emplace_back(options[row], kVocab, Tokens{}, 8);
+    device.set(row, options[row]);
+    device.set_logits(row, scores);
+    logits.push_back(scores);
+  }
+  std::vector<Tokens> generated(rows);
+  int different = 0;
+  for (int step = 0; step < 6; ++step) {
+    const std::vector<Choice> choices = device.sample();
+    for (int row = 0; row < rows; ++row) {
+      const Sample expected = samplers[row].sample(logits[row].data(), step);
+      expect_like_the_cpu(choices[row], expected, logits[row], options[row], {}, generated[row]);
+      different += choices[row].record.token != expected.token ? 1 : 0;
+      samplers[row].append(choices[row].record.token);
+      generated[row].push_back(choices[row].record.token);
+    }
+  }
+  EXPECT(different <= 1);
+}
+
 void test_tiny_vocabularies() {
   for (const int64_t vocab : {1, 2}) {
     SamplingOptions greedy;
@@ -704,19 +759,27 @@ void test_the_order_of_threads_does_not_matter() {
 #endif
 }
 
+// Every option in few launches, for tools under which a launch takes seconds.
+void test_every_option() { run_beside_cpu(9000, 2.0F, 1); }
+
 }  // namespace
 }  // namespace dlf
 
-int main() {
+// --small: test_every_option() alone.
+int main(int argc, char** argv) {
   using namespace dlf;
   if (cuda::devices().empty()) {
     const char* required = std::getenv("DLF_REQUIRE_CUDA");
     std::puts("skipped: no CUDA device");
     return required != nullptr && *required == '1' ? 1 : 0;
   }
+  if (argc > 1 && std::strcmp(argv[1], "--small") == 0) {
+    return testing::run({{"every option", test_every_option}});
+  }
   return testing::run({
       {"choices are the CPU's", test_choices_are_the_cpus},
       {"the number of blocks does not matter", test_the_number_of_blocks_does_not_matter},
+      {"any number of candidates", test_any_number_of_candidates},
       {"tiny vocabularies", test_tiny_vocabularies},
       {"ties go to the lowest id", test_ties_go_to_the_lowest_id},
       {"failures", test_failures},

@@ -837,6 +837,24 @@ void the_answer_is_the_same_in_every_order() {
   }
 }
 
+void company_changes_no_bit() {
+  Generator generator(34);
+  Problem all(9000, 2);
+  for (int row = 0; row < 12; ++row) {
+    generator.draw(all, row % 3 == 2 ? 6.0F : 1.0F);
+  }
+  for (const Combine combine : {Combine::select, Combine::joint}) {
+    const Answers together = run_cuda(all, options_of(combine));
+    for (const int row : {0, 2, 11}) {
+      Problem one(all.vocab, all.experts);
+      one.large = {all.large[row]};
+      one.bases = {all.bases[row]};
+      one.tuned = {all.tuned[row]};
+      EXPECT(same(run_cuda(one, options_of(combine)), {{together.records[row]}, {together.fused[row]}}));
+    }
+  }
+}
+
 void large_vocabularies() {
   Generator generator(22);
   Problem problem(32000);
@@ -847,14 +865,34 @@ void large_vocabularies() {
   check_many(wide, {});
 }
 
+// One row of every kind in few launches, for tools under which a launch takes seconds.
+void every_kind() {
+  Generator generator(35);
+  for (const int experts : {1, 3, 5}) {
+    Problem problem(2500, experts);
+    generator.language(problem);
+    generator.draw(problem, 6.0F);  // wide
+    problem.tuned[0][7] = -kInfinity;
+    for (const Combine combine : kCombines) {
+      const FusionOptions options = with_weights(options_of(combine), experts);
+      check_many(problem, options, {4, 227 * 1024});
+      check_many(problem, options, {1, 32 * 1024});
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dlf::cuda
 
-int main() {
+// --small: every_kind() alone.
+int main(int argc, char** argv) {
   if (dlf::cuda::devices().empty()) {
     std::printf("skipped: no CUDA device\n");
     const char* required = std::getenv("DLF_REQUIRE_CUDA");
     return required != nullptr && std::strcmp(required, "1") == 0 ? 1 : 0;
+  }
+  if (argc > 1 && std::strcmp(argv[1], "--small") == 0) {
+    return dlf::testing::run({{"every kind", dlf::cuda::every_kind}});
   }
   const int failed = dlf::testing::run({
       {"one expert is solved as on the CPU", dlf::cuda::one_expert_is_solved_as_on_the_cpu},
@@ -876,6 +914,8 @@ int main() {
       {"rows may use some of the experts", dlf::cuda::rows_may_use_some_of_the_experts},
       {"inactive rows are left alone", dlf::cuda::inactive_rows_are_left_alone},
       {"the answer is the same in every order", dlf::cuda::the_answer_is_the_same_in_every_order},
+      {"company changes no bit", dlf::cuda::company_changes_no_bit},
+      {"every kind", dlf::cuda::every_kind},
       {"large vocabularies", dlf::cuda::large_vocabularies},
   });
   std::printf("worst: alpha %.1e, loss %.1e, targets %.1e, divergences %.1e; %.2f passes\n", dlf::cuda::worst.alpha,
