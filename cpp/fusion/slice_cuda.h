@@ -65,10 +65,11 @@ struct Extremes {
   float most = -kInfinity;       // the largest difference
   float least = kInfinity;       // the smallest
 
-  __device__ void add(const Four& large, const Four& base, const Four& delta) {
+  // Bit j of `out`: token j is ruled out.
+  __device__ void add(const Four& large, const Four& base, const Four& delta, unsigned out) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const bool in = large.at[j] != -kInfinity;
+      const bool in = (out >> j & 1U) == 0;
       peak = fmaxf(peak, large.at[j]);
       base_peak = fmaxf(base_peak, base.at[j]);
       most = fmaxf(most, in ? delta.at[j] : -kInfinity);
@@ -216,20 +217,33 @@ __device__ inline void Slice::read(int t, Extremes& extremes, Found& found) cons
       Four base = base_of[i];
       unsigned out = 0;
       bool late = false;
+      float none = 0.0F;  // NaN where a logit is not finite
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        found.bad = large.at[j] < kInfinity ? found.bad : 0;  // also catches NaN
-        found.bad = expert_of[i].at[j] < kInfinity ? found.bad : min(found.bad, 1 + 2 * t);
-        found.bad = base.at[j] < kInfinity ? found.bad : min(found.bad, 2 + 2 * t);
-        const bool ruled_out = expert_of[i].at[j] == -kInfinity || base.at[j] == -kInfinity;
-        late = late || (ruled_out && large.at[j] != -kInfinity);
-        const bool is_out = ruled_out || large.at[j] == -kInfinity;
-        out |= is_out ? 1U << j : 0U;
-        large.at[j] = is_out ? -kInfinity : large.at[j];
-        base.at[j] = is_out ? -kInfinity : base.at[j];
+        none = fmaf(large.at[j], 0.0F, none);
+        none = fmaf(base.at[j], 0.0F, none);
+        none = fmaf(expert_of[i].at[j], 0.0F, none);
       }
-      const Four delta = differences(large, expert_of[i], base);
-      extremes.add(large, base, delta);
+      if (none != 0.0F) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          found.bad = large.at[j] < kInfinity ? found.bad : 0;  // also catches NaN
+          found.bad = expert_of[i].at[j] < kInfinity ? found.bad : min(found.bad, 1 + 2 * t);
+          found.bad = base.at[j] < kInfinity ? found.bad : min(found.bad, 2 + 2 * t);
+          const bool ruled_out = expert_of[i].at[j] == -kInfinity || base.at[j] == -kInfinity;
+          late = late || (ruled_out && large.at[j] != -kInfinity);
+          const bool is_out = ruled_out || large.at[j] == -kInfinity;
+          out |= is_out ? 1U << j : 0U;
+          large.at[j] = is_out ? -kInfinity : large.at[j];
+          base.at[j] = is_out ? -kInfinity : base.at[j];
+        }
+      }
+      Four delta;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        delta.at[j] = (out >> j & 1U) != 0 ? 0.0F : difference(expert_of[i].at[j], base.at[j]);
+      }
+      extremes.add(large, base, delta, out);
       if (is_first || late) {
         if (layout_.resident > 0) {
           *place(0, group) = large;

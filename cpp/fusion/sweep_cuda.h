@@ -95,7 +95,12 @@ __device__ __noinline__ Extremes extremes_of(Slice slice, int t) {
   Extremes extremes;
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
-    extremes.add(large, slice.base(t, group, large), slice.delta(t, group, large));
+    unsigned out = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      out |= large.at[j] == -kInfinity ? 1U << j : 0U;
+    }
+    extremes.add(large, slice.base(t, group, large), slice.delta(t, group, large), out);
   });
   return extremes;
 }
