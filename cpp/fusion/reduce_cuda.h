@@ -66,10 +66,10 @@ struct BlockSums {
 
   static constexpr int kFloats = 2 * kSolverThreads;
 
-  // Writes the sums of the block to out[0 .. 31], for who waits at the next barrier; `finish` makes of them, a lane
-  // each, what is written.
-  template <int kNumbers, typename Finish>
-  __device__ __forceinline__ void add(float (&x)[kNumbers], float* out, Finish&& finish) {
+  // Calls take(sum) in all lanes of one warp, with the sums of the block as sum_lanes() gives them. What it writes is
+  // for who waits at the next barrier.
+  template <int kNumbers, typename Take>
+  __device__ __forceinline__ void reduce(float (&x)[kNumbers], Take&& take) {
     float* buffer = parts + turn % 2 * kSolverThreads;
     buffer[threadIdx.x] = sum_lanes(x);
     __syncthreads();
@@ -79,16 +79,18 @@ struct BlockSums {
       for (int warp = 0; warp < kSolverWarps; ++warp) {
         column[warp] = buffer[warp * kWarp + lane_index()];
       }
-      const float total = finish(sum_tree(column));
-      if (lane_index() % (kWarp / kNumbers) == 0) {
-        out[lane_index() / (kWarp / kNumbers)] = total;
-      }
+      take(sum_tree(column));
     }
     ++turn;
   }
+  // Writes the sums of the block to out[0 .. kNumbers − 1].
   template <int kNumbers>
   __device__ __forceinline__ void add(float (&x)[kNumbers], float* out) {
-    add(x, out, [](float total) { return total; });
+    reduce(x, [&](float total) {
+      if (lane_index() % (kWarp / kNumbers) == 0) {
+        out[lane_index() / (kWarp / kNumbers)] = total;
+      }
+    });
   }
 };
 

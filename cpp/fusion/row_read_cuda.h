@@ -59,25 +59,55 @@ __device__ void RowSolver<kJoint>::read() {
   }
   const float peak = block_most(common + 1);
 #pragma unroll 1
-  for (int t = 0; t < args_.expert_count; ++t) {
+  for (int t = 0; t < args_.expert_count;) {
     if (!slice_.chosen(t)) {
+      ++t;
       continue;
     }
-    const float base_peak = block_most(3 * t);
-    float x[4] = {};
-    sum_means(slice_, t, finite_peak(peak), finite_peak(base_peak), x);
-    float* out = exchange(t);
-    sums_.add(x, out + kMeans);
-    if (warp_index() == t % kSolverWarps) {
-      const float most = block_most(3 * t + 1);
-      const float least = -block_most(3 * t + 2);
-      const float bad = block_most(common);
-      if (first_lane()) {
-        out[kPeak] = peak;
-        out[kBasePeak] = base_peak;
-        out[kMost] = most;
-        out[kLeast] = least;
-        out[kBad] = bad;
+    Sharing sharing = {{t, t, t, t}, 0};
+    for (; t < args_.expert_count && sharing.count < kMostShare; ++t) {
+      if (slice_.chosen(t) && slice_.share_base(t, sharing.experts[0])) {
+#pragma unroll
+        for (int i = 0; i < kMostShare; ++i) {
+          sharing.experts[i] = i == sharing.count ? t : sharing.experts[i];
+        }
+        ++sharing.count;
+      } else if (slice_.chosen(t)) {
+        break;
+      }
+    }
+    const float base_peak = block_most(3 * sharing.experts[0]);
+    float x[4 * kMostShare] = {};
+    sum_means(slice_, sharing, finite_peak(peak), finite_peak(base_peak), x);
+    sums_.reduce(x, [&](float total) {
+      const float weight = __shfl_sync(kAllLanes, total, 0);
+      const float base_weight = __shfl_sync(kAllLanes, total, 2);
+#pragma unroll
+      for (int i = 0; i < kMostShare; ++i) {
+        const int expert = sharing.experts[i];
+        const float first = __shfl_sync(kAllLanes, total, 4 + 4 * i);
+        const float base_first = __shfl_sync(kAllLanes, total, 6 + 4 * i);
+        const float most = block_most(3 * expert + 1);
+        const float least = -block_most(3 * expert + 2);
+        if (first_lane() && i < sharing.count) {
+          float* out = exchange(expert);
+          out[kMeans] = weight;
+          out[kMeans + 1] = first;
+          out[kMeans + 2] = base_weight;
+          out[kMeans + 3] = base_first;
+          out[kPeak] = peak;
+          out[kBasePeak] = base_peak;
+          out[kMost] = most;
+          out[kLeast] = least;
+        }
+      }
+    });
+  }
+  if (warp_index() == 0) {
+    const float bad = block_most(common);
+    if (first_lane()) {
+      for (int t = 0; t < args_.expert_count; ++t) {
+        exchange(t)[kBad] = bad;
       }
     }
   }

@@ -238,7 +238,7 @@ __device__ bool RowSolver<kJoint>::sweep_first() {
     }
     float x[kWarp] = {};
     sum_steps(slice_, t, {finite_peak(out[kPeak]), finite_peak(out[kBasePeak]), centre, base_centre}, step(t), x);
-    sums_.add(x, out, add_steps);
+    sums_.reduce(x, [&](float total) { out[lane_index()] = add_steps(total); });
   }
   meet();
   if (owns_curve()) {

@@ -95,6 +95,7 @@ class Slice {
   __device__ int groups() const { return count_; }
   __device__ uint32_t chosen() const { return chosen_; }  // bit t: the row uses expert t
   __device__ bool chosen(int t) const { return (chosen_ >> t & 1U) != 0; }
+  __device__ bool share_base(int t, int other) const { return layout_.base_slot[t] == layout_.base_slot[other]; }
 
   // What read() finds wrong with the logits.
   struct Found {

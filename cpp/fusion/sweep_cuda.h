@@ -105,20 +105,38 @@ __device__ __noinline__ Extremes extremes_of(Slice slice, int t) {
   return extremes;
 }
 
-// Σp, ΣpΔ, Σq, ΣqΔ under the block's own peaks.
-__device__ __forceinline__ void sum_means(const Slice& slice, int t, float peak, float base_peak, float (&x)[4]) {
+// Experts that share a base.
+constexpr int kMostShare = 4;
+struct Sharing {
+  int experts[kMostShare];
+  int count;
+};
+
+// Σp, Σq, and ΣpΔ_t, ΣqΔ_t of each expert in turn, under the block's own peaks.
+__device__ __forceinline__ void sum_means(const Slice& slice, const Sharing& sharing, float peak, float base_peak,
+                                          float (&x)[4 * kMostShare]) {
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
-    const Four delta = slice.delta(t, group, large);
-    const Four base = slice.base(t, group, large);
+    const Four base = slice.base(sharing.experts[0], group, large);
+    Four p;
+    Four q;
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float p = weight_of(large.at[j], peak);
-      const float q = weight_of(base.at[j], base_peak);
-      x[0] += p;
-      x[1] = fmaf(p, delta.at[j], x[1]);
-      x[2] += q;
-      x[3] = fmaf(q, delta.at[j], x[3]);
+      p.at[j] = weight_of(large.at[j], peak);
+      q.at[j] = weight_of(base.at[j], base_peak);
+      x[0] += p.at[j];
+      x[1] += q.at[j];
+    }
+#pragma unroll
+    for (int i = 0; i < kMostShare; ++i) {
+      if (i < sharing.count) {
+        const Four delta = slice.delta(sharing.experts[i], group, large);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          x[2 + 2 * i] = fmaf(p.at[j], delta.at[j], x[2 + 2 * i]);
+          x[3 + 2 * i] = fmaf(q.at[j], delta.at[j], x[3 + 2 * i]);
+        }
+      }
     }
   });
 }
