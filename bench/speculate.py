@@ -69,6 +69,7 @@ class Measured:
     passes: int = 0
     drafted: int = 0
     accepted: int = 0
+    steps: list[dlf.Step] = field(default_factory=list, repr=False)  # all but the first of each completion
 
     def add(self, completion: dlf.Completion) -> None:
         steps = completion.timings.token_times
@@ -76,6 +77,7 @@ class Measured:
             return
         self.seconds.append(float(steps.sum()))
         self.tokens.append(len(steps))
+        self.steps += completion.timings.steps[1:]
         self.passes += completion.passes - 1
         self.drafted += completion.drafted
         self.accepted += len(completion.tokens) - completion.passes
@@ -172,6 +174,8 @@ def main(
         {"task": task, "temperature": temperature, "way": name, **one.summary(), "all": asdict(one)}
         for (task, temperature, name), one in found.items()
     ]
+    for row in rows:
+        del row["all"]["steps"]
     versions = {
         package: version
         for engine in ENGINES
@@ -184,6 +188,7 @@ def main(
         "machine": describe(versions, threads),
         "completions_that_differ": different,
         "claims": _claims(rows, tasks),
+        "steps": [] if device == "cpu" else _steps(found),
         "rows": rows,
     }
     _show(console, record)
@@ -196,6 +201,32 @@ def main(
         console.print(f"drawn in {target.with_suffix('.png')}")
     except ImportError:
         console.print("no plot: pip install matplotlib")
+
+
+def _steps(found: dict[tuple[str, float, str], Measured]) -> list[dict[str, Any]]:
+    """What each kind of step took and gave, of every way: by what it drafted, and whether it was one graph."""
+    kinds: dict[tuple[str, str, int, bool], list[dlf.Step]] = {}
+    for (_, _, way), measured in found.items():
+        for step in measured.steps:
+            drafter = "" if step.drafted == 0 else "look-up" if step.drafter == _C.PROMPT_LOOKUP else "lane"
+            kinds.setdefault((way, drafter, step.drafted, step.graph), []).append(step)
+    rows = []
+    for (way, drafter, drafted, graph), steps in sorted(kinds.items()):
+        seconds = sorted(step.seconds for step in steps)
+        rows.append(
+            {
+                "way": way,
+                "drafter": drafter,
+                "drafted": drafted,
+                "graph": graph,
+                "steps": len(steps),
+                "tokens_a_step": statistics.mean(step.tokens for step in steps),
+                "median_ms": 1e3 * statistics.median(seconds),
+                "longest_ms": 1e3 * seconds[-1],
+                "sum_ms": 1e3 * sum(seconds),
+            }
+        )
+    return rows
 
 
 def _problems(task: str, tasks: Sequence[str], count: int) -> list[Any]:
@@ -263,12 +294,33 @@ def _show(console: Console, record: dict[str, Any]) -> None:
     console.print(record["title"])
     for temperature in dict.fromkeys(row["temperature"] for row in record["rows"]):
         console.print(_table([row for row in record["rows"] if row["temperature"] == temperature], temperature))
+    if record["steps"]:
+        console.print(_table_of_steps(record["steps"]))
     for claim in record["claims"]:
         if claim["found"] is not None:
             mark = "[green]reached[/green]" if claim["found"] <= claim["target"] else "[yellow]not reached[/yellow]"
             figures = f"{claim['found']:.2f}, aim {claim['target']:.2f}"
             console.print(f"{claim['claim']}: {figures}, {mark}", highlight=False)
     console.print(f"completions that differ from plain decoding: {record['completions_that_differ']}")
+
+
+def _table_of_steps(steps: Sequence[dict[str, Any]]) -> Table:
+    table = Table(title="steps by kind", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("decoding", "drafter"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("drafted", "graph", "steps", "tokens", "median ms", "longest", "sum"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for step in steps:
+        figures = [f"{step[name]:.2f}" for name in ("tokens_a_step", "median_ms", "longest_ms", "sum_ms")]
+        table.add_row(
+            LABELS[step["way"]],
+            step["drafter"],
+            str(step["drafted"]),
+            "yes" if step["graph"] else "no",
+            str(step["steps"]),
+            *figures,
+        )
+    return table
 
 
 def _table(rows: Sequence[dict[str, Any]], temperature: float) -> Table:

@@ -12,7 +12,7 @@ from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
 from dlf.experts import Expert, InContext
 from dlf.lora import Lora
-from dlf.results import Completion, Piece, Score, Timings
+from dlf.results import Completion, Piece, Score, Step, Timings
 from dlf.sampling import SamplingOptions
 from dlf.speculation import Speculation
 from dlf.task_arithmetic import TaskArithmetic
@@ -28,6 +28,7 @@ __all__ = [
     "SamplingOptions",
     "Score",
     "Speculation",
+    "Step",
     "Stream",
     "TaskArithmetic",
     "Timings",

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from dlf import _C
-from dlf.results import Completion, Piece, Timings
+from dlf.results import Completion, Piece, Step, Timings
 from dlf.sampling import StopStrings
 from dlf.tokenizer import StreamDecoder, Tokenizer
 
@@ -52,6 +52,7 @@ class RunningRequest:
         self._start = time.perf_counter()
         self._now = self._start
         self._times: list[float] = []
+        self._steps: list[Step] = []
         self._spent = dict.fromkeys(("large", "small", "solve", "sample"), 0.0)
 
     @property
@@ -61,6 +62,7 @@ class RunningRequest:
 
     def spend(self, timings: _C.StepTimings, time: float) -> None:
         """Add a step that this sequence took part in, and which ended at this time."""
+        self._steps.append(Step(time - self._now, 0, timings.drafted, timings.drafter, timings.graph))
         self._now = time
         for part in self._spent:
             self._spent[part] += getattr(timings, part)
@@ -71,6 +73,7 @@ class RunningRequest:
             self.fail(_as_error(output.error))
             return
         self._times.append(self._now)
+        self._steps[-1].tokens += 1
         self._tokens.append(output.token)
         self._cached_tokens = output.cached_tokens
         if output.drafted >= 0:
@@ -139,6 +142,7 @@ class RunningRequest:
                 time_to_first_token=self._times[0] - self._start if self._times else 0.0,
                 token_times=np.diff(np.array(self._times, np.float64)),
                 shares={part: seconds / total for part, seconds in self._spent.items()},
+                steps=self._steps,
             ),
             experts=self._experts,
             top_logprobs=self._top_logprobs,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Completion", "Piece", "Score", "Timings"]
+__all__ = ["Completion", "Piece", "Score", "Step", "Timings"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,31 @@ class Piece:
     index: int = 0
 
 
+@dataclass
+class Step:
+    """One step of the engine that a sequence took part in.
+
+    Attributes
+    ----------
+    seconds : float
+        Since the step before it; of the first one since the request.
+    tokens : int
+        That it gave the sequence.
+    drafted : int
+        Tokens that it drafted for each of its sequences, on CUDA; 0 on a CPU, where each has its own draft.
+    drafter : int
+        If there are any: a lane of the engine, or -2 for prompt look-up.
+    graph : bool
+        Whether it was launched as one CUDA graph.
+    """
+
+    seconds: float
+    tokens: int
+    drafted: int
+    drafter: int
+    graph: bool
+
+
 @dataclass(frozen=True)
 class Timings:
     """Where the time went, in seconds.
@@ -48,11 +73,14 @@ class Timings:
     shares : dict
         Fractions of the steps' time spent in the ``large`` model, the ``small`` models, ``solve`` and ``sample``; all
         zero on CUDA, where a step is one launch.
+    steps : list of Step
+        Each of them.
     """
 
     time_to_first_token: float
     token_times: npt.NDArray[np.float64]
     shares: dict[str, float]
+    steps: list[Step] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:

@@ -190,6 +190,9 @@ def test_the_end_of_the_context(family: dict[str, Path]) -> None:
 def test_timings(engine: dlf.Engine) -> None:
     timings = engine.generate(PROMPT, max_new_tokens=9, ignore_eos=True).timings
     assert timings.time_to_first_token > 0 and len(timings.token_times) == 8
+    assert sum(step.tokens for step in timings.steps) == 9
+    together = sum(step.seconds for step in timings.steps)
+    assert together == pytest.approx(timings.time_to_first_token + timings.token_times.sum())
     assert set(timings.shares) == {"large", "small", "solve", "sample"} and sum(
         timings.shares.values()
     ) == pytest.approx(1)

@@ -49,6 +49,8 @@ class GraphDraftPolicy {
 
   // Whether prompt lookup may draft a sequence, so that its rate is worth knowing.
   bool looks_up(const Sequence& sequence) const;
+  // Whether a pass over so many places can have a drafted token of each without ceasing to be exact.
+  bool has_room(int batch) const { return 2 * batch <= limits_.exact_tokens; }
 
  private:
   // A running mean.

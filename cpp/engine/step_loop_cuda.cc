@@ -390,17 +390,19 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, const Flight& flight) {
   }
   if (policy_.looks_up({&sequence.draft, &sequence.experts})) {
     for (int token = 0; token < tokens; ++token) {
-      look_up(sequence, sequence.outputs[token].token);
+      if (policy_.has_room(flight.batch)) {
+        look_up(sequence, sequence.outputs[token].token);
+      }
+      sequence.tokens.push_back(sequence.outputs[token].token);
     }
   }
 }
 
-// Sees whether prompt lookup would have said the token that came, whatever drafted it.
+// Sees whether prompt lookup would have said the token that comes next, whatever drafts it.
 void CudaStepLoop::look_up(DeviceSequence& sequence, int64_t token) {
   const std::span<const int64_t> tokens(sequence.tokens);
   const PromptLookup::Match match = PromptLookup::find(tokens.last(std::min(tokens.size(), kLookupReach)));
   policy_.learn(sequence.draft, kPromptLookup, 1, match.length > 0 && match.next.front() == token ? 1 : 0);
-  sequence.tokens.push_back(token);
 }
 
 // One token that the step gave a sequence. False if there was none any more.
