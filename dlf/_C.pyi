@@ -18,7 +18,9 @@ __all__: list[str] = [
     "FinishReason",
     "MAX_CUDA_BATCH",
     "MAX_DRAFT",
+    "MemoryPart",
     "ModelConfig",
+    "ModelSize",
     "PROMPT_LOOKUP",
     "Prompt",
     "Sampler",
@@ -33,6 +35,7 @@ __all__: list[str] = [
     "cpu_capability",
     "cuda_devices",
     "cuda_fusion_solve",
+    "cuda_memory",
     "cuda_version",
     "fusion_solve",
     "philox_uniform",
@@ -40,23 +43,6 @@ __all__: list[str] = [
     "sample_many",
     "torch_minor",
 ]
-
-class DeviceInfo:
-    """
-    A CUDA device that this process sees.
-    """
-    @property
-    def compute_capability(self) -> int: ...
-    @property
-    def free_bytes(self) -> int: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def multiprocessors(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def total_bytes(self) -> int: ...
 
 class SamplingOptions:
     """
@@ -260,6 +246,49 @@ class Decoder:
         """
         Logits [tokens, vocab] of consecutive tokens of one slot.
         """
+
+class DeviceInfo:
+    """
+    A CUDA device that this process sees.
+    """
+    @property
+    def compute_capability(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def total_bytes(self) -> int: ...
+
+class ModelSize:
+    """
+    What decides how much memory a model takes, before it is loaded.
+    """
+    def __init__(
+        self,
+        config: ModelConfig,
+        dtype: str,
+        quantized: bool,
+        weights: typing.SupportsInt | typing.SupportsIndex,
+        adapters: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
+class MemoryPart:
+    """
+    A part of what a StepLoop takes of a CUDA device.
+    """
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def model(self) -> int: ...
+    @property
+    def name(self) -> str: ...
 
 class FinishReason:
     """
@@ -490,6 +519,20 @@ def cuda_fusion_solve(
 ) -> tuple[typing.Any, ...]:
     """
     The same, solved on a CUDA device; its logits stay there.
+    """
+
+def cuda_memory(
+    models: collections.abc.Sequence[ModelSize],
+    lane_model: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    experts: typing.SupportsInt | typing.SupportsIndex,
+    vocab: typing.SupportsInt | typing.SupportsIndex,
+    max_batch: typing.SupportsInt | typing.SupportsIndex,
+    max_context: typing.SupportsInt | typing.SupportsIndex,
+    prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex,
+    devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> list[MemoryPart]:
+    """
+    What a StepLoop on CUDA takes, by device and part; model -1 is all of them.
     """
 
 def fusion_solve(

@@ -12,6 +12,7 @@ from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
 from dlf.experts import Expert, InContext
 from dlf.lora import Lora
+from dlf.memory import Memory, MemoryPart
 from dlf.results import Completion, Piece, Score, Step, Timings
 from dlf.sampling import SamplingOptions
 from dlf.speculation import Speculation
@@ -24,6 +25,8 @@ __all__ = [
     "Expert",
     "InContext",
     "Lora",
+    "Memory",
+    "MemoryPart",
     "Piece",
     "SamplingOptions",
     "Score",

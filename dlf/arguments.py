@@ -17,7 +17,6 @@ from dlf.errors import TokenizerMismatchError
 from dlf.experts import Expert, InContext
 from dlf.layout import Messages, as_messages
 from dlf.lora import Lora
-from dlf.model import Model
 from dlf.sampling import SamplingOptions
 from dlf.task_arithmetic import TaskArithmetic
 from dlf.tokenizer import Tokenizer
@@ -30,7 +29,7 @@ __all__ = [
     "as_expert",
     "as_list",
     "as_prompts",
-    "check_memory",
+    "machine_bytes",
     "chosen_experts",
     "common_vocabulary",
     "context",
@@ -208,20 +207,3 @@ def context(max_context: int | None, trained: int, short: Sequence[int | None] =
     if not 2 <= max_context <= trained:
         raise ValueError(f"max_context is {max_context}; the models were made for 2 to {trained} tokens")
     return max_context
-
-
-def check_memory(models: list[Model], lanes: list[int], max_batch: int, max_context: int) -> None:
-    """Refuse a KV cache that the machine cannot hold before any of it is taken."""
-    need = 0
-    for model, count in zip(models, lanes, strict=True):
-        config = model.config
-        width = 4 if model.weights.dtype == "float32" else 2
-        # Scoring has a place of its own.
-        need += config.kv_bytes_per_token(width) * max_context * (max_batch + 1) * count
-    held = sum(model.weights.nbytes for model in models)
-    have = machine_bytes()
-    if have is not None and need > have:
-        raise MemoryError(
-            f"the KV cache for max_batch={max_batch} and max_context={max_context} takes {need / 2**30:.1f} GiB "
-            f"beside {held / 2**30:.1f} GiB of weights; this machine has {have / 2**30:.1f} GiB; lower one of them"
-        )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlf import _C
-from dlf.config import ModelConfig
-from dlf.precision import Precision
-from dlf.quantized import weights_bytes
 
-__all__ = ["DeviceError", "Placement", "check_cuda_memory"]
+__all__ = ["DeviceError", "Placement"]
 
 CUDA = re.compile(r"cuda(?::(\d+))?")
 
@@ -116,48 +113,3 @@ def _check_present(index: int | None) -> None:
         raise DeviceError("no CUDA device is there; see whether nvidia-smi finds one, or use device='cpu'")
     if index not in {device.index for device in present}:
         raise DeviceError(f"there is no cuda:{index}; this machine has cuda:0 to cuda:{len(present) - 1}")
-
-
-def check_cuda_memory(
-    placement: Placement,
-    models: Sequence[tuple[ModelConfig, Precision]],
-    lanes: Sequence[int],
-    max_batch: int,
-    max_context: int,
-    prefix_cache_bytes: int = 0,
-) -> None:
-    """Refuse models that do not fit their devices, before any of them is loaded.
-
-    Parameters
-    ----------
-    placement
-        Where they are to go; the first model is the large one.
-    models, lanes
-        Config and precision of each, and its lanes in a sequence.
-    max_batch, max_context
-        What the KV cache must hold.
-    prefix_cache_bytes
-        What each device must have for the prefix cache.
-
-    Raises
-    ------
-    MemoryError
-        Saying how many bytes are needed and free.
-    """
-    needed: dict[int, int] = {}
-    for i, ((config, precision), count) in enumerate(zip(models, lanes, strict=True)):
-        index = placement.devices(len(models))[i]
-        width = 4 if precision.float_dtype(config.dtype, cuda=True) == "float32" else 2
-        cache = config.kv_bytes_per_token(width) * max_context * max_batch * count
-        needed[index] = needed.get(index, prefix_cache_bytes) + weights_bytes(config, precision, cuda=True) + cache
-    for device in _C.cuda_devices():
-        need = needed.get(device.index, 0)
-        if need > device.free_bytes:
-            raise MemoryError(
-                f"the models and their KV caches for max_batch={max_batch} and max_context={max_context} take "
-                f"{need / 2**30:.1f} GiB of cuda:{device.index} ({device.name}), which has "
-                f"{device.free_bytes / 2**30:.1f} of {device.total_bytes / 2**30:.1f} GiB free; lower one of them, or "
-                f"prefix_cache_bytes={prefix_cache_bytes}, "
-                "load smaller weights (weights='int8' or 'int4'), or give the experts a device of their own "
-                "(device_map)"
-            )

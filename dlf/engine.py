@@ -33,6 +33,7 @@ from dlf.devices import Placement
 from dlf.driver import CLOSED, Driver, Poll, Submission
 from dlf.ensemble import Ensemble, Options
 from dlf.layout import Example, Layout, Messages, as_examples
+from dlf.memory import Memory
 from dlf.precision import Precision
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest, raise_failure
@@ -229,6 +230,14 @@ class Engine:
     def max_batch(self) -> int:
         """Sequences that decode side by side."""
         return self._ensemble.options.max_batch
+
+    @property
+    def memory(self) -> Memory:
+        """What the engine takes of memory, by part, as planned before its models were loaded.
+
+        The same is logged then (``logging.getLogger("dlf")``, level INFO), and is in the error where it does not fit.
+        """
+        return self._ensemble.memory
 
     @property
     def reads_tokens(self) -> bool:

@@ -9,13 +9,15 @@ from typing import Any
 
 from dlf import _C
 from dlf.adapter import load_adapter
-from dlf.arguments import AnyExpert, Path, check_memory, common_vocabulary, context
+from dlf.arguments import AnyExpert, Path, common_vocabulary, context
 from dlf.checkpoint import open_checkpoint
-from dlf.devices import Placement, check_cuda_memory
+from dlf.config import ModelConfig
+from dlf.devices import Placement
 from dlf.lanes import Lanes, ModelKey
 from dlf.layout import CHAT
+from dlf.memory import Memory, check_memory, plan_memory
 from dlf.merged import merged_experts
-from dlf.model import Model, load_model, native_config
+from dlf.model import TORCH_DTYPES, Model, load_model, native_config
 from dlf.precision import Precision
 from dlf.tokenizer import Tokenizer, check_same_tokenizer
 
@@ -57,6 +59,8 @@ class Ensemble:
         The contexts of a sequence, and the loaded models that they run on.
     adapters
         Of each model, loaded.
+    memory
+        What it takes, as planned before the models were loaded.
     tokenizer
         The large model's.
     vocab_size
@@ -70,6 +74,7 @@ class Ensemble:
     lanes: Lanes
     models: list[Model]
     adapters: list[list[_C.Adapter]]
+    memory: Memory
     tokenizer: Tokenizer
     vocab_size: int
     max_context: int
@@ -98,30 +103,28 @@ class Ensemble:
             configs = [have[key].config if key in have else found[key][1] for key in lanes.keys]
             trained = min(config.context_length for config in configs)
             max_context = context(options.max_context, trained, [config.short_context for config in configs])
-            if placement.cuda:
-                sizes = [key[1] for key in lanes.keys]
-                check_cuda_memory(
-                    placement,
-                    list(zip(configs, sizes, strict=True)),
-                    lanes.counts(),
-                    options.max_batch,
-                    max_context,
-                    options.prefix_cache_bytes,
-                )
+            loaded = known._adapters_by_name() if known else {}
+            adapters = [
+                [loaded.get((key, name)) or _load_adapter(name, config, key[1], placement.cuda) for name in names]
+                for key, config, names in zip(lanes.keys, configs, lanes.adapters, strict=True)
+            ]
+            memory = plan_memory(
+                placement,
+                lanes,
+                configs,
+                [sum(adapter.nbytes for adapter in of_model) for of_model in adapters],
+                options.max_batch,
+                max_context,
+                options.prefix_cache_bytes,
+                given_up=known.memory if known else None,
+            )
+            check_memory(memory, options.max_batch, max_context)
             models = [
                 have[key]
                 if key in have and have[key].runs(max_context)
                 else load_model(name, dtype, weights, placement.cuda, found.get(key), max_context)
                 for key, (name, weights) in zip(lanes.keys, lanes.models, strict=True)
             ]
-        loaded = known._adapters_by_name() if known else {}
-        adapters = [
-            [
-                loaded.get((key, name)) or load_adapter(name, model.config, native_config(model.config), model.dtype)
-                for name in names
-            ]
-            for key, model, names in zip(lanes.keys, models, lanes.adapters, strict=True)
-        ]
         for other in models[1:]:
             size = min(models[0].config.vocab_size, other.config.vocab_size)
             check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name, size)
@@ -132,14 +135,13 @@ class Ensemble:
                     f"{model.name} is to read its chat template, but has none; give it a template of its own, for "
                     'example base_template="{prompt}" for the base of a chat expert'
                 )
-        if not placement.cuda:
-            check_memory(models, lanes.counts(), options.max_batch, max_context)
         return cls(
             options,
             list(experts),
             lanes,
             models,
             adapters,
+            memory,
             models[0].tokenizer,
             common_vocabulary([(model.config, model.tokenizer) for model in models]),
             max_context,
@@ -187,6 +189,10 @@ class Ensemble:
             for key, names, adapters in zip(self.lanes.keys, self.lanes.adapters, self.adapters, strict=True)
             for name, adapter in zip(names, adapters, strict=True)
         }
+
+
+def _load_adapter(name: str, config: ModelConfig, precision: Precision, cuda: bool) -> Any:
+    return load_adapter(name, config, native_config(config), TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)])
 
 
 def _check_experts(options: Options, experts: Sequence[AnyExpert]) -> None:

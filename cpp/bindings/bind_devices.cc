@@ -1,5 +1,9 @@
 #include <pybind11/stl.h>
 
+#include <string>
+#include <utility>
+#include <vector>
+
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "engine/step_loop_cuda.h"
@@ -8,6 +12,24 @@
 namespace dlf {
 
 namespace py = pybind11;
+
+namespace {
+
+DType dtype_named(const std::string& name) {
+  return name == "float32" ? DType::float32 : name == "bfloat16" ? DType::bfloat16 : DType::float16;
+}
+
+std::vector<MemoryPart> memory_of(const std::vector<ModelSize>& models, std::vector<int64_t> lane_model, int experts,
+                                  int64_t vocab, int64_t max_batch, int64_t max_context, int64_t prefix_cache_bytes,
+                                  std::vector<int> devices) {
+  FusionPlan plan;
+  plan.lane_model = std::move(lane_model);
+  plan.experts.resize(experts);
+  plan.vocab = vocab;
+  return cuda_memory(plan, models, {max_batch, max_context, std::move(devices), prefix_cache_bytes, true});
+}
+
+}  // namespace
 
 void bind_devices(py::module_& m) {
   py::class_<cuda::DeviceInfo>(m, "DeviceInfo", "A CUDA device that this process sees.")
@@ -21,6 +43,23 @@ void bind_devices(py::module_& m) {
   m.attr("MAX_CUDA_BATCH") = kMaxCudaBatch;
   m.def("cuda_devices", &cuda::devices, py::call_guard<GilRelease>(),
         "The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.");
+
+  py::class_<ModelSize>(m, "ModelSize", "What decides how much memory a model takes, before it is loaded.")
+      .def(
+          py::init([](ModelConfig config, const std::string& dtype, bool quantized, int64_t weights, int64_t adapters) {
+            return ModelSize{std::move(config), dtype_named(dtype), quantized, weights, adapters};
+          }),
+          py::arg("config"), py::arg("dtype"), py::arg("quantized"), py::arg("weights"), py::arg("adapters"));
+
+  py::class_<MemoryPart>(m, "MemoryPart", "A part of what a StepLoop takes of a CUDA device.")
+      .def_readonly("device", &MemoryPart::device)
+      .def_readonly("model", &MemoryPart::model)
+      .def_readonly("name", &MemoryPart::name)
+      .def_readonly("bytes", &MemoryPart::bytes);
+
+  m.def("cuda_memory", &memory_of, py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("vocab"),
+        py::arg("max_batch"), py::arg("max_context"), py::arg("prefix_cache_bytes"), py::arg("devices"),
+        py::call_guard<GilRelease>(), "What a StepLoop on CUDA takes, by device and part; model -1 is all of them.");
 }
 
 }  // namespace dlf

@@ -63,9 +63,9 @@ PYBIND11_MODULE(_C, m) {
       "cpu_capability", [] { return std::string(dlf::name(dlf::cpu_capability())); },
       "Instruction set that the CPU kernels use: portable, avx2, avx512 or avx512_bf16.");
   dlf::bind_gil();
-  dlf::bind_devices(m);
   dlf::bind_fusion(m);
   dlf::bind_sampling(m);
   dlf::bind_model(m);
+  dlf::bind_devices(m);
   dlf::bind_engine(m);
 }

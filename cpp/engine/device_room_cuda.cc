@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <iterator>
+#include <set>
 #include <string>
 
 #include "engine/sequences_cuda.h"
@@ -21,11 +23,20 @@ std::string gibibytes(int64_t bytes) {
   return text.data();
 }
 
-// What else a step needs on the large model's device.
-int64_t step_bytes(const FusionPlan& plan, int device, const CudaOptions& options) {
-  const int64_t fused =
-      plan.experts.empty() ? 0 : most_tokens(options) * plan.vocab * static_cast<int64_t>(sizeof(float));
-  return fused + SamplerState::bytes(device, sampler_size(plan, options));
+void check_present(const CudaOptions& options, size_t models) {
+  const std::vector<DeviceInfo> present = devices();
+  TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
+  TORCH_CHECK_VALUE(options.max_batch <= kMaxCudaBatch, "max_batch is ", options.max_batch,
+                    "; on CUDA it can be at most ", kMaxCudaBatch);
+  for (size_t i = 0; i < models; ++i) {
+    const int device = options.devices.at(i);
+    TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
+                      "; this machine has ", present.size(), " from cuda:0 on");
+  }
+}
+
+ModelSize size_of(const Weights& weights) {
+  return {weights.config(), weights.dtype(), ops::is_quantized(weights.type()), weights.bytes()};
 }
 
 }  // namespace
@@ -53,33 +64,66 @@ DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& o
 }
 
 void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters) {
-  const std::vector<DeviceInfo> present = devices();
-  TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
-  TORCH_CHECK_VALUE(options.max_batch <= kMaxCudaBatch, "max_batch is ", options.max_batch,
-                    "; on CUDA it can be at most ", kMaxCudaBatch);
-  std::vector<int64_t> needed(present.size());
-  for (size_t i = 0; i < models.size(); ++i) {
-    const int device = options.devices.at(i);
-    TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
-                      "; this machine has ", present.size(), " from cuda:0 on");
-    const bool first = needed[device] == 0;
-    needed[device] += Decoder::bytes(*models[i], shape_of(plan, i, options)) + (first ? options.prefix_cache_bytes : 0);
+  std::vector<ModelSize> sizes;
+  for (const std::shared_ptr<const Weights>& model : models) {
+    sizes.push_back(size_of(*model));
   }
   for (size_t i = 0; i < adapters.size(); ++i) {
     for (const std::shared_ptr<const Adapter>& adapter : adapters[i]) {
       check_fits(*adapter, *models[i]);
-      needed[options.devices[i]] += adapter->bytes();
+      sizes[i].adapters += adapter->bytes();
     }
   }
-  const int device = options.devices.at(plan.lane_model[0]);
-  needed[device] += step_bytes(plan, device, options);
-  for (const DeviceInfo& device : present) {
-    TORCH_CHECK(needed[device.index] <= device.free_bytes, "the models with their caches take ",
-                gibibytes(needed[device.index]), " of cuda:", device.index, " (", device.name, "), which has ",
-                gibibytes(device.free_bytes), " free of ", gibibytes(device.total_bytes),
+  const std::vector<MemoryPart> parts = cuda_memory(plan, sizes, options);
+  for (const DeviceInfo& device : devices()) {
+    int64_t needed = 0;
+    for (const MemoryPart& part : parts) {
+      needed += part.device == device.index ? part.bytes : 0;
+    }
+    TORCH_CHECK(needed <= device.free_bytes, "the models with their caches take ", gibibytes(needed),
+                " of cuda:", device.index, " (", device.name, "), which has ", gibibytes(device.free_bytes),
+                " free of ", gibibytes(device.total_bytes),
                 "; lower max_batch, max_context or prefix_cache_bytes, load smaller weights, or spread the models with "
                 "device_map");
   }
 }
 
 }  // namespace dlf::cuda
+
+namespace dlf {
+
+std::vector<MemoryPart> cuda_memory(const FusionPlan& plan, const std::vector<ModelSize>& models,
+                                    const CudaOptions& options) {
+  cuda::check_present(options, models.size());
+  const auto large = static_cast<size_t>(plan.lane_model.at(0));
+  const int main = options.devices.at(large);
+  std::vector<MemoryPart> parts;
+  const auto add = [&](int device, int model, const char* name, int64_t bytes) {
+    if (bytes > 0) {
+      parts.push_back({device, model, name, bytes});
+    }
+  };
+  for (size_t i = 0; i < models.size(); ++i) {
+    const int device = options.devices[i];
+    const auto model = static_cast<int>(i);
+    const cuda::DecoderBytes bytes = cuda::Decoder::bytes(models[i], cuda::shape_of(plan, i, options));
+    add(device, model, "weights", bytes.weights);
+    add(device, model, "adapters", models[i].adapters);
+    add(device, model, "KV cache", bytes.kv_cache);
+    add(device, model, "activations", bytes.activations);
+    add(device, model, "logits", bytes.logits);
+    if (device != main) {
+      add(main, model, "logits", bytes.logits);  // a copy where they are fused
+    }
+    add(device, model, "workspace", bytes.workspace);
+  }
+  const int64_t fused =
+      plan.experts.empty() ? 0 : cuda::most_tokens(options) * plan.vocab * static_cast<int64_t>(sizeof(float));
+  add(main, -1, "fusion and sampling", fused + cuda::SamplerState::bytes(main, cuda::sampler_size(plan, options)));
+  for (const int device : std::set<int>(options.devices.begin(), options.devices.begin() + std::ssize(models))) {
+    add(device, -1, "prefix cache", options.prefix_cache_bytes);
+  }
+  return parts;
+}
+
+}  // namespace dlf

@@ -29,13 +29,15 @@ namespace dlf::cuda {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 256;  // of the attention kernel
+// Of each decoder's stream: cuBLAS takes 32 MiB on Hopper; the rest is for graphs and for memory in whole pages.
+constexpr int64_t kLibraryBytes = 64 << 20;
 
 const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
 int most_rows(const DecoderShape& shape) { return std::max(Decoder::kPrefillRows, shape.rows()); }
 
-// Rows that the libraries see for a chunk of `rows` tokens. They choose a kernel by this number and load it at its first
-// use, so only a few numbers occur, and ready_libraries() has met all of them.
+// Rows that the libraries see for a chunk of `rows` tokens. They choose a kernel by this number and load it at its
+// first use, so only a few numbers occur, and ready_libraries() has met all of them.
 int padded_rows(int rows) {
   constexpr int kFine = 16;
   constexpr int kCoarse = 64;  // as many as a kernel of theirs takes at once
@@ -158,15 +160,22 @@ void Decoder::ready_libraries() {
   });
 }
 
-int64_t Decoder::bytes(const Weights& weights, const DecoderShape& shape) {
-  const ModelConfig& config = weights.config();
-  const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(weights.dtype())));
-  const int64_t cache = 2 * config.num_hidden_layers * shape.slots() * kv_size(config) * shape.max_context * element;
+DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
+  const ModelConfig& config = model.config;
+  const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(model.dtype)));
   const int64_t row = config.hidden_size * (4 + 2 * element) +
                       (qkv_size(config) + q_size(config) + gate_up_size(config) + config.intermediate_size) * element;
-  const int64_t dequantized = ops::is_quantized(weights.type()) ? largest_matrix(config) * element : 0;
-  return weights.bytes() + cache + most_rows(shape) * row + rows_with_logits(shape) * config.vocab_size * 4 +
-         dequantized;
+  const int64_t rope = shape.max_context * config.head_dim * 4;
+  DecoderBytes bytes = {};
+  bytes.weights = model.weights;
+  bytes.kv_cache = 2 * config.num_hidden_layers * shape.slots() * kv_size(config) * shape.max_context * element;
+  bytes.activations = most_rows(shape) * row + rope + (shape.max_tokens + shape.rows()) * 4;
+  bytes.logits = rows_with_logits(shape) * config.vocab_size * 4;
+  bytes.workspace = kLibraryBytes + (model.quantized ? largest_matrix(config) * element : 0);
+  if (model.dtype == DType::float32) {  // masked_attention() holds the scores of a chunk before and after the softmax
+    bytes.workspace += 2 * config.num_attention_heads * kPrefillRows * shape.max_context * 4;
+  }
+  return bytes;
 }
 
 void Decoder::decode(int batch, int first, int count) {
@@ -391,8 +400,9 @@ void Decoder::head(int first_row, at::Tensor logits, const Batch& batch) {
 // The weights as the matrix library reads them: quantized ones where dequantize() leaves them.
 at::Tensor Decoder::library_weight(const DeviceLinear& linear) const {
   const ops::Matrix& matrix = linear.matrix;
-  return ops::is_quantized(matrix.type) ? dequantized_.narrow(0, 0, matrix.out * matrix.in).view({matrix.out, matrix.in})
-                                        : linear.weight;
+  return ops::is_quantized(matrix.type)
+             ? dequantized_.narrow(0, 0, matrix.out * matrix.in).view({matrix.out, matrix.in})
+             : linear.weight;
 }
 
 // y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.

@@ -8,6 +8,7 @@
 
 #include "model/adapters_cuda.h"
 #include "model/config.h"
+#include "model/model_size.h"
 #include "model/weights_cuda.h"
 #include "ops/cache_copy_cuda.h"
 #include "support/cuda/runtime.h"
@@ -25,6 +26,15 @@ struct DecoderShape {
   int rows() const { return max_tokens * lanes; }
 };
 
+// Bytes of device memory that a decoder takes, by part.
+struct DecoderBytes {
+  int64_t weights;
+  int64_t kv_cache;
+  int64_t activations;
+  int64_t logits;
+  int64_t workspace;  // what the libraries use, and a bound of what graphs and rounding to whole pages take
+};
+
 // The transformer of model/decoder.h on a GPU, with the KV cache of all its lanes. Everything that a decode step
 // touches lies at a fixed address, and which tokens it reads is written in device memory: it can be captured into a
 // graph. The residual stream is float32, activations have the weights' dtype.
@@ -37,8 +47,8 @@ class Decoder {
           const std::vector<std::shared_ptr<const Adapter>>& adapters = {},
           const std::vector<int64_t>& lane_adapter = {});
 
-  // Bytes of device memory that one takes, the weights included.
-  static int64_t bytes(const Weights& weights, const DecoderShape& shape);
+  // Allocates nothing.
+  static DecoderBytes bytes(const ModelSize& model, const DecoderShape& shape);
 
   // The next token of the first `batch` sequences in each of their lanes: from tokens() and positions() to logits().
   // Or several tokens of each, `count` from its `first` one on: the rows of a second token come after those of the

@@ -23,6 +23,10 @@ FusionTensors solve_on_cuda(const at::Tensor&, const at::Tensor&, const at::Tens
   not_built();
 }
 
+std::vector<MemoryPart> cuda_memory(const FusionPlan&, const std::vector<ModelSize>&, const CudaOptions&) {
+  not_built();
+}
+
 // NOLINTNEXTLINE(performance-unnecessary-value-param): the twin's signature.
 std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&, const Adapters&) {
   not_built();

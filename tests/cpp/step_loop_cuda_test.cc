@@ -1,8 +1,12 @@
 // The step loop on a GPU (or its emulation) against the one on the processor, in float32: the same tokens.
 #include "engine/step_loop_cuda.h"
 
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+
 #include <cmath>
 #include <tuple>
+#include <utility>
 
 #include "check.h"
 #include "cuda_testing.h"
@@ -409,6 +413,42 @@ void what_does_not_fit_is_refused() {
   testing::expect_requests_that_do_not_fit_are_refused(*loop);
 }
 
+// Bytes that this thread took of devices and still holds; of emulated ones and of pinned memory, those of the host.
+class Taken : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void* /*pointer*/, int64_t size, size_t /*allocated*/, size_t /*reserved*/,
+                         c10::Device device) override {
+    bytes_ += device.type() == cuda::on_device(0).device().type() ? size : 0;
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+void the_memory_is_what_was_said() {
+  const FusionPlan plan = tiny_plan(Combine::select);
+  const Models models = tiny_models();
+  std::vector<ModelSize> sizes;
+  for (const auto& model : models) {
+    sizes.push_back({model->config(), model->dtype(), false, model->bytes()});
+  }
+  constexpr int64_t kPinned = 100 << 10;  // of each sequence
+  for (const auto& [max_batch, max_context] : {std::pair<int64_t, int64_t>(1, 1024), {40, 4096}}) {
+    const CudaOptions some = {max_batch, max_context, {0, 0, 0, 0}, 0, true};
+    int64_t said = 0;
+    for (const MemoryPart& part : cuda_memory(plan, sizes, some)) {
+      said += part.name == "workspace" ? 0 : part.bytes;  // which is a bound
+    }
+    const auto taken = std::make_shared<Taken>();
+    const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, taken);
+    const auto loop = make_cuda_step_loop(plan, models, some);
+    const auto difference = static_cast<double>(taken->bytes() - said);
+    EXPECT(std::abs(difference) < 0.02 * static_cast<double>(said) + static_cast<double>(max_batch * kPinned));
+  }
+}
+
 void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
   for (const Combine combine : {Combine::select, Combine::joint}) {
     CpuStepLoop cpu(tiny_plan(combine), tiny_models(), {1, kContext, 1});
@@ -480,5 +520,6 @@ int main() {
       {"sequences go on while something is scored", dlf::sequences_go_on_while_something_is_scored},
       {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
       {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
+      {"the memory is what was said", dlf::the_memory_is_what_was_said},
   });
 }

@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstdint>
+
+#include "model/config.h"
+#include "support/dtype.h"
+
+namespace dlf {
+
+// What decides how much memory a model takes: known before any of its tensors is loaded.
+struct ModelSize {
+  ModelConfig config;
+  DType dtype;      // of the embedding, the activations on a GPU and the KV cache
+  bool quantized;   // whether its linear layers are
+  int64_t weights;  // bytes
+  int64_t adapters = 0;
+};
+
+}  // namespace dlf

@@ -1,0 +1,208 @@
+"""What an engine takes of memory, by part, before any model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as File
+
+from dlf import _C
+from dlf.arguments import machine_bytes
+from dlf.config import ModelConfig
+from dlf.devices import Placement
+from dlf.lanes import Lanes
+from dlf.model import native_config
+from dlf.quantized import weights_bytes
+from dlf.sizes import binary
+
+__all__ = ["Memory", "MemoryPart", "check_memory", "plan_memory"]
+
+logger = logging.getLogger("dlf")
+# Nothing of these need be taken yet.
+BOUNDS = ("workspace", "prefix cache")
+
+
+@dataclass(frozen=True)
+class MemoryPart:
+    """A part of what an engine takes of one device.
+
+    Attributes
+    ----------
+    device : str
+        ``"cpu"``, ``"cuda:0"``, ...
+    model : str or None
+        The model whose part it is; None where all models share it.
+    name : str
+        ``"weights"``, ``"adapters"``, ``"KV cache"`` or ``"prefix cache"``, on CUDA also ``"activations"``,
+        ``"logits"``, ``"workspace"`` and ``"fusion and sampling"``.
+    bytes : int
+        How many; of the prefix cache and of the workspace, at most.
+    """
+
+    device: str
+    model: str | None
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an engine takes of memory, and what was free of it before.
+
+    A CUDA engine is refused where the sum of a device's parts is more than is free there. On the CPU only KV caches
+    larger than the machine are refused: weights may stay in their file, and the prefix cache is taken as it fills. The
+    KV cache of the CPU includes the place for scoring; on CUDA scoring takes that of one more sequence while it runs.
+
+    Attributes
+    ----------
+    parts : tuple of MemoryPart
+        They add up to `total`.
+    free : mapping
+        For each device the bytes that were free when the engine was planned; on the CPU, those of the machine.
+    cards : mapping
+        For each CUDA device that it is on, what the card calls itself.
+    """
+
+    parts: tuple[MemoryPart, ...]
+    free: Mapping[str, int]
+    cards: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    def on(self, device: str) -> int:
+        """Bytes of the parts on one device."""
+        return sum(part.bytes for part in self.parts if part.device == device)
+
+    def by_part(self, device: str | None = None) -> dict[str, int]:
+        """Bytes of each kind of part, of all models together, on one device or on all."""
+        found: dict[str, int] = {}
+        for part in self.parts:
+            if device in (None, part.device):
+                found[part.name] = found.get(part.name, 0) + part.bytes
+        return found
+
+    def __str__(self) -> str:
+        """One line for each device."""
+        lines = []
+        for device in dict.fromkeys(part.device for part in self.parts):
+            name = f" ({self.cards[device]})" if device in self.cards else ""
+            free = f" of {binary(self.free[device])}" if device in self.free else ""
+            lines.append(f"{device}{name}: {binary(self.on(device))}{free}: {self.listed(device)}")
+        return "\n".join(lines)
+
+    def listed(self, device: str) -> str:
+        """The parts on a device as a list, with the weights of each model."""
+        weights = [part for part in self.parts if part.device == device and part.name == "weights"]
+        each = ", ".join(f"{part.model} {binary(part.bytes)}" for part in weights)
+        listed = {name: f"{name} {binary(count)}" for name, count in self.by_part(device).items()}
+        if len(weights) > 1:
+            listed["weights"] += f" ({each})"
+        return ", ".join(listed.values())
+
+
+def plan_memory(
+    placement: Placement,
+    lanes: Lanes,
+    configs: Sequence[ModelConfig],
+    adapters: Sequence[int],
+    max_batch: int,
+    max_context: int,
+    prefix_cache_bytes: int,
+    given_up: Memory | None = None,
+) -> Memory:
+    """Return what the models of `lanes` will take.
+
+    Parameters
+    ----------
+    configs, adapters
+        Of each model, its config and the bytes of its adapters.
+    given_up
+        The memory of an engine whose place this one takes.
+    """
+    names = _names(lanes)
+    precisions = [precision for _, precision in lanes.keys]
+    cuda = placement.cuda
+    dtypes = [one.float_dtype(config.dtype, cuda) for one, config in zip(precisions, configs, strict=True)]
+    weights = [weights_bytes(config, one, cuda) for one, config in zip(precisions, configs, strict=True)]
+    if not cuda:
+        parts = []
+        for i, count in enumerate(lanes.counts()):
+            width = 4 if dtypes[i] == "float32" else 2
+            cache = configs[i].kv_bytes_per_token(width) * max_context * (max_batch + 1) * count
+            sizes = {"weights": weights[i], "adapters": adapters[i], "KV cache": cache}
+            parts += [MemoryPart("cpu", names[i], name, size) for name, size in sizes.items() if size]
+        if prefix_cache_bytes:
+            parts.append(MemoryPart("cpu", None, "prefix cache", prefix_cache_bytes))
+        have = machine_bytes()
+        return Memory(tuple(parts), {} if have is None else {"cpu": have})
+    models = [
+        _C.ModelSize(native_config(config), dtype, one.quantization is not None, size, adapter)
+        for config, dtype, one, size, adapter in zip(configs, dtypes, precisions, weights, adapters, strict=True)
+    ]
+    found = _C.cuda_memory(
+        models,
+        lanes.of_model,
+        experts=len(lanes.pairs),
+        vocab=min(config.vocab_size for config in configs),  # what the tokenizers share may be a little less
+        max_batch=max_batch,
+        max_context=max_context,
+        prefix_cache_bytes=prefix_cache_bytes,
+        devices=placement.devices(len(models)),
+    )
+    used = {one.device for one in found}
+    devices = {f"cuda:{device.index}": device for device in _C.cuda_devices() if device.index in used}
+    return Memory(
+        tuple(
+            MemoryPart(f"cuda:{one.device}", names[one.model] if one.model >= 0 else None, one.name, one.bytes)
+            for one in found
+        ),
+        {name: device.free_bytes + _taken(given_up, name) for name, device in devices.items()},
+        {name: device.name for name, device in devices.items()},
+    )
+
+
+def check_memory(memory: Memory, max_batch: int, max_context: int) -> None:
+    """Log what an engine will take, and refuse what does not fit.
+
+    Raises
+    ------
+    MemoryError
+        Saying by part how many bytes are needed, and how many there are.
+    """
+    logger.info("%s", memory)
+    for device in dict.fromkeys(part.device for part in memory.parts):
+        parts, free = memory.by_part(device), memory.free.get(device)
+        if free is None:
+            continue
+        if device == "cpu":
+            if parts["KV cache"] > free:
+                raise MemoryError(
+                    f"the KV cache for max_batch={max_batch} and max_context={max_context} takes "
+                    f"{parts['KV cache'] / 2**30:.1f} GiB beside {parts['weights'] / 2**30:.1f} GiB of weights; "
+                    f"this machine has {free / 2**30:.1f} GiB; lower one of them"
+                )
+        elif memory.on(device) > free:
+            raise MemoryError(
+                f"with max_batch={max_batch} and max_context={max_context} the engine takes "
+                f"{memory.on(device) / 2**30:.1f} GiB of {device} ({memory.cards[device]}), which has "
+                f"{free / 2**30:.1f} GiB free: {memory.listed(device)}; lower one of them, or prefix_cache_bytes, "
+                "load smaller weights (weights='int8' or 'int4'), or give the experts a device of their own "
+                "(device_map)"
+            )
+
+
+def _taken(memory: Memory | None, device: str) -> int:
+    """What surely lies on a device."""
+    parts = memory.by_part(device) if memory else {}
+    return sum(count for name, count in parts.items() if name not in BOUNDS)
+
+
+def _names(lanes: Lanes) -> list[str]:
+    """What to call each model: its folder's name, where no other has it."""
+    full = [str(name) for name, _ in lanes.models]
+    short = [File(name).name for name in full]
+    return [one if short.count(one) == 1 else whole for one, whole in zip(short, full, strict=True)]
