@@ -323,14 +323,15 @@ def demo(
     show: Annotated[int, typer.Option(min=0, help="How many of them to print side by side.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
     weights: Annotated[str | None, typer.Option(help="fp32, bf16, int8, int4 or int4-g64.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a decode step.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0, cuda:1, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of a decode step on the CPU.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to save the alpha trace  [default: dlf-demo.png]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare the large model, the expert, alpha = 1 and dynamic fusion on held-out problems."""
     from dlf.demo import run_demo
 
-    options = {"weights": weights, "threads": threads}
+    options = {"weights": weights, "device": device, "threads": threads}
     run_demo(task, problems, show=show, max_new_tokens=max_new_tokens, options=options, plot=plot, as_json=as_json)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,10 +165,11 @@ def run_demo(
             if number < show:
                 _print_problem(console, ways, problem, number)
         _score(ways, engines, chosen, max_new_tokens)
-    _print_results(console, ways, task, len(chosen))
+        cards = engines[0].memory.cards
+    _print_results(console, ways, task, len(chosen), cards)
     saved = _save_plot(console, ways[-1], plot, wanted=not as_json or plot is not None)
     if as_json:
-        typer.echo(json.dumps(_report(ways, chosen[:show], task, saved)))
+        typer.echo(json.dumps(_report(ways, chosen[:show], task, saved, cards)))
 
 
 def _answer_one(system: System, engine: Engine, problem: Problem, max_new_tokens: int) -> None:
@@ -230,8 +231,12 @@ def _answer_panel(system: System, problem: Problem, number: int) -> Panel:
     )
 
 
-def _print_results(console: Console, systems: Sequence[System], task: str, count: int) -> None:
-    table = Table(title=f"{task}: {count} held-out problem{'s' * (count != 1)}", title_justify="left")
+def _print_results(
+    console: Console, systems: Sequence[System], task: str, count: int, cards: Mapping[str, str]
+) -> None:
+    where = "".join(f", {name}" for name in cards.values())
+    title = Text(f"{task}: {count} held-out problem{'s' * (count != 1)}{where}")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for heading in ("accuracy", "correct", "mean α", f"tokens/s, batch of {BATCH}", "tokens/s, one sequence"):
         table.add_column(heading, justify="right")
@@ -270,7 +275,9 @@ def _save_plot(console: Console, dynamic: System, path: Path | None, wanted: boo
     return target
 
 
-def _report(systems: Sequence[System], shown: Sequence[Problem], task: str, plot: Path | None) -> dict[str, Any]:
+def _report(
+    systems: Sequence[System], shown: Sequence[Problem], task: str, plot: Path | None, cards: Mapping[str, str]
+) -> dict[str, Any]:
     examples = []
     for number, problem in enumerate(shown):
         dynamic = systems[-1]
@@ -292,6 +299,7 @@ def _report(systems: Sequence[System], shown: Sequence[Problem], task: str, plot
         )
     return {
         "task": task,
+        "cards": dict(cards),
         "problems": systems[0].total,
         "systems": {system.key: system.summary() for system in systems},
         "examples": examples,

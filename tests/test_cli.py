@@ -61,6 +61,7 @@ class FakeEngine:
 
     made: list[FakeEngine] = []
     failure: BaseException | None = None
+    memory = dlf.Memory((), {})
 
     def __init__(self, large: str, experts: Sequence[Any] = (), **options: Any) -> None:
         if large == "missing":
@@ -350,8 +351,9 @@ def test_demo() -> None:
     assert all(engine.closed for engine in FakeEngine.made)
 
 
-def test_demo_json() -> None:
-    result = run("demo", "--json", "--threads", "2", "--weights", "int8")
+def test_demo_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeEngine, "memory", dlf.Memory((), {}, {"cuda:0": "a card"}))
+    result = run("demo", "--json", "--threads", "2", "--weights", "int8", "--device", "cuda:0")
     found = json.loads(result.stdout)
     assert found["problems"] == 200
     assert found["systems"]["dynamic"]["accuracy"] == 1.0
@@ -361,7 +363,9 @@ def test_demo_json() -> None:
     assert found["systems"]["dynamic"]["mean_alpha"] == pytest.approx(1.0)
     assert found["examples"][0]["outputs"]["static"]["correct"] is True
     assert found["plot"] is None and not Path("dlf-demo.png").exists()
-    assert all(engine.options["threads"] == 2 and engine.options["weights"] == "int8" for engine in FakeEngine.made)
+    assert found["cards"] == {"cuda:0": "a card"}
+    options = {"threads": 2, "weights": "int8", "device": "cuda:0"}
+    assert all(engine.options.items() >= options.items() for engine in FakeEngine.made)
 
 
 def test_demo_without_matplotlib_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
