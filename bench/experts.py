@@ -22,21 +22,28 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 import dlf
-from bench.machine import describe
+from bench.machine import DEVICE_HELP, describe, file_name, milliseconds, where
 from bench.peers.dlf import read_bytes
-from bench.peers.memory import Reader
+from bench.peers.memory import Copier, Reader, yardstick
 from bench.shapes import SHAPES, VOCAB_SIZE, write_checkpoint
 from dlf.checkpoint import expected_tensors
 from dlf.config import read_config
 
 RESULTS = Path(__file__).parent / "results"
-SHOTS, SHOT_TOKENS = 32, 31
-KINDS = {
-    "full": "fine-tuned checkpoints, one base",
-    "lora": "LoRA adapters on the base",
-    "in-context": f"{SHOTS} examples each, about {SHOTS * SHOT_TOKENS} tokens",
-    "naive": "every lane its own model",
-}
+SHOT_TOKENS = 31
+
+
+def kinds_of(shots: int) -> dict[str, str]:
+    """What each kind of experts is."""
+    return {
+        "full": "fine-tuned checkpoints, one base",
+        "lora": "LoRA adapters on the base",
+        "in-context": f"{shots} examples each, about {shots * SHOT_TOKENS} tokens",
+        "naive": "every lane its own model",
+    }
+
+
+KINDS = tuple(kinds_of(0))
 
 
 @dataclass
@@ -71,7 +78,13 @@ def words(generator: random.Random, count: int) -> str:
     return " ".join(f"token{generator.randrange(3, VOCAB_SIZE)}" for _ in range(count))
 
 
-def make_experts(kind: str, count: int, folder: Path, base: Path, small: str, rank: int) -> list[Any]:
+def make_shots(generator: random.Random, count: int) -> list[tuple[str, str]]:
+    """So many examples."""
+    half = SHOT_TOKENS // 2
+    return [(words(generator, half), words(generator, SHOT_TOKENS - half)) for _ in range(count)]
+
+
+def make_experts(kind: str, count: int, folder: Path, base: Path, small: str, rank: int, shots: int) -> list[Any]:
     """So many experts of a kind, named by their number; files that they need are written."""
     experts: list[Any] = []
     for i in range(count):
@@ -80,9 +93,7 @@ def make_experts(kind: str, count: int, folder: Path, base: Path, small: str, ra
         if kind == "lora":
             experts.append(dlf.Lora(base, write_adapter(place, base, rank, i), name=name))
         elif kind == "in-context":
-            half = SHOT_TOKENS // 2
-            shots = [(words(generator, half), words(generator, SHOT_TOKENS - half)) for _ in range(SHOTS)]
-            experts.append(dlf.InContext(base, shots, name=name))
+            experts.append(dlf.InContext(base, make_shots(generator, shots), name=name))
         else:
             tuned = folder / "tuned" / str(i)
             if not tuned.exists():
@@ -93,7 +104,13 @@ def make_experts(kind: str, count: int, folder: Path, base: Path, small: str, ra
 
 
 def measure(
-    series: Series, engine: dlf.Engine, counts: Sequence[int], rounds: int, tokens: int, reader: Reader, where: Console
+    series: Series,
+    engine: dlf.Engine,
+    counts: Sequence[int],
+    rounds: int,
+    tokens: int,
+    reader: Reader | Copier,
+    console: Console,
 ) -> None:
     """Steps with so many of the engine's experts, in turns of random order, and the floor of each."""
     prompt = words(random.Random(99), 16)
@@ -104,7 +121,7 @@ def measure(
     bandwidths = []
     read = reader.tokens([])
     options = {"max_new_tokens": tokens + 1, "ignore_eos": True, "speculate": False}
-    for turn in track(range(rounds + 1), f"{series.kind:10}", console=where, transient=True):
+    for turn in track(range(rounds + 1), f"{series.kind:10}", console=console, transient=True):
         keys = list(requests)
         random.Random(turn).shuffle(keys)
         for key in keys:
@@ -134,15 +151,13 @@ def measure(
         series.others_s["static"] = statistics.median(times["static"])
 
 
-def first_tokens(large: Path, base: Path, threads: int, context: int, repeats: int) -> dict[str, float]:
+def first_tokens(large: Path, base: Path, shots: int, repeats: int, options: dict[str, Any]) -> dict[str, float]:
     """Seconds to the first token with examples that nobody has read yet, and of another question after them."""
     found: dict[str, list[float]] = {"first": [], "second": []}
     for repeat in range(repeats):
         generator = random.Random(1000 + repeat)
-        shots = [(words(generator, 15), words(generator, 16)) for _ in range(SHOTS)]
-        with dlf.Engine(
-            large, [dlf.InContext(base, shots)], threads=threads, max_batch=1, max_context=context
-        ) as engine:
+        expert = dlf.InContext(base, make_shots(generator, shots))
+        with dlf.Engine(large, [expert], **options) as engine:
             for which in found:
                 completion = engine.generate(words(generator, 16), max_new_tokens=2, ignore_eos=True)
                 found[which].append(completion.timings.time_to_first_token)
@@ -157,6 +172,8 @@ def main(
     rank: Annotated[int, typer.Option(help="Of the LoRA adapters.", min=1)] = 16,
     rounds: Annotated[int, typer.Option(help="Turns of each number of experts.", min=2)] = 6,
     tokens: Annotated[int, typer.Option(help="Tokens of a turn.", min=2)] = 8,
+    shots: Annotated[int, typer.Option(help="Examples of an in-context expert.", min=1)] = 32,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     threads: Annotated[int, typer.Option(help="Threads.", min=1)] = os.cpu_count() or 1,
     output: Annotated[Path, typer.Option(help="Folder for the figures as JSON and the plot.")] = RESULTS,
 ) -> None:
@@ -165,8 +182,9 @@ def main(
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is neither a kind ({', '.join(KINDS)}) nor a shape")
     console = Console()
-    context = SHOTS * SHOT_TOKENS + 256
-    reader = Reader(threads)
+    place = where(device, threads)  # raises
+    options = {"device": device, "threads": threads, "max_batch": 1, "max_context": shots * SHOT_TOKENS + 256}
+    reader = yardstick(threads, device)
     found = []
     with tempfile.TemporaryDirectory(prefix="dlf-bench-") as scratch:
         folder = Path(scratch)
@@ -176,28 +194,28 @@ def main(
         for kind in kinds:
             series = Series(kind)
             with console.status(f"{kind}: making and loading models"):
-                experts = make_experts(kind, max(counts), folder, base, small, rank)
+                experts = make_experts(kind, max(counts), folder, base, small, rank, shots)
                 if kind == "in-context":  # the first one again, its weight given
                     experts.append(dlf.InContext(base, experts[0].examples, name="static", alpha=1.0))
-                engine = dlf.Engine(big, experts, threads=threads, max_batch=1, max_context=context)
+                engine = dlf.Engine(big, experts, **options)
             with engine:
                 measure(series, engine, counts, rounds, tokens, reader, console)
             found.append(series)
         with console.status("first tokens"):
-            first = first_tokens(big, base, threads, context, 3) if "in-context" in kinds else {}
-    title = f"{large} + experts of {small}, bf16, batch 1, {threads} threads"
+            first = first_tokens(big, base, shots, 3, options) if "in-context" in kinds else {}
+    title = f"{large} + experts of {small}, bf16, batch 1, {place}"
     versions = {"dlf": dlf.__version__, "torch": torch.__version__}
     console.print(_table(title, found))
     for line in summary(found, first):
         console.print(line)
-    record = {"title": title, "machine": describe(versions, threads), "rank": rank, "kinds": KINDS}
+    record = {"title": title, "machine": describe(versions, threads, device), "rank": rank, "kinds": kinds_of(shots)}
     record |= {"series": [vars(series) for series in found], "first_token_s": first}
     output.mkdir(parents=True, exist_ok=True)
-    target = output / "experts.json"
+    target = output / (file_name("experts", device) + ".json")
     target.write_text(json.dumps(record, indent=1) + "\n")
     console.print(f"written to {target}")
     try:
-        plot(found, title, target.with_suffix(".png"))
+        plot(found, kinds_of(shots), title, target.with_suffix(".png"))
         console.print(f"drawn in {target.with_suffix('.png')}")
     except ImportError:
         console.print("no plot: pip install matplotlib")
@@ -236,9 +254,9 @@ def _table(title: str, found: Sequence[Series]) -> Table:
             table.add_row(
                 series.kind if count == min(series.step_s) else "",
                 str(count),
-                f"{1e3 * seconds:.1f}",
-                f"{1e3 * low:.1f} to {1e3 * high:.1f}",
-                f"{1e3 * floor:.1f}",
+                milliseconds(seconds),
+                f"{milliseconds(low)} to {milliseconds(high)}",
+                milliseconds(floor),
                 f"{seconds / floor:.2f}",
                 f"{memory / 2**30:.2f} GiB",
             )
@@ -246,7 +264,7 @@ def _table(title: str, found: Sequence[Series]) -> Table:
     return table
 
 
-def plot(found: Sequence[Series], title: str, target: Path) -> None:
+def plot(found: Sequence[Series], kinds: dict[str, str], title: str, target: Path) -> None:
     """Write a PNG; raises ImportError without matplotlib."""
     from matplotlib import use
 
@@ -261,7 +279,7 @@ def plot(found: Sequence[Series], title: str, target: Path) -> None:
             (left, [1e3 * series.step_s[count] for count in counts]),
             (right, [series.memory_bytes[count] / 2**30 for count in counts]),
         ):
-            axes.plot(counts, values, marker="o", color=colours[series.kind], label=KINDS[series.kind])
+            axes.plot(counts, values, marker="o", color=colours[series.kind], label=kinds[series.kind])
     left.set_ylabel("ms a step, median")
     right.set_ylabel("GiB of weights, adapters and KV caches")
     for axes in (left, right):

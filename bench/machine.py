@@ -5,9 +5,17 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import typer
+
+from dlf import _C
+from dlf.devices import DeviceError, Placement
+
+DEVICE_HELP = "cpu, cuda or cuda:0, cuda:1, ..."
 
 
 def value_of(file: str, key: str) -> str:
@@ -19,9 +27,47 @@ def value_of(file: str, key: str) -> str:
     return "unknown"
 
 
-def describe(versions: Mapping[str, str | None], threads: int) -> dict[str, Any]:
-    """Processor, memory, system, and the versions of everything that was measured."""
-    return {
+def card_of(device: str) -> _C.DeviceInfo | None:
+    """The card behind the name of a CUDA device; None for the CPU.
+
+    Raises
+    ------
+    typer.BadParameter
+        If there is no such device.
+    """
+    try:
+        index = Placement.of(device).large
+    except (ValueError, DeviceError) as error:
+        raise typer.BadParameter(str(error)) from None
+    return None if index is None else next(card for card in _C.cuda_devices() if card.index == index)
+
+
+def where(device: str, threads: int) -> str:
+    """The card's name, or how many threads of the processor."""
+    card = card_of(device)
+    return f"{threads} threads" if card is None else card.name
+
+
+def file_name(name: str, device: str) -> str:
+    """A name for results, with the card's in it where they are from one."""
+    card = card_of(device)
+    return name if card is None else f"{name}-{re.sub('[^a-z0-9]+', '-', card.name.lower()).strip('-')}"
+
+
+def describe(versions: Mapping[str, str | None], threads: int, device: str = "cpu") -> dict[str, Any]:
+    """Processor, memory, system, card, and the versions of everything that was measured."""
+    card = card_of(device)
+    of_card = (
+        {
+            "card": card.name,
+            "card_bytes": card.total_bytes,
+            "compute_capability": card.compute_capability,
+            "cuda": _C.cuda_version,
+        }
+        if card
+        else {}
+    )
+    return of_card | {
         "processor": value_of("/proc/cpuinfo", "model name"),
         "family, model, stepping": [value_of("/proc/cpuinfo", key) for key in ("cpu family", "model", "stepping")],
         "instructions": sorted(
@@ -35,3 +81,8 @@ def describe(versions: Mapping[str, str | None], threads: int) -> dict[str, Any]
         "threads": threads,
         "date": datetime.date.today().isoformat(),
     }
+
+
+def milliseconds(seconds: float) -> str:
+    """As a table shows them: a card's are often a hundredth of a processor's."""
+    return f"{1e3 * seconds:.1f}" if seconds >= 0.01 else f"{1e3 * seconds:.2f}"

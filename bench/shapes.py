@@ -15,12 +15,14 @@ from dlf.config import read_config
 
 VOCAB_SIZE = 32000
 
-# Llama shapes: 1.1B is TinyLlama's, 360M and 135M are SmolLM's with this vocabulary, 143M is half of TinyLlama's width.
+# Llama shapes: 1.1B is TinyLlama's, 360M and 135M are SmolLM's with this vocabulary, 143M is half of TinyLlama's width;
+# tiny and micro show that a benchmark runs, micro on an emulated device.
 SHAPES: dict[str, dict[str, int]] = {
     "1.1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "heads": 32, "kv_heads": 4},
     "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "heads": 15, "kv_heads": 5},
     "143M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 15, "heads": 12, "kv_heads": 4},
     "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "heads": 9, "kv_heads": 3},
+    "micro": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "heads": 2, "kv_heads": 1},
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "heads": 4, "kv_heads": 4},
 }
 

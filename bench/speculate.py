@@ -30,7 +30,7 @@ from bench.inflate import inflate
 from bench.latency.engines import ENGINES, REFERENCE
 from bench.latency.measure import PAUSE_SECONDS
 from bench.latency.process import EngineFailed, Process
-from bench.machine import describe
+from bench.machine import DEVICE_HELP, describe, milliseconds, where
 from dlf import _C, zoo
 
 RESULTS = Path(__file__).parent / "results"
@@ -127,7 +127,7 @@ def main(
     temperatures: Annotated[list[float], typer.Option(help="Temperatures; 0 is greedy.")] = [0.0, 0.8, 1.5],  # noqa: B006
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of a completion at most.", min=2)] = 96,
     threads: Annotated[int, typer.Option(help="Threads of every engine.", min=1)] = os.cpu_count() or 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     family: Annotated[Path, typer.Option(help="Folder of the family's models.")] = zoo.FOLDER,
     peer: Annotated[bool, typer.Option(help="Whether llama.cpp decodes the three models as well, on a CPU.")] = True,
     output: Annotated[Path, typer.Option(help="Folder for the figures as JSON and the plot.")] = RESULTS,
@@ -182,10 +182,9 @@ def main(
         if engine.name in (REFERENCE, PEER)
         for package, version in engine.versions().items()
     }
-    where = f"{threads} threads" if device == "cpu" else _C.cuda_devices()[0].name
     record = {
-        "title": f"{LARGE} + 2 x {SMALL}, bf16, batch 1, {where}, {problems} problems of each task",
-        "machine": describe(versions, threads),
+        "title": f"{LARGE} + 2 x {SMALL}, bf16, batch 1, {where(device, threads)}, {problems} problems of each task",
+        "machine": describe(versions, threads, device),
         "completions_that_differ": different,
         "claims": _claims(rows, tasks),
         "steps": [] if device == "cpu" else _steps(found),
@@ -344,8 +343,8 @@ def _table(rows: Sequence[dict[str, Any]], temperature: float) -> Table:
             table.add_row(
                 "" if number else task,
                 LABELS[way],
-                f"{row['ms']:.1f}",
-                f"{low:.0f} .. {high:.0f}",
+                milliseconds(row["ms"] / 1e3),
+                f"{milliseconds(low / 1e3)} .. {milliseconds(high / 1e3)}",
                 f"{row['ms'] / plain:.2f}" if plain else "-",
                 f"{row['tokens_per_pass']:.2f}",
                 "-" if row["acceptance"] is None else f"{100 * row['acceptance']:.0f} %",

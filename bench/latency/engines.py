@@ -21,6 +21,8 @@ class Engine:
     fused: bool = True
     """Whether the expert and its base run as well, or the large model alone."""
     options: dict[str, Any] = field(default_factory=dict)
+    cuda: bool = False
+    """Whether it runs on a card as well."""
 
     def versions(self) -> dict[str, str | None]:
         """The installed version of each package; None where it is missing."""
@@ -38,12 +40,12 @@ def _version(package: str) -> str | None:
         return None
 
 
-MEMORY = Engine("memory", "reading memory", "bench.peers.memory", ("torch",))
+MEMORY = Engine("memory", "reading memory", "bench.peers.memory", ("torch",), cuda=True)
 REFERENCE = "dlf"
 
 ENGINES = (
-    Engine("dlf", "dlf, fused", "bench.peers.dlf", ("dlf", "torch")),
-    Engine("dlf-large", "dlf, large alone", "bench.peers.dlf", ("dlf", "torch"), fused=False),
+    Engine("dlf", "dlf, fused", "bench.peers.dlf", ("dlf", "torch"), cuda=True),
+    Engine("dlf-large", "dlf, large alone", "bench.peers.dlf", ("dlf", "torch"), fused=False, cuda=True),
     Engine(
         "llama.cpp",
         "llama.cpp, sum of 3",
@@ -62,6 +64,7 @@ ENGINES = (
         "bench.peers.transformers_loop",
         ("transformers", "torch"),
         widths=("bf16",),
+        cuda=True,
     ),
     Engine(
         "transformers-alpha-1",
@@ -70,5 +73,6 @@ ENGINES = (
         ("transformers", "torch"),
         widths=("bf16",),
         options={"alpha": 1.0},
+        cuda=True,
     ),
 )

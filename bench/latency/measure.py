@@ -36,6 +36,7 @@ class Plan:
     prompt: int
     first_token_prompts: Sequence[int]
     repeats: int
+    device: str = "cpu"
 
     @property
     def rounds(self) -> int:
@@ -166,6 +167,8 @@ def _load(engine: Engine, weights: str, plan: Plan, stack: ExitStack) -> tuple[M
     measured.prepare = prepared["seconds"]
     process = stack.enter_context(Process(engine.module, plan.threads, log))
     options = {"weights": weights, "threads": plan.threads, "context": plan.context, **engine.options}
+    if plan.device != "cpu":
+        options["device"] = plan.device
     loaded = process.ask("load", paths=prepared["paths"], options=options)
     measured.load, measured.settings = loaded["seconds"], loaded["settings"]
     measured.weight_bytes = loaded["weight_bytes"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.latency.rows import Row
+from bench.machine import milliseconds
 
 COLOURS = {"dlf": "#1b6ca8", "dlf-large": "#8fbfe0"}
 PEER = "#b8b8b8"
@@ -32,7 +33,9 @@ def plot(rows: Sequence[Row], title: str, target: Path) -> None:
         axes.plot([low, high], [y, y], color="black", linewidth=1)
         axes.plot([floor, floor], [y - 0.38, y + 0.38], color="#c1272d", linewidth=2)
         ratio = "" if row["relative"] is None or row["name"] == "dlf" else f"   {row['relative']:.2f}×"
-        axes.text(max(median, high) + 0.01 * widest, y, f"{median:.1f}{ratio}", va="center", fontsize=9)
+        axes.text(
+            max(median, high) + 0.01 * widest, y, f"{milliseconds(row['median_s'])}{ratio}", va="center", fontsize=9
+        )
     axes.set_yticks(places, [row["label"] for row in rows], fontsize=9)
     for width in dict.fromkeys(row["weights"] for row in rows):
         group = [y for row, y in zip(rows, places, strict=True) if row["weights"] == width]

@@ -22,12 +22,14 @@ class Process:
         self.log = log
         with log.open("a") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.latency.worker", module],
+                [sys.executable, "-P", "-m", "bench.latency.worker", module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
+                env=os.environ
+                | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+                | {"PYTHONPATH": os.pathsep.join(sys.path)},  # and so the same dlf as here
             )
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from bench.latency.measure import Plan, WidthResult, measure_width, steps
 from bench.latency.plot import plot
 from bench.latency.rows import rows_of
 from bench.latency.table import tables
-from bench.machine import describe
+from bench.machine import DEVICE_HELP, describe, file_name, where
 from bench.shapes import SHAPES, write_checkpoint
 
 NAMES = ", ".join(engine.name for engine in ENGINES)
@@ -33,6 +33,7 @@ def main(
     first: Annotated[list[int], typer.Option(help="Prompt lengths whose first token is timed.")] = [64, 512, 2048],  # noqa: B006
     repeats: Annotated[int, typer.Option(help="How often each first token is timed.", min=1)] = 3,
     threads: Annotated[int, typer.Option(help="Threads of every engine.", min=1)] = os.cpu_count() or 1,
+    device: Annotated[str, typer.Option(help=f"{DEVICE_HELP} On a card only dlf and transformers run.")] = "cpu",
     weights: Annotated[list[str], typer.Option(help="Widths of the weights.")] = list(WIDTHS),  # noqa: B006
     only: Annotated[list[str], typer.Option(help=f"Engines to measure: {NAMES}.")] = [],  # noqa: B006
     skip: Annotated[list[str], typer.Option(help="Engines to leave out.")] = [],  # noqa: B006
@@ -43,7 +44,10 @@ def main(
     _check("width", weights, WIDTHS)
     _check("engine", [*only, *skip], [engine.name for engine in ENGINES])
     console = Console()
+    place = where(device, threads)  # raises
     wanted = [engine for engine in ENGINES if engine.name not in skip and (not only or engine.name in only)]
+    if device != "cpu":  # a processor is no fair peer
+        wanted = [engine for engine in wanted if engine.cuda]
     notes = [_how_to_install(engine) for engine in wanted if engine.missing()]
     engines = [engine for engine in wanted if not engine.missing()]
     results = []
@@ -53,7 +57,7 @@ def main(
         task = progress.add_task("making models", total=None)
         models = (("large", large), ("expert", small), ("base", small))
         folders = [write_checkpoint(scratch / name, shape, seed) for seed, (name, shape) in enumerate(models)]
-        plan = Plan(folders, scratch, threads, tokens, prompt, first, repeats)
+        plan = Plan(folders, scratch, threads, tokens, prompt, first, repeats, device)
         progress.update(task, total=sum(steps(group, plan) for group in groups.values()))
 
         def report(what: str, done: int) -> None:
@@ -61,13 +65,13 @@ def main(
 
         for width, group in groups.items():
             results.append(measure_width(width, group, plan, report))
-    title = f"{large} + 2 × {small}, batch 1, prompt {prompt}, {threads} threads"
+    title = f"{large} + 2 × {small}, batch 1, prompt {prompt}, {place}"
     versions = {name: found for engine in engines for name, found in engine.versions().items()}
-    record = _record(results, title, describe(versions, threads), plan)
+    record = _record(results, title, describe(versions, threads, device), plan)
     notes += [note for result in results for note in result.notes]
     _show(console, record, notes)
     output.mkdir(parents=True, exist_ok=True)
-    target = output / f"latency-{large}-{small}.json"
+    target = output / (file_name(f"latency-{large}-{small}", device) + ".json")
     target.write_text(json.dumps(record | {"notes": notes}, indent=1) + "\n")
     console.print(f"written to {target}")
     if record["rows"]:

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from bench.latency.rows import Row
+from bench.machine import milliseconds
 
 GIB = 1 << 30
 
@@ -16,8 +17,15 @@ def tables(rows: Sequence[Row], title: str) -> Iterator[Table]:
     """Time per token, and what comes before it: first token, loading, memory."""
     yield _table(rows, f"Time per token: {title}", TOKEN_COLUMNS)
     lengths = rows[0]["first_token_s"]
-    first = {f"{length}": (lambda row, length=length: f"{row['first_token_s'][length]:.2f}") for length in lengths}
-    yield _table(rows, "Seconds to the first token by prompt length; loading; GiB resident", first | MEMORY_COLUMNS)
+    first = {f"{length}": (lambda row, length=length: _short(row["first_token_s"][length])) for length in lengths}
+    card = CARD_COLUMN if "card" in rows[0]["memory_after_run"] else {}
+    title = "Seconds to the first token by prompt length; loading; GiB resident"
+    yield _table(rows, title, first | MEMORY_COLUMNS | card)
+
+
+def _short(value: float) -> str:
+    """Two decimals, and more of small numbers: a card is often a hundred times as fast as a processor."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 
 def _table(rows: Sequence[Row], title: str, columns: dict) -> Table:  # type: ignore[type-arg]
@@ -38,10 +46,10 @@ def _table(rows: Sequence[Row], title: str, columns: dict) -> Table:  # type: ig
 
 
 TOKEN_COLUMNS = {
-    "ms": lambda row: f"{1e3 * row['median_s']:.1f}",
-    "10 .. 90 %": lambda row: f"{1e3 * row['p10_s']:.1f} .. {1e3 * row['p90_s']:.1f}",
+    "ms": lambda row: milliseconds(row["median_s"]),
+    "10 .. 90 %": lambda row: f"{milliseconds(row['p10_s'])} .. {milliseconds(row['p90_s'])}",
     "× dlf": lambda row: f"{row['relative']:.2f}" if row["relative"] else "-",
-    "floor": lambda row: f"{1e3 * row['floor_s']:.1f}",
+    "floor": lambda row: milliseconds(row["floor_s"]),
     "GB/s": lambda row: f"{row['bytes_per_s'] / 1e9:.1f}",
     "share": lambda row: f"{100 * row['share']:.0f} %",
 }
@@ -51,3 +59,4 @@ MEMORY_COLUMNS = {
     "own": lambda row: f"{row['memory_after_run']['anonymous'] / GIB:.2f}",
     "mapped": lambda row: f"{row['memory_after_run']['mapped'] / GIB:.2f}",
 }
+CARD_COLUMN = {"card": lambda row: f"{row['memory_after_run']['card'] / GIB:.2f}"}

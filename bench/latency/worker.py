@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench.peers import Peer
+from bench.peers import Peer, Timed
 
 MEMORY = {"peak": "VmHWM", "resident": "VmRSS", "anonymous": "RssAnon", "mapped": "RssFile"}
 
@@ -56,6 +56,8 @@ class Worker:
         return {"seconds": time.perf_counter() - start}
 
     def decode(self, count: int) -> dict[str, Any]:
+        if isinstance(self.tokens, Timed):
+            return {"seconds": self.tokens.timed(count)}
         times = []
         for _ in range(count):
             start = time.perf_counter()
@@ -64,7 +66,10 @@ class Worker:
         return {"seconds": times}
 
     def memory(self) -> dict[str, int]:
-        return read_memory()
+        torch = sys.modules.get("torch")
+        of_card = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+        # dlf, too, takes the card's memory from torch.
+        return read_memory() | ({"card": torch.cuda.memory_reserved()} if of_card else {})
 
 
 def main() -> None:

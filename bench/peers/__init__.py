@@ -8,7 +8,7 @@ only the engine that it measures.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 class Peer(Protocol):
@@ -22,4 +22,16 @@ class Peer(Protocol):
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[object]:
         """Decode without end: the first item comes after the prompt, each further one after a token of every model."""
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """Tokens of an engine with a thread of its own, which would decode ahead while others have their turn.
+
+    It decodes when it is asked, and says itself how long each token took.
+    """
+
+    def timed(self, count: int) -> list[float]:
+        """Seconds of each of so many further tokens."""
         ...

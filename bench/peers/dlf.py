@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import dlf
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
@@ -27,10 +31,33 @@ def read_bytes(folder: Path, weights: str) -> int:
     return weights_bytes(config, Precision.stored(weights)) - embedding
 
 
+class Turns:
+    """One sequence, of which every turn reads anew what came before; that is not in the tokens' times."""
+
+    def __init__(self, engine: dlf.Engine, prompt: Sequence[int]) -> None:
+        self.engine, self.text = engine, list(prompt)
+
+    def __iter__(self) -> Turns:
+        return self
+
+    def __next__(self) -> int:
+        return int(self._decode(1).tokens[0])
+
+    def timed(self, count: int) -> list[float]:
+        """Seconds of each token, after one whose time is the text's."""
+        return [float(seconds) for seconds in self._decode(1 + count).timings.token_times]
+
+    def _decode(self, count: int) -> dlf.Completion:
+        found = self.engine.generate(self.text, max_new_tokens=count, ignore_eos=True, speculate=False)
+        # The last one comes again in the next turn, as its first.
+        self.text += [int(token) for token in found.tokens[: max(1, count - 1)]]
+        return found
+
+
 class Dlf:
     """One engine, one sequence."""
 
-    def __init__(self, paths: Sequence[Path], weights: str, threads: int, context: int) -> None:
+    def __init__(self, paths: Sequence[Path], weights: str, threads: int, context: int, device: str) -> None:
         import dlf
 
         experts = [dlf.Expert(*paths[1:])] if len(paths) > 1 else []
@@ -40,16 +67,16 @@ class Dlf:
             "max_batch": 1,
             "max_context": context,
             "prefix_cache_bytes": 0,
+            "device": device,
         }
         self.engine = dlf.Engine(paths[0], experts, **options)
         self.weight_bytes = sum(read_bytes(path, weights) for path in paths)
-        self.settings = options | {"combine": "select", "match": "symmetric"}
+        self.settings = options | {"combine": "select", "match": "symmetric", "memory": self.engine.memory.by_part()}
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[object]:
-        room = self.engine.max_context - len(prompt)
-        return self.engine.stream(list(prompt), max_new_tokens=room, ignore_eos=True, speculate=False)
+        return Turns(self.engine, prompt)
 
 
-def load(paths: Sequence[Path], weights: str, threads: int, context: int) -> Dlf:
+def load(paths: Sequence[Path], weights: str, threads: int, context: int, device: str = "cpu") -> Dlf:
     os.environ["DLF_CACHE"] = str(paths[0].parent)
-    return Dlf(paths, weights, threads, context)
+    return Dlf(paths, weights, threads, context, device)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 READ_BYTES = 512 << 20  # many times the last cache of any processor
+COPIES = 8  # on a card, so that putting them on their way is a small part of their time
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
@@ -33,5 +34,33 @@ class Reader:
             yield self.data.sum()
 
 
-def load(paths: Sequence[Path], weights: str, threads: int, context: int) -> Reader:
-    return Reader(threads)
+class Copier:
+    """On a card the yardstick is a copy, which reads and writes."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self.source = torch.ones(READ_BYTES // 4, device=device)
+        self.target = torch.empty_like(self.source)
+        self.weight_bytes = 2 * COPIES * READ_BYTES
+        self.settings = {"bytes": READ_BYTES, "reads with": "torch.Tensor.copy_ on the card, read and written"}
+
+    def tokens(self, prompt: Sequence[int]) -> Iterator[object]:
+        import torch
+
+        while True:
+            for _ in range(COPIES):
+                self.target.copy_(self.source)
+            torch.cuda.synchronize(self.source.device)
+            yield None
+
+
+def yardstick(threads: int, device: str) -> Reader | Copier:
+    """What reads the memory that a device's models lie in; that of an emulated one is the host's."""
+    import torch
+
+    return Copier(device) if device != "cpu" and torch.cuda.is_available() else Reader(threads)
+
+
+def load(paths: Sequence[Path], weights: str, threads: int, context: int, device: str = "cpu") -> Reader | Copier:
+    return yardstick(threads, device)

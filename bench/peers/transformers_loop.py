@@ -22,20 +22,21 @@ def prepare(folder: Path, weights: str, scratch: Path) -> Path:
 class TransformersLoop:
     """Large model, expert and base; `alpha` None: solved at every step."""
 
-    def __init__(self, paths: Sequence[Path], threads: int, alpha: float | None) -> None:
+    def __init__(self, paths: Sequence[Path], threads: int, alpha: float | None, device: str) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         torch.set_num_threads(threads)
         logging.disable_progress_bar()
-        self.models = [AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval() for path in paths]
-        self.alpha = alpha
+        models = [AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval() for path in paths]
+        self.models = [model.to(device) for model in models]
+        self.alpha, self.device = alpha, device
         self.weight_bytes = sum(_read_bytes(model) for model in self.models)
         self.settings = {"alpha": "21 values" if alpha is None else alpha, "attention": "sdpa", "cache": "dynamic"}
 
     def tokens(self, prompt: Sequence[int]) -> Iterator[int]:
         caches: list[object] = [None] * len(self.models)
-        tokens = torch.tensor([prompt])
+        tokens = torch.tensor([prompt], device=self.device)
         while True:
             logits = []
             with torch.inference_mode():
@@ -49,7 +50,7 @@ class TransformersLoop:
                 ((_, weight),) = torch_grid(large[None], base[None], expert[None, None])
             token = int((large + weight * (expert - base)).argmax())
             yield token
-            tokens = torch.tensor([[token]])
+            tokens = torch.tensor([[token]], device=self.device)
 
 
 def _read_bytes(model: torch.nn.Module) -> int:
@@ -58,6 +59,6 @@ def _read_bytes(model: torch.nn.Module) -> int:
 
 
 def load(
-    paths: Sequence[Path], weights: str, threads: int, context: int, alpha: float | None = None
+    paths: Sequence[Path], weights: str, threads: int, context: int, alpha: float | None = None, device: str = "cpu"
 ) -> TransformersLoop:
-    return TransformersLoop(paths, threads, alpha)
+    return TransformersLoop(paths, threads, alpha, device)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bench.family.build import WORK as FAMILY
-from bench.machine import describe
+from bench.machine import DEVICE_HELP, card_of, describe, file_name
 from bench.quality import studies, systems
 from bench.quality.estimate import Floats
 from bench.quality.evaluate import Scorer
@@ -44,12 +44,13 @@ def main(
     family: Annotated[Path, typer.Option(help="Folder of the family's fine-tuned large models, if there.")] = FAMILY,
     limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 32,
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
     workers: Annotated[
         int | None,
         typer.Option(
             help="Processes that score, with engines of one thread if several; "
-            "as many as cores for the family unless there are --threads, else 1."
+            "as many as cores for the family unless there are --threads or a card, else 1."
         ),
     ] = None,
     work: Annotated[Path, typer.Option(help="Folder of scores, from which an interrupted run goes on.")] = WORK,
@@ -57,7 +58,10 @@ def main(
 ) -> None:
     """Accuracy of large models fused with small ones: the paper's tables."""
     options: dict[str, Any] = {"max_batch": batch, "threads": threads or torch.get_num_threads()}
-    small = recipe is None and threads is None
+    card = card_of(device)
+    if card is not None:  # scores from a processor stay known by what they were known by
+        options["device"] = device
+    small = recipe is None and threads is None and card is None
     workers = workers or (torch.get_num_threads() if small else 1)
     if recipe is None:
         if tasks or tuned or include_path:
@@ -78,6 +82,8 @@ def main(
         if missing := [task for task in chosen if not scorer.knows(task)]:
             raise typer.BadParameter(f"--tasks: there is no {missing[0]!r}; lm-eval ls tasks lists them")
     console = Console()
+    if card is not None:
+        console.print(f"on {card.name}", highlight=False)
     bars = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -93,7 +99,7 @@ def main(
     claims = findings(found) if recipe is None and _whole(found) else []
     if claims:
         console.print(_claims(claims))
-    place = output or (RESULTS / "quality" if recipe is None and limit is None else None)
+    place = output or (RESULTS / file_name("quality", device) if recipe is None and limit is None else None)
     if place is None:
         return
     result: dict[str, Any] = {"limit": limit, "tables": [table.as_json() for table in found]}
@@ -109,7 +115,7 @@ def main(
             plot.plot_tables(found[:2], Path(f"{place}.png"))
         if own is not None and limit is None:
             _keep(scorer)
-    result["machine"] = describe({"torch": torch.__version__}, options["threads"])
+    result["machine"] = describe({"torch": torch.__version__}, options["threads"], device)
     Path(f"{place}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     Path(f"{place}.md").write_text(text, encoding="utf-8")
     console.print(f"written to {place}.json and {place}.md")

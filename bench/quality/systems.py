@@ -129,6 +129,8 @@ def of_recipe(path: Path, tuned: str | None, overrides: Mapping[str, Any]) -> Li
     """
     recipe = load_recipe(str(path))
     arguments = recipe.engine_arguments() | overrides
+    if "device" in overrides:
+        arguments.pop("device_map", None)  # the recipe's, for other devices
     options = {
         key: value
         for key, value in arguments.items()
