@@ -438,14 +438,18 @@ void the_memory_is_what_was_said() {
   for (const auto& [max_batch, max_context] : {std::pair<int64_t, int64_t>(1, 1024), {40, 4096}}) {
     const CudaOptions some = {max_batch, max_context, {0, 0, 0, 0}, 0, true};
     int64_t said = 0;
+    int64_t bound = max_batch * kPinned;
     for (const MemoryPart& part : cuda_memory(plan, sizes, some)) {
-      said += part.name == "workspace" ? 0 : part.bytes;  // which is a bound
+      const bool is_bound = part.name == "workspace";
+      said += is_bound ? 0 : part.bytes;
+      bound += is_bound && cuda::version() != "emulated" ? part.bytes : 0;  // an emulated device has no libraries
     }
     const auto taken = std::make_shared<Taken>();
     const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, taken);
     const auto loop = make_cuda_step_loop(plan, models, some);
     const auto difference = static_cast<double>(taken->bytes() - said);
-    EXPECT(std::abs(difference) < 0.02 * static_cast<double>(said) + static_cast<double>(max_batch * kPinned));
+    const double rounding = 0.02 * static_cast<double>(said);
+    EXPECT(difference > -rounding && difference < rounding + static_cast<double>(bound));
   }
 }
 
