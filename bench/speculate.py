@@ -99,7 +99,7 @@ class Measured:
             "ms": 1e3 * self.per_token,
             "ms_10_90": [1e3 * end for end in self.spread],
             "tokens": sum(self.tokens),
-            "tokens_per_pass": sum(self.tokens) / self.passes,
+            "tokens_per_pass": sum(self.tokens) / self.passes if self.passes else None,
             "acceptance": self.accepted / self.drafted if self.drafted else None,
         }
 

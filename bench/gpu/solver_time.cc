@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fusion/solver_cuda.h"
+#include "graph_time.h"
 #include "sampling/sampler_state_cuda.h"
 #include "support/cuda/runtime.h"
 
@@ -23,7 +24,6 @@ namespace dlf::cuda {
 namespace {
 
 constexpr int64_t kLeastRows = 16;  // different logits, so that passes are an average
-constexpr int kRounds = 9;
 constexpr int kTop = 20;
 constexpr int64_t kMaxTokens = 4096;  // of a history, which is no longer added to when it is full
 
@@ -62,32 +62,6 @@ Rows draw(int64_t rows, int64_t vocab, int experts, bool peaked) {
   const at::Tensor strength = 0.2 + 0.8 * at::rand({rows, experts, 1}, floats);
   return {(peaked ? 1.1 : 1.3) * shared + noise * at::randn({rows, vocab}, floats), base,
           base.unsqueeze(1) + strength * noise * at::randn({rows, experts, vocab}, floats)};
-}
-
-struct Microseconds {
-  double median;
-  double least;
-};
-
-// Of one of the `count` things that the graph does.
-Microseconds time_graph(Graph& graph, Queue& queue, int count, double round_seconds) {
-  const auto seconds_of = [&](int replays) {
-    const auto begin = std::chrono::steady_clock::now();
-    for (int i = 0; i < replays; ++i) {
-      graph.replay(queue);
-    }
-    queue.synchronize();
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  };
-  seconds_of(1);  // uploads the graph
-  const double once = std::max(seconds_of(1), 1e-6);
-  const int replays = static_cast<int>(std::clamp(round_seconds / once, 1.0, 100.0)) + 1;
-  std::vector<double> times;
-  for (int round = 0; round < kRounds; ++round) {
-    times.push_back(1e6 * seconds_of(replays) / replays / count);
-  }
-  std::sort(times.begin(), times.end());
-  return {times[kRounds / 2], times.front()};
 }
 
 // cluster: blocks a row, 0 for what the solver chooses.

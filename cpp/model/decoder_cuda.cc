@@ -278,14 +278,26 @@ void Decoder::forward(const Batch& batch) {
     multiply(layer.o, attended_, branch_, batch);
     adapt(batch, i, DeviceAdapters::output);
     norm(layer.post_attention_norm, /*add_branch=*/true, 0, batch.rows);
-    multiply(layer.gate_up, normed_, gate_up_, batch);
-    adapt(batch, i, DeviceAdapters::mlp);
-    cuda::swiglu({gate_up_.const_data_ptr(), static_cast<int>(gate_up_.size(1)), static_cast<int>(up_offset_),
-                  activated_.mutable_data_ptr(), batch.rows, static_cast<int>(config_.intermediate_size), dtype_},
-                 queue_.stream());
+    feed_forward(batch, i);
     multiply(layer.down, activated_, branch_, batch);
     adapt(batch, i, DeviceAdapters::down);
   }
+}
+
+// Gate, up and what they make, with one kernel where that can be.
+void Decoder::feed_forward(const Batch& batch, int index) {
+  const DeviceLayer& layer = weights_.layers[index];
+  LinearArgs args = linear_args(layer.gate_up, normed_, activated_, batch);
+  if (adapters_.empty() && linear_serves(args) && linear_gates(args)) {
+    args.gated = static_cast<int>(config_.intermediate_size);
+    args.up_offset = static_cast<int>(up_offset_);
+    return cuda::linear(args, queue_.stream());
+  }
+  multiply(layer.gate_up, normed_, gate_up_, batch);
+  adapt(batch, index, DeviceAdapters::mlp);
+  cuda::swiglu({gate_up_.const_data_ptr(), static_cast<int>(gate_up_.size(1)), static_cast<int>(up_offset_),
+                activated_.mutable_data_ptr(), batch.rows, static_cast<int>(config_.intermediate_size), dtype_},
+               queue_.stream());
 }
 
 // Adds to the products of one input what the lanes' adapters make of it.
@@ -405,8 +417,8 @@ at::Tensor Decoder::library_weight(const DeviceLinear& linear) const {
              : linear.weight;
 }
 
-// y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.
-void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch) {
+LinearArgs Decoder::linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y,
+                                const Batch& batch) const {
   LinearArgs args = {};
   args.weight = linear.matrix;
   args.bias = data(linear.bias);
@@ -417,6 +429,12 @@ void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tens
   args.x = x.const_data_ptr();
   args.y = y.mutable_data_ptr();
   args.rows = batch.rows;
+  return args;
+}
+
+// y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.
+void Decoder::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch) {
+  const LinearArgs args = linear_args(linear, x, y, batch);
   if (linear_serves(args)) {
     return cuda::linear(args, queue_.stream());
   }

@@ -11,6 +11,7 @@
 #include "model/model_size.h"
 #include "model/weights_cuda.h"
 #include "ops/cache_copy_cuda.h"
+#include "ops/linear_cuda.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
@@ -93,11 +94,13 @@ class Decoder {
 
   void ready_libraries();
   void forward(const Batch& batch);
+  void feed_forward(const Batch& batch, int layer);
   void adapt(const Batch& batch, int layer, DeviceAdapters::Input input);
   void attend(const Batch& batch, int layer);
   void attend_prompt(const Batch& batch, int layer);
   void norm(const at::Tensor& weight, bool add_branch, int first_row, int rows);
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch);
+  LinearArgs linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch) const;
   at::Tensor library_weight(const DeviceLinear& linear) const;
   void embed(const int32_t* tokens, int count);
   void head(int first_row, at::Tensor logits, const Batch& batch);

@@ -1,4 +1,5 @@
 #include "ops/activation_cuda.h"
+#include "ops/linear_epilogue_cuda.h"
 #include "ops/vector_cuda.h"
 #include "support/cuda/launch.h"
 
@@ -22,8 +23,7 @@ __global__ void swiglu_kernel(SwiGluArgs args) {
   Vector<T, N> y;
 #pragma unroll
   for (int j = 0; j < N; ++j) {
-    const float value = to_float(gates.at[j]);
-    y.at[j] = from_float<T>(value / (1.0F + expf(-value)) * to_float(ups.at[j]));
+    y.at[j] = from_float<T>(swiglu_of(to_float(gates.at[j]), to_float(ups.at[j])));
   }
   store(static_cast<T*>(args.y) + row * args.size + i, y);
 }

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_
       for (int w = 0; w < Warps; ++w) {
         total += shared[w * kSums + element];
       }
-      write<T>(args, row, channel, total * Weights::scale(args.weight, channel));
+      write<T>(args, row, channel, with_bias(args, channel, total * Weights::scale(args.weight, channel)));
     }
   }
 }
@@ -123,17 +123,28 @@ void start(const LinearArgs& args, Stream stream) {
   }
 }
 
+bool uses_tensor_cores(const LinearArgs& args) { return args.dtype != DType::float32 && args.weight.in % 8 == 0; }
+
+// The ring takes most of a multiprocessor, beside which the products of a small model find no room.
+bool uses_ring(const LinearArgs& args) {
+  constexpr int64_t kLarge = int64_t{48} << 20;
+  return uses_tensor_cores(args) && !ops::is_quantized(args.weight.type) &&
+         2 * args.weight.out * args.weight.in >= kLarge && linear_has_ring();
+}
+
 }  // namespace
 
 bool linear_serves(const LinearArgs& args) {
   return args.rows <= (ops::is_quantized(args.weight.type) ? kQuantizedLinearRows : kLinearRows);
 }
 
+bool linear_gates(const LinearArgs& args) { return uses_ring(args); }
+
 void linear(const LinearArgs& args, Stream stream) {
-  if (args.dtype == DType::float32 || args.weight.in % 8 != 0) {
+  if (!uses_tensor_cores(args)) {
     return linear_plain(args, stream);
   }
-  linear_has_ring() ? linear_ring(args, stream) : linear_direct(args, stream);
+  uses_ring(args) ? linear_ring(args, stream) : linear_direct(args, stream);
 }
 
 void linear_direct(const LinearArgs& args, Stream stream) {

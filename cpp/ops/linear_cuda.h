@@ -18,6 +18,8 @@ struct LinearArgs {
   int rows;
   const int32_t* position;  // [rows], -1: the row is not read and not written; or null. Not by the kernel before
   DType dtype;
+  int gated = 0;      // where not 0: y has so many channels, SwiGLU of channel c and channel up_offset + c
+  int up_offset = 0;  // a multiple of 4
 };
 
 inline constexpr int kLinearRows = 8;            // that read a weight together
@@ -25,6 +27,9 @@ inline constexpr int kQuantizedLinearRows = 64;  // up to here, dequantizing for
 
 // Whether linear() is the way to this product; the matrix library is better for many rows.
 bool linear_serves(const LinearArgs& args);
+
+// Whether linear() can take the activation as well (`gated`): a kernel less, and the same result to the bit.
+bool linear_gates(const LinearArgs& args);
 
 // y = x W^T + bias for the few rows of a decode step: bound by reading W once. A row's result does not depend on the
 // other rows. Where no row is active, no weights are read.

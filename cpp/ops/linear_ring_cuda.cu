@@ -7,8 +7,6 @@
 namespace dlf::cuda {
 namespace {
 
-using ops::MatrixType;
-
 constexpr int kThreads = (kReaders + 1) * kWarp;
 
 // What a block keeps in shared memory: the ring, then two sets of all readers' sums, so that the next tile can begin
@@ -20,6 +18,13 @@ struct Layout {
   static constexpr size_t kBytes =
       kRing + 2 * kSums * sizeof(float) + Ring::kBytes + PartBarrier<kReaders * kWarp>::kBytes;
 };
+
+DLF_HOST_DEVICE int64_t outputs_of(const LinearArgs& args) { return args.gated > 0 ? args.gated : args.weight.out; }
+
+template <typename Weights>
+DLF_HOST_DEVICE int tiles_of(const LinearArgs& args) {
+  return static_cast<int>((outputs_of(args) + Weights::kOutputs - 1) / Weights::kOutputs);
+}
 
 // Each block takes every gridDim.x-th tile. Its last warp fills the ring, the first time before x is there; the others
 // take kStage inputs of each chunk. How many blocks there are changes no sum.
@@ -34,11 +39,10 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
     return await_inputs();
   }
   const int in = static_cast<int>(args.weight.in);
-  const int inputs = Weights::inputs(args.weight);
-  const auto tiles = static_cast<int>((args.weight.out + Weights::kChannels - 1) / Weights::kChannels);
+  const int tiles = tiles_of<Weights>(args);
   const auto blocks = static_cast<int>(gridDim.x);
   const auto block = static_cast<int>(blockIdx.x);
-  const int chunks = (inputs + kChunk - 1) / kChunk;
+  const int chunks = (in + kChunk - 1) / kChunk;
 
   auto* places = shared_memory<unsigned char>();
   auto* sums = reinterpret_cast<float*>(places + Shared::kRing);
@@ -56,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
     const auto fill = [&](int use) {
       const Chunk chunk = {ring, use, places + use % kPlaces * Weights::kPlaceBytes, block + use / chunks * blocks,
                            use % chunks * kChunk};
-      Weights::copy(args.weight, chunk, lane_index());
+      Weights::copy(args, chunk, lane_index());
       ring.close(use);
     };
     for (int use = 0; use < min(uses, kPlaces); ++use) {
@@ -73,48 +77,58 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
   await_inputs();
   const T* x = static_cast<const T*>(args.x) + static_cast<int64_t>(first_row + lane.group) * in + 8 * lane.member;
   const int end = active ? lane.end(in) : 0;
+  const auto load_x = [&](int chunk, uint4(&values)[2]) {
+    const int first = chunk * kChunk + warp * kStage;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      values[half] =
+          first < end - half * kHalf ? *reinterpret_cast<const uint4*>(x + first + half * kHalf) : uint4();
+    }
+  };
+  uint4 next[2];
+  load_x(0, next);
   int use = 0;
   for (int tile = block; tile < tiles; tile += blocks) {
-    float own[Weights::kSums] = {};
+    float halves[2][4] = {};  // the last two of each are of rows that nobody has
     for (int chunk = 0; chunk < chunks; ++chunk, ++use) {
       const int first = chunk * kChunk + warp * kStage;
-      uint4 values[2] = {};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (first < end - half * kHalf) {
-          values[half] = *reinterpret_cast<const uint4*>(x + first + half * kHalf);
-        }
-      }
+      const uint4 values[2] = {next[0], next[1]};
+      load_x(chunk + 1 < chunks ? chunk + 1 : 0, next);  // on its way while the weights are waited for
       ring.await(use);
       const unsigned char* place = places + use % kPlaces * Weights::kPlaceBytes;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         if (first + half * kHalf < in) {
-          Weights::multiply(args.weight, place, warp, lane, half, first < lane.end(in) - half * kHalf, values[half],
-                            own);
+          Weights::multiply(place, warp, lane, half, first < lane.end(in) - half * kHalf, values[half], halves[half]);
         }
       }
       ring.release(use);
     }
     float* all = sums + tile / blocks % 2 * Shared::kSums;  // [kReaders, kLinearRows, kChannels]
-    constexpr int kOutputs = kLinearRows * Weights::kChannels;
+    constexpr int kTileSums = kLinearRows * Weights::kChannels;
 #pragma unroll
-    for (int i = 0; i < Weights::kSums; ++i) {
-      if (Weights::is_used(i)) {
-        all[warp * kOutputs + Weights::row_of(lane, i) * Weights::kChannels + Weights::channel_of(lane, i)] = own[i];
-      }
+    for (int i = 0; i < 2; ++i) {
+      all[warp * kTileSums + lane.group * Weights::kChannels + 2 * lane.member + i] = halves[0][i] + halves[1][i];
     }
     readers.sync();
-    const auto element = static_cast<int>(threadIdx.x);
-    const int row = first_row + element / Weights::kChannels;
-    const int64_t channel = static_cast<int64_t>(tile) * Weights::kChannels + element % Weights::kChannels;
-    if (element < kOutputs && channel < args.weight.out && is_active(args, row)) {
-      float total = 0.0F;
+    const auto total = [&](int row, int index) {
+      float sum = 0.0F;
 #pragma unroll
       for (int w = 0; w < kReaders; ++w) {
-        total += all[w * kOutputs + element];
+        sum += all[w * kTileSums + row * Weights::kChannels + index];
       }
-      write<T>(args, row, channel, total * Weights::scale(args.weight, channel));
+      return with_bias(args, Weights::channel(args, tile, index), sum);
+    };
+    const int row = static_cast<int>(threadIdx.x) / Weights::kOutputs;
+    const int index = static_cast<int>(threadIdx.x) % Weights::kOutputs;
+    const int64_t channel = static_cast<int64_t>(tile) * Weights::kOutputs + index;
+    if (row < kLinearRows && channel < outputs_of(args) && is_active(args, first_row + row)) {
+      float value = total(row, index);
+      if constexpr (Weights::kOutputs < Weights::kChannels) {
+        const float up = total(row, index + Weights::kOutputs);
+        value = swiglu_of(to_float(from_float<T>(value)), to_float(from_float<T>(up)));
+      }
+      write<T>(args, first_row + row, channel, value);
     }
   }
 }
@@ -122,24 +136,15 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
 template <typename T, typename Weights>
 void start(const LinearArgs& args, Stream stream) {
   static_assert(kLinearRows * Weights::kChannels <= kReaders * kWarp);
-  const auto tiles = static_cast<int>((args.weight.out + Weights::kChannels - 1) / Weights::kChannels);
   const auto row_blocks = static_cast<unsigned>((args.rows + kLinearRows - 1) / kLinearRows);
-  const auto blocks = static_cast<unsigned>(std::min(tiles, multiprocessors()));
-  launch_early(linear_ring_kernel<T, Weights>,
-               {dim3(blocks, row_blocks), dim3(kThreads), Layout<Weights>::kBytes}, stream, args);
+  const auto blocks = static_cast<unsigned>(std::min(tiles_of<Weights>(args), multiprocessors()));
+  launch_early(linear_ring_kernel<T, Weights>, {dim3(blocks, row_blocks), dim3(kThreads), Layout<Weights>::kBytes},
+               stream, args);
 }
 
 template <typename T>
 void start(const LinearArgs& args, Stream stream) {
-  switch (args.weight.type) {
-    case MatrixType::int8:
-      return start<T, RingInt8<T>>(args, stream);
-    case MatrixType::int4:
-      return args.weight.group == kStage ? start<T, RingInt4<T, kStage>>(args, stream)
-                                         : start<T, RingInt4<T, kHalf>>(args, stream);
-    default:
-      return start<T, RingRows<T>>(args, stream);
-  }
+  args.gated > 0 ? start<T, RingRows<T, true>>(args, stream) : start<T, RingRows<T, false>>(args, stream);
 }
 
 }  // namespace

@@ -37,9 +37,9 @@ __device__ T stream(const void* from) {
 template <typename T>
 class RowWeights {
  public:
-  static constexpr int kAhead = 2;  // stages on their way: 64 bytes each
-  static constexpr int kTiles = 1;  // that a warp takes
-  static constexpr int kWarps = 32;  // of a multiprocessor, for which there must be registers
+  static constexpr int kAhead = 4;   // stages on their way: 64 bytes each
+  static constexpr int kTiles = 1;   // that a warp takes
+  static constexpr int kWarps = 16;  // of a multiprocessor, for which there must be registers
   static constexpr bool kUnchecked = false;  // whether rounds that are inside get a loop without checks
   struct Stage {
     uint4 at[2][2];  // [half][channel]

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "cuda_testing.h"
+#include "ops/activation_cuda.h"
 #include "ops/linear_plain_cuda.h"
+#include "ops/linear_ring_cuda.h"
 #include "ops/quantize.h"
 
 namespace dlf::cuda {
@@ -83,12 +85,19 @@ struct Weights {
 
 using Product = void (*)(const LinearArgs&, Stream);
 
-// linear() as it is on devices before sm_90.
-void linear_without_ring(const LinearArgs& args, Stream stream) {
+bool is_half(const Kind& kind) { return !ops::is_quantized(kind.type) && kind.dtype != DType::float32; }
+
+// The ways that linear() can take, whatever the size.
+void direct(const LinearArgs& args, Stream stream) {
   args.dtype == DType::float32 || args.weight.in % 8 != 0 ? linear_plain(args, stream) : linear_direct(args, stream);
 }
-
-constexpr Product kProducts[] = {linear, linear_without_ring};
+void ring(const LinearArgs& args, Stream stream) {
+  args.weight.in % 8 != 0 ? linear_plain(args, stream) : linear_ring(args, stream);
+}
+std::vector<Product> products(const Kind& kind) {
+  return is_half(kind) && linear_has_ring() ? std::vector<Product>{linear, direct, ring}
+                                            : std::vector<Product>{linear, direct};
+}
 
 constexpr int kPadding = 3;  // of y's rows
 
@@ -143,7 +152,7 @@ void linear_is_a_matrix_product() {
         const Weights weights(out, in, kind, 1);
         const at::Tensor x = random({rows, in}, scalar_type(kind.dtype), 2);
         const at::Tensor bias = rows == 8 ? at::Tensor() : random({out}, at::kFloat, 3);
-        for (const Product product : kProducts) {
+        for (const Product product : products(kind)) {
           const at::Tensor y = multiply(product, weights, x, bias, {}, y_float, kind.dtype, in == 200);
           EXPECT(is_product(y, x, weights, bias, rounding_of(y_float, kind.dtype)));
         }
@@ -158,8 +167,10 @@ void a_large_one_is_one_too() {
     for (const auto& [out, in] : {std::pair(37, 11336), std::pair(1072, 72)}) {
       const Weights weights(out, in, kind, 11);
       const at::Tensor x = random({2, in}, scalar_type(kind.dtype), 12);
-      const at::Tensor y = multiply(linear, weights, x, {}, {}, true, kind.dtype, false);
-      EXPECT(is_product(y, x, weights, {}, rounding_of(true, kind.dtype)));
+      for (const Product product : products(kind)) {
+        const at::Tensor y = multiply(product, weights, x, {}, {}, true, kind.dtype, false);
+        EXPECT(is_product(y, x, weights, {}, rounding_of(true, kind.dtype)));
+      }
     }
   }
 }
@@ -180,13 +191,49 @@ void a_row_does_not_depend_on_the_others() {
   for (const Kind& kind : kKinds) {
     const Weights weights(48, 264, kind, 7);
     const at::Tensor x = random({8, 264}, scalar_type(kind.dtype), 8);
-    for (const Product product : kProducts) {
+    for (const Product product : products(kind)) {
       const at::Tensor together = multiply(product, weights, x, {}, {}, true, kind.dtype, false);
       for (const int row : {0, 5, 7}) {
         const at::Tensor alone = multiply(product, weights, x.narrow(0, row, 1), {}, {}, true, kind.dtype, false);
         EXPECT(at::equal(alone[0], together[row]));
       }
     }
+  }
+}
+
+void the_activation_may_come_with_it() {
+  if (!linear_has_ring()) {
+    return;
+  }
+  constexpr int kGated = 27;
+  constexpr int kUp = 32;  // where the second half begins
+  for (const Kind& kind : kKinds) {
+    if (!is_half(kind)) {
+      continue;
+    }
+    const Weights weights(kUp + kGated, 200, kind, 13);
+    const at::Tensor x = random({3, 200}, scalar_type(kind.dtype), 14);
+    const at::Tensor bias = random({kUp + kGated}, at::kFloat, 15);
+    const at::Tensor both = multiply(ring, weights, x, bias, {}, false, kind.dtype, false);
+    const at::Tensor device_x = to_device(x);
+    const at::Tensor device_bias = to_device(bias);
+    const at::Tensor gate_up = to_device(both);
+    const auto of = [&](const auto& body) { return run_on_device(body); };
+    const at::Tensor expected = of([&](Stream stream) {
+      const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
+      swiglu({gate_up.const_data_ptr(), static_cast<int>(gate_up.size(1)), kUp, y.mutable_data_ptr(), 3, kGated,
+              kind.dtype},
+             stream);
+      return y;
+    });
+    const at::Tensor y = of([&](Stream stream) {
+      const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
+      linear_ring({device_x.const_data_ptr(), weights.matrix, device_bias.const_data_ptr<float>(), y.mutable_data_ptr(),
+                   kGated, false, 3, nullptr, kind.dtype, kGated, kUp},
+                  stream);
+      return y;
+    });
+    EXPECT(at::equal(y, expected));
   }
 }
 
@@ -242,9 +289,10 @@ int main() {
   using namespace dlf::cuda;
   return dlf::testing::run_cuda({
       {"linear is a matrix product", linear_is_a_matrix_product},
-      {"a large one is one too", dlf::cuda::a_large_one_is_one_too},
+      {"a large one is one too", a_large_one_is_one_too},
       {"the plain kernel is one too", the_plain_kernel_is_one_too},
       {"a row does not depend on the others", a_row_does_not_depend_on_the_others},
+      {"the activation may come with it", the_activation_may_come_with_it},
       {"inactive rows stay as they are", inactive_rows_stay_as_they_are},
       {"input that is not finite shows", input_that_is_not_finite_shows},
       {"dequantize writes the matrix", dequantize_writes_the_matrix},
