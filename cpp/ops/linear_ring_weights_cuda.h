@@ -9,7 +9,8 @@ namespace dlf::cuda {
 
 inline constexpr int kReaders = 16;  // warps that multiply
 inline constexpr int kChunk = kReaders * kStage;
-inline constexpr int kPlaces = 9;  // of the ring
+// Of the ring: enough for the memory to be busy, and so few that the kernels between two products find room beside it.
+inline constexpr int kPlaces = 8;
 
 using Ring = CopyRing<kPlaces>;
 
