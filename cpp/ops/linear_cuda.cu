@@ -13,10 +13,9 @@ namespace {
 using ops::kTileOutputs;
 using ops::MatrixType;
 
-
-// A block makes the channels of one tile, or two, of up to kLinearRows rows; its warps take the inputs in turn, kStage at a time, and keep
-// Weights::kAhead stages on their way from memory, the first of them before x is there. x is small and stays in the
-// first cache.
+// A block makes the channels of one tile, or two, of up to kLinearRows rows. Its warps take the inputs in turn, kStage
+// at a time, and keep Weights::kAhead stages on their way from memory, the first of them before x is there. x is small
+// and stays in the first cache.
 template <typename T, typename Weights, int Warps>
 __global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_kernel(LinearArgs args) {
   const Lane lane(threadIdx.x);
@@ -104,9 +103,14 @@ void start(const LinearArgs& args, int64_t blocks, Stream stream) {
 
 template <typename T, typename Weights>
 void start(const LinearArgs& args, Stream stream) {
-  // Few channels need more warps each to keep all of the device busy. This must not depend on the number of rows.
+  // Few channels need more warps each to keep all of the device busy, and few inputs have no work for many. This must
+  // not depend on the number of rows.
   constexpr int64_t kFewBlocks = 256;
+  constexpr int64_t kFewInputs = 4 * kStage;
   const int64_t blocks = (ops::tiles(args.weight.out) + Weights::kTiles - 1) / Weights::kTiles;
+  if (args.weight.in <= kFewInputs) {
+    return start<T, Weights, 4>(args, blocks, stream);
+  }
   blocks < kFewBlocks ? start<T, Weights, 16>(args, blocks, stream) : start<T, Weights, 8>(args, blocks, stream);
 }
 

@@ -1,10 +1,14 @@
 // The step loop on a GPU (or its emulation) against the one on the processor, in float32: the same tokens.
 #include "engine/step_loop_cuda.h"
 
+#include <ATen/record_function.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 
 #include <cmath>
+#include <mutex>
+#include <set>
+#include <string_view>
 #include <tuple>
 #include <utility>
 
@@ -127,6 +131,54 @@ void graphs_are_captured_when_nobody_waits() {
   const auto [tokens, launched_whole, steps] = decode(*busy, 20, {});
   EXPECT(launched_whole > 10 && launched_whole < steps);
   EXPECT(prepared(*busy) == 0);
+}
+
+// The rows of every product that the matrix library makes while one lives.
+class LibraryRows {
+ public:
+  LibraryRows() : handle_(at::addGlobalCallback(at::RecordFunctionCallback(&note).needsInputs(true))) {
+    rows().clear();
+  }
+  ~LibraryRows() { at::removeCallback(handle_); }
+  LibraryRows(const LibraryRows&) = delete;
+  LibraryRows& operator=(const LibraryRows&) = delete;
+
+  static std::set<int64_t> seen() {
+    const std::lock_guard lock(mutex());
+    return rows();
+  }
+
+ private:
+  static std::unique_ptr<at::ObserverContext> note(const at::RecordFunction& function) {
+    if (std::string_view(function.name()) == "aten::mm" && !function.inputs().empty()) {
+      const std::lock_guard lock(mutex());
+      rows().insert(function.inputs()[0].toTensor().size(0));
+    }
+    return nullptr;
+  }
+  static std::set<int64_t>& rows() {
+    static std::set<int64_t> rows;
+    return rows;
+  }
+  static std::mutex& mutex() {
+    static std::mutex mutex;
+    return mutex;
+  }
+
+  at::CallbackHandle handle_;
+};
+
+// The library chooses a kernel by the number of rows and loads it at the first use, for which a request would wait.
+void no_prompt_has_a_size_that_the_library_has_not_met() {
+  const LibraryRows library;
+  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  const std::set<int64_t> met = LibraryRows::seen();
+  EXPECT(!met.empty());
+  for (const int64_t length : {9, 15, 16, 17, 33, 47, 58}) {
+    loop->add(make_request(length, length, 2));
+    run(*loop);
+  }
+  EXPECT(LibraryRows::seen() == met);
 }
 
 // What is drafted is accepted if it is what comes without drafts; of batches, and where sequences have no draft, or
@@ -504,6 +556,7 @@ int main() {
       {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
       {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
       {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits},
+      {"no prompt has a size that the library has not met", dlf::no_prompt_has_a_size_that_the_library_has_not_met},
       {"drafts change nothing", dlf::drafts_change_nothing},
       {"drafts on two devices change nothing", dlf::drafts_on_two_devices_change_nothing},
       {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},

@@ -3,10 +3,78 @@
 #include "support/cuda/warp.h"
 
 // A ring of places in shared memory: one warp has the copy engine fill them, ahead of the warps that read them.
-// The n-th use of the ring is of place n % Places. From sm_90 on.
+// The n-th use of the ring is of place n % Places. It needs sm_90.
 namespace dlf::cuda {
 
-#ifdef __CUDACC__
+#if !defined(__CUDACC__)
+
+// The same with counters, for threads that take turns.
+template <int Places>
+class CopyRing {
+ public:
+  static constexpr size_t kBytes = 2 * Places * sizeof(uint64_t);
+
+  explicit CopyRing(void* state) : filled_(static_cast<volatile int*>(state)), read_(filled_ + Places) {}
+
+  void start(int reading_warps) const {
+    for (int place = 0; place < Places; ++place) {
+      filled_[place] = 0;
+      read_[place] = 0;
+    }
+    filled_[2 * Places] = reading_warps;
+  }
+
+  void claim(int use) const {
+    while (read_[use % Places] < use / Places * filled_[2 * Places]) {
+      emulation::pause();
+    }
+  }
+  void expect(int, int) const {}
+  void copy(int, void* to, const void* from, int bytes) const { memcpy(to, from, static_cast<size_t>(bytes)); }
+  void close(int use) const {
+    __syncwarp();
+    if (lane_index() == 0) {
+      filled_[use % Places] = filled_[use % Places] + 1;
+    }
+  }
+
+  void await(int use) const {
+    while (filled_[use % Places] <= use / Places) {
+      emulation::pause();
+    }
+  }
+  void release(int use) const {
+    __syncwarp();
+    if (lane_index() == 0) {
+      read_[use % Places] = read_[use % Places] + 1;
+    }
+  }
+
+ private:
+  volatile int* filled_;  // how often each place was; behind all counters, how many warps read
+  volatile int* read_;    // by how many warps, in all
+};
+
+template <int Threads>
+class PartBarrier {
+ public:
+  static constexpr size_t kBytes = sizeof(uint64_t);
+  explicit PartBarrier(void* state) : arrived_(static_cast<volatile int*>(state)) {}
+  void start() const { *arrived_ = 0; }
+  void sync() {
+    passed_ += Threads;
+    *arrived_ = *arrived_ + 1;
+    while (*arrived_ < passed_) {
+      emulation::pause();
+    }
+  }
+
+ private:
+  volatile int* arrived_;
+  int passed_ = 0;
+};
+
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 template <int Places>
 class CopyRing {
@@ -101,70 +169,26 @@ class PartBarrier {
 
 #else
 
-// The same with counters, for threads that take turns.
+// Nobody launches a kernel with a ring there; this only compiles.
 template <int Places>
-class CopyRing {
- public:
+struct CopyRing {
   static constexpr size_t kBytes = 2 * Places * sizeof(uint64_t);
-
-  explicit CopyRing(void* state) : filled_(static_cast<volatile int*>(state)), read_(filled_ + Places) {}
-
-  void start(int reading_warps) const {
-    for (int place = 0; place < Places; ++place) {
-      filled_[place] = 0;
-      read_[place] = 0;
-    }
-    filled_[2 * Places] = reading_warps;
-  }
-
-  void claim(int use) const {
-    while (read_[use % Places] < use / Places * filled_[2 * Places]) {
-      emulation::pause();
-    }
-  }
-  void expect(int, int) const {}
-  void copy(int, void* to, const void* from, int bytes) const { memcpy(to, from, static_cast<size_t>(bytes)); }
-  void close(int use) const {
-    __syncwarp();
-    if (lane_index() == 0) {
-      filled_[use % Places] = filled_[use % Places] + 1;
-    }
-  }
-
-  void await(int use) const {
-    while (filled_[use % Places] <= use / Places) {
-      emulation::pause();
-    }
-  }
-  void release(int use) const {
-    __syncwarp();
-    if (lane_index() == 0) {
-      read_[use % Places] = read_[use % Places] + 1;
-    }
-  }
-
- private:
-  volatile int* filled_;  // how often each place was; behind all counters, how many warps read
-  volatile int* read_;    // by how many warps, in all
+  __device__ explicit CopyRing(void*) {}
+  __device__ void start(int) const {}
+  __device__ void claim(int) const {}
+  __device__ void expect(int, int) const {}
+  __device__ void copy(int, void*, const void*, int) const {}
+  __device__ void close(int) const {}
+  __device__ void await(int) const {}
+  __device__ void release(int) const {}
 };
 
 template <int Threads>
-class PartBarrier {
- public:
-  static constexpr size_t kBytes = sizeof(uint64_t);
-  explicit PartBarrier(void* state) : arrived_(static_cast<volatile int*>(state)) {}
-  void start() const { *arrived_ = 0; }
-  void sync() {
-    passed_ += Threads;
-    *arrived_ = *arrived_ + 1;
-    while (*arrived_ < passed_) {
-      emulation::pause();
-    }
-  }
-
- private:
-  volatile int* arrived_;
-  int passed_ = 0;
+struct PartBarrier {
+  static constexpr size_t kBytes = 0;
+  __device__ explicit PartBarrier(void*) {}
+  __device__ void start() const {}
+  __device__ void sync() {}
 };
 
 #endif
