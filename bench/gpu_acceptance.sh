@@ -4,29 +4,36 @@ set -u
 
 usage() {
   cat <<'TEXT'
-usage: bench/gpu_acceptance.sh OUTPUT_FOLDER [--only STEP[,STEP...]] [--budget SECONDS]
+usage: bench/gpu_acceptance.sh OUTPUT_FOLDER [--prebuilt FOLDER] [--only STEP[,STEP...]] [--budget SECONDS]
 
 Builds dlf with CUDA from this checkout and checks and measures it on the first GPU. Nothing is fetched: torch with
-CUDA, nvcc, CMake, ninja, scikit-build-core, pybind11, pytest, hypothesis and transformers must be there.
+CUDA, nvcc, CMake, ninja, pytest, hypothesis and transformers must be there.
+
+--prebuilt takes what was built elsewhere, so that nothing is compiled here and all the time is the GPU's. On a machine
+with nvcc, the same Python and the same torch:
+  bench/gpu/prebuild.sh FOLDER     makes FOLDER/dlf (the package) and FOLDER/bin (tests and timers), for sm_90
+  bench/gpu_acceptance.sh OUTPUT_FOLDER --prebuilt FOLDER     then, on the machine with the GPU
 
 Steps, in this order:
-  build       the package into build/gpu-site, the C++ tests and dlf_solver_time into build/cuda
-  ctest       the C++ tests of the CUDA backend
-  solver      time of the solver and the sampler
+  build       bench/gpu/prebuild.sh into build/gpu-site, for this GPU; not with --prebuilt
+  cpp         the C++ tests of the CUDA backend, program by program
   steps       the fused step, 13B + 2 x 1.1B
+  serving     first tokens of lengths never seen, prompts that join, batches, int8 and int4
+  solver      time of the solver and the sampler, where there is a target
+  linear      time of every product, with each type of weights
   steps7b     the fused step, 13B + 2 x 7B, or 7B + 2 x 1.1B where that does not fit
-  eager       the paper's loop in transformers, 13B + 2 x 1.1B
+  speculate   greedy fused decoding with drafts beside plain, on the miniature family made large
   pytest      the Python tests that are marked cuda
   sanitizer   compute-sanitizer on the solver's and the sampler's tests, memcheck on all and racecheck on a small part,
               beside pytest
-  early       the C++ tests once more, with kernels that start before the one before them has ended (DLF_CUDA_EARLY=1)
-  compiled    the paper's loop with static caches and torch.compile
-  speculate   fused decoding with drafts beside plain, on the miniature family made large
+  late        the C++ tests once more, with kernels that wait for the one before them (DLF_CUDA_EARLY=0)
+  eager       the paper's loop in transformers, 13B + 2 x 1.1B
+  compiled    the same with static caches and torch.compile
   report      OUTPUT_FOLDER/gpu-acceptance.json and .md
 
-A failed step is noted and the next one runs; each has its own time limit. The exit code is 0 if every check passed,
-1 if one failed, 2 if nothing could be run. The sanitizers may be "not finished"; what becomes of `early`, `compiled`
-and `speculate` is only noted.
+A failed step is noted and the next one runs; each has its own time limit, and each C++ test its own. The exit code is
+0 if every check passed, 1 if one failed, 2 if nothing could be run. `late` and the sanitizers may be "not finished";
+what becomes of `compiled` is only noted.
 PYTHON names the interpreter, by default python3; --budget is for all steps together, by default 525 seconds.
 TEXT
 }
@@ -36,12 +43,13 @@ fail() {
   exit 2
 }
 
-all="build ctest solver steps steps7b eager pytest sanitizer early compiled speculate report"
-output="" only="$all" budget=525
+all="build cpp steps serving solver linear steps7b speculate pytest sanitizer late eager compiled report"
+output="" only="$all" budget=525 prebuilt=""
 while [ $# -gt 0 ]; do
   case $1 in
     -h | --help) usage; exit 0 ;;
     --only) [ $# -ge 2 ] || fail "--only needs steps"; only=${2//,/ }; shift ;;
+    --prebuilt) [ $# -ge 2 ] || fail "--prebuilt needs a folder"; prebuilt=$2; shift ;;
     --budget) [ $# -ge 2 ] || fail "--budget needs seconds"; budget=$2; shift ;;
     -*) fail "no option $1; see --help" ;;
     *) [ -z "$output" ] || fail "one output folder only"; output=$1 ;;
@@ -55,6 +63,11 @@ for step in $only; do
 done
 wants() { case " $only " in *" $1 "*) return 0 ;; esac; return 1; }
 
+if [ -n "$prebuilt" ]; then
+  compgen -G "$prebuilt/dlf/_C*.so" >/dev/null && [ -d "$prebuilt/bin" ] ||
+    fail "'$prebuilt' lacks dlf/_C*.so or bin; bench/gpu/prebuild.sh makes them"
+  prebuilt=$(cd "$prebuilt" && pwd)
+fi
 mkdir -p "$output" && output=$(cd "$output" && pwd) || fail "cannot make the output folder"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
@@ -77,7 +90,7 @@ print("%d%d" % torch.cuda.get_device_capability())' 2>"$output/device.log") || {
 print("python:", platform.python_version())
 print("torch:", torch.__version__)
 print("torch device:", torch.cuda.get_device_name())'
-  echo "nvcc: $(nvcc --version 2>&1 | sed -n 's/.*release \([^,]*\).*/\1/p')"
+  [ -n "$prebuilt" ] || echo "nvcc: $(nvcc --version 2>&1 | sed -n 's/.*release \([^,]*\).*/\1/p')"
   echo "commit: $(git rev-parse HEAD 2>/dev/null || echo unknown)"
   echo "cores: $(nproc)"
 } >"$output/machine.txt"
@@ -85,18 +98,24 @@ cat "$output/machine.txt"
 
 # ---- running steps
 
-site="$PWD/build/gpu-site"
+site=${prebuilt:-$PWD/build/gpu-site}
 export PYTHONPATH="$site"
+# Programs that were linked elsewhere look for torch and its libraries where that machine had them.
+libraries=$("$python" -P -c 'import pathlib, torch
+root = pathlib.Path(torch.__file__).parent
+print(*[root / "lib", *sorted(root.parent.glob("nvidia/*/lib"))], sep=":")')
+native=(env "LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
 bad=0
 checks="$output/checks.tsv"
-[ "$only" = "$all" ] && rm -f "$checks" "$output"/steps-*.json "$output/solver.jsonl"
+[ "$only" = "$all" ] && rm -f "$checks" "$output"/{steps,serving}-*.json \
+  "$output"/{solver,linear}.jsonl "$output/speculate.json"
 touch "$checks"
 
 note() { # name, state, seconds
   local kept
   kept=$(awk -F '\t' -v name="$1" '$1 != name' "$checks")
   { [ -z "$kept" ] || printf '%s\n' "$kept"; printf '%s\t%s\t%s\n' "$1" "$2" "$3"; } >"$checks"
-  printf '%-22s %-14s %4s s\n' "$1" "$2" "$3"
+  printf '%-32s %-14s %4s s\n' "$1" "$2" "$3"
 }
 
 # The least of a step's own limit and what is left of the budget; the report always gets its seconds.
@@ -105,7 +124,8 @@ limit_of() {
   echo $((left < $1 ? left : $1))
 }
 
-# attempt NAME LIMIT REQUIRED COMMAND...: REQUIRED is `check`, or `extra` where a failure says nothing of dlf.
+# attempt NAME LIMIT REQUIRED COMMAND...: REQUIRED is `check`, `optional` where time may be short, or `extra` where a
+# failure says nothing of dlf.
 attempt() {
   local name=$1 limit begin=$SECONDS code state
   limit=$(limit_of "$2")
@@ -113,7 +133,7 @@ attempt() {
   shift 3
   if [ "$limit" -lt 5 ]; then
     note "$name" "no time left" 0
-    [ "$required" = extra ] || bad=1
+    [ "$required" != check ] || bad=1
     return 1
   fi
   timeout --kill-after=10 "$limit" "$@" >"$output/$name.log" 2>&1
@@ -125,23 +145,35 @@ attempt() {
   esac
   note "$name" "$state" $((SECONDS - begin))
   [ "$code" -eq 0 ] && return 0
-  [ "$required" = extra ] || bad=1
+  case $required,$state in extra,* | optional,"not finished") ;; *) bad=1 ;; esac
   tail -n 15 "$output/$name.log" | sed 's/^/    /'
   return 1
 }
 
 build() {
-  attempt build 270 check "$python" -P -m pip install --no-build-isolation --no-deps --upgrade --target "$site" \
-    --config-settings=build-dir=build/cuda --config-settings=cmake.define.DLF_BUILD_TESTS=ON \
-    --config-settings='build.targets=_C;dlf_cuda_tests;dlf_solver_time' --config-settings=cmake.define.DLF_CUDA=ON \
-    --config-settings="cmake.define.CMAKE_CUDA_ARCHITECTURES=$capability-real" .
+  attempt build 270 check env "PYTHON=$python" bench/gpu/prebuild.sh "$site" --arch "$capability-real"
 }
 
-solver() {
-  local program
-  program=$(find build/cuda -type f -name dlf_solver_time -perm -u+x 2>/dev/null | head -n 1)
-  # Its lines as they come, so that an end at the limit keeps those before.
-  attempt solver 40 check bash -c '"${1:?dlf_solver_time was not built}" >"$2/solver.jsonl"' - "$program" "$output"
+# cpp_tests NAME REQUIRED COMMAND...: every test program, after the words of COMMAND.
+cpp_tests() {
+  local name=$1 required=$2 program found=0
+  shift 2
+  for program in "$site"/bin/*_cuda_test; do
+    [ -x "$program" ] || continue
+    found=1
+    attempt "$name-$(basename "$program")" 60 "$required" "$@" "$program"
+  done
+  if [ $found -eq 0 ]; then
+    note "$name" "failed (no tests)" 0
+    bad=1
+  fi
+}
+
+# timer NAME LIMIT PROGRAM [ARGUMENT...]: its lines as they come, so that an end at the limit keeps those before.
+timer() {
+  local name=$1 limit=$2 program="$site/bin/$3"
+  shift 3
+  attempt "$name" "$limit" check "${native[@]}" bash -c 'exec "${@:2}" >"$1"' - "$output/$name.jsonl" "$program" "$@"
 }
 
 steps() { # name, limit, required, arguments of steps.py
@@ -161,7 +193,7 @@ sanitizer() {
   sanitizer_begin=$SECONDS
   limit=$(limit_of 100)
   for test in solver_cuda_test sampler_cuda_test; do
-    program=$(find build/cuda -type f -name "$test" -perm -u+x 2>/dev/null | head -n 1)
+    program="$site/bin/$test"
     for kind in "${tool[@]}"; do
       name="$kind-$test"
       if [ "$limit" -lt 5 ]; then
@@ -173,8 +205,8 @@ sanitizer() {
       [ "$kind" = racecheck ] && part=(--small)
       # Outputs of their own: they run side by side, and the table has one writer.
       (
-        timeout --kill-after=10 "$limit" compute-sanitizer --tool "$kind" --error-exitcode 9 \
-          "${program:-$test-was-not-built}" "${part[@]}" >"$output/$name.log" 2>&1
+        timeout --kill-after=10 "$limit" "${native[@]}" compute-sanitizer --tool "$kind" --error-exitcode 9 \
+          "$program" "${part[@]}" >"$output/$name.log" 2>&1
         echo "$? $((SECONDS - sanitizer_begin))" >"$output/$name.code"
       ) &
       sanitizer_jobs+=($!)
@@ -202,24 +234,24 @@ collect_sanitizer() {
 }
 
 export DLF_REQUIRE_CUDA=1
-if wants build; then build; fi
-if wants ctest; then attempt ctest 60 check ctest --test-dir build/cuda -L cuda --no-tests=error --output-on-failure; fi
-if wants solver; then solver; fi
+if wants build && [ -z "$prebuilt" ]; then build; fi
+if wants cpp; then cpp_tests cpp check "${native[@]}"; fi
 if wants steps; then steps steps 75 check --shapes 13b+1.1b --parts dlf; fi
+if wants serving; then attempt serving 90 check "$python" -P bench/gpu/serving.py --output "$output"; fi
+if wants solver; then timer solver 30 dlf_solver_time --targets; fi
+if wants linear; then timer linear 30 dlf_linear_time; fi
 if wants steps7b; then steps steps7b 75 check --shapes 13b+7b --fallback 7b+1.1b --parts dlf; fi
-if wants eager; then steps eager 75 check --shapes 13b+1.1b --parts eager --steps 60; fi
+if wants speculate; then
+  attempt speculate 90 check env PYTHONPATH="$site:$PWD" "$python" -P -m bench speculate --device cuda --problems 3 \
+    --temperatures 0 --output "$output"
+fi
 # Nothing is timed while these two share the GPU.
 if wants sanitizer; then sanitizer; fi
 if wants pytest; then attempt pytest 150 check "$python" -P -m pytest -m "cuda and not slow" -q -p no:cacheprovider; fi
 collect_sanitizer
-if wants early; then
-  attempt early 60 extra env DLF_CUDA_EARLY=1 ctest --test-dir build/cuda -L cuda --no-tests=error --output-on-failure
-fi
+if wants late; then cpp_tests late optional "${native[@]}" DLF_CUDA_EARLY=0; fi
+if wants eager; then steps eager 75 check --shapes 13b+1.1b --parts eager --steps 60; fi
 if wants compiled; then steps compiled 120 extra --shapes 13b+1.1b --parts compiled --steps 60; fi
-if wants speculate; then
-  attempt speculate 90 extra env PYTHONPATH="$site:$PWD" "$python" -P -m bench speculate --device cuda --problems 3 \
-    --output "$output"
-fi
 note total "$([ $bad -eq 0 ] && echo passed || echo failed)" $SECONDS
 if wants report; then "$python" -P bench/gpu/report.py "$output" || bad=1; fi
 exit $bad

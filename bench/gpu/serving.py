@@ -2,7 +2,8 @@
 
 Parts: ``first`` (time to the first token of prompts whose lengths were never seen, and of the same lengths again),
 ``joining`` (gaps between the tokens of running requests while long prompts join), ``batch`` (tokens a second) and
-``quantized`` (the large model alone in int8 and int4, beside the bytes that it reads). Each writes OUTPUT/serving-PART.json.
+``quantized`` (the large model alone in int8 and int4, beside the bytes that it reads). Each writes
+OUTPUT/serving-PART.json.
 """
 
 from __future__ import annotations
@@ -171,7 +172,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--shape", default="13b+1.1b", choices=list(FAMILIES), help="the large and the small models")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, with commas between them")
+    parser.add_argument(
+        "--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, with commas between them"
+    )
     options = parser.parse_args()
     parts = options.parts.split(",")
     unknown = [one for one in parts if one not in PARTS]
