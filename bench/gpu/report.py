@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,12 @@ def gather(folder: Path) -> dict[str, Any]:
         "machine": {key: value.strip() for key, _, value in (line.partition(":") for line in lines)},
         "checks": [{"name": e[0], "state": e[1], "seconds": int(e[2])} for e in entries if len(e) == 3],
         "solver": read_lines(folder / "solver.jsonl"),
+        "linear": read_lines(folder / "linear.jsonl"),
         "steps": [read_json(path) for path in sorted(folder.glob("steps-*.json"))],
+        "serving": [read_json(path) for path in sorted(folder.glob("serving-*.json"))],
+        "speculate": {
+            key: value for key, value in read_json(folder / "speculate.json").items() if key not in ("machine", "rows")
+        },
     }
     found["figures"] = figures(found)
     return found
@@ -55,11 +60,33 @@ def part(found: dict[str, Any], shape: str, name: str) -> dict[str, Any]:
     return {}
 
 
-def solver_us(found: dict[str, Any], vocab: int, experts: int, batch: int) -> float | None:
-    """The slower of both kinds of logits."""
-    key = {"what": "solver", "vocab": vocab, "experts": experts, "batch": batch, "combine": "select", "good": True}
-    times = [row["median_us"] for row in found["solver"] if all(row.get(k) == v for k, v in key.items())]
-    return max(times, default=None)
+def served(found: dict[str, Any], name: str) -> dict[str, Any]:
+    """What serving.py wrote of a part; empty where it failed."""
+    return next((row for row in found["serving"] if row.get("part") == name and "error" not in row), {})
+
+
+def one_of(rows: Sequence[dict[str, Any]], key: str, value: object, wanted: str) -> float | None:
+    """What the row with this value of `key` says of `wanted`."""
+    return next((row.get(wanted) for row in rows if row.get(key) == value), None)
+
+
+def solver_us(found: dict[str, Any], vocab: int, experts: int, batch: int, combine: str = "select") -> float | None:
+    """The slowest kind of logits, with the blocks that the solver chooses."""
+    key = {"what": "solver", "vocab": vocab, "experts": experts, "batch": batch, "combine": combine, "good": True}
+    rows = [row for row in found["solver"] if row.get("blocks", 0) == 0 and key.items() <= row.items()]
+    return max((row["median_us"] for row in rows), default=None)
+
+
+def sampler_us(found: dict[str, Any], vocab: int, batch: int) -> float | None:
+    """With top-p."""
+    key = {"what": "sampler", "vocab": vocab, "batch": batch}
+    rows = [row for row in found["solver"] if key.items() <= row.items() and "top-p" in row["options"]]
+    return max((row["median_us"] for row in rows), default=None)
+
+
+def claim(found: dict[str, Any], text: str) -> float | None:
+    """What bench/speculate.py found of one of its claims."""
+    return one_of(found["speculate"].get("claims", []), "claim", text, "found")
 
 
 def host_waits(row: dict[str, Any]) -> float | None:
@@ -78,24 +105,40 @@ def figures(found: dict[str, Any]) -> list[dict[str, Any]]:
     eager = part(found, "13b+1.1b", "eager").get("loop", {})
     compiled = part(found, "13b+1.1b", "compiled").get("loop", {})
     step = fused.get("median_ms")
-    rows: list[tuple[str, str, float | None, Callable[[float], bool] | None]] = [
-        ("fused step / large alone, 13B + 2 × 1.1B", "≤ 1.20", small.get("fused_over_alone"), lambda x: x <= 1.20),
-        ("fused step / large alone, 13B + 2 × 7B", "≤ 2.10", large.get("fused_over_alone"), lambda x: x <= 2.10),
-        ("bandwidth of the fused step / a device copy", "≥ 0.85", fused.get("copy_share"), lambda x: x >= 0.85),
-        ("solver, V = 32 000, T = 1, batch 1 (µs)", "≤ 10", solver_us(found, 32_000, 1, 1), lambda x: x <= 10),
-        ("solver, V = 151 936, T = 4, batch 8 (µs)", "≤ 60", solver_us(found, 151_936, 4, 8), lambda x: x <= 60),
-        ("host waits per token in steady state", "0", host_waits(small), lambda x: x == 0),
-        ("transformers, eager paper loop / dlf", "≥ 4", ratio(eager.get("median_ms"), step), lambda x: x >= 4),
-        ("transformers, static cache and torch.compile / dlf", "", ratio(compiled.get("median_ms"), step), None),
+    quantized, batches = served(found, "quantized").get("rows", []), served(found, "batch").get("rows", [])
+    first = served(found, "first").get("unseen_over_again", {})
+    rows: list[tuple[str, str, float, float | None]] = [
+        ("fused step / large alone, 13B + 2 × 1.1B", "≤", 1.12, small.get("fused_over_alone")),
+        ("fused step / large alone, 13B + 2 × 7B", "≤", 1.77, large.get("fused_over_alone")),
+        ("bandwidth / a device copy: fused, 13B + 2 × 1.1B", "≥", 0.88, fused.get("copy_share")),
+        ("bandwidth / a device copy: fused, 13B + 2 × 7B", "≥", 0.90, large.get("fused", {}).get("copy_share")),
+        ("bandwidth / a device copy: 13B alone", "≥", 0.88, small.get("alone", {}).get("copy_share")),
+        ("transformers, eager paper loop / dlf", "≥", 25, ratio(eager.get("median_ms"), step)),
+        ("transformers, static cache and torch.compile / dlf", "≥", 1.8, ratio(compiled.get("median_ms"), step)),
+        ("solver, V = 32 000, T = 1, batch 1 (µs)", "≤", 10, solver_us(found, 32_000, 1, 1)),
+        ("solver, V = 151 936, T = 4, batch 8 (µs)", "≤", 60, solver_us(found, 151_936, 4, 8)),
+        ("joint solver, V = 32 000, T = 4, batch 1 (µs)", "≤", 45, solver_us(found, 32_000, 4, 1, "joint")),
+        ("joint solver, V = 32 000, T = 4, batch 64 (µs)", "≤", 300, solver_us(found, 32_000, 4, 64, "joint")),
+        ("sampler, top-p, V = 151 936, batch 1 (µs)", "≤", 20, sampler_us(found, 151_936, 1)),
+        ("sampler, top-p, V = 151 936, batch 64 (µs)", "≤", 100, sampler_us(found, 151_936, 64)),
+        ("13B alone, int8 (ms)", "≤", 3.9, one_of(quantized, "precision", "int8", "median_ms")),
+        ("13B alone, int4 (ms)", "≤", 2.5, one_of(quantized, "precision", "int4", "median_ms")),
+        ("first token, a length never seen / again, the most of 40", "≤", 1.2, first.get("most")),
+        ("fused tokens/s, batch 16", "≥", 1750, one_of(batches, "batch", 16, "tokens_s")),
+        ("fused tokens/s, batch 32", "≥", 3500, one_of(batches, "batch", 32, "tokens_s")),
+        ("fused tokens/s, batch 64", "≥", 6000, one_of(batches, "batch", 64, "tokens_s")),
+        ("speculative / plain fused, greedy", "≤", 0.45, claim(found, "speculative / plain fused, greedy")),
+        ("speculative / large alone, greedy", "≤", 0.50, claim(found, "speculative / the large model alone, greedy")),
+        ("host waits per token in steady state", "≤", 0, host_waits(small)),
     ]
     return [
         {
             "figure": figure,
-            "target": target,
+            "target": f"{sign} {target:g}",
             "measured": value,
-            "reached": None if value is None or reached is None else reached(value),
+            "reached": None if value is None else (value <= target if sign == "≤" else value >= target),
         }
-        for figure, target, value, reached in rows
+        for figure, sign, target, value in rows
     ]
 
 
@@ -105,7 +148,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    return "" if value is None else f"{value:.{digits}g}"
+    if value is None:
+        return ""
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def one_line(problem: object) -> str:
@@ -120,15 +165,58 @@ def step_rows(found: dict[str, Any]) -> list[list[str]]:
         if problem:
             rows.append([*name, one_line(problem), "", "", ""])
             continue
-        for key in ("fused", "fused, early", "fused, no graph", "alone", "alone, early", "alone, no graph", "loop"):
+        for key in (
+            *("fused", "fused, not early", "fused, no graph"),
+            *("alone", "alone, not early", "alone, no graph"),
+            "loop",
+        ):
             times = row.get(key, {})
-            if times.get("error"):
-                rows.append([name[0], f"{name[1]}, {key}", one_line(times["error"]), "", "", ""])
-            elif times:
+            if times:
                 spread = f"{times['p10_ms']:.3f}–{times['p90_ms']:.3f}"
                 shares = [number(times.get("gb_s"), 4), number(times.get("busy_host_ratio"))]
                 rows.append([name[0], f"{name[1]}, {key}", f"{times['median_ms']:.3f}", spread, *shares])
     return rows
+
+
+def serving_parts(found: dict[str, Any]) -> list[str]:
+    """Tables of what serving.py and the timer of products measured."""
+    batches, quantized = served(found, "batch").get("rows", []), served(found, "quantized").get("rows", [])
+    first, joining = served(found, "first"), served(found, "joining")
+    notes = [f"{row['part']}: {one_line(row['error'])}" for row in found["serving"] if "error" in row]
+    if first:
+        over = first["unseen_over_again"]
+        notes.append(
+            f"First tokens: a length never seen takes {over['median']:.3f} of the same again in the median of "
+            f"{len(first['lengths'])}, {over['most']:.3f} at the most; the very first {first['very_first_ms']:.0f} ms."
+        )
+    if joining:
+        notes.append(
+            f"While seven long prompts join, a running request waits {joining['longest_gap_ms']:.0f} ms at the most "
+            f"for a token; alone {joining['alone']['median_ms']:.2f} ms."
+        )
+    if "completions_that_differ" in found["speculate"]:
+        notes.append(f"Completions that differ with drafts: {found['speculate']['completions_that_differ']}.")
+    products: dict[tuple[str, str, int], list[str]] = {}
+    for row in found["linear"]:
+        times = f"{row['model']} {row['product']} {row['median_us']:.1f}/{row['gb_s']:.0f}"
+        products.setdefault((row["weights"], row["way"], row["rows"]), []).append(times)
+    return [
+        "## Serving",
+        "\n".join(f"- {line}" for line in notes) or "- nothing",
+        table(
+            ["batch", "ms, median", "tokens/s"],
+            [[str(row["batch"]), f"{row['median_ms']:.3f}", f"{row['tokens_s']:.0f}"] for row in batches],
+        ),
+        table(
+            ["13B alone", "ms, median", "share of a copy"],
+            [[row["precision"], f"{row['median_ms']:.3f}", f"{row['copy_share']:.3f}"] for row in quantized],
+        ),
+        "## Products (µs/GB/s)",
+        table(
+            ["weights", "way", "rows", ""],
+            [[weights, way, str(count), ", ".join(times)] for (weights, way, count), times in products.items()],
+        ),
+    ]
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -155,11 +243,12 @@ def markdown(found: dict[str, Any]) -> str:
             if "copy_gb_s" in row and "bytes_ratio" in row
         ),
         *(
-            f"Kernels that start early ({row['shape']}): a fused step takes {early['over_usual']:.3f} of the usual "
-            f"time; α is {'the same' if early['same_alpha'] else '**another**'}."
+            f"Kernels that may not start early ({row['shape']}): a fused step takes {late['over_usual']:.3f} of the "
+            f"usual time; α is {'the same' if late['same_alpha'] else '**another**'}."
             for row in found["steps"]
-            if "over_usual" in (early := row.get("fused, early", {}))
+            if "over_usual" in (late := row.get("fused, not early", {}))
         ),
+        *serving_parts(found),
         "## Solver and sampler",
         table(
             ["", "V", "T", "batch", "", "µs, median", "least", "passes"],
