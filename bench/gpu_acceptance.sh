@@ -7,7 +7,7 @@ usage() {
 usage: bench/gpu_acceptance.sh OUTPUT_FOLDER [--prebuilt FOLDER] [--only STEP[,STEP...]] [--budget SECONDS]
 
 Builds dlf with CUDA from this checkout and checks and measures it on the first GPU. Nothing is fetched: torch with
-CUDA, nvcc, CMake, ninja, pytest, hypothesis and transformers must be there.
+CUDA, what dlf depends on, nvcc, CMake, ninja, pytest, hypothesis and transformers must be there.
 
 --prebuilt takes what was built elsewhere, so that nothing is compiled here and all the time is the GPU's. On a machine
 with nvcc, the same Python and the same torch:
