@@ -57,9 +57,11 @@ test-cpp: setup ## Run the C++ tests
 
 # The CUDA kernels and the engine around them on the host, thread by thread: no GPU is needed. Threads, streams and steps
 # of a graph take their turns at random, with one seed, which shows what does not wait for what it needs.
+EMULATED_TESTS ?= cuda and not slow
+
 test-emulated: setup ## Run the Python tests of CUDA on an emulated device
 	PYTHONPATH=$(BUILD)/emulated DLF_REQUIRE_CUDA=1 DLF_EMULATION_ORDER=1 DLF_CUDA_EARLY=1 \
-	  $(BIN)/pytest -m "cuda and not slow"
+	  $(BIN)/pytest -m "$(EMULATED_TESTS)"
 
 asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
 	$(BIN)/cmake --preset asan

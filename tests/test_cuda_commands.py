@@ -37,6 +37,7 @@ def test_demo(tmp_path: Path) -> None:
     assert 0 <= found["systems"]["dynamic"]["mean_alpha"] <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.cuda
 def test_latency(tmp_path: Path) -> None:
     few = "--tokens 5 --prompt 3 --first 3 --repeats 1 --weights bf16 --skip transformers --skip transformers-alpha-1"
@@ -52,6 +53,7 @@ def test_latency(tmp_path: Path) -> None:
     assert min(fused["all_s"]) > 0.01 * max(fused["all_s"]) and len(fused["all_s"]) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.cuda
 def test_experts(tmp_path: Path) -> None:
     few = "--counts 1 --kinds full --rounds 2 --tokens 2 --shots 1".split()
@@ -63,6 +65,7 @@ def test_experts(tmp_path: Path) -> None:
     assert "1 examples each" in found["kinds"]["in-context"]
 
 
+@pytest.mark.slow
 @pytest.mark.cuda
 def test_quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -5,7 +5,7 @@
 
 // How each type of weights comes from memory to the tensor cores.
 //
-// A warp takes 16 output channels, kStage inputs at a time, in two halves of 32. A lane (g = lane / 4, t = lane % 4)
+// A warp takes a tile of 16 output channels, kStage inputs at a time, in two halves of 32. A lane (g = lane / 4, t = lane % 4)
 // owns two of the channels and, in each half, the eight inputs from 8t on, of W and of x alike. That is not the order
 // of inputs that the instruction thinks of, but a sum has no order of its own; so both come from memory 16 bytes at a
 // time, or 8, straight into the registers where they are needed.
