@@ -36,10 +36,13 @@ class JointSearch {
 
  private:
   static constexpr int kEvaluations = 60;
-  static constexpr int kRounds = 2000;
+  static constexpr int kRounds = 100;
+  static constexpr int kFew = 4;  // experts whose step has its numbers in registers
 
+  template <int kSize>
   DLF_HOST_DEVICE bool newton_step();
-  DLF_HOST_DEVICE bool eliminate(double ridge);
+  template <int kSize>
+  DLF_HOST_DEVICE void eliminate(double ridge, unsigned free, const double* slope, double* step) const;
   DLF_HOST_DEVICE void shorten(double slope_at_trial);
 
   JointPrecision precision_;
@@ -50,6 +53,7 @@ class JointSearch {
   double slope_;   // of D along move_, at alpha_
   double length_;  // of the trial, as a share of move_
   double alpha_max_[kMost];
+  double per_bound_[kMost];  // 1 / alpha_max_, where that is not 0
   double alpha_[kMost];
   double move_[kMost];
   double trial_[kMost];
@@ -69,11 +73,22 @@ DLF_HOST_DEVICE inline void JointSearch::start(int count, const double* alpha_ma
   length_ = 0.0;
   for (int t = 0; t < count; ++t) {
     alpha_max_[t] = alpha_max[t];
+    per_bound_[t] = alpha_max[t] > 0.0 ? 1.0 / alpha_max[t] : 0.0;
     largest_ = larger(largest_, alpha_max[t]);
     alpha_[t] = alpha[t];
     trial_[t] = alpha[t];
     target_[t] = moments[t];
     move_[t] = 0.0;
+  }
+  for (int t = count; t < kFew; ++t) {  // these rest
+    alpha_max_[t] = 0.0;
+    per_bound_[t] = 0.0;
+    alpha_[t] = 0.0;
+    gradient_[t] = 0.0;
+    for (int s = 0; s < kFew; ++s) {
+      hessian_[t][s] = 0.0;
+      hessian_[s][t] = 0.0;
+    }
   }
 }
 
@@ -96,126 +111,121 @@ DLF_HOST_DEVICE inline bool JointSearch::take(double cumulant, const double* mea
       }
       hessian_[t][t] = larger(hessian_[t][t], 0.0);  // but for rounding
     }
-    return ++taken_ < kEvaluations && newton_step();
+    return ++taken_ < kEvaluations && (count_ <= kFew ? newton_step<kFew>() : newton_step<kMost>());
   }
   shorten(slope);
   return ++taken_ < kEvaluations && -slope_ * length_ > precision_.gain * fabs(value_);
 }
 
-// Where coordinate descent starts: at the minimum over those weights that stay inside the box, found by elimination.
-// False, and move_ undefined, where the Hessian is too near to a singular one for that.
-DLF_HOST_DEVICE inline bool JointSearch::eliminate(double ridge) {
-  constexpr double kLeastPivot = 1e-3;  // as a share of its diagonal
-  double scaled[kMost][kMost];          // L_ts D_s
-  double per_pivot[kMost];
-  unsigned held = 0;  // at 0 or at their bound
-  for (int t = 0; t < count_; ++t) {
-    move_[t] = 0.0;
-    held |= alpha_max_[t] > 0.0 ? 0U : 1U << t;
+// The least of the quadratic from where its slope is `slope`, over the weights that are `free`; the others rest.
+template <int kSize>
+DLF_HOST_DEVICE inline void JointSearch::eliminate(double ridge, unsigned free, const double* slope,
+                                                   double* step) const {
+  const int count = kSize == kFew ? kFew : count_;
+  double scaled[kSize][kSize];  // L_ts D_s of H = LDLᵀ
+  double lower[kSize][kSize];   // L_ts
+  double per_pivot[kSize];
+  for (int t = 0; t < count; ++t) {
+    double pivot = hessian_[t][t] + ridge;
+    double rest = -slope[t];
+    for (int s = 0; s < t; ++s) {
+      double product = hessian_[t][s];
+      for (int r = 0; r < s; ++r) {
+        product -= scaled[t][r] * lower[s][r];
+      }
+      const bool both = (free >> t & free >> s & 1U) != 0;
+      scaled[t][s] = both ? product : 0.0;
+      lower[t][s] = scaled[t][s] * per_pivot[s];
+      pivot -= scaled[t][s] * lower[t][s];
+      rest -= scaled[t][s] * step[s];
+    }
+    per_pivot[t] = 1.0 / larger(pivot, ridge);  // which it is but for rounding
+    step[t] = (free >> t & 1U) != 0 ? rest * per_pivot[t] : 0.0;
   }
-  for (;;) {
-    // H = LDLᵀ over the others.
-    for (int t = 0; t < count_; ++t) {
-      if ((held >> t & 1U) != 0) {
-        continue;
-      }
-      double pivot = hessian_[t][t] + ridge;
-      double rest = -gradient_[t];
-      for (int s = 0; s < count_; ++s) {
-        rest -= (held >> s & 1U) != 0 ? hessian_[t][s] * move_[s] : 0.0;
-      }
-      for (int s = 0; s < t; ++s) {
-        if ((held >> s & 1U) != 0) {
-          continue;
-        }
-        double product = hessian_[t][s];
-        for (int r = 0; r < s; ++r) {
-          product -= (held >> r & 1U) != 0 ? 0.0 : scaled[t][r] * scaled[s][r] * per_pivot[r];
-        }
-        scaled[t][s] = product;
-        pivot -= product * product * per_pivot[s];
-        rest -= product * move_[s];
-      }
-      if (!(pivot > kLeastPivot * hessian_[t][t])) {
-        return false;
-      }
-      per_pivot[t] = 1.0 / pivot;
-      move_[t] = rest * per_pivot[t];
+  for (int t = count - 1; t >= 0; --t) {
+    for (int s = t + 1; s < count; ++s) {
+      step[t] -= lower[s][t] * step[s];
     }
-    unsigned outside = 0;
-    for (int t = count_ - 1; t >= 0; --t) {
-      if ((held >> t & 1U) != 0) {
-        continue;
-      }
-      for (int s = t + 1; s < count_; ++s) {
-        move_[t] -= (held >> s & 1U) != 0 ? 0.0 : scaled[s][t] * per_pivot[t] * move_[s];
-      }
-      const double place = alpha_[t] + move_[t];
-      outside |= place >= 0.0 && place <= alpha_max_[t] ? 0U : 1U << t;
-    }
-    if (outside == 0) {
-      return true;
-    }
-    for (int t = 0; t < count_; ++t) {
-      if ((outside >> t & 1U) != 0) {
-        move_[t] = clamp(alpha_[t] + move_[t], 0.0, alpha_max_[t]) - alpha_[t];
-      }
-    }
-    held |= outside;
   }
 }
 
-// The quadratic's minimum in the box, by coordinate descent: it keeps to the box by itself and leaves alone what a
-// singular Hessian doesn't see. False where the answer is known.
+// To the quadratic's minimum in the box: to that over the weights that are free, or to the first bound on the way,
+// which then holds one more; once there, the weight that is pulled most into the box is free again. The quadratic falls
+// all along, so no set of free weights comes twice. False where the answer is known.
+template <int kSize>
 DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
+  const int count = kSize == kFew ? kFew : count_;
   double scale = 0.0;
-  for (int t = 0; t < count_; ++t) {
+  for (int t = 0; t < count; ++t) {
     if (alpha_max_[t] > 0.0) {
-      scale = larger(scale, larger(hessian_[t][t], fabs(gradient_[t]) / alpha_max_[t]));
+      scale = larger(scale, larger(hessian_[t][t], fabs(gradient_[t]) * per_bound_[t]));
     }
   }
   if (!(scale > 0.0)) {
     return false;
   }
   const double ridge = precision_.ridge * scale;
-  double slope[kMost];  // of the quadratic at move_
-  double pace[kMost];
-  const bool started = eliminate(ridge);
-  for (int t = 0; t < count_; ++t) {
-    move_[t] = started ? move_[t] : 0.0;
-    pace[t] = 1.0 / (hessian_[t][t] + ridge);
-  }
-  for (int t = 0; t < count_; ++t) {
-    slope[t] = gradient_[t] + ridge * move_[t];
-    for (int s = 0; s < count_; ++s) {
-      slope[t] += hessian_[t][s] * move_[s];
-    }
+  const double nothing = 1e-3 * precision_.tolerance * largest_;
+  double low[kSize];
+  double high[kSize];
+  double move[kSize];
+  double slope[kSize];  // of the quadratic at `move`
+  unsigned free = 0;
+  for (int t = 0; t < count; ++t) {
+    low[t] = -alpha_[t];
+    high[t] = alpha_max_[t] - alpha_[t];
+    move[t] = 0.0;
+    slope[t] = gradient_[t];
+    const bool has_room = slope[t] < 0.0 ? high[t] > 0.0 : low[t] < 0.0;
+    free |= has_room && alpha_max_[t] > 0.0 ? 1U << t : 0U;
   }
   for (int round = 0; round < kRounds; ++round) {
-    double change = 0.0;
-    for (int t = 0; t < count_; ++t) {
-      const double place = clamp(alpha_[t] + move_[t] - slope[t] * pace[t], 0.0, alpha_max_[t]);
-      const double shift = place - alpha_[t] - move_[t];
-      if (shift == 0.0) {
-        continue;
-      }
-      move_[t] += shift;
-      for (int s = 0; s < count_; ++s) {
-        slope[s] += hessian_[s][t] * shift;
-      }
-      slope[t] += ridge * shift;
-      change = larger(change, fabs(shift));
+    double step[kSize];
+    eliminate<kSize>(ridge, free, slope, step);
+    unsigned outside = 0;
+    for (int t = 0; t < count; ++t) {
+      const double place = move[t] + step[t];
+      outside |= (free >> t & 1U) != 0 && !(place >= low[t] && place <= high[t]) ? 1U << t : 0U;
     }
-    if (change <= 1e-3 * precision_.tolerance * largest_) {
+    double share = 1.0;
+    unsigned first = 0;
+    for (int t = 0; t < count && outside != 0; ++t) {
+      if ((outside >> t & 1U) != 0) {
+        const double room = ((step[t] < 0.0 ? low[t] : high[t]) - move[t]) / step[t];
+        share = first == 0 || room < share ? room : share;
+        first = share == room ? 1U << t : first;
+      }
+    }
+    for (int t = 0; t < count; ++t) {
+      const double bound = step[t] < 0.0 ? low[t] : high[t];
+      move[t] = (first >> t & 1U) != 0 ? bound : move[t] + share * step[t];
+    }
+    free &= ~first;
+    double most = 0.0;
+    unsigned back = 0;
+    for (int t = 0; t < count; ++t) {
+      slope[t] = gradient_[t] + ridge * move[t];
+      for (int s = 0; s < count; ++s) {
+        slope[t] += hessian_[t][s] * move[s];
+      }
+      const double pull = move[t] > low[t] ? slope[t] : -slope[t];
+      if ((free >> t & 1U) == 0 && alpha_max_[t] > 0.0 && pull > most && pull > nothing * (hessian_[t][t] + ridge)) {
+        most = pull;
+        back = 1U << t;
+      }
+    }
+    if (first == 0 && back == 0) {
       break;
     }
+    free |= first == 0 ? back : 0U;
   }
   slope_ = 0.0;
   double moved = 0.0;
-  for (int t = 0; t < count_; ++t) {
-    slope_ += gradient_[t] * move_[t];
-    trial_[t] = clamp(alpha_[t] + move_[t], 0.0, alpha_max_[t]);
-    moved = larger(moved, fabs(move_[t]));
+  for (int t = 0; t < count; ++t) {
+    move_[t] = move[t];
+    slope_ += gradient_[t] * move[t];
+    trial_[t] = clamp(alpha_[t] + move[t], 0.0, alpha_max_[t]);
+    moved = larger(moved, fabs(move[t]));
   }
   length_ = 1.0;
   return moved > precision_.tolerance * largest_ && -slope_ > precision_.gain * fabs(value_);
