@@ -6,8 +6,8 @@
 namespace dlf::cuda {
 
 // A row without experts.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::copy() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::copy() {
   for_groups(slice_, [&](int group) { slice_.copy(group); });
   if (cluster_.rank == 0 && threadIdx.x == 0) {
     FusionRecord record = {};
@@ -18,11 +18,11 @@ __device__ void RowSolver<kJoint>::copy() {
 }
 
 // The logits come in. Every block finds the peaks and means of its own part.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::read() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::read() {
   // The maxima of the warps wait in the buffer that the first exchange leaves free: three an expert, then two.
-  float* maxima = exchange_ + SharedPlan::exchange_floats(args_.expert_count);
-  const int common = 3 * args_.expert_count;
+  float* maxima = exchange_ + SharedPlan::exchange_floats(experts());
+  const int common = 3 * experts();
   const auto keep = [&](int kind, float most) {
     most = largest_lane(most);
     if (first_lane()) {
@@ -40,7 +40,7 @@ __device__ void RowSolver<kJoint>::read() {
   };
   Slice::Found found;
 #pragma unroll 1
-  for (int t = 0; t < args_.expert_count; ++t) {
+  for (int t = 0; t < experts(); ++t) {
     if (slice_.chosen(t)) {
       Extremes extremes;
       slice_.read(t, extremes, found);
@@ -50,7 +50,7 @@ __device__ void RowSolver<kJoint>::read() {
   keep(common, -static_cast<float>(found.bad));
   if (__syncthreads_or(found.late ? 1 : 0) != 0) {
 #pragma unroll 1
-    for (int t = 0; t < args_.expert_count; ++t) {
+    for (int t = 0; t < experts(); ++t) {
       if (slice_.chosen(t)) {
         keep_all(t, extremes_of(slice_, t));
       }
@@ -58,17 +58,19 @@ __device__ void RowSolver<kJoint>::read() {
     __syncthreads();
   }
   const float peak = block_most(common + 1);
+  constexpr int kShare = kKind == SolverKind::one ? 1 : kMostShare;
+  constexpr int kApart = kWarp / (4 * kShare);  // of what reduce() gives
 #pragma unroll 1
-  for (int t = 0; t < args_.expert_count;) {
+  for (int t = 0; t < experts();) {
     if (!slice_.chosen(t)) {
       ++t;
       continue;
     }
-    Sharing sharing = {{t, t, t, t}, 0};
-    for (; t < args_.expert_count && sharing.count < kMostShare; ++t) {
+    Sharing<kShare> sharing(t);
+    for (; t < experts() && sharing.count < kShare; ++t) {
       if (slice_.chosen(t) && slice_.share_base(t, sharing.experts[0])) {
 #pragma unroll
-        for (int i = 0; i < kMostShare; ++i) {
+        for (int i = 0; i < kShare; ++i) {
           sharing.experts[i] = i == sharing.count ? t : sharing.experts[i];
         }
         ++sharing.count;
@@ -77,16 +79,16 @@ __device__ void RowSolver<kJoint>::read() {
       }
     }
     const float base_peak = block_most(3 * sharing.experts[0]);
-    float x[4 * kMostShare] = {};
+    float x[4 * kShare] = {};
     sum_means(slice_, sharing, finite_peak(peak), finite_peak(base_peak), x);
     sums_.reduce(x, [&](float total) {
       const float weight = __shfl_sync(kAllLanes, total, 0);
-      const float base_weight = __shfl_sync(kAllLanes, total, 2);
+      const float base_weight = __shfl_sync(kAllLanes, total, kApart);
 #pragma unroll
-      for (int i = 0; i < kMostShare; ++i) {
+      for (int i = 0; i < kShare; ++i) {
         const int expert = sharing.experts[i];
-        const float first = __shfl_sync(kAllLanes, total, 4 + 4 * i);
-        const float base_first = __shfl_sync(kAllLanes, total, 6 + 4 * i);
+        const float first = __shfl_sync(kAllLanes, total, (2 + 2 * i) * kApart);
+        const float base_first = __shfl_sync(kAllLanes, total, (3 + 2 * i) * kApart);
         const float most = block_most(3 * expert + 1);
         const float least = -block_most(3 * expert + 2);
         if (first_lane() && i < sharing.count) {
@@ -106,7 +108,7 @@ __device__ void RowSolver<kJoint>::read() {
   if (warp_index() == 0) {
     const float bad = block_most(common);
     if (first_lane()) {
-      for (int t = 0; t < args_.expert_count; ++t) {
+      for (int t = 0; t < experts(); ++t) {
         exchange(t)[kBad] = bad;
       }
     }
@@ -114,8 +116,8 @@ __device__ void RowSolver<kJoint>::read() {
   __syncthreads();
 }
 
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::report_bad() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::report_bad() {
   if (cluster_.rank == 0 && threadIdx.x == 0) {
     FusionRecord record = {};
     record.bad_model = shared_.bad;

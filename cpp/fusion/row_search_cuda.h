@@ -6,8 +6,8 @@
 namespace dlf::cuda {
 
 // The next values, where a curve needs some.
-template <bool kJoint>
-__device__ bool RowSolver<kJoint>::plan() {
+template <SolverKind kKind>
+__device__ bool RowSolver<kKind>::plan() {
   if (args_.combine == Combine::grid) {
     if (owns_search()) {
       plan_grid();
@@ -27,7 +27,7 @@ __device__ bool RowSolver<kJoint>::plan() {
       // Where one expert is selected, those that can't be the best needn't be known well. Those that tie must be.
       double rival = HUGE_VAL;
       if (by_mean()) {
-        for (int t = 0; t < args_.expert_count; ++t) {
+        for (int t = 0; t < experts(); ++t) {
           rival = solved(t) ? smaller(rival, curves_[t].search.answer_loss()) : rival;
         }
         rival += 2.0 * kTie * own().search.scale();
@@ -45,15 +45,15 @@ __device__ bool RowSolver<kJoint>::plan() {
   }
   __syncthreads();
   bool any = false;
-  for (int t = 0; t < args_.expert_count; ++t) {
+  for (int t = 0; t < experts(); ++t) {
     any = any || (solved(t) && curves_[t].search.value_count > 0);
   }
   return any;
 }
 
 // The rest of the paper's values, up to α_max.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::plan_grid() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::plan_grid() {
   SearchWarp& search = own().search;
   if (first_lane()) {
     const int begin = kFirstSteps + 1 + (search.sweeps - 1) * kSweepValues;
@@ -67,8 +67,8 @@ __device__ void RowSolver<kJoint>::plan_grid() {
   __syncwarp();
 }
 
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::search() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::search() {
   while (plan()) {
     sweep_values();
     if (owns_search() && own().search.value_count > 0) {
@@ -82,10 +82,10 @@ __device__ void RowSolver<kJoint>::search() {
 }
 
 // The warps share out the cells of all curves.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::examine() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::examine() {
   int job = 0;
-  for (int t = 0; t < args_.expert_count; ++t) {
+  for (int t = 0; t < experts(); ++t) {
     for (unsigned rest = solved(t) ? curves_[t].search.candidates() : 0U; rest != 0; rest &= rest - 1) {
       if (job++ % kSolverWarps == warp_index()) {
         curves_[t].search.examine(__ffs(static_cast<int>(rest)) - 1);
@@ -95,10 +95,10 @@ __device__ void RowSolver<kJoint>::examine() {
 }
 
 // Evaluates every curve's values, where it has some.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::sweep_values() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::sweep_values() {
 #pragma unroll 1
-  for (int t = 0; t < args_.expert_count; ++t) {
+  for (int t = 0; t < experts(); ++t) {
     const Curve& curve = curves_[t];
     const SearchWarp& search = curve.search;
     if (!solved(t) || search.value_count == 0) {
@@ -116,8 +116,8 @@ __device__ void RowSolver<kJoint>::sweep_values() {
   meet();
 }
 
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::take_values() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::take_values() {
   Curve& curve = own();
   const int lane = lane_index();
   const int count = curve.search.value_count;

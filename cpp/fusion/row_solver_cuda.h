@@ -72,16 +72,20 @@ __device__ inline Divergences at_one(double per_weight, double first, double y, 
   return divergences({1.0, log1p(rise) - zero, mean, 0.0});
 }
 
-template <bool kJoint>
+// What a kernel is for. That for one expert whose logits all fit on the chip has little else to ask.
+enum class SolverKind { one, some, joint };
+
+template <SolverKind kKind>
 class RowSolver {
  public:
   __device__ RowSolver(const FusionArgs& args, const SolverLayout& layout, unsigned char* memory)
       : args_(args),
         row_(static_cast<int>(blockIdx.x) / cluster_.blocks),
-        slice_(args, layout, row_, cluster_.rank, reinterpret_cast<float*>(memory + layout.logits_at)),
+        slice_(args, layout, row_, cluster_.rank, reinterpret_cast<float*>(memory + layout.logits_at),
+               kKind == SolverKind::one),
         shared_(*reinterpret_cast<Shared*>(memory)),
         sums_{shared_.parts} {
-    const SharedPlan plan(args.expert_count, kJoint);
+    const SharedPlan plan(experts(), kKind == SolverKind::joint);
     curves_ = reinterpret_cast<Curve*>(memory + plan.curves);
     joint_ = reinterpret_cast<JointState*>(memory + plan.joint);
     exchange_ = reinterpret_cast<float*>(memory + plan.exchange);
@@ -106,13 +110,14 @@ class RowSolver {
       search();
     }
     combine();
-    if constexpr (kJoint) {
+    if constexpr (kKind == SolverKind::joint) {
       solve_joint();
     }
     finish();
   }
 
  private:
+  __device__ int experts() const { return kKind == SolverKind::one ? 1 : args_.expert_count; }
   __device__ bool first_lane() const { return lane_index() == 0; }
   // Bit t: expert t of this row has a weight that is to be solved.
   __device__ uint32_t solved() const { return slice_.chosen() & ~args_.given; }
@@ -130,7 +135,7 @@ class RowSolver {
     return args_.combine == Combine::grid ? kGridStep : args_.alpha_max[t] / kFirstSteps;
   }
   __device__ float* exchange(int t) const {
-    return exchange_ + round_ % 2 * SharedPlan::exchange_floats(args_.expert_count) + t * kExchangeFloats;
+    return exchange_ + round_ % 2 * SharedPlan::exchange_floats(experts()) + t * kExchangeFloats;
   }
   // The next exchange has the other buffer, so no block overwrites what another still reads.
   __device__ void meet() { cluster_.sync(); }
@@ -195,8 +200,8 @@ class RowSolver {
   int passes_ = 1;
 };
 
-template <bool kJoint>
-__device__ float RowSolver<kJoint>::total(int t, int peak_index, float& peak) const {
+template <SolverKind kKind>
+__device__ float RowSolver<kKind>::total(int t, int peak_index, float& peak) const {
   float* sums = exchange(t);
   if (__all_sync(kAllLanes, peak_index < 0)) {
     return sum_cluster(cluster_, sums, lane_index());
@@ -217,10 +222,10 @@ __device__ float RowSolver<kJoint>::total(int t, int peak_index, float& peak) co
 }
 
 // Evaluates the first values on every curve, and the targets. Whether some curve needs sweep_wide_first() too.
-template <bool kJoint>
-__device__ bool RowSolver<kJoint>::sweep_first() {
+template <SolverKind kKind>
+__device__ bool RowSolver<kKind>::sweep_first() {
 #pragma unroll 1
-  for (int t = 0; t < args_.expert_count; ++t) {
+  for (int t = 0; t < experts(); ++t) {
     if (!slice_.chosen(t)) {
       continue;
     }
@@ -249,8 +254,8 @@ __device__ bool RowSolver<kJoint>::sweep_first() {
 }
 
 // A lane reads what one block has to say.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::take_first() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::take_first() {
   const int t = warp_index();
   const bool speaks = lane_index() < cluster_.blocks;
   const float* said = cluster_.of(exchange(t), speaks ? lane_index() : 0);
@@ -314,8 +319,8 @@ struct Moved {
 };
 
 // A lane looks after one value and every fourth block.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::take_narrow(double per_weight, float scale, float base_scale) {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::take_narrow(double per_weight, float scale, float base_scale) {
   static_assert(kFirstSteps == 8);
   constexpr int kShares = kWarp / kFirstSteps;
   const int t = warp_index();
@@ -386,8 +391,8 @@ __device__ void RowSolver<kJoint>::take_narrow(double per_weight, float scale, f
 }
 
 // Lane k has the point of number k.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::put_first(CurvePoint point) {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::put_first(CurvePoint point) {
   Curve& curve = own();
   if (lane_index() == 0) {
     point = {0.0, 0.0, 0.0, larger(curve.zero_square - curve.zero_mean * curve.zero_mean, 0.0)};
@@ -402,8 +407,8 @@ __device__ void RowSolver<kJoint>::put_first(CurvePoint point) {
   curve.search.put(point, count);
 }
 
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::start_searches() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::start_searches() {
   if (!owns_curve()) {
     return;
   }
@@ -413,7 +418,7 @@ __device__ void RowSolver<kJoint>::start_searches() {
   if (by_mean() && solved() != 0) {
     a = 0.0;
     b = 0.0;
-    for (int t = 0; t < args_.expert_count; ++t) {
+    for (int t = 0; t < experts(); ++t) {
       a += solved(t) ? curves_[t].a : 0.0;
       b += solved(t) ? curves_[t].b : 0.0;
     }
@@ -425,10 +430,10 @@ __device__ void RowSolver<kJoint>::start_searches() {
 }
 
 // Evaluates the first values and the targets of those curves for which one sum over all values does not do.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::sweep_wide_first() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::sweep_wide_first() {
 #pragma unroll 1
-  for (int t = 0; t < args_.expert_count; ++t) {
+  for (int t = 0; t < experts(); ++t) {
     if (!slice_.chosen(t) || !curves_[t].wide) {
       continue;
     }
@@ -461,8 +466,8 @@ __device__ void RowSolver<kJoint>::sweep_wide_first() {
 }
 
 // Evaluates the curve's first values one by one.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::sweep_wide(int t, int count) {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::sweep_wide(int t, int count) {
   const Curve& curve = curves_[t];
   float* out = exchange(t);
 #pragma unroll 1
@@ -476,8 +481,8 @@ __device__ void RowSolver<kJoint>::sweep_wide(int t, int count) {
   }
 }
 
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::take_wide() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::take_wide() {
   Curve& curve = own();
   const int lane = lane_index();
   int peak_index = -1;
@@ -516,18 +521,18 @@ __device__ void RowSolver<kJoint>::take_wide() {
   put_first(wide_point(curve, curve.search.values[number], point_peak, at));
 }
 
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::combine() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::combine() {
   __syncthreads();
   if (threadIdx.x == 0) {
     // Experts that all reach the targets tie but for the last digits: the first of them is taken.
     int best = __ffs(static_cast<int>(solved())) - 1;
-    for (int t = best + 1; t < args_.expert_count && best >= 0 && by_mean(); ++t) {
+    for (int t = best + 1; t < experts() && best >= 0 && by_mean(); ++t) {
       const double tie = kTie * curves_[best].search.scale();
       const bool better = solved(t) && curves_[t].search.answer_loss() < curves_[best].search.answer_loss() - tie;
       best = better ? t : best;
     }
-    for (int t = 0; t < args_.expert_count; ++t) {
+    for (int t = 0; t < experts(); ++t) {
       double alpha = slice_.chosen(t) ? args_.alpha[t] : 0.0F;
       if (solved(t)) {
         const double alone = curves_[t].search.answer().alpha;
@@ -540,16 +545,15 @@ __device__ void RowSolver<kJoint>::combine() {
 }
 
 // Fuses, and the first block reports: the others send it their sums and are done.
-template <bool kJoint>
-__device__ void RowSolver<kJoint>::finish() {
+template <SolverKind kKind>
+__device__ void RowSolver<kKind>::finish() {
   constexpr int kNumbers = 8;  // a block: three sums, and at the end its peak
-  const Mixture mixture = {shared_.alpha, curves_, args_.expert_count,
-                           Mixture::is_wide(shared_.alpha, curves_, args_.expert_count)};
+  const Mixture mixture = {shared_.alpha, curves_, experts(), Mixture::is_wide(shared_.alpha, curves_, experts())};
   float peak = mixture.wide ? mixture.peak(slice_, shared_.peaks) : shared_.peak;
   float x[4] = {};
   fuse(slice_, mixture, peak, x);
-  float* slot = cluster_.of(exchange_ + round_ % 2 * SharedPlan::exchange_floats(args_.expert_count), 0) +
-                cluster_.rank * kNumbers;
+  float* slot =
+      cluster_.of(exchange_ + round_ % 2 * SharedPlan::exchange_floats(experts()), 0) + cluster_.rank * kNumbers;
   sums_.add(x, slot);
   if (threadIdx.x == 0) {
     slot[kNumbers - 1] = peak;
@@ -581,7 +585,7 @@ __device__ void RowSolver<kJoint>::finish() {
   Divergences fused;
   if (mixture.wide) {
     double zero = 0.0;  // E_P[δ]
-    for (int t = 0; t < args_.expert_count; ++t) {
+    for (int t = 0; t < experts(); ++t) {
       zero += slice_.chosen(t) ? shared_.alpha[t] * curves_[t].zero_mean : 0.0;
     }
     fused = divergences({1.0, static_cast<double>(peak) - shared_.peak + log(weight * shared_.per_weight) - zero,

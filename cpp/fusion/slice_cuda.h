@@ -80,11 +80,12 @@ struct Extremes {
 
 class Slice {
  public:
-  __device__ Slice(const FusionArgs& args, const SolverLayout& layout, int row, int block, float* shared)
+  __device__ Slice(const FusionArgs& args, const SolverLayout& layout, int row, int block, float* shared, bool all_held)
       : args_(args),
         layout_(layout),
         row_(row),
         chosen_((args.chosen == nullptr ? ~0U : args.chosen[row]) & ((1U << args.expert_count) - 1U)),
+        all_held_(all_held),
         shared_(shared) {
     const int64_t all = (args.vocab + 3) / 4;
     const int64_t first = static_cast<int64_t>(block) * layout.groups;
@@ -109,11 +110,11 @@ class Slice {
   // −inf; what the others say of it is 0 and −inf from then on.
   __device__ void read(int t, Extremes& extremes, Found& found) const;
 
-  __device__ Four large(int group) const { return layout_.resident > 0 ? held(0, group) : load(fused(), group); }
+  __device__ Four large(int group) const { return holds(0) ? held(0, group) : load(fused(), group); }
   // Δ_t; `large` says which tokens take part.
   __device__ Four delta(int t, int group, const Four& large) const {
     const int array = 1 + layout_.bases + t;
-    if (array < layout_.resident) {
+    if (holds(array)) {
       return held(array, group);
     }
     const Four expert = load(of(args_.experts[t]), group);
@@ -121,7 +122,7 @@ class Slice {
   }
   __device__ Four base(int t, int group, const Four& large) const {
     const int array = 1 + layout_.base_slot[t];
-    if (array < layout_.resident) {
+    if (holds(array)) {
       return held(array, group);
     }
     Four x = load(of(args_.bases[t]), group);
@@ -145,6 +146,7 @@ class Slice {
  private:
   __device__ const float* of(const Logits& logits) const { return logits.data + row_ * logits.stride; }
   __device__ float* fused() const { return args_.fused + row_ * args_.fused_stride; }
+  __device__ bool holds(int array) const { return all_held_ || array < layout_.resident; }
   __device__ Four* place(int array, int group) const {
     return reinterpret_cast<Four*>(shared_) + static_cast<int64_t>(array) * layout_.groups + group;
   }
@@ -166,6 +168,7 @@ class Slice {
   const SolverLayout& layout_;
   int row_;
   uint32_t chosen_;
+  bool all_held_;  // known, where a kernel is for no other case
   float* shared_;
   int64_t begin_;
   int count_;
@@ -189,7 +192,7 @@ __device__ inline void Slice::read(int t, Extremes& extremes, Found& found) cons
   for (int other = 0; other < t; ++other) {
     new_base = new_base && !(chosen(other) && layout_.base_slot[other] == slot);
   }
-  const bool keeps_base = 1 + slot < layout_.resident;
+  const bool keeps_base = holds(1 + slot);
   const int delta_array = 1 + layout_.bases + t;
   const float* const larges = is_first ? of(args_.large) : fused();
   const float* const experts = of(args_.experts[t]);
@@ -205,7 +208,7 @@ __device__ inline void Slice::read(int t, Extremes& extremes, Found& found) cons
       if (group < count_) {
         expert_of[i] = load(experts, group);
         base_of[i] = new_base || !keeps_base ? load(bases, group) : held(1 + slot, group);
-        large_of[i] = is_first || layout_.resident == 0 ? load(larges, group) : held(0, group);
+        large_of[i] = is_first || !holds(0) ? load(larges, group) : held(0, group);
       }
     }
 #pragma unroll
@@ -246,7 +249,7 @@ __device__ inline void Slice::read(int t, Extremes& extremes, Found& found) cons
       }
       extremes.add(large, base, delta, out);
       if (is_first || late) {
-        if (layout_.resident > 0) {
+        if (holds(0)) {
           *place(0, group) = large;
         } else {
           write(group, large);
@@ -255,7 +258,7 @@ __device__ inline void Slice::read(int t, Extremes& extremes, Found& found) cons
       if (new_base && keeps_base) {
         *place(1 + slot, group) = base;
       }
-      if (delta_array < layout_.resident) {
+      if (holds(delta_array)) {
         *place(delta_array, group) = delta;
       }
       if (late && !is_first) {

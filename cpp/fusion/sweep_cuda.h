@@ -107,14 +107,23 @@ __device__ __noinline__ Extremes extremes_of(Slice slice, int t) {
 
 // Experts that share a base.
 constexpr int kMostShare = 4;
+template <int kMost>
 struct Sharing {
-  int experts[kMostShare];
-  int count;
+  int experts[kMost];
+  int count = 0;
+
+  __device__ explicit Sharing(int first) {
+#pragma unroll
+    for (int& expert : experts) {
+      expert = first;
+    }
+  }
 };
 
 // Σp, Σq, and ΣpΔ_t, ΣqΔ_t of each expert in turn, under the block's own peaks.
-__device__ __forceinline__ void sum_means(const Slice& slice, const Sharing& sharing, float peak, float base_peak,
-                                          float (&x)[4 * kMostShare]) {
+template <int kMost>
+__device__ __forceinline__ void sum_means(const Slice& slice, const Sharing<kMost>& sharing, float peak,
+                                          float base_peak, float (&x)[4 * kMost]) {
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
     const Four base = slice.base(sharing.experts[0], group, large);
@@ -128,7 +137,7 @@ __device__ __forceinline__ void sum_means(const Slice& slice, const Sharing& sha
       x[1] += q.at[j];
     }
 #pragma unroll
-    for (int i = 0; i < kMostShare; ++i) {
+    for (int i = 0; i < kMost; ++i) {
       if (i < sharing.count) {
         const Four delta = slice.delta(sharing.experts[i], group, large);
 #pragma unroll
