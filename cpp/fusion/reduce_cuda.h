@@ -45,17 +45,20 @@ __device__ inline float largest_lane(float x) {
   return __int_as_float(most >= 0 ? most : most ^ 0x7fffffff);
 }
 
-// Of a power of two numbers, pairwise: it rounds less than one after the other, and waits less.
+// Of a power of two numbers, pairwise: it rounds less than one after the other, and waits less. Overwrites x, which
+// stays in registers as no index is left to the run.
 template <int kNumbers>
-__device__ __forceinline__ float sum_tree(float (&x)[kNumbers]) {
+__device__ __forceinline__ float sum_tree(float* x) {
+  if constexpr (kNumbers == 1) {
+    return x[0];
+  } else {
+    constexpr int kHalf = kNumbers / 2;
 #pragma unroll
-  for (int width = kNumbers / 2; width > 0; width /= 2) {
-#pragma unroll
-    for (int j = 0; j < width; ++j) {
-      x[j] += x[j + width];
+    for (int j = 0; j < kHalf; ++j) {
+      x[j] += x[j + kHalf];
     }
+    return sum_tree<kHalf>(x);
   }
-  return x[0];
 }
 
 // The sums of a block, one set of 32 numbers after another. There are two of each buffer, so that one barrier a set
@@ -79,7 +82,7 @@ struct BlockSums {
       for (int warp = 0; warp < kSolverWarps; ++warp) {
         column[warp] = buffer[warp * kWarp + lane_index()];
       }
-      take(sum_tree(column));
+      take(sum_tree<kSolverWarps>(column));
     }
     ++turn;
   }
@@ -99,9 +102,11 @@ __device__ inline float sum_cluster(const Cluster& cluster, float* exchange, int
   float column[kSolverBlocks];
 #pragma unroll
   for (int block = 0; block < kSolverBlocks; ++block) {
-    column[block] = block < cluster.blocks ? cluster.of(exchange, block)[index] : 0.0F;
+    // Without a branch, so that none waits for another.
+    const float x = cluster.of(exchange, block < cluster.blocks ? block : cluster.rank)[index];
+    column[block] = block < cluster.blocks ? x : 0.0F;
   }
-  return sum_tree(column);
+  return sum_tree<kSolverBlocks>(column);
 }
 
 }  // namespace dlf::cuda

@@ -127,8 +127,9 @@ __device__ void RowSolver<kKind>::take_values() {
   const PointSums at = sums_of(mine, value);
   const float its_peak = __shfl_sync(kAllLanes, peak, 3 * value);
   const double alpha = curve.search.values[value];
-  const CurvePoint point =
-      curve.wide ? wide_point(curve, alpha, its_peak, at) : narrow_point(curve, shared_.per_weight, alpha, at);
+  const CurvePoint point = curve.wide
+                               ? wide_point(curve, alpha, its_peak, at)
+                               : narrow_point({1.0, curve.zero_mean, curve.zero_square}, shared_.per_weight, alpha, at);
   if (args_.combine == Combine::grid) {
     curve.search.append(point);
   } else {

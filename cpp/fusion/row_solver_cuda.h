@@ -18,6 +18,7 @@ inline constexpr int kPeaksAt = 40;         // of these
 // what is wrong, and whether the sums are there.
 enum : int { kMeans = 32, kPeak = 36, kBasePeak, kMost, kLeast, kBad = 52, kSummed };
 static_assert(kPeaksAt + kTargetPeak < kBad && kSummed < kExchangeFloats);
+static_assert(kMeans % 4 == 0 && kPeak % 4 == 0 && kBad % 4 == 0);  // read by fours
 
 // The joint search of a row and what it is given.
 struct JointState {
@@ -62,6 +63,15 @@ struct PointSums {  // total weight or Σpy, first and second moments
   double weight;
   double first;
   double second;
+};
+
+// What a block's sums and means count for in those of the cluster.
+struct Scales {
+  double per_weight;  // 1 / Σp and 1 / Σq of the row
+  double per_base;
+  float scale;  // of this lane's block: its weights under the row's peak
+  float base_scale;
+  Four means;
 };
 
 // f and g at α = 1 of what `fuse` and `sum_target` sum.
@@ -145,7 +155,7 @@ class RowSolver {
   __device__ void report_bad();
   __device__ bool sweep_first();
   __device__ void take_first();
-  __device__ void take_narrow(double per_weight, float scale, float base_scale);
+  __device__ void take_narrow(const Scales& scales);
   __device__ void sweep_wide_first();
   __device__ void take_wide();
   __device__ void put_first(CurvePoint point);
@@ -171,13 +181,14 @@ class RowSolver {
     return {__shfl_sync(kAllLanes, total, at), __shfl_sync(kAllLanes, total, at + 1),
             __shfl_sync(kAllLanes, total, at + 2)};
   }
-  __device__ CurvePoint narrow_point(const Curve& curve, double per, double alpha, const PointSums& sums) const {
+  // Under weights whose sum is 1 / per, and whose own sums are those of `zero`, as shares.
+  __device__ CurvePoint narrow_point(const PointSums& zero, double per, double alpha, const PointSums& sums) const {
     const double rise = sums.weight * per;
     const double per_total = 1.0 / (1.0 + rise);
-    const double mean = (sums.first * per - rise * curve.zero_mean) * per_total;
-    const double whole = mean + curve.zero_mean;
-    return {alpha, log1p(rise) - alpha * curve.zero_mean, mean,
-            larger((curve.zero_square + sums.second * per) * per_total - whole * whole, 0.0)};
+    const double mean = (sums.first * per - rise * zero.first) * per_total;
+    const double whole = mean + zero.first;
+    return {alpha, log1p(rise) - alpha * zero.first, mean,
+            larger((zero.second + sums.second * per) * per_total - whole * whole, 0.0)};
   }
   __device__ CurvePoint wide_point(const Curve& curve, double alpha, float peak, const PointSums& sums) const {
     const double per = 1.0 / sums.weight;
@@ -253,24 +264,26 @@ __device__ bool RowSolver<kKind>::sweep_first() {
   return __syncthreads_or(owns_curve() && own().wide ? 1 : 0) != 0;
 }
 
-// A lane reads what one block has to say.
+// A lane reads what one block has to say, all at once: another block's memory is far.
 template <SolverKind kKind>
 __device__ void RowSolver<kKind>::take_first() {
   const int t = warp_index();
   const bool speaks = lane_index() < cluster_.blocks;
   const float* said = cluster_.of(exchange(t), speaks ? lane_index() : 0);
-  const float block_peak = speaks ? said[kPeak] : -kInfinity;
-  const float block_base_peak = speaks ? said[kBasePeak] : -kInfinity;
+  const Four means = *reinterpret_cast<const Four*>(said + kMeans);
+  const Four extremes = *reinterpret_cast<const Four*>(said + kPeak);
+  const Four state = *reinterpret_cast<const Four*>(said + kBad);
+  const float block_peak = speaks ? extremes.at[0] : -kInfinity;
+  const float block_base_peak = speaks ? extremes.at[kBasePeak - kPeak] : -kInfinity;
   const float peak = finite_peak(largest_lane(block_peak));
   const float base_peak = finite_peak(largest_lane(block_base_peak));
-  const float most = largest_lane(speaks ? said[kMost] : -kInfinity);
-  const float least = -largest_lane(speaks ? -said[kLeast] : -kInfinity);
-  const int bad = static_cast<int>(-largest_lane(speaks ? said[kBad] : -static_cast<float>(Slice::kNone)));
-  const bool summed = __all_sync(kAllLanes, !speaks || said[kSummed] != 0.0F) != 0;
+  const float most = largest_lane(speaks ? extremes.at[kMost - kPeak] : -kInfinity);
+  const float least = -largest_lane(speaks ? -extremes.at[kLeast - kPeak] : -kInfinity);
+  const int bad = static_cast<int>(-largest_lane(speaks ? state.at[0] : -static_cast<float>(Slice::kNone)));
+  const bool summed = __all_sync(kAllLanes, !speaks || state.at[kSummed - kBad] != 0.0F) != 0;
   const float scale = speaks ? weight_of(block_peak, peak) : 0.0F;
   const float base_scale = speaks ? weight_of(block_base_peak, base_peak) : 0.0F;
-  float x[4] = {scale * said[kMeans], scale * said[kMeans + 1], base_scale * said[kMeans + 2],
-                base_scale * said[kMeans + 3]};
+  float x[4] = {scale * means.at[0], scale * means.at[1], base_scale * means.at[2], base_scale * means.at[3]};
   const float mine = sum_lanes(x);
   const float weight = __shfl_sync(kAllLanes, mine, 0);
   const float first = __shfl_sync(kAllLanes, mine, 8);
@@ -298,7 +311,7 @@ __device__ void RowSolver<kKind>::take_first() {
   }
   if (!wide) {
     __syncwarp();
-    take_narrow(1.0 / weight, scale, base_scale);
+    take_narrow({1.0 / weight, 1.0 / base_weight, scale, base_scale, means});
   }
 }
 
@@ -318,31 +331,53 @@ struct Moved {
   __device__ double grown(double sum, double rise) const { return rise + growth * (rise + sum); }
 };
 
-// A lane looks after one value and every fourth block.
+// A lane looks after one value and every fourth block. It reads all before it needs any.
 template <SolverKind kKind>
-__device__ void RowSolver<kKind>::take_narrow(double per_weight, float scale, float base_scale) {
+__device__ void RowSolver<kKind>::take_narrow(const Scales& scales) {
   static_assert(kFirstSteps == 8);
   constexpr int kShares = kWarp / kFirstSteps;
+  constexpr int kTurns = kSolverBlocks / kShares;
   const int t = warp_index();
   const int lane = lane_index();
   Curve& curve = own();
   const int number = lane % kFirstSteps;
   const float alpha = static_cast<float>(number + 1) * step(t);
+  const bool speaks = lane < cluster_.blocks;
+  float rises[kTurns][3];
+  float zeros[kTurns][2];
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int block = lane / kFirstSteps + turn * kShares;
+    const float* said = cluster_.of(exchange(t), block < cluster_.blocks ? block : cluster_.rank);
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      rises[turn][i] = said[3 * number + i];
+    }
+    zeros[turn][0] = said[kZeroSums];
+    zeros[turn][1] = said[kZeroSums + 1];
+  }
+  const float* own_said = cluster_.of(exchange(t), speaks ? lane : cluster_.rank);
+  const float said_target[3] = {own_said[kTargetSums], own_said[kTargetSums + 1], own_said[kTargetSums + 2]};
   double sums[5] = {};  // Σpy, Σpyδ, Σpyδ²; Σpδ, Σpδ²
-  for (int block = lane / kFirstSteps; block - lane / kFirstSteps < cluster_.blocks; block += kShares) {
-    const bool speaks = block < cluster_.blocks;
-    const float share = __shfl_sync(kAllLanes, scale, speaks ? block : 0);
-    const float* said = cluster_.of(exchange(t), speaks ? block : 0);
-    if (!speaks || !(said[kMeans] > 0.0F)) {
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    if (turn * kShares >= cluster_.blocks) {
       continue;
     }
-    const double weight = said[kMeans];
-    const Moved moved(said[kMeans + 1] / said[kMeans], curve.centre, alpha);
-    const double zero_first = said[kZeroSums];
-    const double zero_second = said[kZeroSums + 1];
-    const double rise = said[3 * number];
-    const double rise_first = said[3 * number + 1];
-    const double rise_second = said[3 * number + 2];
+    const int block = lane / kFirstSteps + turn * kShares;  // what its lane has read of its means
+    const float share = __shfl_sync(kAllLanes, scales.scale, block);
+    const float block_weight = __shfl_sync(kAllLanes, scales.means.at[0], block);
+    const float block_first = __shfl_sync(kAllLanes, scales.means.at[1], block);
+    if (block >= cluster_.blocks || !(block_weight > 0.0F)) {
+      continue;
+    }
+    const double weight = block_weight;
+    const Moved moved(block_first / block_weight, curve.centre, alpha);
+    const double zero_first = zeros[turn][0];
+    const double zero_second = zeros[turn][1];
+    const double rise = rises[turn][0];
+    const double rise_first = rises[turn][1];
+    const double rise_second = rises[turn][2];
     const double first = moved.first(weight, zero_first);
     const double second = moved.second(weight, zero_first, zero_second);
     sums[0] += share * moved.grown(weight, rise);
@@ -351,43 +386,55 @@ __device__ void RowSolver<kKind>::take_narrow(double per_weight, float scale, fl
     sums[3] += share * first;
     sums[4] += share * second;
   }
-  for (double& sum : sums) {
-    for (int distance = kFirstSteps; distance < kWarp; distance *= 2) {
+#pragma unroll
+  for (int distance = kFirstSteps; distance < kWarp; distance *= 2) {
+#pragma unroll
+    for (double& sum : sums) {
       sum += __shfl_xor_sync(kAllLanes, sum, distance);
     }
   }
   // A lane looks after one block.
-  const float* said = cluster_.of(exchange(t), lane < cluster_.blocks ? lane : 0);
   double targets[3] = {};  // Σqδ, Σqy, Σqyδ
-  if (lane < cluster_.blocks && said[kMeans + 2] > 0.0F) {
-    const double weight = said[kMeans + 2];
-    const Moved moved(said[kMeans + 3] / said[kMeans + 2], curve.base_centre, 1.0F);
-    const double rise = said[kTargetSums + 1];
-    const double first = moved.first(weight, said[kTargetSums]);
-    targets[0] = base_scale * first;
-    targets[1] = base_scale * moved.grown(weight, rise);
-    targets[2] = base_scale * moved.grown(first, moved.first(rise, said[kTargetSums + 2]));
+  if (speaks && scales.means.at[2] > 0.0F) {
+    const double weight = scales.means.at[2];
+    const Moved moved(scales.means.at[3] / scales.means.at[2], curve.base_centre, 1.0F);
+    const double rise = said_target[1];
+    const double first = moved.first(weight, said_target[0]);
+    targets[0] = scales.base_scale * first;
+    targets[1] = scales.base_scale * moved.grown(weight, rise);
+    targets[2] = scales.base_scale * moved.grown(first, moved.first(rise, said_target[2]));
   }
-  for (double& sum : targets) {
-    for (int distance = 1; distance < kSolverBlocks; distance *= 2) {
+#pragma unroll
+  for (int distance = 1; distance < kSolverBlocks; distance *= 2) {
+#pragma unroll
+    for (double& sum : targets) {
       sum += __shfl_xor_sync(kAllLanes, sum, distance);
     }
   }
-  const Divergences target = at_one(curve.per_base, targets[0], targets[1], targets[2]);
-  if (first_lane()) {
-    curve.zero_mean = sums[3] * per_weight;
-    curve.zero_square = sums[4] * per_weight;
+  // The point of lane k is that of number k − 1; the first lane's is the target, under the base at α = 1.
+  const bool is_target = lane == 0;
+  const double per = is_target ? scales.per_base : scales.per_weight;
+  PointSums zero = {0.0, sums[3] * per, sums[4] * per};
+  for (double& sum : sums) {
+    sum = __shfl_up_sync(kAllLanes, sum, 1);
+  }
+  PointSums at = {sums[0], sums[1], sums[2]};
+  if (is_target) {
+    zero.first = targets[0] * per;
+    at = {targets[1], targets[2], 0.0};
+  }
+  const CurvePoint point = narrow_point(zero, per, is_target ? 1.0 : lane * static_cast<double>(step(t)), at);
+  if (lane == 1) {
+    curve.zero_mean = zero.first;
+    curve.zero_square = zero.second;
+  }
+  if (is_target) {
+    const Divergences target = divergences(point);
     curve.a = target.f;
     curve.b = target.g;
   }
   __syncwarp();
-  // The point of lane k is that of number k − 1.
-  for (double& sum : sums) {
-    sum = __shfl_up_sync(kAllLanes, sum, 1);
-  }
-  put_first(lane == 0
-                ? CurvePoint{}
-                : narrow_point(curve, per_weight, lane * static_cast<double>(step(t)), {sums[0], sums[1], sums[2]}));
+  put_first(point);
 }
 
 // Lane k has the point of number k.
