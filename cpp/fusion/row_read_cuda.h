@@ -38,12 +38,13 @@ __device__ void RowSolver<kKind>::read() {
   const auto block_most = [&](int kind) {
     return largest_lane(maxima[kind * kSolverWarps + lane_index() % kSolverWarps]);
   };
+  constexpr int kAhead = kKind == SolverKind::one ? 2 : 4;
   Slice::Found found;
 #pragma unroll 1
   for (int t = 0; t < experts(); ++t) {
     if (slice_.chosen(t)) {
       Extremes extremes;
-      slice_.read(t, extremes, found);
+      slice_.read<kAhead>(t, extremes, found);
       keep_all(t, extremes);
     }
   }

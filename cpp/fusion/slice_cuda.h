@@ -108,17 +108,31 @@ class Slice {
   // Reads the logits of expert t, and those of the large model and of the base that are not there yet, and keeps what
   // fits. To be called for all experts of the row in order. A token that any model rules out gets the large model's
   // −inf; what the others say of it is 0 and −inf from then on.
+  template <int kAhead>  // groups whose logits are on their way at once
   __device__ void read(int t, Extremes& extremes, Found& found) const;
 
   __device__ Four large(int group) const { return holds(0) ? held(0, group) : load(fused(), group); }
-  // Δ_t; `large` says which tokens take part.
-  __device__ Four delta(int t, int group, const Four& large) const {
+  // Where Δ_t comes from: the chip, or the expert's logits. These are to be fetched before they are needed.
+  struct Source {
+    const float* row;
+    int array;
+    bool held;
+  };
+  __device__ Source source(int t) const {
     const int array = 1 + layout_.bases + t;
-    if (holds(array)) {
-      return held(array, group);
-    }
-    const Four expert = load(of(args_.experts[t]), group);
-    return differences(large, expert, base(t, group, large));
+    return {of(args_.experts[t]), array, holds(array)};
+  }
+  __device__ Four fetch(const Source& source, int group) const {
+    return source.held ? held(source.array, group) : load(source.row, group);
+  }
+  // Δ_t from what was fetched; `large` says which tokens take part.
+  __device__ static Four delta(const Source& source, const Four& fetched, const Four& large, const Four& base) {
+    return source.held ? fetched : differences(large, fetched, base);
+  }
+  __device__ Four delta(int t, int group, const Four& large) const {
+    const Source from = source(t);
+    const Four fetched = fetch(from, group);
+    return from.held ? fetched : differences(large, fetched, base(t, group, large));
   }
   __device__ Four base(int t, int group, const Four& large) const {
     const int array = 1 + layout_.base_slot[t];
@@ -184,8 +198,8 @@ __device__ __noinline__ void mend(Four* place, int64_t stride, int arrays, int b
   }
 }
 
-__device__ inline void Slice::read(int t, Extremes& extremes, Found& found) const {
-  constexpr int kAhead = 2;  // groups whose logits are on their way at once
+template <int kAhead>
+__device__ __forceinline__ void Slice::read(int t, Extremes& extremes, Found& found) const {
   const bool is_first = (chosen_ & ((1U << t) - 1U)) == 0;
   const int slot = layout_.base_slot[t];
   bool new_base = true;

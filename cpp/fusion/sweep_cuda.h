@@ -124,7 +124,19 @@ struct Sharing {
 template <int kMost>
 __device__ __forceinline__ void sum_means(const Slice& slice, const Sharing<kMost>& sharing, float peak,
                                           float base_peak, float (&x)[4 * kMost]) {
+  Slice::Source sources[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    sources[i] = slice.source(sharing.experts[i]);
+  }
   for_groups(slice, [&](int group) {
+    Four fetched[kMost];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i < sharing.count) {
+        fetched[i] = slice.fetch(sources[i], group);
+      }
+    }
     const Four large = slice.large(group);
     const Four base = slice.base(sharing.experts[0], group, large);
     Four p;
@@ -139,7 +151,7 @@ __device__ __forceinline__ void sum_means(const Slice& slice, const Sharing<kMos
 #pragma unroll
     for (int i = 0; i < kMost; ++i) {
       if (i < sharing.count) {
-        const Four delta = slice.delta(sharing.experts[i], group, large);
+        const Four delta = Slice::delta(sources[i], fetched[i], large, base);
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           x[2 + 2 * i] = fmaf(p.at[j], delta.at[j], x[2 + 2 * i]);
@@ -199,10 +211,15 @@ struct BlockMeans {
 // summed for number k is this difference, and add_steps() adds up those before it.
 __device__ __forceinline__ void sum_steps(const Slice& slice, int t, const BlockMeans& means, float step,
                                           float (&x)[kWarp]) {
+  const Slice::Source source = slice.source(t);
+  const int begin = static_cast<int>(threadIdx.x);
+  Four ahead = begin < slice.groups() ? slice.fetch(source, begin) : Four{};
   for_groups(slice, [&](int group) {
+    const Four fetched = ahead;
+    ahead = slice.fetch(source, min(group + kSolverThreads, slice.groups() - 1));
     const Four large = slice.large(group);
-    const Four delta = slice.delta(t, group, large);
     const Four base = slice.base(t, group, large);
+    const Four delta = Slice::delta(source, fetched, large, base);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float d = delta.at[j] - means.centre;
