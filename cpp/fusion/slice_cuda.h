@@ -50,14 +50,6 @@ __device__ __noinline__ void store_ends(float* row, int64_t first, int64_t vocab
   }
 }
 
-__device__ inline Four load_four(const float* row, int64_t first, int64_t vocab, bool aligned) {
-  if (aligned && first + 4 <= vocab) {
-    const float4 x = *reinterpret_cast<const float4*>(row + first);
-    return {{x.x, x.y, x.z, x.w}};
-  }
-  return load_ends(row, first, vocab);
-}
-
 // Of the logits that a thread has seen.
 struct Extremes {
   float peak = -kInfinity;       // the large model's largest logit
@@ -91,6 +83,8 @@ class Slice {
     const int64_t first = static_cast<int64_t>(block) * layout.groups;
     begin_ = 4 * first;
     count_ = first >= all ? 0 : static_cast<int>(all - first < layout.groups ? all - first : layout.groups);
+    const int64_t whole = args.vocab > begin_ && layout.aligned ? (args.vocab - begin_) / 4 : 0;
+    whole_ = static_cast<int>(whole < count_ ? whole : count_);
   }
 
   __device__ int groups() const { return count_; }
@@ -149,11 +143,10 @@ class Slice {
   // Writes the large model's logits as the fused ones.
   __device__ void copy(int group) const { write(group, load(of(args_.large), group)); }
   __device__ void write(int group, const Four& x) const {
-    const int64_t first = token(group);
-    if (layout_.aligned && first + 4 <= args_.vocab) {
-      *reinterpret_cast<float4*>(fused() + first) = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
+    if (group < whole_) {
+      reinterpret_cast<float4*>(fused() + begin_)[group] = make_float4(x.at[0], x.at[1], x.at[2], x.at[3]);
     } else {
-      store_ends(fused(), first, args_.vocab, x);
+      store_ends(fused(), token(group), args_.vocab, x);
     }
   }
 
@@ -162,12 +155,16 @@ class Slice {
   __device__ float* fused() const { return args_.fused + row_ * args_.fused_stride; }
   __device__ bool holds(int array) const { return all_held_ || array < layout_.resident; }
   __device__ Four* place(int array, int group) const {
-    return reinterpret_cast<Four*>(shared_) + static_cast<int64_t>(array) * layout_.groups + group;
+    return reinterpret_cast<Four*>(shared_) + array * layout_.groups + group;
   }
   __device__ Four held(int array, int group) const { return *place(array, group); }
   __device__ int64_t token(int group) const { return begin_ + 4 * static_cast<int64_t>(group); }
   __device__ Four load(const float* row, int group) const {
-    return load_four(row, token(group), args_.vocab, layout_.aligned);
+    if (group < whole_) {
+      const float4 x = reinterpret_cast<const float4*>(row + begin_)[group];
+      return {{x.x, x.y, x.z, x.w}};
+    }
+    return load_ends(row, token(group), args_.vocab);
   }
   __device__ static Four differences(const Four& large, const Four& expert, const Four& base) {
     Four x;
@@ -186,6 +183,7 @@ class Slice {
   float* shared_;
   int64_t begin_;
   int count_;
+  int whole_;  // so many groups, the first, can be moved 16 bytes at a time
 };
 
 // Mends what was kept of tokens that are ruled out now.
@@ -233,6 +231,7 @@ __device__ __forceinline__ void Slice::read(int t, Extremes& extremes, Found& fo
       }
       Four large = large_of[i];
       Four base = base_of[i];
+      Four delta;
       unsigned out = 0;
       bool late = false;
       float none = 0.0F;  // NaN where a logit is not finite
@@ -241,8 +240,11 @@ __device__ __forceinline__ void Slice::read(int t, Extremes& extremes, Found& fo
         none = fmaf(large.at[j], 0.0F, none);
         none = fmaf(base.at[j], 0.0F, none);
         none = fmaf(expert_of[i].at[j], 0.0F, none);
+        delta.at[j] = difference(expert_of[i].at[j], base.at[j]);
       }
-      if (none != 0.0F) {
+      if (none == 0.0F) {
+        extremes.add(large, base, delta, 0);
+      } else {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
           found.bad = large.at[j] < kInfinity ? found.bad : 0;  // also catches NaN
@@ -254,14 +256,10 @@ __device__ __forceinline__ void Slice::read(int t, Extremes& extremes, Found& fo
           out |= is_out ? 1U << j : 0U;
           large.at[j] = is_out ? -kInfinity : large.at[j];
           base.at[j] = is_out ? -kInfinity : base.at[j];
+          delta.at[j] = is_out ? 0.0F : delta.at[j];
         }
+        extremes.add(large, base, delta, out);
       }
-      Four delta;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        delta.at[j] = (out >> j & 1U) != 0 ? 0.0F : difference(expert_of[i].at[j], base.at[j]);
-      }
-      extremes.add(large, base, delta, out);
       if (is_first || late) {
         if (holds(0)) {
           *place(0, group) = large;
