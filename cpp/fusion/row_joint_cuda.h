@@ -7,8 +7,8 @@ namespace dlf::cuda {
 
 inline constexpr int kMostEvaluations = 64;
 
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::solve_joint() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::solve_joint() {
   if (__popc(solved()) < 2) {
     return;
   }
@@ -73,8 +73,8 @@ __device__ void RowSolver<kKind>::solve_joint() {
 }
 
 // A warp adds up one tile. Where it is wide, the totals lie below the cluster's peak, which goes to `means[0]`.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::gather_joint(bool wide) {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::gather_joint(bool wide) {
   const int tiles = Tile::count(experts());
   if (warp_index() >= tiles) {
     return;
@@ -101,8 +101,8 @@ __device__ void RowSolver<kKind>::gather_joint(bool wide) {
 }
 
 // Moves the totals to Δ centred under P, and hands them to the search. A lane looks after some of them.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::take_joint(bool wide) {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::take_joint(bool wide) {
   JointState& state = *joint_;
   const int experts = args_.expert_count;
   const double weight = state.totals[0];

@@ -6,8 +6,8 @@
 namespace dlf::cuda {
 
 // A row without experts.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::copy() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::copy() {
   for_groups(slice_, [&](int group) { slice_.copy(group); });
   if (cluster_.rank == 0 && threadIdx.x == 0) {
     FusionRecord record = {};
@@ -18,8 +18,8 @@ __device__ void RowSolver<kKind>::copy() {
 }
 
 // The logits come in. Every block finds the peaks and means of its own part.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::read() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::read() {
   // The maxima of the warps wait in the buffer that the first exchange leaves free: three an expert, then two.
   float* maxima = exchange_ + SharedPlan::exchange_floats(experts());
   const int common = 3 * experts();
@@ -38,7 +38,7 @@ __device__ void RowSolver<kKind>::read() {
   const auto block_most = [&](int kind) {
     return largest_lane(maxima[kind * kSolverWarps + lane_index() % kSolverWarps]);
   };
-  constexpr int kAhead = kKind == SolverKind::one ? 2 : 4;
+  constexpr int kAhead = kHeld ? 2 : 4;
   Slice::Found found;
 #pragma unroll 1
   for (int t = 0; t < experts(); ++t) {
@@ -117,8 +117,8 @@ __device__ void RowSolver<kKind>::read() {
   __syncthreads();
 }
 
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::report_bad() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::report_bad() {
   if (cluster_.rank == 0 && threadIdx.x == 0) {
     FusionRecord record = {};
     record.bad_model = shared_.bad;

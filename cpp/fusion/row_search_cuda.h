@@ -6,8 +6,8 @@
 namespace dlf::cuda {
 
 // The next values, where a curve needs some.
-template <SolverKind kKind>
-__device__ bool RowSolver<kKind>::plan() {
+template <SolverKind kKind, bool kHeld>
+__device__ bool RowSolver<kKind, kHeld>::plan() {
   if (args_.combine == Combine::grid) {
     if (owns_search()) {
       plan_grid();
@@ -52,8 +52,8 @@ __device__ bool RowSolver<kKind>::plan() {
 }
 
 // The rest of the paper's values, up to α_max.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::plan_grid() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::plan_grid() {
   SearchWarp& search = own().search;
   if (first_lane()) {
     const int begin = kFirstSteps + 1 + (search.sweeps - 1) * kSweepValues;
@@ -67,8 +67,8 @@ __device__ void RowSolver<kKind>::plan_grid() {
   __syncwarp();
 }
 
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::search() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::search() {
   while (plan()) {
     sweep_values();
     if (owns_search() && own().search.value_count > 0) {
@@ -82,8 +82,8 @@ __device__ void RowSolver<kKind>::search() {
 }
 
 // The warps share out the cells of all curves.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::examine() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::examine() {
   int job = 0;
   for (int t = 0; t < experts(); ++t) {
     for (unsigned rest = solved(t) ? curves_[t].search.candidates() : 0U; rest != 0; rest &= rest - 1) {
@@ -95,8 +95,8 @@ __device__ void RowSolver<kKind>::examine() {
 }
 
 // Evaluates every curve's values, where it has some.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::sweep_values() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::sweep_values() {
 #pragma unroll 1
   for (int t = 0; t < experts(); ++t) {
     const Curve& curve = curves_[t];
@@ -116,8 +116,8 @@ __device__ void RowSolver<kKind>::sweep_values() {
   meet();
 }
 
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::take_values() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::take_values() {
   Curve& curve = own();
   const int lane = lane_index();
   const int count = curve.search.value_count;

@@ -82,17 +82,17 @@ __device__ inline Divergences at_one(double per_weight, double first, double y, 
   return divergences({1.0, log1p(rise) - zero, mean, 0.0});
 }
 
-// What a kernel is for. That for one expert whose logits all fit on the chip has little else to ask.
+// What a kernel is for; and, `kHeld`, that a row's logits all fit on the chip. The less is left to ask in the loops
+// over the tokens, the better.
 enum class SolverKind { one, some, joint };
 
-template <SolverKind kKind>
+template <SolverKind kKind, bool kHeld>
 class RowSolver {
  public:
   __device__ RowSolver(const FusionArgs& args, const SolverLayout& layout, unsigned char* memory)
       : args_(args),
         row_(static_cast<int>(blockIdx.x) / cluster_.blocks),
-        slice_(args, layout, row_, cluster_.rank, reinterpret_cast<float*>(memory + layout.logits_at),
-               kKind == SolverKind::one),
+        slice_(args, layout, row_, cluster_.rank, reinterpret_cast<float*>(memory + layout.logits_at), kHeld),
         shared_(*reinterpret_cast<Shared*>(memory)),
         sums_{shared_.parts} {
     const SharedPlan plan(experts(), kKind == SolverKind::joint);
@@ -211,8 +211,8 @@ class RowSolver {
   int passes_ = 1;
 };
 
-template <SolverKind kKind>
-__device__ float RowSolver<kKind>::total(int t, int peak_index, float& peak) const {
+template <SolverKind kKind, bool kHeld>
+__device__ float RowSolver<kKind, kHeld>::total(int t, int peak_index, float& peak) const {
   float* sums = exchange(t);
   if (__all_sync(kAllLanes, peak_index < 0)) {
     return sum_cluster(cluster_, sums, lane_index());
@@ -233,8 +233,8 @@ __device__ float RowSolver<kKind>::total(int t, int peak_index, float& peak) con
 }
 
 // Evaluates the first values on every curve, and the targets. Whether some curve needs sweep_wide_first() too.
-template <SolverKind kKind>
-__device__ bool RowSolver<kKind>::sweep_first() {
+template <SolverKind kKind, bool kHeld>
+__device__ bool RowSolver<kKind, kHeld>::sweep_first() {
 #pragma unroll 1
   for (int t = 0; t < experts(); ++t) {
     if (!slice_.chosen(t)) {
@@ -265,8 +265,8 @@ __device__ bool RowSolver<kKind>::sweep_first() {
 }
 
 // A lane reads what one block has to say, all at once: another block's memory is far.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::take_first() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::take_first() {
   const int t = warp_index();
   const bool speaks = lane_index() < cluster_.blocks;
   const float* said = cluster_.of(exchange(t), speaks ? lane_index() : 0);
@@ -332,8 +332,8 @@ struct Moved {
 };
 
 // A lane looks after one value and every fourth block. It reads all before it needs any.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::take_narrow(const Scales& scales) {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::take_narrow(const Scales& scales) {
   static_assert(kFirstSteps == 8);
   constexpr int kShares = kWarp / kFirstSteps;
   constexpr int kTurns = kSolverBlocks / kShares;
@@ -438,8 +438,8 @@ __device__ void RowSolver<kKind>::take_narrow(const Scales& scales) {
 }
 
 // Lane k has the point of number k.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::put_first(CurvePoint point) {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::put_first(CurvePoint point) {
   Curve& curve = own();
   if (lane_index() == 0) {
     point = {0.0, 0.0, 0.0, larger(curve.zero_square - curve.zero_mean * curve.zero_mean, 0.0)};
@@ -454,8 +454,8 @@ __device__ void RowSolver<kKind>::put_first(CurvePoint point) {
   curve.search.put(point, count);
 }
 
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::start_searches() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::start_searches() {
   if (!owns_curve()) {
     return;
   }
@@ -477,8 +477,8 @@ __device__ void RowSolver<kKind>::start_searches() {
 }
 
 // Evaluates the first values and the targets of those curves for which one sum over all values does not do.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::sweep_wide_first() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::sweep_wide_first() {
 #pragma unroll 1
   for (int t = 0; t < experts(); ++t) {
     if (!slice_.chosen(t) || !curves_[t].wide) {
@@ -513,8 +513,8 @@ __device__ void RowSolver<kKind>::sweep_wide_first() {
 }
 
 // Evaluates the curve's first values one by one.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::sweep_wide(int t, int count) {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::sweep_wide(int t, int count) {
   const Curve& curve = curves_[t];
   float* out = exchange(t);
 #pragma unroll 1
@@ -528,8 +528,8 @@ __device__ void RowSolver<kKind>::sweep_wide(int t, int count) {
   }
 }
 
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::take_wide() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::take_wide() {
   Curve& curve = own();
   const int lane = lane_index();
   int peak_index = -1;
@@ -568,8 +568,8 @@ __device__ void RowSolver<kKind>::take_wide() {
   put_first(wide_point(curve, curve.search.values[number], point_peak, at));
 }
 
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::combine() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::combine() {
   __syncthreads();
   if (threadIdx.x == 0) {
     // Experts that all reach the targets tie but for the last digits: the first of them is taken.
@@ -592,8 +592,8 @@ __device__ void RowSolver<kKind>::combine() {
 }
 
 // Fuses, and the first block reports: the others send it their sums and are done.
-template <SolverKind kKind>
-__device__ void RowSolver<kKind>::finish() {
+template <SolverKind kKind, bool kHeld>
+__device__ void RowSolver<kKind, kHeld>::finish() {
   constexpr int kNumbers = 8;  // a block: three sums, and at the end its peak
   const Mixture mixture = {shared_.alpha, curves_, experts(), Mixture::is_wide(shared_.alpha, curves_, experts())};
   float peak = mixture.wide ? mixture.peak(slice_, shared_.peaks) : shared_.peak;

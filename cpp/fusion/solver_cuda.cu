@@ -10,14 +10,14 @@
 namespace dlf::cuda {
 namespace {
 
-template <SolverKind kKind>
+template <SolverKind kKind, bool kHeld>
 __global__ void __launch_bounds__(kSolverThreads, 1)
     solve_rows(const __grid_constant__ FusionArgs args, const __grid_constant__ SolverLayout layout) {
   const int row = static_cast<int>(blockIdx.x) / Cluster().blocks;
   if (args.active != nullptr && args.active[row] == 0) {
     return;
   }
-  RowSolver<kKind> solver(args, layout, shared_memory<unsigned char>());
+  RowSolver<kKind, kHeld> solver(args, layout, shared_memory<unsigned char>());
   solver.solve();
 }
 
@@ -56,6 +56,13 @@ bool aligned(const Logits& logits) {
 
 bool all_held(const FusionArgs& args, const SolverLayout& layout) {
   return layout.resident == 1 + args.expert_count + layout.bases;
+}
+
+template <bool kHeld>
+auto kernel_of(const FusionArgs& args) {
+  return is_joint(args)           ? &solve_rows<SolverKind::joint, kHeld>
+         : args.expert_count == 1 ? &solve_rows<SolverKind::one, kHeld>
+                                  : &solve_rows<SolverKind::some, kHeld>;
 }
 
 SolverLayout layout_of(const FusionArgs& args, int cluster, int shared_bytes) {
@@ -103,11 +110,7 @@ void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {
   launched.block = dim3(kSolverThreads);
   launched.shared_bytes = static_cast<size_t>(std::max(shape.shared_bytes, layout.logits_at));
   launched.cluster = static_cast<unsigned>(shape.cluster);
-  const bool one = args.expert_count == 1 && all_held(args, layout);
-  launch(is_joint(args) ? &solve_rows<SolverKind::joint>
-         : one          ? &solve_rows<SolverKind::one>
-                        : &solve_rows<SolverKind::some>,
-         launched, stream, args, layout);
+  launch(all_held(args, layout) ? kernel_of<true>(args) : kernel_of<false>(args), launched, stream, args, layout);
 }
 
 void solve(const FusionArgs& args, Stream stream) { solve(args, fusion_shape(args), stream); }
