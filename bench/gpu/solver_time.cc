@@ -64,9 +64,7 @@ Rows draw(int64_t rows, int64_t vocab, int experts, bool peaked) {
           base.unsqueeze(1) + strength * noise * at::randn({rows, experts, vocab}, floats)};
 }
 
-// cluster: blocks a row, 0 for what the solver chooses.
-void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool peaked, Combine combine,
-                 int cluster = 0) {
+void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool peaked, Combine combine) {
   const int64_t rows = std::max<int64_t>(batch, kLeastRows);
   Queue queue(0);
   Rows logits;
@@ -90,7 +88,7 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
     args.records = static_cast<FusionRecord*>(records.mutable_data_ptr()) + first;
     args.rows = batch;
     args.vocab = vocab;
-    solve(args, cluster > 0 ? fusion_shape(args, cluster) : fusion_shape(args), queue.stream());
+    solve(args, queue.stream());
   };
   queue.run([&] { solve_rows(0); });  // readies the kernel for the capture
   queue.synchronize();
@@ -112,9 +110,9 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
     ++solved;
   }
   std::printf(
-      "{\"what\": \"solver\", \"vocab\": %lld, \"experts\": %d, \"batch\": %d, \"blocks\": %d, \"combine\": \"%s\", "
+      "{\"what\": \"solver\", \"vocab\": %lld, \"experts\": %d, \"batch\": %d, \"combine\": \"%s\", "
       "\"logits\": \"%s\", \"median_us\": %.3f, \"min_us\": %.3f, \"passes\": %.2f, \"good\": %s}\n",
-      static_cast<long long>(vocab), experts, batch, cluster, combine == Combine::joint ? "joint" : "select",
+      static_cast<long long>(vocab), experts, batch, combine == Combine::joint ? "joint" : "select",
       peaked ? "peaked" : "long tail", us.median, us.least, passes / static_cast<double>(solved),
       good ? "true" : "false");
   std::fflush(stdout);
@@ -185,14 +183,12 @@ void measure(const Plan& plan) {
 
 void measure_targets(const Plan& plan) {
   const DeviceGuard guard(0);
-  for (const int cluster : {0, 4, 16}) {
-    for (const bool peaked : {true, false}) {
-      time_solver(plan, 32'000, 1, 1, peaked, Combine::select, cluster);
-      time_solver(plan, 151'936, 4, 8, peaked, Combine::select, cluster);
-    }
-    for (const int batch : {1, 64}) {
-      time_solver(plan, 32'000, 4, batch, true, Combine::joint, cluster);
-    }
+  for (const bool peaked : {true, false}) {
+    time_solver(plan, 32'000, 1, 1, peaked, Combine::select);
+    time_solver(plan, 151'936, 4, 8, peaked, Combine::select);
+  }
+  for (const int batch : {1, 64}) {
+    time_solver(plan, 32'000, 4, batch, true, Combine::joint);
   }
   for (const int batch : {1, 64}) {
     time_sampler(plan, 151'936, batch, true);

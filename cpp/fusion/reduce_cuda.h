@@ -10,6 +10,13 @@ inline constexpr int kSolverThreads = 512;
 inline constexpr int kSolverWarps = kSolverThreads / kWarp;
 inline constexpr int kSolverBlocks = 16;  // the most of a cluster
 
+// What a function that is not inlined cannot see: its argument lies in shared memory.
+__device__ __forceinline__ void assume_shared([[maybe_unused]] const void* address) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isShared(address) != 0);
+#endif
+}
+
 // One step for each halving of the numbers: a lane gives away the half that its partner keeps.
 template <int kNumbers, int kDistance>
 __device__ __forceinline__ void fold(float* x) {

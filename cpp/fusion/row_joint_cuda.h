@@ -7,6 +7,12 @@ namespace dlf::cuda {
 
 inline constexpr int kMostEvaluations = 64;
 
+// Out of line as SearchWarp's, and with registers of its own.
+__device__ __noinline__ void take_evaluation(JointState& state, double cumulant) {
+  assume_shared(&state);
+  state.searching = state.search.take(cumulant, state.means, state.products);
+}
+
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::solve_joint() {
   if (__popc(solved()) < 2) {
@@ -133,7 +139,7 @@ __device__ void RowSolver<kKind, kHeld>::take_joint(bool wide) {
     for (int expert = 0; expert < experts; ++expert) {
       cumulant -= static_cast<double>(shared_.alpha[expert]) * shift_of(expert);
     }
-    state.searching = state.search.take(cumulant, state.means, state.products);
+    take_evaluation(state, cumulant);
   }
 }
 

@@ -23,6 +23,8 @@ inline constexpr int kMostSweeps = 8;
 inline constexpr int kTrusted = 3;       // after so many sweeps, points are spread out evenly
 inline constexpr int kSweepValues = 10;  // of α in one sweep
 
+// Its longer functions stay out of line: all kernels share them, to the bit, for where a product and a sum are rounded
+// only once may depend on what surrounds them.
 class SearchWarp {
  public:
   __device__ void start(const Loss& loss) {
@@ -73,7 +75,8 @@ class SearchWarp {
   // Makes the best of the points the answer, and finds the cells that may hold a better one.
   __device__ void survey();
   // What the model says about a cell. Any warp may do this for any search.
-  __device__ void examine(int cell) {
+  __device__ __noinline__ void examine(int cell) {
+    assume_shared(this);
     if (is_narrow(points_[cell], points_[cell + 1])) {
       examine_narrow(cell);
     } else {
@@ -149,7 +152,8 @@ __device__ inline int least_lane(double x) {
 
 __device__ inline double of_lane(double x, int lane) { return __shfl_sync(kAllLanes, x, lane); }
 
-__device__ inline void SearchWarp::survey() {
+__device__ __noinline__ void SearchWarp::survey() {
+  assume_shared(this);
   const int lane = lane_index();
   const bool held = lane < count_;
   const CurvePoint here = points_[held ? lane : 0];
@@ -281,7 +285,8 @@ __device__ inline void SearchWarp::examine_model(int cell) {
   __syncwarp();
 }
 
-__device__ inline void SearchWarp::conclude() {
+__device__ __noinline__ void SearchWarp::conclude() {
+  assume_shared(this);
   const int lane = lane_index();
   const bool candidate = (candidates_ >> lane & 1U) != 0;
   const Report& report = reports_[lane];
@@ -303,7 +308,8 @@ __device__ inline void SearchWarp::conclude() {
   __syncwarp();
 }
 
-__device__ inline void SearchWarp::plan(double rival) {
+__device__ __noinline__ void SearchWarp::plan(double rival) {
+  assume_shared(this);
   const int lane = lane_index();
   const Report& report = reports_[lane];
   bool kept = (open_ >> lane & 1U) != 0 && report.floor < smaller(answer_loss_ - kLeastGain * scale_, rival) &&

@@ -86,11 +86,6 @@ SolverLayout layout_of(const FusionArgs& args, int cluster, int shared_bytes) {
 
 }  // namespace
 
-FusionShape fusion_shape(const FusionArgs& args, int cluster) {
-  const SolverLayout layout = layout_of(args, cluster, card().shared_bytes);
-  return {cluster, layout.logits_at + layout.resident * layout.groups * static_cast<int>(sizeof(Four))};
-}
-
 FusionShape fusion_shape(const FusionArgs& args) {
   // Sums are added by block, so what decides is the vocabulary alone: a row's result depends neither on the other rows
   // nor on experts that it doesn't use.
@@ -100,7 +95,8 @@ FusionShape fusion_shape(const FusionArgs& args) {
   while (card().has_clusters && cluster < kMostBlocks && groups > int64_t{cluster} * kSolverThreads) {
     cluster *= 2;
   }
-  return fusion_shape(args, cluster);
+  const SolverLayout layout = layout_of(args, cluster, card().shared_bytes);
+  return {cluster, layout.logits_at + layout.resident * layout.groups * static_cast<int>(sizeof(Four))};
 }
 
 void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {

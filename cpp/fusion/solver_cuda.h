@@ -65,10 +65,8 @@ struct FusionShape {
   int shared_bytes;  // a block, for what doesn't change with the size of the vocabulary and for as many logits as fit
 };
 
-// The shape that suits the current device, and the vocabulary; it is the same for any number of rows. Or that of so
-// many blocks a row.
+// The shape that suits the current device, and the vocabulary; it is the same for any number of rows.
 FusionShape fusion_shape(const FusionArgs& args);
-FusionShape fusion_shape(const FusionArgs& args, int cluster);
 
 // A row whose record names a bad model has undefined fused logits.
 void solve(const FusionArgs& args, Stream stream);
