@@ -22,8 +22,31 @@ struct Mixture {
     return !(most <= kReach);
   }
 
+  // The logits of the first expert that has weight, fetched before they are needed.
+  struct Ahead {
+    int expert = -1;  // none, also where its differences are on the chip
+    Slice::Source source = {};
+    Four next = {};
+  };
+  __device__ __forceinline__ Ahead ahead(const Slice& slice) const {
+    int first = -1;
+    for (int t = experts - 1; t >= 0; --t) {
+      first = alpha[t] != 0.0F ? t : first;
+    }
+    const Slice::Source source = slice.source(first < 0 ? 0 : first);
+    Ahead ahead = {source.held ? -1 : first, source};
+    fetch(slice, static_cast<int>(threadIdx.x), ahead);
+    return ahead;
+  }
+  __device__ __forceinline__ static void fetch(const Slice& slice, int group, Ahead& ahead) {
+    if (ahead.expert >= 0 && group < slice.groups()) {
+      ahead.next = slice.fetch(ahead.source, group);
+    }
+  }
+
   // δ of four tokens, and the same without centres in `raw`.
-  __device__ __forceinline__ void delta(const Slice& slice, int group, const Four& large, Four& sum, Four& raw) const {
+  __device__ __forceinline__ void delta(const Slice& slice, int group, const Four& large, const Ahead& ahead, Four& sum,
+                                        Four& raw) const {
     sum = Four{};
     raw = Four{};
     for (int t = 0; t < experts; ++t) {
@@ -31,7 +54,8 @@ struct Mixture {
       if (weight == 0.0F) {
         continue;
       }
-      const Four delta = slice.delta(t, group, large);
+      const Four delta = t == ahead.expert ? Slice::delta(ahead.source, ahead.next, large, slice.base(t, group, large))
+                                           : slice.delta(t, group, large);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         raw.at[j] = fmaf(weight, delta.at[j], raw.at[j]);
@@ -47,7 +71,7 @@ struct Mixture {
       const Four large = slice.large(group);
       Four sum;
       Four raw;
-      delta(slice, group, large, sum, raw);
+      delta(slice, group, large, {}, sum, raw);
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         most[0] = fmaxf(most[0], static_cast<float>(exponent(large.at[j], 1.0, sum.at[j])));
@@ -60,11 +84,14 @@ struct Mixture {
 
 // Writes the fused logits. Sums Σpδ, Σpy, Σpyδ; or, where it is wide, nothing, Σw, Σwδ below the peak.
 __device__ __forceinline__ void fuse(const Slice& slice, const Mixture& mixture, float peak, float (&x)[4]) {
+  Mixture::Ahead ahead = mixture.ahead(slice);
   for_groups(slice, [&](int group) {
+    const Mixture::Ahead now = ahead;
+    Mixture::fetch(slice, group + kSolverThreads, ahead);
     const Four large = slice.large(group);
     Four sum;
     Four fused;
-    mixture.delta(slice, group, large, sum, fused);
+    mixture.delta(slice, group, large, now, sum, fused);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float logit = large.at[j];
@@ -213,7 +240,7 @@ __device__ __forceinline__ void sum_tile(const Slice& slice, const Mixture& mixt
     const Four large = slice.large(group);
     Four sum;
     Four raw;
-    mixture.delta(slice, group, large, sum, raw);
+    mixture.delta(slice, group, large, {}, sum, raw);
     float total;
     const Four weight = fused_weights(mixture, large, sum, peak, total);
     Four row[kTileRows];
