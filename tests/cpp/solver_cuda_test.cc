@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "fusion/joint.h"
 #include "fusion/solver.h"
 #include "support/cuda/runtime.h"
 #if __has_include("emulator.h")
@@ -599,6 +600,58 @@ void joint_weights_where_the_distribution_is_all_but_certain() {
   }
 }
 
+// The least of a quadratic in the box: no weight could go down it any further, also where experts say nearly the same.
+void joint_steps_end_at_the_least_in_the_box() {
+  constexpr int kMost = JointSearch::kMost;
+  Generator generator(41);
+  for (int draw = 0; draw < 400; ++draw) {
+    const int count = 2 + draw % 7;
+    const double apart = draw % 3 == 0 ? 1e-3 : 1.0;  // how much the experts differ
+    double factor[kMost][kMost];
+    double bound[kMost];
+    double start[kMost];
+    double gradient[kMost];
+    const double common = generator.uniform(-1.0, 1.0);
+    for (int t = 0; t < count; ++t) {
+      for (int k = 0; k < count; ++k) {
+        factor[t][k] = (k == 0 ? common : 0.0) + apart * generator.uniform(-1.0, 1.0);
+      }
+      bound[t] = draw % 5 == 0 && t == 1 ? 0.0 : generator.uniform(0.5, 2.0);
+      start[t] = bound[t] * std::clamp(generator.uniform(-0.5, 1.5), 0.0, 1.0);
+      gradient[t] = generator.uniform(-1.0, 1.0);
+    }
+    double hessian[kMost][kMost] = {};
+    double products[kMost * (kMost + 1) / 2];
+    double* product = products;
+    double scale = 0.0;
+    for (int t = 0; t < count; ++t) {
+      for (int s = 0; s < count; ++s) {
+        for (int k = 0; k < count; ++k) {
+          hessian[t][s] += factor[t][k] * factor[s][k];
+        }
+        if (s <= t) {
+          *product++ = hessian[t][s] + gradient[t] * gradient[s];
+        }
+      }
+      scale = std::max({scale, hessian[t][t], bound[t] > 0.0 ? std::abs(gradient[t]) / bound[t] : 0.0});
+    }
+    const double moments[kMost] = {};  // so the means are the gradient
+    JointSearch search;
+    search.start(count, bound, start, moments);
+    search.take(0.0, gradient, products);
+    for (int t = 0; t < count; ++t) {
+      double slope = gradient[t];
+      for (int s = 0; s < count; ++s) {
+        slope += hessian[t][s] * (search.trial()[s] - start[s]);
+      }
+      const double place = search.trial()[t];
+      EXPECT(place >= 0.0 && place <= bound[t]);
+      EXPECT(slope < 1e-6 * scale || place <= 1e-9);
+      EXPECT(slope > -1e-6 * scale || place >= bound[t] - 1e-9);
+    }
+  }
+}
+
 void the_first_of_equals_is_taken() {
   Generator generator(10);
   Problem problem(400, 3);
@@ -905,6 +958,7 @@ int main(int argc, char** argv) {
       {"many experts", dlf::cuda::many_experts},
       {"joint weights where the distribution is all but certain",
        dlf::cuda::joint_weights_where_the_distribution_is_all_but_certain},
+      {"joint steps end at the least in the box", dlf::cuda::joint_steps_end_at_the_least_in_the_box},
       {"the first of equals is taken", dlf::cuda::the_first_of_equals_is_taken},
       {"tokens ruled out", dlf::cuda::tokens_ruled_out},
       {"bad logits", dlf::cuda::bad_logits},
