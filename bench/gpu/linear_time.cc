@@ -34,9 +34,10 @@ struct Kind {
   int64_t group;
 };
 
-constexpr Case kCases[] = {{"13B", "qkv", 15360, 5120},     {"13B", "o", 5120, 5120},      {"13B", "gate_up", 27648, 5120},
-                           {"13B", "down", 5120, 13824},    {"13B", "head", 32000, 5120},  {"1.1B", "qkv", 2560, 2048},
-                           {"1.1B", "o", 2048, 2048},       {"1.1B", "gate_up", 11264, 2048}, {"1.1B", "down", 2048, 5632}};
+constexpr Case kCases[] = {
+    {"13B", "qkv", 15360, 5120},  {"13B", "o", 5120, 5120},         {"13B", "gate_up", 27648, 5120},
+    {"13B", "down", 5120, 13824}, {"13B", "head", 32000, 5120},     {"1.1B", "qkv", 2560, 2048},
+    {"1.1B", "o", 2048, 2048},    {"1.1B", "gate_up", 11264, 2048}, {"1.1B", "down", 2048, 5632}};
 constexpr Kind kKinds[] = {{"bf16", MatrixType::bfloat16, 0},
                            {"int8", MatrixType::int8, 0},
                            {"int4", MatrixType::int4, 32},
@@ -75,9 +76,8 @@ void time_product(const Case& of, const Kind& kind, const char* way, Product pro
   at::Tensor weight;
   queue.run([&] {
     const auto floats = on_device(0).dtype(at::kFloat);
-    data = kind.type == MatrixType::bfloat16
-               ? at::empty({count * bytes / 2}, floats.dtype(at::kBFloat16)).normal_()
-               : at::randint(0, 256, {count * bytes}, floats.dtype(at::kByte));
+    data = kind.type == MatrixType::bfloat16 ? at::empty({count * bytes / 2}, floats.dtype(at::kBFloat16)).normal_()
+                                             : at::randint(0, 256, {count * bytes}, floats.dtype(at::kByte));
     scales = at::ones({count * std::max<int64_t>(scale_bytes, 16) / 2}, floats.dtype(at::kBFloat16));
     x = at::randn({8, of.in}, floats).to(at::kBFloat16);
     y = at::empty({8, of.out}, floats.dtype(at::kBFloat16));
@@ -92,10 +92,13 @@ void time_product(const Case& of, const Kind& kind, const char* way, Product pro
                 static_cast<int>(of.in), 1e-5F, DType::bfloat16},
                queue.stream());
       const Matrix matrix = {static_cast<const char*>(data.const_data_ptr()) + i * bytes,
-                             static_cast<const char*>(scales.const_data_ptr()) + i * scale_bytes, of.out, of.in,
-                             kind.type, kind.group};
-      product({x.const_data_ptr(), matrix, nullptr, y.mutable_data_ptr(), static_cast<int>(of.out), false, rows, nullptr,
-               DType::bfloat16},
+                             static_cast<const char*>(scales.const_data_ptr()) + i * scale_bytes,
+                             of.out,
+                             of.in,
+                             kind.type,
+                             kind.group};
+      product({x.const_data_ptr(), matrix, nullptr, y.mutable_data_ptr(), static_cast<int>(of.out), false, rows,
+               nullptr, DType::bfloat16},
               queue.stream());
     }
   });
@@ -103,7 +106,8 @@ void time_product(const Case& of, const Kind& kind, const char* way, Product pro
   std::printf(
       "{\"model\": \"%s\", \"product\": \"%s\", \"weights\": \"%s\", \"way\": \"%s\", \"rows\": %d, "
       "\"median_us\": %.2f, \"gb_s\": %.0f}\n",
-      of.model, of.name, kind.name, way, rows, time.median, 1e-3 * static_cast<double>(bytes + scale_bytes) / time.median);
+      of.model, of.name, kind.name, way, rows, time.median,
+      1e-3 * static_cast<double>(bytes + scale_bytes) / time.median);
   std::fflush(stdout);
 }
 

@@ -39,7 +39,8 @@ bool DeviceStep::launch(int batch, const StepDraft& draft) {
   }
   enqueue(batch, draft);  // the first one also readies kernels and libraries for the capture
   ++kind.runs;
-  // Several of one kind in a row take about as long without a graph, and before a plain one is timed nothing is drafted.
+  // Several of one kind in a row take about as long without a graph, and before a plain one is timed nothing is
+  // drafted.
   return kind.runs > 1 && (!graph_ || kind.fails || draft.count == 0);
 }
 

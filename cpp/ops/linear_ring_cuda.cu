@@ -81,8 +81,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
     const int first = chunk * kChunk + warp * kStage;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      values[half] =
-          first < end - half * kHalf ? *reinterpret_cast<const uint4*>(x + first + half * kHalf) : uint4();
+      values[half] = first < end - half * kHalf ? *reinterpret_cast<const uint4*>(x + first + half * kHalf) : uint4();
     }
   };
   uint4 next[2];

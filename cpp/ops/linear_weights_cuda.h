@@ -5,10 +5,10 @@
 
 // How each type of weights comes from memory to the tensor cores.
 //
-// A warp takes a tile of 16 output channels, kStage inputs at a time, in two halves of 32. A lane (g = lane / 4, t = lane % 4)
-// owns two of the channels and, in each half, the eight inputs from 8t on, of W and of x alike. That is not the order
-// of inputs that the instruction thinks of, but a sum has no order of its own; so both come from memory 16 bytes at a
-// time, or 8, straight into the registers where they are needed.
+// A warp takes a tile of 16 output channels, kStage inputs at a time, in two halves of 32. A lane (g = lane / 4, t =
+// lane % 4) owns two of the channels and, in each half, the eight inputs from 8t on, of W and of x alike. That is not
+// the order of inputs that the instruction thinks of, but a sum has no order of its own; so both come from memory 16
+// bytes at a time, or 8, straight into the registers where they are needed.
 namespace dlf::cuda {
 
 using ops::Matrix;
@@ -37,9 +37,9 @@ __device__ T stream(const void* from) {
 template <typename T>
 class RowWeights {
  public:
-  static constexpr int kAhead = 4;   // stages on their way: 64 bytes each
-  static constexpr int kTiles = 1;   // that a warp takes
-  static constexpr int kWarps = 16;  // of a multiprocessor, for which there must be registers
+  static constexpr int kAhead = 4;           // stages on their way: 64 bytes each
+  static constexpr int kTiles = 1;           // that a warp takes
+  static constexpr int kWarps = 16;          // of a multiprocessor, for which there must be registers
   static constexpr bool kUnchecked = false;  // whether rounds that are inside get a loop without checks
   struct Stage {
     uint4 at[2][2];  // [half][channel]
@@ -157,8 +157,8 @@ class Int8Weights {
   int end_;
 };
 
-// int4 tiles, two at a time: lanes with g < 4 take the first, the others the second, four channels side by side each and
-// eight inputs of each.
+// int4 tiles, two at a time: lanes with g < 4 take the first, the others the second, four channels side by side each
+// and eight inputs of each.
 template <typename T, int Group>
 class Int4Weights {
  public:
@@ -178,7 +178,8 @@ class Int4Weights {
     // Beyond the last tile stands the last one again; nobody writes its sums.
     const int64_t own = min(tile + lane.group / 4, static_cast<int>(ops::tiles(matrix.out)) - 1);
     const int quad = lane.group % 4;
-    data_ = static_cast<const char*>(matrix.data) + own * padded * (ops::kTileOutputs / 2) + lane.member * 64 + quad * 16;
+    data_ =
+        static_cast<const char*>(matrix.data) + own * padded * (ops::kTileOutputs / 2) + lane.member * 64 + quad * 16;
     scale_ = static_cast<const char*>(matrix.scale) + own * (padded / Group) * kGroupBytes + quad * 8;
   }
 

@@ -86,10 +86,10 @@ __global__ void __launch_bounds__(kMaxThreads, 3) rms_norm_kernel(NormArgs args)
 template <typename T, int N>
 void start(const NormArgs& args, Stream stream) {
   const int threads = std::min((args.size / N + kWarp - 1) / kWarp * kWarp, kMaxThreads);
-  launch_early(rms_norm_kernel<T, N>,
-               {dim3(static_cast<unsigned>(args.rows)), dim3(static_cast<unsigned>(threads)),
-                sizeof(float) * kMaxWarps},
-               stream, args);
+  launch_early(
+      rms_norm_kernel<T, N>,
+      {dim3(static_cast<unsigned>(args.rows)), dim3(static_cast<unsigned>(threads)), sizeof(float) * kMaxWarps}, stream,
+      args);
 }
 
 }  // namespace

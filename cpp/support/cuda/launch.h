@@ -120,8 +120,8 @@ void launch_early(void (*kernel)(Parameters...), const Shape& shape, Stream stre
   launch_kernel(can_start_early(), kernel, shape, stream, static_cast<Arguments&&>(arguments)...);
 }
 
-// Lets the next kernel start, and waits until the kernel before has ended. That one ended after its own wait, so by then
-// all earlier ones have ended too, although several may be under way.
+// Lets the next kernel start, and waits until the kernel before has ended. That one ended after its own wait, so by
+// then all earlier ones have ended too, although several may be under way.
 __device__ inline void await_inputs() {
 #ifndef __CUDACC__
   emulation::await_inputs();
