@@ -34,7 +34,8 @@ def check_one(large: Array, base: Array, expert: Array, match: str) -> None:
     aside = reference.losses(row, 0, np.clip([ours - 1e-3, ours + 1e-3], 0.0, 2.0), a, b, match)
     if (aside - our_loss > 1e-8 * (a + b) ** 2 + 1e-16).all() and abs(our_loss - loss) < 1e-8 * (a + b) ** 2:
         assert abs(ours - alpha) < 1e-3
-    np.testing.assert_allclose([found.f[0], found.g[0]], reference.fused_divergences(row, [ours]), rtol=1e-5, atol=1e-8)
+    # float32 sums near one lose so much of their logarithm, however small the divergence is.
+    np.testing.assert_allclose([found.f[0], found.g[0]], reference.fused_divergences(row, [ours]), rtol=1e-5, atol=3e-7)
     fused = large.astype(np.float64) + ours * (expert.astype(np.float64) - base)
     np.testing.assert_allclose(found.logits[0], fused, rtol=1e-5, atol=1e-5)
 
