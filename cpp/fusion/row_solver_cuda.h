@@ -154,7 +154,7 @@ class RowSolver {
   __device__ void read();
   __device__ void report_bad();
   __device__ bool sweep_first();
-  __device__ void take_first();
+  __device__ bool take_first();
   __device__ void take_narrow(const Scales& scales);
   __device__ void sweep_wide_first();
   __device__ void take_wide();
@@ -257,16 +257,14 @@ __device__ bool RowSolver<kKind, kHeld>::sweep_first() {
     sums_.reduce(x, [&](float total) { out[lane_index()] = add_steps(total); });
   }
   meet();
-  if (owns_curve()) {
-    take_first();
-  }
+  const bool wide = owns_curve() && take_first();
   ++round_;
-  return __syncthreads_or(owns_curve() && own().wide ? 1 : 0) != 0;
+  return __syncthreads_or(wide ? 1 : 0) != 0;
 }
 
-// A lane reads what one block has to say, all at once: another block's memory is far.
+// A lane reads what one block has to say, all at once: another block's memory is far. Whether the curve is wide.
 template <SolverKind kKind, bool kHeld>
-__device__ void RowSolver<kKind, kHeld>::take_first() {
+__device__ bool RowSolver<kKind, kHeld>::take_first() {
   const int t = warp_index();
   const bool speaks = lane_index() < cluster_.blocks;
   const float* said = cluster_.of(exchange(t), speaks ? lane_index() : 0);
@@ -313,6 +311,7 @@ __device__ void RowSolver<kKind, kHeld>::take_first() {
     __syncwarp();
     take_narrow({1.0 / weight, 1.0 / base_weight, scale, base_scale, means});
   }
+  return wide;
 }
 
 // Moves a block's sums to the common centre, which its own lies `apart` from: δ = δ_b + d and

@@ -170,6 +170,9 @@ class LibraryRows {
 
 // The library chooses a kernel by the number of rows and loads it at the first use, for which a request would wait.
 void no_prompt_has_a_size_that_the_library_has_not_met() {
+#ifndef NDEBUG
+  throw testing::Skip("torch shows an operator's inputs in release builds only");
+#endif
   const LibraryRows library;
   const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
   const std::set<int64_t> met = LibraryRows::seen();
