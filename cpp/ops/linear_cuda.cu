@@ -152,11 +152,7 @@ void linear(const LinearArgs& args, Stream stream) {
 }
 
 void linear_direct(const LinearArgs& args, Stream stream) {
-  if (args.dtype == DType::bfloat16) {
-    start<__nv_bfloat16>(args, stream);
-  } else {
-    start<__half>(args, stream);
-  }
+  for_half(args.dtype, [&]<typename T>() { start<T>(args, stream); });
 }
 
 }  // namespace dlf::cuda

@@ -18,8 +18,8 @@ struct LinearArgs {
   int rows;
   const int32_t* position;  // [rows], -1: the row is not read and not written; or null. Not by the kernel before
   DType dtype;
-  int gated = 0;      // where not 0: y has so many channels, SwiGLU of channel c and channel up_offset + c
-  int up_offset = 0;  // a multiple of 4
+  int gated = 0;  // where not 0: y has so many channels, SwiGLU of channel c and channel up_offset + c
+  int up_offset = 0;
 };
 
 inline constexpr int kLinearRows = 8;            // that read a weight together

@@ -151,11 +151,7 @@ void start(const LinearArgs& args, Stream stream) {
 bool linear_has_ring() { return has_sm90(); }
 
 void linear_ring(const LinearArgs& args, Stream stream) {
-  if (args.dtype == DType::bfloat16) {
-    start<__nv_bfloat16>(args, stream);
-  } else {
-    start<__half>(args, stream);
-  }
+  for_half(args.dtype, [&]<typename T>() { start<T>(args, stream); });
 }
 
 }  // namespace dlf::cuda

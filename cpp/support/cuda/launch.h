@@ -150,17 +150,16 @@ __device__ inline __half from_float<__half>(float x) {
   return __float2half(x);
 }
 
-// Calls body.operator()<T>() with the device type of a dtype.
+// Calls body.operator()<T>() with the device type of a dtype of 16 bits.
+template <typename Body>
+void for_half(DType dtype, Body&& body) {
+  return dtype == DType::bfloat16 ? body.template operator()<__nv_bfloat16>() : body.template operator()<__half>();
+}
+
+// The same for any dtype.
 template <typename Body>
 void for_dtype(DType dtype, Body&& body) {
-  switch (dtype) {
-    case DType::float32:
-      return body.template operator()<float>();
-    case DType::bfloat16:
-      return body.template operator()<__nv_bfloat16>();
-    case DType::float16:
-      return body.template operator()<__half>();
-  }
+  return dtype == DType::float32 ? body.template operator()<float>() : for_half(dtype, body);
 }
 
 }  // namespace dlf::cuda
