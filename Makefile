@@ -8,8 +8,8 @@ BUILD := build/release
 DLF_CUDA ?= OFF
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
-# The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; runtime_cuda.cc needs CUDA's.
-TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_cpu\.cc$$' -e '/runtime_cuda\.cc$$')
+# The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; support/cuda/runtime.cc needs CUDA's.
+TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
 .PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py cuda-check lint format stubs stubs-check wheel clean
 .DEFAULT_GOAL := help

@@ -1,5 +1,5 @@
-# dlf_add_cpu_kernels(target sources...): compiles every *_cpu.cc once per instruction set, each time into a namespace of its
-# own (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time. The products of linear*_cpu.cc are compiled
+# dlf_add_cpu_kernels(target sources...): compiles every *_kernel.cc once per instruction set, each time into a namespace of its
+# own (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time. The products of linear*_kernel.cc are compiled
 # once more, for the dot product instructions.
 function(dlf_add_cpu_kernel_variant target namespace aten aten_features)
   set(library ${target}_${namespace})
@@ -22,7 +22,7 @@ function(dlf_add_cpu_kernels target)
     dlf_add_cpu_kernel_variant(${target} avx2 AVX2 AVX2 -mavx2 -mfma -mf16c)
     set(avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq)
     dlf_add_cpu_kernel_variant(${target} avx512 AVX512 AVX512 ${avx512})
-    list(FILTER DLF_KERNEL_SOURCES INCLUDE REGEX "/linear(_tiles)?_cpu\\.cc$")
+    list(FILTER DLF_KERNEL_SOURCES INCLUDE REGEX "/linear(_tiles)?_kernel\\.cc$")
     dlf_add_cpu_kernel_variant(${target} avx512_bf16 AVX512_BF16 AVX512 ${avx512} -mavx512bf16 -mavx512vnni)
   endif()
 endfunction()

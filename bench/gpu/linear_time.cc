@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "graph_time.h"
-#include "ops/linear_cuda.h"
-#include "ops/linear_ring_cuda.h"
-#include "ops/norm_cuda.h"
+#include "ops/cuda/linear.h"
+#include "ops/cuda/linear_ring.h"
+#include "ops/cuda/norm.h"
 
 // Time of a product and of the norm before it, with each type of weights, beside the bytes that it reads, as lines of
 // JSON on stdout. Each launch in the graph has weights of its own, so that none are in a cache.

@@ -9,9 +9,9 @@
 #include <functional>
 #include <vector>
 
-#include "fusion/solver_cuda.h"
+#include "fusion/cuda/solver.h"
 #include "graph_time.h"
-#include "sampling/sampler_state_cuda.h"
+#include "sampling/cuda/sampler_state.h"
 #include "support/cuda/runtime.h"
 
 // Time of one fusion solve and of one choice of a token on a GPU, as lines of JSON on stdout. Many of them are captured

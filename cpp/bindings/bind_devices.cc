@@ -6,7 +6,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
-#include "engine/step_loop_cuda.h"
+#include "engine/cuda/step_loop.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf {

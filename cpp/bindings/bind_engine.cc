@@ -6,8 +6,8 @@
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
-#include "engine/cpu_step_loop.h"
-#include "engine/step_loop_cuda.h"
+#include "engine/cpu/step_loop.h"
+#include "engine/cuda/step_loop.h"
 
 namespace dlf {
 

@@ -7,8 +7,8 @@
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
-#include "fusion/solve_cuda.h"
-#include "fusion/solver.h"
+#include "fusion/cpu/solver.h"
+#include "fusion/cuda/solve.h"
 
 namespace dlf {
 namespace {

@@ -4,7 +4,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "engine/step_loop.h"
-#include "model/decoder.h"
+#include "model/cpu/decoder.h"
 #include "ops/quantize.h"
 
 namespace dlf {

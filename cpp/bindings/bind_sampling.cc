@@ -3,8 +3,8 @@
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "sampling/cpu/sampler.h"
 #include "sampling/random.h"
-#include "sampling/sampler.h"
 
 namespace py = pybind11;
 

@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "engine/draft.h"
-#include "sampling/sampler.h"
+#include "engine/drafting/draft.h"
+#include "sampling/cpu/sampler.h"
 
 namespace dlf {
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "fusion/solver.h"
+#include "fusion/cpu/solver.h"
 
 namespace dlf {
 namespace {

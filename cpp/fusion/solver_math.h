@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-#include "fusion/sweep.h"
+#include "fusion/cpu/sweep.h"
 #include "support/host_device.h"
 
 // The equations of fusion, once, for the CPU and CUDA solvers. Section 2 of docs/design.md derives them.

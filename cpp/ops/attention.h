@@ -1,7 +1,7 @@
 #pragma once
 
 #include "ops/cache_layout.h"
-#include "ops/row.h"
+#include "ops/cpu/row.h"
 #include "support/cpu_capability.h"
 #include "support/dtype.h"
 #include "support/thread_team.h"

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ops/row.h"
+#include "ops/cpu/row.h"
 #include "support/dtype.h"
 
 namespace dlf::ops {

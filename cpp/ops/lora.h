@@ -2,7 +2,7 @@
 
 #include <span>
 
-#include "ops/linear_input.h"
+#include "ops/cpu/linear_input.h"
 #include "ops/matrix.h"
 #include "support/cpu_capability.h"
 #include "support/thread_team.h"

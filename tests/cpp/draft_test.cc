@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "check.h"
-#include "engine/draft_policy.h"
-#include "engine/graph_draft_policy.h"
+#include "engine/drafting/draft_policy.h"
+#include "engine/drafting/graph_draft_policy.h"
 
 namespace dlf {
 namespace {

@@ -1,15 +1,14 @@
 // Products of every type of weights on the device against double precision.
-#include "ops/linear_cuda.h"
-
 #include <ATen/ATen.h>
 
 #include <cstdint>
 #include <vector>
 
 #include "cuda_testing.h"
-#include "ops/activation_cuda.h"
-#include "ops/linear_plain_cuda.h"
-#include "ops/linear_ring_cuda.h"
+#include "ops/cuda/activation.h"
+#include "ops/cuda/linear.h"
+#include "ops/cuda/linear_plain.h"
+#include "ops/cuda/linear_ring.h"
 #include "ops/quantize.h"
 
 namespace dlf::cuda {

@@ -1,6 +1,4 @@
 // Low-rank updates on the device against double precision.
-#include "ops/lora_cuda.h"
-
 #include <ATen/ATen.h>
 
 #include <array>
@@ -9,6 +7,7 @@
 #include <vector>
 
 #include "cuda_testing.h"
+#include "ops/cuda/lora.h"
 
 namespace dlf::cuda {
 namespace {

@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "cuda_testing.h"
-#include "ops/activation_cuda.h"
-#include "ops/attention_cuda.h"
-#include "ops/embedding_cuda.h"
-#include "ops/norm_cuda.h"
-#include "ops/rope_cuda.h"
+#include "ops/cuda/activation.h"
+#include "ops/cuda/attention.h"
+#include "ops/cuda/embedding.h"
+#include "ops/cuda/norm.h"
+#include "ops/cuda/rope.h"
 
 namespace dlf::cuda {
 namespace {

@@ -4,7 +4,7 @@
 #include <numeric>
 
 #include "check.h"
-#include "engine/cpu_step_loop.h"
+#include "engine/cpu/step_loop.h"
 #include "tiny_family.h"
 
 namespace dlf {

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "check.h"
+#include "sampling/cpu/sampler.h"
+#include "sampling/cuda/sampler_state.h"
 #include "sampling/random.h"
-#include "sampling/sampler.h"
-#include "sampling/sampler_state_cuda.h"
 #include "support/cuda/runtime.h"
 #if __has_include("emulator.h")
 #include "emulator.h"

@@ -1,5 +1,3 @@
-#include "fusion/solver_cuda.h"
-
 #include <ATen/ATen.h>
 
 #include <algorithm>
@@ -11,8 +9,9 @@
 #include <vector>
 
 #include "check.h"
+#include "fusion/cpu/solver.h"
+#include "fusion/cuda/solver.h"
 #include "fusion/joint.h"
-#include "fusion/solver.h"
 #include "support/cuda/runtime.h"
 #if __has_include("emulator.h")
 #include "emulator.h"

@@ -1,5 +1,5 @@
 // The solver over vocabularies of all sorts, for the sanitizers: what it answers is tested from Python.
-#include "fusion/solver.h"
+#include "fusion/cpu/solver.h"
 
 #include <cmath>
 #include <limits>

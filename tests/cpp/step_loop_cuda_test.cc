@@ -1,6 +1,4 @@
 // The step loop on a GPU (or its emulation) against the one on the processor, in float32: the same tokens.
-#include "engine/step_loop_cuda.h"
-
 #include <ATen/record_function.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -14,7 +12,8 @@
 
 #include "check.h"
 #include "cuda_testing.h"
-#include "engine/cpu_step_loop.h"
+#include "engine/cpu/step_loop.h"
+#include "engine/cuda/step_loop.h"
 #include "tiny_family.h"
 
 namespace dlf {

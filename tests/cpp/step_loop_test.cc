@@ -1,4 +1,6 @@
 // The step loop on a tiny random family: what Python cannot see, such as memory and slots.
+#include "engine/cpu/step_loop.h"
+
 #include <ATen/ops/empty.h>
 
 #include <atomic>
@@ -8,7 +10,6 @@
 #include <stdexcept>
 
 #include "check.h"
-#include "engine/cpu_step_loop.h"
 #include "tiny_family.h"
 
 namespace {

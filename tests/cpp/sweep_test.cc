@@ -1,5 +1,5 @@
 // The sweeps of every instruction set against plain loops in double.
-#include "fusion/sweep.h"
+#include "fusion/cpu/sweep.h"
 
 #include <cmath>
 #include <limits>

@@ -15,7 +15,7 @@
 #include "support/cuda/stream.h"
 #include "support/dtype.h"
 
-// What every *_cuda.cu file needs. No torch header comes by here: such a file compiles in seconds, and also for the
+// What every *.cu file needs. No torch header comes by here: such a file compiles in seconds, and also for the
 // host, where tests run the kernels thread by thread.
 namespace dlf::cuda {
 

@@ -10,7 +10,7 @@
 
 #include "support/cuda/stream.h"
 
-// The CUDA runtime as the engine sees it. Two implementations: runtime_cuda.cc on a GPU, and one for tests that runs
+// The CUDA runtime as the engine sees it. Two implementations: runtime.cc on a GPU, and one for tests that runs
 // everything at once on the host (tests/cuda_emulation).
 namespace dlf::cuda {
 

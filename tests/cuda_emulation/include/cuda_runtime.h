@@ -14,7 +14,7 @@
 #include "emulation/vector_types.h"
 #include "emulation/warp.h"
 
-// What *_cuda.cu files use of the CUDA runtime, for the host: see tests/cuda_emulation/emulator.h. Found in place of
+// What *.cu files use of the CUDA runtime, for the host: see tests/cuda_emulation/emulator.h. Found in place of
 // the toolkit's header of this name.
 
 #define __global__

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "engine/plan.h"
+#include "fusion/cpu/solver.h"
+#include "support/thread_team.h"
+
+namespace dlf {
+
+// The rows of one solve on the processor: each a position of a sequence or of a continuation, whose logits lie wherever
+// its models have written them. All memory is taken by the constructor; what no row needs stays untouched.
+class FusionRows {
+ public:
+  FusionRows(const FusionPlan& plan, int64_t most_rows, ThreadTeam& team);
+
+  void clear() { count_ = 0; }
+
+  // A row that fuses these experts, which hold until it is solved; logits(lane) is where a lane's logits are.
+  template <typename Logits>
+  void add(std::span<const int> experts, Logits&& logits) {
+    const size_t at = count_ * plan_.experts.size();
+    for (size_t t = 0; t < experts.size(); ++t) {
+      const ExpertLanes& lanes = plan_.experts[experts[t]];
+      expert_logits_[at + t] = logits(lanes.expert);
+      base_logits_[at + t] = logits(lanes.base);
+    }
+    add(experts, logits(0), at);
+  }
+
+  // α and the fused logits of the rows that were added.
+  void solve();
+
+  // In the order of add(), until the next solve.
+  const FusionResult* results() const { return results_.data(); }
+
+ private:
+  void add(std::span<const int> experts, const float* large, size_t at);
+
+  const FusionPlan& plan_;
+  std::unique_ptr<FusionSolver> solver_;     // null without experts
+  std::vector<const float*> expert_logits_;  // [rows, experts]
+  std::vector<const float*> base_logits_;
+  std::vector<FusionInput> inputs_;
+  std::vector<FusionResult> results_;
+  std::vector<double> alpha_, target_f_, target_g_;  // [rows, experts]
+  at::Tensor fused_;                                 // [rows, vocab]
+  size_t count_ = 0;
+};
+
+}  // namespace dlf

@@ -1,0 +1,147 @@
+#include "engine/cuda/device_step.h"
+
+#include <ATen/ops/zeros.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+#include "engine/cuda/memory_plan.h"
+#include "engine/cuda/prompt_lookup.h"
+#include "engine/cuda/sequences.h"
+#include "fusion/cuda/solver.h"
+
+namespace dlf::cuda {
+
+DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const CudaOptions& options,
+                       const Adapters& adapters)
+    : plan_(plan),
+      graph_(options.graph),
+      max_context_(static_cast<int>(options.max_context)),
+      models_(plan, models, options, adapters) {
+  const int max_tokens = most_tokens(options);
+  const int device = main().device();
+  main().run([&] {
+    sampler_ = std::make_unique<SamplerState>(device, sampler_size(plan_, options));
+    if (!plan_.experts.empty()) {
+      fused_ = at::zeros({max_tokens, plan_.vocab}, on_device(device).dtype(at::kFloat));
+      fusions_ =
+          at::zeros({static_cast<int64_t>(max_tokens * sizeof(FusionRecord))}, on_device(device).dtype(at::kByte));
+    }
+  });
+  memory_ = std::make_unique<SequenceMemory>(static_cast<int>(options.max_batch), max_tokens, kTopCapacity, main());
+}
+
+bool DeviceStep::launch(int batch, const StepDraft& draft) {
+  Kind& kind = kinds_[{batch, draft}];
+  if (kind.graph != nullptr) {
+    kind.graph->replay(main());
+    return true;
+  }
+  enqueue(batch, draft);  // the first one also readies kernels and libraries for the capture
+  ++kind.runs;
+  // Several of one kind in a row take about as long without a graph, and before a plain one is timed nothing is
+  // drafted.
+  return kind.runs > 1 && (!graph_ || kind.fails || draft.count == 0);
+}
+
+bool DeviceStep::capture(int64_t least_runs) {
+  const auto wanted = [&](const Kind& kind) { return kind.graph != nullptr || kind.fails ? 0 : kind.runs; };
+  const auto most = std::max_element(kinds_.begin(), kinds_.end(), [&](const auto& one, const auto& other) {
+    return wanted(one.second) < wanted(other.second);
+  });
+  if (!graph_ || most == kinds_.end() || wanted(most->second) < std::max<int64_t>(least_runs, 1)) {
+    return false;
+  }
+  auto& [step, kind] = *most;
+  auto graph = std::make_unique<Graph>();
+  try {
+    graph->capture(main(), [&] { enqueue(step.first, step.second); });
+    kind.graph = std::move(graph);
+  } catch (const std::exception& error) {  // there may be no memory for it; what failed otherwise fails again in a step
+    kind.fails = true;
+    TORCH_WARN("a step could not be captured as a graph and runs without: ", error.what());
+  }
+  return true;
+}
+
+bool DeviceStep::uses_graph(int batch, const StepDraft& draft) const {
+  const auto found = kinds_.find({batch, draft});
+  return found != kinds_.end() && found->second.graph != nullptr;
+}
+
+// One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once. Or, from there
+// on: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
+void DeviceStep::enqueue(int batch, const StepDraft& draft) {
+  sampler_->sample(fuse(batch, 1, memory_->active(), memory_->chosen()), batch, main());
+  memory_->advance(table(), sampled(), batch, 0, /*ends_step=*/draft.count == 0, main().stream());
+  if (draft.count == 0) {
+    return models_.forward(batch, [](size_t) { return Pass{0, 1}; });
+  }
+  draft_tokens(batch, draft);
+  verify(batch, draft);
+}
+
+// Each drafted token is what the sampler makes of the drafter's logits, with the random number of its position. In the
+// end every model has read all tokens.
+void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
+  const Stream stream = main().stream();
+  const DraftTable drafts = memory_->draft();
+  begin_draft(table(), drafts, batch, draft.count, max_context_, stream);
+  if (draft.drafter == kPromptLookup) {
+    look_up({sampler_->args(batch), memory_->active(), draft.count, drafts.tokens}, stream);
+    feed_draft(table(), drafts, nullptr, batch, 0, draft.count, stream);
+    return models_.forward(batch, [&](size_t) { return Pass{0, draft.count + 1}; });
+  }
+  const auto drafter = static_cast<size_t>(plan_.lane_model[draft.drafter]);
+  const Logits logits = models_.logits(draft.drafter);
+  for (int i = 0; i < draft.count; ++i) {
+    models_.forward(batch, [&](size_t model) { return Pass{i, model == drafter ? 1 : 0}; });
+    sampler_->draft({logits.data + i * batch * logits.stride, logits.stride, drafts.wanted + i * batch}, batch, i,
+                    main());
+    feed_draft(table(), drafts, sampler_->records(), batch, i, 1, stream);
+  }
+  models_.forward(batch,
+                  [&](size_t model) { return model == drafter ? Pass{draft.count, 1} : Pass{0, draft.count + 1}; });
+}
+
+// Of the tokens that were drafted, those are right that are sampled now.
+void DeviceStep::verify(int batch, const StepDraft& draft) {
+  const Stream stream = main().stream();
+  const DraftTable drafts = memory_->draft();
+  sampler_->verify(fuse(batch, draft.count, drafts.wanted, drafts.chosen), batch, draft.count, main());
+  memory_->advance(table(), sampled(), batch, draft.count, /*ends_step=*/true, stream);
+  sampler_->append_drafted(drafts.accepted, batch, main());
+  models_.keep_logits(batch, memory_->active(), drafts.accepted);
+}
+
+// The logits to sample `count` tokens of each sequence from.
+SamplerState::Rows DeviceStep::fuse(int batch, int count, const int32_t* active, const uint32_t* chosen) {
+  const Logits large = models_.logits(0);
+  if (plan_.experts.empty()) {
+    return {large.data, large.stride, active};
+  }
+  FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
+  args.large = large;
+  for (size_t t = 0; t < plan_.experts.size(); ++t) {
+    args.experts[t] = models_.logits(plan_.experts[t].expert);
+    args.bases[t] = models_.logits(plan_.experts[t].base);
+  }
+  args.fused = fused_.mutable_data_ptr<float>();
+  args.fused_stride = plan_.vocab;
+  args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
+  args.active = active;
+  args.chosen = chosen;
+  args.rows = batch;
+  args.vocab = plan_.vocab;
+  const FusionShape shape = fusion_shape(args);  // sums are added as they are where nothing is drafted
+  args.rows = count * batch;
+  cuda::solve(args, shape, main().stream());
+  return {args.fused, args.fused_stride, active};
+}
+
+SequenceMemory::Sampled DeviceStep::sampled() const {
+  const auto experts = static_cast<int>(plan_.experts.size());
+  return {*sampler_, experts == 0 ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr()), experts};
+}
+
+}  // namespace dlf::cuda

@@ -1,0 +1,129 @@
+#include "engine/cuda/memory_plan.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <iterator>
+#include <set>
+#include <string>
+
+#include "engine/cuda/sequences.h"
+#include "engine/drafting/speculation.h"
+#include "ops/cuda/linear.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf::cuda {
+namespace {
+
+std::string gibibytes(int64_t bytes) {
+  std::array<char, 32> text = {};
+  std::snprintf(text.data(), text.size(), "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+  return text.data();
+}
+
+void check_present(const CudaOptions& options, size_t models) {
+  const std::vector<DeviceInfo> present = devices();
+  TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
+  TORCH_CHECK_VALUE(options.max_batch <= kMaxCudaBatch, "max_batch is ", options.max_batch,
+                    "; on CUDA it can be at most ", kMaxCudaBatch);
+  for (size_t i = 0; i < models; ++i) {
+    const int device = options.devices.at(i);
+    TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
+                      "; this machine has ", present.size(), " from cuda:0 on");
+  }
+}
+
+ModelSize size_of(const Weights& weights) {
+  return {weights.config(), weights.dtype(), ops::is_quantized(weights.type()), weights.bytes()};
+}
+
+}  // namespace
+
+int most_tokens(const CudaOptions& options) {
+  const auto max_batch = static_cast<int>(options.max_batch);
+  return std::max(max_batch, std::min(static_cast<int>(kDraftRows), kStepTokens * max_batch));
+}
+
+int exact_tokens(const FusionPlan& plan) {
+  int64_t most_lanes = 1;
+  for (const int64_t model : plan.lane_model) {
+    most_lanes = std::max<int64_t>(most_lanes, std::count(plan.lane_model.begin(), plan.lane_model.end(), model));
+  }
+  return static_cast<int>(kLinearRows / most_lanes);
+}
+
+SamplerState::Size sampler_size(const FusionPlan& plan, const CudaOptions& options) {
+  return {static_cast<int>(options.max_batch), most_tokens(options), plan.vocab, options.max_context + 1, kTopCapacity};
+}
+
+DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& options) {
+  const auto lanes = std::count(plan.lane_model.begin(), plan.lane_model.end(), static_cast<int64_t>(model));
+  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context, most_tokens(options)};
+}
+
+void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters) {
+  std::vector<ModelSize> sizes;
+  for (const std::shared_ptr<const Weights>& model : models) {
+    sizes.push_back(size_of(*model));
+  }
+  for (size_t i = 0; i < adapters.size(); ++i) {
+    for (const std::shared_ptr<const Adapter>& adapter : adapters[i]) {
+      check_fits(*adapter, *models[i]);
+      sizes[i].adapters += adapter->bytes();
+    }
+  }
+  const std::vector<MemoryPart> parts = cuda_memory(plan, sizes, options);
+  for (const DeviceInfo& device : devices()) {
+    int64_t needed = 0;
+    for (const MemoryPart& part : parts) {
+      needed += part.device == device.index ? part.bytes : 0;
+    }
+    TORCH_CHECK(needed <= device.free_bytes, "the models with their caches take ", gibibytes(needed),
+                " of cuda:", device.index, " (", device.name, "), which has ", gibibytes(device.free_bytes),
+                " free of ", gibibytes(device.total_bytes),
+                "; lower max_batch, max_context or prefix_cache_bytes, load smaller weights, or spread the models with "
+                "device_map");
+  }
+}
+
+}  // namespace dlf::cuda
+
+namespace dlf {
+
+std::vector<MemoryPart> cuda_memory(const FusionPlan& plan, const std::vector<ModelSize>& models,
+                                    const CudaOptions& options) {
+  cuda::check_present(options, models.size());
+  const auto large = static_cast<size_t>(plan.lane_model.at(0));
+  const int main = options.devices.at(large);
+  std::vector<MemoryPart> parts;
+  const auto add = [&](int device, int model, const char* name, int64_t bytes) {
+    if (bytes > 0) {
+      parts.push_back({device, model, name, bytes});
+    }
+  };
+  for (size_t i = 0; i < models.size(); ++i) {
+    const int device = options.devices[i];
+    const auto model = static_cast<int>(i);
+    const cuda::DecoderBytes bytes = cuda::Decoder::bytes(models[i], cuda::shape_of(plan, i, options));
+    add(device, model, "weights", bytes.weights);
+    add(device, model, "adapters", models[i].adapters);
+    add(device, model, "KV cache", bytes.kv_cache);
+    add(device, model, "activations", bytes.activations);
+    add(device, model, "logits", bytes.logits);
+    if (device != main) {
+      add(main, model, "logits", bytes.logits);  // a copy where they are fused
+    }
+    add(device, model, "workspace", bytes.workspace);
+  }
+  const int64_t fused =
+      plan.experts.empty() ? 0 : cuda::most_tokens(options) * plan.vocab * static_cast<int64_t>(sizeof(float));
+  add(main, -1, "fusion and sampling", fused + cuda::SamplerState::bytes(main, cuda::sampler_size(plan, options)));
+  for (const int device : std::set<int>(options.devices.begin(), options.devices.begin() + std::ssize(models))) {
+    add(device, -1, "prefix cache", options.prefix_cache_bytes);
+  }
+  return parts;
+}
+
+}  // namespace dlf

@@ -1,0 +1,35 @@
+#include "engine/drafting/acceptance.h"
+
+#include <algorithm>
+
+namespace dlf {
+namespace {
+
+constexpr std::array kBounds = {0.3, 0.5, 0.7, 0.85, 0.95, 0.99, 0.999};
+static_assert(kBounds.size() + 1 == Acceptance::kBins);
+
+constexpr double kExpectation = 4;  // tokens that what others saw is worth
+
+}  // namespace
+
+int Acceptance::bin_of(double probability) {
+  return static_cast<int>(std::upper_bound(kBounds.begin(), kBounds.end(), probability) - kBounds.begin());
+}
+
+void Acceptance::add(int bin, bool accepted) {
+  for (Count* count : {&bins_[bin], &total_}) {
+    count->accepted = count->accepted * keep_ + (accepted ? 1 : 0);
+    count->all = count->all * keep_ + 1;
+  }
+}
+
+// Until there is experience, a drafter is right as often as it is sure to be.
+double Acceptance::own_rate(int bin) const { return bins_[bin].rate((bin + 1.0) / (kBins + 1), 1); }
+
+double Acceptance::rate(int bin, const Acceptance& others) const {
+  return bins_[bin].rate(others.own_rate(bin), kExpectation);
+}
+
+double Acceptance::mean(const Acceptance& others) const { return total_.rate(others.own_mean(), kExpectation); }
+
+}  // namespace dlf

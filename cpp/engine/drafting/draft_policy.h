@@ -1,0 +1,61 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/drafting/pass_times.h"
+#include "engine/plan.h"
+#include "engine/sequence.h"
+
+namespace dlf {
+
+// Decides what drafts a sequence and how far: as far as is expected to give the most tokens a second.
+//
+// A step in which k tokens of each sequence are drafted takes k passes of the drafter and one of every model over
+// k + 1 rows, and gives 1 + a + ... + a^k tokens of a sequence whose drafts are accepted with probability a (Leviathan
+// et al., arXiv 2211.17192, section 3.5, with measured times in place of counts). The best k says how many tokens a
+// second can give; one more token is then drafted where what it is expected to give, known by how sure the drafter was
+// of those before it, is more than its time could give otherwise.
+class DraftPolicy {
+ public:
+  DraftPolicy(const FusionPlan& plan, std::vector<const PassTimes*> times);
+
+  // Chooses the drafter of each sequence that may be drafted (Draft::limit), and sees what a step of them all takes.
+  void begin(std::span<Sequence* const> sequences);
+
+  // Whether to draft one more token of a sequence.
+  bool worth_drafting(const Sequence& sequence) const;
+  // The same, of a token that is accepted with this probability.
+  bool worth_drafting(const Sequence& sequence, double acceptance) const;
+
+  // The probability that a sequence accepts what a drafter is so sure of.
+  double acceptance(const Sequence& sequence, int64_t drafter, int bin) const;
+  void learn(Sequence& sequence, int64_t drafter, int bin, bool accepted);
+
+  // The lane that drafts a sequence unless it is prompt lookup; -1: there is none.
+  int64_t lane_of(const Sequence& sequence) const;
+
+ private:
+  using StepTimes = std::array<double, kMaxDraft + 1>;  // by the tokens that are drafted
+
+  size_t index(int64_t drafter) const { return drafter == kPromptLookup ? plan_.lane_model.size() : drafter; }
+  double mean_acceptance(const Sequence& sequence, int64_t drafter) const;
+  void count_rows(std::span<Sequence* const> sequences);
+  void time_steps(int64_t drafter);
+  double step_time(int64_t drafter, int64_t drafted) const;
+  double tokens_per_second(const Sequence& sequence, int64_t drafter, double acceptance) const;
+
+  const FusionPlan& plan_;
+  std::vector<const PassTimes*> times_;  // of the models
+  std::vector<Acceptance> everyone_;     // as Draft::acceptance, of all sequences
+  std::vector<StepTimes> step_times_;    // by drafter, of those in question
+  std::vector<bool> timed_;              // whether they are those of this step
+  std::vector<int64_t> rows_;            // of each model, without drafts
+  std::vector<int64_t> drafting_rows_;   // those of sequences that may be drafted
+  int64_t drafting_ = 0;                 // sequences
+  double tokens_per_second_ = 0;
+};
+
+}  // namespace dlf

@@ -1,0 +1,190 @@
+#include "engine/drafting/graph_draft_policy.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+namespace dlf {
+namespace {
+
+constexpr double kEveryonesMemory = 1024;  // tokens
+constexpr int kTimeMemory = 32;            // steps
+constexpr int kProbe = 64;                 // steps after which a lane that drafts nothing is tried
+// What a drafted token is thought to cost, of a plain step, until that is seen: little, so that it is tried. A lane has
+// a pass for each, and prompt lookup a row of a pass that reads the weights anyway.
+constexpr double kLaneCost = 0.2;
+constexpr double kLookupCost = 0.01;
+constexpr int kLookupDoubt = 8;  // tokens, of which it is thought to have said few: not all text repeats itself
+// Each is a graph. Where many are worth drafting, one more or less changes little.
+constexpr std::array kCounts = {1, 2, 3, 4, 5, 7};
+
+// The largest of kCounts up to this.
+int rounded(int64_t most) {
+  int count = 0;
+  for (const int each : kCounts) {
+    count = each <= most ? each : count;
+  }
+  return count;
+}
+
+}  // namespace
+
+void GraphDraftPolicy::Time::add(double sample) {
+  count = std::min(count + 1, kTimeMemory);
+  seconds += (sample - seconds) / count;
+}
+
+GraphDraftPolicy::GraphDraftPolicy(const FusionPlan& plan, const Limits& limits)
+    : plan_(plan), limits_(limits), everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)) {
+  for (int i = 0; i < kLookupDoubt; ++i) {
+    everyone_[index(kPromptLookup)].add(0, i % 4 == 0);
+  }
+}
+
+StepDraft GraphDraftPolicy::choose(std::span<const Sequence> sequences, int batch) {
+  const int64_t drafter = drafter_of_most(sequences);
+  int64_t most = 0;     // tokens that some sequence may be drafted now
+  int64_t allowed = 0;  // and anywhere in it
+  bool adaptive = true;
+  bool looks_up = drafter == kPromptLookup;
+  for (const Sequence& sequence : sequences) {
+    if (sequence.draft->limit > 0 && drafter_of(sequence) == drafter) {
+      most = std::max(most, sequence.draft->limit);
+      allowed = std::max(allowed, sequence.draft->options.max_draft);
+      adaptive &= sequence.draft->options.adaptive;
+      looks_up |= this->looks_up(sequence);
+    }
+  }
+  const int tokens_of_pass = adaptive ? limits_.exact_tokens : limits_.max_tokens;
+  const auto room = std::min<int64_t>(limits_.max_draft, tokens_of_pass / batch - 1);
+  most = std::min(most, room);
+  if (most <= 0) {
+    return {};
+  }
+  if (!adaptive) {
+    return {drafter, static_cast<int>(most)};
+  }
+  if (!times_.contains({batch, StepDraft()})) {
+    return {};  // how long a plain one takes comes first
+  }
+  StepDraft best;
+  double best_rate = tokens(sequences, best) / seconds(batch, best);
+  const auto consider = [&](const StepDraft& draft) {
+    const double rate = tokens(sequences, draft) / seconds(batch, draft);
+    if (rate > best_rate) {
+      best = draft;
+      best_rate = rate;
+    }
+  };
+  if (looks_up) {  // always as far as it may: its tokens cost next to nothing, and a graph is spared for each end
+    consider({kPromptLookup, rounded(std::min(allowed, room))});
+  }
+  if (drafter == kPromptLookup) {
+    return best;
+  }
+  for (const int count : kCounts) {
+    if (count <= most) {
+      consider({drafter, count});
+    }
+  }
+  steps_without_ = best.count > 0 && best.drafter == drafter ? 0 : steps_without_ + 1;
+  if (steps_without_ >= kProbe) {
+    steps_without_ = 0;
+    return {drafter, 1};
+  }
+  return best;
+}
+
+// A step that another program held up counts no more than twice what was expected.
+void GraphDraftPolicy::add_time(int batch, const StepDraft& draft, double seconds) {
+  if (times_.contains({batch, StepDraft()})) {
+    seconds = std::min(seconds, 2 * this->seconds(batch, draft));
+  }
+  times_[{batch, draft}].add(seconds);
+}
+
+void GraphDraftPolicy::learn(Draft& draft, int64_t drafter, int64_t drafted, int64_t accepted) {
+  for (Acceptance* acceptance : {&draft.acceptance[index(drafter)], &everyone_[index(drafter)]}) {
+    for (int64_t i = 0; i < std::min(accepted + 1, drafted); ++i) {
+      acceptance->add(0, i < accepted);
+    }
+  }
+}
+
+bool GraphDraftPolicy::looks_up(const Sequence& sequence) const {
+  const Speculation& options = sequence.draft->options;
+  const bool lookup = options.drafter == kAutoDrafter || options.drafter == kPromptLookup;
+  return lookup && options.adaptive && options.max_draft > 0;
+}
+
+bool GraphDraftPolicy::drafts(int64_t drafter, const Sequence& sequence) const {
+  return drafter_of(sequence) == drafter || (drafter == kPromptLookup && looks_up(sequence));
+}
+
+int64_t GraphDraftPolicy::drafter_of(const Sequence& sequence) const {
+  return sequence.draft->wanted_drafter(plan_, *sequence.experts);
+}
+
+// The one that most sequences want.
+int64_t GraphDraftPolicy::drafter_of_most(std::span<const Sequence> sequences) const {
+  int64_t best = kAutoDrafter;
+  int64_t best_count = 0;
+  for (const Sequence& sequence : sequences) {
+    const int64_t drafter = drafter_of(sequence);
+    const int64_t count = std::count_if(sequences.begin(), sequences.end(), [&](const Sequence& other) {
+      return other.draft->limit > 0 && drafter_of(other) == drafter;
+    });
+    if (count > best_count) {
+      best = drafter;
+      best_count = count;
+    }
+  }
+  return best;
+}
+
+// That a step is expected to give.
+double GraphDraftPolicy::tokens(std::span<const Sequence> sequences, const StepDraft& draft) const {
+  double all = 0;
+  for (const Sequence& sequence : sequences) {
+    all += 1;
+    if (draft.count == 0 || !drafts(draft.drafter, sequence)) {
+      continue;
+    }
+    const size_t at = index(draft.drafter);
+    const double rate = sequence.draft->acceptance[at].mean(everyone_[at]);
+    const auto count = std::min<int64_t>(draft.count, sequence.draft->limit);
+    for (int64_t i = 1; i <= count; ++i) {
+      all += std::pow(rate, static_cast<double>(i));
+    }
+  }
+  return all;
+}
+
+// As measured, or on the line through what was: a step takes a pass of the drafter for each token that it drafts.
+double GraphDraftPolicy::seconds(int batch, const StepDraft& draft) const {
+  const auto known = times_.find({batch, draft});
+  if (known != times_.end()) {
+    return known->second.seconds;
+  }
+  const double plain = times_.at({batch, StepDraft()}).seconds;
+  return plain + token_seconds(batch, draft.drafter, plain) * draft.count;
+}
+
+// Least squares, of a line that begins at a plain step.
+double GraphDraftPolicy::token_seconds(int batch, int64_t drafter, double plain) const {
+  double product = 0;
+  double squares = 0;
+  for (const int count : kCounts) {
+    const auto known = times_.find({batch, StepDraft{drafter, count}});
+    if (known != times_.end()) {
+      product += (known->second.seconds - plain) * count;
+      squares += static_cast<double>(count) * count;
+    }
+  }
+  if (squares == 0) {
+    return plain * (drafter == kPromptLookup ? kLookupCost : kLaneCost);
+  }
+  return std::max(0.0, product / squares);
+}
+
+}  // namespace dlf

@@ -1,0 +1,392 @@
+#include "fusion/cpu/solver.h"
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace dlf {
+namespace {
+
+constexpr int kGridPoints = 21;
+constexpr double kGridSteps = 10.0;  // to the unit
+constexpr double kTie = 1e-10;       // losses so near, as shares of the loss at α = 0, are equal
+constexpr int kCentreSamples = 32;
+
+static_assert(kMaxExperts == kSweepExperts);
+static_assert(kMaxExperts == JointSearch::kMost);
+static_assert(CurveSearch::kFirstPoints <= kSweepPoints);
+static_assert(kGridPoints <= kSweepPoints);
+
+}  // namespace
+
+FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, int max_batch, ThreadTeam& threads)
+    : options_(std::move(options)),
+      experts_(experts),
+      vocab_(vocab),
+      blocks_((vocab + kSweepBlock - 1) / kSweepBlock),
+      max_batch_(max_batch),
+      threads_(threads) {
+  validate(options_, experts);
+  options_.weights.resize(experts);  // where there were none
+  TORCH_CHECK_VALUE(vocab >= 2, "the vocabulary holds ", vocab, " tokens; fusing takes at least 2");
+  TORCH_CHECK_VALUE(max_batch >= 1, "max_batch is ", max_batch, "; give at least 1");
+  const size_t rows = static_cast<size_t>(max_batch);
+  const size_t curves = rows * experts;
+  curves_.resize(curves);
+  active_.reserve(curves);
+  active_rows_.reserve(rows);
+  large_.resize(rows);
+  sums_ = std::make_unique_for_overwrite<BlockSum[]>(curves * blocks_ * kSums);
+  flags_ = std::make_unique_for_overwrite<uint32_t[]>(curves * blocks_);
+  ranges_.resize(curves);
+  centres_.resize(curves);
+  if (options_.combine == Combine::joint && experts > 1) {
+    joint_sum_size_ = 2 + experts + experts * (experts + 1) / 2;
+    joints_.resize(rows);
+    joint_sums_.resize(rows * blocks_ * joint_sum_size_);
+  }
+}
+
+void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionResult> results) {
+  TORCH_CHECK(inputs.size() == results.size() && inputs.size() <= static_cast<size_t>(max_batch_),
+              "the solver was made for ", max_batch_, " rows; got ", inputs.size(), " and ", results.size(),
+              " results");
+  inputs_ = inputs;
+  results_ = results;
+  active_rows_.clear();
+  for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
+    TORCH_INTERNAL_ASSERT(experts(row) >= 1 && experts(row) <= experts_);
+    results_[row].bad_model = kNoBadModel;
+    results_[row].passes = 0;
+    large_[row] = inputs[row].large;
+    active_rows_.push_back(row);
+  }
+  sweep_rows(true);
+  check_rows();
+  shrink_supports();
+  set_targets();
+  search();
+  for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
+    if (alive(row)) {
+      combine(row);
+    }
+  }
+  if (!joints_.empty()) {
+    solve_joint();
+  }
+  fuse();
+}
+
+// About the mean of Δ, from a few tokens: the sweeps lose digits of its square where Δ has a large common part.
+double FusionSolver::find_centre(int curve) const {
+  const FusionInput& input = inputs_[curve / experts_];
+  const float* large = large_[curve / experts_];
+  const float* expert = input.experts[curve % experts_];
+  const float* base = input.bases[curve % experts_];
+  const int64_t stride = std::max<int64_t>(vocab_ / kCentreSamples, 1);
+  double total = 0.0;
+  int found = 0;
+  for (int64_t i = 0; i < vocab_; i += stride) {
+    const double difference = static_cast<double>(expert[i]) - static_cast<double>(base[i]);
+    if (large[i] != -HUGE_VALF && std::isfinite(difference)) {
+      total += difference;
+      ++found;
+    }
+  }
+  return found > 0 ? total / found : 0.0;
+}
+
+int FusionSolver::expert_of(int curve) const {
+  const int* chosen = inputs_[curve / experts_].chosen;
+  const int expert = curve % experts_;
+  return chosen == nullptr ? expert : chosen[expert];
+}
+
+const ExpertWeight& FusionSolver::weight(int curve) const { return options_.weights[expert_of(curve)]; }
+
+// How many of a row's experts have a solved weight.
+int FusionSolver::solved(int row) const {
+  const Curve* curves = &curves_[row * experts_];
+  return static_cast<int>(
+      std::count_if(curves, curves + experts(row), [](const Curve& curve) { return curve.solved; }));
+}
+
+AlphaRange FusionSolver::first_range(const ExpertWeight& weight) const {
+  if (!weight.solved()) {
+    return {0.0, 0.0, 1};
+  }
+  if (options_.combine != Combine::grid) {
+    return CurveSearch::first_points(weight.alpha_max);
+  }
+  int points = 1;
+  while (points < kGridPoints && points / kGridSteps <= weight.alpha_max) {
+    ++points;
+  }
+  return {0.0, (points - 1) / kGridSteps, points};
+}
+
+// Evaluates the first range on every curve of the active rows, and the targets.
+void FusionSolver::sweep_rows(bool check) {
+  const auto each_curve = [&](auto&& body) {
+    threads_.parallel_for(static_cast<int64_t>(active_rows_.size()) * experts_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int row = active_rows_[i / experts_];
+        const int expert = static_cast<int>(i % experts_);
+        if (expert < experts(row)) {
+          body(row * experts_ + expert);
+        }
+      }
+    });
+  };
+  each_curve([&](int index) {
+    Curve& curve = curves_[index];
+    curve.search.clear();
+    curve.solved = weight(index).solved();
+    curve.sweeps = check ? 1 : curve.sweeps + 1;
+    curve.ranges = 1;
+    curve.alpha[0] = first_range(weight(index));
+    ranges_[index] = curve.alpha[0];
+    curve.flags = 0;
+    centres_[index] = find_centre(index);
+  });
+  const auto kernel = DLF_CPU_DISPATCH(sweep_row);
+  for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
+    const int row = active_rows_[item];
+    const int first = row * experts_;
+    kernel({large_[row], inputs_[row].experts, inputs_[row].bases, &centres_[first], experts(row), begin, end,
+            &ranges_[first], sums(first) + block * kSums, check ? &flags_[first * blocks_ + block] : nullptr,
+            blocks_ * kSums, blocks_});
+  });
+  each_curve([&](int index) {
+    for (int64_t block = 0; check && block < blocks_; ++block) {
+      curves_[index].flags |= flags_[index * blocks_ + block];
+    }
+    if (curves_[index].flags == 0) {  // otherwise the sums may be NaN
+      take_first(index);
+    }
+  });
+}
+
+// Evaluates the planned points of every active curve: one sweep over its logits.
+void FusionSolver::sweep_curves() {
+  const auto kernel = DLF_CPU_DISPATCH(sweep_curve);
+  for_blocks(active_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
+    const int index = active_[item];
+    const Curve& curve = curves_[index];
+    const FusionInput& input = inputs_[index / experts_];
+    kernel({large_[index / experts_], input.experts[index % experts_], input.bases[index % experts_], centres_[index],
+            begin, end, curve.alpha, curve.ranges, sums(index) + block * kSums});
+  });
+  threads_.parallel_for(static_cast<int64_t>(active_.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      ++curves_[active_[i]].sweeps;
+      take_points(active_[i]);
+    }
+  });
+}
+
+void FusionSolver::take_first(int index) {
+  Curve& curve = curves_[index];
+  const BlockSum zero = merge(sums(index), blocks_, kSums);
+  if (!(zero.weight > 0.0)) {
+    results_[index / experts_].bad_model = kEmptySupport;
+    return;
+  }
+  curve.zero = moments(zero);
+  take_points(index);
+  const BlockSum* targets = sums(index) + curve.alpha[0].count;
+  const Moments base = moments(merge(targets, blocks_, kSums));
+  const Moments expert = moments(merge(targets + 1, blocks_, kSums));
+  // Along base + αΔ the expert lies at α = 1, so its divergences are that curve's f and g.
+  const Divergences target = divergences(curve_point(1.0, expert, base));
+  curve.a = target.f;
+  curve.b = target.g;
+}
+
+void FusionSolver::take_points(int index) {
+  Curve& curve = curves_[index];
+  const BlockSum* at = sums(index);
+  for (int i = 0; i < curve.ranges; ++i) {
+    const AlphaRange& range = curve.alpha[i];
+    for (int k = 0; k < range.count; ++k, ++at) {
+      const Moments here = moments(merge(at, blocks_, kSums));
+      curve.search.add(curve_point(alpha_of(range, k), here, curve.zero));
+    }
+  }
+}
+
+void FusionSolver::check_rows() {
+  active_rows_.clear();
+  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    uint32_t any = 0;
+    for (int t = experts(row) - 1; t >= 0; --t) {
+      const uint32_t flags = curves_[row * experts_ + t].flags;
+      any |= flags;
+      if ((flags & kBadBase) != 0) {
+        results_[row].bad_model = 2 + 2 * expert_of(row * experts_ + t);
+      }
+      if ((flags & kBadExpert) != 0) {
+        results_[row].bad_model = 1 + 2 * expert_of(row * experts_ + t);
+      }
+    }
+    if ((any & kBadLarge) != 0) {
+      results_[row].bad_model = 0;
+    }
+    if (alive(row) && (any & kShrinksSupport) != 0) {
+      active_rows_.push_back(row);
+    }
+  }
+}
+
+// A −inf of an expert or a base takes the token from every distribution of its row, which then starts anew, on a
+// copy of large that is kept where the fused logits will go.
+void FusionSolver::shrink_supports() {
+  const auto kernel = DLF_CPU_DISPATCH(sweep_support);
+  for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
+    const int row = active_rows_[item];
+    const FusionInput& input = inputs_[row];
+    kernel({input.large, input.experts, input.bases, experts(row), begin, end, results_[row].logits});
+  });
+  for (int row : active_rows_) {
+    large_[row] = results_[row].logits;
+    ++results_[row].passes;
+  }
+  sweep_rows(false);
+}
+
+Loss FusionSolver::loss(double a, double b) const {
+  return {a, b, options_.match == Match::reverse ? 0.0 : 1.0, options_.match == Match::forward ? 0.0 : 1.0};
+}
+
+void FusionSolver::set_targets() {
+  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    if (!alive(row)) {
+      continue;
+    }
+    Curve* curves = &curves_[row * experts_];
+    double mean_a = 0.0;
+    double mean_b = 0.0;
+    const int count = solved(row);
+    for (int t = 0; t < experts(row); ++t) {
+      results_[row].target_f[t] = curves[t].a;
+      results_[row].target_g[t] = curves[t].b;
+      mean_a += curves[t].solved ? curves[t].a / count : 0.0;
+      mean_b += curves[t].solved ? curves[t].b / count : 0.0;
+    }
+    // Σ_t (f − a_t)² is T(f − ā)² and a constant, so one expert among several is searched with the mean targets.
+    const bool mean = options_.combine == Combine::select || options_.combine == Combine::grid;
+    for (int t = 0; t < experts(row); ++t) {
+      curves[t].search.set_loss(mean ? loss(mean_a, mean_b) : loss(curves[t].a, curves[t].b));
+    }
+  }
+}
+
+void FusionSolver::search() {
+  const int curves = static_cast<int>(inputs_.size()) * experts_;
+  active_.clear();
+  for (int i = 0; i < curves; ++i) {
+    if (alive(i / experts_) && i % experts_ < experts(i / experts_) && curves_[i].solved) {
+      active_.push_back(i);
+    }
+  }
+  while (!active_.empty()) {
+    threads_.parallel_for(static_cast<int64_t>(active_.size()), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        look(curves_[active_[i]]);
+      }
+    });
+    std::erase_if(active_, [&](int index) {
+      Curve& curve = curves_[index];
+      curve.ranges = exact() ? curve.search.plan(rival(index / experts_), curve.alpha) : 0;
+      return curve.ranges == 0;
+    });
+    if (!active_.empty()) {
+      sweep_curves();
+    }
+  }
+}
+
+void FusionSolver::look(Curve& curve) const {
+  if (options_.combine == Combine::grid) {
+    curve.search.choose();
+  } else {
+    curve.search.look();
+  }
+}
+
+// The loss that a curve of this row must be able to get below: where one expert is selected, those that can't be the
+// best needn't be known well. Those that tie must be.
+double FusionSolver::rival(int row) const {
+  if (options_.combine != Combine::select) {
+    return HUGE_VAL;
+  }
+  const Curve* curves = &curves_[row * experts_];
+  double least = HUGE_VAL;
+  for (int t = 0; t < experts(row); ++t) {
+    least = curves[t].solved ? std::min(least, curves[t].search.answer_loss()) : least;
+  }
+  return least + 2.0 * kTie * curves[0].search.scale();
+}
+
+void FusionSolver::combine(int row) {
+  FusionResult& result = results_[row];
+  Curve* curves = &curves_[row * experts_];
+  const int count = experts(row);
+  int most = 0;
+  for (int t = 0; t < count; ++t) {
+    most = std::max(most, curves[t].sweeps);
+  }
+  result.passes += most;
+  const bool one = options_.combine == Combine::select || options_.combine == Combine::grid;
+  // Experts that all reach the targets tie but for the last digits: the first of them is taken.
+  const double tie = kTie * curves[0].search.scale();
+  const int among = solved(row);
+  int best = -1;
+  for (int t = 0; t < count; ++t) {
+    if (!curves[t].solved) {
+      result.alpha[t] = weight(row * experts_ + t).given.value_or(0.0);
+      continue;
+    }
+    const double alone = curves[t].search.answer().alpha;
+    result.alpha[t] = one ? 0.0 : alone / among;  // where `joint` starts
+    const double loss = curves[t].search.answer_loss();
+    best = best < 0 || loss < curves[best].search.answer_loss() - tie ? t : best;
+  }
+  if (one && best >= 0) {
+    result.alpha[best] = curves[best].search.answer().alpha;
+  }
+}
+
+void FusionSolver::fuse() {
+  active_rows_.clear();
+  for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    if (alive(row)) {
+      active_rows_.push_back(row);
+    }
+  }
+  const auto kernel = DLF_CPU_DISPATCH(sweep_fuse);
+  for_blocks(active_rows_.size(), [&](int item, int64_t block, int64_t begin, int64_t end) {
+    const int row = active_rows_[item];
+    const FusionInput& input = inputs_[row];
+    kernel({large_[row], input.experts, input.bases, results_[row].alpha, &centres_[row * experts_], experts(row),
+            begin, end, results_[row].logits, sums(row * experts_) + block});
+  });
+  for (int row : active_rows_) {
+    FusionResult& result = results_[row];
+    const Curve* curves = &curves_[row * experts_];
+    // δ = Σ α_tΔ_t under P is known from the first sweep.
+    Moments zero = {curves[0].zero.log_sum, 0.0, 0.0};
+    for (int t = 0; t < experts(row); ++t) {
+      zero.mean += result.alpha[t] * curves[t].zero.mean;
+    }
+    const Moments one = moments(merge(sums(row * experts_), blocks_, 1));
+    const Divergences fused = divergences(curve_point(1.0, one, zero));
+    result.f = fused.f;
+    result.g = fused.g;
+    ++result.passes;
+  }
+}
+
+}  // namespace dlf

@@ -1,0 +1,125 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "fusion/cpu/curve_search.h"
+#include "fusion/cpu/sweep.h"
+#include "fusion/joint.h"
+#include "fusion/options.h"
+#include "support/thread_team.h"
+
+namespace dlf {
+
+// One row's logits, V each. Bases may repeat one pointer. A row may use some of the solver's experts alone; it is then
+// what it would be from a solver made for these.
+struct FusionInput {
+  const float* large;
+  const float* const* experts;  // T
+  const float* const* bases;    // T
+  const int* chosen = nullptr;  // T numbers of the solver's experts, or null for all of them
+  int count = 0;                // T, where chosen is there
+};
+
+struct FusionResult {
+  // The caller's arrays.
+  double* alpha;     // T, the weights
+  double* target_f;  // T, a_t = KL(Q_t‖Q)
+  double* target_g;  // T, b_t = KL(Q‖Q_t)
+  float* logits;     // V, fused
+
+  double f;       // KL(P̃‖P) of the fused distribution
+  double g;       // KL(P‖P̃)
+  int passes;     // sweeps over the vocabulary, fusing included: the most that any one expert took
+  int bad_model;  // holds a NaN or +inf: 0 the large model, 1 + 2t expert t of the solver, 2 + 2t its base. The rest is
+                  // then undefined
+};
+
+// Solves the weights of every row of a batch and fuses its logits. Allocates only when it is made.
+class FusionSolver {
+ public:
+  FusionSolver(FusionOptions options, int experts, int64_t vocab, int max_batch, ThreadTeam& threads);
+
+  void solve(std::span<const FusionInput> inputs, std::span<FusionResult> results);
+
+ private:
+  // One (row, expert) pair.
+  struct Curve {
+    CurveSearch search;
+    Moments zero;  // of Δ under P
+    double a;      // a_t = KL(Q_t‖Q)
+    double b;      // b_t = KL(Q‖Q_t)
+    uint32_t flags;
+    bool solved;
+    int sweeps;
+    int ranges;  // of α, in the next sweep
+    AlphaRange alpha[kSweepRanges];
+  };
+
+  // Curve number row * T + expert.
+  double find_centre(int curve) const;
+  int expert_of(int curve) const;  // its number among the solver's
+  int experts(int row) const { return inputs_[row].chosen == nullptr ? experts_ : inputs_[row].count; }
+  int solved(int row) const;
+  const ExpertWeight& weight(int curve) const;
+  AlphaRange first_range(const ExpertWeight& weight) const;
+  void sweep_rows(bool check);
+  void sweep_curves();
+  void take_first(int curve);
+  void take_points(int curve);
+  void check_rows();
+  void shrink_supports();
+  void set_targets();
+  void search();
+  void look(Curve& curve) const;
+  double rival(int row) const;
+  void combine(int row);
+  void solve_joint();
+  bool take_joint(int row);
+  void fuse();
+  bool exact() const { return options_.combine != Combine::static_alpha && options_.combine != Combine::grid; }
+  Loss loss(double a, double b) const;
+  bool alive(int row) const { return results_[row].bad_model == kNoBadModel; }
+  BlockSum* sums(int64_t curve) { return sums_.get() + curve * blocks_ * kSums; }
+  // Calls body(item, block, begin, end) for every block of every item.
+  template <typename Body>
+  void for_blocks(size_t items, Body&& body);
+
+  static constexpr int64_t kSums = kSweepPoints + 2;  // of a curve in a block
+
+  FusionOptions options_;
+  int experts_;
+  int64_t vocab_;
+  int64_t blocks_;
+  int max_batch_;
+  ThreadTeam& threads_;
+
+  std::span<const FusionInput> inputs_;  // of the solve that runs
+  std::span<FusionResult> results_;
+  std::vector<Curve> curves_;         // max_batch × T
+  std::vector<AlphaRange> ranges_;    // per curve: of the first sweep
+  std::vector<double> centres_;       // per curve: subtracted from Δ in the sweeps, so that its square keeps its digits
+  std::vector<int> active_;           // curves of the next sweep
+  std::vector<int> active_rows_;      // rows of the next sweep
+  std::vector<const float*> large_;   // per row: the logits, or their copy on the common support
+  std::unique_ptr<BlockSum[]> sums_;  // per curve and block
+  std::unique_ptr<uint32_t[]> flags_;  // per curve and block
+  std::vector<JointSearch> joints_;    // per row
+  std::vector<double> joint_sums_;     // per row and block
+  int joint_sum_size_ = 0;
+};
+
+template <typename Body>
+void FusionSolver::for_blocks(size_t items, Body&& body) {
+  threads_.parallel_for(static_cast<int64_t>(items) * blocks_, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t block = i % blocks_;
+      body(static_cast<int>(i / blocks_), block, block * kSweepBlock, std::min((block + 1) * kSweepBlock, vocab_));
+    }
+  });
+}
+
+}  // namespace dlf

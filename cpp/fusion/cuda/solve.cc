@@ -1,0 +1,76 @@
+#include "fusion/cuda/solve.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+
+#include "fusion/cuda/solver.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf {
+namespace {
+
+// Whoever computed the logits did so on torch's current stream.
+void wait_for(const at::Tensor& tensor) {
+  if (tensor.is_cuda()) {
+    const c10::impl::VirtualGuardImpl guard(at::kCUDA);
+    guard.getStream(tensor.device()).synchronize();
+  }
+}
+
+}  // namespace
+
+FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
+                            const FusionOptions& options, int device) {
+  const int64_t batch = large.size(0);
+  const int64_t vocab = large.size(1);
+  const auto count = static_cast<int>(experts.size(1));
+  validate(options, count);
+  for (const at::Tensor* logits : {&large, &experts, &bases}) {
+    wait_for(*logits);
+  }
+  const at::Device place = cuda::on_device(device).device();
+  const at::Tensor fused = at::empty({batch, vocab}, cuda::on_device(device).dtype(at::kFloat));
+  const auto bytes = static_cast<int64_t>(batch * sizeof(cuda::FusionRecord));
+  const at::Tensor records = at::empty({bytes}, cuda::on_device(device).dtype(at::kByte));
+  at::Tensor here;
+  cuda::Queue queue(device);
+  queue.run([&] {
+    const at::Tensor large_there = large.to(place);
+    const at::Tensor experts_there = experts.to(place);
+    const at::Tensor bases_there = bases.to(place);
+    cuda::FusionArgs args = cuda::fusion_args(options, count);
+    args.large = {large_there.const_data_ptr<float>(), vocab};
+    const int64_t bases_a_row = bases.dim() == 2 ? 1 : count;
+    for (int t = 0; t < count; ++t) {
+      args.experts[t] = {experts_there.const_data_ptr<float>() + t * vocab, count * vocab};
+      args.bases[t] = {bases_there.const_data_ptr<float>() + t % bases_a_row * vocab, bases_a_row * vocab};
+    }
+    args.fused = fused.mutable_data_ptr<float>();
+    args.fused_stride = vocab;
+    args.records = reinterpret_cast<cuda::FusionRecord*>(records.mutable_data_ptr<uint8_t>());
+    args.rows = static_cast<int>(batch);
+    args.vocab = vocab;
+    cuda::solve(args, queue.stream());
+    queue.synchronize();
+    here = records.cpu();
+  });
+
+  const auto* found = reinterpret_cast<const cuda::FusionRecord*>(here.const_data_ptr<uint8_t>());
+  FusionTensors result(fused, count);
+  for (int64_t row = 0; row < batch; ++row) {
+    const cuda::FusionRecord& record = found[row];
+    std::copy_n(record.alpha, count, result.alpha.mutable_data_ptr<double>() + row * count);
+    std::copy_n(record.target_f, count, result.target_f.mutable_data_ptr<double>() + row * count);
+    std::copy_n(record.target_g, count, result.target_g.mutable_data_ptr<double>() + row * count);
+    result.f.mutable_data_ptr<double>()[row] = record.f;
+    result.g.mutable_data_ptr<double>()[row] = record.g;
+    result.passes.mutable_data_ptr<int64_t>()[row] = record.passes;
+    result.bad_model.mutable_data_ptr<int64_t>()[row] = record.bad_model;
+  }
+  return result;
+}
+
+}  // namespace dlf

@@ -1,0 +1,114 @@
+#include <algorithm>
+#include <map>
+#include <mutex>
+
+#include "fusion/cuda/row_joint.h"
+#include "fusion/cuda/row_read.h"
+#include "fusion/cuda/row_search.h"
+#include "fusion/cuda/solver.h"
+
+namespace dlf::cuda {
+namespace {
+
+template <SolverKind kKind, bool kHeld>
+__global__ void __launch_bounds__(kSolverThreads, 1)
+    solve_rows(const __grid_constant__ FusionArgs args, const __grid_constant__ SolverLayout layout) {
+  const int row = static_cast<int>(blockIdx.x) / Cluster().blocks;
+  if (args.active != nullptr && args.active[row] == 0) {
+    return;
+  }
+  RowSolver<kKind, kHeld> solver(args, layout, shared_memory<unsigned char>());
+  solver.solve();
+}
+
+// What the launcher wants to know of a device.
+struct Card {
+  int shared_bytes;  // the most of a block
+  bool has_clusters;
+};
+
+bool is_joint(const FusionArgs& args) { return args.combine == Combine::joint && args.expert_count > 1; }
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "asking for what the device can do");
+  return value;
+}
+
+Card card() {
+  static std::mutex mutex;
+  static std::map<int, Card> cards;
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  const std::lock_guard lock(mutex);
+  const auto found = cards.find(device);
+  if (found != cards.end()) {
+    return found->second;
+  }
+  const Card card = {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                     attribute(cudaDevAttrComputeCapabilityMajor, device) >= 9};
+  return cards.emplace(device, card).first->second;
+}
+
+bool aligned(const Logits& logits) {
+  return reinterpret_cast<uintptr_t>(logits.data) % sizeof(Four) == 0 && logits.stride % 4 == 0;
+}
+
+bool all_held(const FusionArgs& args, const SolverLayout& layout) {
+  return layout.resident == 1 + args.expert_count + layout.bases;
+}
+
+template <bool kHeld>
+auto kernel_of(const FusionArgs& args) {
+  return is_joint(args)           ? &solve_rows<SolverKind::joint, kHeld>
+         : args.expert_count == 1 ? &solve_rows<SolverKind::one, kHeld>
+                                  : &solve_rows<SolverKind::some, kHeld>;
+}
+
+SolverLayout layout_of(const FusionArgs& args, int cluster, int shared_bytes) {
+  SolverLayout layout = {};
+  layout.groups = static_cast<int>(((args.vocab + 3) / 4 + cluster - 1) / cluster);
+  layout.aligned = aligned(args.large) && aligned({args.fused, args.fused_stride});
+  for (int t = 0; t < args.expert_count; ++t) {
+    layout.aligned = layout.aligned && aligned(args.experts[t]) && aligned(args.bases[t]);
+    int same = 0;
+    while (args.bases[same].data != args.bases[t].data || args.bases[same].stride != args.bases[t].stride) {
+      ++same;
+    }
+    layout.base_slot[t] = same < t ? layout.base_slot[same] : layout.bases++;
+  }
+  layout.logits_at = SharedPlan(args.expert_count, is_joint(args)).logits;
+  const int64_t array = static_cast<int64_t>(layout.groups) * sizeof(Four);
+  const int64_t fit = std::max<int64_t>(shared_bytes - layout.logits_at, 0) / array;
+  layout.resident = static_cast<int>(std::min<int64_t>(fit, 1 + args.expert_count + layout.bases));
+  return layout;
+}
+
+}  // namespace
+
+FusionShape fusion_shape(const FusionArgs& args) {
+  // Sums are added by block, so what decides is the vocabulary alone: a row's result depends neither on the other rows
+  // nor on experts that it doesn't use.
+  constexpr int kMostBlocks = 8;  // any card runs clusters of so many
+  const int64_t groups = (args.vocab + 3) / 4;
+  int cluster = 1;
+  while (card().has_clusters && cluster < kMostBlocks && groups > int64_t{cluster} * kSolverThreads) {
+    cluster *= 2;
+  }
+  const SolverLayout layout = layout_of(args, cluster, card().shared_bytes);
+  return {cluster, layout.logits_at + layout.resident * layout.groups * static_cast<int>(sizeof(Four))};
+}
+
+void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {
+  const SolverLayout layout = layout_of(args, shape.cluster, shape.shared_bytes);
+  Shape launched = {};
+  launched.grid = dim3(static_cast<unsigned>(args.rows * shape.cluster));
+  launched.block = dim3(kSolverThreads);
+  launched.shared_bytes = static_cast<size_t>(std::max(shape.shared_bytes, layout.logits_at));
+  launched.cluster = static_cast<unsigned>(shape.cluster);
+  launch(all_held(args, layout) ? kernel_of<true>(args) : kernel_of<false>(args), launched, stream, args, layout);
+}
+
+void solve(const FusionArgs& args, Stream stream) { solve(args, fusion_shape(args), stream); }
+
+}  // namespace dlf::cuda

@@ -1,0 +1,319 @@
+#pragma once
+
+#include "fusion/cuda/search.h"
+#include "fusion/cuda/slice.h"
+
+// The sweeps over a block's tokens. Each leaves the sums of one thread in an array of 32 numbers.
+//
+// float32 holds seven digits, so what is summed is y = e^{αδ} − 1 with Δ centred, δ = Δ − E_P[Δ]: A = log(1 + E_P[y])
+// then keeps its digits however near the expert is to its base. And as E_P[e^{αδ}] >= 1, a token whose probability
+// float32 cannot hold is nothing as long as its e^{αδ} stays below e^kReach. Beyond that (a curve is `wide` there)
+// every α has weights of its own below their peak, with exponents taken in double, one α after another.
+namespace dlf::cuda {
+
+constexpr float kReach = 55.0F;
+constexpr float kLog2E = 1.442695040888963F;
+constexpr int kFirstSteps = 8;  // of the first sweep, from 0
+
+// Which of the 32 sums is what: those of value number k lie at 3k, and behind them in the first sweep
+constexpr int kZeroSums = 24;    // Σpδ, Σpδ²
+constexpr int kTargetSums = 27;  // Σqδ, Σqy, Σqyδ; or, where it is wide, nothing, Σw, Σwδ
+constexpr int kTargetPeak = kSweepValues;
+
+// One expert's curve.
+struct alignas(16) Curve {
+  float centre;        // about E_P[Δ]
+  float base_centre;   // about E_Q[Δ]
+  float most;          // the largest Δ
+  float least;         // the smallest
+  float base_peak;     // the base's largest logit
+  bool wide;           // in this sweep
+  bool target_wide;    // Q_t beside Q
+  double per_base;     // 1 / Σq
+  double zero_mean;    // E_P[δ], what the centre is off by
+  double zero_square;  // E_P[δ²]
+  double a;            // a_t = KL(Q_t‖Q)
+  double b;            // b_t = KL(Q‖Q_t)
+  SearchWarp search;
+};
+
+// 2^x; what float32 holds only with fewer digits is 0.
+__device__ inline float exp2_fast(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+// e^x − 1 to a few units of its last digit: near 0 by its series.
+__device__ inline float expm1_fast(float x) {
+  float series = fmaf(x, 1.0F / 5040, 1.0F / 720);
+  series = fmaf(x, series, 1.0F / 120);
+  series = fmaf(x, series, 1.0F / 24);
+  series = fmaf(x, series, 1.0F / 6);
+  series = fmaf(x, series, 0.5F);
+  series = fmaf(x * x, series, x);
+  return fabsf(x) < 0.35F ? series : exp2_fast(x * kLog2E) - 1.0F;
+}
+
+__device__ inline float weight_of(float logit, float peak) { return exp2_fast((logit - peak) * kLog2E); }
+// Of a block without tokens.
+__device__ inline float finite_peak(float peak) { return peak > -kInfinity ? peak : 0.0F; }
+
+// Calls body(group) for those of this thread.
+template <typename Body>
+__device__ __forceinline__ void for_groups(const Slice& slice, Body&& body) {
+#pragma unroll 1
+  for (int group = static_cast<int>(threadIdx.x); group < slice.groups(); group += kSolverThreads) {
+    body(group);
+  }
+}
+
+// Over the whole block, of numbers that each thread has: reads `parts` [kNumbers, kSolverWarps] of shared memory, which
+// may be written anew after the next barrier.
+template <int kNumbers>
+__device__ __forceinline__ void largest_of_block(float (&x)[kNumbers], float* parts) {
+#pragma unroll
+  for (int k = 0; k < kNumbers; ++k) {
+    const float most = largest_lane(x[k]);
+    if (lane_index() == 0) {
+      parts[k * kSolverWarps + warp_index()] = most;
+    }
+  }
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < kNumbers; ++k) {
+    x[k] = largest_lane(parts[k * kSolverWarps + lane_index() % kSolverWarps]);
+  }
+}
+
+// Where a thread's tokens were ruled out after it had counted them in.
+__device__ __noinline__ Extremes extremes_of(Slice slice, int t) {
+  Extremes extremes;
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    unsigned out = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      out |= large.at[j] == -kInfinity ? 1U << j : 0U;
+    }
+    extremes.add(large, slice.base(t, group, large), slice.delta(t, group, large), out);
+  });
+  return extremes;
+}
+
+// Experts that share a base.
+constexpr int kMostShare = 4;
+template <int kMost>
+struct Sharing {
+  int experts[kMost];
+  int count = 0;
+
+  __device__ explicit Sharing(int first) {
+#pragma unroll
+    for (int& expert : experts) {
+      expert = first;
+    }
+  }
+};
+
+// Σp, Σq, and ΣpΔ_t, ΣqΔ_t of each expert in turn, under the block's own peaks.
+template <int kMost>
+__device__ __forceinline__ void sum_means(const Slice& slice, const Sharing<kMost>& sharing, float peak,
+                                          float base_peak, float (&x)[4 * kMost]) {
+  Slice::Source sources[kMost];
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) {
+    sources[i] = slice.source(sharing.experts[i]);
+  }
+  for_groups(slice, [&](int group) {
+    Four fetched[kMost];
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i < sharing.count) {
+        fetched[i] = slice.fetch(sources[i], group);
+      }
+    }
+    const Four large = slice.large(group);
+    const Four base = slice.base(sharing.experts[0], group, large);
+    Four p;
+    Four q;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      p.at[j] = weight_of(large.at[j], peak);
+      q.at[j] = weight_of(base.at[j], base_peak);
+      x[0] += p.at[j];
+      x[1] += q.at[j];
+    }
+#pragma unroll
+    for (int i = 0; i < kMost; ++i) {
+      if (i < sharing.count) {
+        const Four delta = Slice::delta(sources[i], fetched[i], large, base);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          x[2 + 2 * i] = fmaf(p.at[j], delta.at[j], x[2 + 2 * i]);
+          x[3 + 2 * i] = fmaf(q.at[j], delta.at[j], x[3 + 2 * i]);
+        }
+      }
+    }
+  });
+}
+
+// Σpy, Σpyδ, Σpyδ² for one α after another: adds one token's.
+struct TokenSums {
+  float weight;
+  float first;
+  float second;
+
+  __device__ TokenSums(float p, float delta) : weight(p), first(p * delta), second(first * delta) {}
+  __device__ __forceinline__ void add(float y, float* x) const {
+    x[0] = fmaf(weight, y, x[0]);
+    x[1] = fmaf(first, y, x[1]);
+    x[2] = fmaf(second, y, x[2]);
+  }
+};
+
+// Adds a token's qδ, qy, qyδ at α = 1.
+__device__ __forceinline__ void add_target(float base, float base_peak, float d, float* x) {
+  const TokenSums token(weight_of(base, base_peak), d);
+  const float y = expm1_fast(d);
+  x[0] += token.first;
+  x[1] = fmaf(token.weight, y, x[1]);
+  x[2] = fmaf(token.first, y, x[2]);
+}
+
+// Calls body(token, δ) for every token of this thread, under the large model's weights.
+template <typename Body>
+__device__ __forceinline__ void for_tokens(const Slice& slice, int t, const Curve& curve, float peak, Body&& body) {
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float d = delta.at[j] - curve.centre;
+      body(TokenSums(weight_of(large.at[j], peak), d), d);
+    }
+  });
+}
+
+// What a block of tokens says of its own distributions: those of the other blocks have other peaks and centres.
+struct BlockMeans {
+  float peak;
+  float base_peak;
+  float centre;       // about E_P[Δ]
+  float base_centre;  // about E_Q[Δ]
+};
+
+// At α = step, 2·step, …, 8·step, and of the targets. With r = e^{hδ} − 1, y_k − y_{k−1} = r·e^{(k−1)hδ}: what is
+// summed for number k is this difference, and add_steps() adds up those before it.
+__device__ __forceinline__ void sum_steps(const Slice& slice, int t, const BlockMeans& means, float step,
+                                          float (&x)[kWarp]) {
+  const Slice::Source source = slice.source(t);
+  const int begin = static_cast<int>(threadIdx.x);
+  Four ahead = begin < slice.groups() ? slice.fetch(source, begin) : Four{};
+  for_groups(slice, [&](int group) {
+    const Four fetched = ahead;
+    ahead = slice.fetch(source, min(group + kSolverThreads, slice.groups() - 1));
+    const Four large = slice.large(group);
+    const Four base = slice.base(t, group, large);
+    const Four delta = Slice::delta(source, fetched, large, base);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float d = delta.at[j] - means.centre;
+      const float p = weight_of(large.at[j], means.peak);
+      const TokenSums token(p, d);
+      const float ratio = expm1_fast(step * d);
+      const float square = d * d;
+      float rise = p * ratio;
+#pragma unroll
+      for (int k = 0; k < kFirstSteps; ++k) {
+        x[3 * k] += rise;
+        x[3 * k + 1] = fmaf(rise, d, x[3 * k + 1]);
+        x[3 * k + 2] = fmaf(rise, square, x[3 * k + 2]);
+        rise = fmaf(rise, ratio, rise);
+      }
+      x[kZeroSums] += token.first;
+      x[kZeroSums + 1] += token.second;
+      add_target(base.at[j], means.base_peak, delta.at[j] - means.base_centre, x + kTargetSums);
+    }
+  });
+}
+
+// Of the sum that a lane has.
+__device__ inline float add_steps(float sum) {
+#pragma unroll
+  for (int distance = 3; distance < 3 * kFirstSteps; distance *= 2) {
+    const float before = __shfl_up_sync(kAllLanes, sum, distance);
+    sum += lane_index() >= distance && lane_index() < 3 * kFirstSteps ? before : 0.0F;
+  }
+  return sum;
+}
+
+__device__ __forceinline__ void sum_values(const Slice& slice, int t, const Curve& curve, float peak,
+                                           float (&x)[kWarp]) {
+  const int count = curve.search.value_count;
+  for_tokens(slice, t, curve, peak, [&](const TokenSums& token, float d) {
+#pragma unroll
+    for (int k = 0; k < kSweepValues; ++k) {
+      if (k < count) {
+        token.add(expm1_fast(curve.search.values[k] * d), x + 3 * k);
+      }
+    }
+  });
+}
+
+// Σqδ, Σqy, Σqyδ under the base, at α = 1.
+__device__ __forceinline__ void sum_target(const Slice& slice, int t, const Curve& curve, float* x) {
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four base = slice.base(t, group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      add_target(base.at[j], curve.base_peak, delta.at[j] - curve.base_centre, x);
+    }
+  });
+}
+
+__device__ inline double exponent(float logit, double alpha, double delta) { return logit + alpha * delta; }
+__device__ inline float wide_weight(double exponent, float peak) {
+  return exp2_fast(static_cast<float>((exponent - peak) * 1.4426950408889634));
+}
+
+// The tokens of a slice under a model's logits and α: Σw, Σwδ, Σwδ² below the largest exponent, which comes fourth.
+struct WideSums {
+  float at[4];
+};
+__device__ __noinline__ WideSums sum_wide(Slice slice, int t, bool of_base, float centre, double alpha, float* parts) {
+  const auto logits = [&](int group, const Four& large) { return of_base ? slice.base(t, group, large) : large; };
+  float peak[1] = {-kInfinity};
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four logit = logits(group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const double d = static_cast<double>(delta.at[j]) - centre;
+      peak[0] = fmaxf(peak[0], static_cast<float>(exponent(logit.at[j], alpha, d)));
+    }
+  });
+  largest_of_block(peak, parts);
+  WideSums sums = {{0.0F, 0.0F, 0.0F, peak[0]}};
+  for_groups(slice, [&](int group) {
+    const Four large = slice.large(group);
+    const Four delta = slice.delta(t, group, large);
+    const Four logit = logits(group, large);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const double d = static_cast<double>(delta.at[j]) - centre;
+      const TokenSums token(1.0F, static_cast<float>(d));
+      token.add(wide_weight(exponent(logit.at[j], alpha, d), finite_peak(peak[0])), sums.at);
+    }
+  });
+  return sums;
+}
+
+}  // namespace dlf::cuda

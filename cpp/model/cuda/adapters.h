@@ -1,0 +1,38 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "model/adapter.h"
+#include "ops/cuda/lora.h"
+
+namespace dlf::cuda {
+
+// The adapters of one model's lanes in the memory of one device: for each layer and each input of its linear layers a
+// table that the kernel reads, by lane.
+class DeviceAdapters {
+ public:
+  enum Input { attention, output, mlp, down };  // of q, k and v; of o; of gate and up; of down
+  static constexpr int kInputs = 4;
+
+  // `lane_adapter` has for each lane the index of its adapter, or −1. Copies in the order of the current stream.
+  DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>& adapters, const std::vector<int64_t>& lane_adapter,
+                 int device);
+
+  bool empty() const { return !tables_.defined(); }
+  int max_rank() const { return max_rank_; }
+  // Whether rows of this lane change at all.
+  bool adapts(int lane) const { return !empty() && lane_adapter_[lane] >= 0; }
+  const LoraUpdate* updates(int64_t layer, Input input) const;
+
+ private:
+  std::vector<int64_t> lane_adapter_;
+  std::vector<at::Tensor> matrices_;
+  at::Tensor tables_;  // bytes of LoraUpdate [layers, kInputs, lanes, kMostUpdates]
+  int max_rank_ = 0;
+};
+
+}  // namespace dlf::cuda

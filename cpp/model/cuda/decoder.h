@@ -1,0 +1,138 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "model/config.h"
+#include "model/cuda/adapters.h"
+#include "model/cuda/weights.h"
+#include "model/model_size.h"
+#include "ops/cuda/cache_copy.h"
+#include "ops/cuda/linear.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf::cuda {
+
+// What a decoder takes of its device's memory beside the weights.
+struct DecoderShape {
+  int max_batch;  // sequences
+  int lanes;      // of each sequence; lane l of sequence s has cache slot s * lanes + l
+  int64_t max_context;
+  int max_tokens;  // of all sequences in one pass: more than max_batch where a sequence may have several
+
+  int slots() const { return max_batch * lanes; }
+  int rows() const { return max_tokens * lanes; }
+};
+
+// Bytes of device memory that a decoder takes, by part.
+struct DecoderBytes {
+  int64_t weights;
+  int64_t kv_cache;
+  int64_t activations;
+  int64_t logits;
+  int64_t workspace;  // what the libraries use, and a bound of what graphs and rounding to whole pages take
+};
+
+// The transformer of model/decoder.h on a GPU, with the KV cache of all its lanes. Everything that a decode step
+// touches lies at a fixed address, and which tokens it reads is written in device memory: it can be captured into a
+// graph. The residual stream is float32, activations have the weights' dtype.
+class Decoder {
+ public:
+  static constexpr int kPrefillRows = 512;  // a longer prompt goes through in pieces of this many tokens
+
+  // `lane_adapter` has for each lane the index of its adapter, or −1; it is empty where nobody has one.
+  Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,
+          const std::vector<std::shared_ptr<const Adapter>>& adapters = {},
+          const std::vector<int64_t>& lane_adapter = {});
+
+  // Allocates nothing.
+  static DecoderBytes bytes(const ModelSize& model, const DecoderShape& shape);
+
+  // The next token of the first `batch` sequences in each of their lanes: from tokens() and positions() to logits().
+  // Or several tokens of each, `count` from its `first` one on: the rows of a second token come after those of the
+  // first one of all sequences, and so on, in tokens() as in logits().
+  void decode(int batch, int first = 0, int count = 1);
+
+  // `count` tokens [device memory] of one row, from position `start` on; the logits of the last one where `last`.
+  void prefill(const int32_t* tokens, int count, int row, int start, bool last);
+
+  // The same, with the logits of all of them: float32 [>= count, vocab].
+  void prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits);
+
+  // One sequence more than max_batch, which doesn't decode: its rows come after those of the others, and take memory
+  // for keys and values only while it is wanted.
+  void add_spare();
+  void drop_spare();
+
+  // Keys and values of positions of one row into a piece of the device's memory, and back.
+  int64_t cache_bytes(int64_t positions) const;
+  void save(int row, int begin, int count, void* piece);
+  void restore(int row, int begin, int count, void* piece);
+
+  Queue& queue() { return queue_; }
+  int lanes() const { return shape_.lanes; }
+  float* logits() { return logits_.mutable_data_ptr<float>(); }
+  at::Tensor logits_of(int row) const { return logits_.narrow(0, row, 1); }
+  int64_t logits_rows() const { return logits_.size(0); }
+  int64_t vocab() const { return config_.vocab_size; }  // the stride of logits()
+  at::Tensor& tokens() { return tokens_; }              // int32 [max_tokens]
+  at::Tensor& positions() { return positions_; }        // int32 [rows]; −1: the row is idle
+
+ private:
+  // The rows that pass through the layers together: one for each lane and token, or the tokens of a prompt.
+  struct Batch {
+    int rows;
+    bool prompt;
+    int slot;       // of a prompt
+    int start;      // position of its first token
+    int first = 0;  // else which of all rows are these,
+    int slots = 0;  // and row r has slot r % slots
+  };
+
+  void ready_libraries();
+  void forward(const Batch& batch);
+  void feed_forward(const Batch& batch, int layer);
+  void adapt(const Batch& batch, int layer, DeviceAdapters::Input input);
+  void attend(const Batch& batch, int layer);
+  void attend_prompt(const Batch& batch, int layer);
+  void norm(const at::Tensor& weight, bool add_branch, int first_row, int rows);
+  void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch);
+  LinearArgs linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch) const;
+  at::Tensor library_weight(const DeviceLinear& linear) const;
+  void embed(const int32_t* tokens, int count);
+  void head(int first_row, at::Tensor logits, const Batch& batch);
+  CacheCopyArgs copy_args(int row, int begin, int count, void* piece);
+
+  struct Cache {
+    at::Tensor keys, values;  // [layers, rows, kv_heads, max_context, head_dim]
+    int first_row;
+    int rows;
+  };
+
+  Cache make_cache(int first_row, int rows) const;
+  const Cache& cache_of(int row) const { return row < shape_.slots() ? cache_ : spare_; }
+  const int32_t* positions_of(const Batch& batch) const {
+    return batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>() + batch.first;
+  }
+
+  ModelConfig config_;
+  DType dtype_;
+  DecoderShape shape_;
+  Queue& queue_;
+  DeviceWeights weights_;
+  DeviceAdapters adapters_;
+  int64_t k_offset_, v_offset_, up_offset_;
+  DeviceInfo device_;
+  Cache cache_, spare_;
+  at::Tensor cos_, sin_;  // [max_context, head_dim / 2]
+  at::Tensor tokens_, positions_;
+  at::Tensor hidden_;  // float32 [most rows, hidden]
+  at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
+  at::Tensor dequantized_;  // the largest matrix, where weights are quantized
+  at::Tensor logits_;       // float32 [rows, and those of the spare sequence; vocab]
+};
+
+}  // namespace dlf::cuda

@@ -1,0 +1,83 @@
+#include "model/cuda/weights.h"
+
+#include <ATen/ops/zeros.h>
+
+#include <initializer_list>
+
+#include "support/cuda/runtime.h"
+
+namespace dlf::cuda {
+namespace {
+
+// A copy even of what lies there: a checkpoint's tensors may begin at any address, kernels read 16 bytes at once.
+at::Tensor to_device(const at::Tensor& tensor, int device) {
+  return tensor.defined() ? tensor.to(on_device(device).dtype(tensor.scalar_type()), /*non_blocking=*/false,
+                                      /*copy=*/true)
+                          : at::Tensor();
+}
+
+// Tensors behind each other, each from a multiple of `rows` on.
+at::Tensor stack(const std::vector<at::Tensor>& parts, int64_t rows, int device) {
+  int64_t total = 0;
+  for (const at::Tensor& part : parts) {
+    total += ops::round_up(part.size(0), rows);
+  }
+  std::vector<int64_t> shape = parts[0].sizes().vec();
+  shape[0] = total;
+  at::Tensor stacked = at::zeros(shape, on_device(device).dtype(parts[0].scalar_type()));
+  int64_t begin = 0;
+  for (const at::Tensor& part : parts) {
+    stacked.narrow(0, begin, part.size(0)).copy_(part);
+    begin += ops::round_up(part.size(0), rows);
+  }
+  return stacked;
+}
+
+DeviceLinear linear(std::initializer_list<const LinearWeights*> parts, int device) {
+  std::vector<at::Tensor> weights;
+  std::vector<at::Tensor> scales;
+  std::vector<at::Tensor> biases;
+  int64_t out = 0;
+  bool biased = false;
+  for (const LinearWeights* part : parts) {
+    out += parts.size() > 1 ? padded_outputs(part->matrix.out) : part->matrix.out;
+    biased = biased || part->bias.defined();
+  }
+  for (const LinearWeights* part : parts) {
+    weights.push_back(part->weight);
+    scales.push_back(part->scale);
+    biases.push_back(part->bias.defined() ? part->bias : at::zeros({part->matrix.out}, at::kFloat));
+  }
+  const ops::Matrix& first = (*parts.begin())->matrix;
+  const bool tiled = ops::is_quantized(first.type);
+  const int64_t rows = parts.size() > 1 && !tiled ? ops::kTileOutputs : 1;  // tiles are whole ones already
+  DeviceLinear stacked;
+  stacked.weight = stack(weights, rows, device);
+  stacked.scale = tiled ? stack(scales, 1, device) : at::Tensor();
+  stacked.bias = biased ? stack(biases, parts.size() > 1 ? ops::kTileOutputs : 1, device) : at::Tensor();
+  stacked.matrix = first;
+  stacked.matrix.out = out;
+  stacked.matrix.data = stacked.weight.const_data_ptr();
+  stacked.matrix.scale = tiled ? stacked.scale.const_data_ptr() : nullptr;
+  return stacked;
+}
+
+}  // namespace
+
+DeviceWeights::DeviceWeights(const Weights& weights, int device)
+    : embedding(to_device(weights.embedding, device)), norm(to_device(weights.norm, device)) {
+  for (const LayerWeights& layer : weights.layers) {
+    layers.push_back({to_device(layer.input_norm, device), linear({&layer.q, &layer.k, &layer.v}, device),
+                      linear({&layer.o}, device), to_device(layer.q_norm, device), to_device(layer.k_norm, device),
+                      to_device(layer.post_attention_norm, device), linear({&layer.gate, &layer.up}, device),
+                      linear({&layer.down}, device)});
+  }
+  if (weights.lm_head.weight.is_same(weights.embedding)) {  // tied: held once
+    lm_head = {embedding, {}, {}, weights.lm_head.matrix};
+    lm_head.matrix.data = embedding.const_data_ptr();
+  } else {
+    lm_head = linear({&weights.lm_head}, device);
+  }
+}
+
+}  // namespace dlf::cuda

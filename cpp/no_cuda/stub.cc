@@ -1,0 +1,35 @@
+#include <c10/util/Exception.h>
+
+#include "engine/cuda/step_loop.h"
+#include "fusion/cuda/solve.h"
+#include "support/cuda/runtime.h"
+
+// What a build without CUDA has in place of dlf_cuda: all that the rest calls of it.
+namespace dlf {
+namespace {
+
+[[noreturn]] void not_built() {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, "this build of dlf has no CUDA: install a torch that has, and build dlf from source ", "there, with nvcc");
+}
+
+}  // namespace
+
+std::string cuda::version() { return {}; }
+
+std::vector<cuda::DeviceInfo> cuda::devices() { return {}; }
+
+FusionTensors solve_on_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&, const FusionOptions&, int) {
+  not_built();
+}
+
+std::vector<MemoryPart> cuda_memory(const FusionPlan&, const std::vector<ModelSize>&, const CudaOptions&) {
+  not_built();
+}
+
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the twin's signature.
+std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&, const Adapters&) {
+  not_built();
+}
+
+}  // namespace dlf

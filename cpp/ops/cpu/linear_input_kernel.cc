@@ -1,0 +1,60 @@
+#include "ops/cpu/linear_input.h"
+#include "ops/cpu/rounding.h"
+
+// Plain loops that the compiler vectorises: comparisons are of integers, whose order the bits of a float keep.
+namespace dlf::ops::DLF_CPU {
+namespace {
+
+constexpr int32_t kInfinite = 0x7f800000;
+
+// The integer nearest to a value of at most 2²², by adding 1.5·2²³, which leaves it in the low bits.
+inline int32_t nearest(float value) { return std::bit_cast<int32_t>(value + 12582912.0F) - 0x4b400000; }
+
+void quantize_group(const float* x, int8_t* value, float& scale, int32_t& sum) {
+  int32_t largest = 0;
+  for (int64_t i = 0; i < kInputGroup; ++i) {
+    const int32_t magnitude = std::bit_cast<int32_t>(x[i]) & 0x7fffffff;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const auto magnitude = std::bit_cast<float>(largest);
+  scale = magnitude < kLeast ? 0.0F : magnitude / 127.0F;
+  scale = largest >= kInfinite ? std::bit_cast<float>(kInfinite + 1) : scale;  // a NaN, which the product shows
+  const float inverse = magnitude < kLeast ? 0.0F : 127.0F / magnitude;
+  int32_t total = 0;
+  for (int64_t i = 0; i < kInputGroup; ++i) {
+    const auto rounded = static_cast<int8_t>(nearest(x[i] * inverse));
+    value[i] = rounded;
+    total += rounded;
+  }
+  sum = total;
+}
+
+}  // namespace
+
+void round_input_kernel(const LinearInputRows& input, int64_t begin, int64_t end) {
+  for (int64_t i = begin * input.in; i < end * input.in; ++i) {
+    input.bfloat16[i] = to_bfloat16(input.x[i]);
+  }
+}
+
+void quantize_input_kernel(const LinearInputRows& input, int64_t begin, int64_t end) {
+  const int64_t groups = input.stride / kInputGroup;
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = input.x + row * input.in;
+    int8_t* value = input.value + row * input.stride;
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t first = group * kInputGroup;
+      float padded[kInputGroup] = {};
+      const float* from = x + first;
+      if (first + kInputGroup > input.in) {
+        for (int64_t i = 0; first + i < input.in; ++i) {
+          padded[i] = from[i];
+        }
+        from = padded;
+      }
+      quantize_group(from, value + first, input.scale[row * groups + group], input.sum[row * groups + group]);
+    }
+  }
+}
+
+}  // namespace dlf::ops::DLF_CPU

@@ -1,0 +1,152 @@
+#include <stdexcept>
+#include <string>
+
+#include "ops/cuda/attention.h"
+#include "ops/cuda/attention_warp.h"
+#include "support/cuda/cluster.h"
+
+// A context is cut into kGroups * kMembers streams of neighbouring positions. A warp takes a stream; the results of a
+// group's members are merged one after the other, and then those of the groups. One block does all of it, a group each
+// warp; or a cluster of kGroups blocks does, a member each warp. Both add in the same order, so the answer depends
+// neither on the number of blocks nor, with that, on the other rows.
+namespace dlf::cuda {
+namespace {
+
+constexpr int kGroups = 8;
+constexpr int kMembers = 8;  // also the warps of a block: kGroups == kMembers
+constexpr int kThreads = kMembers * kWarp;
+constexpr int kMaxHeads = 4;  // query heads that read the cache together
+constexpr int kMaxHeadDim = kElements * kWarp;
+
+template <typename T, int H, int Lanes, bool Vectors>
+__global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2) attention_kernel(AttentionArgs args) {
+  await_inputs();
+  using Layout = Parts<H, Lanes>;
+  const int share = args.heads / args.kv_heads;  // query heads of a key-value head
+  const int head_groups = (share + H - 1) / H;
+  const int kv_head = static_cast<int>(blockIdx.y) / head_groups;
+  const int first = static_cast<int>(blockIdx.y) % head_groups * H;
+  const int heads = min(H, share - first);
+  const int first_head = kv_head * share + first;
+  const int row = static_cast<int>(blockIdx.z);
+  const int position = args.position[row];
+  const int thread = static_cast<int>(threadIdx.x);
+  const bool split = args.splits > 1;
+  const int block = split ? static_cast<int>(blockIdx.x) : 0;  // of the cluster
+  T* y = static_cast<T*>(args.y) + (static_cast<int64_t>(row) * args.heads + first_head) * args.head_dim;
+  if (position < 0) {
+    for (int i = thread; block == 0 && i < heads * args.head_dim; i += kThreads) {
+      y[i] = from_float<T>(0.0F);
+    }
+    return;  // the whole cluster
+  }
+
+  const AttentionWarp<T, H, Lanes, Vectors> attention(args, row, kv_head, first_head, heads, position + 1);
+  constexpr int kStreams = kGroups * kMembers;
+  const int tiles = attention.tiles();
+  const int stream_tiles = (tiles + kStreams - 1) / kStreams;
+  const int warp = thread / kWarp;
+  const int group = split ? block : warp;
+  const int members = split ? warp + 1 : kMembers;
+  float* warps = shared_memory<float>();            // [kMembers, H, kStride]
+  float* whole = warps + kMembers * Layout::kSize;  // [H, kStride]: all of this block's together
+  float* mine = warps + warp * Layout::kSize;
+  attention.clear(mine);
+  for (int member = split ? warp : 0; member < members; ++member) {
+    const int begin = (member * kGroups + group) * stream_tiles;  // the first streams are of different groups
+    if (begin < tiles) {
+      State states[H];
+      attention.add(begin, min(begin + stream_tiles, tiles), states);
+      attention.gather(states);
+      attention.merge_into(mine, states);
+    }
+  }
+  __syncthreads();
+  const auto write = [&](int head, int i, const Merged& merged) {
+    const int element = Layout::element(i);
+    if (head < heads && element < args.head_dim) {
+      y[head * args.head_dim + element] = from_float<T>(merged.sum / merged.softmax.total);
+    }
+  };
+  for (int item = thread; item < H * Layout::kDim; item += kThreads) {
+    const int head = item / Layout::kDim;
+    const int i = item % Layout::kDim;
+    Merged merged;
+    for (int part = 0; part < kMembers; ++part) {
+      merged.add(warps + part * Layout::kSize + head * Layout::kStride, Layout::kDim, i);
+    }
+    if (!split) {
+      write(head, i, merged);
+      continue;
+    }
+    float* to = whole + head * Layout::kStride;
+    to[i] = merged.sum;
+    if (i == 0) {
+      to[Layout::kDim] = merged.softmax.maximum;
+      to[Layout::kDim + 1] = merged.softmax.total;
+    }
+  }
+  if (!split) {
+    return;
+  }
+  const Cluster cluster;
+  cluster.sync();
+  const int item = block * kThreads + thread;  // each block writes a share
+  if (item < H * Layout::kDim) {
+    const int head = item / Layout::kDim;
+    const int i = item % Layout::kDim;
+    Merged merged;
+    for (int part = 0; part < kGroups; ++part) {
+      merged.add(cluster.of(whole, part) + head * Layout::kStride, Layout::kDim, i);
+    }
+    write(head, i, merged);
+  }
+  cluster.sync();  // nobody leaves while others read its memory
+}
+
+template <typename T, int H, int Lanes, bool Vectors>
+void start(const AttentionArgs& args, Stream stream) {
+  using Layout = Parts<H, Lanes>;
+  static_assert(H * Layout::kDim <= kGroups * kThreads);
+  const int head_groups = (args.heads / args.kv_heads + H - 1) / H;
+  const auto splits = static_cast<unsigned>(args.splits);
+  const dim3 grid(splits, static_cast<unsigned>(args.kv_heads * head_groups), static_cast<unsigned>(args.rows));
+  launch_early(attention_kernel<T, H, Lanes, Vectors>,
+               {grid, dim3(kThreads), sizeof(float) * (kMembers + 1) * Layout::kSize, splits}, stream, args);
+}
+
+// The kernels for models as they are have vectors and heads of 64 or 128; one more serves all others, and float32.
+template <typename T>
+void start(const AttentionArgs& args, Stream stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (args.head_dim % kElements == 0 && args.head_dim <= 16 * kElements) {
+      const bool alone = args.heads == args.kv_heads;
+      if (args.head_dim <= 8 * kElements) {
+        return alone ? start<T, 1, 8, true>(args, stream) : start<T, kMaxHeads, 8, true>(args, stream);
+      }
+      return alone ? start<T, 1, 16, true>(args, stream) : start<T, kMaxHeads, 16, true>(args, stream);
+    }
+  }
+  start<T, 1, kWarp, false>(args, stream);
+}
+
+}  // namespace
+
+int attention_splits(int rows, int kv_heads, int capacity, int multiprocessors, int compute_capability) {
+  constexpr int kShort = 128;  // positions that one block reads as fast
+  constexpr int kClusters = 90;
+  const bool fills = rows * kv_heads >= 2 * multiprocessors;
+  return fills || capacity <= kShort || compute_capability < kClusters ? 1 : kGroups;
+}
+
+void attention(const AttentionArgs& args, Stream stream) {
+  if (args.head_dim > kMaxHeadDim || args.head_dim % 2 != 0 || args.heads % args.kv_heads != 0 ||
+      (args.splits != 1 && args.splits != kGroups)) {
+    throw std::invalid_argument("attention: head_dim is " + std::to_string(args.head_dim) + " and splits " +
+                                std::to_string(args.splits) + "; it must be even and at most " +
+                                std::to_string(kMaxHeadDim) + ", splits 1 or " + std::to_string(kGroups));
+  }
+  for_dtype(args.dtype, [&]<typename T>() { start<T>(args, stream); });
+}
+
+}  // namespace dlf::cuda

@@ -1,0 +1,31 @@
+#include "ops/cuda/embedding.h"
+#include "support/cuda/launch.h"
+
+namespace dlf::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename T>
+__global__ void embedding_kernel(EmbeddingArgs args) {
+  const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (i >= args.size) {
+    return;
+  }
+  const int row = static_cast<int>(blockIdx.y);
+  const int32_t token = args.token[row / args.lanes];
+  const T* weight = static_cast<const T*>(args.weight);
+  args.hidden[static_cast<int64_t>(row) * args.size + i] =
+      token < 0 ? 0.0F : to_float(weight[static_cast<int64_t>(token) * args.size + i]);
+}
+
+}  // namespace
+
+void embedding(const EmbeddingArgs& args, Stream stream) {
+  const auto blocks = static_cast<unsigned>((args.size + kThreads - 1) / kThreads);
+  for_dtype(args.dtype, [&]<typename T>() {
+    launch(embedding_kernel<T>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kThreads)}, stream, args);
+  });
+}
+
+}  // namespace dlf::cuda

@@ -1,0 +1,75 @@
+#include "ops/cuda/rope.h"
+#include "ops/cuda/vector.h"
+#include "support/cuda/launch.h"
+
+namespace dlf::cuda {
+namespace {
+
+constexpr int kWarps = 4;  // of a block
+
+// One head: normed if `norm` is there, then rotated. A lane reads and writes the same pairs, so `to` may be `from`.
+template <typename T>
+__device__ void rotate(const T* from, T* to, const float* norm, const RopeArgs& args, int position, int lane) {
+  const int half = args.head_dim / 2;
+  const float* cos = args.cos + static_cast<int64_t>(position) * half;
+  const float* sin = args.sin + static_cast<int64_t>(position) * half;
+  float scale = 1.0F;
+  if (norm != nullptr) {
+    float squares = 0.0F;
+    for (int i = lane; i < args.head_dim; i += kWarp) {
+      const float value = to_float(from[i]);
+      squares = fmaf(value, value, squares);
+    }
+    scale = 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(args.head_dim) + args.epsilon);
+  }
+  // Only a normed head is read by other lanes too, and they have it by now: the sum needed all of it.
+  for (int i = lane; i < half; i += kWarp) {
+    const float a = to_float(from[i]) * scale * (norm != nullptr ? norm[i] : 1.0F);
+    const float b = to_float(from[i + half]) * scale * (norm != nullptr ? norm[i + half] : 1.0F);
+    to[i] = from_float<T>(a * cos[i] - b * sin[i]);
+    to[i + half] = from_float<T>(b * cos[i] + a * sin[i]);
+  }
+}
+
+// A warp for each head of q, k and v.
+template <typename T>
+__global__ void rope_kernel(RopeArgs args) {
+  await_inputs();
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int item = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
+  const int row = static_cast<int>(blockIdx.y);
+  const int position = args.position != nullptr ? args.position[row] : args.start + row;
+  if (position < 0 || item >= args.heads + 2 * args.kv_heads) {
+    return;
+  }
+  T* qkv = static_cast<T*>(args.qkv) + static_cast<int64_t>(row) * args.stride;
+  if (item < args.heads) {
+    T* q = qkv + item * args.head_dim;
+    rotate(q, q, args.q_norm, args, position, lane);
+    return;
+  }
+  const bool is_key = item < args.heads + args.kv_heads;
+  const int head = (item - args.heads) % args.kv_heads;
+  const T* from = qkv + (is_key ? args.k_offset : args.v_offset) + head * args.head_dim;
+  const int64_t slot = args.slot < 0 ? row % args.slots : args.slot;
+  const int64_t place = ((slot * args.kv_heads + head) * args.capacity + position) * args.head_dim;
+  T* to = static_cast<T*>(is_key ? args.k_cache : args.v_cache) + place;
+  if (is_key) {
+    rotate(from, to, args.k_norm, args, position, lane);
+    return;
+  }
+  for (int i = lane; i < args.head_dim; i += kWarp) {
+    to[i] = from[i];
+  }
+}
+
+}  // namespace
+
+void rope_and_cache(const RopeArgs& args, Stream stream) {
+  const auto blocks = static_cast<unsigned>((args.heads + 2 * args.kv_heads + kWarps - 1) / kWarps);
+  for_dtype(args.dtype, [&]<typename T>() {
+    launch_early(rope_kernel<T>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kWarps * kWarp)}, stream, args);
+  });
+}
+
+}  // namespace dlf::cuda
