@@ -84,10 +84,10 @@ class Engine:
     weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
         Type of the weights if it is to be another than `dtype`, which then is that of the embedding and the KV cache.
         ``"int8"`` and ``"int4"`` quantize the linear layers when they are first loaded and keep the result on disk (in
-        ``~/.cache/dlf``, see the README); ``"int8"`` has a scale for each output channel, ``"int4"`` one for each 32
-        inputs, ``"int4-g64"`` one for each 64, which is less exact and, where layers have a multiple of 64
-        inputs, smaller. ``"fp32"``, ``"bf16"`` and
-        ``"fp16"`` are the same as `dtype`. An `Expert` may have its own; a base used in two types is loaded in both.
+        ``~/.cache/dlf``, see docs/guide/quantization.md); ``"int8"`` has a scale for each output channel, ``"int4"``
+        one for each 32 inputs, ``"int4-g64"`` one for each 64, which is less exact and, where layers have a multiple of
+        64 inputs, smaller. ``"fp32"``, ``"bf16"`` and ``"fp16"`` are the same as `dtype`. An `Expert` may have its own;
+        a base used in two types is loaded in both.
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:0"``, ``"cuda:1"``, ...
     device_map : mapping, optional
@@ -196,7 +196,7 @@ class Engine:
         ----------
         path : str or path
             A YAML file: ``large``, ``base``, ``template``, ``experts``, ``fusion``, ``engine`` and ``sampling``; see
-            the README, and ``dlf recipe check``.
+            docs/guide/recipes.md, and ``dlf recipe check``.
         **overrides
             Arguments of the engine that replace the recipe's.
 
