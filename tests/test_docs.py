@@ -30,6 +30,7 @@ README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 RESULTS = ROOT / "bench" / "results"
 PAGES = [README, *GUIDE]
+SOURCES = "cpp", "dlf", "bench", "tests"
 BLOCK = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```\n(?:\n```text\n(?P<printed>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
@@ -160,6 +161,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             titles = re.findall(r"^#+ (.*)$", place.read_text("utf-8"), re.MULTILINE)
             assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], anchor
+
+
+def test_files_that_the_design_names_are_there() -> None:
+    names = set(re.findall(r"(?<![*\w/])[\w/]+\.(?:cc|cu|h|py|sh)\b", (ROOT / "docs" / "design.md").read_text("utf-8")))
+    names = {name for name in names if Path(name).stem not in ("x", "x_kernel")}  # x stands for any operation
+    there = [f"/{path.relative_to(ROOT).as_posix()}" for place in SOURCES for path in (ROOT / place).rglob("*.*")]
+    assert not {name for name in names if not any(path.endswith(f"/{name}") for path in there)}
 
 
 def test_the_readme_is_short() -> None:
