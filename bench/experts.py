@@ -26,8 +26,8 @@ from bench.machine import DEVICE_HELP, describe, file_name, milliseconds, where
 from bench.peers.dlf import read_bytes
 from bench.peers.memory import Copier, Reader, yardstick
 from bench.shapes import SHAPES, VOCAB_SIZE, write_checkpoint
-from dlf.checkpoint import expected_tensors
-from dlf.config import read_config
+from dlf.checkpoints.checkpoint import expected_tensors
+from dlf.checkpoints.config import read_config
 
 RESULTS = Path(__file__).parent / "results"
 SHOT_TOKENS = 31

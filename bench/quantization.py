@@ -19,9 +19,9 @@ from bench.family import corpus
 from bench.family.problem import Problem
 from bench.reading import Reader
 from dlf import zoo
-from dlf.demo import is_correct, systems
+from dlf.checkpoints.precision import CPU_WEIGHTS
+from dlf.cli.demo import is_correct, systems
 from dlf.model import load_model
-from dlf.precision import CPU_WEIGHTS
 
 REFERENCE = "fp32"
 OTHER_SEED = 1_000_003  # of documents that no model has read

@@ -10,8 +10,8 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 
-from dlf.checkpoint import expected_tensors
-from dlf.config import read_config
+from dlf.checkpoints.checkpoint import expected_tensors
+from dlf.checkpoints.config import read_config
 
 VOCAB_SIZE = 32000
 

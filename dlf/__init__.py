@@ -10,13 +10,11 @@ from dlf._C import __version__
 from dlf.call import Stream
 from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
-from dlf.experts import Expert, InContext
-from dlf.lora import Lora
+from dlf.experts import Expert, InContext, Lora, TaskArithmetic
 from dlf.memory import Memory, MemoryPart
 from dlf.results import Completion, Piece, Score, Step, Timings
 from dlf.sampling import SamplingOptions
 from dlf.speculation import Speculation
-from dlf.task_arithmetic import TaskArithmetic
 
 __all__ = [
     "CheckpointError",

@@ -6,27 +6,20 @@ import contextlib
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from dlf.config import ModelConfig
+from dlf.checkpoints.config import ModelConfig
 from dlf.errors import TokenizerMismatchError
-from dlf.experts import Expert, InContext
-from dlf.layout import Messages, as_messages
-from dlf.lora import Lora
 from dlf.sampling import SamplingOptions
-from dlf.task_arithmetic import TaskArithmetic
-from dlf.tokenizer import Tokenizer
+from dlf.text.layout import Messages, as_messages
+from dlf.text.tokenizer import Tokenizer
 
 __all__ = [
-    "EXPERTS",
-    "AnyExpert",
     "Path",
     "Prompt",
-    "as_expert",
     "as_list",
     "as_prompts",
     "machine_bytes",
@@ -37,14 +30,10 @@ __all__ = [
     "prefix_bytes",
     "sampling_options",
     "token_ids",
-    "with_alpha",
 ]
 
 Path: TypeAlias = "str | os.PathLike[str]"
 Prompt: TypeAlias = "str | Sequence[int]"
-AnyExpert: TypeAlias = "Expert | InContext | Lora | TaskArithmetic"
-
-EXPERTS = (Expert, InContext, Lora, TaskArithmetic)
 
 DEFAULT_CONTEXT = 4096
 
@@ -56,37 +45,6 @@ def positive(name: str, value: int) -> int:
     if not 1 <= value <= 1024:
         raise ValueError(f"{name} is {value}; it must be from 1 to 1024")
     return value
-
-
-def as_expert(expert: AnyExpert | Path, base: Path | None, weights: str | None) -> AnyExpert:
-    """An expert with its base and its type of weights; what it does not name itself is the engine's."""
-    if isinstance(expert, (str, os.PathLike)):
-        expert = Expert(expert)
-    if not isinstance(expert, EXPERTS):
-        kinds = ", ".join(f"dlf.{kind.__name__}" for kind in EXPERTS)
-        raise TypeError(f"an expert is a path or one of {kinds}, not {type(expert).__name__}")
-    if expert.base is None:
-        if base is None:
-            raise ValueError(
-                f"expert '{expert.label}' has no base: give the checkpoint that it was fine-tuned from, "
-                f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
-            )
-        expert = replace(expert, base=base)
-    return replace(expert, weights=weights) if expert.weights is None else expert
-
-
-def with_alpha(experts: Sequence[AnyExpert], alpha: Sequence[float | None] | None) -> list[AnyExpert]:
-    """The experts with the weights that the engine was given for them."""
-    if alpha is None:
-        return list(experts)
-    if len(alpha) != len(experts):
-        raise ValueError(
-            f"alpha holds {len(alpha)} weights for {len(experts)} experts; give one for each, None where it is solved"
-        )
-    return [
-        expert if weight is None else replace(expert, alpha=float(weight))
-        for expert, weight in zip(experts, alpha, strict=True)
-    ]
 
 
 def prefix_bytes(size: int) -> int:

@@ -15,33 +15,22 @@ import torch
 from tqdm import tqdm
 
 from dlf import _C
-from dlf.arguments import (
-    EXPERTS,
-    AnyExpert,
-    Path,
-    Prompt,
-    as_expert,
-    as_prompts,
-    chosen_experts,
-    positive,
-    prefix_bytes,
-    sampling_options,
-    with_alpha,
-)
+from dlf.arguments import Path, Prompt, as_prompts, chosen_experts, positive, prefix_bytes, sampling_options
 from dlf.call import Call, Stream
+from dlf.checkpoints.precision import Precision
 from dlf.devices import Placement
 from dlf.driver import CLOSED, Driver, Poll, Submission
 from dlf.ensemble import Ensemble, Options
-from dlf.layout import Example, Layout, Messages, as_examples
+from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
 from dlf.memory import Memory
-from dlf.precision import Precision
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest, raise_failure
 from dlf.results import Completion, Piece, Score
 from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import as_continuations, as_score, score_groups
 from dlf.speculation import Speculate, as_speculation, native_speculation, uses_drafter
-from dlf.tokenizer import Tokenizer
+from dlf.text.layout import Example, Layout, Messages, as_examples
+from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["Engine"]
 

@@ -8,18 +8,19 @@ from numbers import Real
 from typing import Any
 
 from dlf import _C
-from dlf.adapter import load_adapter
-from dlf.arguments import AnyExpert, Path, common_vocabulary, context
-from dlf.checkpoint import open_checkpoint
-from dlf.config import ModelConfig
+from dlf.adapters.adapter import load_adapter
+from dlf.arguments import Path, common_vocabulary, context
+from dlf.checkpoints.checkpoint import open_checkpoint
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.precision import TORCH_DTYPES, Precision
 from dlf.devices import Placement
+from dlf.experts import AnyExpert
+from dlf.experts.merged import merged_experts
 from dlf.lanes import Lanes, ModelKey
-from dlf.layout import CHAT
 from dlf.memory import Memory, check_memory, plan_memory
-from dlf.merged import merged_experts
-from dlf.model import TORCH_DTYPES, Model, load_model, native_config
-from dlf.precision import Precision
-from dlf.tokenizer import Tokenizer, check_same_tokenizer
+from dlf.model import Model, load_model, native_config
+from dlf.text.layout import CHAT
+from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
 
 __all__ = ["Ensemble", "Options"]
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from dlf.arguments import Path
-from dlf.experts import Expert, InContext
-from dlf.layout import Layout
-from dlf.lora import Lora
-from dlf.precision import Precision
+from dlf.checkpoints.precision import Precision
+from dlf.experts import Expert, InContext, Lora
+from dlf.text.layout import Layout
 
 __all__ = ["Lane", "Lanes", "ModelKey"]
 

@@ -9,12 +9,12 @@ from pathlib import Path as File
 
 from dlf import _C
 from dlf.arguments import machine_bytes
-from dlf.config import ModelConfig
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.quantized import weights_bytes
 from dlf.devices import Placement
 from dlf.lanes import Lanes
 from dlf.model import native_config
-from dlf.quantized import weights_bytes
-from dlf.sizes import binary
+from dlf.support.sizes import binary
 
 __all__ = ["Memory", "MemoryPart", "check_memory", "plan_memory"]
 

@@ -10,17 +10,15 @@ from pathlib import Path
 import torch
 
 from dlf import _C
-from dlf.checkpoint import EMBEDDING, load_tensors, open_checkpoint
-from dlf.config import ModelConfig
+from dlf.checkpoints.checkpoint import EMBEDDING, load_tensors, open_checkpoint
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.huge_pages import leave, placement
+from dlf.checkpoints.precision import TORCH_DTYPES, Precision
+from dlf.checkpoints.quantized import load_quantized, stored_linears
 from dlf.errors import out_of_memory_is_memory_error
-from dlf.huge_pages import leave, placement
-from dlf.precision import Precision
-from dlf.quantized import load_quantized, stored_linears
-from dlf.tokenizer import Tokenizer
+from dlf.text.tokenizer import Tokenizer
 
-__all__ = ["TORCH_DTYPES", "Model", "load_model", "native_config"]
-
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+__all__ = ["Model", "load_model", "native_config"]
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import cast
 from dlf import _C
 from dlf.ensemble import Ensemble
 from dlf.errors import TextTooLongError
-from dlf.layout import Example, Layout, Messages
-from dlf.tokenizer import Tokenizer
+from dlf.text.layout import Example, Layout, Messages
+from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["end_tokens", "lane_prompts"]
 

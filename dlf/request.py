@@ -10,7 +10,8 @@ import numpy as np
 from dlf import _C
 from dlf.results import Completion, Piece, Step, Timings
 from dlf.sampling import StopStrings
-from dlf.tokenizer import StreamDecoder, Tokenizer
+from dlf.text.stream_decoder import StreamDecoder
+from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["RunningRequest", "raise_failure"]
 

@@ -8,12 +8,12 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .fields import MAX_VOCAB_SIZE
-from .option_values import as_flag, as_float, as_ids, as_int, as_sequences, as_strings, shown
-from .stop_strings import StopStrings
+from dlf.support.fields import MAX_VOCAB_SIZE
+from dlf.support.option_values import as_flag, as_float, as_ids, as_int, as_sequences, as_strings, shown
+from dlf.text.stop_strings import StopStrings
 
 if TYPE_CHECKING:
-    from . import _C
+    from dlf import _C
 
 __all__ = ["SamplingOptions", "StopStrings"]
 
@@ -212,7 +212,7 @@ class SamplingOptions:
             What ``_C.Sampler`` takes.
 
         """
-        from . import _C
+        from dlf import _C
 
         if self.seed is not None:
             seed = self.seed

@@ -12,9 +12,9 @@ from dlf import _C
 from dlf.arguments import Prompt, as_list, token_ids
 from dlf.ensemble import Ensemble
 from dlf.errors import TextTooLongError
-from dlf.layout import Example, Layout, Messages
 from dlf.prompts import lane_prompts
 from dlf.results import Score
+from dlf.text.layout import Example, Layout, Messages
 
 __all__ = ["ScoreGroup", "as_continuations", "as_score", "score_groups"]
 

@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import save_file
 from tokenizers import decoders, pre_tokenizers, trainers
 
-from dlf.checkpoint import expected_tensors
-from dlf.config import read_config
+from dlf.checkpoints.checkpoint import expected_tensors
+from dlf.checkpoints.config import read_config
 
 VOCAB_SIZE = 384
 PADDED_VOCAB_SIZE = 392

@@ -16,9 +16,9 @@ import dlf
 from dlf import zoo
 from dlf.arguments import as_prompts
 from dlf.confined.tokens import Codec
-from dlf.layout import Layout, as_messages
 from dlf.scoring import as_continuations
-from dlf.tokenizer import Tokenizer
+from dlf.text.layout import Layout, as_messages
+from dlf.text.tokenizer import Tokenizer
 
 IDS = [5, 6, 7]
 ROWS = [[5, 6, 7], [8, 9, 10]]

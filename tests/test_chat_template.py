@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from models import make_sentencepiece_tokenizer, make_tokenizer
 
-from dlf import chat_template
 from dlf.confined.helper import Helper
 from dlf.errors import CheckpointError
-from dlf.tokenizer import Tokenizer
+from dlf.text import chat_template
+from dlf.text.tokenizer import Tokenizer
 
 TALK = [{"role": "user", "content": "x"}]
 

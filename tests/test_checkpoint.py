@@ -19,14 +19,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dlf
-from dlf.checkpoint import check_finite, checkpoint_config, expected_tensors, load_tensors
-from dlf.cli_inspect import describe
-from dlf.config import ModelConfig, read_config
+from dlf.checkpoints.checkpoint import check_finite, checkpoint_config, expected_tensors, load_tensors
+from dlf.checkpoints.config import ModelConfig, read_config
+from dlf.checkpoints.hub import resolve
+from dlf.checkpoints.precision import QUANTIZATIONS
+from dlf.checkpoints.quantized import load_quantized
+from dlf.cli.inspect import describe
 from dlf.errors import CheckpointError
-from dlf.hub import resolve
 from dlf.model import load_model
-from dlf.precision import QUANTIZATIONS
-from dlf.quantized import load_quantized
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ def test_work_is_linear_in_the_number_of_tensors(
         opened.append(path)
         return safe_open(path, **options)
 
-    monkeypatch.setattr("dlf.tensor_file.safe_open", counted)
+    monkeypatch.setattr("dlf.checkpoints.tensor_file.safe_open", counted)
     path = folder / "model.safetensors"
     load_tensors(folder, config, torch.float32)
     assert opened.count(path) <= 2

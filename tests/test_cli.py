@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 import dlf
 from dlf.cli import app
-from dlf.demo import extract_answer, is_correct
+from dlf.cli.demo import extract_answer, is_correct
 from dlf.devices import DeviceError
 from dlf.results import Timings
 

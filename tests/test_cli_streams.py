@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from dlf import zoo
-from dlf.cli_streams import print_traceback, warning_line, write
-from dlf.terminal import printable
+from dlf.cli.streams import print_traceback, warning_line, write
+from dlf.support.terminal import printable
 
 PROGRAM = Path(sys.executable).parent / "dlf"
 GENERATE = f"{PROGRAM} generate {zoo.path('small-base')}"

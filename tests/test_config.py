@@ -13,7 +13,7 @@ import pytest
 import torch
 from models import FAMILIES, make_config
 
-from dlf.config import ARCHITECTURES, ModelConfig, read_config
+from dlf.checkpoints.config import ARCHITECTURES, ModelConfig, read_config
 from dlf.errors import CheckpointError, UnknownArchitectureError
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}

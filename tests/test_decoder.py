@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 import dlf
 from dlf import _C
-from dlf.config import read_config
+from dlf.checkpoints.config import read_config
+from dlf.checkpoints.precision import QUANTIZATIONS
+from dlf.checkpoints.quantized import linear_shapes, load_quantized
 from dlf.model import load_model
-from dlf.precision import QUANTIZATIONS
-from dlf.quantized import linear_shapes, load_quantized
 
 TOKENS = 220
 PROMPT = [5, 17, 200, 3, 99, 42, 7, 7, 301, 12, 260]

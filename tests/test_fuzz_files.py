@@ -16,8 +16,8 @@ import torch
 from models import make_model, write_adapter
 from safetensors.torch import load_file, save_file
 
-from dlf.adapter import load_adapter
-from dlf.config import read_config
+from dlf.adapters.adapter import load_adapter
+from dlf.checkpoints.config import read_config
 from dlf.model import load_model, native_config
 
 JUNK: list[Any] = [

@@ -13,7 +13,7 @@ from models import make_model, write_adapter
 from safetensors.torch import load_file, save_file
 
 import dlf
-from dlf.hub import label_of, resolve, resolve_adapter
+from dlf.checkpoints.hub import label_of, resolve, resolve_adapter
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]

@@ -9,8 +9,8 @@ import torch
 from models import make_model
 
 import dlf
-from dlf import huge_pages
-from dlf.huge_pages import HugePages, placement
+from dlf.checkpoints import huge_pages
+from dlf.checkpoints.huge_pages import HugePages, placement
 
 
 def test_copies_are_equal_and_lie_on_pages() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from models import CHAT_TEMPLATE
 
-from dlf.layout import Layout, as_examples, as_messages
-from dlf.tokenizer import Tokenizer
+from dlf.text.layout import Layout, as_examples, as_messages
+from dlf.text.tokenizer import Tokenizer
 
 SHOTS = (("2 + 2", "4"), ("3 + 5", "8"))
 TALK = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}]

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 
 import dlf
 from dlf import _C
-from dlf.adapter import AdapterFile, load_adapter
-from dlf.config import read_config
+from dlf.adapters.adapter import AdapterFile, load_adapter
+from dlf.checkpoints.config import read_config
 from dlf.errors import CheckpointError
-from dlf.fold import Fold
-from dlf.merge import Source
+from dlf.merging.fold import Fold
+from dlf.merging.merge import Source
 from dlf.model import load_model, native_config
 
 peft = pytest.importorskip("peft")
@@ -365,7 +365,7 @@ def test_keys_that_nobody_knows_are_a_warning(adapter: Path, bases: dict[str, Pa
 
 def test_keys_of_peft_are_known() -> None:
     """Whatever the installed version can write has been looked at: a new one may change what an adapter computes."""
-    from dlf.adapter_config import COMPUTED, OTHERS, TRAINING
+    from dlf.adapters.config import COMPUTED, OTHERS, TRAINING
 
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}
     assert known <= COMPUTED | OTHERS | TRAINING

@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dlf
-from dlf import merge, merged, new_folder
-from dlf.weight_cache import MERGED, cache_bytes, clear_cache, merged_labels
+from dlf.checkpoints.weight_cache import MERGED, cache_bytes, clear_cache, merged_labels
+from dlf.experts import merged
+from dlf.merging import merge
+from dlf.support import new_folder
 
 
 @pytest.fixture(autouse=True)
@@ -174,8 +176,8 @@ def test_a_damaged_folder_is_merged_again(family: dict[str, Path], writes: list[
 PROCESS = """
 import os, sys, time
 import dlf
-from dlf import merge
-from dlf.merged import merged_experts
+from dlf.merging import merge
+from dlf.experts.merged import merged_experts
 write = merge.Merge._tensors
 def slowly(self, names):
     for i, one in enumerate(write(self, names)):
@@ -307,7 +309,7 @@ def test_model_card(family: dict[str, Path], tmp_path: Path) -> None:
 
 def test_model_card_links_the_hub() -> None:
     from dlf.merging import Recipe
-    from dlf.model_card import model_card
+    from dlf.merging.model_card import model_card
 
     card = ModelCard(model_card("a|b\n# c", "org/base", ["org/expert"], Recipe.of("slerp", {"org/expert": 0.5})))
     assert card.data.base_model == ["org/base", "org/expert"] and card.data.base_model_relation == "merge"

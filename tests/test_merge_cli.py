@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import dlf
 from dlf.cli import app
-from dlf.merged import merged_experts
+from dlf.experts.merged import merged_experts
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import dlf
-from dlf import merging
+from dlf.merging import methods
 
 mergekit_merge = pytest.importorskip("mergekit.merge")
 from mergekit.config import MergeConfiguration  # noqa: E402
@@ -60,7 +60,7 @@ def test_mergekit_gets_the_same(
         """Neither's random numbers, but a rule that both can follow."""
         return vector * ((vector * 1e4).round() % 3 == 0) / density
 
-    monkeypatch.setattr(merging, "drop", drop)
+    monkeypatch.setattr(methods, "drop", drop)
     monkeypatch.setattr("mergekit.sparsify.bernoulli", drop)
     weights = {family["expert-a"]: 0.7, family["expert-b"]: 0.4}
     if method == "slerp":

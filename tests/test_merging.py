@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import merging as reference
 
-from dlf.merging import METHODS, Recipe, drop, merge_tensor, trim
+from dlf.merging import METHODS, Recipe, merge_tensor
+from dlf.merging.methods import drop, trim
 
 NAMES = ("a", "b", "c")
 

@@ -9,7 +9,7 @@ import pytest
 
 import dlf
 from dlf.recipe import RecipeError, load_recipe
-from dlf.recipe_check import check_recipe
+from dlf.recipe.check import check_recipe
 
 
 def write(folder: Path, text: str) -> Path:

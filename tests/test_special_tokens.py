@@ -11,7 +11,8 @@ import transformers
 from models import EOS, VOCAB_SIZE, make_sentencepiece_tokenizer, make_tokenizer
 
 from dlf.errors import CheckpointError
-from dlf.tokenizer import StreamDecoder, Tokenizer
+from dlf.text.stream_decoder import StreamDecoder
+from dlf.text.tokenizer import Tokenizer
 
 TEXT = "the cat<|im_start|>user\nhi<|im_end|> </s> x<pad><|end|> the end"
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}

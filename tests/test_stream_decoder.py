@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from dlf import zoo
-from dlf.stream_decoder import Unit
-from dlf.tokenizer import StreamDecoder, Tokenizer
+from dlf.text.decoding_unit import Unit
+from dlf.text.stream_decoder import StreamDecoder
+from dlf.text.tokenizer import Tokenizer
 
 BYTES = bytes_to_unicode()
 SPACES = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}

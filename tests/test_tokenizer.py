@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from models import CORPUS, VOCAB_SIZE, make_sentencepiece_tokenizer, make_tokenizer
 
 from dlf.errors import CheckpointError, TokenizerMismatchError
-from dlf.tokenizer import StreamDecoder, Tokenizer, check_same_tokenizer
+from dlf.text.stream_decoder import StreamDecoder
+from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"bytes": make_tokenizer, "sentencepiece": make_sentencepiece_tokenizer}
 

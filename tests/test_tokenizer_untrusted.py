@@ -17,12 +17,14 @@ import pytest
 from models import make_sentencepiece_tokenizer, make_tokenizer
 from tokenizer_mutations import mutate
 
-from dlf import tokenizer_codec, zoo
+from dlf import zoo
 from dlf.confined.helper import HelperError
 from dlf.errors import CheckpointError
-from dlf.tokenizer import StreamDecoder, Tokenizer
-from dlf.tokenizer_check import unusual
-from dlf.tokenizer_codec import ConfinedCodec
+from dlf.text import tokenizer_codec
+from dlf.text.stream_decoder import StreamDecoder
+from dlf.text.tokenizer import Tokenizer
+from dlf.text.tokenizer_check import unusual
+from dlf.text.tokenizer_codec import ConfinedCodec
 
 SPLIT = {"type": "Split", "behavior": "Isolated", "invert": False}
 GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
@@ -139,7 +141,7 @@ def test_a_text_has_one_encoding(tmp_path: Path) -> None:
 
 def test_no_process_is_started_for_a_plain_tokenizer(tmp_path: Path) -> None:
     program = (
-        "import dlf; from dlf import zoo; from dlf.tokenizer import Tokenizer\n"
+        "import dlf; from dlf import zoo; from dlf.text.tokenizer import Tokenizer\n"
         "import sys, subprocess; subprocess.Popen = None\n"
         "Tokenizer(zoo.path('small-base')).encode('a'); assert 'jinja2' not in sys.modules"
     )

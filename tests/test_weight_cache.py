@@ -19,13 +19,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dlf
-from dlf import content_hash, quantized, weight_cache
-from dlf.checkpoint import find_shards
-from dlf.config import read_config
+from dlf.checkpoints import content_hash, quantized, weight_cache
+from dlf.checkpoints.checkpoint import find_shards
+from dlf.checkpoints.config import read_config
+from dlf.checkpoints.precision import QUANTIZATIONS
+from dlf.checkpoints.quantized import load_quantized
+from dlf.checkpoints.weight_cache import cache_bytes, cache_folder, clear_cache
 from dlf.errors import CheckpointError
-from dlf.precision import QUANTIZATIONS
-from dlf.quantized import load_quantized
-from dlf.weight_cache import cache_bytes, cache_folder, clear_cache
 
 
 @pytest.fixture(autouse=True)

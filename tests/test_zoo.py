@@ -9,8 +9,8 @@ import pytest
 import dlf
 from bench.family import corpus
 from dlf import zoo
-from dlf.demo import is_correct, systems
-from dlf.precision import CPU_WEIGHTS
+from dlf.checkpoints.precision import CPU_WEIGHTS
+from dlf.cli.demo import is_correct, systems
 
 TWELVE_MEGABYTES = 12_000_000
 

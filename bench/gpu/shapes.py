@@ -93,11 +93,11 @@ def native_weights(shape: Shape, seed: int, precision: str = "bf16") -> Any:
         "bf16", or a kind of quantized weights, whose tiles are drawn as they are.
     """
     from dlf import _C
-    from dlf.checkpoint import expected_tensors
-    from dlf.config import read_config
+    from dlf.checkpoints.checkpoint import expected_tensors
+    from dlf.checkpoints.config import read_config
+    from dlf.checkpoints.precision import QUANTIZATIONS
+    from dlf.checkpoints.quantized import linear_shapes
     from dlf.model import native_config
-    from dlf.precision import QUANTIZATIONS
-    from dlf.quantized import linear_shapes
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape.config()))

@@ -22,9 +22,9 @@ def prepare(folder: Path, weights: str, scratch: Path) -> Path:
 
 def read_bytes(folder: Path, weights: str) -> int:
     """Bytes of one bfloat16 model's weights that a token reads: of an embedding that is no head it is one row."""
-    from dlf.config import read_config
-    from dlf.precision import Precision
-    from dlf.quantized import weights_bytes
+    from dlf.checkpoints.config import read_config
+    from dlf.checkpoints.precision import Precision
+    from dlf.checkpoints.quantized import weights_bytes
 
     config = read_config(folder)
     embedding = 0 if config.tie_word_embeddings else 2 * config.vocab_size * config.hidden_size

@@ -20,7 +20,7 @@ class Reader:
     def __init__(self, threads: int) -> None:
         import torch
 
-        from dlf.huge_pages import HugePages
+        from dlf.checkpoints.huge_pages import HugePages
 
         torch.set_num_threads(threads)
         # Integers, since their sum has no long chain of dependent additions that memory would wait for; huge pages,

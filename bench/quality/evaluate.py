@@ -22,7 +22,7 @@ from rich.progress import Progress
 import dlf
 from bench.quality.estimate import Floats
 from bench.quality.systems import System
-from dlf.merged import merged_experts
+from dlf.experts.merged import merged_experts
 
 __all__ = ["Scorer"]
 

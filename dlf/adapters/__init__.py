@@ -1,0 +1,1 @@
+"""LoRA adapters as files: what PEFT writes, read and checked."""

@@ -1,0 +1,166 @@
+"""Reads LoRA adapters as PEFT saves them: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dlf import _C
+from dlf.adapters.config import CONFIG, NOT_PLAIN, AdapterConfig
+from dlf.checkpoints.checkpoint import check_finite, expected_tensors
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.hub import resolve_adapter
+from dlf.checkpoints.tensor_file import TensorFile
+from dlf.errors import CheckpointError, out_of_memory_is_memory_error
+
+__all__ = ["AdapterFile", "LowRank", "load_adapter"]
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+TENSOR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.\w+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update of one linear layer: scale * B A, and DoRA's magnitudes."""
+
+    a: torch.Tensor  # [rank, in]
+    b: torch.Tensor  # [out, rank]
+    scale: float
+    magnitude: torch.Tensor | None = None  # [out]
+
+
+class AdapterFile:
+    """An adapter's configuration, and its tensors for a base, none of which is read yet.
+
+    Parameters
+    ----------
+    name
+        Folder or hub id.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If it is no adapter, or computes something else than LoRA.
+    """
+
+    def __init__(self, name: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(name)
+        self.folder = resolve_adapter(name)
+        self.path = self.folder / WEIGHTS
+        if not os.path.lexists(self.folder / CONFIG):
+            raise FileNotFoundError(
+                f"{self.folder} has no {CONFIG}: give the folder of an adapter, as PEFT's save_pretrained writes it"
+            )
+        if not os.path.isfile(self.path):
+            if os.path.isfile(self.folder / "adapter_model.bin"):
+                raise CheckpointError(
+                    f"{self.folder} has only a pickled adapter, which dlf does not open because it can run code; save "
+                    "it as safetensors (PEFT: model.save_pretrained(folder))"
+                )
+            raise FileNotFoundError(f"{self.path} is missing; fetch the adapter again")
+        self._config = AdapterConfig(self.folder)
+        self.dora = self._config.dora
+
+    def read(self, config: ModelConfig) -> dict[str, LowRank]:
+        """Read the updates, under the names of the base's linear layers, as they are in the file.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged, or a tensor fits no layer of this base, is missing or misshapen.
+        """
+        shapes = expected_tensors(config)
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        with TensorFile(self.path, os.path.getsize(self.path)) as file:
+            places = {key: self._place(key, shapes) for key in file.layout}
+            ranks = self._config.ranks({layer for layer, _ in places.values()})
+            for key, (layer, part) in places.items():
+                out, columns = shapes[layer + ".weight"]
+                wanted = {"lora_A": (ranks[layer], columns), "lora_B": (out, ranks[layer])}.get(part, (out,))
+                one = file.layout[key]
+                if one.shape != wanted or one.dtype not in DTYPES:
+                    raise CheckpointError(
+                        f"{self.path}: tensor '{key}' is {one.dtype} {list(one.shape)}; for this base "
+                        f"and {CONFIG} it must be floating-point {list(wanted)}"
+                    )
+                found.setdefault(layer, {})[part] = file.read(key, wanted)
+        if not found:
+            raise CheckpointError(f"{self.path} has no tensors; fetch the adapter again")
+        linears = [name.removesuffix(".weight") for name in shapes if name.endswith("_proj.weight")]
+        for layer in self._config.targets(linears):
+            if layer not in found:
+                raise CheckpointError(
+                    f"{self.path} has nothing for {layer}, which target_modules names; fetch the adapter again"
+                )
+        parts = ("lora_A", "lora_B", "lora_magnitude_vector")[: 3 if self.dora else 2]
+        for layer, tensors in found.items():
+            missing = [part for part in parts if part not in tensors]
+            if missing:
+                raise CheckpointError(f"{self.path} has no {missing[0]} of {layer}; fetch the adapter again")
+        scales = self._config.scales(ranks)
+        return {
+            layer: LowRank(t["lora_A"], t["lora_B"], scales[layer], t.get("lora_magnitude_vector"))
+            for layer, t in found.items()
+        }
+
+    def check_low_rank(self) -> None:
+        """Raise CheckpointError if the adapter cannot run beside its base, but has to be folded into it."""
+        if self.dora:
+            raise CheckpointError(
+                f"{self.folder} is a DoRA adapter, whose result is no low-rank update; fold it into the base with "
+                "dlf.Lora(..., merge=True)"
+            )
+
+    def _place(self, key: str, shapes: Mapping[str, Any]) -> tuple[str, str]:
+        match = TENSOR.fullmatch(key.removeprefix(PREFIX))
+        if not match or not key.startswith(PREFIX) or match[1] + ".weight" not in shapes:
+            raise CheckpointError(
+                f"{self.path}: tensor {key!r:.120} belongs to no linear layer of attention or MLP of this base; "
+                f"{NOT_PLAIN}, or give the base that it was trained on"
+            )
+        if match[2] == "lora_magnitude_vector" and not self.dora:
+            raise CheckpointError(f"{self.path}: tensor '{key}' is DoRA's, but {CONFIG} does not say use_dora")
+        return match[1], match[2]
+
+
+def load_adapter(name: str | os.PathLike[str], config: ModelConfig, native: _C.ModelConfig, dtype: torch.dtype) -> Any:
+    """Load an adapter for a base, in the type of the base's activations.
+
+    Parameters
+    ----------
+    name
+        Folder or hub id.
+    config, native
+        The base's.
+    dtype
+        Of the base's embedding.
+
+    Returns
+    -------
+    _C.Adapter
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If it is no adapter for this base, or needs to be merged.
+    MemoryError
+        If memory runs out.
+    """
+    with out_of_memory_is_memory_error(f"loading {os.fspath(name)}"):
+        file = AdapterFile(name)
+        file.check_low_rank()
+        tensors: dict[str, torch.Tensor] = {}
+        scales: dict[str, float] = {}
+        for layer, update in file.read(config).items():
+            for part, tensor in (("lora_A", update.a), ("lora_B", update.b.t())):
+                tensors[f"{layer}.{part}"] = tensor.to(dtype, copy=True).contiguous()
+                check_finite(tensors[f"{layer}.{part}"], f"{layer}.{part}", file.path)
+            scales[layer] = update.scale
+        return _C.Adapter(native, tensors, scales)

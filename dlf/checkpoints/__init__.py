@@ -1,0 +1,1 @@
+"""Checkpoints as files: found, read, checked, quantized and cached."""

@@ -1,0 +1,155 @@
+"""Finds the folder of a checkpoint or an adapter, and fetches from the Hugging Face hub what will be read of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dlf.errors import CheckpointError
+from dlf.support.fields import read_json
+
+__all__ = [
+    "HUB_ID",
+    "INDEX",
+    "SINGLE",
+    "TOKENIZER_FILES",
+    "additional_templates",
+    "index_of",
+    "label_of",
+    "resolve",
+    "resolve_adapter",
+]
+
+HUB_ID = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@((?!\S*\.\.)[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
+MAX_INDEX_BYTES = 64 << 20
+MAX_SHARDS = 4096
+PATTERNS = 200  # that the hub's client is given at once: for more it compiles each anew for every file
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
+    "tokenizer.model chat_template.jinja chat_template.json"
+).split()
+TEMPLATES = "additional_chat_templates"
+ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
+SMALL_FILES = [
+    "config.json",
+    "generation_config.json",
+    *TOKENIZER_FILES,
+    f"{TEMPLATES}/*.jinja",
+    ADAPTER_FILES[0],  # which tells an adapter
+]
+
+
+def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
+    """Return the folder of a checkpoint, fetching it where a hub id is given.
+
+    Parameters
+    ----------
+    name_or_path
+        An existing folder, or ``"organisation/name"`` or ``"organisation/name@revision"`` on the Hugging Face hub.
+        Only the files that are read are fetched, into the hub's own cache: the configuration, the tokenizer, and
+        ``model.safetensors`` or else the files that its index names.
+    weights
+        Whether the weights are fetched too.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither such a folder nor such a checkpoint, or the hub cannot be reached.
+    CheckpointError
+        If the index of its weights is damaged.
+    """
+    found = _folder(name_or_path)
+    if isinstance(found, Path):
+        return found
+    folder = _fetch(*found, [*SMALL_FILES, SINGLE, INDEX] if weights else SMALL_FILES)
+    if weights and not os.path.isfile(folder / SINGLE) and os.path.isfile(folder / INDEX):
+        # The folder is named after the commit, so that a push between the two cannot mix two versions.
+        files = sorted(set(index_of(folder).values()))
+        for first in range(0, len(files), PATTERNS):
+            _fetch(found[0], folder.name, files[first : first + PATTERNS])
+    return folder
+
+
+def resolve_adapter(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the folder of an adapter, as `resolve` does that of a checkpoint; two files are fetched."""
+    found = _folder(name_or_path)
+    return found if isinstance(found, Path) else _fetch(*found, ADAPTER_FILES)
+
+
+def index_of(folder: Path) -> dict[str, str]:
+    """Which file holds which tensor, as the index of a checkpoint in several files says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has no index.
+    CheckpointError
+        If it is damaged, names too many files, or one that is not in the folder itself.
+    """
+    path = folder / INDEX
+    weight_map = read_json(path, MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{path} has no 'weight_map' object; fetch the checkpoint again")
+    plain: set[str] = set()
+    for name, shard in weight_map.items():
+        if isinstance(shard, str) and shard in plain:
+            continue
+        # A plain name only: an index must not lead out of its folder.
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]{1,243}\.safetensors", shard):
+            raise CheckpointError(
+                f"{path}: tensor {name!r:.120} is said to lie in {shard!r:.80}, which is no plain "
+                "name of a safetensors file in the folder"
+            )
+        plain.add(shard)
+        if len(plain) > MAX_SHARDS:
+            raise CheckpointError(f"{path} names more than {MAX_SHARDS} files, as no valid index does; fetch it again")
+    return weight_map
+
+
+def additional_templates(folder: Path) -> list[Path]:
+    """Chat templates of a checkpoint beside its default one."""
+    there = os.path.isdir(folder / TEMPLATES)  # False also for a name that glob can't look at
+    return sorted((folder / TEMPLATES).glob("*.jinja")) if there else []
+
+
+def label_of(name_or_path: str | os.PathLike[str]) -> str:
+    """What to call a model: the last part of its path, or a hub id's name and revision."""
+    name = os.fspath(name_or_path)
+    match = HUB_ID.fullmatch(name)
+    if match and match[2]:
+        return name.split("/", 1)[1]
+    return os.path.basename(os.path.normpath(name))
+
+
+def _folder(name_or_path: str | os.PathLike[str]) -> Path | tuple[str, str | None]:
+    """An existing folder, or the repository and the revision of a hub id."""
+    path = Path(os.path.expanduser(name_or_path))  # which leaves a user that is not there as it is
+    # Unlike Path's, these two call whatever cannot be looked at, such as a name that is too long, not there.
+    if os.path.isdir(path):
+        return path
+    if os.path.isfile(path):
+        raise FileNotFoundError(f"{path} is a file: give the folder it lies in")
+    match = HUB_ID.fullmatch(name_or_path) if isinstance(name_or_path, str) else None
+    if not match:
+        raise FileNotFoundError(
+            f"no folder {str(path)!r:.300}: give a checkpoint's folder or a hub id, 'organisation/name' or "
+            "'organisation/name@revision'"
+        )
+    return match[1], match[2]
+
+
+def _fetch(repository: str, revision: str | None, files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        # Names without a folder match at the top of the repository only.
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
+    except Exception as error:  # the client has dozens of kinds, those of its HTTP library among them
+        name = repository if revision is None else f"{repository}@{revision}"
+        raise FileNotFoundError(
+            f"no folder {name!r}, and fetching it from the hub failed ({type(error).__name__}: {error}); "
+            "check the spelling, the connection and, for a gated checkpoint, HF_TOKEN"
+        ) from error

@@ -1,0 +1,116 @@
+"""Loads a checkpoint with its linear layers quantized, from the cache where they are there."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from dlf import _C
+from dlf.checkpoints.checkpoint import (
+    EMBEDDING,
+    HEAD,
+    check_finite,
+    expected_tensors,
+    find_shards,
+    load_tensors,
+    read_tensors,
+)
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.content_hash import content_hash
+from dlf.checkpoints.huge_pages import leave, placement
+from dlf.checkpoints.precision import Precision, Quantization, scale_name
+from dlf.checkpoints.weight_cache import CachedWeights, cache_folder
+
+__all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
+
+
+def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Name and shape ``[out, in]`` of every linear layer's weight; a tied embedding counts as ``lm_head.weight``."""
+    shapes = {
+        name: (shape[0], shape[1])
+        for name, shape in expected_tensors(config).items()
+        if len(shape) == 2 and name != EMBEDDING
+    }
+    return shapes | {HEAD: (config.vocab_size, config.hidden_size)}
+
+
+def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """`linear_shapes`, where a tied head has the name that it has in the file."""
+    shapes = linear_shapes(config)
+    if config.tie_word_embeddings:
+        shapes[EMBEDDING] = shapes.pop(HEAD)
+    return shapes
+
+
+def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
+    """Bytes that a model's weights take."""
+    shapes = expected_tensors(config)
+    width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
+    if precision.quantization is None:
+        return width * sum(math.prod(shape) for shape in shapes.values())
+    linears = linear_shapes(config)
+    others = sum(math.prod(shape) for name, shape in shapes.items() if name not in linears)
+    return width * others + sum(one.nbytes for one in precision.quantization.layout(linears).values())
+
+
+def load_quantized(
+    folder: Path, config: ModelConfig, dtype: torch.dtype, quantization: Quantization, huge_pages: bool = True
+) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's tensors, those of linear layers as tiles and scales.
+
+    What is quantized are the file's own values, whatever `dtype` is. The tiles come from the cache, to huge pages if
+    the model is large and `huge_pages` are wanted; where the cache cannot be written, which is a warning, or is
+    switched off, they are made anew.
+
+    Returns
+    -------
+    dict
+        What `_C.Weights` takes; the embedding, norms and biases are `dtype`.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As `load_tensors` does.
+    """
+    linears = linear_shapes(config)
+    layout = quantization.layout(linears)
+    place = placement({name: one.nbytes for name, one in layout.items()}) if huge_pages else leave
+    shapes = expected_tensors(config)
+    shards = find_shards(folder, shapes)
+    tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys(), place, {EMBEDDING})
+    cache = cache_folder()
+    if cache is not None:
+        kept = CachedWeights(cache, content_hash(shards, cache), quantization.name, layout)
+        found = kept.load(place)
+        if found is not None:
+            return tensors | found
+        try:
+            return tensors | kept.store(_quantize(folder, config, quantization), place)
+        except OSError as error:
+            warnings.warn(
+                f"quantized weights cannot be kept in {cache} ({error.strerror or error}); going on without. "
+                "Set DLF_CACHE to another folder, or to 'off'",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return tensors | {name: place(name, tensor) for name, tensor in _quantize(folder, config, quantization)}
+
+
+def _quantize(folder: Path, config: ModelConfig, quantization: Quantization) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tiles and scales of one linear layer after the other."""
+    names = stored_linears(config)
+    task = f"Quantizing {folder.name} to {quantization.name}"
+    for file, name, tensor in read_tensors(folder, config, names, task, keep=False):
+        if tensor.dtype != torch.bfloat16:
+            tensor = tensor.float()
+        check_finite(tensor, name, file.path)
+        tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
+        del tensor  # and with it the file's pages, before the next one comes
+        target = HEAD if name == EMBEDDING else name
+        yield target, tiles
+        yield scale_name(target), scale
+        del tiles, scale

@@ -1,0 +1,190 @@
+"""Rotary frequencies, as ``transformers.modeling_rope_utils`` computes them, operation by operation, bit by bit.
+
+``dynamic`` frequencies change with the length of a text beyond ``max_position_embeddings``, which keys that are kept
+rotated cannot follow; such a model reads texts of up to that length, where its frequencies are those without scaling.
+``longrope`` has two lists of frequencies: transformers takes the second for a text beyond
+``original_max_position_embeddings``, and dlf, as vLLM does, for an engine whose context is longer than that.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dlf.errors import CheckpointError
+from dlf.support.fields import Fields
+
+__all__ = ["MAX_POSITIONS", "Rotary", "read_rotary"]
+
+MAX_POSITIONS = 1 << 28
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+ALIASES = {"su": "longrope", "mrope": "default"}  # mrope turns text as default does; only images have other positions
+
+
+@dataclass(frozen=True, eq=False)
+class Rotary:
+    """How positions turn queries and keys.
+
+    Attributes
+    ----------
+    inv_freq
+        Frequencies, float32 ``[head_dim / 2]``.
+    scaling
+        Factor on their cosines and sines.
+    context_length
+        Positions that the model was made for.
+    short_context, long_inv_freq
+        Positions up to which `inv_freq` holds, and the frequencies for a longer context; for ``longrope``.
+    """
+
+    inv_freq: npt.NDArray[np.float32]
+    scaling: float
+    context_length: int
+    short_context: int | None = None
+    long_inv_freq: npt.NDArray[np.float32] | None = None
+
+
+def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
+    """Read ``rope_scaling`` or ``rope_parameters``.
+
+    Raises
+    ------
+    CheckpointError
+        If a value is missing or out of bounds, or the kind of scaling is none that dlf has.
+    """
+    values = fields.table("rope_scaling") or fields.table("rope_parameters")
+    for key, value in values.items():
+        if isinstance(value, dict):  # what other architectures have: a table for each kind of layer
+            raise CheckpointError(
+                f"{fields.where}: rotary embedding: {key!r:.80} is a table; dlf has one for all layers"
+            )
+    defaults = {"rope_theta": 10000.0 if "rope_theta" not in fields else fields.raw("rope_theta")}
+    rope = Fields(values, defaults, f"{fields.where}: rotary embedding")
+    kind = _kind(rope)
+    for source in (fields, rope):
+        if "partial_rotary_factor" in source:
+            source.number("partial_rotary_factor", 1.0, 1.0)  # the whole head turns, in every family dlf runs
+
+    theta = rope.number("rope_theta", 1.0 + 1e-6, 1e12)
+    powers = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    inv_freq = 1.0 / powers
+    if kind == "default":
+        return Rotary(inv_freq.numpy(), 1.0, max_positions)
+
+    # A value beside the rope table, as some files have it, wins over the one inside.
+    source = fields if "original_max_position_embeddings" in fields else rope
+    original = max_positions
+    if "original_max_position_embeddings" in source:
+        original = source.integer("original_max_position_embeddings", 1, MAX_POSITIONS)
+
+    if kind in ("yarn", "longrope") and "factor" not in rope:
+        factor = max_positions / original
+    else:
+        factor = rope.number("factor", 1e-3, 1e6)
+    if kind == "dynamic":
+        return Rotary(_dynamic(rope, factor, theta, head_dim, max_positions), 1.0, max_positions)
+
+    # Files say the length that training began with, or the one that scaling made of it. Llama 3 and longrope do not
+    # reach `factor` times the original one where the file says the other.
+    extended = max_positions
+    if kind in ("linear", "yarn") or max_positions <= original:
+        extended = max(max_positions, min(int(factor * original), MAX_POSITIONS))
+    if kind == "linear":
+        return Rotary((inv_freq / factor).numpy(), 1.0, extended)
+    if kind == "llama3":
+        low = rope.number("low_freq_factor", 1e-3, 1e6)
+        high = rope.number("high_freq_factor", 1e-3, 1e6)
+        if low == high:
+            raise rope.error("high_freq_factor", "different from low_freq_factor")
+        return Rotary(_llama3(inv_freq, factor, low, high, original).numpy(), 1.0, extended)
+    if kind == "longrope":
+        return _longrope(rope, powers, factor, original, extended)
+    return Rotary(*_yarn(rope, powers, head_dim, theta, factor, original), extended)
+
+
+def _kind(rope: Fields) -> str:
+    key = "rope_type" if "rope_type" in rope else "type"  # version 4 of transformers had the latter
+    kind: Any = rope.raw(key)
+    if isinstance(kind, str):
+        kind = ALIASES.get(kind, kind)
+    if kind is None:
+        return "default"
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise rope.error(key, f"one of the scalings that dlf has, {', '.join((*KINDS, *ALIASES))}")
+    return kind
+
+
+def _dynamic(rope: Fields, factor: float, theta: float, head_dim: int, max_positions: int) -> npt.NDArray[np.float32]:
+    """NTK-aware scaling at `max_positions`: the frequencies without scaling, but for rounding."""
+    if head_dim == 2:
+        raise rope.error("rope_type" if "rope_type" in rope else "type", "another one for heads of 2 numbers")
+    base = theta * ((factor * max_positions / max_positions) - (factor - 1)) ** (head_dim / (head_dim - 2))
+    inv_freq: torch.Tensor = 1.0 / (base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
+    return inv_freq.numpy()
+
+
+def _longrope(rope: Fields, powers: torch.Tensor, factor: float, original: int, extended: int) -> Rotary:
+    """LongRoPE (Ding et al., 2024, arXiv:2402.13753): each frequency divided by a number of its own."""
+
+    def frequencies(key: str) -> npt.NDArray[np.float32]:
+        return (1.0 / (torch.tensor(rope.numbers(key, len(powers), 1e-6, 1e6), dtype=torch.float32) * powers)).numpy()
+
+    if "attention_factor" in rope:
+        scaling = rope.number("attention_factor", 0.0, 1e6)
+    elif factor <= 1:
+        scaling = 1.0
+    elif original == 1:
+        raise rope.error("original_max_position_embeddings", "more than 1")
+    else:
+        scaling = math.sqrt(1 + math.log(factor) / math.log(original))
+    return Rotary(frequencies("short_factor"), scaling, extended, original, frequencies("long_factor"))
+
+
+def _llama3(inv_freq: torch.Tensor, factor: float, low: float, high: float, positions: int) -> torch.Tensor:
+    """Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between blended."""
+    wavelength = 2 * math.pi / inv_freq
+    stretched = torch.where(wavelength > positions / low, inv_freq / factor, inv_freq)
+    blend = (positions / wavelength - low) / (high - low)
+    blended = (1 - blend) * stretched / factor + blend * stretched
+    between = ~(wavelength < positions / high) * ~(wavelength > positions / low)
+    return torch.where(between, blended, stretched)
+
+
+def _yarn(
+    rope: Fields, powers: torch.Tensor, head_dim: int, theta: float, factor: float, positions: int
+) -> tuple[npt.NDArray[np.float32], float]:
+    """YaRN (Peng et al., 2023, arXiv:2309.00071): a ramp over the dimensions from kept to stretched frequencies."""
+
+    def optional(key: str, default: float, low: float = 0.0, high: float = 1e6) -> float:
+        return (rope.number(key, low, high) if key in rope else 0.0) or default
+
+    def magnitude(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    def dimension(rotations: float) -> float:
+        return head_dim * math.log(positions / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    mscale, mscale_all_dim = optional("mscale", 0.0), optional("mscale_all_dim", 0.0)
+    if "attention_factor" in rope:
+        attention_factor = rope.number("attention_factor", 0.0, 1e6)
+    elif mscale and mscale_all_dim:
+        attention_factor = magnitude(mscale) / magnitude(mscale_all_dim)
+    else:
+        attention_factor = magnitude(1.0)
+
+    first = dimension(optional("beta_fast", 32.0, low=1e-6))
+    last = dimension(optional("beta_slow", 1.0, low=1e-6))
+    if rope.flag("truncate") if "truncate" in rope else True:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    if first == last:
+        last += 0.001  # the ramp needs a width
+    ramp = torch.clamp((torch.arange(head_dim // 2, dtype=torch.float32) - first) / (last - first), 0, 1)
+    kept = 1 - ramp
+    inv_freq = 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept
+    return inv_freq.numpy(), attention_factor

@@ -1,0 +1,236 @@
+"""Keeps quantized weights on disk, so that a model is quantized once and mapped from then on; the cache as a whole.
+
+A file is ordinary safetensors whose metadata begins with a checksum over all its other bytes. It is believed only if
+that checksum, the format, the source and every name, type and shape are right; anything else is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dlf.checkpoints.content_hash import MEMORY
+from dlf.checkpoints.huge_pages import Place, leave
+from dlf.checkpoints.precision import TensorLayout
+from dlf.checkpoints.safetensors_file import write_safetensors
+from dlf.checkpoints.tensor_file import PORTION_BYTES, PORTIONS, TensorFile, is_utf8
+from dlf.errors import CheckpointError
+from dlf.support.fields import read_json
+from dlf.support.new_folder import abandoned_folders
+
+__all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache", "make_cache", "merged_labels"]
+
+FORMAT = "1"  # to be raised when tiles, scales or the way that they are chosen change
+# The header's first bytes are always these, so the checksum's place is known. The zeros hold it until it is.
+PREFIX = b'{"__metadata__":{"checksum":"'
+CHECKSUM_AT, CHECKSUM_SIZE = 8 + len(PREFIX), 64
+BLOCK = 4 << 20  # hashed at once by each of a few threads
+NAME_DIGITS = 40
+HASH = "[0-9a-f]" * NAME_DIGITS
+ABANDONED = ".dlf-*.tmp"
+ABANDONED_SECONDS = 24 * 3600
+MERGED, MANIFEST = "merged-", "dlf.json"  # folders of merged models, and what each of them holds
+
+
+def cache_folder() -> Path | None:
+    """Return the folder that quantized weights and merged models are kept in, or None if they are not.
+
+    It is ``$DLF_CACHE``, ``$XDG_CACHE_HOME/dlf`` or ``~/.cache/dlf``; ``DLF_CACHE=off`` means none.
+    """
+    chosen = os.environ.get("DLF_CACHE")
+    if chosen == "off":
+        return None
+    if chosen:
+        return Path(os.path.expanduser(chosen))
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # which its specification says to ignore
+        base = os.path.expanduser("~/.cache")
+    return Path(base) / "dlf" if os.path.isabs(base) else None
+
+
+def make_cache(folder: Path) -> None:
+    """Make the cache's folder.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, or nothing in it could be read again.
+    """
+    if not is_utf8(folder):
+        raise OSError(errno.EILSEQ, "its name is not UTF-8", os.fspath(folder))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def cache_bytes(folder: Path) -> int:
+    """Bytes that the cache takes."""
+    return sum(path.stat().st_size for path in _files(folder))
+
+
+def clear_cache(folder: Path) -> int:
+    """Remove everything that the cache holds and return how many bytes that were; what is mapped stays usable."""
+    if not os.path.isdir(folder):
+        return 0
+    taken = cache_bytes(folder)
+    for path in _files(folder):
+        path.unlink(missing_ok=True)
+    for path in [*_merged_folders(folder), *abandoned_folders(folder, f"{MERGED}*")]:
+        shutil.rmtree(path, ignore_errors=True)
+    return taken
+
+
+def _merged_folders(folder: Path) -> list[Path]:
+    """Return the folders of merged models."""
+    there = os.path.isdir(folder)  # False also for a name that glob can't look at
+    return sorted(path for path in folder.glob(MERGED + HASH) if os.path.isdir(path)) if there else []
+
+
+def merged_labels(folder: Path) -> dict[Path, str]:
+    """Return what each merged model was called when it was made."""
+    found = {}
+    for path in _merged_folders(folder):
+        with contextlib.suppress(OSError, CheckpointError):
+            found[path] = str(read_json(path / MANIFEST).get("label"))
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    """What dlf has written: the folder may be one that holds other things too, so the names are matched closely."""
+    if not os.path.isdir(folder):
+        return []
+    patterns = f"{HASH}-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64, f"{MERGED}{HASH}/*"
+    return [path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path)]
+
+
+@dataclass(frozen=True)
+class CachedWeights:
+    """The place of one checkpoint's weights, quantized in one way.
+
+    Parameters
+    ----------
+    folder
+        The cache.
+    source
+        Hash of the checkpoint's content.
+    width
+        Name of the quantization.
+    layout
+        Every tensor that the file must hold, and no other.
+    """
+
+    folder: Path
+    source: str
+    width: str
+    layout: Mapping[str, TensorLayout]
+
+    @property
+    def path(self) -> Path:
+        """The file, which may not be there."""
+        return self.folder / f"{self.source[:NAME_DIGITS]}-{self.width}.safetensors"
+
+    def load(self, place: Place = leave) -> dict[str, torch.Tensor] | None:
+        """Map and `place` the tensors, or return None if there are none; a file that is not believed is a warning."""
+        if not os.path.exists(self.path):  # which a folder that may not be searched doesn't make raise
+            return None
+        try:
+            wrong = self._complaint()
+            if not wrong:
+                return _map(self.path, place)
+        except (OSError, CheckpointError) as error:
+            wrong = str(error)
+        warnings.warn(f"{self.path} {wrong}; quantizing again", RuntimeWarning, stacklevel=2)
+        return None
+
+    def store(self, tensors: Iterator[tuple[str, torch.Tensor]], place: Place = leave) -> dict[str, torch.Tensor]:
+        """Write the tensors one by one as they come and return them mapped from the file, and placed.
+
+        The file gets its name when it is whole and on the disk; of several writers the last one's stays, and the others
+        keep what they have mapped.
+
+        Raises
+        ------
+        OSError
+            If the folder cannot be written or the disk is full.
+        """
+        make_cache(self.folder)
+        self._remove_abandoned()
+        descriptor, temporary = tempfile.mkstemp(dir=self.folder, prefix=".dlf-", suffix=".tmp")
+        try:
+            with open(descriptor, "r+b") as file:
+                metadata = {"checksum": "0" * CHECKSUM_SIZE, **self._metadata()}
+                write_safetensors(file, self.layout, metadata, tensors)
+                file.flush()
+                file.seek(CHECKSUM_AT)
+                file.write(_checksum(temporary)[1].encode())
+                file.flush()
+                os.fsync(descriptor)
+            mapped = _map(temporary, place)
+            os.replace(temporary, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        return mapped
+
+    def _metadata(self) -> dict[str, str]:
+        return {"dlf": FORMAT, "source": self.source, "width": self.width}
+
+    def _complaint(self) -> str:
+        """What is wrong with the file, or nothing."""
+        if not self.path.is_file():
+            return "is no file"
+        said, found = _checksum(self.path)
+        if said != found:
+            return "is damaged"
+        with TensorFile(self.path) as file:
+            if file.metadata != {"checksum": said, **self._metadata()}:
+                return "is of another version or source"
+            return "" if file.layout == self.layout else "holds other tensors"
+
+    def _remove_abandoned(self) -> None:
+        """Remove what a writer that was killed has left."""
+        for path in self.folder.glob(ABANDONED):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+
+
+def _map(path: str | os.PathLike[str], place: Place) -> dict[str, torch.Tensor]:
+    """All tensors of a file, as views of it that are placed a few at a time."""
+    with TensorFile(Path(path), max(PORTION_BYTES, os.path.getsize(path) // PORTIONS)) as file:
+        return {name: place(name, file.take(name)) for name in file.layout}
+
+
+def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """The checksum that a file states, and that of all its other bytes: a hash of the hashes of its blocks.
+
+    The file is read rather than mapped, so that its pages do not count as this process's memory.
+    """
+    with open(path, "rb") as file, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        total = hashlib.sha256(file.read(CHECKSUM_AT))
+        said = file.read(CHECKSUM_SIZE).decode("ascii", "replace")
+        begins = range(CHECKSUM_AT + CHECKSUM_SIZE, os.fstat(file.fileno()).st_size, BLOCK)
+        digest = partial(_block_digest, file.fileno())
+        try:
+            digests: Iterable[bytes] = pool.map(digest, begins)
+        except RuntimeError:  # the system gives no more threads
+            digests = map(digest, begins)
+        for one in digests:
+            total.update(one)
+    return said, total.hexdigest()
+
+
+def _block_digest(descriptor: int, begin: int) -> bytes:
+    return hashlib.sha256(os.pread(descriptor, BLOCK, begin)).digest()

@@ -1,0 +1,177 @@
+"""The command line: ``dlf generate``, ``dlf recipe``, ``dlf merge``, ``dlf inspect``, ``dlf demo`` and ``dlf cache``.
+
+What takes long to import comes in only where a command needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from dlf.cli.generate import generate
+from dlf.cli.inspect import inspect
+from dlf.cli.merge import merge
+from dlf.cli.recipe import app as recipe_app
+from dlf.cli.streams import abandon_output, open_streams, print_error, print_traceback, warning_line, write
+from dlf.devices import DeviceError
+from dlf.support.sizes import binary
+from dlf.support.terminal import printable
+
+__all__ = ["app", "main"]
+
+USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError, ImportError, MemoryError, DeviceError)
+INTERRUPTED = 130
+
+
+class Commands(typer.core.TyperGroup):
+    """Turns what goes wrong into one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and exit unless `standalone_mode` is off."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+        open_streams()
+        try:
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            write("")  # a reader that has left is noticed here, not while Python shuts down
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except BrokenPipeError:
+            abandon_output()
+            sys.exit(1)
+        except Exception as error:
+            code = _explain(error)
+        if code == INTERRUPTED:
+            typer.echo("\ndlf: interrupted", err=True)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print a line for what can be explained and return the exit code; raise the rest."""
+    if os.environ.get("DLF_TRACEBACK"):
+        raise error
+    usage = getattr(error, "format_message", None)  # what typer says about wrong options
+    if usage is None and not isinstance(error, (*USER_ERRORS, FloatingPointError)):
+        raise error
+    if usage is not None and not usage():  # help was asked for by leaving the command out, and is there
+        return 2
+    # A recipe's mistakes are several; anything else is one.
+    for text in getattr(error, "problems", [usage() if usage else str(error)]):
+        print_error("error", (text or type(error).__name__) + _hint(error))
+    # Logits that are not finite are the model's fault.
+    return 1 if isinstance(error, FloatingPointError) else 2
+
+
+def _hint(error: Exception) -> str:
+    """What to do about a prompt that was taken for an option."""
+    context = getattr(error, "ctx", None)
+    # The class is click's or, in newer versions, typer's own.
+    if type(error).__name__ != "NoSuchOption" or context is None or context.info_name != "generate":
+        return ""
+    return '; a prompt that begins with - goes behind two of them: dlf generate MODEL -- "- like this"'
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="dlf",
+    help="Decode several language models together: a large one, specialised at every step by small experts.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import dlf
+
+        typer.echo(f"dlf {dlf.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+app.command()(generate)
+app.command()(merge)
+app.command()(inspect)
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help="Whose held-out problems: math, or another of the bundled tasks.")] = "math",
+    problems: Annotated[int, typer.Option(min=1, help="How many problems to score.")] = 200,
+    show: Annotated[int, typer.Option(min=0, help="How many of them to print side by side.")] = 2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
+    weights: Annotated[str | None, typer.Option(help="fp32, bf16, int8, int4 or int4-g64.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0, cuda:1, ...")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of a decode step on the CPU.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Where to save the alpha trace  [default: dlf-demo.png]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare the large model, the expert, alpha = 1 and dynamic fusion on held-out problems."""
+    from dlf.cli.demo import run_demo
+
+    options = {"weights": weights, "device": device, "threads": threads}
+    run_demo(task, problems, show=show, max_new_tokens=max_new_tokens, options=options, plot=plot, as_json=as_json)
+
+
+app.add_typer(recipe_app, name="recipe")
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them; models that are running keep theirs.")] = False,
+) -> None:
+    """Say where quantized weights and merged models are kept and what they take."""
+    from dlf.checkpoints.weight_cache import cache_bytes, cache_folder, clear_cache, merged_labels
+
+    folder = cache_folder()
+    if folder is None:
+        typer.echo("quantized weights and merged models are not kept: DLF_CACHE is 'off'")
+        return
+    labels = {} if clear else merged_labels(folder)
+    taken = clear_cache(folder) if clear else cache_bytes(folder)
+    typer.echo(f"{printable(str(folder))}: {binary(taken)}{' removed' if clear else ''}")
+    for path, label in labels.items():
+        typer.echo(printable(f"  {path.name}: {label}"))
+
+
+@app.command(
+    "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def lm_eval(context: typer.Context) -> None:
+    """Evaluate with lm-evaluation-harness: what its command lm_eval takes, and --model dlf."""
+    from dlf.lm_eval import main as evaluate
+
+    sys.argv = ["lm_eval", *context.args]
+    evaluate()
+
+
+def main() -> None:
+    """Entry point of the ``dlf`` command."""
+    warnings.formatwarning = warning_line
+    sys.excepthook = print_traceback
+    app()

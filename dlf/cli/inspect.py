@@ -1,0 +1,84 @@
+"""``dlf inspect``: what a checkpoint holds, read from its configuration and the headers of its files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dlf.support.sizes import binary
+from dlf.support.terminal import printable
+
+__all__ = ["describe", "inspect"]
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a checkpoint holds and what running it takes."""
+    found = describe(model)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    table = Table(title=Text(printable(found["path"])), show_header=False, title_justify="left")
+    for name, value in found.items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        elif name.endswith("bytes") or "bytes_per" in name:
+            value = f"{binary(value)} ({value:,})"
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        if name != "path":
+            table.add_row(name.replace("_", " "), Text("none" if value is None else printable(str(value))))
+    Console(highlight=False).print(table)
+
+
+def describe(model: str) -> dict[str, Any]:
+    """What `inspect` reports, under the names that its JSON has; no weight is loaded."""
+    from dlf.checkpoints import checkpoint, config, hub, precision, quantized
+    from dlf.checkpoints.tensor_file import TensorFile
+    from dlf.text.tokenizer import Tokenizer
+
+    folder = hub.resolve(model)
+    files: list[Path] = []
+    try:
+        c = checkpoint.checkpoint_config(folder)
+        files = list(checkpoint.find_shards(folder, checkpoint.expected_tensors(c)))
+    except FileNotFoundError:  # no weights, of which the configuration says something all the same
+        c = config.read_config(folder)
+    found = {one.dtype for file in files for one in TensorFile(file).layout.values()}
+    dtypes = sorted(found) or [c.dtype or "unknown"]
+    width = 4 if precision.Precision().float_dtype(c.dtype) == "float32" else 2
+    own = Tokenizer(folder) if os.path.isfile(folder / "tokenizer.json") else None
+    return {
+        "path": str(folder),
+        "architecture": c.architecture,
+        "parameters": sum(math.prod(shape) for shape in checkpoint.expected_tensors(c).values()),
+        "dtypes": dtypes,
+        "layers": c.num_hidden_layers,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "attention_heads": c.num_attention_heads,
+        "key_value_heads": c.num_key_value_heads,
+        "head_dim": c.head_dim,
+        "context": c.context_length,
+        "sliding_windows": sorted({window for window in c.sliding_windows if window}) or None,
+        "vocabulary": c.vocab_size,
+        "tokenizer_size": own.vocab_size if own else None,
+        "eos_token_ids": c.end_tokens(own.eos_token_id if own else None),
+        "tied_embeddings": c.tie_word_embeddings,
+        "disk_bytes": sum(os.path.getsize(file) for file in folder.iterdir() if os.path.isfile(file)),
+        **{
+            f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, precision.Precision.stored(name))
+            for name in precision.CPU_WEIGHTS
+        },
+        "kv_cache_bytes_per_token": c.kv_bytes_per_token(width),
+    }

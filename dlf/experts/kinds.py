@@ -1,0 +1,50 @@
+"""The kinds of experts, and what an engine adds to one that does not say all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from dlf.experts.expert import Expert, InContext
+from dlf.experts.lora import Lora
+from dlf.experts.task_arithmetic import TaskArithmetic
+
+__all__ = ["EXPERTS", "AnyExpert", "as_expert", "with_alpha"]
+
+Path: TypeAlias = "str | os.PathLike[str]"
+AnyExpert: TypeAlias = "Expert | InContext | Lora | TaskArithmetic"
+
+EXPERTS = (Expert, InContext, Lora, TaskArithmetic)
+
+
+def as_expert(expert: AnyExpert | Path, base: Path | None, weights: str | None) -> AnyExpert:
+    """An expert with its base and its type of weights; what it does not name itself is the engine's."""
+    if isinstance(expert, (str, os.PathLike)):
+        expert = Expert(expert)
+    if not isinstance(expert, EXPERTS):
+        kinds = ", ".join(f"dlf.{kind.__name__}" for kind in EXPERTS)
+        raise TypeError(f"an expert is a path or one of {kinds}, not {type(expert).__name__}")
+    if expert.base is None:
+        if base is None:
+            raise ValueError(
+                f"expert '{expert.label}' has no base: give the checkpoint that it was fine-tuned from, "
+                f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
+            )
+        expert = replace(expert, base=base)
+    return replace(expert, weights=weights) if expert.weights is None else expert
+
+
+def with_alpha(experts: Sequence[AnyExpert], alpha: Sequence[float | None] | None) -> list[AnyExpert]:
+    """The experts with the weights that the engine was given for them."""
+    if alpha is None:
+        return list(experts)
+    if len(alpha) != len(experts):
+        raise ValueError(
+            f"alpha holds {len(alpha)} weights for {len(experts)} experts; give one for each, None where it is solved"
+        )
+    return [
+        expert if weight is None else replace(expert, alpha=float(weight))
+        for expert, weight in zip(experts, alpha, strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""Folds an adapter into a copy of its base, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlf.adapters.adapter import AdapterFile, LowRank
+from dlf.adapters.config import CONFIG
+from dlf.checkpoints.checkpoint import is_finite
+from dlf.checkpoints.content_hash import file_hash, sha256
+from dlf.errors import CheckpointError
+from dlf.merging.merge import Source, write_checkpoint
+
+__all__ = ["Fold"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A base and the adapter that goes into it.
+
+    Parameters
+    ----------
+    base, adapter
+        Both are found, but none of their weights is read yet.
+    """
+
+    base: Source
+    adapter: AdapterFile
+
+    def check(self) -> None:
+        """Check that the adapter fits the base.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not.
+        """
+        self.adapter.read(self.base.config)
+
+    def identity(self, cache: Path) -> list[Any]:
+        """Everything that the result depends on."""
+        config = sha256(self.adapter.folder / CONFIG)
+        return ["fold", self.base.identity(cache), config, file_hash(self.adapter.path, cache)]
+
+    def write(self, folder: Path) -> None:
+        """Write the folded checkpoint into an empty folder.
+
+        Raises
+        ------
+        CheckpointError, ValueError, OSError
+            As `dlf.merge.Merge.write`.
+        """
+        updates = self.adapter.read(self.base.config)
+
+        def tensors(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+            for name in names:
+                weight = self.base.read_finite(name)
+                update = updates.get(name.removesuffix(".weight"))
+                folded = weight if update is None else fold(weight, update)
+                if not is_finite(folded):
+                    raise CheckpointError(f"{self.adapter.path} makes values of tensor '{name}' that are not finite")
+                yield name, folded
+
+        write_checkpoint(self.base, folder, tensors, f"Folding {self.adapter.folder.name}")
+
+
+def fold(weight: torch.Tensor, update: LowRank) -> torch.Tensor:
+    """A weight [out, in] with its update, in float32, as the weight's own type.
+
+    W + s B A, or with DoRA's magnitudes m (2402.09353, equation 5): each row of that divided by its norm, times m.
+    """
+    folded = weight.float() + update.scale * (update.b.float() @ update.a.float())
+    if update.magnitude is not None:
+        folded *= (update.magnitude.float() / folded.norm(dim=1))[:, None]
+    return folded.to(weight.dtype)

@@ -1,0 +1,337 @@
+"""Merges checkpoints tensor by tensor into a folder in Hugging Face format."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dlf.checkpoints.checkpoint import (
+    EMBEDDING,
+    HEAD,
+    PROGRESS_PARAMETERS,
+    check_finite,
+    expected_tensors,
+    find_shards,
+    is_finite,
+    open_checkpoint,
+)
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.content_hash import content_hash, sha256
+from dlf.checkpoints.hub import TOKENIZER_FILES, additional_templates
+from dlf.checkpoints.precision import TensorLayout
+from dlf.checkpoints.safetensors_file import write_safetensors
+from dlf.checkpoints.tensor_file import PORTION_BYTES, TensorFile
+from dlf.errors import CheckpointError, out_of_memory_is_memory_error
+from dlf.merging.methods import Recipe, merge_tensor
+from dlf.support.fields import read_json
+from dlf.support.terminal import printable
+from dlf.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, check_same_tokenizer
+
+__all__ = ["Merge", "Source", "write_checkpoint"]
+
+MAX_SHARD_BYTES = 5 * 10**9  # as transformers had it for years
+DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+CONFIGURATION = ("config.json", "generation_config.json")
+SMALL_FILES = [*CONFIGURATION, *TOKENIZER_FILES]
+# What all models of a merge must share: the shapes of their tensors follow from it. A head that is tied in some of them
+# becomes one of its own.
+SAME = (
+    "architecture vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+    "head_dim attention_bias mlp_bias"
+).split()
+
+
+class Source:
+    """A checkpoint whose tensors are read in any order.
+
+    Parameters
+    ----------
+    name
+        Folder or hub id.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If it is no usable checkpoint.
+    """
+
+    def __init__(self, name: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(name)
+        self.folder, self.config = open_checkpoint(name)
+        self.shapes = expected_tensors(self.config)
+        self.shards = find_shards(self.folder, self.shapes)
+        self._path = {tensor: path for path, tensors in self.shards.items() for tensor in tensors}
+        self._files: dict[Path, TensorFile] = {}
+        self._read_bytes = 0
+
+    def small_files(self) -> dict[str, Path]:
+        """Those of `SMALL_FILES` and of the additional templates that the checkpoint has, by their place in it."""
+        places = [*(self.folder / name for name in SMALL_FILES), *additional_templates(self.folder)]
+        found = {str(path.relative_to(self.folder)): path for path in places if os.path.isfile(path)}
+        for path in found.values():
+            if os.path.getsize(path) > MAX_TOKENIZER_BYTES:
+                raise CheckpointError(
+                    f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB, more than any valid file of its kind"
+                )
+        return found
+
+    def identity(self, cache: Path) -> list[Any]:
+        """What tells this checkpoint from others: hashes of all that is read of it."""
+        small = {name: sha256(path) for name, path in self.small_files().items()}
+        return [content_hash(self.shards, cache), small]
+
+    def dtype(self, tensor: str) -> str:
+        """Type of one tensor in its file, as safetensors calls it."""
+        name = self._own(tensor)
+        return self._file(name).header(name, self.shapes[name]).dtype
+
+    def read_finite(self, tensor: str) -> torch.Tensor:
+        """One tensor as it is in the mapped file; its values must be finite. A tied head is the embedding."""
+        name = self._own(tensor)
+        if self._read_bytes > PORTION_BYTES:
+            self.close()
+        values = self._file(name).read(name, self.shapes[name])
+        self._read_bytes += values.nbytes
+        check_finite(values, name, self._path[name])
+        return values
+
+    def close(self) -> None:
+        """Give back what is mapped of the files; they can be read again."""
+        for file in self._files.values():
+            file.close()
+        self._read_bytes = 0
+
+    def _own(self, tensor: str) -> str:
+        return EMBEDDING if tensor == HEAD and self.config.tie_word_embeddings else tensor
+
+    def _file(self, tensor: str) -> TensorFile:
+        path = self._path[tensor]
+        if path not in self._files:
+            self._files[path] = TensorFile(path)
+        return self._files[path]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Models that can be merged, and how.
+
+    Parameters
+    ----------
+    base, experts
+        The models, the experts in the order of the recipe's weights.
+    recipe
+        What to compute.
+    dtype
+        Type of the result; that of the base's tensors if not given.
+    """
+
+    base: Source
+    experts: Sequence[Source]
+    recipe: Recipe
+    dtype: torch.dtype | None = None
+
+    def check(self) -> None:
+        """Check that the models have the same shapes and tokens; no weights are read.
+
+        Raises
+        ------
+        CheckpointError
+            Naming the key of ``config.json`` that differs, and both values.
+        TokenizerMismatchError
+            If two models give one token id different meanings.
+        """
+        tokenizer = _tokenizer(self.base)
+        for expert in self.experts:
+            _check_same_shapes(self.base, expert)
+            other = _tokenizer(expert)
+            if tokenizer is not None and other is not None:
+                size = self.base.config.vocab_size
+                check_same_tokenizer(tokenizer, other, self.base.name, expert.name, size)
+
+    def write(self, folder: Path) -> None:
+        """Write the merged checkpoint into an empty folder: weights, configuration, and the base's tokenizer.
+
+        Of a base without a tokenizer it is the first expert's. Memory holds one tensor of each model, and shows a
+        progress bar for large ones.
+
+        Raises
+        ------
+        CheckpointError
+            If a model's file is damaged, or a tensor is missing, misshapen or not finite.
+        ValueError
+            If the result is not finite.
+        OSError
+            If the folder cannot be written or the disk is full.
+        """
+        count = len(self.experts)
+        write_checkpoint(
+            self.base,
+            folder,
+            self._tensors,
+            f"Merging {count} expert{'s' if count > 1 else ''}",
+            self.dtype,
+            self.experts,
+        )
+
+    def identity(self, cache: Path) -> list[Any]:
+        """Everything that the result depends on."""
+        sources = [source.identity(cache) for source in (self.base, *self.experts)]
+        return [sources, asdict(self.recipe), str(self.dtype)]
+
+    def _tensors(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            base = self.base.read_finite(name)
+            experts = (expert.read_finite(name) for expert in self.experts)
+            merged = merge_tensor(self.recipe, name, base, experts, self.dtype)
+            if not is_finite(merged):
+                raise ValueError(
+                    f"merging makes values of tensor '{name}' that {str(merged.dtype).removeprefix('torch.')} cannot "
+                    "hold; choose smaller weights, or dtype='float32'"
+                )
+            yield name, merged
+
+
+def write_checkpoint(
+    base: Source,
+    folder: Path,
+    tensors: Callable[[list[str]], Iterator[tuple[str, torch.Tensor]]],
+    task: str,
+    dtype: torch.dtype | None = None,
+    others: Sequence[Source] = (),
+) -> None:
+    """Write a checkpoint that has a base's shapes into an empty folder: weights, configuration, tokenizer.
+
+    Parameters
+    ----------
+    base
+        Whose configuration and tokenizer it gets.
+    folder
+        Where.
+    tensors
+        Yields the tensors of these names, one after the other.
+    task
+        What the progress bar says, which large models get.
+    dtype
+        Of the tensors, if it is not the base's.
+    others
+        Whose tensors go into it too. A head of their own makes one where the base's is tied, and where the base has no
+        tokenizer it gets theirs.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or the disk is full.
+    MemoryError
+        If memory runs out.
+    """
+    shapes = dict(base.shapes)
+    for other in others:
+        shapes |= {HEAD: other.shapes[HEAD]} if HEAD in other.shapes else {}
+    _write_config(base, folder, dtype, tied=HEAD not in shapes)
+    files = base.small_files()
+    if "tokenizer.json" not in files:
+        found = (one.small_files() for one in others)
+        theirs = next((one for one in found if "tokenizer.json" in one), {})
+        files |= {name: path for name, path in theirs.items() if name not in CONFIGURATION}
+    for name in files.keys() - {"config.json"}:
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(files[name], folder / name)
+    layout = {name: TensorLayout(DTYPES[dtype] if dtype else base.dtype(name), shape) for name, shape in shapes.items()}
+    shards = _split(layout)
+    total = sum(math.prod(shape) for shape in shapes.values())
+    hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
+    with tqdm(total=total, desc=printable(task), unit="param", unit_scale=True, disable=hidden) as progress:
+
+        def counted(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in tensors(names):
+                yield name, tensor
+                progress.update(tensor.numel())
+
+        with contextlib.ExitStack() as sources, out_of_memory_is_memory_error(task[0].lower() + task[1:]):
+            for one in (base, *others):
+                sources.callback(one.close)
+            for file_name, members in shards.items():
+                with open(folder / file_name, "wb") as file:
+                    write_safetensors(file, members, {"format": "pt"}, counted(list(members)))
+    if len(shards) > 1:
+        weight_map = {name: file_name for file_name, members in shards.items() for name in members}
+        index = {"metadata": {"total_size": sum(one.nbytes for one in layout.values())}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+
+
+def _write_config(base: Source, folder: Path, dtype: torch.dtype | None, tied: bool) -> None:
+    values = read_json(base.folder / "config.json")
+    if values.get("tie_word_embeddings", False) is not tied:
+        values["tie_word_embeddings"] = tied
+    if dtype is not None:
+        key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
+        values[key] = str(dtype).removeprefix("torch.")
+    # The code that auto_map names is not taken along, and dlf's architectures need none.
+    for key in ("auto_map", "_name_or_path"):
+        values.pop(key, None)
+    _write_json(folder / "config.json", values)
+
+
+def _check_same_shapes(base: Source, expert: Source) -> None:
+    a, b = base.config, expert.config
+    for key in SAME:
+        if getattr(a, key) != getattr(b, key):
+            raise CheckpointError(
+                f"'{key}' is {getattr(a, key)} in {base.name} and {getattr(b, key)} in {expert.name}; merge models "
+                "that were fine-tuned from one base and kept its shape"
+            )
+    for keys, same in (
+        ("rms_norm_eps", a.rms_norm_eps == b.rms_norm_eps),
+        ("rotary embedding", _same_rotary(a, b)),
+        ("sliding_window", a.sliding_windows == b.sliding_windows),
+    ):
+        if not same:
+            warnings.warn(
+                f"{base.name} and {expert.name} differ in their {keys}; the merged model has the base's",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _same_rotary(a: ModelConfig, b: ModelConfig) -> bool:
+    return a.rope_scaling_factor == b.rope_scaling_factor and all(
+        np.array_equal(one, other)  # type: ignore[arg-type] # two that are None are equal
+        for one, other in ((a.inv_freq, b.inv_freq), (a.long_inv_freq, b.long_inv_freq))
+    )
+
+
+def _tokenizer(source: Source) -> Tokenizer | None:
+    return Tokenizer(source.folder) if os.path.isfile(source.folder / "tokenizer.json") else None
+
+
+def _split(layout: dict[str, TensorLayout]) -> dict[str, dict[str, TensorLayout]]:
+    """The tensors of each file, as many as fit its size; wide numbers first, so that all lie on natural borders."""
+    parts: list[dict[str, TensorLayout]] = [{}]
+    room = MAX_SHARD_BYTES
+    for name, one in layout.items():
+        if parts[-1] and one.nbytes > room:
+            parts.append({})
+            room = MAX_SHARD_BYTES
+        parts[-1][name] = one
+        room -= one.nbytes
+    parts = [dict(sorted(part.items(), key=lambda item: -item[1].item_bytes)) for part in parts]
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def _write_json(path: Path, values: dict[str, object]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -1,0 +1,227 @@
+"""Looks whether the models of a recipe are there and go together, without loading one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlf import _C
+from dlf.adapters.adapter import AdapterFile
+from dlf.arguments import common_vocabulary, context
+from dlf.checkpoints.checkpoint import checkpoint_config
+from dlf.checkpoints.config import ModelConfig, read_config
+from dlf.checkpoints.hub import resolve
+from dlf.checkpoints.precision import Precision
+from dlf.checkpoints.quantized import weights_bytes
+from dlf.devices import Placement
+from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, as_expert
+from dlf.lanes import Lanes
+from dlf.recipe.engine_recipe import EngineRecipe
+from dlf.recipe.yaml_file import Keys
+from dlf.sampling import SamplingOptions
+from dlf.text.layout import CHAT
+from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
+
+__all__ = ["Checked", "check_recipe"]
+
+DEFAULT_BATCH = 8  # as of `dlf.Engine`
+
+
+@dataclass
+class Checked:
+    """What was found.
+
+    Attributes
+    ----------
+    problems
+        What is not there or does not go together, each with file, line and field.
+    weights_bytes, cache_bytes
+        What the models' weights and the KV cache take, adapters aside; None where there are problems.
+    max_context
+        Tokens of prompt and completion together.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    weights_bytes: int | None = None
+    cache_bytes: int | None = None
+    max_context: int | None = None
+
+
+def check_recipe(recipe: EngineRecipe) -> Checked:
+    """Look at every model of a recipe.
+
+    Of a hub id only the configuration and the tokenizer are fetched, of an adapter on the hub all.
+    """
+    return _Checker(recipe).run()
+
+
+class _Checker:
+    def __init__(self, recipe: EngineRecipe) -> None:
+        self.recipe = recipe
+        self.found = Checked()
+        self.models: dict[str, tuple[ModelConfig, Tokenizer] | None] = {}  # None: that has been reported
+
+    def run(self) -> Checked:
+        self._check_devices()
+        for keys, name in self._checkpoints():
+            if name not in self.models:
+                self.models[name] = None
+                self._try(keys, self._look, name)
+        for number, expert in enumerate(self.recipe.experts):
+            keys = ("experts", number)
+            if isinstance(expert, Lora) and self.models[str(expert.base)]:
+                self._try((*keys, "adapter"), self._adapter, expert)
+            elif isinstance(expert, TaskArithmetic) and all(
+                self.models[str(name)] and _is_here(str(name)) for name in (expert.base, *expert.experts)
+            ):
+                self._try((*keys, "merge"), lambda expert: expert.open().check(), expert)
+        if not self.found.problems:
+            self._check_lanes()
+        return self.found
+
+    def _checkpoints(self) -> Iterator[tuple[Keys, str]]:
+        """Every checkpoint, and where it stands."""
+        recipe = self.recipe
+        yield ("large",), recipe.large
+        if recipe.base is not None:
+            yield ("base",), recipe.base
+        for number, expert in enumerate(recipe.experts):
+            keys = ("experts", number)
+            yield (*keys, "base"), str(expert.base)
+            if isinstance(expert, Expert):
+                yield (*keys, "model"), str(expert.model)
+            elif isinstance(expert, TaskArithmetic):
+                for name in expert.experts:
+                    yield (*keys, "merge"), str(name)
+
+    def _look(self, name: str) -> None:
+        folder = resolve(name, weights=False)
+        # The hub's weights have not been fetched.
+        config = checkpoint_config(folder) if _is_here(name) else read_config(folder)
+        tokenizer = Tokenizer(folder)
+        large = self.models[self.recipe.large]
+        if large:
+            size = min(large[0].vocab_size, config.vocab_size)
+            check_same_tokenizer(large[1], tokenizer, self.recipe.large, name, size)
+        self.models[name] = config, tokenizer
+
+    def _adapter(self, expert: Lora) -> None:
+        known = self.models[str(expert.base)]
+        assert known
+        file = AdapterFile(expert.adapter)
+        if not expert.merge:
+            file.check_low_rank()
+        file.read(known[0])
+
+    def _check_devices(self) -> None:
+        """Whether what is asked for can run on one machine, which need not be this one."""
+        options = self.recipe.options
+        device, device_map = options.get("device", "cpu"), options.get("device_map")
+        placement = self._try(("engine", "device_map"), Placement.named, device, device_map)
+        if placement is None:
+            return
+        self._try(("engine", "max_batch"), placement.check_batch, options.get("max_batch", 1))
+        dtype, weights = options.get("dtype", "auto"), options.get("weights")
+        own = [(("experts", i, "weights"), one.weights) for i, one in enumerate(self.recipe.experts) if one.weights]
+        for keys, what in ((("engine", "dtype" if weights is None else "weights"), weights), *own):
+            self._try(keys, placement.check_dtype, Precision.of(dtype, what).dtype)
+
+    def _check_lanes(self) -> None:
+        """What the engine checks of models that go together: templates, the context; and the memory."""
+        recipe, options = self.recipe, self.recipe.options
+        dtype, weights = options.get("dtype", "auto"), options.get("weights")
+        experts = [self._unmerged(i, as_expert(one, recipe.base, weights)) for i, one in enumerate(recipe.experts)]
+        lanes = Lanes.of(recipe.large, experts, dtype, weights, recipe.template)
+        models = [known for name, _ in lanes.models if (known := self.models[str(name)])]
+        for i, lane in enumerate(lanes.lanes):
+            name, tokenizer = lanes.models[lane.model][0], models[lane.model][1]
+            if lane.layout.template == CHAT and not tokenizer.has_chat_template:
+                keys = self._template_keys(i, lanes)
+                self._add(
+                    keys,
+                    f"{name} has no chat template to read; give it a template of its own, for example "
+                    'base_template: "{prompt}" for the base of a chat expert',
+                )
+        trained = min(config.context_length for config, _ in models)
+        short = [config.short_context for config, _ in models]
+        length = self._try(("engine", "max_context"), context, options.get("max_context"), trained, short)
+        if length is None or self.found.problems:
+            return
+        self._check_examples(lanes, length, trained)
+        self._check_tokens(common_vocabulary(models))
+        if self.found.problems:
+            return
+        cuda = any(str(device).startswith("cuda") for device in self._devices())
+        weight_bytes = cache_bytes = 0
+        batch = options.get("max_batch", DEFAULT_BATCH)
+        for (config, _), (_, precision), count in zip(models, lanes.keys, lanes.counts(), strict=True):
+            width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
+            weight_bytes += weights_bytes(config, precision, cuda)
+            cache_bytes += config.kv_bytes_per_token(width) * length * batch * count
+        self.found.weights_bytes, self.found.cache_bytes, self.found.max_context = weight_bytes, cache_bytes, length
+
+    def _check_examples(self, lanes: Lanes, length: int, trained: int) -> None:
+        for number, (own, _) in enumerate(lanes.pairs):
+            lane = lanes.lanes[own]
+            known = self.models[str(lanes.models[lane.model][0])]
+            assert known
+            count = len(lane.layout.examples)
+            # The shortest prompt that is none of nothing; a longer one leaves less.
+            fit = lane.layout.fitting(".", known[1], length) if count else None
+            if fit is not None and fit < count:
+                more = f", or raise max_context, up to {trained}" if trained > length else ""
+                self._add(
+                    self._examples_keys(number),
+                    f"{fit} of {count} examples fit the context of {length} tokens beside a prompt; give fewer{more}",
+                )
+
+    def _examples_keys(self, number: int) -> Keys:
+        ways = (("experts", number, name) for name in ("examples", "examples_file"))
+        return next(keys for keys in ways if keys in self.recipe.lines)
+
+    def _check_tokens(self, vocabulary: int) -> None:
+        sampling = self.recipe.sampling
+        try:
+            _C.Sampler(SamplingOptions(**sampling).build(), vocabulary)
+        except ValueError as error:
+            name = [name for name in sampling if str(error).startswith(f"{name} ")]
+            self._add(("sampling", *name), str(error))
+
+    def _unmerged(self, number: int, expert: AnyExpert) -> Expert | InContext | Lora:
+        """An expert whose merged model is one of its own, with the shapes and the tokenizer of its base."""
+        if isinstance(expert, (Expert, InContext)) or (isinstance(expert, Lora) and not expert.merge):
+            return expert
+        name = f"experts[{number}], merged"
+        self.models[name] = self.models[str(expert.base)]
+        return Expert(name, expert.base, None, expert.weights, expert.template, expert.base_template)
+
+    def _template_keys(self, lane: int, lanes: Lanes) -> Keys:
+        """Where a lane's template stands."""
+        for number, pair in enumerate(lanes.pairs):
+            for name, own in zip(("template", "base_template"), pair, strict=True):
+                if own == lane and ("experts", number, name) in self.recipe.lines:
+                    return "experts", number, name
+        return ("template",)
+
+    def _devices(self) -> list[str]:
+        options = self.recipe.options
+        return [options.get("device", "cpu"), *options.get("device_map", {}).values()]
+
+    def _try(self, keys: Keys, function: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (ValueError, OSError, NotImplementedError) as error:
+            self._add(keys, str(error))
+            return None
+
+    def _add(self, keys: Keys, message: str) -> None:
+        problem = self.recipe.problem(keys, message)
+        if problem not in self.found.problems:
+            self.found.problems.append(problem)
+
+
+def _is_here(name: str) -> bool:
+    """Whether a checkpoint is a folder, with its weights; of one on the hub they are not fetched."""
+    return os.path.isdir(os.path.expanduser(name))

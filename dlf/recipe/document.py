@@ -1,0 +1,209 @@
+"""What may stand in a recipe: its sections as pydantic models, and what is said about values that do not fit."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
+
+from dlf.recipe.yaml_file import Keys
+from dlf.sampling import SamplingOptions
+
+__all__ = ["Adapter", "Checkpoint", "Document", "Entry", "Examples", "Fusion", "Merge", "explain", "meant", "schema"]
+
+KINDS = (
+    "a checkpoint has 'model', examples have 'examples' or 'examples_file', an adapter has 'adapter', a merge 'merge'"
+)
+KIND_KEYS = ["model", "examples", "examples_file", "adapter", "merge"]
+DEVICES = r"^(cpu|cuda(:\d{1,3})?)$"
+
+# The names are those of `dlf.precision`, `dlf.merging` and the solver, which a test compares; here editors see them.
+DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+Weights: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4", "int4-g64"]
+MergedDType: TypeAlias = Literal["float32", "bfloat16", "float16"]
+Method: TypeAlias = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp"]
+Combine: TypeAlias = Literal["select", "centroid", "joint", "static", "grid"]
+Match: TypeAlias = Literal["symmetric", "forward", "reverse"]
+
+Place: TypeAlias = Annotated[str, Field(min_length=1)]
+Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
+Bound: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
+Device: TypeAlias = Annotated[str, Field(pattern=DEVICES)]
+Pair: TypeAlias = Annotated[tuple[str, str], Field(strict=False)]  # YAML has lists only
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class _Expert(_Section):
+    name: str | None = None
+    base: Place | None = None
+    weights: Weights | None = None
+    template: str | None = None
+    alpha: Finite | None = None
+    alpha_max: Bound | None = None
+
+
+class Checkpoint(_Expert):
+    """A fine-tuned checkpoint: `dlf.Expert`."""
+
+    model: Place
+    base_template: str | None = None
+
+
+class Examples(_Expert):
+    """Examples in the context: `dlf.InContext`; given here or in a file of JSON lines with question and answer."""
+
+    examples: list[Pair] | None = None
+    examples_file: Place | None = None
+
+
+class Adapter(_Expert):
+    """A LoRA adapter: `dlf.Lora`."""
+
+    adapter: Place
+    merge: bool = False
+    base_template: str | None = None
+
+
+class Merge(_Expert):
+    """Checkpoints merged into one: `dlf.TaskArithmetic`."""
+
+    merge: dict[Place, float]
+    method: Method = "task_arithmetic"
+    density: float | dict[str, float] | None = None
+    normalize: bool | None = None
+    scale: float | None = None
+    seed: int | None = None
+    dtype: MergedDType | None = None
+    base_template: str | None = None
+
+
+class Fusion(_Section):
+    """How the experts come together."""
+
+    combine: Combine = "select"
+    match: Match = "symmetric"
+    alpha: list[Finite | None] | None = None
+    alpha_max: Bound = 2.0
+
+
+class Machine(_Section):
+    """Types, devices and sizes."""
+
+    dtype: DType | None = None
+    weights: Weights | None = None
+    device: Device | None = None
+    device_map: dict[Literal["large", "experts"], Device] | None = None
+    cuda_graph: bool | None = None
+    threads: Count | None = None
+    max_batch: Count | None = None
+    max_context: Annotated[int, Field(ge=2)] | None = None
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    speculate: bool | None = None
+    drafter: Place | None = None
+
+
+def _kind(entry: Any) -> str | None:
+    """Which kind of expert the keys make, if they make one."""
+    keys = set(entry) & set(KIND_KEYS) if isinstance(entry, Mapping) else set()
+    if keys & {"examples", "examples_file"}:
+        return "examples" if keys <= {"examples", "examples_file"} else None
+    if "adapter" in keys:
+        keys.discard("merge")  # whether to fold the adapter in
+    return str(keys.pop()) if len(keys) == 1 else None
+
+
+Entry: TypeAlias = Checkpoint | Examples | Adapter | Merge
+
+
+class Document(_Section):
+    """A recipe as it is written."""
+
+    large: Place
+    base: Place | None = None
+    template: str | None = None
+    experts: list[
+        Annotated[
+            Annotated[Checkpoint, Tag("model")]
+            | Annotated[Examples, Tag("examples")]
+            | Annotated[Adapter, Tag("adapter")]
+            | Annotated[Merge, Tag("merge")],
+            Discriminator(_kind, custom_error_type="kind", custom_error_message=f"is of no clear kind: {KINDS}"),
+        ]
+    ] = Field(default_factory=list, max_length=16)
+    fusion: Fusion = Field(default_factory=Fusion)
+    engine: Machine = Field(default_factory=Machine)
+    sampling: dict[str, Any] = Field(default_factory=dict)
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "": Document,
+    "fusion": Fusion,
+    "engine": Machine,
+    "model": Checkpoint,
+    "examples": Examples,
+    "adapter": Adapter,
+    "merge": Merge,
+}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe."""
+    found = Document.model_json_schema()
+    sampling = TypeAdapter(SamplingOptions).json_schema()
+    found["properties"]["sampling"] |= {"properties": sampling["properties"], "additionalProperties": False}
+    return found
+
+
+def explain(error: Any) -> tuple[Keys, str]:
+    """Return the way to a value that pydantic refuses, and what is wrong with it.
+
+    Parameters
+    ----------
+    error
+        One of ``ValidationError.errors()``. Its own way names the kind of an expert too, which the file does not.
+    """
+    keys: list[Any] = [key for key in error["loc"] if key != "[key]"]
+    section = str(keys[0]) if keys and keys[0] in ("fusion", "engine") else ""
+    if len(keys) > 2 and keys[0] == "experts":
+        section = str(keys.pop(2))
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    if kind in ("extra_forbidden", "invalid_key"):
+        return tuple(keys), f"no such key here{meant(keys[-1], list(SECTIONS[section].model_fields))}"
+    if kind == "missing":
+        # A list of two texts whose second is missing is no pair; anything else has a key too few.
+        return tuple(keys), "is missing"
+    if kind == "kind":
+        return tuple(keys), str(error["msg"]) + _meant_kind(value)
+    if kind == "model_type":
+        return tuple(keys), f"must be a mapping, 'name: value', not {_shown(value)}"
+    if kind == "too_long":
+        return tuple(keys), f"has {context['actual_length']} entries; give at most {context['max_length']}"
+    if kind == "string_pattern_mismatch":
+        return tuple(keys), f"takes cpu, cuda or cuda:0, cuda:1, ..., not {_shown(value)}"
+    message = str(error["msg"])
+    return tuple(keys), f"{message[0].lower()}{message[1:]}, not {_shown(value)}"
+
+
+def meant(name: Any, names: Sequence[str]) -> str:
+    """What somebody may have meant who wrote a name that is none of `names`."""
+    close = difflib.get_close_matches(str(name)[:80], names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
+
+
+def _meant_kind(entry: Any) -> str:
+    for key in entry if isinstance(entry, Mapping) else ():
+        close = difflib.get_close_matches(str(key)[:80], KIND_KEYS, 1)
+        if close and key not in KIND_KEYS:
+            return f"; by {key!r:.80}, did you mean {close[0]!r}?"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    return f"{json.dumps(value, default=str, ensure_ascii=False):.60}"

@@ -1,0 +1,272 @@
+"""Recipes: models, experts, fusion and sampling defaults of an engine in one YAML file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from dlf import _C
+from dlf.arguments import prefix_bytes
+from dlf.checkpoints.precision import Precision
+from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, with_alpha
+from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Fusion, Merge, explain, meant, schema
+from dlf.recipe.examples_file import read_examples
+from dlf.recipe.yaml_file import Keys, read_yaml
+from dlf.sampling import SamplingOptions
+from dlf.support.terminal import printable
+from dlf.text.layout import Layout
+
+__all__ = ["EngineRecipe", "RecipeError", "load_recipe", "recipe_schema"]
+
+T = TypeVar("T")
+
+MAX_PROBLEMS = 50
+UNKNOWN = "?"  # a path, while the rest of a recipe is looked at that lacks it
+
+
+class RecipeError(ValueError):
+    """A recipe with mistakes: `problems` has a line for each."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = list(problems)
+
+
+@dataclass(frozen=True)
+class EngineRecipe:
+    """What a recipe asks for.
+
+    Attributes
+    ----------
+    path
+        The file.
+    large, base, template
+        As for `dlf.Engine`; paths are those of folders where there are such beside the recipe.
+    experts
+        The experts, which look at no file before an engine is made.
+    options
+        Further keyword arguments of the engine.
+    sampling
+        Its sampling defaults.
+    lines
+        The line of each value in the file.
+    """
+
+    path: Path
+    large: str
+    base: str | None
+    template: str | None
+    experts: list[AnyExpert]
+    options: dict[str, Any]
+    sampling: dict[str, Any]
+    lines: dict[Keys, int] = field(repr=False)
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """Everything that `dlf.Engine` takes, by name."""
+        own = {"large": self.large, "experts": self.experts, "base": self.base, "template": self.template}
+        return own | self.options | {"defaults": self.sampling}
+
+    def problem(self, keys: Keys, message: str) -> str:
+        """A mistake as it is reported: file, line, field, what is wrong."""
+        return _problem(self.path, self.lines, keys, message)[1]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a recipe, by which editors complete and check one."""
+    return schema()
+
+
+def load_recipe(path: str | Path) -> EngineRecipe:
+    """Read a recipe; no model is looked at.
+
+    Parameters
+    ----------
+    path
+        A YAML file. Paths in it are relative to its folder, where something of that name is there; else they are taken
+        as they are, hub ids among them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    RecipeError
+        With all mistakes, each with its file, line and field.
+    ValueError
+        If it is no YAML of plain values.
+    """
+    return _Reader(Path(os.path.expanduser(path))).read()
+
+
+class _Reader:
+    """Collects the mistakes of one file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values, self.lines = read_yaml(path)
+        self.problems: dict[str, int] = {}  # with their lines
+
+    def read(self) -> EngineRecipe:
+        if not isinstance(self.values, dict):
+            raise RecipeError([f"{self.path}: a recipe is a mapping that begins with 'large: ...'"])
+        document, numbers = self._document()
+        self._check_sampling(document.sampling)
+        self._try(("template",), Layout, document.template)
+        self._check_machine(document)
+        experts = [
+            made
+            for number, entry in zip(numbers, document.experts, strict=True)
+            if (made := self._expert(("experts", number), entry, document))
+        ]
+        engine = document.engine.model_dump(exclude_none=True)
+        if "drafter" in engine:
+            engine["drafter"] = self._place(engine["drafter"])
+        entries = self.values.get("experts", [])
+        if isinstance(entries, list) and len(experts) == len(entries):
+            self._try(("fusion",), _check_fusion, document.fusion, experts)
+        if self.problems:
+            raise self._error()
+        return EngineRecipe(
+            self.path,
+            self._place(document.large),
+            None if document.base is None else self._place(document.base),
+            document.template,
+            experts,
+            document.fusion.model_dump(exclude_unset=True) | engine,
+            document.sampling,
+            self.lines,
+        )
+
+    def _document(self) -> tuple[Document, list[int]]:
+        """The recipe, and the numbers of its experts: without what has mistakes, so that the rest is looked at too."""
+        assert isinstance(self.values, dict)
+        entries = self.values.get("experts")
+        numbers = list(range(len(entries))) if isinstance(entries, list) else []
+        try:
+            return Document.model_validate(self.values), numbers
+        except ValidationError as error:
+            found = [explain(one) for one in error.errors(include_url=False)]
+        for keys, message in found:
+            self._add(keys, message)
+        wrong = {keys[:2] if keys[0] == "experts" else keys[:1] for keys, _ in found}
+        sound = {key: self.values[key] for key in Document.model_fields if key in self.values and (key,) not in wrong}
+        if "experts" in sound:
+            numbers = [number for number in numbers if ("experts", number) not in wrong]
+            sound["experts"] = [self.values["experts"][number] for number in numbers]
+        else:
+            numbers = []
+        unknown = {key: UNKNOWN for key in ("large", "base") if (key,) in wrong}
+        return Document.model_validate(sound | unknown), numbers
+
+    def _check_sampling(self, sampling: dict[str, Any]) -> None:
+        names = SamplingOptions.__dataclass_fields__
+        for name in sampling:
+            if name in names:
+                continue
+            self._add(("sampling", name), f"no sampling option is called {name!r:.80}{meant(name, list(names))}")
+        known = {name: value for name, value in sampling.items() if name in names}
+        while known:
+            try:
+                SamplingOptions(**known)
+                return
+            except (ValueError, TypeError) as error:
+                keys = self._field(("sampling",), str(error))
+                self._add(keys, str(error))
+                if known.pop(str(keys[-1]), None) is None:  # it names none of them: there is nothing to go on without
+                    return
+
+    def _check_machine(self, document: Document) -> None:
+        machine = document.engine
+        self._try(("engine",), Precision.of, machine.dtype or "auto", machine.weights)
+        if machine.prefix_cache_bytes is not None:
+            self._try(("engine",), prefix_bytes, machine.prefix_cache_bytes)
+
+    def _expert(self, keys: Keys, entry: Entry, document: Document) -> AnyExpert | None:
+        before = len(self.problems)
+        for name in ("template", "base_template"):
+            if not self._try((*keys, name), Layout, getattr(entry, name, None)):
+                entry = entry.model_copy(update={name: None})  # what else is wrong should show too
+        self._try((*keys, "weights"), Precision.of, document.engine.dtype or "auto", entry.weights)
+        if entry.base is None and document.base is None:
+            self._add(keys, "it has no base: give the checkpoint that it was fine-tuned from, here or for all experts")
+        made = self._try(keys, self._make, keys, entry, entry.base or document.base or UNKNOWN)
+        return made if len(self.problems) == before else None
+
+    def _make(self, keys: Keys, entry: Entry, base: str) -> AnyExpert | None:
+        same = entry.model_dump(include={"name", "weights", "template", "alpha", "alpha_max"})
+        place = self._place(base)
+        if isinstance(entry, Checkpoint):
+            return Expert(self._place(entry.model), place, base_template=entry.base_template, **same)
+        if isinstance(entry, Adapter):
+            return Lora(place, self._place(entry.adapter), merge=entry.merge, base_template=entry.base_template, **same)
+        if isinstance(entry, Merge):
+            how = entry.model_dump(include={"method", "normalize", "scale", "seed", "dtype", "base_template"})
+            density = entry.density
+            if isinstance(density, dict):
+                density = {self._place(name): value for name, value in density.items()}
+            weights = {self._place(name): weight for name, weight in entry.merge.items()}
+            return TaskArithmetic(place, weights, density=density, **how, **same)
+        if entry.examples is not None and entry.examples_file is not None:
+            raise ValueError("examples and examples_file are two places for one thing; leave one out")
+        examples = entry.examples
+        if entry.examples_file is not None:
+            examples = self._try((*keys, "examples_file"), self._examples, entry.examples_file)
+        return InContext(place, examples, **same) if examples is not None else None
+
+    def _examples(self, name: str) -> list[tuple[str, str]]:
+        return read_examples(Path(self._place(name)))
+
+    def _place(self, name: str) -> str:
+        beside = os.path.join(self.path.parent, name)
+        return beside if os.path.exists(beside) else os.path.expanduser(name)
+
+    def _try(self, keys: Keys, function: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return function(*arguments)
+        except (ValueError, TypeError, OSError) as error:
+            self._add(self._field(keys, str(error)), str(error))
+            return None
+
+    def _field(self, keys: Keys, message: str) -> Keys:
+        """The field that an error is about: our errors begin with the name of what is wrong.
+
+        An expert's type of weights is looked at apart; other errors mean those of a merge by the word.
+        """
+        words = (word for word in re.findall(r"\w+", message) if keys == ("engine",) or word != "weights")
+        return next(((*keys, word) for word in words if (*keys, word) in self.lines), keys)
+
+    def _add(self, keys: Keys, message: str) -> None:
+        line, problem = _problem(self.path, self.lines, keys, message)
+        self.problems.setdefault(problem, line)
+
+    def _error(self) -> RecipeError:
+        found = sorted(self.problems, key=lambda problem: self.problems[problem])
+        more = len(found) - MAX_PROBLEMS
+        return RecipeError(found[:MAX_PROBLEMS] + ([f"{self.path}: and {more} more"] if more > 0 else []))
+
+
+def _check_fusion(fusion: Fusion, experts: list[AnyExpert]) -> None:
+    given = with_alpha(experts, fusion.alpha)
+    bounds = [fusion.alpha_max if one.alpha_max is None else one.alpha_max for one in given]
+    if given:
+        _C.check_fusion(len(given), fusion.combine, fusion.match, [one.alpha for one in given], bounds)
+
+
+def _problem(path: Path, lines: dict[Keys, int], keys: Keys, message: str) -> tuple[int, str]:
+    """The line of a mistake, and how it is reported."""
+    known = keys
+    while known not in lines and known:
+        known = known[:-1]
+    line = lines.get(known, 1)
+    return line, printable(f"{path}:{line}: {_spell(keys)}: {' '.join(message.split())}")
+
+
+def _spell(keys: Keys) -> str:
+    """("experts", 1, "alpha") as experts[1].alpha."""
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key:.80}" for key in keys)
+    return text.removeprefix(".") or "the recipe"

@@ -1,0 +1,231 @@
+"""How a lane's prompt is written: chat templates, format strings, examples before the question."""
+
+from __future__ import annotations
+
+import string
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from dlf.errors import TextTooLongError
+from dlf.text.tokenizer import Tokenizer
+
+__all__ = ["CHAT", "Example", "Layout", "Messages", "as_examples", "as_messages"]
+
+Example: TypeAlias = "tuple[str, str]"
+Messages: TypeAlias = "list[dict[str, Any]]"
+
+CHAT = "chat"
+MAX_TEMPLATE = 1 << 20
+OTHER = "\u2022"  # a question that no prompt begins with
+FIELDS = "give 'chat' for the model's chat template, or a text with {prompt}, or one with {question} and {answer}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a model reads for a prompt.
+
+    Parameters
+    ----------
+    template : str, optional
+        ``"chat"``: the model's own chat template, with the prompt as the user's message and examples as turns before
+        it. A text with ``{prompt}``: the prompt takes its place. A text with ``{question}`` and ``{answer}``: how an
+        example is written; the prompt is a question, and what comes before ``{answer}`` ends the text. Braces of the
+        text itself are doubled. None: the prompt as it is, and messages by the chat template of a model that has one.
+    examples : tuple of (question, answer)
+        Written before the prompt. Without a layout for answers they follow their question after a space, and an empty
+        line ends an example, as in lm-evaluation-harness.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the template is none of these.
+    """
+
+    template: str | None = None
+    examples: tuple[Example, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.template is not None and not isinstance(self.template, str):
+            raise TypeError(f"a template is text, not {type(self.template).__name__}; {FIELDS}")
+        if self.template not in (None, CHAT):
+            _ = self._parts  # raises
+
+    @property
+    def plain(self) -> bool:
+        """Whether a prompt is read as it is: then it may be token ids."""
+        return self.template in (None, "{prompt}") and not self.examples
+
+    def text(self, prompt: str | Messages, tokenizer: Tokenizer) -> str:
+        """Write a prompt or a conversation as this model reads it."""
+        if self.is_chat(prompt, tokenizer):
+            start, rest = self._turns(prompt)
+            return tokenizer.apply_chat_template(start + rest)
+        return self._shots() + self._question(_flat(prompt))
+
+    def encode(self, prompt: str | Messages, tokenizer: Tokenizer, most: int | None = None) -> tuple[list[int], int]:
+        """Token ids of `text`, and how many at their beginning do not depend on the question.
+
+        Raises
+        ------
+        TextTooLongError
+            If there are far more than `most`; one of a few more is encoded.
+        """
+        chat = self.is_chat(prompt, tokenizer)
+        tokens = tokenizer.encode(self.text(prompt, tokenizer), add_special_tokens=not chat, max_tokens=most)
+        if not chat and self.plain:
+            return tokens, 0
+        start, rest = self._turns(prompt) if chat else ([], [])
+        if chat and not start:
+            return tokens, 0
+        # Whatever a template does with it, another question shows what does not depend on this one.
+        other: str | Messages = start + [{**rest[0], "content": OTHER}] if chat else OTHER
+        layout = Layout(CHAT) if chat else self
+        shared = tokenizer.encode(layout.text(other, tokenizer), add_special_tokens=not chat, max_tokens=most)
+        common = 0
+        while common < min(len(tokens), len(shared)) and tokens[common] == shared[common]:
+            common += 1
+        return tokens, common
+
+    def fitting(self, prompt: str | Messages, tokenizer: Tokenizer, room: int) -> int | None:
+        """How many of the examples leave the whole shorter than `room` tokens; None if the prompt alone is not."""
+
+        def too_long(count: int) -> bool:
+            try:
+                return len(Layout(self.template, self.examples[:count]).encode(prompt, tokenizer, room)[0]) >= room
+            except TextTooLongError:
+                return True
+
+        if too_long(0):
+            return None
+        return bisect_left(range(1, len(self.examples) + 1), True, key=too_long)
+
+    def is_chat(self, prompt: str | Messages, tokenizer: Tokenizer) -> bool:
+        """Whether the model's chat template writes this prompt."""
+        automatic = self.template is None and not isinstance(prompt, str) and tokenizer.has_chat_template
+        return self.template == CHAT or automatic
+
+    def _turns(self, prompt: str | Messages) -> tuple[Messages, Messages]:
+        """What comes before the question, and the question."""
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        system = [one for one in messages[:1] if one["role"] == "system"]
+        shots = [
+            {"role": role, "content": text}
+            for example in self.examples
+            for role, text in zip(("user", "assistant"), example, strict=True)
+        ]
+        return system + shots, messages[len(system) :]
+
+    @cached_property
+    def _parts(self) -> list[tuple[str, str | None]]:
+        """The template as texts, each with the field that follows it."""
+        template = "{prompt}" if self.template is None else self.template
+        if len(template) > MAX_TEMPLATE:
+            raise ValueError(f"the template has {len(template)} characters, more than {MAX_TEMPLATE}")
+        try:
+            parsed = list(string.Formatter().parse(template))
+        except ValueError as error:
+            raise ValueError(f"the template {template!r:.80}: {error}; write {{{{ and }}}} for braces") from None
+        fields = [field for _, field, _, _ in parsed if field is not None]
+        extra = any(spec or conversion for _, _, spec, conversion in parsed)
+        if extra or sorted(fields) not in (["prompt"], ["answer", "question"]) or fields[0] == "answer":
+            raise ValueError(f"the template is {template!r:.80}; {FIELDS}")
+        return [(text, field) for text, field, _, _ in parsed]
+
+    def _question(self, prompt: str) -> str:
+        written = ""
+        for text, field in self._parts:
+            if field == "answer":
+                return (written + text).rstrip(" ")
+            written += text + (prompt if field else "")
+        return written
+
+    def _shots(self) -> str:
+        return "".join(self._shot(question, answer) for question, answer in self.examples)
+
+    def _shot(self, question: str, answer: str) -> str:
+        values = {"question": question, "answer": answer}
+        if any(field == "answer" for _, field in self._parts):
+            return "".join(text + (values[field] if field else "") for text, field in self._parts)
+        asked = self._question(question)
+        space = "" if asked[-1:].isspace() or answer[:1].isspace() else " "
+        return f"{asked}{space}{answer}\n\n"
+
+
+def _flat(prompt: str | Messages) -> str:
+    """A conversation for a model that has no chat template: what was said, with empty lines between."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(text for text in map(_content, prompt) if text)
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    if content is None:  # of a turn that only calls tools
+        return ""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content)
+
+
+def as_messages(messages: Any) -> tuple[list[Messages], bool]:
+    """The conversations, and whether there was a single one rather than a list.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a message is not as chat templates want it.
+    """
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise TypeError("messages is a list of {'role': ..., 'content': ...}, or a list of such conversations")
+    single = isinstance(messages[0], Mapping)
+    return [_conversation(one) for one in ([messages] if single else messages)], single
+
+
+def _conversation(messages: Any) -> Messages:
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise ValueError("a conversation has no messages")
+    found: Messages = []
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise TypeError(f"messages[{i}] is no mapping with 'role' and 'content'")
+        content = message.get("content")
+        if content is None and message["role"] == "assistant" and message.get("tool_calls"):
+            found.append({**message, "content": None})
+            continue
+        texts = content if isinstance(content, list) else []
+        if not isinstance(content, str) and not (
+            texts
+            and all(isinstance(part, Mapping) and part.get("type") == "text" for part in texts)
+            and all(isinstance(part.get("text"), str) for part in texts)
+        ):
+            raise TypeError(f"messages[{i}]['content'] must be text; these models read nothing else")
+        found.append({**message, "content": _content({"content": content})})
+    if found[-1]["role"] == "assistant":
+        raise ValueError("the last message is the assistant's own; end with one that it can answer")
+    if all(message["role"] == "system" for message in found):
+        raise ValueError("there is only a system message; add the user's")
+    return found
+
+
+def as_examples(examples: Any) -> tuple[Example, ...]:
+    """Pairs of question and answer.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If there are none, or one is no pair of texts.
+    """
+    if isinstance(examples, (str, bytes, Mapping)) or not isinstance(examples, Sequence):
+        raise TypeError(f"examples is a list of (question, answer), not {type(examples).__name__}")
+    if not examples:
+        raise ValueError("examples is empty; give at least one (question, answer)")
+    for i, example in enumerate(examples):
+        if (
+            isinstance(example, str)
+            or not isinstance(example, Sequence)
+            or len(example) != 2
+            or not all(isinstance(text, str) for text in example)
+        ):
+            raise TypeError(f"examples[{i}] is no pair of texts (question, answer)")
+    return tuple((question, answer) for question, answer in examples)

@@ -1,0 +1,274 @@
+"""Text to token ids and back: a checkpoint's tokenizer and its chat template."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from operator import index
+from pathlib import Path
+from typing import Any
+
+from dlf.errors import CheckpointError, TextTooLongError, TokenizerMismatchError
+from dlf.support.fields import MAX_VOCAB_SIZE, read_bytes, read_json
+from dlf.text.chat_template import ChatTemplate
+from dlf.text.decoding_unit import Unit, decoding_unit
+from dlf.text.special_tokens import read_extra_tokens
+from dlf.text.tokenizer_codec import open_codec, parse
+
+__all__ = ["Tokenizer", "check_same_tokenizer"]
+
+MAX_TOKENIZER_BYTES = 128 << 20
+MAX_TOKEN_ID = (1 << 32) - 1
+CHARACTERS_PER_TOKEN = 12  # rather more than any language has
+ANSWER = "sentinelanswer"  # an assistant's, by which the end of its turn is found
+
+
+class Tokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Most tokenizers run in this process. One with parts that could crash it, or take for ever, runs in a helper process
+    under limits of time and memory.
+
+    Parameters
+    ----------
+    folder
+        A folder with ``tokenizer.json``. ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``
+        and chat templates are read if they are there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no ``tokenizer.json``.
+    CheckpointError
+        If a file is damaged, or two of them give a token different ids.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder = Path(folder)
+        self._path = path = folder / "tokenizer.json"
+        content = _read(path)
+        document, twice = parse(content, path)
+        config_path = folder / "tokenizer_config.json"
+        config = read_json(config_path) if os.path.isfile(config_path) else {}
+        extra = read_extra_tokens(folder, config, document)
+        self._codec = open_codec(content, document, twice, extra.added, path)
+        self.fingerprint = hashlib.sha256(f"{json.dumps(extra.added)}\n{content}".encode()).digest()
+        """Hash of all that says how texts are encoded: two with the same encode alike."""
+        self.decoding_unit = Unit.TEXT if twice else decoding_unit(document.get("decoder"))
+        """What `StreamDecoder` can give out at a time."""
+        self._ids = self._codec.vocab()
+        self.vocab_size = max(self._ids.values(), default=-1) + 1
+        """Highest id + 1, added tokens included; a model's logits may be padded beyond it."""
+        if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
+            raise CheckpointError(f"{path}: {self.vocab_size} token ids, not 1 to {MAX_VOCAB_SIZE}")
+        for token, token_id in extra.ids.items():
+            if self._ids.get(token, token_id) != token_id:
+                raise CheckpointError(
+                    f"{folder}: the token {token!r:.60} is to have the id {token_id}, but has {self._ids[token]} by "
+                    "tokenizer.json; fetch the folder again, for its files do not go together"
+                )
+        added = self._codec.added()
+        self._added_ids = frozenset(added)
+        self._special = frozenset(content for content, special in added.values() if special)
+        self._special_tokens = extra.named
+        self.bos_token_id: int | None = self._ids.get(extra.named.get("bos_token", ""))
+        self.eos_token_id: int | None = self._ids.get(extra.named.get("eos_token", ""))
+        self._chat_template = ChatTemplate.read(folder, config)
+
+    @property
+    def vocab(self) -> Mapping[str, int]:
+        """Every token and its id."""
+        return self._ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint comes with one."""
+        return bool(self._chat_template)
+
+    @property
+    def chat_template(self) -> str | None:
+        """Source of the chat template, if there is one."""
+        return self._chat_template.source
+
+    @cached_property
+    def end_of_turn_id(self) -> int | None:
+        """The added token that ends an assistant's turn in the chat template, such as ``<|im_end|>``, or None.
+
+        A template that fails on a conversation of two turns has none.
+        """
+        talk = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": ANSWER}]
+        try:
+            before, found, after = self.apply_chat_template(talk, add_generation_prompt=False).rpartition(ANSWER)
+            ids = self.encode(after.lstrip(), add_special_tokens=False) if found else []
+        except ValueError:
+            return None
+        return ids[0] if ids and ids[0] in self._added_ids else None
+
+    def encode(self, text: str, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
+        """Encode a text.
+
+        Parameters
+        ----------
+        text
+            Any text.
+        add_special_tokens
+            Whether to add the special tokens that ``tokenizer.json`` puts around a text.
+        max_tokens
+            A bound for texts from outside. A text of many more tokens is refused after a part of it has been encoded;
+            one of only a few more is encoded, so that its length can be told.
+
+        Returns
+        -------
+        list of int
+            Token ids.
+
+        Raises
+        ------
+        TextTooLongError
+            If it has far more than `max_tokens` tokens.
+        ValueError
+            If the text has half of a surrogate pair, or is one that the tokenizer cannot encode, in time or at all.
+        TypeError
+            If it is no text.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a text must be a str, not {type(text).__name__}")
+        if max_tokens is not None:
+            self._check_length(text, max(0, max_tokens))
+        return self._encode(text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids; ids without a token, such as a model's padding of its logits, are left out.
+
+        Raises
+        ------
+        ValueError
+            If an id is negative or too large, or the tokenizer cannot decode them.
+        """
+        known = [index(token_id) for token_id in ids]
+        if known and not 0 <= min(known) <= max(known) <= MAX_TOKEN_ID:
+            raise ValueError("a token id is negative or too large")
+        try:
+            return self._codec.decode(known, skip_special_tokens)
+        except ValueError as error:
+            raise ValueError(f"{self._path} cannot decode these tokens: {error}") from error
+
+    def token(self, token_id: int) -> str | None:
+        """The token of an id as the vocabulary spells it, or None."""
+        return self._codec.token(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether decoding with ``skip_special_tokens`` leaves this id out."""
+        return self._codec.token(token_id) in self._special
+
+    def apply_chat_template(
+        self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """Write a conversation as the prompt its model was trained on.
+
+        Parameters
+        ----------
+        messages
+            Mappings with ``role`` and ``content``.
+        add_generation_prompt
+            Whether to end with the opening of the assistant's next turn.
+        **variables
+            Further variables for the template, such as ``tools`` or ``enable_thinking``.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint has no chat template, or the template refuses the messages.
+        """
+        return self._chat_template.render(
+            **self._special_tokens
+            | {"tools": None, "documents": None}
+            | variables
+            | {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
+        )
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            return self._codec.encode(text, add_special_tokens)
+        except ValueError as error:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(
+                    "the text has half of a surrogate pair, which is no character; decode it properly"
+                ) from None
+            raise ValueError(f"{self._path} cannot encode this text: {error}") from error
+
+    def _check_length(self, text: str, max_tokens: int) -> None:
+        """Refuse a text whose beginning already has twice as many tokens, and some more.
+
+        A text has fewer tokens than its beginning only where the cut falls into a long token, or in an odd normalizer.
+        """
+        size = max(CHARACTERS_PER_TOKEN * max_tokens, 4096)
+        while size < len(text):
+            if len(self._encode(text[:size], False)) > 2 * max_tokens + 256:
+                raise TextTooLongError(max_tokens + 1)
+            size *= 2
+
+
+def _read(path: Path) -> str:
+    """The text of ``tokenizer.json``."""
+    try:
+        return read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path} is missing; fetch the checkpoint again, or write one with transformers: "
+            "AutoTokenizer.from_pretrained(name).save_pretrained(folder)"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch the checkpoint again") from error
+
+
+def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str, size: int | None = None) -> None:
+    """Check that the two tokenizers agree wherever both have a say.
+
+    One may have tokens at the end that the other lacks; but an id that both have must mean the same token, and a token
+    that both have must have the same id.
+
+    Parameters
+    ----------
+    a, b
+        The tokenizers.
+    name_a, name_b
+        Their models, for errors.
+    size
+        Ids that the logits of both models have. A token beyond them, such as one for padding, is never read or
+        written, and may differ.
+
+    Raises
+    ------
+    TokenizerMismatchError
+        Naming the first ids that differ, and how many do.
+    """
+    vocab_a, vocab_b = a.vocab, b.vocab
+    if vocab_a == vocab_b:
+        return
+    if size is not None:
+        vocab_a, vocab_b = ({token: i for token, i in vocab.items() if i < size} for vocab in (vocab_a, vocab_b))
+    tokens_b = {token_id: token for token, token_id in vocab_b.items()}
+    differing, shared = [], 0
+    for token, token_id in vocab_a.items():
+        other, other_id = tokens_b.get(token_id), vocab_b.get(token)
+        shared += other is not None
+        if other not in (None, token) or other_id not in (None, token_id):
+            differing.append((token_id, token, other, other_id))
+    if not differing and shared:
+        return
+    differing.sort()
+    examples = "; ".join(
+        f"{token_id} is {token!r:.40} in {name_a}, "
+        + (f"{other!r:.40} in {name_b}" if other is not None else f"which has the id {other_id} in {name_b}")
+        for token_id, token, other, other_id in differing[:3]
+    )
+    raise TokenizerMismatchError(
+        f"{name_a} and {name_b} do not share a tokenizer: {len(differing)} of {len(vocab_a)} and {len(vocab_b)} tokens "
+        f"differ ({examples}); fuse models of one family"
+    )
