@@ -53,7 +53,7 @@ class Fold:
         Raises
         ------
         CheckpointError, ValueError, OSError
-            As `dlf.merge.Merge.write`.
+            As `Merge.write`.
         """
         updates = self.adapter.read(self.base.config)
 

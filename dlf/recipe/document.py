@@ -20,7 +20,7 @@ KINDS = (
 KIND_KEYS = ["model", "examples", "examples_file", "adapter", "merge"]
 DEVICES = r"^(cpu|cuda(:\d{1,3})?)$"
 
-# The names are those of `dlf.precision`, `dlf.merging` and the solver, which a test compares; here editors see them.
+# The names are those of `checkpoints.precision`, `dlf.merging` and the solver, as a test checks; here editors see them.
 DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 Weights: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4", "int4-g64"]
 MergedDType: TypeAlias = Literal["float32", "bfloat16", "float16"]
