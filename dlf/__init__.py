@@ -7,7 +7,7 @@ check_torch()
 
 from dlf import fusion
 from dlf._C import __version__
-from dlf.call import Stream
+from dlf.async_engine import AsyncEngine
 from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
 from dlf.experts import Expert, InContext, Lora, TaskArithmetic
@@ -15,8 +15,11 @@ from dlf.memory import Memory, MemoryPart
 from dlf.results import Completion, Piece, Score, Step, Timings
 from dlf.sampling import SamplingOptions
 from dlf.speculation import Speculation
+from dlf.stream import AsyncStream, Stream
 
 __all__ = [
+    "AsyncEngine",
+    "AsyncStream",
     "CheckpointError",
     "Completion",
     "Engine",

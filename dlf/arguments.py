@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -133,7 +133,7 @@ def token_ids(value: Any) -> list[int] | None:
     return found
 
 
-def sampling_options(options: dict[str, Any]) -> SamplingOptions:
+def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
     """The options of a request; an unknown name is an error that lists the known ones."""
     unknown = sorted(options.keys() - SamplingOptions.__dataclass_fields__.keys())
     if unknown:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from dlf import _C
-from dlf.driver import Driver, News, Outbox, Submission
+from dlf.driver import Driver, News, Submission
 from dlf.request import RunningRequest
 from dlf.results import Piece
+from dlf.waiting import Waiting
 
-__all__ = ["Call", "Stream"]
+__all__ = ["Call"]
 
 AT_ONCE = 256  # requests that the driver queues between two steps
 
 
 class Call:
-    """The requests of one call of `Engine.generate` or `Engine.stream`.
+    """The requests of one call of `Engine.generate`, `Engine.stream` or their twins of `AsyncEngine`.
 
-    The driver knows only where to put their outputs. What they become is decided here, in the thread that waits for
-    them; and when nobody holds the call any more, they end.
+    The driver knows only where to put their outputs. What they become is decided here, by the thread or task that waits
+    for them; and when nobody holds the call any more, they end.
 
     Parameters
     ----------
@@ -29,33 +28,37 @@ class Call:
         Of the engine.
     running
         Where the engine lists the requests that are running.
+    waiting
+        How the caller waits.
     """
 
-    def __init__(self, driver: Driver, running: dict[int, RunningRequest | None]) -> None:
+    def __init__(self, driver: Driver, running: dict[int, RunningRequest | None], waiting: Waiting) -> None:
         self.requests: list[RunningRequest] = []
         self._driver = driver
         self._running = running
-        self._outbox: Outbox = SimpleQueue()
+        self._waiting = waiting
+        self._inbox = waiting.inbox()
         self._by_id: dict[int, RunningRequest] = {}
 
-    def start(
+    async def start(
         self, requests: Sequence[RunningRequest], submissions: Sequence[Submission], ready: Callable[[], None]
     ) -> None:
-        """Queue the requests; all of them or none. Errors are those of `Driver.submit`."""
+        """Queue the requests; all of them or none. Errors are those of `Driver.admission`."""
         self.requests.extend(requests)
         self._by_id |= {request.request: request for request in requests}
         try:
             for request in requests:
                 self._running[request.request] = request
             for begin in range(0, len(submissions), AT_ONCE):
-                self._driver.submit(self._outbox, submissions[begin : begin + AT_ONCE], ready)
+                work = self._driver.admission(self._inbox, submissions[begin : begin + AT_ONCE], ready)
+                await self._waiting.answer(self._driver, work)
         except BaseException:
             self.cancel(requests)
             raise
 
-    def receive(self) -> list[RunningRequest]:
+    async def receive(self) -> list[RunningRequest]:
         """Wait for what the next step gives, and return the requests that it was for."""
-        news = self._outbox.get()
+        news = await self._inbox.get()
         if news is None:  # cancelled meanwhile
             return []
         if not isinstance(news, News):
@@ -64,6 +67,22 @@ class Call:
                 request.fail(news)
                 self._running.pop(request.request, None)
             return open_ones
+        if self.requests[0].tokenizer.confined:  # each token is a round trip to a helper process
+            return await self._waiting.aside(partial(self._take, news))
+        return self._take(news)
+
+    async def piece(self) -> Piece | None:
+        """Wait for the next piece of the only request; None where it has ended, or the error that ended it."""
+        [request] = self.requests
+        while not request.pieces:
+            if request.finished:
+                request.raise_failure()
+                return None
+            await self.receive()
+        return request.pieces.popleft()
+
+    def _take(self, news: News) -> list[RunningRequest]:
+        """Turn outputs into pieces."""
         found = {}
         for output in news.outputs:
             request = self._by_id[output.request]
@@ -96,7 +115,7 @@ class Call:
                 ended.append(request.request)
         if ended:
             self._driver.cancel(ended)
-            self._outbox.put(None)
+            self._inbox.put(None)
 
     def __del__(self) -> None:
         try:
@@ -104,49 +123,3 @@ class Call:
         except BaseException:  # a Ctrl-C that came just here
             self.cancel()
             raise
-
-
-class Stream(Iterator[Piece]):
-    """The pieces of one sequence, as they come.
-
-    Leaving it, closing it from any thread or forgetting it ends the sequence and frees its places. Whoever waits for
-    its next piece then sees the end.
-    """
-
-    def __init__(self, call: Call, engine: object) -> None:
-        self._call = call
-        self._engine = engine  # which must not be closed by being forgotten before the stream is
-        self._taking = threading.Lock()
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Piece:
-        if not self._taking.acquire(blocking=False):
-            raise ValueError("another thread is waiting for the next piece of this stream; one at a time")
-        request = self._call.requests[0]
-        try:
-            while not request.pieces:
-                if request.finished:
-                    request.raise_failure()
-                    raise StopIteration
-                self._call.receive()
-            return request.pieces.popleft()
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            self._taking.release()
-
-    def close(self) -> None:
-        """End the sequence."""
-        self._call.cancel()
-        self._call.requests[0].pieces.clear()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

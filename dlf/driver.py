@@ -1,7 +1,7 @@
 """The one thread that steps an engine's loop.
 
-Everybody else leaves notes in its inbox and waits at an own queue. Leaving a note takes no lock that a step holds, so
-that finalisers and signal handlers may do it as well.
+Everybody else leaves notes in its inbox and waits for the answer elsewhere (`dlf.waiting`). Leaving a note takes no
+lock that a step holds, so that finalisers and signal handlers may do it as well.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import perf_counter
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from dlf import _C
 
-__all__ = ["Driver", "News", "Outbox", "Poll", "Submission"]
+__all__ = ["CLOSED", "Answer", "Driver", "Job", "News", "Outbox", "Poll", "Submission", "outcome"]
 
 Result = TypeVar("Result")
 Submission: TypeAlias = "tuple[Any, ...]"  # arguments of StepLoop.add, the id first
 Poll: TypeAlias = "Callable[[], None]"
+Answer: TypeAlias = "tuple[Any, BaseException | None]"  # a result or an error
 
 GAP = 0.01  # seconds without a note after which the loop is asked to prepare for later steps
 CLOSED = "the engine is closed; make a new one"
@@ -40,16 +41,20 @@ class News:
     time: float
 
 
-Outbox: TypeAlias = "SimpleQueue[News | Exception | None]"  # None wakes whoever waits
+class Outbox(Protocol):
+    """Takes the outputs of one call to whoever waits for them."""
+
+    def put(self, news: News | Exception | None) -> None:
+        """Hand something over, without waiting; None wakes whoever waits."""
 
 
 @dataclass
 class Job:
-    """Work for the driver's thread, which answers with a result or an exception."""
+    """Work for the driver's thread, which calls `reply` with the answer."""
 
     work: Callable[[Poll], Any]
-    long: bool  # so long that others must not wait for it
-    reply: SimpleQueue[tuple[Any, BaseException | None]] = field(default_factory=SimpleQueue)
+    reply: Callable[[Answer], None]
+    long: bool = False  # so long that others must not wait for it
     abandoned: bool = False
 
 
@@ -79,8 +84,10 @@ class Driver:
         self._start()
         _drivers.add(self)
 
-    def submit(self, outbox: Outbox, requests: Iterable[Submission], ready: Callable[[], None]) -> None:
-        """Queue requests whose outputs go to `outbox`; all of them or, where one is refused, none.
+    def admission(
+        self, outbox: Outbox, requests: Iterable[Submission], ready: Callable[[], None]
+    ) -> Callable[[Poll], None]:
+        """Return the work that queues requests whose outputs go to `outbox`: all or, where one is refused, none.
 
         Parameters
         ----------
@@ -90,9 +97,7 @@ class Driver:
         Raises
         ------
         ValueError, IndexError
-            If the loop cannot run one of them.
-        RuntimeError
-            If the engine is closed.
+            When the work is done, if the loop cannot run one of them.
         """
 
         def work(poll: Poll) -> None:
@@ -107,7 +112,7 @@ class Driver:
                 self._cancel(added)
                 raise
 
-        self.call(work)
+        return work
 
     def cancel(self, requests: Iterable[int]) -> None:
         """End requests before the next step; unknown ones are ignored. Does not wait."""
@@ -126,33 +131,37 @@ class Driver:
             raise RuntimeError(CLOSED)
         return self._loop
 
-    def call(self, work: Callable[[Poll], Result], long: bool = False) -> Result:
-        """Run `work` on the driver's thread, between two steps, and return what it returns.
+    def post(self, job: Job) -> None:
+        """Leave work that is done on the driver's thread, between two steps. Does not wait.
 
-        It gets a function to call from time to time: running requests have a step there, if the work is `long`, and
-        it ends where nobody waits for it any more. Work that is long is done one after the other.
+        The work gets a function to call from time to time: running requests have a step there, if the job is `long`,
+        and it ends where the job is abandoned. Long jobs are done one after the other.
+
+        Raises
+        ------
+        RuntimeError
+            If the engine is closed.
         """
         if self._closing:
             _park()
             raise RuntimeError(CLOSED)
         if self._lost:
             raise RuntimeError(self._lost)
-        job = Job(work, long)
+        self._inbox.put(job)
+        self._start()
+        if self._ended:
+            self._refuse()
+
+    def call(self, work: Callable[[Poll], Result], long: bool = False) -> Result:
+        """Post a job and wait, in this thread, for what it returns or raises."""
+        replies: SimpleQueue[Answer] = SimpleQueue()
+        job = Job(work, replies.put, long)
         try:
-            self._inbox.put(job)
-            self._start()
-            if self._ended:
-                self._refuse()
-            result, error = job.reply.get()
+            self.post(job)
+            found: Result = outcome(replies.get())
         except BaseException:
             job.abandoned = True
             raise
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # which its own traceback would keep, and the loop with it
-        found: Result = result
         return found
 
     def replace(self, make: Callable[[], _C.StepLoop], otherwise: Callable[[], _C.StepLoop]) -> None:
@@ -253,9 +262,9 @@ class Driver:
         if not job.abandoned:
             answer = self._work(job)
             if not _exiting:
-                job.reply.put(answer)
+                job.reply(answer)
 
-    def _work(self, job: Job) -> tuple[Any, BaseException | None]:
+    def _work(self, job: Job) -> Answer:
         def poll() -> None:
             if job.abandoned or self._closing:
                 raise Abandoned
@@ -326,7 +335,7 @@ class Driver:
             if isinstance(note, Job):
                 self._long.append(note)
         while self._long and not _exiting:
-            self._long.popleft().reply.put((None, RuntimeError(CLOSED)))
+            self._long.popleft().reply((None, RuntimeError(CLOSED)))
 
     def _after_fork(self) -> None:
         """In the child: an idle loop goes on with a thread of its own."""
@@ -339,6 +348,18 @@ class Driver:
             if self._loop is not None:
                 self._loop.cancel(request)
         self._fail(lambda: RuntimeError(FORKED.format("had begun this request")))
+
+
+def outcome(answer: Answer) -> Any:
+    """Return the result of an answer, or raise its error."""
+    result, error = answer
+    del answer
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        del error  # which its own traceback would keep, and the loop with it
 
 
 def _broken_off(error: BaseException) -> Exception:

@@ -37,7 +37,7 @@ class RunningRequest:
         self.error: Exception | None = None
         self._index = index
         self._prompt_tokens = prompt_tokens
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._stop_strings = stop_strings
         self._experts = experts
@@ -102,7 +102,7 @@ class RunningRequest:
         kept = len(self._tokens) - len(self.pieces)
         self.pieces.clear()
         self._stop_strings = StopStrings(self._stop_strings.strings)
-        self._decoder = StreamDecoder(self._tokenizer)
+        self._decoder = StreamDecoder(self.tokenizer)
         self._text = [self._push(token)[0] for token in self._tokens[:kept]]
         for kind in (self._tokens, self._logprobs, self._top_logprobs, self._alpha, self._divergences, self._times):
             del kind[kept:]
@@ -121,8 +121,8 @@ class RunningRequest:
     def _push(self, token: int) -> tuple[str, bool]:
         """Text that can be shown now, and whether a stop string has come; they see special tokens, too."""
         text = self._decoder.push(token)
-        if not text and self._tokenizer.is_special(token):
-            return self._stop_strings.push(self._tokenizer.token(token) or "", shown=False)
+        if not text and self.tokenizer.is_special(token):
+            return self._stop_strings.push(self.tokenizer.token(token) or "", shown=False)
         return self._stop_strings.push(text)
 
     def completion(self) -> Completion:

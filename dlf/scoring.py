@@ -16,7 +16,7 @@ from dlf.prompts import lane_prompts
 from dlf.results import Score
 from dlf.text.layout import Example, Layout, Messages
 
-__all__ = ["ScoreGroup", "as_continuations", "as_score", "score_groups"]
+__all__ = ["Continuation", "ScoreGroup", "as_continuations", "as_score", "score_groups"]
 
 Continuation: TypeAlias = "str | list[int]"
 

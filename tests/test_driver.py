@@ -169,14 +169,14 @@ def test_an_interrupt_costs_nobody_else_a_token(
 def test_text_is_encoded_while_others_decode(
     engine: dlf.Engine, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, encode = threading.Event(), dlf.engine.lane_prompts
+    slow, encode = threading.Event(), dlf.prepare.lane_prompts
 
     def wait(*arguments: object, **options: object) -> list[_C.Prompt]:
         if threading.current_thread() is not threading.main_thread():
             slow.wait(10)
         return encode(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("dlf.engine.lane_prompts", wait)
+    monkeypatch.setattr("dlf.prepare.lane_prompts", wait)
     thread = threading.Thread(target=engine.generate, args=(PROMPT,), kwargs={"max_new_tokens": 1})
     thread.start()
     assert engine.generate(PROMPT, **OPTIONS).tokens == expected
@@ -191,7 +191,7 @@ def test_what_runs_goes_on_during_a_long_scoring(engine: dlf.Engine, expected: l
     with engine.stream(PROMPT, max_new_tokens=200, ignore_eos=True) as stream:
         first = next(stream).token
         beside = engine.score(PROMPT, continuations)
-        assert stream._call._outbox.qsize() >= len(continuations) - 1
+        assert stream._call._inbox._notes.qsize() >= len(continuations) - 1
         tokens = [first, *(piece.token for piece in stream)]
     assert tokens[:30] == expected
     for one, other in zip(alone, beside, strict=True):
@@ -293,7 +293,7 @@ def test_experts_change_only_while_nothing_runs(monkeypatch: pytest.MonkeyPatch)
 
 def test_experts_change_while_a_request_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     expert = dlf.Expert(zoo.path("math-expert"), base=zoo.path("small-base"))
-    encode = dlf.engine.lane_prompts
+    encode = dlf.prepare.lane_prompts
     with dlf.Engine(zoo.path("large-base"), threads=1) as engine:
 
         def meanwhile(*arguments: object, **options: object) -> list[_C.Prompt]:
@@ -302,7 +302,7 @@ def test_experts_change_while_a_request_is_encoded(monkeypatch: pytest.MonkeyPat
                 engine.add_expert(expert)
             return found
 
-        monkeypatch.setattr("dlf.engine.lane_prompts", meanwhile)
+        monkeypatch.setattr("dlf.prepare.lane_prompts", meanwhile)
         assert engine.generate(PROMPT, max_new_tokens=3).alpha.shape == (3, 1)
 
 

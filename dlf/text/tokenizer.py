@@ -16,7 +16,7 @@ from dlf.support.fields import MAX_VOCAB_SIZE, read_bytes, read_json
 from dlf.text.chat_template import ChatTemplate
 from dlf.text.decoding_unit import Unit, decoding_unit
 from dlf.text.special_tokens import read_extra_tokens
-from dlf.text.tokenizer_codec import open_codec, parse
+from dlf.text.tokenizer_codec import ConfinedCodec, open_codec, parse
 
 __all__ = ["Tokenizer", "check_same_tokenizer"]
 
@@ -82,6 +82,11 @@ class Tokenizer:
     def vocab(self) -> Mapping[str, int]:
         """Every token and its id."""
         return self._ids
+
+    @property
+    def confined(self) -> bool:
+        """Whether a helper process encodes and decodes, which takes longer."""
+        return isinstance(self._codec, ConfinedCodec)
 
     @property
     def has_chat_template(self) -> bool:

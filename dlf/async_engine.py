@@ -1,0 +1,163 @@
+"""The engine for tasks of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Self, overload
+
+from dlf.arguments import Path, Prompt
+from dlf.core import EngineCore
+from dlf.experts import AnyExpert
+from dlf.prepare import Scoring
+from dlf.results import Completion, Score
+from dlf.speculation import Speculate
+from dlf.stream import AsyncStream
+from dlf.text.layout import Example
+from dlf.waiting import Awaiting
+
+__all__ = ["AsyncEngine"]
+
+
+class AsyncEngine(EngineCore):
+    r"""An `Engine` whose calls are awaited: requests of many tasks, of one event loop or several, share its batch.
+
+    It is made as `Engine` is, with the same arguments and errors, and gives the same tokens. Texts are encoded in
+    threads, and one thread steps: no call holds up the event loop. A task that is cancelled or timed out ends its
+    requests at once.
+
+    Examples
+    --------
+    >>> async with dlf.AsyncEngine(large, experts) as engine:
+    ...     async for piece in engine.generate("Q: What is 12 plus 30?\nA:"):
+    ...         print(piece.text, end="")
+    """
+
+    @cached_property
+    def _loops(self) -> dict[asyncio.AbstractEventLoop, Awaiting]:
+        return {}
+
+    def _waiting(self) -> Awaiting:
+        loop = asyncio.get_running_loop()
+        for closed in [one for one in list(self._loops) if one.is_closed()]:
+            self._loops.pop(closed, None)  # another thread may have done so
+        return self._loops.setdefault(loop, Awaiting(loop))
+
+    async def add_expert(self, expert: AnyExpert | Path) -> None:
+        """Take in a further expert, as `Engine.add_expert`."""
+        await self._add(self._waiting(), expert)
+
+    async def remove_expert(self, name: str) -> None:
+        """Let an expert go, as `Engine.remove_expert`."""
+        await self._remove(self._waiting(), name)
+
+    def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        speculate: Speculate | None = None,
+        **options: Any,
+    ) -> AsyncStream:
+        """Decode one prompt and yield each step as it comes.
+
+        Arguments are those of `Engine.stream`. They are checked when this is called; the prompt is encoded and queued
+        when the first piece is awaited.
+
+        Returns
+        -------
+        AsyncStream
+            An asynchronous iterator over the `Piece` of each token.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError, FloatingPointError, RuntimeError
+            As from `Engine.generate`; of the prompt, when the first piece is awaited.
+        """
+        wanted = self._generation(prompt, messages, examples, experts, speculate, options)
+        wanted.check_single()
+        return AsyncStream(lambda: self._start(self._waiting(), wanted))
+
+    @overload
+    async def complete(
+        self,
+        prompt: str,
+        *,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        speculate: Speculate | None = None,
+        **options: Any,
+    ) -> Completion: ...
+
+    @overload
+    async def complete(
+        self,
+        prompt: Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        speculate: Speculate | None = None,
+        **options: Any,
+    ) -> Any: ...
+
+    async def complete(
+        self,
+        prompt: Any = None,
+        *,
+        messages: Any = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        speculate: Speculate | None = None,
+        **options: Any,
+    ) -> Completion | list[Completion]:
+        """Decode one prompt or a list of prompts to their ends: what `Engine.generate` returns."""
+        wanted = self._generation(prompt, messages, examples, experts, speculate, options)
+        return await self._complete(self._waiting(), wanted, progress=False)
+
+    @overload
+    async def score(
+        self,
+        prompt: str,
+        continuation: str,
+        *,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+    ) -> Score: ...
+
+    @overload
+    async def score(
+        self,
+        prompt: Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | str | None = None,
+        continuation: Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | str = "",
+        *,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+    ) -> Any: ...
+
+    async def score(
+        self,
+        prompt: Any = None,
+        continuation: Any = "",
+        *,
+        messages: Any = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+    ) -> Score | list[Score]:
+        """Give the log-probabilities of texts that follow prompts, as `Engine.score`."""
+        wanted = Scoring.of(prompt, continuation, messages, examples=examples, experts=experts)
+        return await self._score(self._waiting(), wanted, progress=False)
+
+    async def close(self) -> None:
+        """Free the models and caches; requests that are running fail. The engine cannot be used afterwards."""
+        await asyncio.to_thread(self._close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()

@@ -1,0 +1,329 @@
+"""What `Engine` and `AsyncEngine` have in common: models, the driver of their step loop, and what a call does."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Self, TypeAlias, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from dlf import _C
+from dlf.arguments import Path, chosen_experts, positive, prefix_bytes, sampling_options
+from dlf.call import Call
+from dlf.checkpoints.precision import Precision
+from dlf.devices import Placement
+from dlf.driver import CLOSED, Driver, Poll
+from dlf.ensemble import Ensemble, Options
+from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
+from dlf.memory import Memory
+from dlf.prepare import Generation, Scoring, prepare
+from dlf.request import RunningRequest, raise_failure
+from dlf.results import Completion, Piece, Score
+from dlf.scoring import as_score, score_groups
+from dlf.speculation import Speculate, as_speculation
+from dlf.text.layout import Example, Layout
+from dlf.text.tokenizer import Tokenizer
+from dlf.waiting import Waiting
+
+__all__ = ["Callback", "EngineCore"]
+
+Callback: TypeAlias = "Callable[[Piece], bool | None]"
+Result = TypeVar("Result")
+
+
+class EngineCore:
+    """Models, experts and the step loop behind one object; how calls wait is left to `Engine` and `AsyncEngine`."""
+
+    def __init__(
+        self,
+        large: Path,
+        experts: Sequence[AnyExpert | Path] = (),
+        *,
+        base: Path | None = None,
+        template: str | None = None,
+        combine: str = "select",
+        match: str = "symmetric",
+        alpha: Sequence[float | None] | None = None,
+        alpha_max: float = 2.0,
+        dtype: str = "auto",
+        weights: str | None = None,
+        device: str = "cpu",
+        device_map: Mapping[str, str] | None = None,
+        cuda_graph: bool = True,
+        threads: int | None = None,
+        max_batch: int = 8,
+        max_context: int | None = None,
+        prefix_cache_bytes: int = 1 << 30,
+        defaults: Mapping[str, Any] | None = None,
+        speculate: Speculate = "auto",
+        drafter: Path | None = None,
+    ) -> None:
+        self._running: dict[int, RunningRequest | None] = {}  # None is a call of score
+        self._ids = itertools.count()
+        placement = Placement.of(device, device_map)
+        threads = positive("threads", torch.get_num_threads() if threads is None else threads)
+        Layout(template)  # raises
+        if isinstance(experts, (str, os.PathLike, *EXPERTS)):
+            raise TypeError("experts is one expert; give a list: experts=[...]")
+        placement.check_dtype(Precision.of(dtype, weights).dtype)  # of() raises where the two contradict each other
+        max_batch = positive("max_batch", max_batch)
+        placement.check_batch(max_batch)
+        self._defaults = dict(defaults or {})
+        sampling_options(self._defaults)  # raises
+        as_speculation(speculate)  # raises
+        self._speculate = speculate
+        options = Options(
+            large,
+            base,
+            template,
+            combine,
+            match,
+            float(alpha_max),
+            dtype,
+            weights,
+            placement,
+            cuda_graph,
+            threads,
+            max_batch,
+            max_context,
+            prefix_bytes(prefix_cache_bytes),
+            drafter,
+        )
+        wanted = [as_expert(expert, base, weights) for expert in experts]
+        self._ensemble = Ensemble.load(options, with_alpha(wanted, alpha))
+        self._driver = Driver(self._ensemble.loop(), survives_fork=not placement.cuda)
+        weakref.finalize(self, self._driver.close, wait=False)
+
+    @classmethod
+    def from_recipe(cls, path: Path, **overrides: Any) -> Self:
+        """Make the engine that a recipe describes.
+
+        Parameters
+        ----------
+        path : str or path
+            A YAML file: ``large``, ``base``, ``template``, ``experts``, ``fusion``, ``engine`` and ``sampling``; see
+            docs/guide/recipes.md, and ``dlf recipe check``.
+        **overrides
+            Arguments of the engine that replace the recipe's.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        RecipeError
+            A ValueError with all mistakes of the file, each with its line and field.
+        """
+        from dlf.recipe import load_recipe  # what checks recipes takes a while to import
+
+        return cls(**load_recipe(os.fspath(path)).engine_arguments() | overrides)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the large model."""
+        return self._ensemble.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that all models share; logits above it are padding and are never chosen."""
+        return self._ensemble.vocab_size
+
+    @property
+    def max_context(self) -> int:
+        """Tokens of prompt and completion together, for each model."""
+        return self._ensemble.max_context
+
+    @property
+    def max_batch(self) -> int:
+        """Sequences that decode side by side."""
+        return self._ensemble.options.max_batch
+
+    @property
+    def memory(self) -> Memory:
+        """What the engine takes of memory, by part, as planned before its models were loaded.
+
+        The same is logged then (``logging.getLogger("dlf")``, level INFO), and is in the error where it does not fit.
+        """
+        return self._ensemble.memory
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether every model reads prompts as they are, without templates or examples: they may be token ids."""
+        return all(lane.layout.plain for lane in self._ensemble.lanes.lanes)
+
+    @property
+    def experts(self) -> list[str]:
+        """Names of the experts: the columns of ``Completion.alpha``."""
+        return self._ensemble.labels
+
+    async def _add(self, waiting: Waiting, expert: AnyExpert | Path) -> None:
+        options = self._ensemble.options
+        new = as_expert(expert, options.base, options.weights)
+        await self._change(waiting, lambda experts: [*experts, new])
+
+    async def _remove(self, waiting: Waiting, name: str) -> None:
+        def without(experts: list[AnyExpert]) -> list[AnyExpert]:
+            [number] = chosen_experts([name], [expert.label for expert in experts])
+            return experts[:number] + experts[number + 1 :]
+
+        await self._change(waiting, without)
+
+    async def _change(self, waiting: Waiting, change: Callable[[list[AnyExpert]], list[AnyExpert]]) -> None:
+        """Load what is new aside, and take it between two steps, if nothing runs then."""
+
+        async def load(known: Ensemble) -> None:
+            self._check_idle()
+            found = await waiting.aside(lambda: Ensemble.load(known.options, change(known.experts), known=known))
+
+            def swap(poll: Poll) -> None:
+                self._check_ensemble(known)
+                self._check_idle()
+                self._driver.replace(found.loop, known.loop)
+                self._ensemble = found
+
+            await waiting.answer(self._driver, swap)
+
+        await self._on_ensemble(load)
+
+    def _check_idle(self) -> None:
+        running = len(self._running)
+        if running:
+            raise RuntimeError(
+                f"{running} requests are running on the experts of this engine; finish or close them first"
+            )
+
+    async def _on_ensemble(self, work: Callable[[Ensemble], Awaitable[Result]]) -> Result:
+        """Do what needs the ensemble, and do it again if that changed before the driver had it."""
+        while True:
+            ensemble = self._ensemble
+            if not ensemble.models:
+                raise RuntimeError(CLOSED)
+            try:
+                return await work(ensemble)
+            except _Changed:
+                continue
+
+    def _check_ensemble(self, ensemble: Ensemble) -> None:
+        if self._ensemble is not ensemble:
+            raise _Changed
+
+    def _generation(
+        self,
+        prompt: Any,
+        messages: Any,
+        examples: Sequence[Example] | None,
+        experts: Sequence[str] | None,
+        speculate: Speculate | None,
+        options: dict[str, Any],
+    ) -> Generation:
+        """Check the arguments of a call; what it leaves open is the engine's to say."""
+        return Generation.of(
+            prompt,
+            messages,
+            self._defaults | options,
+            examples=examples,
+            experts=experts,
+            speculate=self._speculate if speculate is None else speculate,
+        )
+
+    async def _start(self, waiting: Waiting, wanted: Generation) -> Call:
+        """Encode and queue all prompts, or none."""
+
+        async def start(ensemble: Ensemble) -> Call:
+            requests, submissions = await waiting.aside(partial(prepare, ensemble, wanted, self._ids))
+            call = Call(self._driver, self._running, waiting)
+            await call.start(requests, submissions, lambda: self._check_ensemble(ensemble))
+            return call
+
+        return await self._on_ensemble(start)
+
+    async def _complete(
+        self, waiting: Waiting, wanted: Generation, callback: Callback | None = None, progress: bool | None = None
+    ) -> Completion | list[Completion]:
+        call = await self._start(waiting, wanted)
+        if progress is None:
+            progress = not wanted.single and len(call.requests) > 1 and sys.stderr.isatty()
+        try:
+            with tqdm(total=len(call.requests), desc="Generating", unit="seq", disable=not progress) as bar:
+                left = len(call.requests)
+                while left:
+                    for request in await call.receive():
+                        _deliver(call, request, callback)
+                        left -= request.finished
+                        bar.update(int(request.finished))
+        finally:
+            call.cancel()
+        completions = [request.completion() for request in call.requests]
+        return completions[0] if wanted.single and len(completions) == 1 else completions
+
+    async def _score(self, waiting: Waiting, wanted: Scoring, progress: bool | None = None) -> Score | list[Score]:
+        count = len(wanted.continuations)
+        if progress is None:
+            progress = count > 1 and sys.stderr.isatty()
+
+        async def score(ensemble: Ensemble) -> list[Score]:
+            chosen = chosen_experts(wanted.experts, ensemble.labels)
+            names = [ensemble.labels[number] for number in chosen]
+            scores: list[Score | None] = [None] * count
+            bar = tqdm(total=count, desc="Scoring", unit="seq", disable=not progress)
+            with bar, _Entered(self._running, next(self._ids)):
+                encode = partial(score_groups, ensemble, wanted.prompts, wanted.continuations, chosen, wanted.examples)
+                for group in await waiting.aside(encode):
+                    for numbers, tokens in group.parts():
+                        work = self._scoring(ensemble, group.lanes, chosen, tokens)
+                        found = await waiting.answer(self._driver, work, long=True)
+                        for number, own, native in zip(numbers, tokens, found, strict=True):
+                            raise_failure(native.error)
+                            scores[number] = as_score(native, own, names)
+                        bar.update(len(numbers))
+            return [one for one in scores if one is not None]
+
+        complete = await self._on_ensemble(score)
+        return complete[0] if wanted.single else complete
+
+    def _scoring(
+        self, ensemble: Ensemble, lanes: list[_C.Prompt], chosen: list[int], continuations: list[list[int]]
+    ) -> Callable[[Poll], list[_C.Score]]:
+        def work(poll: Poll) -> list[_C.Score]:
+            self._check_ensemble(ensemble)
+            return self._driver.loop.score(lanes, chosen, continuations, poll)
+
+        return work
+
+    def _close(self) -> None:
+        self._driver.close()
+        self._ensemble = replace(self._ensemble, models=[], adapters=[])
+
+
+class _Changed(Exception):
+    """The experts changed while a request was prepared."""
+
+
+class _Entered:
+    """A call of score among what is running; it leaves with whoever holds it, whatever interrupts him."""
+
+    def __init__(self, running: dict[int, RunningRequest | None], number: int) -> None:
+        self._running, self._number = running, number
+        running[number] = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        self._running.pop(self._number, None)
+
+    __del__ = __exit__
+
+
+def _deliver(call: Call, request: RunningRequest, callback: Callback | None) -> None:
+    while request.pieces:
+        piece = request.pieces.popleft()
+        if callback is not None and callback(piece) is False:
+            call.cut(request, "callback")
+    request.raise_failure()

@@ -1,0 +1,154 @@
+"""From what a call asks for to what the step loop runs: everything checked, laid out and encoded."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dlf.arguments import Prompt, as_prompts, chosen_experts, sampling_options
+from dlf.driver import Submission
+from dlf.ensemble import Ensemble
+from dlf.prompts import end_tokens, lane_prompts
+from dlf.request import RunningRequest
+from dlf.sampling import SamplingOptions, StopStrings
+from dlf.scoring import Continuation, as_continuations
+from dlf.speculation import Speculate, Speculation, as_speculation, native_speculation, uses_drafter
+from dlf.text.layout import Example, Messages, as_examples
+
+__all__ = ["Generation", "Scoring", "prepare"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a call of `Engine.generate` asks for.
+
+    Attributes
+    ----------
+    prompts, single
+        The prompts or conversations, and whether there was a single one rather than a list.
+    sampling, examples, experts, speculation
+        As `Engine.generate` describes them.
+    """
+
+    prompts: Sequence[Prompt] | Sequence[Messages]
+    single: bool
+    sampling: SamplingOptions
+    examples: tuple[Example, ...]
+    experts: Sequence[str] | None
+    speculation: Speculation | None
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Any,
+        messages: Any,
+        options: Mapping[str, Any],
+        *,
+        examples: Sequence[Example] | None,
+        experts: Sequence[str] | None,
+        speculate: Speculate,
+    ) -> Generation:
+        """Check the arguments of a call, as far as that takes no model.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If one is impossible.
+        """
+        prompts, single = as_prompts(prompt, messages)
+        shots = () if examples is None else as_examples(examples)
+        return cls(prompts, single, sampling_options(options), shots, experts, as_speculation(speculate))
+
+    @property
+    def sequences(self) -> int:
+        """How many completions come of it."""
+        return len(self.prompts) * self.sampling.num_return_sequences
+
+    def check_single(self) -> None:
+        """Refuse several sequences, for a stream.
+
+        Raises
+        ------
+        ValueError
+            If there are.
+        """
+        if not self.single or self.sampling.num_return_sequences != 1:
+            raise ValueError("a stream is of one sequence; make one for each, or use generate or complete for several")
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a call of `Engine.score` asks for: as many prompts as continuations, and whether there was a single one."""
+
+    prompts: Sequence[Prompt] | Sequence[Messages]
+    continuations: Sequence[Continuation]
+    single: bool
+    examples: tuple[Example, ...]
+    experts: Sequence[str] | None
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Any,
+        continuation: Any,
+        messages: Any,
+        *,
+        examples: Sequence[Example] | None,
+        experts: Sequence[str] | None,
+    ) -> Scoring:
+        """Check the arguments of a call, as far as that takes no model.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If one is impossible.
+        """
+        prompts, one_prompt = as_prompts(prompt, messages)
+        continuations, single = as_continuations(continuation, None if one_prompt else len(prompts))
+        if one_prompt:
+            prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
+        return cls(prompts, continuations, single, () if examples is None else as_examples(examples), experts)
+
+
+def prepare(
+    ensemble: Ensemble, wanted: Generation, ids: Iterator[int]
+) -> tuple[list[RunningRequest], list[Submission]]:
+    """Encode the prompts of a call for every lane, and make a request of each sample.
+
+    Raises
+    ------
+    ValueError
+        If a prompt is empty or longer than the context, or an expert or a drafter is not there.
+    """
+    sampling = wanted.sampling
+    seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
+    chosen = chosen_experts(wanted.experts, ensemble.labels)
+    names = [ensemble.labels[number] for number in chosen]
+    draft = native_speculation(wanted.speculation, ensemble, chosen)
+    bad_words = [
+        ensemble.tokenizer.encode(form, add_special_tokens=False)
+        for word in sampling.bad_words or ()
+        for form in (word, " " + word)
+    ]
+    requests: list[RunningRequest] = []
+    submissions: list[Submission] = []
+    for i, prompt in enumerate(wanted.prompts):
+        which = f"prompt {i}" if len(wanted.prompts) > 1 else "the prompt"
+        drafter = uses_drafter(draft, ensemble)
+        lanes = lane_prompts(ensemble, prompt, chosen, wanted.examples, which, drafter=drafter)
+        ends = end_tokens(ensemble, prompt)
+        for sample in range(sampling.num_return_sequences):
+            native = sampling.build(eos_token_ids=ends, bad_words_ids=bad_words, seed=seed, stream=sample)
+            request = RunningRequest(
+                next(ids),
+                i * sampling.num_return_sequences + sample,
+                len(lanes[0].tokens),
+                ensemble.tokenizer,
+                StopStrings(sampling.stop_strings or ()),
+                names,
+            )
+            requests.append(request)
+            submissions.append((request.request, lanes, chosen, native, sampling.max_new_tokens, draft))
+    return requests, submissions

@@ -1,0 +1,129 @@
+"""The pieces of one sequence, for a thread and for a task."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+
+from dlf.call import Call
+from dlf.results import Completion, Piece
+from dlf.waiting import run
+
+__all__ = ["AsyncStream", "Stream"]
+
+
+class Stream(Iterator[Piece]):
+    """The pieces of one sequence, as they come.
+
+    The engine decodes on while a piece is looked at, by at most ``max_new_tokens``. Leaving the stream, closing it from
+    any thread or forgetting it ends the sequence and frees its slots. Whoever waits for its next piece then sees the
+    end.
+    """
+
+    def __init__(self, call: Call, engine: object) -> None:
+        self._call = call
+        self._engine = engine  # which must not be closed by being forgotten before the stream is
+        self._taking = threading.Lock()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Piece:
+        if not self._taking.acquire(blocking=False):
+            raise ValueError("another thread is waiting for the next piece of this stream; one at a time")
+        try:
+            piece = run(self._call.piece())
+            if piece is None:
+                raise StopIteration
+            return piece
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._taking.release()
+
+    def completion(self) -> Completion:
+        """Everything that the sequence gave so far, and why it ended, if it did."""
+        return self._call.requests[0].completion()
+
+    def close(self) -> None:
+        """End the sequence."""
+        self._call.cancel()
+        self._call.requests[0].pieces.clear()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncStream(AsyncIterator[Piece]):
+    """The pieces of one sequence, as they come, for a task of an event loop.
+
+    The prompt is encoded and queued when the first piece is awaited. From then on the engine decodes ahead of whoever
+    takes the pieces, by at most ``max_new_tokens``: a slow reader holds up no other request. Leaving the loop over it,
+    a task that is cancelled or timed out while it waits, closing the stream from any thread or forgetting it ends the
+    sequence and frees its slots.
+    """
+
+    def __init__(self, start: Callable[[], Awaitable[Call]]) -> None:
+        self._start = start  # keeps the engine
+        self._call: Call | None = None
+        self._taking = self._closed = False
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._taking:
+            raise ValueError("another task is waiting for the next piece of this stream; one at a time")
+        self._taking = True
+        try:
+            if self._call is None and not self._closed:
+                self._call = await self._start()
+            if self._closed:
+                self.close()  # by somebody else, while this was on its way
+            piece = None if self._call is None else await self._call.piece()
+            if piece is None:
+                raise StopAsyncIteration
+            return piece
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._taking = False
+
+    def completion(self) -> Completion:
+        """Everything that the sequence gave so far, and why it ended, if it did.
+
+        Raises
+        ------
+        RuntimeError
+            If no piece has been awaited yet.
+        """
+        if self._call is None:
+            raise RuntimeError("the stream has not begun; await a piece first")
+        return self._call.requests[0].completion()
+
+    def close(self) -> None:
+        """End the sequence. Whoever waits for its next piece then sees the end."""
+        self._closed = True
+        if self._call is not None:
+            self._call.cancel()
+            self._call.requests[0].pieces.clear()
+
+    async def aclose(self) -> None:
+        """End the sequence: `close`, as `contextlib.aclosing` wants it."""
+        self.close()
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

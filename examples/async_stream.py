@@ -1,0 +1,36 @@
+"""Stream three answers at once from one engine, in the tasks of an event loop.
+
+Run it with ``python examples/async_stream.py``. The requests share the engine's batch; one that is left early, here by
+a time limit, gives its slot back at once.
+"""
+
+import asyncio
+
+import dlf
+from dlf import zoo
+
+
+async def answer(engine: dlf.AsyncEngine, name: str, prompt: str) -> str:
+    text = ""
+    async for piece in engine.generate(prompt, max_new_tokens=64):
+        print(f"{name}{piece.text!r}", end=" ", flush=True)
+        text += piece.text
+    return text
+
+
+async def main() -> None:
+    expert = dlf.Expert(zoo.path("math-expert"), base=zoo.path("small-base"))
+    async with dlf.AsyncEngine(zoo.path("large-base"), experts=[expert]) as engine:
+        problems = dict(zip("abc", zoo.problems("math"), strict=False))
+        texts = await asyncio.gather(*(answer(engine, name, one.prompt) for name, one in problems.items()))
+        print()
+        for (name, problem), text in zip(problems.items(), texts, strict=True):
+            print(f"{name}: {text.strip()}  (the answer is {problem.answer})")
+        try:
+            async with asyncio.timeout(0.05):
+                await engine.complete(problems["a"].prompt, max_new_tokens=4000)
+        except TimeoutError:
+            print("a request that took too long has ended")
+
+
+asyncio.run(main())
