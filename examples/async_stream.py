@@ -11,6 +11,7 @@ from dlf import zoo
 
 
 async def answer(engine: dlf.AsyncEngine, name: str, prompt: str) -> str:
+    """Print the pieces of one answer as they come."""
     text = ""
     async for piece in engine.generate(prompt, max_new_tokens=64):
         print(f"{name}{piece.text!r}", end=" ", flush=True)
@@ -19,6 +20,7 @@ async def answer(engine: dlf.AsyncEngine, name: str, prompt: str) -> str:
 
 
 async def main() -> None:
+    """Ask three problems at once."""
     expert = dlf.Expert(zoo.path("math-expert"), base=zoo.path("small-base"))
     async with dlf.AsyncEngine(zoo.path("large-base"), experts=[expert]) as engine:
         problems = dict(zip("abc", zoo.problems("math"), strict=False))
