@@ -12,6 +12,7 @@ from dlf.engine import Engine
 from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
 from dlf.experts import Expert, InContext, Lora, TaskArithmetic
 from dlf.memory import Memory, MemoryPart
+from dlf.options import EngineOptions
 from dlf.results import Completion, Piece, Score, Step, Timings
 from dlf.sampling import SamplingOptions
 from dlf.speculation import Speculation
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "Engine",
+    "EngineOptions",
     "Expert",
     "InContext",
     "Lora",

@@ -14,6 +14,7 @@ import torch
 from dlf.checkpoints.config import ModelConfig
 from dlf.errors import TokenizerMismatchError
 from dlf.sampling import SamplingOptions
+from dlf.support.option_values import MAX_INT, as_int
 from dlf.text.layout import Messages, as_messages
 from dlf.text.tokenizer import Tokenizer
 
@@ -26,35 +27,21 @@ __all__ = [
     "chosen_experts",
     "common_vocabulary",
     "context",
-    "positive",
     "prefix_bytes",
     "sampling_options",
     "token_ids",
 ]
 
-Path: TypeAlias = "str | os.PathLike[str]"
+Path: TypeAlias = str | os.PathLike[str]
 Prompt: TypeAlias = "str | Sequence[int]"
 
 DEFAULT_CONTEXT = 4096
 
 
-def positive(name: str, value: int) -> int:
-    """A count from 1 to 1024."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if not 1 <= value <= 1024:
-        raise ValueError(f"{name} is {value}; it must be from 1 to 1024")
-    return value
-
-
 def prefix_bytes(size: int) -> int:
     """The memory of a prefix cache, no more than the machine has."""
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"prefix_cache_bytes must be an integer, not {size!r}")
     have = machine_bytes()
-    if size < 0 or (have is not None and size > have):
-        raise ValueError(f"prefix_cache_bytes is {size}; it must be from 0 to the memory of this machine, {have}")
-    return size
+    return as_int("prefix_cache_bytes", size, 0, MAX_INT if have is None else have)
 
 
 def machine_bytes() -> int | None:

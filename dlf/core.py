@@ -6,29 +6,28 @@ import itertools
 import os
 import sys
 import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self, TypeAlias, TypeVar
 
-import torch
 from tqdm import tqdm
 
 from dlf import _C
-from dlf.arguments import Path, chosen_experts, positive, prefix_bytes, sampling_options
+from dlf.arguments import Path, chosen_experts
 from dlf.call import Call
-from dlf.checkpoints.precision import Precision
-from dlf.devices import Placement
 from dlf.driver import CLOSED, Driver, Poll
-from dlf.ensemble import Ensemble, Options
-from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
+from dlf.ensemble import Ensemble
+from dlf.experts import AnyExpert, as_expert
 from dlf.memory import Memory
+from dlf.options import EngineOptions
 from dlf.prepare import Generation, Scoring, prepare
 from dlf.request import RunningRequest, raise_failure
 from dlf.results import Completion, Piece, Score
 from dlf.scoring import as_score, score_groups
-from dlf.speculation import Speculate, as_speculation
-from dlf.text.layout import Example, Layout
+from dlf.speculation import Speculate
+from dlf.support.option import arguments_of
+from dlf.text.layout import Example
 from dlf.text.tokenizer import Tokenizer
 from dlf.waiting import Waiting
 
@@ -41,64 +40,13 @@ Result = TypeVar("Result")
 class EngineCore:
     """Models, experts and the step loop behind one object; how calls wait is left to `Engine` and `AsyncEngine`."""
 
-    def __init__(
-        self,
-        large: Path,
-        experts: Sequence[AnyExpert | Path] = (),
-        *,
-        base: Path | None = None,
-        template: str | None = None,
-        combine: str = "select",
-        match: str = "symmetric",
-        alpha: Sequence[float | None] | None = None,
-        alpha_max: float = 2.0,
-        dtype: str = "auto",
-        weights: str | None = None,
-        device: str = "cpu",
-        device_map: Mapping[str, str] | None = None,
-        cuda_graph: bool = True,
-        threads: int | None = None,
-        max_batch: int = 8,
-        max_context: int | None = None,
-        prefix_cache_bytes: int = 1 << 30,
-        defaults: Mapping[str, Any] | None = None,
-        speculate: Speculate = "auto",
-        drafter: Path | None = None,
-    ) -> None:
+    @arguments_of(EngineOptions)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        wanted = EngineOptions(*arguments, **options)
         self._running: dict[int, RunningRequest | None] = {}  # None is a call of score
         self._ids = itertools.count()
-        placement = Placement.of(device, device_map)
-        threads = positive("threads", torch.get_num_threads() if threads is None else threads)
-        Layout(template)  # raises
-        if isinstance(experts, (str, os.PathLike, *EXPERTS)):
-            raise TypeError("experts is one expert; give a list: experts=[...]")
-        placement.check_dtype(Precision.of(dtype, weights).dtype)  # of() raises where the two contradict each other
-        max_batch = positive("max_batch", max_batch)
-        placement.check_batch(max_batch)
-        self._defaults = dict(defaults or {})
-        sampling_options(self._defaults)  # raises
-        as_speculation(speculate)  # raises
-        self._speculate = speculate
-        options = Options(
-            large,
-            base,
-            template,
-            combine,
-            match,
-            float(alpha_max),
-            dtype,
-            weights,
-            placement,
-            cuda_graph,
-            threads,
-            max_batch,
-            max_context,
-            prefix_bytes(prefix_cache_bytes),
-            drafter,
-        )
-        wanted = [as_expert(expert, base, weights) for expert in experts]
-        self._ensemble = Ensemble.load(options, with_alpha(wanted, alpha))
-        self._driver = Driver(self._ensemble.loop(), survives_fork=not placement.cuda)
+        self._ensemble = Ensemble.load(wanted, wanted.whole_experts())
+        self._driver = Driver(self._ensemble.loop(), survives_fork=not wanted.placement.cuda)
         weakref.finalize(self, self._driver.close, wait=False)
 
     @classmethod
@@ -223,13 +171,14 @@ class EngineCore:
         options: dict[str, Any],
     ) -> Generation:
         """Check the arguments of a call; what it leaves open is the engine's to say."""
+        asked = self._ensemble.options
         return Generation.of(
             prompt,
             messages,
-            self._defaults | options,
+            {**(asked.defaults or {}), **options},
             examples=examples,
             experts=experts,
-            speculate=self._speculate if speculate is None else speculate,
+            speculate=asked.speculate if speculate is None else speculate,
         )
 
     async def _start(self, waiting: Waiting, wanted: Generation) -> Call:

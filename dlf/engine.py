@@ -29,75 +29,8 @@ class Engine(EngineCore):
 
     Parameters
     ----------
-    large : str or path
-        Folder in Hugging Face format, or hub id, of the large model.
-    experts : sequence of Expert, InContext, Lora, TaskArithmetic, str or path
-        At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. None: the large model decodes
-        alone. Experts of all kinds can be mixed; what shares weights runs in one batch.
-    base : str or path, optional
-        Base of the experts that do not name their own.
-    template : str, optional
-        How a prompt is written for the large model, and for the experts and bases that have no template of their own:
-        ``"chat"`` is each model's chat template, a text has ``{prompt}`` where the prompt goes, or ``{question}`` and
-        ``{answer}``, by which examples are written too. By default prompts are read as they are, and messages by the
-        chat template of each model that has one.
-    combine : {"select", "centroid", "joint", "static", "grid"}
-        How the weights of several experts come together; see `dlf.fusion.solve`.
-    match : {"symmetric", "forward", "reverse"}
-        Which divergences are matched.
-    alpha : sequence of float or None, optional
-        Given weights, one for each expert, for ``combine="static"``; with any other `combine` None stands for an expert
-        whose weight is solved. An expert may have its own instead.
-    alpha_max : float
-        Upper bound of a solved weight, for experts without their own.
-    dtype : {"auto", "float32", "bfloat16", "float16"}
-        Type of the weights and of the KV cache; ``"auto"`` keeps each file's. ``"float16"`` is for CUDA devices.
-    weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
-        Type of the weights if it is to be another than `dtype`, which then is that of the embedding and the KV cache.
-        ``"int8"`` and ``"int4"`` quantize the linear layers when they are first loaded and keep the result on disk (in
-        ``~/.cache/dlf``, see docs/guide/quantization.md); ``"int8"`` has a scale for each output channel, ``"int4"``
-        one for each 32 inputs, ``"int4-g64"`` one for each 64, which is less exact and, where layers have a multiple of
-        64 inputs, smaller. ``"fp32"``, ``"bf16"`` and ``"fp16"`` are the same as `dtype`. An `Expert` may have its own;
-        a base used in two types is loaded in both.
-    device : str
-        ``"cpu"``, ``"cuda"`` or ``"cuda:0"``, ``"cuda:1"``, ...
-    device_map : mapping, optional
-        Devices of the ``"large"`` model and of the ``"experts"`` with their bases, where they are not on one:
-        ``{"large": "cuda:0", "experts": "cuda:1"}``.
-    cuda_graph : bool
-        Whether a decode step on CUDA is captured once for each size of batch and replayed as one launch. Without, the
-        same kernels are launched one by one, which is slower and easier to profile.
-    threads : int, optional
-        Threads of a decode step on the CPU; the physical cores if not given.
-    max_batch : int
-        Sequences that decode side by side; further ones wait. At most 256 on CUDA.
-    max_context : int, optional
-        Tokens of prompt and completion together; by default what all models were made for, at most 4096. A model with
-        two lists of rotary frequencies (``longrope``) takes the long one for every text where this is beyond its
-        original length, which the default is not.
-    prefix_cache_bytes : int
-        Memory for what prompts have in common at their beginning, such as examples or a system message: it is read
-        once. The least recently used goes first; 0 reads every prompt anew. The results are the same to the bit.
-    defaults : mapping, optional
-        Sampling options of requests that do not say otherwise.
-    speculate : {"auto", False} or Speculation
-        Whether tokens are drafted by a small model and verified together, which changes how fast they come and nothing
-        else; ``"auto"`` drafts where that is expected to be faster.
-    drafter : str or path, optional
-        A further small model that is not fused and only drafts; it shares the tokenizer. Experts can draft without it.
-
-    Raises
-    ------
-    FileNotFoundError, CheckpointError
-        If a model cannot be loaded.
-    TokenizerMismatchError
-        If two models give one token id different meanings.
-    ValueError, TypeError
-        If an option is impossible.
-    MemoryError
-        If the models and their KV caches do not fit the machine or the device.
-    RuntimeError
-        If there is no such device.
+    large, experts, **options
+        The fields of `EngineOptions`, with the same errors.
     """
 
     def add_expert(self, expert: AnyExpert | Path) -> None:

@@ -7,45 +7,26 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import torch
+
 from dlf import _C
 from dlf.adapters.adapter import load_adapter
-from dlf.arguments import Path, common_vocabulary, context
+from dlf.arguments import common_vocabulary, context
 from dlf.checkpoints.checkpoint import open_checkpoint
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
-from dlf.devices import Placement
 from dlf.experts import AnyExpert
 from dlf.experts.merged import merged_experts
 from dlf.lanes import Lanes, ModelKey
 from dlf.memory import Memory, check_memory, plan_memory
 from dlf.model import Model, load_model, native_config
+from dlf.options import EngineOptions
 from dlf.text.layout import CHAT
 from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
 
-__all__ = ["Ensemble", "Options"]
+__all__ = ["Ensemble"]
 
 MAX_EXPERTS = 16
-
-
-@dataclass(frozen=True)
-class Options:
-    """What an engine was asked for, as `dlf.Engine` describes it; experts aside, it stays what it is."""
-
-    large: Path
-    base: Path | None
-    template: str | None
-    combine: str
-    match: str
-    alpha_max: float
-    dtype: str
-    weights: str | None
-    placement: Placement
-    cuda_graph: bool
-    threads: int
-    max_batch: int
-    max_context: int | None
-    prefix_cache_bytes: int
-    drafter: Path | None
 
 
 @dataclass
@@ -70,7 +51,7 @@ class Ensemble:
         Tokens of prompt and completion together: at most, and what the models were made for.
     """
 
-    options: Options
+    options: EngineOptions
     experts: list[AnyExpert]
     lanes: Lanes
     models: list[Model]
@@ -82,7 +63,7 @@ class Ensemble:
     trained_context: int
 
     @classmethod
-    def load(cls, options: Options, experts: Sequence[AnyExpert], known: Ensemble | None = None) -> Ensemble:
+    def load(cls, options: EngineOptions, experts: Sequence[AnyExpert], known: Ensemble | None = None) -> Ensemble:
         """Load the models, except those that another ensemble has already.
 
         Raises
@@ -175,7 +156,7 @@ class Ensemble:
             vocab=self.vocab_size,
             max_batch=options.max_batch,
             max_context=self.max_context,
-            threads=options.threads,
+            threads=options.threads or torch.get_num_threads(),
             prefix_cache_bytes=options.prefix_cache_bytes,
             lane_adapter=self.lanes.adapter_of,
             adapters=self.adapters,
@@ -196,7 +177,7 @@ def _load_adapter(name: str, config: ModelConfig, precision: Precision, cuda: bo
     return load_adapter(name, config, native_config(config), TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)])
 
 
-def _check_experts(options: Options, experts: Sequence[AnyExpert]) -> None:
+def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None:
     if len(experts) > MAX_EXPERTS:
         raise ValueError(f"{len(experts)} experts; at most {MAX_EXPERTS} can be fused")
     for expert in experts:
@@ -208,7 +189,7 @@ def _check_experts(options: Options, experts: Sequence[AnyExpert]) -> None:
         _C.check_fusion(len(experts), options.combine, options.match, *_weights(options, experts))
 
 
-def _weights(options: Options, experts: Sequence[AnyExpert]) -> tuple[list[float | None], list[float]]:
+def _weights(options: EngineOptions, experts: Sequence[AnyExpert]) -> tuple[list[float | None], list[float]]:
     """For each expert its given weight, or None where it is solved, and the bound of that."""
     alpha = [None if expert.alpha is None else _number(expert, "alpha", expert.alpha) for expert in experts]
     bounds = [

@@ -6,9 +6,10 @@ import dataclasses
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from dlf.support.fields import MAX_VOCAB_SIZE
+from dlf.support.option import Option
 from dlf.support.option_values import as_flag, as_float, as_ids, as_int, as_sequences, as_strings, shown
 from dlf.text.stop_strings import StopStrings
 
@@ -83,24 +84,29 @@ class SamplingOptions:
 
     """
 
-    max_new_tokens: int = 128
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] | None = None
-    bad_words: Sequence[str] | None = None
-    bad_words_ids: Sequence[Sequence[int]] | None = None
-    stop_strings: str | Sequence[str] | None = None
-    stop_token_ids: Sequence[int] | None = None
-    ignore_eos: bool = False
-    num_return_sequences: int = 1
-    seed: int | None = None
-    logprobs: int = 0
+    max_new_tokens: Annotated[int, Option("Tokens to generate at most.", flag="")] = 128
+    min_new_tokens: Annotated[int, Option("Tokens before a stop token may come.", flag="")] = 0
+    temperature: Annotated[float, Option("0 takes the most probable token.", flag="")] = 0.0
+    top_k: Annotated[int, Option("Draw among this many tokens; 0 is off.", flag="")] = 0
+    top_p: Annotated[float, Option("Draw from this much probability; 1 is off.", flag="")] = 1.0
+    min_p: Annotated[float, Option("Least probability, relative to the top token's.", flag="")] = 0.0
+    repetition_penalty: Annotated[float, Option("Divides logits of tokens that were there; 1 is off.", flag="")] = 1.0
+    presence_penalty: Annotated[float, Option("Subtracted from logits of generated tokens; 0 is off.", flag="")] = 0.0
+    frequency_penalty: Annotated[float, Option("The same, as often as it was generated; 0 is off.", flag="")] = 0.0
+    logit_bias: Annotated[Mapping[int, float] | None, Option("Added to the logits of these tokens.")] = None
+    bad_words: Annotated[Sequence[str] | None, Option("Texts that must not be generated.")] = None
+    bad_words_ids: Annotated[Sequence[Sequence[int]] | None, Option("Token ids that must not be generated.")] = None
+    stop_strings: Annotated[
+        str | Sequence[str] | None, Option("Text that ends the generation; may be repeated.", flag="--stop", each=str)
+    ] = None
+    stop_token_ids: Annotated[
+        Sequence[int] | None,
+        Option("Token that ends it, besides the model's own; may be repeated.", flag="--stop-token-id", each=int),
+    ] = None
+    ignore_eos: Annotated[bool, Option("Go on after the end of the text.", flag="")] = False
+    num_return_sequences: Annotated[int, Option("Sequences to generate for each prompt.")] = 1
+    seed: Annotated[int | None, Option("The same seed draws the same tokens.", flag="")] = None
+    logprobs: Annotated[int, Option("How many top tokens to report.", flag="")] = 0
 
     def __post_init__(self) -> None:
         self._set("max_new_tokens", as_int("max_new_tokens", self.max_new_tokens, 1))

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Speculate", "Speculation", "as_speculation", "native_speculation", "uses_drafter"]
 
-Speculate: TypeAlias = "str | bool | Speculation"
-
 MAX_DRAFT = 12  # of "auto"
 
 
@@ -58,6 +56,9 @@ class Speculation:
             raise TypeError(f"max_draft is {self.max_draft!r}: give an int")
         if not 1 <= self.max_draft <= _C.MAX_DRAFT:
             raise ValueError(f"max_draft is {self.max_draft}; it must be from 1 to {_C.MAX_DRAFT}")
+
+
+Speculate: TypeAlias = str | bool | Speculation
 
 
 def as_speculation(speculate: Any) -> Speculation | None:

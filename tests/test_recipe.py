@@ -13,9 +13,10 @@ from models import make_model, write_adapter
 from typer.testing import CliRunner
 
 import dlf
-from dlf.checkpoints.precision import DTYPES, TORCH_DTYPES, WEIGHTS
+from dlf.checkpoints.precision import TORCH_DTYPES, WEIGHTS
 from dlf.cli import app
 from dlf.merging import METHODS
+from dlf.options import COMBINE, MATCH
 from dlf.recipe import RecipeError, document, load_recipe, recipe_schema
 from dlf.recipe.check import check_recipe
 
@@ -246,12 +247,11 @@ def test_many_mistakes_are_counted(tmp_path: Path) -> None:
 
 
 def test_the_names_are_those_of_the_engine() -> None:
-    assert get_args(document.DType) == ("auto", *DTYPES)
     assert get_args(document.Weights) == WEIGHTS
     assert set(get_args(document.MergedDType)) == set(TORCH_DTYPES)
     assert set(get_args(document.Method)) == set(METHODS)
-    for what, names in (("combine", document.Combine), ("match", document.Match)):
-        for name in get_args(names):
+    for what, names in (("combine", COMBINE), ("match", MATCH)):
+        for name in names:
             arguments = {"combine": "select", "match": "symmetric"} | {what: name}
             dlf._C.check_fusion(1, arguments["combine"], arguments["match"], [1.0], [2.0])  # raises
 
@@ -541,5 +541,11 @@ def test_schema(tmp_path: Path) -> None:
     sampling = schema["properties"]["sampling"]
     assert set(sampling["properties"]) == set(dlf.SamplingOptions.__dataclass_fields__)
     assert sampling["properties"]["max_new_tokens"]["type"] == "integer" and not sampling["additionalProperties"]
-    assert schema["$defs"]["Fusion"]["properties"]["combine"]["enum"] == list(get_args(document.Combine))
+    combine = schema["$defs"]["Fusion"]["properties"]["combine"]
+    assert combine["anyOf"][0]["enum"] == list(COMBINE) and combine["description"].startswith("How the weights")
+    assert schema["$defs"]["Engine"]["properties"]["max_batch"]["anyOf"][0] == {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 1024,
+    }
     assert json.loads(CliRunner().invoke(app, ["recipe", "schema"]).stdout) == schema

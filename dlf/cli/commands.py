@@ -15,12 +15,14 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from dlf.cli.flags import given, takes
 from dlf.cli.generate import generate
 from dlf.cli.inspect import inspect
 from dlf.cli.merge import merge
 from dlf.cli.recipe import app as recipe_app
 from dlf.cli.streams import abandon_output, open_streams, print_error, print_traceback, warning_line, write
 from dlf.devices import DeviceError
+from dlf.options import EngineOptions
 from dlf.support.sizes import binary
 from dlf.support.terminal import printable
 
@@ -120,21 +122,20 @@ app.command()(inspect)
 
 
 @app.command()
+@takes(EngineOptions, "weights", "device", "threads")
 def demo(
     task: Annotated[str, typer.Option(help="Whose held-out problems: math, or another of the bundled tasks.")] = "math",
     problems: Annotated[int, typer.Option(min=1, help="How many problems to score.")] = 200,
     show: Annotated[int, typer.Option(min=0, help="How many of them to print side by side.")] = 2,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
-    weights: Annotated[str | None, typer.Option(help="fp32, bf16, int8, int4 or int4-g64.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0, cuda:1, ...")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of a decode step on the CPU.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Where to save the alpha trace  [default: dlf-demo.png]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    **flags: Any,
 ) -> None:
     """Compare the large model, the expert, alpha = 1 and dynamic fusion on held-out problems."""
     from dlf.cli.demo import run_demo
 
-    options = {"weights": weights, "device": device, "threads": threads}
+    options = given(EngineOptions, flags)
     run_demo(task, problems, show=show, max_new_tokens=max_new_tokens, options=options, plot=plot, as_json=as_json)
 
 

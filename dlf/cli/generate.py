@@ -11,60 +11,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from dlf.cli.flags import given, takes
 from dlf.cli.streams import read_prompt, write
+from dlf.options import EngineOptions
+from dlf.sampling import SamplingOptions
 
 if TYPE_CHECKING:
     from dlf import Completion, Expert, Piece
 
 __all__ = ["generate"]
 
-SAMPLING = (
-    "max_new_tokens min_new_tokens temperature top_k top_p min_p repetition_penalty presence_penalty "
-    "frequency_penalty seed logprobs ignore_eos"
-).split()
-ENGINE = "template combine match alpha alpha_max dtype weights device threads max_context drafter".split()
 
-
+@takes(SamplingOptions)
+@takes(EngineOptions)
 def generate(
-    context: typer.Context,
     large: Annotated[str | None, typer.Argument(help="Folder or hub id of the large model; not with --recipe.")] = None,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads it from standard input.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML file with models, experts and options.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="Fine-tuned small model; may be repeated.")] = None,
     base: Annotated[list[str] | None, typer.Option(help="Its base: one for all experts, or one for each.")] = None,
-    template: Annotated[str | None, typer.Option(help="chat, or a text that has {prompt} in it.")] = None,
-    combine: Annotated[str, typer.Option(help="select, centroid, joint, static or grid.")] = "select",
-    match: Annotated[str, typer.Option(help="symmetric, forward or reverse.")] = "symmetric",
-    alpha: Annotated[list[float] | None, typer.Option(help="Weight of each expert, for --combine static.")] = None,
-    alpha_max: Annotated[float, typer.Option(help="Upper bound of a solved weight.")] = 2.0,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to generate at most.")] = None,
-    min_new_tokens: Annotated[int | None, typer.Option(help="Tokens before a stop token may come.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw among this many tokens; 0 is off.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from this much probability; 1 is off.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Least probability, relative to the top token's.")] = None,
-    repetition_penalty: Annotated[float | None, typer.Option(help="1 is off.")] = None,
-    presence_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
-    frequency_penalty: Annotated[float | None, typer.Option(help="0 is off.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the generation; may be repeated.")] = None,
-    stop_token_id: Annotated[
-        list[int] | None, typer.Option(help="Token that ends it, besides the model's own; may be repeated.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same tokens.")] = None,
-    logprobs: Annotated[int | None, typer.Option(help="How many top tokens to report (with --json).")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the text.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or, on CUDA, float16.")] = "auto",
-    weights: Annotated[str | None, typer.Option(help="fp32, bf16, int8, int4 or int4-g64; dtype's by default.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:0, cuda:1, ...")] = "cpu",
     experts_device: Annotated[str | None, typer.Option(help="Where experts and bases run, if elsewhere.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of a decode step on the CPU.")] = None,
-    max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and completion together.")] = None,
-    drafter: Annotated[str | None, typer.Option(help="A further small model that drafts; experts can without.")] = None,
     no_speculate: Annotated[bool, typer.Option("--no-speculate", help="Draft nothing: a token at a time.")] = False,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
     show_alpha: Annotated[bool, typer.Option("--show-alpha", help="Show alpha at each token.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Save the alpha trace as a picture.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    **flags: Any,
 ) -> None:
     """Complete one prompt.
 
@@ -88,36 +60,23 @@ def generate(
         from dlf.plot import check_place
 
         check_place(plot)
-    # Zeros are meant; what was not given is None, an empty tuple or a flag that is off.
-    params = {
-        name: value
-        for name, value in context.params.items()
-        if value not in (None, (), [])
-        and value is not False
-        and (recipe is None or _is_given(context, name))  # what is by default is the recipe's to say
-    }
-    options = {name: params[name] for name in SAMPLING if name in params}
-    if stop:
-        options["stop_strings"] = stop
-    if stop_token_id:
-        options["stop_token_ids"] = stop_token_id
     if prompt == "-":
         prompt = read_prompt()
 
     import dlf
 
     pieces: list[Piece] = []
-    engine_options = {name: params[name] for name in ENGINE if name in params}
+    options, engine_options = given(SamplingOptions, flags), given(EngineOptions, flags)
     if "device" in engine_options:
         arguments.pop("device_map", None)  # the recipe's, for other devices
     if no_speculate:
         engine_options["speculate"] = False
     if experts_device is not None:
-        large_device = engine_options.get("device", arguments.get("device", device))
+        large_device = engine_options.get("device", arguments.get("device", EngineOptions.device))
         engine_options["device_map"] = {"large": large_device, "experts": experts_device}
     if recipe is not None:
         options["num_return_sequences"] = 1  # one completion is printed, however many the recipe's programs want
-        alpha_max = engine_options.get("alpha_max", arguments.get("alpha_max", alpha_max))
+    alpha_max = engine_options.get("alpha_max", arguments.get("alpha_max", EngineOptions.alpha_max))
     with dlf.Engine(**arguments | {"max_batch": 1} | engine_options) as engine:
         echo = stream and not as_json
         try:
@@ -141,11 +100,6 @@ def generate(
         console = Console(highlight=False)
         console.print()
         console.print(alpha_line(pieces, console.width, alpha_max), alpha_legend(alpha_max))
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _experts(experts: list[str], bases: list[str]) -> list[Expert]:

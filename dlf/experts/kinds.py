@@ -13,8 +13,8 @@ from dlf.experts.task_arithmetic import TaskArithmetic
 
 __all__ = ["EXPERTS", "AnyExpert", "as_expert", "with_alpha"]
 
-Path: TypeAlias = "str | os.PathLike[str]"
-AnyExpert: TypeAlias = "Expert | InContext | Lora | TaskArithmetic"
+Path: TypeAlias = str | os.PathLike[str]
+AnyExpert: TypeAlias = Expert | InContext | Lora | TaskArithmetic
 
 EXPERTS = (Expert, InContext, Lora, TaskArithmetic)
 

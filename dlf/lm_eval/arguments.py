@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from dlf.arguments import DEFAULT_CONTEXT, Path
 from dlf.checkpoints.config import read_config
 from dlf.checkpoints.hub import resolve
 from dlf.engine import Engine
+from dlf.options import EngineOptions
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["check_tokenizer", "located", "make_engine", "model_length", "translate", "warn_of_default_context"]
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_BATCH = 8  # of `Engine`
 PLACES = "device, device_map or a recipe say where models run"
 HUB = "the hub's own variables HF_TOKEN, HF_HOME and HF_HUB_OFFLINE say it"
 QUANTIZED = "weights=int8 or weights=int4 quantizes a checkpoint when it is loaded"
@@ -83,7 +83,7 @@ def translate(options: dict[str, Any]) -> dict[str, Any]:
         options.setdefault("dtype", options.pop("torch_dtype"))
     if "dtype" in options:
         options["dtype"] = str(options["dtype"] or "auto").removeprefix("torch.")
-    known = [name for name in inspect.signature(Engine).parameters if name not in ("large", "experts", "base")]
+    known = [one.name for one in fields(EngineOptions) if one.name not in ("large", "experts", "base")]
     for name in options:
         if name not in known:
             raise TypeError(f"no argument is called {name!r}; besides those of hf there are: {', '.join(known)}")
@@ -176,7 +176,7 @@ def make_engine(arguments: dict[str, Any], length: int) -> Engine:
     MemoryError
         If memory does not allow the least of it.
     """
-    batch = full = arguments.get("max_batch", DEFAULT_BATCH)
+    batch = full = arguments.get("max_batch", EngineOptions.max_batch)
     context = length
     while True:
         try:

@@ -18,6 +18,7 @@ from dlf.checkpoints.quantized import weights_bytes
 from dlf.devices import Placement
 from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, as_expert
 from dlf.lanes import Lanes
+from dlf.options import EngineOptions
 from dlf.recipe.engine_recipe import EngineRecipe
 from dlf.recipe.yaml_file import Keys
 from dlf.sampling import SamplingOptions
@@ -25,8 +26,6 @@ from dlf.text.layout import CHAT
 from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
 
 __all__ = ["Checked", "check_recipe"]
-
-DEFAULT_BATCH = 8  # as of `dlf.Engine`
 
 
 @dataclass
@@ -155,7 +154,7 @@ class _Checker:
             return
         cuda = any(str(device).startswith("cuda") for device in self._devices())
         weight_bytes = cache_bytes = 0
-        batch = options.get("max_batch", DEFAULT_BATCH)
+        batch = options.get("max_batch", EngineOptions.max_batch)
         for (config, _), (_, precision), count in zip(models, lanes.keys, lanes.counts(), strict=True):
             width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
             weight_bytes += weights_bytes(config, precision, cuda)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, create_model
 
+from dlf.options import EngineOptions
 from dlf.recipe.yaml_file import Keys
 from dlf.sampling import SamplingOptions
+from dlf.support.option import options_of
 
-__all__ = ["Adapter", "Checkpoint", "Document", "Entry", "Examples", "Fusion", "Merge", "explain", "meant", "schema"]
+__all__ = ["Adapter", "Checkpoint", "Document", "Entry", "Examples", "Merge", "explain", "meant", "schema"]
 
 KINDS = (
     "a checkpoint has 'model', examples have 'examples' or 'examples_file', an adapter has 'adapter', a merge 'merge'"
@@ -20,18 +22,14 @@ KINDS = (
 KIND_KEYS = ["model", "examples", "examples_file", "adapter", "merge"]
 DEVICES = r"^(cpu|cuda(:\d{1,3})?)$"
 
-# The names are those of `checkpoints.precision`, `dlf.merging` and the solver, as a test checks; here editors see them.
-DType: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
+# Here, too, type checkers see the names of `checkpoints.precision` and `dlf.merging`, as a test checks.
 Weights: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4", "int4-g64"]
 MergedDType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Method: TypeAlias = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp"]
-Combine: TypeAlias = Literal["select", "centroid", "joint", "static", "grid"]
-Match: TypeAlias = Literal["symmetric", "forward", "reverse"]
 
 Place: TypeAlias = Annotated[str, Field(min_length=1)]
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Bound: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(ge=1, le=1024)]
 Device: TypeAlias = Annotated[str, Field(pattern=DEVICES)]
 Pair: TypeAlias = Annotated[tuple[str, str], Field(strict=False)]  # YAML has lists only
 
@@ -84,29 +82,34 @@ class Merge(_Expert):
     base_template: str | None = None
 
 
-class Fusion(_Section):
-    """How the experts come together."""
+# Types in a recipe of options of the engine that are not those of the argument.
+WRITTEN: dict[str, Any] = {
+    "alpha": list[Finite | None],
+    "alpha_max": Bound,
+    "device": Device,
+    "device_map": dict[Literal["large", "experts"], Device],
+    "speculate": bool,
+    "drafter": Place,
+}
 
-    combine: Combine = "select"
-    match: Match = "symmetric"
-    alpha: list[Finite | None] | None = None
-    alpha_max: Bound = 2.0
+
+def _section(name: str, description: str) -> type[_Section]:
+    """A section of a recipe: the options of the engine that stand there. What is not given is None."""
+    fields = {}
+    for option in options_of(EngineOptions).values():
+        if option.section == name:
+            kind = Literal[option.choices] if option.choices else WRITTEN.get(option.name, option.type)
+            about = Field(ge=option.least, le=option.most, description=option.help)
+            fields[option.name] = (Annotated[kind | None, about], None)
+    return create_model(name.capitalize(), __base__=_Section, __doc__=description, **fields)  # type: ignore[call-overload, no-any-return]
 
 
-class Machine(_Section):
-    """Types, devices and sizes."""
-
-    dtype: DType | None = None
-    weights: Weights | None = None
-    device: Device | None = None
-    device_map: dict[Literal["large", "experts"], Device] | None = None
-    cuda_graph: bool | None = None
-    threads: Count | None = None
-    max_batch: Count | None = None
-    max_context: Annotated[int, Field(ge=2)] | None = None
-    prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
-    speculate: bool | None = None
-    drafter: Place | None = None
+if TYPE_CHECKING:
+    Fusion: TypeAlias = _Section
+    Engine: TypeAlias = _Section
+else:
+    Fusion = _section("fusion", "How the experts come together.")
+    Engine = _section("engine", "Types, devices and sizes.")
 
 
 def _kind(entry: Any) -> str | None:
@@ -138,14 +141,14 @@ class Document(_Section):
         ]
     ] = Field(default_factory=list, max_length=16)
     fusion: Fusion = Field(default_factory=Fusion)
-    engine: Machine = Field(default_factory=Machine)
+    engine: Engine = Field(default_factory=Engine)
     sampling: dict[str, Any] = Field(default_factory=dict)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "": Document,
     "fusion": Fusion,
-    "engine": Machine,
+    "engine": Engine,
     "model": Checkpoint,
     "examples": Examples,
     "adapter": Adapter,

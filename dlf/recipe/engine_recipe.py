@@ -15,7 +15,8 @@ from dlf import _C
 from dlf.arguments import prefix_bytes
 from dlf.checkpoints.precision import Precision
 from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, with_alpha
-from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Fusion, Merge, explain, meant, schema
+from dlf.options import EngineOptions
+from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Merge, explain, meant, schema
 from dlf.recipe.examples_file import read_examples
 from dlf.recipe.yaml_file import Keys, read_yaml
 from dlf.sampling import SamplingOptions
@@ -117,18 +118,18 @@ class _Reader:
         document, numbers = self._document()
         self._check_sampling(document.sampling)
         self._try(("template",), Layout, document.template)
-        self._check_machine(document)
+        self._check_engine(document)
         experts = [
             made
             for number, entry in zip(numbers, document.experts, strict=True)
             if (made := self._expert(("experts", number), entry, document))
         ]
-        engine = document.engine.model_dump(exclude_none=True)
+        fusion, engine = (one.model_dump(exclude_none=True) for one in (document.fusion, document.engine))
         if "drafter" in engine:
             engine["drafter"] = self._place(engine["drafter"])
         entries = self.values.get("experts", [])
         if isinstance(entries, list) and len(experts) == len(entries):
-            self._try(("fusion",), _check_fusion, document.fusion, experts)
+            self._try(("fusion",), _check_fusion, fusion, experts)
         if self.problems:
             raise self._error()
         return EngineRecipe(
@@ -137,7 +138,7 @@ class _Reader:
             None if document.base is None else self._place(document.base),
             document.template,
             experts,
-            document.fusion.model_dump(exclude_unset=True) | engine,
+            fusion | engine,
             document.sampling,
             self.lines,
         )
@@ -180,18 +181,18 @@ class _Reader:
                 if known.pop(str(keys[-1]), None) is None:  # it names none of them: there is nothing to go on without
                     return
 
-    def _check_machine(self, document: Document) -> None:
-        machine = document.engine
-        self._try(("engine",), Precision.of, machine.dtype or "auto", machine.weights)
-        if machine.prefix_cache_bytes is not None:
-            self._try(("engine",), prefix_bytes, machine.prefix_cache_bytes)
+    def _check_engine(self, document: Document) -> None:
+        engine = document.engine.model_dump(exclude_none=True)
+        self._try(("engine",), Precision.of, engine.get("dtype", "auto"), engine.get("weights"))
+        self._try(("engine",), prefix_bytes, engine.get("prefix_cache_bytes", 0))
 
     def _expert(self, keys: Keys, entry: Entry, document: Document) -> AnyExpert | None:
         before = len(self.problems)
         for name in ("template", "base_template"):
             if not self._try((*keys, name), Layout, getattr(entry, name, None)):
                 entry = entry.model_copy(update={name: None})  # what else is wrong should show too
-        self._try((*keys, "weights"), Precision.of, document.engine.dtype or "auto", entry.weights)
+        dtype = document.engine.model_dump()["dtype"] or "auto"
+        self._try((*keys, "weights"), Precision.of, dtype, entry.weights)
         if entry.base is None and document.base is None:
             self._add(keys, "it has no base: give the checkpoint that it was fine-tuned from, here or for all experts")
         made = self._try(keys, self._make, keys, entry, entry.base or document.base or UNKNOWN)
@@ -250,11 +251,13 @@ class _Reader:
         return RecipeError(found[:MAX_PROBLEMS] + ([f"{self.path}: and {more} more"] if more > 0 else []))
 
 
-def _check_fusion(fusion: Fusion, experts: list[AnyExpert]) -> None:
-    given = with_alpha(experts, fusion.alpha)
-    bounds = [fusion.alpha_max if one.alpha_max is None else one.alpha_max for one in given]
+def _check_fusion(fusion: dict[str, Any], experts: list[AnyExpert]) -> None:
+    given = with_alpha(experts, fusion.get("alpha"))
+    bound = fusion.get("alpha_max", EngineOptions.alpha_max)
+    bounds = [bound if one.alpha_max is None else one.alpha_max for one in given]
     if given:
-        _C.check_fusion(len(given), fusion.combine, fusion.match, [one.alpha for one in given], bounds)
+        combine, match = fusion.get("combine", EngineOptions.combine), fusion.get("match", EngineOptions.match)
+        _C.check_fusion(len(given), combine, match, [one.alpha for one in given], bounds)
 
 
 def _problem(path: Path, lines: dict[Keys, int], keys: Keys, message: str) -> tuple[int, str]:

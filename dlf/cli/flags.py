@@ -1,0 +1,55 @@
+"""Flags of a command that are options of the engine or of a request, from the one list of these."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from dlf.support.option import Option, options_of
+
+__all__ = ["given", "takes"]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def takes(owner: type, *names: str) -> Callable[[Command], Command]:
+    """Add flags to a command, which gets them as keywords: None, or an empty list, where one is not given.
+
+    Parameters
+    ----------
+    owner
+        A dataclass of options, such as `EngineOptions`.
+    names
+        Which of them; without any, all that have a flag.
+    """
+    options = options_of(owner)
+    chosen = [options[name] for name in names] or [one for one in options.values() if one.flag is not None]
+
+    def add(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        flags = [_parameter(option, owner.__name__.removesuffix("Options")) for option in chosen]
+        command.__signature__ = signature.replace(parameters=[*own, *flags])  # type: ignore[attr-defined]
+        return command
+
+    return add
+
+
+def given(owner: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The options of `owner` among the flags that a command got; zeros are meant."""
+    chosen = {name: values[name] for name in options_of(owner) if values.get(name) not in (None, (), [])}
+    return {name: value for name, value in chosen.items() if value is not False}
+
+
+def _parameter(option: Option, panel: str) -> inspect.Parameter:
+    kind: Any = list[option.each] if option.each else option.type if option.type in (int, float, bool) else str  # type: ignore[name-defined]
+    words = [option.flag or "--" + option.name.replace("_", "-")]
+    about = f"{option.help.removesuffix('.')}: {', '.join(option.choices)}." if option.choices else option.help
+    default = option.default if option.default not in (None, False) else None
+    info = typer.Option(*words, help=about, show_default=default is not None and str(default), rich_help_panel=panel)
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, info]
+    )

@@ -1,0 +1,170 @@
+"""The options of an engine: one list of names, from which `Engine`, recipes and the command line have theirs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Annotated, Any
+
+from dlf.arguments import Path, prefix_bytes, sampling_options
+from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
+from dlf.devices import Placement
+from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
+from dlf.speculation import Speculate, as_speculation
+from dlf.support.option import Option, options_of
+from dlf.support.option_values import MAX_INT, as_flag, as_float, as_int
+from dlf.text.layout import Layout
+
+__all__ = ["COMBINE", "MATCH", "EngineOptions"]
+
+COMBINE = ("select", "centroid", "joint", "static", "grid")
+MATCH = ("symmetric", "forward", "reverse")
+FUSION, MACHINE = "fusion", "engine"  # sections of a recipe
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What an engine is made with: the arguments of `Engine` and of `AsyncEngine`, checked as far as no file is read.
+
+    Parameters
+    ----------
+    large : str or path
+        Folder in Hugging Face format, or hub id, of the large model.
+    experts : sequence of Expert, InContext, Lora, TaskArithmetic, str or path
+        At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. None: the large model decodes
+        alone. Experts of all kinds can be mixed; what shares weights runs in one batch.
+    base : str or path, optional
+        Base of the experts that do not name their own.
+    template : str, optional
+        How a prompt is written for the large model, and for the experts and bases that have no template of their own:
+        ``"chat"`` is each model's chat template, a text has ``{prompt}`` where the prompt goes, or ``{question}`` and
+        ``{answer}``, by which examples are written too. By default prompts are read as they are, and messages by the
+        chat template of each model that has one.
+    combine : {"select", "centroid", "joint", "static", "grid"}
+        How the weights of several experts come together; see `dlf.fusion.solve`.
+    match : {"symmetric", "forward", "reverse"}
+        Which divergences are matched.
+    alpha : sequence of float or None, optional
+        Given weights, one for each expert, for ``combine="static"``; with any other `combine` None stands for an expert
+        whose weight is solved. An expert may have its own instead.
+    alpha_max : float
+        Upper bound of a solved weight, for experts without their own.
+    dtype : {"auto", "float32", "bfloat16", "float16"}
+        Type of the weights and of the KV cache; ``"auto"`` keeps each file's. ``"float16"`` is for CUDA devices.
+    weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
+        Type of the weights if it is to be another than `dtype`, which then is that of the embedding and the KV cache.
+        ``"int8"`` and ``"int4"`` quantize the linear layers when they are first loaded and keep the result on disk (in
+        ``~/.cache/dlf``, see docs/guide/quantization.md); ``"int8"`` has a scale for each output channel, ``"int4"``
+        one for each 32 inputs, ``"int4-g64"`` one for each 64, which is less exact and, where layers have a multiple of
+        64 inputs, smaller. ``"fp32"``, ``"bf16"`` and ``"fp16"`` are the same as `dtype`. An `Expert` may have its own;
+        a base used in two types is loaded in both.
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"cuda:0"``, ``"cuda:1"``, ...
+    device_map : mapping, optional
+        Devices of the ``"large"`` model and of the ``"experts"`` with their bases, where they are not on one:
+        ``{"large": "cuda:0", "experts": "cuda:1"}``.
+    cuda_graph : bool
+        Whether a decode step on CUDA is captured once for each size of batch and replayed as one launch. Without, the
+        same kernels are launched one by one, which is slower and easier to profile.
+    threads : int, optional
+        Threads of a decode step on the CPU; the physical cores if not given.
+    max_batch : int
+        Sequences that decode side by side; further ones wait. At most 256 on CUDA.
+    max_context : int, optional
+        Tokens of prompt and completion together; by default what all models were made for, at most 4096. A model with
+        two lists of rotary frequencies (``longrope``) takes the long one for every text where this is beyond its
+        original length, which the default is not.
+    prefix_cache_bytes : int
+        Memory for what prompts have in common at their beginning, such as examples or a system message: it is read
+        once. The least recently used goes first; 0 reads every prompt anew. The results are the same to the bit.
+    defaults : mapping, optional
+        Sampling options of requests that do not say otherwise.
+    speculate : {"auto", False} or Speculation
+        Whether tokens are drafted by a small model and verified together, which changes how fast they come and nothing
+        else; ``"auto"`` drafts where that is expected to be faster.
+    drafter : str or path, optional
+        A further small model that is not fused and only drafts; it shares the tokenizer. Experts can draft without it.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If a model cannot be loaded.
+    TokenizerMismatchError
+        If two models give one token id different meanings.
+    ValueError, TypeError
+        If an option is impossible.
+    MemoryError
+        If the models and their KV caches do not fit the machine or the device.
+    RuntimeError
+        If there is no such device.
+    """
+
+    large: Path
+    experts: Sequence[AnyExpert | Path] = ()
+    _: KW_ONLY
+    base: Path | None = None
+    template: Annotated[str | None, Option("chat, or a text that has {prompt} in it.", flag="")] = None
+    combine: Annotated[
+        str, Option("How the weights of several experts come together.", COMBINE, section=FUSION, flag="")
+    ] = "select"
+    match: Annotated[str, Option("Which divergences are matched.", MATCH, section=FUSION, flag="")] = "symmetric"
+    alpha: Annotated[
+        Sequence[float | None] | None, Option("Weight of each expert, for static.", section=FUSION, flag="", each=float)
+    ] = None
+    alpha_max: Annotated[float, Option("Upper bound of a solved weight.", section=FUSION, flag="")] = 2.0
+    dtype: Annotated[str, Option("Type of weights and KV cache.", ("auto", *DTYPES), section=MACHINE, flag="")] = "auto"
+    weights: Annotated[
+        str | None, Option("Type of the weights; by default dtype's.", WEIGHTS, section=MACHINE, flag="")
+    ] = None
+    device: Annotated[str, Option("cpu, cuda or cuda:0, cuda:1, ...", section=MACHINE, flag="")] = "cpu"
+    device_map: Annotated[
+        Mapping[str, str] | None, Option("Devices of the large model and of the experts.", section=MACHINE)
+    ] = None
+    cuda_graph: Annotated[bool, Option("Launch a step on CUDA as one graph.", section=MACHINE)] = True
+    threads: Annotated[
+        int | None, Option("Threads of a decode step on the CPU.", least=1, most=1024, section=MACHINE, flag="")
+    ] = None
+    max_batch: Annotated[int, Option("Sequences that decode side by side.", least=1, most=1024, section=MACHINE)] = 8
+    max_context: Annotated[
+        int | None, Option("Tokens of prompt and completion together.", least=2, section=MACHINE, flag="")
+    ] = None
+    prefix_cache_bytes: Annotated[
+        int, Option("Memory for what prompts have in common at their beginning.", least=0, section=MACHINE)
+    ] = 1 << 30
+    defaults: Mapping[str, Any] | None = None
+    speculate: Annotated[Speculate, Option("Draft tokens and verify them together.", section=MACHINE)] = "auto"
+    drafter: Annotated[
+        Path | None, Option("A further small model that drafts; experts can without.", section=MACHINE, flag="")
+    ] = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.experts, (str, os.PathLike, *EXPERTS)):
+            raise TypeError("experts is one expert; give a list: experts=[...]")
+        Layout(self.template)  # raises
+        for name, option in options_of(EngineOptions).items():
+            value = getattr(self, name)
+            if value is not None and option.least is not None:
+                self._set(name, as_int(name, value, option.least, MAX_INT if option.most is None else option.most))
+        self._set("alpha_max", as_float("alpha_max", self.alpha_max))
+        as_flag("cuda_graph", self.cuda_graph)
+        prefix_bytes(self.prefix_cache_bytes)  # raises
+        # Precision.of raises where the two contradict each other.
+        self.placement.check_dtype(Precision.of(self.dtype, self.weights).dtype)
+        self.placement.check_batch(self.max_batch)
+        self._set("defaults", dict(self.defaults or {}))
+        sampling_options(self.defaults or {})  # raises, as the next
+        as_speculation(self.speculate)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the models run."""
+        return Placement.of(self.device, self.device_map)
+
+    def whole_experts(self) -> list[AnyExpert]:
+        """The experts, with what they leave to the engine."""
+        return with_alpha([as_expert(expert, self.base, self.weights) for expert in self.experts], self.alpha)
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
