@@ -10,6 +10,7 @@
 #include "bindings/gil.h"
 #include "support/cpu_capability.h"
 #include "support/cuda/runtime.h"
+#include "support/option_error.h"
 
 namespace {
 
@@ -27,8 +28,8 @@ void raise_memory_error(const std::string& what) {
   PyErr_SetString(PyExc_MemoryError, message.c_str());
 }
 
-// torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that they name, and memory that ran
-// out, on whatever device, as a MemoryError.
+// An option's error as dlf's own, torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that
+// they name, and memory that ran out, on whatever device, as a MemoryError.
 // NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 asks for this signature.
 void translate_exception(std::exception_ptr exception) {
   try {
@@ -37,6 +38,9 @@ void translate_exception(std::exception_ptr exception) {
     throw;  // pybind11 knows its own
   } catch (const pybind11::error_already_set&) {
     throw;
+  } catch (const dlf::OptionError& error) {
+    const pybind11::object kind = pybind11::module_::import("dlf.errors").attr("OptionError");
+    PyErr_SetObject(kind.ptr(), kind(error.what_without_backtrace(), error.field()).ptr());
   } catch (const c10::OutOfMemoryError& error) {
     raise_memory_error(error.what_without_backtrace());
   } catch (const std::bad_alloc& error) {

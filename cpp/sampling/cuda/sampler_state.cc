@@ -8,6 +8,8 @@
 #include <bit>
 #include <cstring>
 
+#include "support/option_error.h"
+
 namespace dlf::cuda {
 namespace {
 
@@ -144,14 +146,13 @@ void SamplerState::check_request(const SamplingOptions& options, std::span<const
                                  int64_t max_tokens, int top_capacity) {
   check(options, vocab);
   const auto check_count = [](const char* option, int64_t count, const char* of_what, int64_t bound) {
-    TORCH_CHECK_VALUE(count <= bound, option, " holds ", count, " ", of_what, ": at most ", bound,
-                      " are supported on CUDA");
+    check_option(count <= bound, option, " holds ", count, " ", of_what, ": at most ", bound, " are supported on CUDA");
   };
   check_count("logit_bias", static_cast<int64_t>(options.logit_bias.size()), "entries", kMaxLogitBiases);
   check_count("bad_words", count_word_tokens(options), "tokens", kMaxBadWordTokens);
   check_count("stop_token_ids", static_cast<int64_t>(options.stop_token_ids.size()), "tokens", kMaxStopTokens);
-  TORCH_CHECK_VALUE(options.logprobs <= top_capacity, "logprobs is ", options.logprobs, ": give a count from 0 to ",
-                    top_capacity, " on CUDA");
+  check_option(options.logprobs <= top_capacity, "logprobs", " is ", options.logprobs, ": give a count from 0 to ",
+               top_capacity, " on CUDA");
   TORCH_CHECK_VALUE(static_cast<int64_t>(prompt.size()) <= max_tokens, "the prompt has ", prompt.size(),
                     " tokens: at most ", max_tokens, " fit");
   for (int64_t token : prompt) {
