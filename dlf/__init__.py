@@ -9,7 +9,20 @@ from dlf import fusion
 from dlf._C import __version__
 from dlf.async_engine import AsyncEngine
 from dlf.engine import Engine
-from dlf.errors import CheckpointError, TokenizerMismatchError, UnknownArchitectureError
+from dlf.errors import (
+    CheckpointError,
+    EngineError,
+    Error,
+    ErrorKind,
+    LogitsError,
+    NoTokenError,
+    OptionError,
+    OptionTypeError,
+    PromptError,
+    StepMemoryError,
+    TokenizerMismatchError,
+    UnknownArchitectureError,
+)
 from dlf.experts import Expert, InContext, Lora, TaskArithmetic
 from dlf.memory import Memory, MemoryPart
 from dlf.options import EngineOptions
@@ -24,17 +37,26 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "Engine",
+    "EngineError",
     "EngineOptions",
+    "Error",
+    "ErrorKind",
     "Expert",
     "InContext",
+    "LogitsError",
     "Lora",
     "Memory",
     "MemoryPart",
+    "NoTokenError",
+    "OptionError",
+    "OptionTypeError",
     "Piece",
+    "PromptError",
     "SamplingOptions",
     "Score",
     "Speculation",
     "Step",
+    "StepMemoryError",
     "Stream",
     "TaskArithmetic",
     "Timings",

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dlf.checkpoints.config import ModelConfig
-from dlf.errors import TokenizerMismatchError
+from dlf.errors import OptionError, OptionTypeError, PromptError, TokenizerMismatchError
 from dlf.sampling import SamplingOptions
 from dlf.support.option_values import MAX_INT, as_int
 from dlf.text.layout import Messages, as_messages
@@ -56,12 +56,12 @@ def chosen_experts(names: Sequence[str] | None, labels: Sequence[str]) -> list[i
     if names is None:
         return list(range(len(labels)))
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise TypeError("experts is a list of names; [] lets the large model decode alone")
+        raise OptionTypeError("experts is a list of names; [] lets the large model decode alone", "experts")
     found = set()
     for name in names:
         if labels.count(name) != 1:
             several = "no expert is" if name not in labels else f"{labels.count(name)} experts are"
-            raise ValueError(f"{several} called {name!r}; there are: {', '.join(labels) or 'none'}")
+            raise OptionError(f"{several} called {name!r}; there are: {', '.join(labels) or 'none'}", "experts")
         found.add(labels.index(name))
     return sorted(found)
 
@@ -81,7 +81,7 @@ def as_prompts(prompt: Any, messages: Any = None) -> tuple[Sequence[Prompt] | Se
     if prompts is None:
         raise TypeError(f"a prompt is text or token ids, or a list of such, not {type(prompt).__name__}")
     if not prompts:
-        raise ValueError("there is no prompt; give text or token ids, or a list of such")
+        raise PromptError("there is no prompt; give text or token ids, or a list of such")
     found: list[Prompt] = []
     for one in prompts:
         ids = one if isinstance(one, str) else token_ids(one)
@@ -124,8 +124,9 @@ def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
     """The options of a request; an unknown name is an error that lists the known ones."""
     unknown = sorted(options.keys() - SamplingOptions.__dataclass_fields__.keys())
     if unknown:
-        raise TypeError(
-            f"no option is called {unknown[0]!r}; there are: {', '.join(SamplingOptions.__dataclass_fields__)}"
+        raise OptionTypeError(
+            f"no option is called {unknown[0]!r}; there are: {', '.join(SamplingOptions.__dataclass_fields__)}",
+            unknown[0],
         )
     return SamplingOptions(**options)
 
@@ -148,7 +149,9 @@ def context(max_context: int | None, trained: int, short: Sequence[int | None] =
     if max_context is None:
         return min(trained, DEFAULT_CONTEXT, *(one for one in short if one is not None))
     if isinstance(max_context, bool) or not isinstance(max_context, int):
-        raise TypeError(f"max_context must be an integer, not {max_context!r}")
+        raise OptionTypeError(f"max_context must be an integer, not {max_context!r}", "max_context")
     if not 2 <= max_context <= trained:
-        raise ValueError(f"max_context is {max_context}; the models were made for 2 to {trained} tokens")
+        raise OptionError(
+            f"max_context is {max_context}; the models were made for 2 to {trained} tokens", "max_context"
+        )
     return max_context

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dlf import _C
 from dlf.arguments import Path, chosen_experts
 from dlf.call import Call
-from dlf.driver import CLOSED, Driver, Poll
+from dlf.driver import Driver, Poll, closed
 from dlf.ensemble import Ensemble
 from dlf.experts import AnyExpert, as_expert
 from dlf.memory import Memory
@@ -151,7 +151,7 @@ class EngineCore:
         while True:
             ensemble = self._ensemble
             if not ensemble.models:
-                raise RuntimeError(CLOSED)
+                raise closed()
             try:
                 return await work(ensemble)
             except _Changed:

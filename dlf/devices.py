@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dlf import _C
+from dlf.errors import Error, ErrorKind, OptionError, OptionTypeError
 
 __all__ = ["DeviceError", "Placement"]
 
 CUDA = re.compile(r"cuda(?::(\d+))?")
 
 
-class DeviceError(RuntimeError):
+class DeviceError(Error, RuntimeError):
     """A device that is not there, or that this build cannot use."""
+
+    kind = ErrorKind.DEVICE
 
 
 @dataclass(frozen=True)
@@ -68,37 +71,38 @@ class Placement:
         """
         unknown = sorted(set(device_map or ()) - {"large", "experts"})
         if unknown:
-            raise ValueError(f"device_map has {unknown[0]!r}; its keys are 'large' and 'experts'")
+            raise OptionError(f"device_map has {unknown[0]!r}; its keys are 'large' and 'experts'", "device_map")
         names = {"large": device, "experts": device} | dict(device_map or {})
         if device_map and device == "cpu":  # the default: what the map leaves out goes where the rest goes
             names = {key: device_map.get(key, next(iter(device_map.values()))) for key in names}
         large, experts = (_index(names[key]) for key in ("large", "experts"))
         if (large is None) != (experts is None):
-            raise ValueError(
+            raise OptionError(
                 f"the large model is on {names['large']!r} and the experts are on {names['experts']!r}; put all of "
-                "them on the CPU or all on CUDA devices"
+                "them on the CPU or all on CUDA devices",
+                "device_map",
             )
         return cls(large, experts)
 
     def check_dtype(self, dtype: str | None) -> None:
         """Refuse a type of floats that nothing computes with here."""
         if dtype == "float16" and not self.cuda:
-            raise ValueError("float16 is for CUDA devices; on the CPU use bfloat16 or float32")
+            raise OptionError("float16 is for CUDA devices; on the CPU use bfloat16 or float32", "dtype")
 
     def check_batch(self, max_batch: int) -> None:
         """Refuse more sequences at a time than a step on a CUDA device takes."""
         if self.cuda and max_batch > _C.MAX_CUDA_BATCH:
-            raise ValueError(f"max_batch is {max_batch}; on CUDA it can be at most {_C.MAX_CUDA_BATCH}")
+            raise OptionError(f"max_batch is {max_batch}; on CUDA it can be at most {_C.MAX_CUDA_BATCH}", "max_batch")
 
 
 def _index(device: str) -> int | None:
     if not isinstance(device, str):
-        raise TypeError(f"a device is a string such as 'cpu' or 'cuda:0', not {device!r}")
+        raise OptionTypeError(f"a device is a string such as 'cpu' or 'cuda:0', not {device!r}", "device")
     if device == "cpu":
         return None
     match = CUDA.fullmatch(device)
     if not match:
-        raise ValueError(f"device is {device!r}; it takes 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ...")
+        raise OptionError(f"device is {device!r}; it takes 'cpu', 'cuda' or 'cuda:0', 'cuda:1', ...", "device")
     return int(match[1] or 0)
 
 

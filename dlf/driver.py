@@ -19,8 +19,9 @@ from time import perf_counter
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from dlf import _C
+from dlf.errors import EngineError, ErrorKind, StepMemoryError
 
-__all__ = ["CLOSED", "Answer", "Driver", "Job", "News", "Outbox", "Poll", "Submission", "outcome"]
+__all__ = ["Answer", "Driver", "Job", "News", "Outbox", "Poll", "Submission", "closed", "outcome"]
 
 Result = TypeVar("Result")
 Submission: TypeAlias = "tuple[Any, ...]"  # arguments of StepLoop.add, the id first
@@ -28,7 +29,6 @@ Poll: TypeAlias = "Callable[[], None]"
 Answer: TypeAlias = "tuple[Any, BaseException | None]"  # a result or an error
 
 GAP = 0.01  # seconds without a note after which the loop is asked to prepare for later steps
-CLOSED = "the engine is closed; make a new one"
 FORKED = "this process was forked from one that {}; make the engine, or the request, in this process"
 
 
@@ -128,7 +128,7 @@ class Driver:
             If the engine is closed.
         """
         if self._loop is None:
-            raise RuntimeError(CLOSED)
+            raise closed()
         return self._loop
 
     def post(self, job: Job) -> None:
@@ -144,9 +144,9 @@ class Driver:
         """
         if self._closing:
             _park()
-            raise RuntimeError(CLOSED)
+            raise closed()
         if self._lost:
-            raise RuntimeError(self._lost)
+            raise EngineError(self._lost, ErrorKind.FORKED)
         self._inbox.put(job)
         self._start()
         if self._ended:
@@ -276,7 +276,7 @@ class Driver:
         try:
             return job.work(poll), None
         except Abandoned:
-            return None, RuntimeError(CLOSED)
+            return None, closed()
         except BaseException as error:
             return None, error
         finally:
@@ -323,7 +323,7 @@ class Driver:
         self._closing = True
         self._loop = None
         if not _exiting:
-            self._fail(lambda: RuntimeError(CLOSED))
+            self._fail(closed)
         self._ended = True
         self._refuse()
         self._done.put(None)
@@ -335,7 +335,7 @@ class Driver:
             if isinstance(note, Job):
                 self._long.append(note)
         while self._long and not _exiting:
-            self._long.popleft().reply((None, RuntimeError(CLOSED)))
+            self._long.popleft().reply((None, closed()))
 
     def _after_fork(self) -> None:
         """In the child: an idle loop goes on with a thread of its own."""
@@ -347,7 +347,7 @@ class Driver:
         for request in list(self._outboxes):
             if self._loop is not None:
                 self._loop.cancel(request)
-        self._fail(lambda: RuntimeError(FORKED.format("had begun this request")))
+        self._fail(lambda: EngineError(FORKED.format("had begun this request"), ErrorKind.FORKED))
 
 
 def outcome(answer: Answer) -> Any:
@@ -362,10 +362,15 @@ def outcome(answer: Answer) -> Any:
         del error  # which its own traceback would keep, and the loop with it
 
 
+def closed() -> EngineError:
+    """What whoever uses a closed engine is told."""
+    return EngineError("the engine is closed; make a new one", ErrorKind.CLOSED)
+
+
 def _broken_off(error: BaseException) -> Exception:
     if isinstance(error, MemoryError):
-        return MemoryError(f"a step of the engine ran out of memory: {error}")
-    return RuntimeError(f"a step of the engine failed: {error}")
+        return StepMemoryError(f"a step of the engine ran out of memory: {error}")
+    return EngineError(f"a step of the engine failed: {error}")
 
 
 _drivers: weakref.WeakSet[Driver] = weakref.WeakSet()

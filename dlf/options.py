@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from dlf.arguments import Path, prefix_bytes, sampling_options
 from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
 from dlf.devices import Placement
+from dlf.errors import OptionTypeError
 from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
 from dlf.speculation import Speculate, as_speculation
 from dlf.support.option import Option, options_of
@@ -141,7 +142,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.experts, (str, os.PathLike, *EXPERTS)):
-            raise TypeError("experts is one expert; give a list: experts=[...]")
+            raise OptionTypeError("experts is one expert; give a list: experts=[...]", "experts")
         Layout(self.template)  # raises
         for name, option in options_of(EngineOptions).items():
             value = getattr(self, name)

@@ -7,7 +7,7 @@ from typing import cast
 
 from dlf import _C
 from dlf.ensemble import Ensemble
-from dlf.errors import TextTooLongError
+from dlf.errors import ErrorKind, PromptError, TextTooLongError
 from dlf.text.layout import Example, Layout, Messages
 from dlf.text.tokenizer import Tokenizer
 
@@ -51,7 +51,7 @@ def lane_prompts(
         If it is empty, or longer than the context, with how many examples would fit.
     """
     if not prompt:
-        raise ValueError(f"{which} {EMPTY}")
+        raise PromptError(f"{which} {EMPTY}")
     found = [_C.Prompt()] * len(ensemble.lanes.lanes)
     encoded: dict[tuple[Layout, Tokenizer | bytes | None], _C.Prompt] = {}
     text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
@@ -62,7 +62,7 @@ def lane_prompts(
         tokenizer = ensemble.models[lane.model].tokenizer
         if text is None:
             if not layout.plain:
-                raise ValueError(
+                raise PromptError(
                     f"{which} is token ids, but {_reader(ensemble, number)} reads it through a template or after "
                     "examples; give text"
                 )
@@ -80,7 +80,8 @@ def lane_prompts(
             except TextTooLongError as error:
                 length = f"at least {error.tokens} tokens"
             if length is not None:
-                raise ValueError(_too_long(ensemble, number, layout, text, (length, continuation, room), which))
+                message = _too_long(ensemble, number, layout, text, (length, continuation, room), which)
+                raise PromptError(message, ErrorKind.TOO_LONG)
             _check(ensemble, tokens, which)
             encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])
         found[number] = encoded[key]
@@ -102,10 +103,10 @@ def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages) -> li
 
 def _check(ensemble: Ensemble, tokens: list[int], which: str) -> None:
     if not tokens:  # a special token alone would be a prompt that nobody wrote
-        raise ValueError(f"{which} {EMPTY}")
+        raise PromptError(f"{which} {EMPTY}")
     outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
     if outside is not None:
-        raise ValueError(f"{which} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
+        raise PromptError(f"{which} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
 
 
 def _too_long(

@@ -8,6 +8,7 @@ from collections import deque
 import numpy as np
 
 from dlf import _C
+from dlf.errors import LogitsError, NoTokenError
 from dlf.results import Completion, Piece, Step, Timings
 from dlf.sampling import StopStrings
 from dlf.text.stream_decoder import StreamDecoder
@@ -160,4 +161,4 @@ def raise_failure(error: str) -> None:
 
 
 def _as_error(error: str) -> Exception:
-    return FloatingPointError(error) if "NaN" in error else ValueError(error)
+    return LogitsError(error) if "NaN" in error else NoTokenError(error)

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from dlf.errors import OptionError, OptionTypeError
 from dlf.support.fields import MAX_VOCAB_SIZE
 from dlf.support.option import Option
 from dlf.support.option_values import as_flag, as_float, as_ids, as_int, as_sequences, as_strings, shown
@@ -112,8 +113,9 @@ class SamplingOptions:
         self._set("max_new_tokens", as_int("max_new_tokens", self.max_new_tokens, 1))
         self._set("min_new_tokens", as_int("min_new_tokens", self.min_new_tokens, 0))
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens, {self.max_new_tokens}: raise that"
+            raise OptionError(
+                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens, {self.max_new_tokens}: raise that",
+                "min_new_tokens",
             )
         self._check_filters()
         self._check_penalties()
@@ -121,9 +123,10 @@ class SamplingOptions:
         as_flag("ignore_eos", self.ignore_eos)
         self._set("num_return_sequences", as_int("num_return_sequences", self.num_return_sequences, 1, _MAX_SEQUENCES))
         if self.num_return_sequences > 1 and self.temperature == 0:
-            raise ValueError(
+            raise OptionError(
                 f"num_return_sequences is {self.num_return_sequences}, but all of them would be the same at "
-                "temperature 0: set a temperature above 0"
+                "temperature 0: set a temperature above 0",
+                "num_return_sequences",
             )
         if self.seed is not None:
             self._set("seed", as_int("seed", self.seed, 0, _MAX_SEED))
@@ -136,41 +139,50 @@ class SamplingOptions:
     def _check_filters(self) -> None:
         self._set("temperature", as_float("temperature", self.temperature))
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature is {self.temperature}: give a finite number >= 0 (0 is greedy)")
+            raise OptionError(
+                f"temperature is {self.temperature}: give a finite number >= 0 (0 is greedy)", "temperature"
+            )
         self._set("top_k", as_int("top_k", self.top_k, 0))
         self._set("top_p", as_float("top_p", self.top_p))
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: give a probability above 0 and up to 1 (1 turns it off)")
+            raise OptionError(
+                f"top_p is {self.top_p}: give a probability above 0 and up to 1 (1 turns it off)", "top_p"
+            )
         self._set("min_p", as_float("min_p", self.min_p))
         if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}: give a probability from 0 to 1 (0 turns it off)")
+            raise OptionError(f"min_p is {self.min_p}: give a probability from 0 to 1 (0 turns it off)", "min_p")
 
     def _check_penalties(self) -> None:
         self._set("repetition_penalty", as_float("repetition_penalty", self.repetition_penalty))
         if not 1 / _MAX_PENALTY <= self.repetition_penalty <= _MAX_PENALTY:
-            raise ValueError(
+            raise OptionError(
                 f"repetition_penalty is {self.repetition_penalty}: give a number from {1 / _MAX_PENALTY:g} to "
-                f"{_MAX_PENALTY:g} (1 turns it off)"
+                f"{_MAX_PENALTY:g} (1 turns it off)",
+                "repetition_penalty",
             )
         for name in ("presence_penalty", "frequency_penalty"):
             value = as_float(name, getattr(self, name))
             if not -_MAX_PENALTY <= value <= _MAX_PENALTY:
-                raise ValueError(
-                    f"{name} is {value}: give a number from {-_MAX_PENALTY:g} to {_MAX_PENALTY:g} (0 turns it off)"
+                raise OptionError(
+                    f"{name} is {value}: give a number from {-_MAX_PENALTY:g} to {_MAX_PENALTY:g} (0 turns it off)",
+                    name,
                 )
             self._set(name, value)
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping):
-            raise TypeError(f"logit_bias is {shown(self.logit_bias)}: give a mapping from token ids to numbers")
+            raise OptionTypeError(
+                f"logit_bias is {shown(self.logit_bias)}: give a mapping from token ids to numbers", "logit_bias"
+            )
         biases = {}
         for token, given in self.logit_bias.items():
-            number = as_int("a token of logit_bias", token, 0)
-            bias = as_float(f"logit_bias of token {number}", given)
+            number = as_int("a token of logit_bias", token, 0, field="logit_bias")
+            bias = as_float(f"logit_bias of token {number}", given, "logit_bias")
             if not bias <= _MAX_BIAS:
-                raise ValueError(
+                raise OptionError(
                     f"logit_bias of token {number} is {shown(given)}: give a number up to {_MAX_BIAS:g}, or -inf to "
-                    "exclude it"
+                    "exclude it",
+                    "logit_bias",
                 )
             biases[number] = bias if bias >= -_MAX_BIAS else -math.inf  # as float32 has it
         self._set("logit_bias", biases)
@@ -179,7 +191,7 @@ class SamplingOptions:
         if self.bad_words is not None:
             if isinstance(self.bad_words, str):
                 word = shown(self.bad_words)
-                raise TypeError(f"bad_words is {word}: give a sequence of strings, [{word}]")
+                raise OptionTypeError(f"bad_words is {word}: give a sequence of strings, [{word}]", "bad_words")
             self._set("bad_words", as_strings("bad_words", self.bad_words, _MAX_BAD_WORDS, _MAX_BAD_LENGTH))
         if self.bad_words_ids is not None:
             words = as_sequences("bad_words_ids", self.bad_words_ids, _MAX_BAD_WORDS, _MAX_BAD_LENGTH)

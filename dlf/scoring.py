@@ -11,7 +11,7 @@ import numpy as np
 from dlf import _C
 from dlf.arguments import Prompt, as_list, token_ids
 from dlf.ensemble import Ensemble
-from dlf.errors import TextTooLongError
+from dlf.errors import ErrorKind, PromptError, TextTooLongError
 from dlf.prompts import lane_prompts
 from dlf.results import Score
 from dlf.text.layout import Example, Layout, Messages
@@ -60,7 +60,7 @@ def as_continuations(continuation: Any, prompts: int | None) -> tuple[list[Conti
     given = [continuation] if several is None else several
     if prompts is not None and (single or len(given) != prompts):
         have = "one continuation" if single else f"{len(given)} continuations"
-        raise ValueError(f"{have} for {prompts} prompts; give a list with one for each")
+        raise PromptError(f"{have} for {prompts} prompts; give a list with one for each")
     found: list[Continuation] = []
     for i, one in enumerate(given):
         which = "the continuation" if single else f"continuation {i}"
@@ -68,10 +68,10 @@ def as_continuations(continuation: Any, prompts: int | None) -> tuple[list[Conti
         if tokens is None:
             raise TypeError(f"{which} must be text or a list of token ids")
         if not tokens:
-            raise ValueError(f"{which} is empty; give at least one token")
+            raise PromptError(f"{which} is empty; give at least one token")
         found.append(tokens)
     if not found:
-        raise ValueError("there is no continuation; give text or token ids, or a list of such")
+        raise PromptError("there is no continuation; give text or token ids, or a list of such")
     return found, single
 
 
@@ -97,13 +97,14 @@ def score_groups(
         try:
             prompt, tokens = _split(ensemble, prompt, continuation, examples)
         except TextTooLongError as error:
-            raise ValueError(
+            raise PromptError(
                 f"{whose} and its prompt have at least {error.tokens} tokens, but the context holds "
-                f"{ensemble.max_context}; shorten one of them"
+                f"{ensemble.max_context}; shorten one of them",
+                ErrorKind.TOO_LONG,
             ) from None
         outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
         if outside is not None:
-            raise ValueError(f"{whose} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
+            raise PromptError(f"{whose} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
         encoded.append(tokens)
         by_prompt.setdefault(repr(prompt), (prompt, []))[1].append(i)
     groups = []

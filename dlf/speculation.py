@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dlf import _C
+from dlf.errors import OptionError, OptionTypeError
 
 if TYPE_CHECKING:
     from dlf.ensemble import Ensemble
@@ -48,14 +49,15 @@ class Speculation:
 
     def __post_init__(self) -> None:
         if not isinstance(self.drafter, str):
-            raise TypeError(
+            raise OptionTypeError(
                 f"drafter is {self.drafter!r}: give the name of an expert, 'base', 'prompt_lookup', 'drafter' or "
-                "'auto'; a further model goes to Engine(drafter=...)"
+                "'auto'; a further model goes to Engine(drafter=...)",
+                "drafter",
             )
         if isinstance(self.max_draft, bool) or not isinstance(self.max_draft, int):
-            raise TypeError(f"max_draft is {self.max_draft!r}: give an int")
+            raise OptionTypeError(f"max_draft is {self.max_draft!r}: give an int", "max_draft")
         if not 1 <= self.max_draft <= _C.MAX_DRAFT:
-            raise ValueError(f"max_draft is {self.max_draft}; it must be from 1 to {_C.MAX_DRAFT}")
+            raise OptionError(f"max_draft is {self.max_draft}; it must be from 1 to {_C.MAX_DRAFT}", "max_draft")
 
 
 Speculate: TypeAlias = str | bool | Speculation
@@ -69,7 +71,7 @@ def as_speculation(speculate: Any) -> Speculation | None:
         return None
     if speculate is True or speculate == "auto":
         return Speculation()
-    raise TypeError(f"speculate is {speculate!r}: give 'auto', False or a dlf.Speculation")
+    raise OptionTypeError(f"speculate is {speculate!r}: give 'auto', False or a dlf.Speculation", "speculate")
 
 
 def native_speculation(speculation: Speculation | None, ensemble: Ensemble, experts: list[int]) -> _C.Speculation:
@@ -107,7 +109,8 @@ def _lane(drafter: str, ensemble: Ensemble, experts: list[int]) -> int:
     there = [*names, *(["base"] if experts else []), "prompt_lookup"]
     if ensemble.lanes.drafter is not None:
         there.append("drafter")
-    raise ValueError(
+    raise OptionError(
         f"nothing that may draft is called {drafter!r}; there are: {', '.join(there)}; a further model goes to "
-        "Engine(drafter=...)"
+        "Engine(drafter=...)",
+        "speculate",
     )

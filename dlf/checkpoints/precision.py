@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dlf.errors import OptionError
+
 __all__ = ["CPU_WEIGHTS", "DTYPES", "TORCH_DTYPES", "WEIGHTS", "Precision", "Quantization", "TensorLayout"]
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,17 +112,18 @@ class Precision:
             If one of them has no such choice, or the two contradict each other.
         """
         if dtype not in ("auto", *DTYPES):
-            raise ValueError(f"dtype is {dtype!r}; it takes auto, {', '.join(DTYPES)}")
+            raise OptionError(f"dtype is {dtype!r}; it takes auto, {', '.join(DTYPES)}", "dtype")
         if weights is None:
             return cls(dtype)
         if weights in QUANTIZATIONS:
             return cls(dtype, QUANTIZATIONS[weights])
         if weights not in FLOATS:
-            raise ValueError(f"weights is {weights!r}; it takes {', '.join(WEIGHTS)}")
+            raise OptionError(f"weights is {weights!r}; it takes {', '.join(WEIGHTS)}", "weights")
         if dtype not in ("auto", FLOATS[weights]):
-            raise ValueError(
+            raise OptionError(
                 f"dtype {dtype!r} and weights {weights!r} contradict each other: the KV cache has the type of weights "
-                f"that are not quantized; leave dtype out"
+                f"that are not quantized; leave dtype out",
+                "dtype",
             )
         return cls(FLOATS[weights])
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
+from dlf.errors import OptionError, OptionTypeError
 from dlf.experts.expert import Expert, InContext
 from dlf.experts.lora import Lora
 from dlf.experts.task_arithmetic import TaskArithmetic
@@ -25,12 +26,13 @@ def as_expert(expert: AnyExpert | Path, base: Path | None, weights: str | None) 
         expert = Expert(expert)
     if not isinstance(expert, EXPERTS):
         kinds = ", ".join(f"dlf.{kind.__name__}" for kind in EXPERTS)
-        raise TypeError(f"an expert is a path or one of {kinds}, not {type(expert).__name__}")
+        raise OptionTypeError(f"an expert is a path or one of {kinds}, not {type(expert).__name__}", "experts")
     if expert.base is None:
         if base is None:
-            raise ValueError(
+            raise OptionError(
                 f"expert '{expert.label}' has no base: give the checkpoint that it was fine-tuned from, "
-                f"as dlf.Expert(..., base=...) or Engine(..., base=...)"
+                f"as dlf.Expert(..., base=...) or Engine(..., base=...)",
+                "base",
             )
         expert = replace(expert, base=base)
     return replace(expert, weights=weights) if expert.weights is None else expert
@@ -41,8 +43,9 @@ def with_alpha(experts: Sequence[AnyExpert], alpha: Sequence[float | None] | Non
     if alpha is None:
         return list(experts)
     if len(alpha) != len(experts):
-        raise ValueError(
-            f"alpha holds {len(alpha)} weights for {len(experts)} experts; give one for each, None where it is solved"
+        raise OptionError(
+            f"alpha holds {len(alpha)} weights for {len(experts)} experts; give one for each, None where it is solved",
+            "alpha",
         )
     return [
         expert if weight is None else replace(expert, alpha=float(weight))

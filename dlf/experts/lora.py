@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from dlf.checkpoints.hub import label_of
+from dlf.errors import OptionTypeError
 from dlf.text.layout import Layout
 
 __all__ = ["Lora"]
@@ -57,7 +58,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, (str, os.PathLike)):
-            raise TypeError(f"adapter is a path or a hub id, not {type(self.adapter).__name__}")
+            raise OptionTypeError(f"adapter is a path or a hub id, not {type(self.adapter).__name__}", "adapter")
         for template in (self.template, self.base_template):
             Layout(template)  # raises
 

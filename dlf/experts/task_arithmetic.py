@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dlf.checkpoints.precision import TORCH_DTYPES
+from dlf.errors import OptionError, OptionTypeError
 from dlf.merging.merge import Merge, Source
 from dlf.merging.methods import Recipe
 from dlf.merging.model_card import model_card, shown_name
@@ -99,11 +100,13 @@ class TaskArithmetic:
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, (str, os.PathLike)):
-            raise TypeError(f"base is a path or a hub id, not {type(self.base).__name__}")
+            raise OptionTypeError(f"base is a path or a hub id, not {type(self.base).__name__}", "base")
         if not isinstance(self.experts, Mapping):
-            raise TypeError(f"experts is a mapping of paths to weights, not {type(self.experts).__name__}")
+            raise OptionTypeError(
+                f"experts is a mapping of paths to weights, not {type(self.experts).__name__}", "experts"
+            )
         if self.dtype is not None and self.dtype not in TORCH_DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; it takes {', '.join(TORCH_DTYPES)}")
+            raise OptionError(f"dtype is {self.dtype!r}; it takes {', '.join(TORCH_DTYPES)}", "dtype")
         object.__setattr__(self, "experts", dict(self.experts))  # the caller's may change
         for template in (self.template, self.base_template):
             Layout(template)  # raises

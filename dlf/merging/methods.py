@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from dlf.errors import OptionError, OptionTypeError
+
 __all__ = ["METHODS", "Method", "Recipe", "merge_tensor"]
 
 MAX_EXPERTS = 64
@@ -145,7 +147,7 @@ class Recipe:
             If there is no such method, or a parameter is out of bounds, not a number or without effect on it.
         """
         if method not in METHODS:
-            raise ValueError(f"method is {method!r}; it takes {', '.join(METHODS)}")
+            raise OptionError(f"method is {method!r}; it takes {', '.join(METHODS)}", "method")
         kind = METHODS[method]
         if not 1 <= len(weights) <= MAX_EXPERTS:
             raise ValueError(f"{len(weights)} experts; a merge takes 1 to {MAX_EXPERTS}")
@@ -156,11 +158,11 @@ class Recipe:
             ("seed", seed, kind.sparsify == "random"),
         ):
             if given is not None and not takes:
-                raise ValueError(f"{name} has no effect on the method {method!r}; leave it out")
+                raise OptionError(f"{name} has no effect on the method {method!r}; leave it out", name)
         if normalize is not None and not isinstance(normalize, bool):
-            raise TypeError(f"normalize must be True or False, not {normalize!r}")
+            raise OptionTypeError(f"normalize must be True or False, not {normalize!r}", "normalize")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
-            raise TypeError(f"seed must be an integer, not {seed!r}")
+            raise OptionTypeError(f"seed must be an integer, not {seed!r}", "seed")
         recipe = cls(
             method,
             tuple(
@@ -173,9 +175,13 @@ class Recipe:
         )
         total = sum(recipe.weights)
         if method == "linear" and recipe.normalize and abs(total) < LEAST_TOTAL:
-            raise ValueError("the weights add up to 0, which the mean cannot be divided by; set normalize to False")
+            raise OptionError(
+                "the weights add up to 0, which the mean cannot be divided by; set normalize to False", "normalize"
+            )
         if method == "slerp" and len(weights) != 1:
-            raise ValueError(f"slerp goes from the base to one expert, not {len(weights)}; choose another method")
+            raise OptionError(
+                f"slerp goes from the base to one expert, not {len(weights)}; choose another method", "method"
+            )
         if method == "slerp" and not 0 <= total <= 1:
             raise ValueError(f"the weight of slerp is its way from base (0) to expert (1), not {total:g}")
         return recipe
@@ -186,18 +192,22 @@ def _densities(names: list[str], density: float | Mapping[str, float] | None) ->
         density = dict.fromkeys(names, 1.0 if density is None else density)
     unknown = sorted(density.keys() - set(names))
     if unknown:
-        raise ValueError(f"there is a density for {unknown[0]!r}, which is none of the experts {', '.join(names)}")
+        raise OptionError(
+            f"there is a density for {unknown[0]!r}, which is none of the experts {', '.join(names)}", "density"
+        )
     found = tuple(_number("density", density.get(name, 1.0), 0.0, 1.0) for name in names)
     if 0.0 in found:
-        raise ValueError("density is 0, which keeps nothing of an expert; leave the expert out, or give a weight of 0")
+        raise OptionError(
+            "density is 0, which keeps nothing of an expert; leave the expert out, or give a weight of 0", "density"
+        )
     return found
 
 
 def _number(what: str, value: object, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{what} must be a number, not {value!r}")
+        raise OptionTypeError(f"{what} must be a number, not {value!r}", what)
     if not low <= value <= high:  # so a NaN fails
-        raise ValueError(f"{what} is {value}; it must be from {low:g} to {high:g}")
+        raise OptionError(f"{what} is {value}; it must be from {low:g} to {high:g}", what)
     return float(value)
 
 

@@ -16,6 +16,7 @@ from dlf.checkpoints.hub import resolve
 from dlf.checkpoints.precision import Precision
 from dlf.checkpoints.quantized import weights_bytes
 from dlf.devices import Placement
+from dlf.errors import field_of
 from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, as_expert
 from dlf.lanes import Lanes
 from dlf.options import EngineOptions
@@ -185,8 +186,8 @@ class _Checker:
         try:
             _C.Sampler(SamplingOptions(**sampling).build(), vocabulary)
         except ValueError as error:
-            name = [name for name in sampling if str(error).startswith(f"{name} ")]
-            self._add(("sampling", *name), str(error))
+            field = field_of(error)
+            self._add(("sampling", field) if field in sampling else ("sampling",), str(error))
 
     def _unmerged(self, number: int, expert: AnyExpert) -> Expert | InContext | Lora:
         """An expert whose merged model is one of its own, with the shapes and the tokenizer of its base."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from dlf import _C
 from dlf.arguments import prefix_bytes
 from dlf.checkpoints.precision import Precision
+from dlf.errors import OptionError, field_of
 from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, with_alpha
 from dlf.options import EngineOptions
 from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Merge, explain, meant, schema
@@ -176,9 +176,11 @@ class _Reader:
                 SamplingOptions(**known)
                 return
             except (ValueError, TypeError) as error:
-                keys = self._field(("sampling",), str(error))
-                self._add(keys, str(error))
-                if known.pop(str(keys[-1]), None) is None:  # it names none of them: there is nothing to go on without
+                field = field_of(error)
+                self._add(("sampling", field) if field else ("sampling",), str(error))
+                if (
+                    field is None or known.pop(field, None) is None
+                ):  # none of them is at fault: there is nothing to go on without
                     return
 
     def _check_engine(self, document: Document) -> None:
@@ -213,7 +215,7 @@ class _Reader:
             weights = {self._place(name): weight for name, weight in entry.merge.items()}
             return TaskArithmetic(place, weights, density=density, **how, **same)
         if entry.examples is not None and entry.examples_file is not None:
-            raise ValueError("examples and examples_file are two places for one thing; leave one out")
+            raise OptionError("examples and examples_file are two places for one thing; leave one out", "examples")
         examples = entry.examples
         if entry.examples_file is not None:
             examples = self._try((*keys, "examples_file"), self._examples, entry.examples_file)
@@ -230,16 +232,9 @@ class _Reader:
         try:
             return function(*arguments)
         except (ValueError, TypeError, OSError) as error:
-            self._add(self._field(keys, str(error)), str(error))
+            field = field_of(error)
+            self._add((*keys, field) if field and (*keys, field) in self.lines else keys, str(error))
             return None
-
-    def _field(self, keys: Keys, message: str) -> Keys:
-        """The field that an error is about: our errors begin with the name of what is wrong.
-
-        An expert's type of weights is looked at apart; other errors mean those of a merge by the word.
-        """
-        words = (word for word in re.findall(r"\w+", message) if keys == ("engine",) or word != "weights")
-        return next(((*keys, word) for word in words if (*keys, word) in self.lines), keys)
 
     def _add(self, keys: Keys, message: str) -> None:
         line, problem = _problem(self.path, self.lines, keys, message)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from dlf.errors import OptionError, OptionTypeError
+
 __all__ = ["MAX_INT", "as_flag", "as_float", "as_ids", "as_int", "as_sequences", "as_strings", "shown"]
 
 MAX_INT = 2**63 - 1  # largest integer of the sampler
@@ -20,48 +22,48 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text:.57}..."
 
 
-def as_int(name: str, value: Any, least: int, most: int = MAX_INT) -> int:
-    """An integer within its bounds."""
+def as_int(name: str, value: Any, least: int, most: int = MAX_INT, field: str | None = None) -> int:
+    """An integer within its bounds; `field` is the option that it belongs to, where that is not `name`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {shown(value)}: give an int")
+        raise OptionTypeError(f"{name} is {shown(value)}: give an int", field or name)
     found = int(value)
     if not least <= found <= most:
         bounds = f">= {least}" if most == MAX_INT and found < least else f"from {least} to {most}"
-        raise ValueError(f"{name} is {shown(found)}: give an int {bounds}")
+        raise OptionError(f"{name} is {shown(found)}: give an int {bounds}", field or name)
     return found
 
 
-def as_float(name: str, value: Any) -> float:
+def as_float(name: str, value: Any, field: str | None = None) -> float:
     """A number that a float holds."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {shown(value)}: give a number")
+        raise OptionTypeError(f"{name} is {shown(value)}: give a number", field or name)
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} is {shown(value)}: it is too large, give a smaller number") from None
+        raise OptionError(f"{name} is {shown(value)}: it is too large, give a smaller number", field or name) from None
 
 
 def as_flag(name: str, value: Any) -> bool:
     """True or False, and nothing that only counts as one of them."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} is {shown(value)}: give True or False")
+        raise OptionTypeError(f"{name} is {shown(value)}: give True or False", name)
     return value
 
 
 def as_strings(name: str, value: Any, most: int, most_characters: int) -> tuple[str, ...]:
     """Texts that are not empty, at most so many of them and of their characters."""
     if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {shown(value)}: give a sequence of strings")
+        raise OptionTypeError(f"{name} is {shown(value)}: give a sequence of strings", name)
     if len(value) > most:
-        raise ValueError(f"{name} holds {len(value)} strings: give at most {most}")
+        raise OptionError(f"{name} holds {len(value)} strings: give at most {most}", name)
     for text in value:
         if not isinstance(text, str):
-            raise TypeError(f"{name} holds {shown(text)}: give strings")
+            raise OptionTypeError(f"{name} holds {shown(text)}: give strings", name)
         if not text:
-            raise ValueError(f"{name} holds an empty string: leave it out")
+            raise OptionError(f"{name} holds an empty string: leave it out", name)
     characters = sum(map(len, value))
     if characters > most_characters:
-        raise ValueError(f"{name} holds {characters} characters: give at most {most_characters}")
+        raise OptionError(f"{name} holds {characters} characters: give at most {most_characters}", name)
     return tuple(value)
 
 
@@ -76,9 +78,9 @@ def as_sequences(name: str, value: Any, most: int, most_ids: int) -> tuple[tuple
     value = _as_sequence(name, value, "sequences of token ids", most)
     found = tuple(as_ids(name, one, most_ids) for one in value)
     if not all(found):
-        raise ValueError(f"{name} holds an empty word: give each word at least one token")
+        raise OptionError(f"{name} holds an empty word: give each word at least one token", name)
     if sum(map(len, found)) > most_ids:
-        raise ValueError(f"{name} holds {sum(map(len, found))} token ids: give at most {most_ids}")
+        raise OptionError(f"{name} holds {sum(map(len, found))} token ids: give at most {most_ids}", name)
     return found
 
 
@@ -86,7 +88,7 @@ def _as_sequence(name: str, value: Any, kind: str, most: int) -> Sequence[Any]:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Sequence):
-        raise TypeError(f"{name} is {shown(value)}: give a sequence of {kind}")
+        raise OptionTypeError(f"{name} is {shown(value)}: give a sequence of {kind}", name)
     if len(value) > most:
-        raise ValueError(f"{name} holds {len(value)} entries: give at most {most}")
+        raise OptionError(f"{name} holds {len(value)} entries: give at most {most}", name)
     return value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from dlf.errors import TextTooLongError
+from dlf.errors import OptionError, OptionTypeError, TextTooLongError
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["CHAT", "Example", "Layout", "Messages", "as_examples", "as_messages"]
@@ -49,7 +49,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if self.template is not None and not isinstance(self.template, str):
-            raise TypeError(f"a template is text, not {type(self.template).__name__}; {FIELDS}")
+            raise OptionTypeError(f"a template is text, not {type(self.template).__name__}; {FIELDS}", "template")
         if self.template not in (None, CHAT):
             _ = self._parts  # raises
 
@@ -123,15 +123,17 @@ class Layout:
         """The template as texts, each with the field that follows it."""
         template = "{prompt}" if self.template is None else self.template
         if len(template) > MAX_TEMPLATE:
-            raise ValueError(f"the template has {len(template)} characters, more than {MAX_TEMPLATE}")
+            raise OptionError(f"the template has {len(template)} characters, more than {MAX_TEMPLATE}", "template")
         try:
             parsed = list(string.Formatter().parse(template))
         except ValueError as error:
-            raise ValueError(f"the template {template!r:.80}: {error}; write {{{{ and }}}} for braces") from None
+            raise OptionError(
+                f"the template {template!r:.80}: {error}; write {{{{ and }}}} for braces", "template"
+            ) from None
         fields = [field for _, field, _, _ in parsed if field is not None]
         extra = any(spec or conversion for _, _, spec, conversion in parsed)
         if extra or sorted(fields) not in (["prompt"], ["answer", "question"]) or fields[0] == "answer":
-            raise ValueError(f"the template is {template!r:.80}; {FIELDS}")
+            raise OptionError(f"the template is {template!r:.80}; {FIELDS}", "template")
         return [(text, field) for text, field, _, _ in parsed]
 
     def _question(self, prompt: str) -> str:
@@ -177,18 +179,20 @@ def as_messages(messages: Any) -> tuple[list[Messages], bool]:
         If a message is not as chat templates want it.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise TypeError("messages is a list of {'role': ..., 'content': ...}, or a list of such conversations")
+        raise OptionTypeError(
+            "messages is a list of {'role': ..., 'content': ...}, or a list of such conversations", "messages"
+        )
     single = isinstance(messages[0], Mapping)
     return [_conversation(one) for one in ([messages] if single else messages)], single
 
 
 def _conversation(messages: Any) -> Messages:
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise ValueError("a conversation has no messages")
+        raise OptionError("a conversation has no messages", "messages")
     found: Messages = []
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise TypeError(f"messages[{i}] is no mapping with 'role' and 'content'")
+            raise OptionTypeError(f"messages[{i}] is no mapping with 'role' and 'content'", "messages")
         content = message.get("content")
         if content is None and message["role"] == "assistant" and message.get("tool_calls"):
             found.append({**message, "content": None})
@@ -199,12 +203,12 @@ def _conversation(messages: Any) -> Messages:
             and all(isinstance(part, Mapping) and part.get("type") == "text" for part in texts)
             and all(isinstance(part.get("text"), str) for part in texts)
         ):
-            raise TypeError(f"messages[{i}]['content'] must be text; these models read nothing else")
+            raise OptionTypeError(f"messages[{i}]['content'] must be text; these models read nothing else", "messages")
         found.append({**message, "content": _content({"content": content})})
     if found[-1]["role"] == "assistant":
-        raise ValueError("the last message is the assistant's own; end with one that it can answer")
+        raise OptionError("the last message is the assistant's own; end with one that it can answer", "messages")
     if all(message["role"] == "system" for message in found):
-        raise ValueError("there is only a system message; add the user's")
+        raise OptionError("there is only a system message; add the user's", "messages")
     return found
 
 
@@ -217,9 +221,9 @@ def as_examples(examples: Any) -> tuple[Example, ...]:
         If there are none, or one is no pair of texts.
     """
     if isinstance(examples, (str, bytes, Mapping)) or not isinstance(examples, Sequence):
-        raise TypeError(f"examples is a list of (question, answer), not {type(examples).__name__}")
+        raise OptionTypeError(f"examples is a list of (question, answer), not {type(examples).__name__}", "examples")
     if not examples:
-        raise ValueError("examples is empty; give at least one (question, answer)")
+        raise OptionError("examples is empty; give at least one (question, answer)", "examples")
     for i, example in enumerate(examples):
         if (
             isinstance(example, str)
@@ -227,5 +231,5 @@ def as_examples(examples: Any) -> tuple[Example, ...]:
             or len(example) != 2
             or not all(isinstance(text, str) for text in example)
         ):
-            raise TypeError(f"examples[{i}] is no pair of texts (question, answer)")
+            raise OptionTypeError(f"examples[{i}] is no pair of texts (question, answer)", "examples")
     return tuple((question, answer) for question, answer in examples)

@@ -1,0 +1,107 @@
+"""Errors say in `kind` and `field` what a program wants to know."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dlf
+from dlf import ErrorKind, fusion, zoo
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[dlf.Engine]:
+    with dlf.Engine(zoo.path("small-base"), threads=1, max_context=64) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "field"),
+    [
+        ({"temperature": -1}, dlf.OptionError, "temperature"),
+        ({"top_p": "half"}, dlf.OptionTypeError, "top_p"),
+        ({"logit_bias": {-3: 1.0}}, dlf.OptionError, "logit_bias"),
+        ({"min_new_tokens": 9, "max_new_tokens": 3}, dlf.OptionError, "min_new_tokens"),
+        ({"bad_words": "word"}, dlf.OptionTypeError, "bad_words"),
+        ({"top_q": 1}, dlf.OptionTypeError, "top_q"),
+        ({"experts": ["nobody"]}, dlf.OptionError, "experts"),
+        ({"speculate": 7}, dlf.OptionTypeError, "speculate"),
+        ({"speculate": dlf.Speculation("nobody")}, dlf.OptionError, "speculate"),
+        # what only the step loop knows
+        ({"stop_token_ids": [10**6]}, dlf.OptionError, "stop_token_ids"),
+        ({"logit_bias": {10**6: 1.0}}, dlf.OptionError, "logit_bias"),
+        ({"logprobs": 10**6}, dlf.OptionError, "logprobs"),
+    ],
+)
+def test_an_option_of_a_request(
+    engine: dlf.Engine, options: dict[str, Any], error: type[dlf.Error], field: str
+) -> None:
+    with pytest.raises(error) as caught:
+        engine.generate("The quick", **options)
+    assert (caught.value.kind, caught.value.field) == (ErrorKind.OPTION, field)
+    assert isinstance(caught.value, ValueError if error is dlf.OptionError else TypeError)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"max_batch": 0}, "max_batch"),
+        ({"dtype": "float32", "weights": "bf16"}, "dtype"),
+        ({"device_map": {"lrge": "cpu"}}, "device_map"),
+        ({"template": "hello"}, "template"),
+        ({"max_context": 10**6}, "max_context"),
+        ({"experts": [zoo.path("math-expert")]}, "base"),
+        ({"alpha": [1.0, 2.0]}, "alpha"),
+    ],
+)
+def test_an_option_of_an_engine(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(dlf.Error) as caught:
+        dlf.Engine(zoo.path("small-base"), **options)
+    assert (caught.value.kind, caught.value.field) == (ErrorKind.OPTION, field)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"combine": "best"}, "combine"), ({"alpha_max": -1.0}, "alpha_max"), ({"match": "best"}, "match")],
+)
+def test_an_option_of_a_solve(options: dict[str, Any], field: str) -> None:
+    row = np.array([[0.0, 1.0]], np.float32)
+    with pytest.raises(dlf.OptionError) as caught:
+        fusion.solve(row, row, row[None], **options)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "kind"),
+    [
+        (lambda engine: engine.generate(""), dlf.PromptError, ErrorKind.PROMPT),
+        (lambda engine: engine.generate([[10**6]]), dlf.PromptError, ErrorKind.PROMPT),
+        (lambda engine: engine.generate("a " * 9999), dlf.PromptError, ErrorKind.TOO_LONG),
+        (lambda engine: engine.score("a", ""), dlf.PromptError, ErrorKind.PROMPT),
+        (lambda engine: engine.score("a", "b " * 9999), dlf.PromptError, ErrorKind.TOO_LONG),
+    ],
+)
+def test_a_prompt(
+    engine: dlf.Engine, call: Callable[[dlf.Engine], object], error: type[dlf.Error], kind: ErrorKind
+) -> None:
+    with pytest.raises(error) as caught:
+        call(engine)
+    assert caught.value.kind is kind and isinstance(caught.value, ValueError)
+
+
+def test_a_closed_engine() -> None:
+    engine = dlf.Engine(zoo.path("small-base"), threads=1)
+    engine.close()
+    with pytest.raises(dlf.EngineError) as caught:
+        engine.generate("a")
+    assert caught.value.kind is ErrorKind.CLOSED and isinstance(caught.value, RuntimeError)
+
+
+def test_errors_travel_between_processes() -> None:
+    for error in (dlf.OptionError("words", "top_p"), dlf.EngineError("words", ErrorKind.CLOSED)):
+        found = pickle.loads(pickle.dumps(error))
+        assert (str(found), found.kind, found.field) == (str(error), error.kind, error.field)
