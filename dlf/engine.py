@@ -30,7 +30,20 @@ class Engine(EngineCore):
     Parameters
     ----------
     large, experts, **options
-        The fields of `EngineOptions`, with the same errors.
+        The fields of `EngineOptions`.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If a model cannot be loaded.
+    TokenizerMismatchError
+        If two models give one token id different meanings.
+    ValueError, TypeError
+        If an option is impossible.
+    MemoryError
+        If the models and their KV caches do not fit the machine or the device.
+    RuntimeError
+        If there is no such device.
     """
 
     def add_expert(self, expert: AnyExpert | Path) -> None:

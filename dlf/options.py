@@ -90,16 +90,10 @@ class EngineOptions:
 
     Raises
     ------
-    FileNotFoundError, CheckpointError
-        If a model cannot be loaded.
-    TokenizerMismatchError
-        If two models give one token id different meanings.
-    ValueError, TypeError
-        If an option is impossible.
-    MemoryError
-        If the models and their KV caches do not fit the machine or the device.
-    RuntimeError
-        If there is no such device.
+    OptionError, OptionTypeError
+        If one is impossible: a ValueError or a TypeError with its name as `field`.
+    DeviceError
+        If there is no such device; a RuntimeError.
     """
 
     large: Path
@@ -146,7 +140,7 @@ class EngineOptions:
         Layout(self.template)  # raises
         for name, option in options_of(EngineOptions).items():
             value = getattr(self, name)
-            if value is not None and option.least is not None:
+            if option.least is not None and (value is not None or option.default is not None):
                 self._set(name, as_int(name, value, option.least, MAX_INT if option.most is None else option.most))
         self._set("alpha_max", as_float("alpha_max", self.alpha_max))
         as_flag("cuda_graph", self.cuda_graph)

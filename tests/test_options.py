@@ -49,6 +49,7 @@ def test_a_recipe_has_each_option() -> None:
     ("options", "error", "message"),
     [
         ({"max_batch": 0}, ValueError, "max_batch is 0: give an int from 1 to 1024"),
+        ({"max_batch": None}, TypeError, "max_batch is None: give an int"),
         ({"threads": 1.5}, TypeError, "threads is 1.5: give an int"),
         ({"threads": True}, TypeError, "threads is True: give an int"),
         ({"max_context": 1}, ValueError, "max_context is 1: give an int >= 2"),

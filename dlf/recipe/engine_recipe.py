@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dlf import _C
 from dlf.arguments import prefix_bytes
 from dlf.checkpoints.precision import Precision
-from dlf.errors import OptionError, field_of
+from dlf.errors import Error, ErrorKind, OptionError, field_of
 from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, with_alpha
 from dlf.options import EngineOptions
 from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Merge, explain, meant, schema
@@ -31,8 +31,10 @@ MAX_PROBLEMS = 50
 UNKNOWN = "?"  # a path, while the rest of a recipe is looked at that lacks it
 
 
-class RecipeError(ValueError):
+class RecipeError(Error, ValueError):
     """A recipe with mistakes: `problems` has a line for each."""
+
+    kind = ErrorKind.OPTION
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
