@@ -11,7 +11,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; support/cuda/runtime.cc needs CUDA's.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py cuda-check lint format stubs stubs-check wheel clean
+.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py torch-check cuda-check lint format stubs stubs-check wheel clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -83,18 +83,35 @@ asan-py: setup ## Run the Python tests under AddressSanitizer and UBSan (most of
 	PYTHONPATH=$(CURDIR)/$(ASAN_PY_BUILD)/package LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=$(ASAN_PY_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(BIN)/pytest $(ASAN_PY_TESTS)
 
+# ---- other versions of torch than the pinned one
+
+# The oldest and the newest that cmake/Torch.cmake takes.
+TORCH ?= $(shell sed -n 's/^set(DLF_TORCH_[A-Z]* \([0-9.]*\))$$/\1/p' cmake/Torch.cmake)
+# The index's build of torch, with CUDA, takes 6 GB, so it outlives the checkout and is shared by all of them.
+TORCH_VENVS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dlf/torch-
+
+# Constraints that pip has on this machine do not hold: the version is named.
+$(TORCH_VENVS)%/.tools: tools/requirements.py pyproject.toml
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python tools/requirements.py build | sed 's/^torch==.*/torch==$*.*/' >$(@D)/build.txt
+	@echo "Installing torch $* and the build tools in $(@D)"
+	@PIP_CONSTRAINT=/dev/null $(@D)/bin/python -m pip install --quiet -r $(@D)/build.txt
+	@touch $@
+
+torch-check: $(TORCH:%=torch-check-%) ## Build and run every test with the oldest and the newest torch; TORCH=2.12 names another
+
+$(TORCH:%=torch-check-%): torch-check-%: $(TORCH_VENVS)%/.tools
+	@echo "Building and installing dlf for torch $*"
+	@PATH="$(<D)/bin:$$PATH" $(<D)/bin/python -m pip install --quiet --no-build-isolation \
+	  --config-settings=build-dir=build/torch-$* --config-settings=cmake.define.DLF_BUILD_TESTS=ON \
+	  --config-settings=cmake.define.DLF_CUDA=OFF '.[plot,test]'
+	$(<D)/bin/ctest --test-dir build/torch-$* --output-on-failure --parallel 2
+	$(<D)/bin/pytest
+
 # ---- the CUDA build, which needs nvcc but no GPU
 
-# The CUDA build of torch takes 5 GB, so it outlives the checkout and is shared by all of them.
-CUDA_VENV := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dlf/cuda-check-venv
+CUDA_VENV = $(TORCH_VENVS)$(firstword $(TORCH))
 CUDA_BUILD := build/cuda
-
-$(CUDA_VENV)/.tools: tools/requirements.py pyproject.toml
-	@test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
-	@$(CUDA_VENV)/bin/python tools/requirements.py build | sed 's/^torch==.*/torch==2.11.0/' >$(CUDA_VENV)/build.txt
-	@echo "Installing the CUDA build of torch and the build tools in $(CUDA_VENV)"
-	@$(CUDA_VENV)/bin/python -m pip install --quiet -r $(CUDA_VENV)/build.txt
-	@touch $@
 
 # What needs a device says that it was skipped, where there is none.
 cuda-check: $(CUDA_VENV)/.tools ## Build with CUDA and run the tests on that build

@@ -1,18 +1,24 @@
+# The oldest and the newest minor that dlf is tested with (`make torch-check`). Its sources are the same for all of them.
+set(DLF_TORCH_OLDEST 2.11)
+set(DLF_TORCH_NEWEST 2.15)
+
 # Finds the libtorch of the Python that builds, by asking that Python. `find_package(Torch)` would want the whole CUDA
 # toolkit on a CUDA build of torch; the include and library folders are all that is needed, on both builds.
 execute_process(
   COMMAND ${Python_EXECUTABLE} -c "import os, torch; print(os.path.dirname(torch.__file__), torch.__version__, int(torch.compiled_with_cxx11_abi()), torch.version.cuda or 'OFF', sep=';')"
   OUTPUT_VARIABLE DLF_TORCH OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE DLF_TORCH_RESULT)
 if(NOT DLF_TORCH_RESULT EQUAL 0)
-  message(FATAL_ERROR "No torch in ${Python_EXECUTABLE}: install torch 2.11 to 2.13 there, or build with 'pip install .'")
+  message(FATAL_ERROR "No torch in ${Python_EXECUTABLE}: install torch ${DLF_TORCH_OLDEST} or newer there, or build with 'pip install .'")
 endif()
 list(GET DLF_TORCH 0 DLF_TORCH_ROOT)
 list(GET DLF_TORCH 1 DLF_TORCH_VERSION)
 list(GET DLF_TORCH 2 DLF_TORCH_CXX11_ABI)
 list(GET DLF_TORCH 3 DLF_TORCH_CUDA) # its version, or OFF
 string(REGEX MATCH "^[0-9]+\\.[0-9]+" DLF_TORCH_MINOR "${DLF_TORCH_VERSION}")
-if(DLF_TORCH_MINOR VERSION_LESS 2.11 OR DLF_TORCH_MINOR VERSION_GREATER 2.13)
-  message(FATAL_ERROR "torch ${DLF_TORCH_VERSION} found; dlf builds against 2.11 to 2.13")
+if(DLF_TORCH_MINOR VERSION_LESS DLF_TORCH_OLDEST)
+  message(FATAL_ERROR "torch ${DLF_TORCH_VERSION} found; dlf builds against ${DLF_TORCH_OLDEST} or newer")
+elseif(DLF_TORCH_MINOR VERSION_GREATER DLF_TORCH_NEWEST)
+  message(WARNING "torch ${DLF_TORCH_VERSION} is newer than ${DLF_TORCH_NEWEST}, the last that dlf was tested with")
 endif()
 message(STATUS "torch ${DLF_TORCH_VERSION} in ${DLF_TORCH_ROOT}")
 

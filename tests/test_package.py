@@ -1,6 +1,7 @@
 """The package as it is installed: its version, its types, and the torch that it was built for."""
 
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,12 @@ def test_requires_the_torch_minor_it_was_built_for():
     requirements = importlib.metadata.requires("dlf") or []
     assert f"torch=={TORCH_MINOR}.*" in [requirement.replace(" ", "") for requirement in requirements]
     assert _C.torch_minor == TORCH_MINOR
+
+
+def test_documents_name_the_range_of_torch_that_the_build_takes():
+    oldest, newest = re.findall(r"^set\(DLF_TORCH_\w+ ([\d.]+)\)$", (ROOT / "cmake" / "Torch.cmake").read_text(), re.M)
+    assert f"your torch, {oldest} or newer" in (ROOT / "README.md").read_text()
+    assert f"built against, {oldest} to {newest}" in (ROOT / "third_party" / "README.md").read_text()
 
 
 def test_accepts_the_torch_it_was_built_for():
