@@ -11,7 +11,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; support/cuda/runtime.cc needs CUDA's.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py torch-check cuda-check lint format stubs stubs-check wheel clean
+.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py torch-check cuda-check lint format stubs stubs-check wheel wheel-check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -143,8 +143,14 @@ stubs: setup $(VENV)/.linters ## Regenerate dlf/_C.pyi from the extension
 stubs-check: setup $(VENV)/.linters ## Fail where dlf/_C.pyi is out of date
 	$(BIN)/python tools/stubs.py --check
 
-wheel: ## Build dist/*.whl in an isolated environment
-	$(PYTHON) -m pip wheel --no-deps --wheel-dir dist .
+# ---- to publish
+
+# For the Pythons that pyproject.toml lists and this machine has, or for PYTHONS="python3.12 python3.14".
+wheel: ## Build the CPU wheels, in dist
+	$(PYTHON) tools/wheel.py build $(PYTHONS)
+
+wheel-check: ## Install each wheel next to its torch in an empty environment, and run dlf demo there
+	$(PYTHON) tools/wheel.py check $(PYTHONS)
 
 clean: ## Remove what was built; .venv stays
 	rm -rf build dist $(VENV)/.installed
