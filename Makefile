@@ -11,7 +11,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; support/cuda/runtime.cc needs CUDA's.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py torch-check cuda-check lint format stubs stubs-check wheel wheel-check clean
+.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py torch-check cuda-check lint format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -129,6 +129,7 @@ lint: setup $(VENV)/.linters ## Check style and types: ruff, mypy, clang-format,
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@echo clang-format; $(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	@echo clang-tidy; echo $(TIDY_FILES) | xargs -n 1 -P 2 $(BIN)/clang-tidy --quiet -p $(BUILD)
 
@@ -151,6 +152,18 @@ wheel: ## Build the CPU wheels, in dist
 
 wheel-check: ## Install each wheel next to its torch in an empty environment, and run dlf demo there
 	$(PYTHON) tools/wheel.py check $(PYTHONS)
+
+$(VENV)/.docs: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python tools/requirements.py docs >$(VENV)/docs.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/docs.txt
+	@touch $@
+
+docs: $(VENV)/.docs ## Build the documentation's site, in build/site; a link that leads nowhere is an error
+	$(BIN)/zensical build --strict
+	$(BIN)/python tools/check_site.py build/site
+
+# ---- to begin anew
 
 clean: ## Remove what was built; .venv stays
 	rm -rf build dist $(VENV)/.installed
