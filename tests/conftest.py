@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from models import make_model
-from transformers import AutoModelForCausalLM
+from models import finetune, make_model
 
 from dlf import _C
 
@@ -38,19 +36,6 @@ def weight_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLF_CACHE", str(folder))
         yield folder
-
-
-def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:
-    """A copy of a model whose weights moved a little: what a fine-tuned expert is to its base."""
-    shutil.copytree(source, folder)
-    model = AutoModelForCausalLM.from_pretrained(source)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spread = parameter.std() if parameter.numel() > 1 else torch.tensor(1.0)
-            parameter += scale * spread * torch.randn(parameter.shape, generator=generator)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import decoders, pre_tokenizers, trainers
-
-from dlf.checkpoints.checkpoint import expected_tensors
-from dlf.checkpoints.config import read_config
 
 VOCAB_SIZE = 384
 PADDED_VOCAB_SIZE = 392
@@ -127,6 +126,19 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
     return folder
 
 
+def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:
+    """A copy of a model whose weights moved a little: what a fine-tuned expert is to its base."""
+    shutil.copytree(source, folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            spread = parameter.std() if parameter.numel() > 1 else torch.tensor(1.0)
+            parameter += scale * spread * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_tokenizer(folder: Path) -> Path:
     """Write a byte-level BPE tokenizer of `VOCAB_SIZE` tokens, a chat template included."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -179,8 +191,10 @@ def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
 def write_adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
     """A LoRA folder as PEFT writes it, with random updates of all linear layers."""
     generator = torch.Generator().manual_seed(seed)
+    with safe_open(base / "model.safetensors", "pt") as weights:
+        shapes = {name: weights.get_slice(name).get_shape() for name in sorted(weights.keys())}
     tensors = {}
-    for name, shape in expected_tensors(read_config(base)).items():
+    for name, shape in shapes.items():
         if name.endswith("_proj.weight"):
             layer = "base_model.model." + name.removesuffix(".weight")
             for part, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
