@@ -11,7 +11,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; support/cuda/runtime.cc needs CUDA's.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp test-emulated asan asan-py torch-check cuda-check lint format stubs stubs-check wheel wheel-check docs clean
+.PHONY: help setup demo test test-py test-cpp test-emulated same-bits asan asan-py torch-check cuda-check lint format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -62,6 +62,27 @@ EMULATED_TESTS ?= cuda and not slow
 test-emulated: setup ## Run the Python tests of CUDA on an emulated device
 	PYTHONPATH=$(BUILD)/emulated DLF_REQUIRE_CUDA=1 DLF_EMULATION_ORDER=1 DLF_CUDA_EARLY=1 \
 	  $(BIN)/pytest -m "$(EMULATED_TESTS)"
+
+# What a change of structure must not change: the cases of tests/bit_cases.py, in the build of another revision and in this one.
+SAME_BITS := $(CURDIR)/build/same-bits
+BASE ?= main
+
+define compare_bits # of two packages
+	PYTHONPATH=$(1) $(BIN)/python tests/same_bits.py record $(SAME_BITS)/base.json $(3)
+	PYTHONPATH=$(2) $(BIN)/python tests/same_bits.py record $(SAME_BITS)/here.json $(3)
+	$(BIN)/python tests/same_bits.py compare $(SAME_BITS)/base.json $(SAME_BITS)/here.json
+endef
+
+same-bits: setup ## Compare every bit of a result with what the revision BASE=... gives
+	rm -rf $(SAME_BITS)/base $(SAME_BITS)/site
+	git worktree prune
+	git worktree add --quiet --detach $(SAME_BITS)/base $(BASE)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(SAME_BITS)/site \
+	  --config-settings=build-dir=$(SAME_BITS)/build --config-settings='build.targets=_C;dlf_emulated' \
+	  --config-settings=cmake.define.DLF_BUILD_TESTS=ON --config-settings=cmake.define.DLF_CUDA=OFF $(SAME_BITS)/base
+	$(call compare_bits,$(SAME_BITS)/site,,--threads 2)
+	$(call compare_bits,$(SAME_BITS)/site,,--threads 1)
+	$(call compare_bits,$(SAME_BITS)/build/emulated,$(BUILD)/emulated,--device cuda)
 
 asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
 	$(BIN)/cmake --preset asan
