@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <string_view>
 #include <utility>
 
@@ -76,6 +78,19 @@ void check_device(int device) {
   }
 }
 
+// _SC_AVPHYS_PAGES would count pages that only cache files as taken.
+int64_t available_bytes() {
+  std::ifstream words("/proc/meminfo");
+  std::string word;
+  while (words >> word) {
+    int64_t kibibytes = 0;
+    if (word == "MemAvailable:" && words >> kibibytes) {
+      return kibibytes * 1024;
+    }
+  }
+  throw std::runtime_error("/proc/meminfo does not say how much memory is available");
+}
+
 }  // namespace
 
 std::string version() { return "emulated"; }
@@ -83,11 +98,10 @@ std::string version() { return "emulated"; }
 std::vector<DeviceInfo> devices() {
   const char* asked = std::getenv("DLF_EMULATION_DEVICES");
   const int count = asked == nullptr ? 2 : std::atoi(asked);
-  const int64_t page = sysconf(_SC_PAGESIZE);
+  const int64_t total = sysconf(_SC_PAGESIZE) * sysconf(_SC_PHYS_PAGES);
   std::vector<DeviceInfo> all;
   for (int index = 0; index < count; ++index) {
-    all.push_back({index, "emulated " + std::to_string(index), page * sysconf(_SC_PHYS_PAGES),
-                   page * sysconf(_SC_AVPHYS_PAGES), 90, 16});
+    all.push_back({index, "emulated " + std::to_string(index), total, available_bytes(), 90, 16});
   }
   return all;
 }
