@@ -36,15 +36,6 @@ std::vector<StepOutput> step(StepLoop& loop) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  m.def(
-      "check_fusion",
-      [](int experts, const std::string& combine, const std::string& match,
-         const std::vector<std::optional<double>>& alpha, const std::vector<double>& alpha_max) {
-        validate({parse_combine(combine), parse_match(match), expert_weights(alpha, alpha_max, experts)}, experts);
-      },
-      py::arg("experts"), py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"),
-      "Raises the ValueError that a StepLoop or a solve with these options would raise.");
-
   py::enum_<FinishReason>(m, "FinishReason", "Why a sequence ended.")
       .value("none", FinishReason::none)
       .value("stop", FinishReason::stop)
@@ -103,17 +94,11 @@ void bind_engine(py::module_& m) {
 
   py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences further at each step.")
       .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
-                       const std::vector<std::pair<int64_t, int64_t>>& experts, const std::string& combine,
-                       const std::string& match, const std::vector<std::optional<double>>& alpha,
-                       const std::vector<double>& alpha_max, int64_t vocab, int64_t max_batch, int64_t max_context,
-                       int threads, int64_t prefix_cache_bytes, std::vector<int64_t> lane_adapter,
+                       const std::vector<std::pair<int64_t, int64_t>>& experts, int64_t vocab, int64_t max_batch,
+                       int64_t max_context, int threads, int64_t prefix_cache_bytes, std::vector<int64_t> lane_adapter,
                        const std::vector<std::vector<std::shared_ptr<Adapter>>>& adapters, std::vector<int> devices,
                        bool cuda_graph, int64_t drafter) {
-             const FusionOptions fusion = {parse_combine(combine), parse_match(match),
-                                           experts.empty()
-                                               ? std::vector<ExpertWeight>()
-                                               : expert_weights(alpha, alpha_max, static_cast<int>(experts.size()))};
-             FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, fusion, vocab, drafter};
+             FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, vocab, drafter};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
@@ -130,19 +115,20 @@ void bind_engine(py::module_& m) {
              return std::unique_ptr<StepLoop>(
                  std::make_unique<CpuStepLoop>(std::move(plan), weights, options, of_models));
            }),
-           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("combine"), py::arg("match"),
-           py::arg("alpha"), py::arg("alpha_max"), py::arg("vocab"), py::arg("max_batch"), py::arg("max_context"),
-           py::arg("threads"), py::arg("prefix_cache_bytes") = 0, py::arg("lane_adapter") = std::vector<int64_t>(),
+           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("vocab"), py::arg("max_batch"),
+           py::arg("max_context"), py::arg("threads"), py::arg("prefix_cache_bytes") = 0,
+           py::arg("lane_adapter") = std::vector<int64_t>(),
            py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>(),
            py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true, py::arg("drafter") = -1)
       .def(
           "add",
           [](StepLoop& loop, int64_t id, std::vector<Prompt> prompts, std::vector<int> experts,
-             SamplingOptions sampling, int64_t max_new_tokens, const Speculation& speculation) {
-            loop.add({id, std::move(prompts), std::move(experts), std::move(sampling), max_new_tokens, speculation});
+             SamplingOptions sampling, int64_t max_new_tokens, const Speculation& speculation, Rule rule) {
+            loop.add({id, std::move(prompts), std::move(experts), std::move(rule), std::move(sampling), max_new_tokens,
+                      speculation});
           },
           py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
-          py::arg_v("speculation", Speculation(), "Speculation(0)"),
+          py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"),
           "Queues a request: a prompt for each lane, empty where no chosen expert needs it.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
       .def("step", &step, py::call_guard<GilRelease>(),
@@ -152,8 +138,10 @@ void bind_engine(py::module_& m) {
       .def(
           "score",
           [](StepLoop& loop, std::vector<Prompt> prompts, std::vector<int> experts,
-             std::vector<std::vector<int64_t>> continuations, const std::optional<py::typing::Callable<void()>>& poll) {
-            const ScoreRequest request = {std::move(prompts), std::move(experts), std::move(continuations)};
+             std::vector<std::vector<int64_t>> continuations, const std::optional<py::typing::Callable<void()>>& poll,
+             Rule rule) {
+            const ScoreRequest request = {std::move(prompts), std::move(experts), std::move(rule),
+                                          std::move(continuations)};
             GilRelease unlocked;
             return loop.score(request, [&] {
               if (poll) {
@@ -162,6 +150,7 @@ void bind_engine(py::module_& m) {
             });
           },
           py::arg("prompts"), py::arg("experts"), py::arg("continuations"), py::arg("poll") = py::none(),
+          py::arg_v("rule", Rule(), "Rule()"),
           "Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now "
           "and then, and ends with what it raises.")
       .def_property_readonly("timings", [](const StepLoop& loop) { return loop.timings(); })

@@ -7,6 +7,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "fusion/bad_model.h"
 #include "fusion/cpu/solver.h"
 #include "fusion/cuda/solve.h"
 
@@ -31,11 +32,13 @@ void check_batch(const at::Tensor& large, const at::Tensor& experts, const at::T
                     "shapes don't fit: large ", large.sizes(), ", experts ", experts.sizes(), ", base ", bases.sizes());
 }
 
-std::string model_name(int bad_model) {
-  if (bad_model == 0) {
-    return "large";
+// One rule for all rows, or one for each.
+void check_rules(const std::vector<Rule>& rules, const at::Tensor& experts) {
+  TORCH_CHECK_VALUE(rules.size() == 1 || static_cast<int64_t>(rules.size()) == experts.size(0), "got ", rules.size(),
+                    " rules for ", experts.size(0), " rows; give one for all or one a row");
+  for (const Rule& rule : rules) {
+    validate(rule, static_cast<int>(experts.size(1)));
   }
-  return (bad_model % 2 == 1 ? "expert " : "base ") + std::to_string((bad_model - 1) / 2);
 }
 
 // What Python gets, where every row could be solved.
@@ -44,25 +47,22 @@ py::tuple checked(const FusionTensors& found) {
     const int64_t bad = found.bad_model.const_data_ptr<int64_t>()[row];
     TORCH_CHECK_VALUE(bad != kEmptySupport, "row ", row, " leaves no token: every one is -inf in some model; ",
                       "leave at least one that all models allow");
-    TORCH_CHECK_VALUE(bad == kNoBadModel, "the logits of ", model_name(static_cast<int>(bad)),
-                      " hold a NaN or +inf in row ", row,
+    TORCH_CHECK_VALUE(bad == kNoBadModel, describe_bad_model(static_cast<int>(bad)), " in row ", row,
                       "; logits must be finite, or -inf for tokens that are ruled out");
   }
-  return py::make_tuple(found.alpha, found.logits, found.f, found.g, found.target_f, found.target_g, found.passes);
+  return py::make_tuple(found.alpha, found.logits, found.f, found.g, found.target_f, found.target_g, found.sweeps);
 }
 
-py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases, const std::string& combine,
-                const std::string& match, const std::vector<std::optional<double>>& alpha,
-                const std::vector<double>& alpha_max, int threads) {
+py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
+                const std::vector<Rule>& rules, int threads) {
   check_batch(large, experts, bases);
+  check_rules(rules, experts);
   TORCH_CHECK_VALUE(large.is_cpu() && experts.is_cpu() && bases.is_cpu(), "the logits must be on the CPU");
   TORCH_CHECK_VALUE(threads >= 1, "threads is ", threads, "; give at least 1");
   const int64_t batch = large.size(0);
   const int64_t vocab = large.size(1);
   const int64_t count = experts.size(1);
   const bool shared = bases.dim() == 2;
-  FusionOptions options{parse_combine(combine), parse_match(match),
-                        expert_weights(alpha, alpha_max, static_cast<int>(experts.size(1)))};
 
   FusionTensors found(at::empty({batch, vocab}, at::kFloat), count);
   std::vector<const float*> pointers;
@@ -78,19 +78,20 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
         row_experts[t] = experts.const_data_ptr<float>() + (row * count + t) * vocab;
         row_bases[t] = bases.const_data_ptr<float>() + (shared ? row : row * count + t) * vocab;
       }
-      inputs.push_back({large.const_data_ptr<float>() + row * vocab, row_experts, row_bases, nullptr, 0});
+      inputs.push_back({large.const_data_ptr<float>() + row * vocab, row_experts, row_bases,
+                        &rules[rules.size() == 1 ? 0 : row], static_cast<int>(count)});
       results.push_back({found.alpha.mutable_data_ptr<double>() + row * count,
                          found.target_f.mutable_data_ptr<double>() + row * count,
                          found.target_g.mutable_data_ptr<double>() + row * count,
                          found.logits.mutable_data_ptr<float>() + row * vocab, 0.0, 0.0, 0, kNoBadModel});
     }
     ThreadTeam team(threads);
-    FusionSolver solver(std::move(options), static_cast<int>(count), vocab, static_cast<int>(batch), team);
+    FusionSolver solver(static_cast<int>(count), vocab, static_cast<int>(batch), team);
     solver.solve(inputs, results);
     for (int64_t row = 0; row < batch; ++row) {
       found.f.mutable_data_ptr<double>()[row] = results[row].f;
       found.g.mutable_data_ptr<double>()[row] = results[row].g;
-      found.passes.mutable_data_ptr<int64_t>()[row] = results[row].passes;
+      found.sweeps.mutable_data_ptr<int64_t>()[row] = results[row].sweeps;
       found.bad_model.mutable_data_ptr<int64_t>()[row] = results[row].bad_model;
     }
   }
@@ -99,15 +100,12 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
 
 // The same on a CUDA device; the logits may be on any.
 py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
-                     const std::string& combine, const std::string& match,
-                     const std::vector<std::optional<double>>& alpha, const std::vector<double>& alpha_max,
-                     int device) {
+                     const std::vector<Rule>& rules, int device) {
   check_batch(large, experts, bases);
-  const FusionOptions options{parse_combine(combine), parse_match(match),
-                              expert_weights(alpha, alpha_max, static_cast<int>(experts.size(1)))};
+  check_rules(rules, experts);
   const FusionTensors found = [&] {
     const GilRelease unlocked;
-    return solve_on_cuda(large, experts, bases, options, device);
+    return solve_on_cuda(large, experts, bases, rules, device);
   }();
   return checked(found);
 }
@@ -115,12 +113,22 @@ py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const a
 }  // namespace
 
 void bind_fusion(py::module_& m) {
-  m.def("fusion_solve", &solve, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("combine"),
-        py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("threads"),
-        "alpha, logits, f, g, target_f, target_g and passes of the fusion of float32 logits.");
-  m.def("cuda_fusion_solve", &solve_cuda, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("combine"),
-        py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("device"),
-        "The same, solved on a CUDA device; its logits stay there.");
+  py::class_<Rule>(m, "Rule", "How the weights of some experts come about.")
+      .def(py::init([](const std::string& combine, const std::string& match,
+                       const std::vector<std::optional<double>>& alpha, const std::vector<double>& alpha_max,
+                       int experts) { return parse_rule(combine, match, alpha, alpha_max, experts); }),
+           py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("experts"),
+           "For so many experts: `alpha` is empty, or a weight or None for each; `alpha_max` is one bound, or one for "
+           "each.")
+      .def(py::init<>(), "Selects among any experts, their weights solved.");
+
+  m.def(
+      "fusion_solve", &solve, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("rules"),
+      py::arg("threads"),
+      "alpha, logits, f, g, target_f, target_g and sweeps of the fusion of float32 logits, by one rule for all rows or "
+      "one for each.");
+  m.def("cuda_fusion_solve", &solve_cuda, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("rules"),
+        py::arg("device"), "The same, solved on a CUDA device; its logits stay there.");
 }
 
 }  // namespace dlf

@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "fusion/options.h"
-
 namespace dlf {
 
 // An expert is measured against its base: both are lanes.
@@ -14,15 +12,13 @@ struct ExpertLanes {
   int64_t base;
 };
 
-// Which lanes a sequence has, and how their logits become one distribution. Lanes are numbered; the large model is lane
-// 0.
+// Which lanes a sequence has, and which of them are experts and bases. Lanes are numbered; the large model is lane 0.
 struct FusionPlan {
   std::vector<int64_t> lane_model;    // for each lane the model (unique Weights) that it runs on
   std::vector<int64_t> lane_adapter;  // and its adapter among those of the model, -1: none; empty where nobody has one
   std::vector<ExpertLanes> experts;   // none: the large model decodes alone
-  FusionOptions fusion;
-  int64_t vocab = 0;     // ids that all models share; logits above it are padding
-  int64_t drafter = -1;  // a lane that is not fused and only drafts; -1: none
+  int64_t vocab = 0;                  // ids that all models share; logits above it are padding
+  int64_t drafter = -1;               // a lane that is not fused and only drafts; -1: none
 
   // Among the lanes of its model.
   int64_t index_of(int64_t lane) const {

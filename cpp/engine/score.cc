@@ -1,6 +1,6 @@
 #include "engine/score.h"
 
-#include "engine/step_loop.h"
+#include "fusion/bad_model.h"
 
 namespace dlf {
 namespace {

@@ -17,6 +17,7 @@ namespace dlf {
 struct ScoreRequest {
   std::vector<Prompt> prompts;  // as in a Request
   std::vector<int> experts;
+  Rule rule;
   std::vector<std::vector<int64_t>> continuations;
 
   int64_t longest() const {
@@ -38,7 +39,7 @@ struct Score {
   std::string error;             // why the tokens after these have none
 };
 
-// Whether there is a token to score: a model that gave no numbers (FusionResult::bad_model) is an error, the first of
+// Whether there is a token to score: a model that gave no numbers (fusion/bad_model.h) is an error, the first of
 // which stays.
 bool add_failure(Score& score, int bad_model);
 

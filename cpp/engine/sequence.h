@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/drafting/draft.h"
+#include "fusion/rule.h"
 #include "sampling/cpu/sampler.h"
 
 namespace dlf {
@@ -29,6 +30,7 @@ struct Request {
   int64_t id = 0;
   std::vector<Prompt> prompts;  // one for each lane of the plan; empty where no chosen expert needs it
   std::vector<int> experts;     // which of the plan's experts are fused, in rising order
+  Rule rule;                    // and how
   SamplingOptions sampling;
   int64_t max_new_tokens = 0;
   Speculation speculation;
@@ -69,6 +71,7 @@ struct Sequence {
   int64_t request = 0;
   std::vector<Lane> lanes;   // of the plan; not all need be used
   std::vector<int> experts;  // of the plan
+  Rule rule;
   std::unique_ptr<Sampler> sampler;
   std::vector<int64_t> stop_token_ids;
   int64_t max_new_tokens = 0;

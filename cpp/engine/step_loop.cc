@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "fusion/cpu/solver.h"
+#include "fusion/rule.h"
 
 namespace dlf {
 namespace {
@@ -75,7 +75,7 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
     TORCH_CHECK_INDEX(adapter >= -1 && adapter < count, "lane ", lane, " has adapter ", adapter, " of ", count);
   }
   if (!plan.experts.empty()) {
-    validate(plan.fusion, static_cast<int>(plan.experts.size()));
+    check_expert_count(static_cast<int>(plan.experts.size()));
   }
   for (size_t i = 0; i < models.size(); ++i) {
     TORCH_CHECK_VALUE(models[i]->config().vocab_size >= plan.vocab, "model ", i, " has fewer than ", plan.vocab,
@@ -102,6 +102,7 @@ void check_request(const Request& request, const FusionPlan& plan, const std::ve
                     drafter, " of ", lanes, " lanes");
   const bool drafts = plan.drafter >= 0 && max_draft > 0 && (drafter == kAutoDrafter || drafter == plan.drafter);
   check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, 1, drafts);
+  validate(request.rule, static_cast<int>(request.experts.size()));
   TORCH_CHECK_VALUE(drafter < 0 || !request.prompts[drafter].tokens.empty(), "lane ", drafter,
                     " is to draft, but no chosen expert needs it");
 }
@@ -118,15 +119,7 @@ void check_score(const ScoreRequest& request, const FusionPlan& plan, const std:
   // The last one is not read.
   check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, request.longest() - 1,
                 /*drafts=*/false);
-}
-
-std::string describe_bad_model(int bad_model) {
-  if (bad_model == kEmptySupport) {
-    return "no token has a finite logit in all models";
-  }
-  const std::string expert = "expert " + std::to_string((bad_model - 1) / 2);
-  const std::string model = bad_model == 0 ? "the large model" : bad_model % 2 == 1 ? expert : "the base of " + expert;
-  return "NaN or +inf in the logits of " + model;
+  validate(request.rule, static_cast<int>(request.experts.size()));
 }
 
 }  // namespace dlf

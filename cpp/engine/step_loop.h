@@ -64,7 +64,4 @@ void check_score(const ScoreRequest& request, const FusionPlan& plan, const std:
 
 std::vector<int64_t> vocab_sizes(const Models& models);
 
-// FusionResult::bad_model in words.
-std::string describe_bad_model(int bad_model);
-
 }  // namespace dlf

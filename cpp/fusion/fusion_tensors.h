@@ -16,7 +16,7 @@ struct FusionTensors {
         g(at::empty({logits.size(0)}, at::kDouble)),
         target_f(at::empty({logits.size(0), experts}, at::kDouble)),
         target_g(at::empty({logits.size(0), experts}, at::kDouble)),
-        passes(at::empty({logits.size(0)}, at::kLong)),
+        sweeps(at::empty({logits.size(0)}, at::kLong)),
         bad_model(at::empty({logits.size(0)}, at::kLong)) {}
 
   at::Tensor logits;     // [B, V] float32, where the solver ran
@@ -25,7 +25,7 @@ struct FusionTensors {
   at::Tensor g;          // [B]
   at::Tensor target_f;   // [B, T]
   at::Tensor target_g;   // [B, T]
-  at::Tensor passes;     // [B] int64
+  at::Tensor sweeps;     // [B] int64
   at::Tensor bad_model;  // [B] int64, as FusionResult::bad_model
 };
 

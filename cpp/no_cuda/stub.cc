@@ -19,7 +19,7 @@ std::string cuda::version() { return {}; }
 
 std::vector<cuda::DeviceInfo> cuda::devices() { return {}; }
 
-FusionTensors solve_on_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&, const FusionOptions&, int) {
+FusionTensors solve_on_cuda(const at::Tensor&, const at::Tensor&, const at::Tensor&, std::span<const Rule>, int) {
   not_built();
 }
 

@@ -147,7 +147,7 @@ struct GraphScene {
     return counts;
   }
 
-  FusionPlan plan{{0, 1, 2, 3}, {}, {{1, 2}, {3, 2}}, {}, 50, -1};
+  FusionPlan plan{{0, 1, 2, 3}, {}, {{1, 2}, {3, 2}}, 50, -1};
   std::vector<int> experts = {0, 1};
   std::vector<Draft> drafts;
   std::vector<GraphDraftPolicy::Sequence> sequences_;

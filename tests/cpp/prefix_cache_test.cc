@@ -89,13 +89,14 @@ struct Decoded {
 };
 
 Decoded decode(int64_t prefix_cache_bytes, int64_t max_batch) {
-  CpuStepLoop loop(testing::tiny_plan(Combine::centroid), testing::tiny_models(),
-                   {max_batch, 1100, 2, prefix_cache_bytes});
+  CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {max_batch, 1100, 2, prefix_cache_bytes});
   loop.add(testing::shared_request(100, 640, 9));
   loop.step();
   loop.cancel(100);  // in the midst of its prompt
   for (int64_t id = 0; id < 6; ++id) {
-    loop.add(testing::shared_request(id, 600 + 40 * (id % 2), 3 + 20 * (id % 3)));
+    Request request = testing::shared_request(id, 600 + 40 * (id % 2), 3 + 20 * (id % 3));
+    request.rule.combine = Combine::centroid;
+    loop.add(std::move(request));
   }
   Decoded decoded;
   while (!loop.idle()) {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -94,13 +95,13 @@ class Generator {
   std::mt19937 bits_;
 };
 
-FusionOptions options_of(Combine combine, Match match = Match::symmetric) { return {combine, match, {}}; }
+Rule rule_of(Combine combine, Match match = Match::symmetric) { return {combine, match, {}}; }
 
-FusionOptions bounded(Combine combine, Match match, double alpha_max, int experts = 1) {
+Rule bounded(Combine combine, Match match, double alpha_max, int experts = 1) {
   return {combine, match, std::vector<ExpertWeight>(experts, ExpertWeight{alpha_max, std::nullopt})};
 }
 
-double bound_of(const FusionOptions& options) { return options.weights.empty() ? 2.0 : options.weights[0].alpha_max; }
+double bound_of(const Rule& rule) { return rule.weights.empty() ? 2.0 : rule.weights[0].alpha_max; }
 
 struct Answers {
   std::vector<FusionRecord> records;
@@ -109,9 +110,34 @@ struct Answers {
 
 constexpr FusionShape kChosen = {0, 0};
 
-// Runs a problem on the device. The rows lie `padding` further apart than they are long.
-Answers run_cuda(const Problem& problem, const FusionOptions& options, FusionShape shape = kChosen, int64_t padding = 0,
-                 const std::vector<int32_t>& chosen = {}) {
+// Rules in device memory.
+class DeviceRules {
+ public:
+  explicit DeviceRules(const std::vector<RowRule>& rules) : count_(static_cast<int>(rules.size())) {
+    const auto bytes = static_cast<int64_t>(rules.size() * sizeof(RowRule));
+    at::Tensor here = at::empty({bytes}, at::kByte);
+    std::memcpy(here.mutable_data_ptr(), rules.data(), bytes);
+    there_ = here.to(on_device(0).device());
+    for (const RowRule& rule : rules) {
+      kernels_ |= rule.kernel;
+    }
+  }
+  void put(FusionArgs& args) const {
+    args.rules = static_cast<const RowRule*>(there_.const_data_ptr());
+    args.rule_count = count_;
+    args.kernels = kernels_;
+  }
+
+ private:
+  at::Tensor there_;
+  int count_;
+  uint32_t kernels_ = 0;
+};
+
+// Runs a problem on the device. The rows lie `padding` further apart than they are long. One rule for all rows, or one
+// for each; likewise the experts that a row uses, by their bits.
+Answers run_cuda(const Problem& problem, const std::vector<Rule>& rules, FusionShape shape = kChosen,
+                 int64_t padding = 0, const std::vector<uint32_t>& chosen = {}) {
   const auto floats = on_device(0).dtype(at::kFloat);
   const int64_t stride = problem.vocab + padding;
   const auto put = [&](const std::vector<Floats>& rows, int64_t pieces) {
@@ -131,11 +157,26 @@ Answers run_cuda(const Problem& problem, const FusionOptions& options, FusionSha
   const at::Tensor fused = at::empty({problem.rows(), stride}, floats);
   const auto bytes = static_cast<int64_t>(problem.rows() * sizeof(FusionRecord));
   const at::Tensor records = at::empty({bytes}, on_device(0).dtype(at::kByte));
-  FusionArgs args = fusion_args(options, problem.experts);
-  at::Tensor masks = at::zeros({problem.rows()}, at::kInt);
-  std::copy(chosen.begin(), chosen.end(), masks.mutable_data_ptr<int32_t>());
-  masks = masks.to(floats.device());
-  args.chosen = chosen.empty() ? nullptr : reinterpret_cast<const uint32_t*>(masks.const_data_ptr<int32_t>());
+  const size_t count = std::max({rules.size(), chosen.size(), size_t{1}});
+  std::vector<RowRule> numbers;
+  for (size_t row = 0; row < count; ++row) {
+    std::vector<int> experts;
+    Rule own = rules[rules.size() == 1 ? 0 : row];
+    const std::vector<ExpertWeight> weights = std::exchange(own.weights, {});
+    for (int t = 0; t < problem.experts; ++t) {
+      if (chosen.empty() || (chosen[row] >> t & 1U) != 0) {
+        experts.push_back(t);
+        if (!weights.empty()) {
+          own.weights.push_back(weights[t]);
+        }
+      }
+    }
+    numbers.push_back(row_rule(own, experts, problem.experts));
+  }
+  const DeviceRules device_rules(numbers);
+  FusionArgs args = {};
+  args.expert_count = problem.experts;
+  device_rules.put(args);
   args.large = {large.const_data_ptr<float>(), stride};
   for (int t = 0; t < problem.experts; ++t) {
     args.experts[t] = {tuned.const_data_ptr<float>() + t * stride, problem.experts * stride};
@@ -176,9 +217,9 @@ struct HostAnswer {
   int bad_model;
 };
 
-std::vector<HostAnswer> run_cpu(const Problem& problem, const FusionOptions& options) {
+std::vector<HostAnswer> run_cpu(const Problem& problem, const Rule& rule) {
   ThreadTeam team(1);
-  FusionSolver solver(options, problem.experts, problem.vocab, problem.rows(), team);
+  FusionSolver solver(problem.experts, problem.vocab, problem.rows(), team);
   std::vector<std::vector<const float*>> experts(problem.rows());
   std::vector<std::vector<const float*>> bases(problem.rows());
   std::vector<FusionInput> inputs;
@@ -193,7 +234,7 @@ std::vector<HostAnswer> run_cpu(const Problem& problem, const FusionOptions& opt
     for (auto* numbers : {&answers[row].alpha, &answers[row].a, &answers[row].b}) {
       numbers->resize(problem.experts);
     }
-    inputs.push_back({problem.large[row].data(), experts[row].data(), bases[row].data()});
+    inputs.push_back({problem.large[row].data(), experts[row].data(), bases[row].data(), &rule, problem.experts});
     results.push_back({answers[row].alpha.data(), answers[row].a.data(), answers[row].b.data(), fused[row].data(), 0.0,
                        0.0, 0, kNoBadModel});
   }
@@ -266,7 +307,7 @@ struct Worst {
   double loss = 0.0;    // beyond the CPU's
   double target = 0.0;  // relative
   double divergence = 0.0;
-  int passes = 0;
+  int sweeps = 0;
   int rows = 0;
 } worst;
 
@@ -292,7 +333,7 @@ void check_numbers(const Problem& problem, int row, const HostAnswer& host, cons
   EXPECT(near(record.f, there.f, 1e-5, 1e-8 + 2e-6 * there.g));  // f is a difference from g
   EXPECT(near(record.g, there.g, 1e-5, 1e-8));
   worst.divergence = std::max(worst.divergence, std::abs(record.f - there.f) / (there.f + 1e-4));
-  worst.passes += record.passes;
+  worst.sweeps += record.sweeps;
   ++worst.rows;
   bool fused = true;
   for (int64_t i = 0; i < problem.vocab; ++i) {
@@ -308,10 +349,10 @@ void check_numbers(const Problem& problem, int row, const HostAnswer& host, cons
 }
 
 // The weight of a single expert: no loss above the CPU's, and the same α where a step aside costs something.
-void check_weight(const Problem& problem, int row, int t, const FusionOptions& options, double a, double b,
-                  double alpha, double expected) {
-  const double f_weight = options.match == Match::reverse ? 0.0 : 1.0;
-  const double g_weight = options.match == Match::forward ? 0.0 : 1.0;
+void check_weight(const Problem& problem, int row, int t, const Rule& rule, double a, double b, double alpha,
+                  double expected) {
+  const double f_weight = rule.match == Match::reverse ? 0.0 : 1.0;
+  const double g_weight = rule.match == Match::forward ? 0.0 : 1.0;
   const auto loss = [&](double weight) {
     std::vector<double> all(problem.experts, 0.0);
     all[t] = weight;
@@ -319,14 +360,14 @@ void check_weight(const Problem& problem, int row, int t, const FusionOptions& o
     return f_weight * (at.f - a) * (at.f - a) + g_weight * (at.g - b) * (at.g - b);
   };
   const double scale = f_weight * a * a + g_weight * b * b;
-  EXPECT(alpha >= 0.0 && alpha <= static_cast<float>(bound_of(options)));
+  EXPECT(alpha >= 0.0 && alpha <= static_cast<float>(bound_of(rule)));
   const double ours = loss(alpha);
   const double best = loss(expected);
   const double excess = std::max(ours - best, 0.0);
   worst.loss = std::max(worst.loss, excess);
   EXPECT(excess <= std::min(1e-5, 1e-6 * scale) + 1e-20);
   const double lower = loss(std::max(alpha - 1e-3, 0.0));
-  const double upper = loss(std::min(alpha + 1e-3, bound_of(options)));
+  const double upper = loss(std::min(alpha + 1e-3, bound_of(rule)));
   const double least = 1e-8 * scale + 1e-16;
   if (lower - ours > least && upper - ours > least && excess <= 1e-8 * scale) {
     worst.alpha = std::max(worst.alpha, std::abs(alpha - expected));
@@ -335,24 +376,24 @@ void check_weight(const Problem& problem, int row, int t, const FusionOptions& o
 }
 
 // One expert a row, solved alone.
-void check_single(const Problem& problem, const FusionOptions& options, FusionShape shape = kChosen) {
-  const std::vector<HostAnswer> host = run_cpu(problem, options);
-  const Answers device = run_cuda(problem, options, shape);
+void check_single(const Problem& problem, const Rule& rule, FusionShape shape = kChosen) {
+  const std::vector<HostAnswer> host = run_cpu(problem, rule);
+  const Answers device = run_cuda(problem, {rule}, shape);
   const int before = testing::failures;
   for (int row = 0; row < problem.rows(); ++row) {
     check_numbers(problem, row, host[row], device);
     if (host[row].bad_model == kNoBadModel) {
-      check_weight(problem, row, 0, options, host[row].a[0], host[row].b[0], device.records[row].alpha[0],
+      check_weight(problem, row, 0, rule, host[row].a[0], host[row].b[0], device.records[row].alpha[0],
                    host[row].alpha[0]);
     }
     if (testing::failures > before) {
       std::fprintf(stderr,
                    "  vocab %d row %d match %d alpha_max %g: alpha %.9g, cpu %.9g; f %.9g g %.9g; a %.9g %.9g b %.9g "
-                   "%.9g passes %d\n",
-                   static_cast<int>(problem.vocab), row, static_cast<int>(options.match), bound_of(options),
+                   "%.9g sweeps %d\n",
+                   static_cast<int>(problem.vocab), row, static_cast<int>(rule.match), bound_of(rule),
                    device.records[row].alpha[0], host[row].alpha[0], device.records[row].f, device.records[row].g,
                    device.records[row].target_f[0], host[row].a[0], device.records[row].target_g[0], host[row].b[0],
-                   device.records[row].passes);
+                   device.records[row].sweeps);
       testing::failures = before + 1;
     }
   }
@@ -367,7 +408,7 @@ void one_expert_is_solved_as_on_the_cpu() {
         generator.draw(problem, scale);
       }
       for (const Match match : kMatches) {
-        check_single(problem, options_of(Combine::select, match));
+        check_single(problem, rule_of(Combine::select, match));
       }
     }
   }
@@ -380,7 +421,7 @@ void language_models() {
     generator.language(problem);
   }
   for (const Match match : kMatches) {
-    check_single(problem, options_of(Combine::select, match));
+    check_single(problem, rule_of(Combine::select, match));
   }
 }
 
@@ -439,7 +480,7 @@ void extreme_logits() {
     problem.large[0][4321] = -60.0F;
     problem.tuned[0][4321] = problem.bases[0][4321] + 80.0F;
     for (const Match match : kMatches) {
-      check_single(problem, options_of(Combine::select, match));
+      check_single(problem, rule_of(Combine::select, match));
     }
   }
   for (const float scale :
@@ -468,7 +509,7 @@ void extreme_logits() {
       logits[index][7] = 0.0F;
     }
     for (const Match match : kMatches) {
-      check_single(of_one(logits[0], logits[1], logits[2]), options_of(Combine::select, match));
+      check_single(of_one(logits[0], logits[1], logits[2]), rule_of(Combine::select, match));
     }
   }
   // The target is out of reach; curves that polynomials follow badly.
@@ -489,7 +530,7 @@ void extreme_logits() {
       }
     }
   }
-  const Answers alone = run_cuda(small[3], {});
+  const Answers alone = run_cuda(small[3], {Rule()});
   EXPECT(alone.records[0].bad_model == kNoBadModel && alone.records[0].alpha[0] == 0.0F);
   EXPECT(alone.fused[0][0] == 0.5F);
 }
@@ -512,7 +553,7 @@ void small_divergences() {
       problem.tuned[row][17] = -50.0F + offset * row;
     }
     for (const Match match : kMatches) {
-      check_single(problem, options_of(Combine::select, match));
+      check_single(problem, rule_of(Combine::select, match));
     }
   }
 }
@@ -525,7 +566,7 @@ void an_expert_that_equals_its_base_weighs_nothing() {
   problem.tuned[0].insert(problem.tuned[0].end(), problem.bases[0].begin(), problem.bases[0].end());
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
     for (const Match match : kMatches) {
-      const Answers found = run_cuda(problem, options_of(combine, match));
+      const Answers found = run_cuda(problem, {rule_of(combine, match)});
       EXPECT(found.records[0].alpha[0] == 0.0F && found.records[0].alpha[1] == 0.0F);
       EXPECT(found.records[0].f == 0.0F && found.records[0].g == 0.0F);
       EXPECT(found.fused[0] == problem.large[0]);
@@ -534,23 +575,23 @@ void an_expert_that_equals_its_base_weighs_nothing() {
 }
 
 // All modes, with several experts, against the CPU's weights.
-void check_many(const Problem& problem, const FusionOptions& options, FusionShape shape = kChosen) {
-  const std::vector<HostAnswer> host = run_cpu(problem, options);
-  const Answers device = run_cuda(problem, options, shape);
+void check_many(const Problem& problem, const Rule& rule, FusionShape shape = kChosen) {
+  const std::vector<HostAnswer> host = run_cpu(problem, rule);
+  const Answers device = run_cuda(problem, {rule}, shape);
   const int before = testing::failures;
   for (int row = 0; row < problem.rows(); ++row) {
     check_numbers(problem, row, host[row], device);
     if (host[row].bad_model != kNoBadModel) {
       continue;
     }
-    const double tolerance = options.combine == Combine::joint ? 2e-3 : 1e-3;
+    const double tolerance = rule.combine == Combine::joint ? 2e-3 : 1e-3;
     for (int t = 0; t < problem.experts; ++t) {
       EXPECT(std::abs(device.records[row].alpha[t] - host[row].alpha[t]) < tolerance);
     }
     if (testing::failures > before) {
-      std::fprintf(stderr, "  vocab %d experts %d row %d combine %d match %d passes %d\n",
-                   static_cast<int>(problem.vocab), problem.experts, row, static_cast<int>(options.combine),
-                   static_cast<int>(options.match), device.records[row].passes);
+      std::fprintf(stderr, "  vocab %d experts %d row %d combine %d match %d sweeps %d\n",
+                   static_cast<int>(problem.vocab), problem.experts, row, static_cast<int>(rule.combine),
+                   static_cast<int>(rule.match), device.records[row].sweeps);
       for (int t = 0; t < problem.experts; ++t) {
         std::fprintf(stderr, "    %.7g %.7g\n", device.records[row].alpha[t], host[row].alpha[t]);
       }
@@ -559,11 +600,11 @@ void check_many(const Problem& problem, const FusionOptions& options, FusionShap
   }
 }
 
-FusionOptions with_weights(FusionOptions options, int experts) {
-  for (int t = 0; t < experts && options.combine == Combine::static_alpha; ++t) {
-    options.weights.push_back({2.0, t % 3 == 0 ? 0.75 : t % 3 == 1 ? -0.5 : 0.0});
+Rule with_weights(Rule rule, int experts) {
+  for (int t = 0; t < experts && rule.combine == Combine::static_alpha; ++t) {
+    rule.weights.push_back({2.0, t % 3 == 0 ? 0.75 : t % 3 == 1 ? -0.5 : 0.0});
   }
-  return options;
+  return rule;
 }
 
 void many_experts() {
@@ -578,7 +619,7 @@ void many_experts() {
       generator.draw(problem, 1.0F);
       for (const Combine combine : kCombines) {
         for (const Match match : kMatches) {
-          check_many(problem, with_weights(options_of(combine, match), experts));
+          check_many(problem, with_weights(rule_of(combine, match), experts));
         }
       }
     }
@@ -590,9 +631,9 @@ void joint_weights_where_the_distribution_is_all_but_certain() {
   for (int draw = 0; draw < 6; ++draw) {
     Problem problem(draw % 2 == 0 ? 10 : 60, draw % 3 == 0 ? 3 : 5);
     generator.draw(problem, 6.0F);
-    const FusionOptions options = bounded(Combine::joint, Match::symmetric, 10.0, problem.experts);
-    const HostAnswer host = run_cpu(problem, options)[0];
-    const Answers device = run_cuda(problem, options);
+    const Rule rule = bounded(Combine::joint, Match::symmetric, 10.0, problem.experts);
+    const HostAnswer host = run_cpu(problem, rule)[0];
+    const Answers device = run_cuda(problem, {rule});
     check_numbers(problem, 0, host, device);
     // What a weight adds to tokens that are next to impossible anyway hardly shows in the dual, but the rest is known.
     EXPECT(near(device.records[0].f, host.f, 1e-3, 1e-3));
@@ -658,7 +699,7 @@ void the_first_of_equals_is_taken() {
   std::copy_n(problem.tuned[0].begin(), 400, problem.tuned[0].begin() + 400);
   std::copy_n(problem.tuned[0].begin(), 400, problem.tuned[0].begin() + 800);
   for (const Match match : kMatches) {
-    const Answers found = run_cuda(problem, options_of(Combine::select, match));
+    const Answers found = run_cuda(problem, {rule_of(Combine::select, match)});
     EXPECT(found.records[0].alpha[0] > 0.0F);
     EXPECT(found.records[0].alpha[1] == 0.0F && found.records[0].alpha[2] == 0.0F);
   }
@@ -682,14 +723,14 @@ void tokens_ruled_out() {
       }
     }
     for (const Combine combine : kCombines) {
-      check_many(problem, with_weights(options_of(combine), 3));
-      check_many(problem, with_weights(options_of(combine), 3), {4, 0});
+      check_many(problem, with_weights(rule_of(combine), 3));
+      check_many(problem, with_weights(rule_of(combine), 3), {4, 0});
     }
   }
   Problem single(50);
   generator.draw(single, 2.0F);
   std::fill_n(single.large[0].begin() + 1, 49, -kInfinity);
-  const Answers found = run_cuda(single, {});
+  const Answers found = run_cuda(single, {Rule()});
   EXPECT(found.records[0].alpha[0] == 0.0F && found.records[0].f == 0.0F);
 }
 
@@ -706,7 +747,7 @@ void bad_logits() {
   problem.tuned[4][3000] = kInfinity;
   std::fill(problem.large[5].begin(), problem.large[5].end(), -kInfinity);
   for (const int cluster : {1, 4}) {
-    const Answers found = run_cuda(problem, {}, {cluster, 200 * 1024});
+    const Answers found = run_cuda(problem, {Rule()}, {cluster, 200 * 1024});
     const int expected[] = {kNoBadModel, 0, 3, 2, 3, kEmptySupport, kNoBadModel};
     for (int row = 0; row < 7; ++row) {
       EXPECT(found.records[row].bad_model == expected[row]);
@@ -730,25 +771,25 @@ void every_shape() {
   generator.language(problem);
   generator.draw(problem, 6.0F);
   for (const Combine combine : {Combine::select, Combine::joint, Combine::static_alpha}) {
-    const FusionOptions options = with_weights(options_of(combine), 3);
+    const Rule rule = with_weights(rule_of(combine), 3);
     for (const int cluster : {1, 2, 8, 16}) {
-      const Answers whole = run_cuda(problem, options, {cluster, 227 * 1024});
+      const Answers whole = run_cuda(problem, {rule}, {cluster, 227 * 1024});
       for (const int kilobytes : {0, 24, 32, 48, 64}) {
-        EXPECT(same(run_cuda(problem, options, {cluster, kilobytes * 1024}), whole));
+        EXPECT(same(run_cuda(problem, {rule}, {cluster, kilobytes * 1024}), whole));
       }
-      EXPECT(same(run_cuda(problem, options, {cluster, 227 * 1024}, 1), whole));
-      check_many(problem, options, {cluster, 227 * 1024});
+      EXPECT(same(run_cuda(problem, {rule}, {cluster, 227 * 1024}, 1), whole));
+      check_many(problem, rule, {cluster, 227 * 1024});
     }
   }
 }
 
 // Bounds of their own for four experts, the third with a given weight; all given for `static`.
-FusionOptions mixed(Combine combine) {
-  FusionOptions options = {combine, Match::symmetric, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
-  for (ExpertWeight& weight : options.weights) {
+Rule mixed(Combine combine, Match match = Match::symmetric) {
+  Rule rule = {combine, match, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
+  for (ExpertWeight& weight : rule.weights) {
     weight.given = combine == Combine::static_alpha ? weight.alpha_max / 4.0 : weight.given;
   }
-  return options;
+  return rule;
 }
 
 void given_weights_and_bounds_are_those_of_the_processor() {
@@ -766,22 +807,22 @@ void given_weights_and_bounds_are_those_of_the_processor() {
 // Experts that a row doesn't use are not read, and it is what it would be without them.
 void rows_may_use_some_of_the_experts() {
   Generator generator(32);
-  const std::vector<int32_t> masks = {0b1111, 0b0001, 0b1010, 0b0100, 0b1110, 0};
+  const std::vector<uint32_t> masks = {0b1111, 0b0001, 0b1010, 0b0100, 0b1110, 0};
   for (const bool shared : {true, false}) {
     Problem problem(1500, 4, shared);
     for (size_t row = 0; row < masks.size(); ++row) {
       generator.draw(problem, 1.5F);
       for (int t = 0; t < 4; ++t) {
-        if ((masks[row] >> t & 1) == 0) {
+        if ((masks[row] >> t & 1U) == 0) {
           std::fill_n(problem.tuned[row].begin() + t * 1500, 1500, std::nanf(""));
           std::fill_n(problem.bases[row].begin() + t * 1500, shared ? 0 : 1500, std::nanf(""));
         }
       }
     }
     for (const Combine combine : kCombines) {
-      const FusionOptions options = mixed(combine);
+      const Rule rule = mixed(combine);
       for (const FusionShape shape : {FusionShape{1, 227 * 1024}, FusionShape{2, 8 * 1024}}) {
-        const Answers found = run_cuda(problem, options, shape, 0, masks);
+        const Answers found = run_cuda(problem, {rule}, shape, 0, masks);
         for (size_t row = 0; row < masks.size(); ++row) {
           const FusionRecord& record = found.records[row];
           EXPECT(record.bad_model == kNoBadModel);
@@ -790,11 +831,11 @@ void rows_may_use_some_of_the_experts() {
             continue;
           }
           std::vector<int> chosen;
-          FusionOptions fewer = {combine, Match::symmetric, {}};
+          Rule fewer = {combine, Match::symmetric, {}};
           for (int t = 0; t < 4; ++t) {
-            if ((masks[row] >> t & 1) != 0) {
+            if ((masks[row] >> t & 1U) != 0) {
               chosen.push_back(t);
-              fewer.weights.push_back(options.weights[t]);
+              fewer.weights.push_back(rule.weights[t]);
             }
           }
           Problem some(1500, static_cast<int>(chosen.size()), shared);
@@ -808,7 +849,7 @@ void rows_may_use_some_of_the_experts() {
                                  problem.base(static_cast<int>(row), t) + 1500);
           }
           some.bases[0].resize(shared ? 1500 : some.bases[0].size());
-          const Answers alone = run_cuda(some, fewer, shape);
+          const Answers alone = run_cuda(some, {fewer}, shape);
           for (size_t i = 0; i < chosen.size(); ++i) {
             EXPECT(record.alpha[chosen[i]] == alone.records[0].alpha[i]);
             EXPECT(record.target_f[chosen[i]] == alone.records[0].target_f[i]);
@@ -842,7 +883,10 @@ void inactive_rows_are_left_alone() {
   const at::Tensor records =
       at::full({3, static_cast<int64_t>(sizeof(FusionRecord))}, 5, on_device(0).dtype(at::kByte));
   const at::Tensor active = at::tensor({1, 0, 1}, at::kInt).to(floats.device());
-  FusionArgs args = fusion_args(options_of(Combine::select), 1);
+  const DeviceRules rules({row_rule({}, std::vector<int>{0}, 1)});
+  FusionArgs args = {};
+  args.expert_count = 1;
+  rules.put(args);
   args.large = {large.const_data_ptr<float>(), 300};
   args.experts[0] = {tuned.const_data_ptr<float>(), 300};
   args.bases[0] = {base.const_data_ptr<float>(), 300};
@@ -856,7 +900,7 @@ void inactive_rows_are_left_alone() {
   queue.run([&] { solve(args, queue.stream()); });
   queue.synchronize();
   EXPECT(fused[1].eq(7.0).all().item<bool>() && records[1].eq(5).all().item<bool>());
-  const Answers found = run_cuda(problem, {});
+  const Answers found = run_cuda(problem, {Rule()});
   const at::Tensor here = fused.cpu();
   for (const int row : {0, 2}) {
     EXPECT(std::memcmp(here.const_data_ptr<float>() + 300 * row, found.fused[row].data(), 1200) == 0);
@@ -871,19 +915,19 @@ void the_answer_is_the_same_in_every_order() {
   problem.large[1][17] = -60.0F;
   problem.tuned[1][17] = problem.bases[1][17] + 80.0F;
   for (const Combine combine : kCombines) {
-    const FusionOptions options = with_weights(options_of(combine), 2);
-    const Answers first = run_cuda(problem, options, {4, 60 * 1024});
+    const Rule rule = with_weights(rule_of(combine), 2);
+    const Answers first = run_cuda(problem, {rule}, {4, 60 * 1024});
 #if __has_include("emulator.h")
     emulation::set_order(emulation::Order::backward);
-    EXPECT(same(run_cuda(problem, options, {4, 60 * 1024}), first));
+    EXPECT(same(run_cuda(problem, {rule}, {4, 60 * 1024}), first));
     for (int seed = 1; seed <= 3; ++seed) {
       emulation::set_order(emulation::Order::random, seed);
-      EXPECT(same(run_cuda(problem, options, {4, 60 * 1024}), first));
+      EXPECT(same(run_cuda(problem, {rule}, {4, 60 * 1024}), first));
     }
     emulation::set_order(emulation::Order::forward);
 #else
     for (int run = 0; run < 20; ++run) {
-      EXPECT(same(run_cuda(problem, options, {4, 60 * 1024}), first));
+      EXPECT(same(run_cuda(problem, {rule}, {4, 60 * 1024}), first));
     }
 #endif
   }
@@ -896,15 +940,60 @@ void company_changes_no_bit() {
     generator.draw(all, row % 3 == 2 ? 6.0F : 1.0F);
   }
   for (const Combine combine : {Combine::select, Combine::joint}) {
-    const Answers together = run_cuda(all, options_of(combine));
+    const Answers together = run_cuda(all, {rule_of(combine)});
     for (const int row : {0, 2, 11}) {
       Problem one(all.vocab, all.experts);
       one.large = {all.large[row]};
       one.bases = {all.bases[row]};
       one.tuned = {all.tuned[row]};
-      EXPECT(same(run_cuda(one, options_of(combine)), {{together.records[row]}, {together.fused[row]}}));
+      EXPECT(same(run_cuda(one, {rule_of(combine)}), {{together.records[row]}, {together.fused[row]}}));
     }
   }
+}
+
+// Whatever rules are in the batch, and in whichever of its rows.
+void rows_of_other_rules_change_no_bit() {
+  Generator generator(36);
+  for (const int experts : {4, 1}) {
+    std::vector<Rule> rules;
+    for (const Combine combine : kCombines) {
+      for (const Match match : kMatches) {
+        rules.push_back(mixed(combine, match));
+        rules.back().weights.resize(experts);
+      }
+    }
+    Problem all(3000, experts);
+    std::vector<uint32_t> masks;
+    for (size_t row = 0; row < rules.size(); ++row) {
+      generator.draw(all, row % 3 == 2 ? 6.0F : 1.0F);
+      masks.push_back(row % 4 == 3 ? 0b1001U & ((1U << experts) - 1U) : (1U << experts) - 1U);
+    }
+    masks[7] = 0;
+    std::rotate(rules.begin(), rules.begin() + 4, rules.end());
+    const Answers together = run_cuda(all, rules, kChosen, 0, masks);
+    for (size_t row = 0; row < rules.size(); ++row) {
+      Problem one(all.vocab, all.experts);
+      one.large = {all.large[row]};
+      one.bases = {all.bases[row]};
+      one.tuned = {all.tuned[row]};
+      const Answers alone = run_cuda(one, {rules[row]}, kChosen, 0, {masks[row]});
+      EXPECT(same(alone, {{together.records[row]}, {together.fused[row]}}));
+      EXPECT(alone.records[0].bad_model == kNoBadModel);
+    }
+  }
+}
+
+// Drafted tokens of some sequences: the rule of row r is that of sequence r % count.
+void rules_repeat_row_by_row() {
+  Generator generator(37);
+  Problem problem(700, 2);
+  for (int row = 0; row < 6; ++row) {
+    generator.draw(problem, 1.0F);
+  }
+  const std::vector<Rule> two = {rule_of(Combine::joint), bounded(Combine::select, Match::forward, 0.7, 2)};
+  const std::vector<Rule> six = {two[0], two[1], two[0], two[1], two[0], two[1]};
+  EXPECT(same(run_cuda(problem, two), run_cuda(problem, six)));
+  EXPECT(!same(run_cuda(problem, two), run_cuda(problem, {two[0]})));
 }
 
 void large_vocabularies() {
@@ -926,9 +1015,9 @@ void every_kind() {
     generator.draw(problem, 6.0F);  // wide
     problem.tuned[0][7] = -kInfinity;
     for (const Combine combine : kCombines) {
-      const FusionOptions options = with_weights(options_of(combine), experts);
-      check_many(problem, options, {4, 227 * 1024});
-      check_many(problem, options, {1, 32 * 1024});
+      const Rule rule = with_weights(rule_of(combine), experts);
+      check_many(problem, rule, {4, 227 * 1024});
+      check_many(problem, rule, {1, 32 * 1024});
     }
   }
 }
@@ -968,11 +1057,13 @@ int main(int argc, char** argv) {
       {"inactive rows are left alone", dlf::cuda::inactive_rows_are_left_alone},
       {"the answer is the same in every order", dlf::cuda::the_answer_is_the_same_in_every_order},
       {"company changes no bit", dlf::cuda::company_changes_no_bit},
+      {"rows of other rules change no bit", dlf::cuda::rows_of_other_rules_change_no_bit},
+      {"rules repeat row by row", dlf::cuda::rules_repeat_row_by_row},
       {"every kind", dlf::cuda::every_kind},
       {"large vocabularies", dlf::cuda::large_vocabularies},
   });
-  std::printf("worst: alpha %.1e, loss %.1e, targets %.1e, divergences %.1e; %.2f passes\n", dlf::cuda::worst.alpha,
+  std::printf("worst: alpha %.1e, loss %.1e, targets %.1e, divergences %.1e; %.2f sweeps\n", dlf::cuda::worst.alpha,
               dlf::cuda::worst.loss, dlf::cuda::worst.target, dlf::cuda::worst.divergence,
-              static_cast<double>(dlf::cuda::worst.passes) / dlf::cuda::worst.rows);
+              static_cast<double>(dlf::cuda::worst.sweeps) / dlf::cuda::worst.rows);
   return failed;
 }

@@ -1,8 +1,11 @@
 // The solver over vocabularies of all sorts, for the sanitizers: what it answers is tested from Python.
 #include "fusion/cpu/solver.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -10,6 +13,8 @@
 
 namespace dlf {
 namespace {
+
+const Rule kSelect;
 
 struct Batch {
   std::vector<std::vector<float>> logits;
@@ -20,7 +25,7 @@ struct Batch {
   std::vector<std::vector<float>> fused;
   std::vector<FusionResult> results;
 
-  Batch(int rows, int count, int64_t vocab, double excluded, std::mt19937& generator) {
+  Batch(int rows, int count, int64_t vocab, double excluded, std::mt19937& generator, const Rule& rule = kSelect) {
     const int models = 1 + 2 * count;
     std::normal_distribution<float> normal(0.0F, 3.0F);
     std::bernoulli_distribution exclude(excluded);
@@ -37,7 +42,7 @@ struct Batch {
     }
     numbers.resize(3 * rows * count);
     for (int row = 0; row < rows; ++row) {
-      inputs.push_back({logits[row * models].data(), &experts[row * count], &bases[row * count]});
+      inputs.push_back({logits[row * models].data(), &experts[row * count], &bases[row * count], &rule, count});
       fused.emplace_back(vocab);
       FusionResult& result = results.emplace_back();
       result.alpha = &numbers[3 * row * count];
@@ -53,21 +58,19 @@ void every_mode_solves_every_size() {
   ThreadTeam team(3);
   for (const int64_t vocab : {2, 3, 1023, 1024, 1025, 5000}) {
     for (const int count : {1, 2, 16}) {
-      for (const Combine combine :
-           {Combine::select, Combine::centroid, Combine::joint, Combine::grid, Combine::static_alpha}) {
-        FusionOptions options;
-        options.combine = combine;
-        if (combine == Combine::static_alpha) {
-          options.weights.assign(count, {2.0, 0.5});
+      for (const CombineRow& row : kCombineTable) {
+        Rule rule = {row.combine, Match::symmetric, {}};
+        if (row.weights == CombineRow::Weights::given) {
+          rule.weights.assign(count, {2.0, 0.5});
         }
-        FusionSolver solver(options, count, vocab, 3, team);
+        FusionSolver solver(count, vocab, 3, team);
         for (const double excluded : {0.0, 0.1}) {
-          Batch batch(3, count, vocab, excluded, generator);
+          Batch batch(3, count, vocab, excluded, generator, rule);
           solver.solve(batch.inputs, batch.results);
           for (size_t row = 0; row < 3; ++row) {
             const FusionResult& result = batch.results[row];
             EXPECT(result.bad_model == kNoBadModel);
-            EXPECT(result.passes >= 2 && std::isfinite(result.f) && std::isfinite(result.g));
+            EXPECT(result.sweeps >= 2 && std::isfinite(result.f) && std::isfinite(result.g));
             for (int t = 0; t < count; ++t) {
               EXPECT(result.alpha[t] >= 0.0 && result.alpha[t] <= 2.0);
             }
@@ -85,12 +88,12 @@ constexpr Combine kCombines[] = {Combine::select, Combine::centroid, Combine::jo
                                  Combine::static_alpha};
 
 // Bounds of their own for four experts, the third with a given weight; all given for `static`.
-FusionOptions mixed(Combine combine) {
-  FusionOptions options = {combine, Match::symmetric, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
-  for (ExpertWeight& weight : options.weights) {
+Rule mixed(Combine combine, Match match = Match::symmetric) {
+  Rule rule = {combine, match, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
+  for (ExpertWeight& weight : rule.weights) {
     weight.given = combine == Combine::static_alpha ? weight.alpha_max / 4.0 : weight.given;
   }
-  return options;
+  return rule;
 }
 
 // What the solver says of a row that uses some of the experts, and what one that is made for these says.
@@ -101,34 +104,33 @@ struct Pair {
   std::vector<float> fused;
 };
 
-Pair solve_some(const FusionOptions& options, const std::vector<int>& chosen, const Batch& batch, int64_t vocab) {
+Pair solve_some(const Rule& rule, const std::vector<int>& chosen, const Batch& batch, int64_t vocab) {
   ThreadTeam team(2);
   Pair pair = {};
-  const size_t count = chosen.size();
-  pair.numbers.resize(6 * count);
+  const auto count = static_cast<int>(chosen.size());
+  pair.numbers.resize(6 * chosen.size());
   pair.fused.resize(2 * vocab);
-  FusionOptions fewer = options;
+  Rule fewer = rule;
   fewer.weights.clear();
   std::vector<const float*> experts;
   std::vector<const float*> bases;
   for (const int t : chosen) {
-    fewer.weights.push_back(options.weights[t]);
+    fewer.weights.push_back(rule.weights[t]);
     experts.push_back(batch.inputs[0].experts[t]);
     bases.push_back(batch.inputs[0].bases[t]);
   }
   int which = 0;
   for (FusionResult* result : {&pair.one, &pair.other}) {
-    result->alpha = &pair.numbers[3 * count * which];
+    result->alpha = &pair.numbers[3 * chosen.size() * which];
     result->target_f = result->alpha + count;
-    result->target_g = result->alpha + 2 * count;
+    result->target_g = result->alpha + 2 * static_cast<std::ptrdiff_t>(count);
     result->logits = &pair.fused[vocab * which++];
   }
-  FusionSolver all(options, static_cast<int>(options.weights.size()), vocab, 1, team);
-  const FusionInput some = {batch.inputs[0].large, experts.data(), bases.data(), chosen.data(),
-                            static_cast<int>(count)};
+  FusionSolver all(static_cast<int>(rule.weights.size()), vocab, 1, team);
+  const FusionInput some = {batch.inputs[0].large, experts.data(), bases.data(), &fewer, count, chosen.data()};
   all.solve({&some, 1}, {&pair.one, 1});
-  FusionSolver few(fewer, static_cast<int>(count), vocab, 1, team);
-  const FusionInput whole = {some.large, some.experts, some.bases};
+  FusionSolver few(count, vocab, 1, team);
+  const FusionInput whole = {some.large, some.experts, some.bases, &fewer, count};
   few.solve({&whole, 1}, {&pair.other, 1});
   return pair;
 }
@@ -144,7 +146,7 @@ void a_row_may_use_some_of_the_experts() {
         const auto half = static_cast<std::ptrdiff_t>(pair.numbers.size() / 2);
         EXPECT(std::equal(pair.numbers.begin(), pair.numbers.begin() + half, pair.numbers.begin() + half));
         EXPECT(std::equal(pair.fused.begin(), pair.fused.begin() + 2500, pair.fused.begin() + 2500));
-        EXPECT(pair.one.f == pair.other.f && pair.one.g == pair.other.g && pair.one.passes == pair.other.passes);
+        EXPECT(pair.one.f == pair.other.f && pair.one.g == pair.other.g && pair.one.sweeps == pair.other.sweeps);
       }
     }
   }
@@ -164,10 +166,61 @@ void a_given_weight_leaves_the_others_what_they_are() {
   }
 }
 
+// Every combination of names with bounds and given weights of its own, for one to four experts, all in one batch and
+// in another order.
+void rows_of_other_rules_change_no_bit() {
+  std::mt19937 generator(7);
+  ThreadTeam team(2);
+  constexpr int64_t kVocab = 2500;
+  std::vector<Rule> rules;
+  for (const CombineRow& combine : kCombineTable) {
+    for (const MatchRow& match : kMatchTable) {
+      Rule rule = mixed(combine.combine, match.match);
+      rule.weights.resize(1 + rules.size() % 4);
+      rules.push_back(rule);
+    }
+  }
+  const int rows = static_cast<int>(rules.size());
+  for (const double excluded : {0.0, 0.1}) {
+    Batch together(rows, 4, kVocab, excluded, generator);
+    Batch alone = together;
+    for (int row = 0; row < rows; ++row) {
+      for (Batch* batch : {&together, &alone}) {
+        batch->inputs[row].rule = &rules[row];
+        batch->inputs[row].count = static_cast<int>(rules[row].weights.size());
+      }
+      alone.results[row].alpha = &alone.numbers[12 * row];
+      alone.results[row].target_f = alone.results[row].alpha + 4;
+      alone.results[row].target_g = alone.results[row].alpha + 8;
+      alone.results[row].logits = alone.fused[row].data();
+    }
+    std::vector<int> order(rows);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), generator);
+    std::vector<FusionInput> inputs;
+    std::vector<FusionResult> results;
+    for (const int row : order) {
+      inputs.push_back(together.inputs[row]);
+      results.push_back(together.results[row]);
+    }
+    FusionSolver solver(4, kVocab, rows, team);
+    solver.solve(inputs, results);
+    for (int i = 0; i < rows; ++i) {
+      const int row = order[i];
+      FusionSolver one(alone.inputs[row].count, kVocab, 1, team);
+      one.solve({&alone.inputs[row], 1}, {&alone.results[row], 1});
+      EXPECT(results[i].f == alone.results[row].f && results[i].g == alone.results[row].g);
+      EXPECT(results[i].sweeps == alone.results[row].sweeps && results[i].bad_model == kNoBadModel);
+    }
+    EXPECT(together.numbers == alone.numbers);
+    EXPECT(together.fused == alone.fused);
+  }
+}
+
 void a_bad_logit_is_the_fault_of_its_row_and_model() {
   std::mt19937 generator(2);
   ThreadTeam team(2);
-  FusionSolver solver({}, 2, 3000, 3, team);
+  FusionSolver solver(2, 3000, 3, team);
   Batch batch(3, 2, 3000, 0.0, generator);
   batch.logits[5 + 3][2999] = std::numeric_limits<float>::quiet_NaN();  // row 1, expert 1
   batch.logits[10][0] = std::numeric_limits<float>::infinity();         // row 2, the large model
@@ -179,10 +232,10 @@ void a_bad_logit_is_the_fault_of_its_row_and_model() {
 
 void impossible_solvers_are_refused() {
   ThreadTeam team(1);
-  EXPECT_THROWS(FusionSolver({}, 0, 10, 1, team));
-  EXPECT_THROWS(FusionSolver({}, 17, 10, 1, team));
-  EXPECT_THROWS(FusionSolver({}, 1, 1, 1, team));
-  FusionSolver solver({}, 1, 10, 1, team);
+  EXPECT_THROWS(FusionSolver(0, 10, 1, team));
+  EXPECT_THROWS(FusionSolver(17, 10, 1, team));
+  EXPECT_THROWS(FusionSolver(1, 1, 1, team));
+  FusionSolver solver(1, 10, 1, team);
   std::mt19937 generator(3);
   Batch batch(2, 1, 10, 0.0, generator);
   EXPECT_THROWS(solver.solve(batch.inputs, batch.results));
@@ -196,6 +249,7 @@ int main() {
       {"every mode solves every size", dlf::every_mode_solves_every_size},
       {"a row may use some of the experts", dlf::a_row_may_use_some_of_the_experts},
       {"a given weight leaves the others what they are", dlf::a_given_weight_leaves_the_others_what_they_are},
+      {"rows of other rules change no bit", dlf::rows_of_other_rules_change_no_bit},
       {"a bad logit is the fault of its row and model", dlf::a_bad_logit_is_the_fault_of_its_row_and_model},
       {"impossible solvers are refused", dlf::impossible_solvers_are_refused},
   });

@@ -47,10 +47,10 @@ void expect_near(const StepOutput& output, const StepOutput& expected) {
 
 void tokens_are_those_of_the_processor() {
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
-    CpuStepLoop cpu(tiny_plan(combine), tiny_models(), {1, kContext, 1});
-    const auto cuda = make_cuda_step_loop(tiny_plan(combine), tiny_models(), options(1));
+    CpuStepLoop cpu(tiny_plan(), tiny_models(), {1, kContext, 1});
+    const auto cuda = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
     for (const double temperature : {0.0, 1.0}) {
-      const Request request = make_request(1, 5, 6, temperature);
+      const Request request = make_request(1, 5, 6, temperature, combine);
       cpu.add(request);
       cuda->add(request);
       while (!cpu.idle()) {
@@ -69,26 +69,26 @@ void tokens_are_those_of_the_processor() {
   }
 }
 
-Tokens tokens_of_many(StepLoop& loop) {
+Tokens tokens_of_many(StepLoop& loop, Combine combine = Combine::select) {
   for (int64_t id = 0; id < 5; ++id) {
-    loop.add(make_request(id, 1 + 5 * id, 4 + 2 * id, id % 2 == 0 ? 1.0 : 0.0));
+    loop.add(make_request(id, 1 + 5 * id, 4 + 2 * id, id % 2 == 0 ? 1.0 : 0.0, combine));
   }
   return run(loop);
 }
 
 void batches_and_graphs_change_nothing() {
-  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {3, kContext, 1});
+  CpuStepLoop cpu(tiny_plan(), tiny_models(), {3, kContext, 1});
   const Tokens expected = tokens_of_many(cpu);
   for (const bool graph : {true, false}) {
-    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(3, graph));
+    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(3, graph));
     EXPECT(tokens_of_many(*loop) == expected);
   }
 }
 
 // A kind of step that ran is a graph the next time, if there was a gap between the requests, or if it ran for long.
 void graphs_are_captured_when_nobody_waits() {
-  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
-  const auto without = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1, false));
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
+  const auto without = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1, false));
   const auto decode = [](StepLoop& loop, int64_t max_new_tokens, const Speculation& speculation) {
     Request request = make_request(1, 5, max_new_tokens);
     request.speculation = speculation;
@@ -126,7 +126,7 @@ void graphs_are_captured_when_nobody_waits() {
     EXPECT(never == 0 && as_many == steps && plainly == tokens);
   }
   EXPECT(prepared(*without) == 0);
-  const auto busy = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  const auto busy = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
   const auto [tokens, launched_whole, steps] = decode(*busy, 20, {});
   EXPECT(launched_whole > 10 && launched_whole < steps);
   EXPECT(prepared(*busy) == 0);
@@ -173,7 +173,7 @@ void no_prompt_has_a_size_that_the_library_has_not_met() {
   throw testing::Skip("torch shows an operator's inputs in release builds only");
 #endif
   const LibraryRows library;
-  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
   const std::set<int64_t> met = LibraryRows::seen();
   EXPECT(!met.empty());
   for (const int64_t length : {9, 15, 16, 17, 33, 47, 58}) {
@@ -199,7 +199,7 @@ void expect_drafts_to_change_nothing(const Devices& devices) {
     }
     return run(loop);
   };
-  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {3, kContext, 1});
+  CpuStepLoop cpu(tiny_plan(), tiny_models(), {3, kContext, 1});
   const Tokens expected = decode(cpu, {});
   bool graph = false;
   for (const Speculation& speculation :
@@ -208,7 +208,7 @@ void expect_drafts_to_change_nothing(const Devices& devices) {
     graph = !graph;
     CudaOptions some = options(3, graph);
     some.devices = devices;
-    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), some);
+    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), some);
     EXPECT(decode(*loop, speculation) == expected);
   }
 }
@@ -220,14 +220,42 @@ void drafts_on_two_devices_change_nothing() {
   expect_drafts_to_change_nothing(kTwo);
 }
 
+void expect_rules_to_keep_apart(const Devices& devices) {
+  bool graph = true;
+  testing::expect_rules_to_keep_apart([&] {
+    graph = !graph;
+    return make_cuda_step_loop(tiny_plan(), tiny_models(), {4, kContext, devices, 0, graph});
+  });
+}
+
+void requests_may_have_rules_of_their_own() { expect_rules_to_keep_apart(kOne); }
+
+// Only the kernels differ by rule, and only they make a step another kind with a graph of its own.
+void rules_that_share_a_kernel_share_a_graph() {
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(2));
+  const auto decode = [&](std::vector<Combine> combines) {
+    for (size_t i = 0; i < combines.size(); ++i) {
+      loop->add(make_request(static_cast<int64_t>(i), 5, 6, 1.0, combines[i]));
+    }
+    run(*loop);
+    int captured = 0;
+    while (loop->prepare()) {
+      ++captured;
+    }
+    return captured;
+  };
+  EXPECT(decode({Combine::select, Combine::select}) == 1);
+  EXPECT(decode({Combine::centroid, Combine::grid}) == 0);
+  EXPECT(decode({Combine::joint, Combine::joint}) == 1);
+  EXPECT(decode({Combine::joint, Combine::select}) == 1);
+  EXPECT(decode({Combine::grid, Combine::joint}) == 0);
+}
+
 // A large model that experts hardly move, drafted by itself: most drafts are right, and what comes with them, too.
 void expect_right_drafts_to_be_taken(const Devices& devices, int64_t id) {
   FusionPlan plan;
   plan.lane_model = {0, 1, 2, 3, 2};
   plan.experts = {{1, 2}, {3, 2}};
-  plan.fusion.weights.resize(2);
-  plan.fusion.weights[0].given = 0.1;
-  plan.fusion.weights[1].given = -0.05;
   plan.vocab = kVocab;
   plan.drafter = 4;
   plan.lane_model[4] = 4;
@@ -237,6 +265,7 @@ void expect_right_drafts_to_be_taken(const Devices& devices, int64_t id) {
     CpuStepLoop cpu(plan, models, {1, kContext, 1});
     const auto loop = make_cuda_step_loop(plan, models, {1, kContext, devices, 0, true});
     Request request = make_request(id, 5, 40, temperature);
+    request.rule.weights = {{2.0, 0.1}, {2.0, -0.05}};
     request.sampling.frequency_penalty = 0.2;
     request.sampling.bad_words = {{3, 4}, {9}};
     request.sampling.min_new_tokens = 10;
@@ -305,11 +334,11 @@ void drafts_end_where_the_sequence_does() {
 
 void models_may_be_on_two_devices() {
   needs_two_devices();
-  CpuStepLoop cpu(tiny_plan(Combine::joint), tiny_models(), {2, kContext, 1});
+  CpuStepLoop cpu(tiny_plan(), tiny_models(), {2, kContext, 1});
   CudaOptions two = options(2);
   two.devices = {0, 1, 1, 1};
-  const auto loop = make_cuda_step_loop(tiny_plan(Combine::joint), tiny_models(), two);
-  EXPECT(tokens_of_many(*loop) == tokens_of_many(cpu));
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), two);
+  EXPECT(tokens_of_many(*loop, Combine::joint) == tokens_of_many(cpu, Combine::joint));
 }
 
 void the_large_model_decodes_alone() {
@@ -352,7 +381,6 @@ void expect_adapters_to_be_those_of_the_processor(const Devices& devices) {
   plan.lane_model = {0, 1, 1, 1};
   plan.lane_adapter = {-1, 0, -1, 1};
   plan.experts = {{1, 2}, {3, 2}};
-  plan.fusion.combine = Combine::centroid;
   plan.vocab = kVocab;
   const Models models = {tiny_model(1), tiny_model(2)};
   const Adapters adapters = {{}, {testing::tiny_adapter(5, 3, true), testing::tiny_adapter(6, 7, false)}};
@@ -362,7 +390,7 @@ void expect_adapters_to_be_those_of_the_processor(const Devices& devices) {
   const auto without = make_cuda_step_loop(plan, models, {3, kContext, devices, 0, false}, adapters);
   for (StepLoop* loop : std::initializer_list<StepLoop*>{&cpu, &plain, with_graph.get(), without.get()}) {
     for (const int64_t id : {1, 2, 3}) {
-      Request request = make_request(id, 4 + id, 6);
+      Request request = make_request(id, 4 + id, 6, 1.0, Combine::centroid);
       if (id == 2) {
         request.experts = {1};
         request.prompts[1].tokens.clear();
@@ -400,10 +428,10 @@ void expect_the_prefix_cache_to_change_nothing(const Devices& devices) {
     EXPECT((cached > 0) == hits);
     return tokens;
   };
-  CpuStepLoop cpu(tiny_plan(Combine::select), tiny_models(), {2, 128, 1});
+  CpuStepLoop cpu(tiny_plan(), tiny_models(), {2, 128, 1});
   const Tokens expected = decode(cpu, false);
   for (const int64_t bytes : {0, 50000, 1 << 24}) {
-    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {2, 128, devices, bytes});
+    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), {2, 128, devices, bytes});
     EXPECT(decode(*loop, bytes > 0) == expected);
   }
 }
@@ -416,12 +444,12 @@ void prefix_caches_of_two_devices_change_nothing() {
 }
 
 void a_cancelled_sequence_leaves_its_place() {
-  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
   testing::expect_a_cancelled_sequence_leaves_its_place(*loop, 4);
 }
 
 void stop_tokens_and_the_context_end_a_sequence() {
-  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(2));
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(2));
   loop->add(make_request(1, 60, 1000));
   EXPECT(run(*loop).at(1).size() == 5);
   loop->add(make_request(2, 4, 8));
@@ -458,9 +486,9 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
 }
 
 void what_does_not_fit_is_refused() {
-  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {1, kContext, {0, 0, 0, 99}, 0, true}));
-  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), {256, 1 << 28, {0, 0, 0, 0}, 0, true}));
-  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(1));
+  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(), tiny_models(), {1, kContext, {0, 0, 0, 99}, 0, true}));
+  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(), tiny_models(), {256, 1 << 28, {0, 0, 0, 0}, 0, true}));
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
   Request many = make_request(1, 4, 5);
   many.sampling.stop_token_ids.assign(257, 1);
   EXPECT_THROWS(loop->add(many));
@@ -482,7 +510,7 @@ class Taken : public c10::MemoryReportingInfoBase {
 };
 
 void the_memory_is_what_was_said() {
-  const FusionPlan plan = tiny_plan(Combine::select);
+  const FusionPlan plan = tiny_plan();
   const Models models = tiny_models();
   std::vector<ModelSize> sizes;
   for (const auto& model : models) {
@@ -509,10 +537,10 @@ void the_memory_is_what_was_said() {
 
 void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
   for (const Combine combine : {Combine::select, Combine::joint}) {
-    CpuStepLoop cpu(tiny_plan(combine), tiny_models(), {1, kContext, 1});
-    const auto loop = make_cuda_step_loop(tiny_plan(combine), tiny_models(), {1, kContext, devices, 1 << 20, true});
+    CpuStepLoop cpu(tiny_plan(), tiny_models(), {1, kContext, 1});
+    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), {1, kContext, devices, 1 << 20, true});
     for (const std::vector<int>& experts : {std::vector<int>{0, 1}, {1}, {}}) {
-      const ScoreRequest request = testing::score_request(2, experts);
+      const ScoreRequest request = testing::score_request(2, experts, combine);
       testing::expect_scores_near(loop->score(request, [] {}), cpu.score(request, [] {}), 3e-3);
     }
   }
@@ -526,7 +554,7 @@ void scores_may_be_of_two_devices() {
 }
 
 void scoring_leaves_sequences_alone() {
-  const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), options(2));
+  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(2));
   testing::expect_scores_beside_sequences(*loop, 4, [](StepLoop& loop) {
     for (int64_t id = 0; id < 3; ++id) {
       loop.add(make_request(id, 5 + id, 3));
@@ -539,7 +567,7 @@ void sequences_go_on_while_something_is_scored() {
   for (const int64_t prefix_cache_bytes : {0, 1 << 20}) {
     CudaOptions scoring = options(2);
     scoring.prefix_cache_bytes = prefix_cache_bytes;
-    const auto loop = make_cuda_step_loop(tiny_plan(Combine::select), tiny_models(), scoring);
+    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), scoring);
     testing::expect_steps_while_scoring(*loop, [](StepLoop& loop) {
       for (int64_t id = 0; id < 3; ++id) {
         Request request = make_request(id, 5 + id, 12);
@@ -562,6 +590,8 @@ int main() {
       {"drafts change nothing", dlf::drafts_change_nothing},
       {"drafts on two devices change nothing", dlf::drafts_on_two_devices_change_nothing},
       {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},
+      {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},
+      {"rules that share a kernel share a graph", dlf::rules_that_share_a_kernel_share_a_graph},
       {"a drafter may be on another device", dlf::a_drafter_may_be_on_another_device},
       {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does},
       {"models may be on two devices", dlf::models_may_be_on_two_devices},

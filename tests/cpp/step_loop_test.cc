@@ -49,8 +49,8 @@ const Speculation kSpeculations[] = {
     {8},  // as far as is worth it
 };
 
-CpuStepLoop make_loop(Combine combine, int64_t max_batch = 3) {
-  return CpuStepLoop(testing::tiny_plan(combine), testing::tiny_models(), {max_batch, 64, 2});
+CpuStepLoop make_loop(int64_t max_batch = 3) {
+  return CpuStepLoop(testing::tiny_plan(), testing::tiny_models(), {max_batch, 64, 2});
 }
 
 void a_decode_step_allocates_nothing() {
@@ -59,9 +59,9 @@ void a_decode_step_allocates_nothing() {
   EXPECT(allocations > at_first);  // libtorch's are counted too
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
     for (const Speculation& speculation : kSpeculations) {
-      CpuStepLoop loop = make_loop(combine);
+      CpuStepLoop loop = make_loop();
       for (int64_t id = 0; id < 3; ++id) {
-        Request request = make_request(id, 5 + id, 40);
+        Request request = make_request(id, 5 + id, 40, 1.0, combine);
         request.speculation = speculation;
         loop.add(std::move(request));
       }
@@ -77,7 +77,7 @@ void a_decode_step_allocates_nothing() {
 
 void drafts_change_nothing() {
   const auto decode = [](const Speculation& speculation) {
-    CpuStepLoop loop = make_loop(Combine::select);
+    CpuStepLoop loop = make_loop();
     for (int64_t id = 0; id < 7; ++id) {
       Request request = make_request(id, 1 + 5 * id, 40);
       request.speculation = speculation;
@@ -92,7 +92,7 @@ void drafts_change_nothing() {
 }
 
 void drafters_that_there_are_not_are_refused() {
-  CpuStepLoop loop = make_loop(Combine::select);
+  CpuStepLoop loop = make_loop();
   for (const Speculation& speculation :
        {Speculation{-1}, Speculation{kMaxDraft + 1}, Speculation{2, 0}, Speculation{2, 4}, Speculation{2, -3}}) {
     Request request = make_request(1, 4, 5);
@@ -108,26 +108,31 @@ void drafters_that_there_are_not_are_refused() {
 }
 
 void sequences_do_not_depend_on_the_batch() {
-  CpuStepLoop together = make_loop(Combine::select);
+  CpuStepLoop together = make_loop();
   for (int64_t id = 0; id < 7; ++id) {  // more than there are places
     together.add(make_request(id, 1 + 5 * id, 20));
   }
   const Tokens all = run(together);
   for (int64_t id = 0; id < 7; ++id) {
-    CpuStepLoop alone = make_loop(Combine::select, 1);
+    CpuStepLoop alone = make_loop(1);
     alone.add(make_request(id, 1 + 5 * id, 20));
     EXPECT(run(alone).at(id) == all.at(id));
     EXPECT(all.at(id).size() == 20);
   }
 }
 
+void requests_may_have_rules_of_their_own() {
+  testing::expect_rules_to_keep_apart(
+      [] { return std::make_unique<CpuStepLoop>(testing::tiny_plan(), testing::tiny_models(), CpuOptions{4, 64, 2}); });
+}
+
 void a_cancelled_sequence_leaves_its_place() {
-  CpuStepLoop loop = make_loop(Combine::select, 1);
+  CpuStepLoop loop = make_loop(1);
   testing::expect_a_cancelled_sequence_leaves_its_place(loop, 190);
 }
 
 void the_context_ends_a_sequence() {
-  CpuStepLoop loop = make_loop(Combine::select);
+  CpuStepLoop loop = make_loop();
   loop.add(make_request(1, 60, 1000));
   // The last of the 64 places is that of a token which is fed back; one more is chosen after it.
   EXPECT(run(loop).at(1).size() == 5);
@@ -165,10 +170,10 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
 
 // Whatever allocation of a request fails: the loop goes on, and gives what it gives without.
 void memory_that_runs_out_leaves_the_loop_usable() {
-  CpuStepLoop fresh(testing::tiny_plan(Combine::select), testing::tiny_models(), {2, 128, 2, 1 << 20});
+  CpuStepLoop fresh(testing::tiny_plan(), testing::tiny_models(), {2, 128, 2, 1 << 20});
   fresh.add(testing::shared_request(1, 60, 5));
   const Tokens expected = run(fresh);
-  CpuStepLoop loop(testing::tiny_plan(Combine::select), testing::tiny_models(), {2, 128, 2, 1 << 20});
+  CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {2, 128, 2, 1 << 20});
   bool failed = true;
   int failures = 0;
   for (int64_t before = 0; failed; ++before, ++failures) {
@@ -191,16 +196,16 @@ void memory_that_runs_out_leaves_the_loop_usable() {
 }
 
 void requests_that_do_not_fit_are_refused() {
-  CpuStepLoop loop = make_loop(Combine::select);
+  CpuStepLoop loop = make_loop();
   testing::expect_requests_that_do_not_fit_are_refused(loop);
 }
 
 void scoring_leaves_sequences_alone() {
   for (const Combine combine : {Combine::select, Combine::joint}) {
-    CpuStepLoop loop(testing::tiny_plan(combine), testing::tiny_models(), {2, 64, 2, 1 << 20});
-    testing::expect_scores_beside_sequences(loop, 20, [](StepLoop& loop) {
+    CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {2, 64, 2, 1 << 20});
+    testing::expect_scores_beside_sequences(loop, 20, [&](StepLoop& loop) {
       for (int64_t id = 0; id < 3; ++id) {
-        loop.add(make_request(id, 5 + id, 6));
+        loop.add(make_request(id, 5 + id, 6, 1.0, combine));
       }
     });
   }
@@ -208,10 +213,10 @@ void scoring_leaves_sequences_alone() {
 
 void sequences_go_on_while_something_is_scored() {
   for (const int64_t prefix_cache_bytes : {0, 1 << 20}) {
-    CpuStepLoop loop(testing::tiny_plan(Combine::joint), testing::tiny_models(), {2, 64, 2, prefix_cache_bytes});
+    CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {2, 64, 2, prefix_cache_bytes});
     testing::expect_steps_while_scoring(loop, [](StepLoop& loop) {
       for (int64_t id = 0; id < 3; ++id) {
-        Request request = make_request(id, 5 + id, 20);
+        Request request = make_request(id, 5 + id, 20, 1.0, Combine::joint);
         request.speculation = {4 * id, kAutoDrafter, false};
         loop.add(std::move(request));
       }
@@ -220,7 +225,7 @@ void sequences_go_on_while_something_is_scored() {
 }
 
 void scores_that_do_not_fit_are_refused() {
-  CpuStepLoop loop = make_loop(Combine::select, 1);
+  CpuStepLoop loop = make_loop(1);
   testing::expect_scores_that_do_not_fit_are_refused(loop);
 }
 
@@ -233,6 +238,7 @@ int main() {
       {"drafts change nothing", dlf::drafts_change_nothing},
       {"drafters that there are not are refused", dlf::drafters_that_there_are_not_are_refused},
       {"sequences do not depend on the batch", dlf::sequences_do_not_depend_on_the_batch},
+      {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},
       {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
       {"the context ends a sequence", dlf::the_context_ends_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},

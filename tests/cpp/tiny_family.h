@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
@@ -61,11 +62,10 @@ inline std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
 }
 
 // A large model and two experts that share a base: lanes 0 to 3.
-inline FusionPlan tiny_plan(Combine combine) {
+inline FusionPlan tiny_plan() {
   FusionPlan plan;
   plan.lane_model = {0, 1, 2, 3};
   plan.experts = {{1, 2}, {3, 2}};
-  plan.fusion.combine = combine;
   plan.vocab = kVocab;
   return plan;
 }
@@ -97,8 +97,10 @@ inline std::shared_ptr<const Adapter> tiny_adapter(uint32_t seed, int64_t rank, 
 
 inline Models tiny_models() { return {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}; }
 
-inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, double temperature = 1.0) {
+inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, double temperature = 1.0,
+                            Combine combine = Combine::select) {
   Request request;
+  request.rule.combine = combine;
   request.id = id;
   request.max_new_tokens = max_new_tokens;
   request.sampling.temperature = temperature;
@@ -114,6 +116,17 @@ inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, 
     }
   }
   return request;
+}
+
+// A rule that differs from that of the other ids up to 30.
+inline Rule rule_of(int64_t id) {
+  Rule rule = {kCombineTable[id % 5].combine, kMatchTable[id / 5 % 3].match, {{2.0, {}}, {2.0, {}}}};
+  if (id % 5 == 3) {
+    rule.weights = {{2.0, 0.4}, {2.0, -0.3}};
+  } else if (id / 15 == 1) {
+    rule.weights = {{0.7, {}}, {2.0, 0.2}};
+  }
+  return rule;
 }
 
 // With a prompt that begins as all others of this length do, longest for the first expert, which has examples.
@@ -146,8 +159,9 @@ inline Tokens run(StepLoop& loop) {
 }
 
 // Continuations of lanes' prompts of different lengths, one token long and longer than the others.
-inline ScoreRequest score_request(int64_t id, std::vector<int> experts = {0, 1}) {
+inline ScoreRequest score_request(int64_t id, std::vector<int> experts = {0, 1}, Combine combine = Combine::select) {
   ScoreRequest request;
+  request.rule.combine = combine;
   request.prompts = shared_request(id, 30, 3).prompts;
   request.experts = std::move(experts);
   request.continuations = {{7}, {1, 2, 3, 4}, {7, 7, 9, 49, 0, 11, 12, 5, 30}};
@@ -175,6 +189,33 @@ inline void expect_scores_near(const std::vector<Score>& scores, const std::vect
     near(scores[i].alpha, expected[i].alpha);
     near(scores[i].f, expected[i].f);
     near(scores[i].g, expected[i].g);
+  }
+}
+
+// Requests with rules of their own give in company, drafted or not, what they give alone.
+inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepLoop>()>& make) {
+  const auto request = [](int64_t id, const Speculation& speculation) {
+    Request ruled = make_request(1, 4, 12);
+    ruled.id = id;
+    ruled.rule = rule_of(id);
+    ruled.speculation = speculation;
+    return ruled;
+  };
+  const std::vector<int64_t> ids = {0, 1, 2, 3, 4, 6, 7, 12, 17};
+  Tokens alone;
+  for (const int64_t id : ids) {
+    const auto loop = make();
+    loop->add(request(id, {}));
+    alone[id] = run(*loop)[id];
+  }
+  EXPECT(std::set<std::vector<int64_t>>({alone[0], alone[1], alone[2], alone[3]}).size() > 2);
+  for (const Speculation& speculation :
+       {Speculation(), Speculation{4, kAutoDrafter, false}, Speculation{3, 3, false}}) {
+    const auto loop = make();
+    for (const int64_t id : ids) {
+      loop->add(request(id, speculation));
+    }
+    EXPECT(run(*loop) == alone);
   }
 }
 

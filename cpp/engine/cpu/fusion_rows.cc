@@ -9,8 +9,7 @@ FusionRows::FusionRows(const FusionPlan& plan, int64_t most_rows, ThreadTeam& te
   if (experts == 0) {
     return;
   }
-  solver_ = std::make_unique<FusionSolver>(plan.fusion, static_cast<int>(experts), plan.vocab,
-                                           static_cast<int>(most_rows), team);
+  solver_ = std::make_unique<FusionSolver>(static_cast<int>(experts), plan.vocab, static_cast<int>(most_rows), team);
   expert_logits_.resize(most_rows * experts);
   base_logits_.resize(most_rows * experts);
   alpha_.resize(most_rows * experts);
@@ -21,8 +20,9 @@ FusionRows::FusionRows(const FusionPlan& plan, int64_t most_rows, ThreadTeam& te
   fused_ = at::empty({most_rows, plan.vocab}, at::kFloat);
 }
 
-void FusionRows::add(std::span<const int> experts, const float* large, size_t at) {
-  inputs_[count_] = {large, &expert_logits_[at], &base_logits_[at], experts.data(), static_cast<int>(experts.size())};
+void FusionRows::add(std::span<const int> experts, const Rule& rule, const float* large, size_t at) {
+  inputs_[count_] = {large,         &expert_logits_[at], &base_logits_[at], &rule, static_cast<int>(experts.size()),
+                     experts.data()};
   FusionResult& result = results_[count_];
   result.alpha = &alpha_[at];
   result.target_f = &target_f_[at];

@@ -21,16 +21,17 @@ class FusionRows {
 
   void clear() { count_ = 0; }
 
-  // A row that fuses these experts, which hold until it is solved; logits(lane) is where a lane's logits are.
+  // A row that fuses these experts by this rule, which hold until it is solved; logits(lane) is where a lane's logits
+  // are.
   template <typename Logits>
-  void add(std::span<const int> experts, Logits&& logits) {
+  void add(std::span<const int> experts, const Rule& rule, Logits&& logits) {
     const size_t at = count_ * plan_.experts.size();
     for (size_t t = 0; t < experts.size(); ++t) {
       const ExpertLanes& lanes = plan_.experts[experts[t]];
       expert_logits_[at + t] = logits(lanes.expert);
       base_logits_[at + t] = logits(lanes.base);
     }
-    add(experts, logits(0), at);
+    add(experts, rule, logits(0), at);
   }
 
   // α and the fused logits of the rows that were added.
@@ -40,7 +41,7 @@ class FusionRows {
   const FusionResult* results() const { return results_.data(); }
 
  private:
-  void add(std::span<const int> experts, const float* large, size_t at);
+  void add(std::span<const int> experts, const Rule& rule, const float* large, size_t at);
 
   const FusionPlan& plan_;
   std::unique_ptr<FusionSolver> solver_;     // null without experts

@@ -68,7 +68,7 @@ std::vector<Score> CpuScorer::score(const ScoreRequest& request, const Poll& pol
   for (size_t i = 0; i < lanes.size(); ++i) {
     lanes_[i] = {lanes[i].used() ? lanes[i].logits[0] : nullptr, 0};
   }
-  solve(1, request.experts);
+  solve(1, request);
   for (size_t i = 0; i < scores.size(); ++i) {
     take(0, request.continuations[i][0], request.experts, scores[i]);
   }
@@ -80,7 +80,7 @@ std::vector<Score> CpuScorer::score(const ScoreRequest& request, const Poll& pol
       const int64_t count = std::min(rows_, size - begin);
       poll();
       read(lanes, tokens.subspan(begin - 1, count), begin - 1);
-      solve(count, request.experts);
+      solve(count, request);
       for (int64_t row = 0; row < count; ++row) {
         take(row, tokens[begin + row], request.experts, scores[i]);
       }
@@ -117,14 +117,14 @@ void CpuScorer::read(const std::vector<Lane>& lanes, std::span<const int64_t> to
   }
 }
 
-void CpuScorer::solve(int64_t rows, std::span<const int> experts) {
+void CpuScorer::solve(int64_t rows, const ScoreRequest& request) {
   for (int64_t row = 0; row < rows; ++row) {
     distributions_[row] = {logits(0, row), {}, 0, kNoBadModel};
   }
-  if (!experts.empty()) {
+  if (!request.experts.empty()) {
     fusion_.clear();
     for (int64_t row = 0; row < rows; ++row) {
-      fusion_.add(experts, [&](int64_t lane) { return logits(lane, row); });
+      fusion_.add(request.experts, request.rule, [&](int64_t lane) { return logits(lane, row); });
     }
     fusion_.solve();
     for (int64_t row = 0; row < rows; ++row) {

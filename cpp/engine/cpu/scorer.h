@@ -36,7 +36,7 @@ class CpuScorer {
 
   void read_prompts(std::vector<Lane>& lanes, const Poll& poll);
   void read(const std::vector<Lane>& lanes, std::span<const int64_t> tokens, int64_t position);
-  void solve(int64_t rows, std::span<const int> experts);
+  void solve(int64_t rows, const ScoreRequest& request);
   void measure(Distribution& row, double* block_sums) const;
   void take(int64_t row, int64_t token, std::span<const int> experts, Score& score) const;
   const float* logits(int64_t lane, int64_t row) const { return lanes_[lane].first + row * lanes_[lane].second; }

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "engine/timer.h"
+#include "fusion/bad_model.h"
 
 namespace dlf {
 
@@ -48,6 +49,7 @@ void CpuStepLoop::add(Request request) {
     lane.logits.reserve(max_draft + 2);
   }
   sequence->experts = std::move(request.experts);
+  sequence->rule = std::move(request.rule);
   sequence->request = request.id;
   sequence->max_new_tokens = request.max_new_tokens;
   sequence->stop_token_ids = request.sampling.stop_token_ids;
@@ -189,7 +191,8 @@ void CpuStepLoop::solve() {
       continue;
     }
     for (int64_t position = 0; position <= sequence->draft.size; ++position) {
-      fusion_->add(sequence->experts, [&](int64_t lane) { return sequence->lanes[lane].logits[position]; });
+      fusion_->add(sequence->experts, sequence->rule,
+                   [&](int64_t lane) { return sequence->lanes[lane].logits[position]; });
     }
   }
   fusion_->solve();

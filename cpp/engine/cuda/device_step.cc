@@ -31,54 +31,55 @@ DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const CudaO
   memory_ = std::make_unique<SequenceMemory>(static_cast<int>(options.max_batch), max_tokens, kTopCapacity, main());
 }
 
-bool DeviceStep::launch(int batch, const StepDraft& draft) {
-  Kind& kind = kinds_[{batch, draft}];
-  if (kind.graph != nullptr) {
-    kind.graph->replay(main());
+bool DeviceStep::launch(const Kind& kind) {
+  Launches& launches = kinds_[kind];
+  if (launches.graph != nullptr) {
+    launches.graph->replay(main());
     return true;
   }
-  enqueue(batch, draft);  // the first one also readies kernels and libraries for the capture
-  ++kind.runs;
+  enqueue(kind);  // the first one also readies kernels and libraries for the capture
+  ++launches.runs;
   // Several of one kind in a row take about as long without a graph, and before a plain one is timed nothing is
   // drafted.
-  return kind.runs > 1 && (!graph_ || kind.fails || draft.count == 0);
+  return launches.runs > 1 && (!graph_ || launches.fails || kind.draft.count == 0);
 }
 
 bool DeviceStep::capture(int64_t least_runs) {
-  const auto wanted = [&](const Kind& kind) { return kind.graph != nullptr || kind.fails ? 0 : kind.runs; };
+  const auto wanted = [&](const Launches& found) { return found.graph != nullptr || found.fails ? 0 : found.runs; };
   const auto most = std::max_element(kinds_.begin(), kinds_.end(), [&](const auto& one, const auto& other) {
     return wanted(one.second) < wanted(other.second);
   });
   if (!graph_ || most == kinds_.end() || wanted(most->second) < std::max<int64_t>(least_runs, 1)) {
     return false;
   }
-  auto& [step, kind] = *most;
+  auto& [kind, launches] = *most;
   auto graph = std::make_unique<Graph>();
   try {
-    graph->capture(main(), [&] { enqueue(step.first, step.second); });
-    kind.graph = std::move(graph);
+    graph->capture(main(), [&] { enqueue(kind); });
+    launches.graph = std::move(graph);
   } catch (const std::exception& error) {  // there may be no memory for it; what failed otherwise fails again in a step
-    kind.fails = true;
+    launches.fails = true;
     TORCH_WARN("a step could not be captured as a graph and runs without: ", error.what());
   }
   return true;
 }
 
-bool DeviceStep::uses_graph(int batch, const StepDraft& draft) const {
-  const auto found = kinds_.find({batch, draft});
+bool DeviceStep::uses_graph(const Kind& kind) const {
+  const auto found = kinds_.find(kind);
   return found != kinds_.end() && found->second.graph != nullptr;
 }
 
 // One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once. Or, from there
 // on: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
-void DeviceStep::enqueue(int batch, const StepDraft& draft) {
-  sampler_->sample(fuse(batch, 1, memory_->active(), memory_->chosen()), batch, main());
+void DeviceStep::enqueue(const Kind& kind) {
+  const auto& [batch, draft, solvers] = kind;
+  sampler_->sample(fuse(kind, 1, memory_->active()), batch, main());
   memory_->advance(table(), sampled(), batch, 0, /*ends_step=*/draft.count == 0, main().stream());
   if (draft.count == 0) {
     return models_.forward(batch, [](size_t) { return Pass{0, 1}; });
   }
   draft_tokens(batch, draft);
-  verify(batch, draft);
+  verify(kind);
 }
 
 // Each drafted token is what the sampler makes of the drafter's logits, with the random number of its position. In the
@@ -105,22 +106,24 @@ void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
 }
 
 // Of the tokens that were drafted, those are right that are sampled now.
-void DeviceStep::verify(int batch, const StepDraft& draft) {
+void DeviceStep::verify(const Kind& kind) {
+  const auto& [batch, draft, solvers] = kind;
   const Stream stream = main().stream();
   const DraftTable drafts = memory_->draft();
-  sampler_->verify(fuse(batch, draft.count, drafts.wanted, drafts.chosen), batch, draft.count, main());
+  sampler_->verify(fuse(kind, draft.count, drafts.wanted), batch, draft.count, main());
   memory_->advance(table(), sampled(), batch, draft.count, /*ends_step=*/true, stream);
   sampler_->append_drafted(drafts.accepted, batch, main());
   models_.keep_logits(batch, memory_->active(), drafts.accepted);
 }
 
 // The logits to sample `count` tokens of each sequence from.
-SamplerState::Rows DeviceStep::fuse(int batch, int count, const int32_t* active, const uint32_t* chosen) {
+SamplerState::Rows DeviceStep::fuse(const Kind& kind, int count, const int32_t* active) {
   const Logits large = models_.logits(0);
   if (plan_.experts.empty()) {
     return {large.data, large.stride, active};
   }
-  FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
+  FusionArgs args = {};
+  args.expert_count = static_cast<int>(plan_.experts.size());
   args.large = large;
   for (size_t t = 0; t < plan_.experts.size(); ++t) {
     args.experts[t] = models_.logits(plan_.experts[t].expert);
@@ -130,12 +133,12 @@ SamplerState::Rows DeviceStep::fuse(int batch, int count, const int32_t* active,
   args.fused_stride = plan_.vocab;
   args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
   args.active = active;
-  args.chosen = chosen;
-  args.rows = batch;
+  args.rules = memory_->rules();
+  args.rule_count = kind.batch;
+  args.kernels = kind.solvers;
+  args.rows = count * kind.batch;
   args.vocab = plan_.vocab;
-  const FusionShape shape = fusion_shape(args);  // sums are added as they are where nothing is drafted
-  args.rows = count * batch;
-  cuda::solve(args, shape, main().stream());
+  cuda::solve(args, main().stream());
   return {args.fused, args.fused_stride, active};
 }
 

@@ -2,9 +2,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <compare>
+#include <cstdint>
 #include <map>
 #include <memory>
-#include <utility>
 
 #include "engine/cuda/device_models.h"
 #include "engine/cuda/sequence_memory.h"
@@ -21,15 +22,25 @@ class DeviceStep {
  public:
   DeviceStep(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
 
-  // Puts a step of the first `batch` sequences on its way: as a graph, or as long as its kind has none kernel by
-  // kernel. Returns whether it takes as long as others of its kind will.
-  bool launch(int batch, const StepDraft& draft);
+  // What tells one kind of step, and its graph, from another. The numbers of a rule lie in device memory, but which
+  // kernels solve the rules is the graph's.
+  struct Kind {
+    int batch = 0;  // the first sequences, so many
+    StepDraft draft;
+    uint32_t solvers = 0;  // SolverKernels of their rules
+
+    auto operator<=>(const Kind&) const = default;
+  };
+
+  // Puts a step on its way: as a graph, or as long as its kind has none kernel by kernel. Returns whether it takes as
+  // long as others of its kind will.
+  bool launch(const Kind& kind);
 
   // Captures a graph for the kind of step that ran most often without, where one ran so often. Takes the host
   // milliseconds, in which the device has what was launched before. Returns whether there was one.
   bool capture(int64_t least_runs);
 
-  bool uses_graph(int batch, const StepDraft& draft) const;
+  bool uses_graph(const Kind& kind) const;
 
   DeviceModels& models() { return models_; }
   SamplerState& sampler() { return *sampler_; }
@@ -38,16 +49,16 @@ class DeviceStep {
   Queue& main() { return models_.main(); }
 
  private:
-  struct Kind {
+  struct Launches {
     std::unique_ptr<Graph> graph;
     int64_t runs = 0;  // without
     bool fails = false;
   };
 
-  void enqueue(int batch, const StepDraft& draft);
+  void enqueue(const Kind& kind);
   void draft_tokens(int batch, const StepDraft& draft);
-  void verify(int batch, const StepDraft& draft);
-  SamplerState::Rows fuse(int batch, int count, const int32_t* active, const uint32_t* chosen);
+  void verify(const Kind& kind);
+  SamplerState::Rows fuse(const Kind& kind, int count, const int32_t* active);
   SequenceMemory::Sampled sampled() const;
 
   const FusionPlan& plan_;
@@ -57,7 +68,7 @@ class DeviceStep {
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;
   std::unique_ptr<SequenceMemory> memory_;
-  std::map<std::pair<int, StepDraft>, Kind> kinds_;  // by batch
+  std::map<Kind, Launches> kinds_;
 };
 
 }  // namespace dlf::cuda

@@ -2,13 +2,13 @@
 
 #include <ATen/ops/argmax.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/logsumexp.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "engine/step_loop.h"
@@ -72,7 +72,7 @@ std::vector<Score> Scorer::score(const ScoreRequest& request, const Poll& poll) 
   }
   const int64_t rows = std::min(chunk_, std::max<int64_t>(request.longest() - 1, 1));
   allocate(rows, !request.experts.empty());
-  const Solved begin_of_all = solve(1, request.experts, first);
+  const Solved begin_of_all = solve(1, request, first);
   for (size_t i = 0; i < scores.size(); ++i) {
     take(begin_of_all, 0, i, first[i], request.experts, scores[i]);
   }
@@ -84,7 +84,7 @@ std::vector<Score> Scorer::score(const ScoreRequest& request, const Poll& poll) 
       const int64_t count = std::min(rows, size - begin);
       poll();
       read(tokens.subspan(begin - 1, count), begin - 1);
-      const Solved solved = solve(count, request.experts, tokens.subspan(begin, count));
+      const Solved solved = solve(count, request, tokens.subspan(begin, count));
       for (int64_t row = 0; row < count; ++row) {
         take(solved, row, row, tokens[begin + row], request.experts, scores[i]);
       }
@@ -153,12 +153,12 @@ void Scorer::read(std::span<const int64_t> tokens, int64_t position) {
 }
 
 // Of `rows` distributions what the targets need: one for each row, or all for the only one.
-Scorer::Solved Scorer::solve(int64_t rows, std::span<const int> experts, std::span<const int64_t> targets) {
+Scorer::Solved Scorer::solve(int64_t rows, const ScoreRequest& request, std::span<const int64_t> targets) {
   Solved solved;
   main().run([&] {
     at::Tensor logits = rows_[0].narrow(0, 0, rows).narrow(1, 0, plan_.vocab);
-    if (!experts.empty()) {
-      fuse(rows, experts, solved);
+    if (!request.experts.empty()) {
+      fuse(rows, request, solved);
       logits = fused_.narrow(0, 0, rows);
     }
     const at::Tensor tokens = on_host(targets, at::kLong).to(on_device(main().device()).device());
@@ -170,23 +170,28 @@ Scorer::Solved Scorer::solve(int64_t rows, std::span<const int> experts, std::sp
   return solved;
 }
 
-void Scorer::fuse(int64_t rows, std::span<const int> experts, Solved& solved) {
-  uint32_t chosen = 0;
-  FusionArgs args = fusion_args(plan_.fusion, static_cast<int>(plan_.experts.size()));
+void Scorer::fuse(int64_t rows, const ScoreRequest& request, Solved& solved) {
+  const auto all = static_cast<int>(plan_.experts.size());
+  const RowRule rule = row_rule(request.rule, request.experts, all);
+  const at::Tensor rule_here = at::empty({static_cast<int64_t>(sizeof(rule))}, at::kByte);
+  std::memcpy(rule_here.mutable_data_ptr(), &rule, sizeof(rule));
+  const at::Tensor rule_there = rule_here.to(on_device(main().device()).device());
+  FusionArgs args = {};
   const auto logits = [&](int64_t lane) { return Logits{rows_[lane].const_data_ptr<float>(), rows_[lane].stride(0)}; };
   args.large = logits(0);
-  for (const int t : experts) {
-    chosen |= 1U << t;
+  for (const int t : request.experts) {
     args.experts[t] = logits(plan_.experts[t].expert);
     args.bases[t] = logits(plan_.experts[t].base);
   }
   const auto bytes = static_cast<int64_t>(rows * sizeof(FusionRecord));
   const at::Tensor records = at::empty({bytes}, on_device(main().device()).dtype(at::kByte));
-  const at::Tensor mask = at::full({rows}, static_cast<int64_t>(chosen), on_device(main().device()).dtype(at::kInt));
   args.fused = fused_.mutable_data_ptr<float>();
   args.fused_stride = plan_.vocab;
   args.records = static_cast<FusionRecord*>(records.mutable_data_ptr());
-  args.chosen = reinterpret_cast<const uint32_t*>(mask.const_data_ptr<int32_t>());
+  args.rules = static_cast<const RowRule*>(rule_there.const_data_ptr());
+  args.rule_count = 1;
+  args.kernels = rule.kernel;
+  args.expert_count = all;
   args.rows = static_cast<int>(rows);
   args.vocab = plan_.vocab;
   cuda::solve(args, main().stream());

@@ -42,8 +42,8 @@ class Scorer {
   void read_prompts(const ScoreRequest& request, const Poll& poll);
   void allocate(int64_t rows, bool fused);
   void read(std::span<const int64_t> tokens, int64_t position);
-  Solved solve(int64_t rows, std::span<const int> experts, std::span<const int64_t> targets);
-  void fuse(int64_t rows, std::span<const int> experts, Solved& solved);
+  Solved solve(int64_t rows, const ScoreRequest& request, std::span<const int64_t> targets);
+  void fuse(int64_t rows, const ScoreRequest& request, Solved& solved);
   static void take(const Solved& solved, size_t row, size_t target, int64_t token, std::span<const int> experts,
                    Score& score);
 

@@ -17,13 +17,12 @@ SequenceMemory::SequenceMemory(int max_batch, int max_tokens, int top_capacity, 
     step_ = at::zeros({max_batch}, integers);
     limit_ = at::zeros({max_batch}, integers);
     max_draft_ = at::zeros({max_batch}, integers);
-    chosen_ = at::zeros({max_batch}, integers);
+    rules_ = at::zeros({max_batch * static_cast<int64_t>(sizeof(RowRule))}, on_device(queue.device()).dtype(at::kByte));
     stop_count_ = at::zeros({max_batch}, integers);
     stops_ = at::zeros({max_batch, kMaxStops}, integers);
     ticket_ = at::zeros({1}, on_device(queue.device()).dtype(at::kLong));
     draft_tokens_ = at::zeros({max_tokens}, integers);
     draft_wanted_ = at::zeros({max_tokens}, integers);
-    draft_chosen_ = at::zeros({max_tokens}, integers);
     accepted_ = at::zeros({max_batch}, integers);
   });
   const int64_t places = int64_t{kRing} * max_batch * kStepTokens;
@@ -40,7 +39,7 @@ SequenceTable SequenceMemory::table(std::span<const ModelRows> models) {
   table.step = step_.mutable_data_ptr<int32_t>();
   table.limit = limit_.mutable_data_ptr<int32_t>();
   table.max_draft = max_draft_.mutable_data_ptr<int32_t>();
-  table.chosen = reinterpret_cast<uint32_t*>(chosen_.mutable_data_ptr<int32_t>());
+  table.rules = static_cast<RowRule*>(rules_.mutable_data_ptr());
   table.stop_count = stop_count_.mutable_data_ptr<int32_t>();
   table.stops = stops_.mutable_data_ptr<int32_t>();
   table.model_count = static_cast<int>(models.size());
@@ -51,7 +50,6 @@ SequenceTable SequenceMemory::table(std::span<const ModelRows> models) {
 
 DraftTable SequenceMemory::draft() {
   return {draft_tokens_.mutable_data_ptr<int32_t>(), draft_wanted_.mutable_data_ptr<int32_t>(),
-          reinterpret_cast<uint32_t*>(draft_chosen_.mutable_data_ptr<int32_t>()),
           accepted_.mutable_data_ptr<int32_t>()};
 }
 

@@ -29,7 +29,7 @@ class SequenceMemory {
     int experts;
   };
   void advance(const SequenceTable& table, const Sampled& sampled, int batch, int count, bool ends_step, Stream stream);
-  const uint32_t* chosen() const { return reinterpret_cast<const uint32_t*>(chosen_.const_data_ptr<int32_t>()); }
+  const RowRule* rules() const { return static_cast<const RowRule*>(rules_.const_data_ptr()); }
   const int32_t* active() const { return active_.const_data_ptr<int32_t>(); }
 
   int64_t steps_done() const;  // steps whose records the host can read
@@ -45,8 +45,8 @@ class SequenceMemory {
 
   int max_batch_;
   int top_capacity_;
-  at::Tensor active_, step_, limit_, max_draft_, chosen_, stop_count_, stops_, ticket_;
-  at::Tensor draft_tokens_, draft_wanted_, draft_chosen_, accepted_;
+  at::Tensor active_, step_, limit_, max_draft_, rules_, stop_count_, stops_, ticket_;
+  at::Tensor draft_tokens_, draft_wanted_, accepted_;
   at::Tensor records_, top_tokens_, top_logprobs_, done_;  // pinned
 };
 

@@ -17,7 +17,7 @@ __device__ void set_positions(const SequenceTable& table, int row, int32_t posit
 __device__ StepResult result_of(const AdvanceArgs& args, int sequence, int row) {
   const SampleRecord& sample = args.samples[row];
   const SequenceTable& table = args.table;
-  if (args.fusions != nullptr && table.chosen[sequence] != 0 && args.fusions[row].bad_model != kNoBadModel) {
+  if (args.fusions != nullptr && table.rules[sequence].chosen != 0 && args.fusions[row].bad_model != kNoBadModel) {
     return StepResult::bad_logits;
   }
   if (sample.failure != SampleFailure::none) {
@@ -147,7 +147,6 @@ __global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int ba
   const int row = ahead * batch + sequence;
   if (ahead < count) {
     draft.wanted[row] = goes_on && ahead < table.max_draft[sequence] ? 1 : 0;
-    draft.chosen[row] = table.chosen[sequence];
   }
   if (ahead == 0) {
     return;  // where the last token stands is known
@@ -199,7 +198,7 @@ __global__ void start_kernel(StartArgs args) {
   table.step[row] = 0;
   table.limit[row] = args.limit;
   table.max_draft[row] = args.max_draft;
-  table.chosen[row] = args.chosen;
+  table.rules[row] = args.rule;
   table.stop_count[row] = args.stop_count;
   for (int i = 0; i < args.stop_count; ++i) {
     table.stops[row * kMaxStops + i] = args.stops[i];

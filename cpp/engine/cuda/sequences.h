@@ -29,7 +29,7 @@ struct SequenceTable {
   int32_t* step;        // tokens chosen so far
   int32_t* limit;       // tokens after which it ends
   int32_t* max_draft;   // tokens that it lets a step draft
-  uint32_t* chosen;     // bit t: expert t is fused
+  RowRule* rules;       // how its experts are fused
   int32_t* stop_count;  //
   int32_t* stops;       // [max_batch, kMaxStops]
   ModelRows models[kMaxModels];
@@ -64,7 +64,6 @@ struct Ring {
 struct DraftTable {
   int32_t* tokens;    // [kDraft * batch]
   int32_t* wanted;    // likewise: whether the token that comes there is to be known
-  uint32_t* chosen;   // SequenceTable::chosen, of each
   int32_t* accepted;  // [batch]
 };
 
@@ -115,7 +114,7 @@ struct StartArgs {
   int row;
   int32_t limit;
   int32_t max_draft;
-  uint32_t chosen;
+  RowRule rule;
   int32_t length[kMaxModels];  // of the prompt, for each lane of each model in turn; 0: the lane isn't used
   int32_t stop_count;
   int32_t stops[kMaxStops];

@@ -16,6 +16,7 @@
 #include "engine/cuda/sequences.h"
 #include "engine/drafting/graph_draft_policy.h"
 #include "engine/waiting.h"
+#include "fusion/bad_model.h"
 #include "sampling/cuda/sampler_state.h"
 #include "support/cuda/runtime.h"
 
@@ -35,6 +36,7 @@ struct DeviceSequence {
   int64_t request = 0;
   std::vector<DeviceLane> lanes;
   std::vector<int> experts;
+  RowRule rule;
   SamplingOptions sampling;
   int row = -1;
   int64_t limit = 0;      // tokens
@@ -65,8 +67,7 @@ class CudaStepLoop final : public StepLoop {
   struct Flight {
     std::vector<int64_t> requests;  // which one each row then belonged to
     std::vector<int64_t> drafted;   // tokens of each row
-    int batch;
-    StepDraft draft;
+    DeviceStep::Kind kind;
     bool graph;
   };
   using Clock = std::chrono::steady_clock;
@@ -150,6 +151,7 @@ void CudaStepLoop::add(Request request) {
   for (Prompt& prompt : request.prompts) {
     sequence->lanes.emplace_back().prompt = std::move(prompt);
   }
+  sequence->rule = row_rule(request.rule, request.experts, static_cast<int>(plan_.experts.size()));
   sequence->experts = std::move(request.experts);
   sequence->sampling = std::move(request.sampling);
   sequence->draft.options = request.speculation;
@@ -270,9 +272,7 @@ void CudaStepLoop::start(DeviceSequence& sequence) {
   args.row = sequence.row;
   args.limit = static_cast<int32_t>(sequence.limit);
   args.max_draft = static_cast<int32_t>(sequence.draft.options.max_draft);
-  for (const int expert : sequence.experts) {
-    args.chosen |= 1U << expert;
-  }
+  args.rule = sequence.rule;
   int next = 0;
   for (size_t model = 0; model < step_.models().all().size(); ++model) {
     for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
@@ -322,21 +322,21 @@ StepDraft CudaStepLoop::choose_draft(int batch) {
 
 // Puts one step for all rows on its way.
 void CudaStepLoop::launch() {
-  const int batch = batch_of_running();
-  const StepDraft draft = choose_draft(batch);
+  DeviceStep::Kind kind = {batch_of_running(), {}, 0};
+  kind.draft = choose_draft(kind.batch);
   Flight& flight = flights_[launched_ % kRing];
   std::fill(flight.requests.begin(), flight.requests.end(), -1);
   for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
     if (sequence->started) {
       flight.requests[sequence->row] = sequence->request;
-      flight.drafted[sequence->row] = std::min<int64_t>(draft.count, sequence->draft.limit);
+      flight.drafted[sequence->row] = std::min<int64_t>(kind.draft.count, sequence->draft.limit);
+      kind.solvers |= sequence->rule.kernel;
       ++sequence->in_flight;
     }
   }
-  flight.batch = batch;
-  flight.draft = draft;
-  flight.graph = step_.uses_graph(batch, draft);
-  if (!step_.launch(batch, draft)) {
+  flight.kind = kind;
+  flight.graph = step_.uses_graph(kind);
+  if (!step_.launch(kind)) {
     disturb();  // the host sees late when the step before is done
   }
   ++launched_;
@@ -347,8 +347,8 @@ void CudaStepLoop::collect() {
   wait_for(collected_ + 1);
   const Flight& flight = flights_[collected_ % kRing];
   time(flight);
-  timings_.drafted = flight.draft.count;
-  timings_.drafter = flight.draft.drafter;
+  timings_.drafted = flight.kind.draft.count;
+  timings_.drafter = flight.kind.draft.drafter;
   timings_.graph = flight.graph;
   for (int row = 0; row < max_batch_; ++row) {
     const auto sequence = std::find_if(running_.begin(), running_.end(), [&](const auto& candidate) {
@@ -370,7 +370,8 @@ void CudaStepLoop::collect() {
 void CudaStepLoop::time(const Flight& flight) {
   const Clock::time_point now = Clock::now();
   if (last_collected_ && collected_ >= timed_from_) {
-    policy_.add_time(flight.batch, flight.draft, std::chrono::duration<double>(now - *last_collected_).count());
+    policy_.add_time(flight.kind.batch, flight.kind.draft,
+                     std::chrono::duration<double>(now - *last_collected_).count());
   }
   last_collected_ = launched_ > collected_ + 1 ? std::optional(now) : std::nullopt;
 }
@@ -384,13 +385,13 @@ void CudaStepLoop::deliver(DeviceSequence& sequence, const Flight& flight) {
     ++tokens;
   }
   --sequence.in_flight;
-  const int64_t drafter = flight.draft.drafter;
+  const int64_t drafter = flight.kind.draft.drafter;
   if (drafted > 0 && tokens > 0 && drafter != kPromptLookup && sequence.lanes[drafter].used()) {
     policy_.learn(sequence.draft, drafter, drafted, tokens - 1);
   }
   if (policy_.looks_up({&sequence.draft, &sequence.experts})) {
     for (int token = 0; token < tokens; ++token) {
-      if (policy_.has_room(flight.batch)) {
+      if (policy_.has_room(flight.kind.batch)) {
         look_up(sequence, sequence.outputs[token].token);
       }
       sequence.tokens.push_back(sequence.outputs[token].token);

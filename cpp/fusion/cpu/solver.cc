@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <utility>
 
 namespace dlf {
 namespace {
@@ -21,15 +20,13 @@ static_assert(kGridPoints <= kSweepPoints);
 
 }  // namespace
 
-FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, int max_batch, ThreadTeam& threads)
-    : options_(std::move(options)),
-      experts_(experts),
+FusionSolver::FusionSolver(int experts, int64_t vocab, int max_batch, ThreadTeam& threads)
+    : experts_(experts),
       vocab_(vocab),
       blocks_((vocab + kSweepBlock - 1) / kSweepBlock),
       max_batch_(max_batch),
       threads_(threads) {
-  validate(options_, experts);
-  options_.weights.resize(experts);  // where there were none
+  check_expert_count(experts);
   TORCH_CHECK_VALUE(vocab >= 2, "the vocabulary holds ", vocab, " tokens; fusing takes at least 2");
   TORCH_CHECK_VALUE(max_batch >= 1, "max_batch is ", max_batch, "; give at least 1");
   const size_t rows = static_cast<size_t>(max_batch);
@@ -42,10 +39,10 @@ FusionSolver::FusionSolver(FusionOptions options, int experts, int64_t vocab, in
   flags_ = std::make_unique_for_overwrite<uint32_t[]>(curves * blocks_);
   ranges_.resize(curves);
   centres_.resize(curves);
-  if (options_.combine == Combine::joint && experts > 1) {
-    joint_sum_size_ = 2 + experts + experts * (experts + 1) / 2;
-    joints_.resize(rows);
-    joint_sums_.resize(rows * blocks_ * joint_sum_size_);
+  if (experts > 1) {  // memory that no rule needs stays untouched
+    joint_sum_size_ = joint_sums(experts);
+    joints_ = std::make_unique_for_overwrite<JointSearch[]>(rows);
+    joint_sums_ = std::make_unique_for_overwrite<double[]>(rows * blocks_ * joint_sum_size_);
   }
 }
 
@@ -59,7 +56,7 @@ void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionRe
   for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
     TORCH_INTERNAL_ASSERT(experts(row) >= 1 && experts(row) <= experts_);
     results_[row].bad_model = kNoBadModel;
-    results_[row].passes = 0;
+    results_[row].sweeps = 0;
     large_[row] = inputs[row].large;
     active_rows_.push_back(row);
   }
@@ -73,9 +70,7 @@ void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionRe
       combine(row);
     }
   }
-  if (!joints_.empty()) {
-    solve_joint();
-  }
+  solve_joint();
   fuse();
 }
 
@@ -98,13 +93,11 @@ double FusionSolver::find_centre(int curve) const {
   return found > 0 ? total / found : 0.0;
 }
 
-int FusionSolver::expert_of(int curve) const {
-  const int* chosen = inputs_[curve / experts_].chosen;
+int FusionSolver::name(int curve) const {
+  const int* names = inputs_[curve / experts_].names;
   const int expert = curve % experts_;
-  return chosen == nullptr ? expert : chosen[expert];
+  return names == nullptr ? expert : names[expert];
 }
-
-const ExpertWeight& FusionSolver::weight(int curve) const { return options_.weights[expert_of(curve)]; }
 
 // How many of a row's experts have a solved weight.
 int FusionSolver::solved(int row) const {
@@ -113,15 +106,16 @@ int FusionSolver::solved(int row) const {
       std::count_if(curves, curves + experts(row), [](const Curve& curve) { return curve.solved; }));
 }
 
-AlphaRange FusionSolver::first_range(const ExpertWeight& weight) const {
-  if (!weight.solved()) {
+AlphaRange FusionSolver::first_range(int curve) const {
+  const ExpertWeight given = weight(curve);
+  if (!given.solved()) {
     return {0.0, 0.0, 1};
   }
-  if (options_.combine != Combine::grid) {
-    return CurveSearch::first_points(weight.alpha_max);
+  if (!rule(curve).on_grid()) {
+    return CurveSearch::first_points(given.alpha_max);
   }
   int points = 1;
-  while (points < kGridPoints && points / kGridSteps <= weight.alpha_max) {
+  while (points < kGridPoints && points / kGridSteps <= given.alpha_max) {
     ++points;
   }
   return {0.0, (points - 1) / kGridSteps, points};
@@ -146,7 +140,7 @@ void FusionSolver::sweep_rows(bool check) {
     curve.solved = weight(index).solved();
     curve.sweeps = check ? 1 : curve.sweeps + 1;
     curve.ranges = 1;
-    curve.alpha[0] = first_range(weight(index));
+    curve.alpha[0] = first_range(index);
     ranges_[index] = curve.alpha[0];
     curve.flags = 0;
     centres_[index] = find_centre(index);
@@ -225,10 +219,10 @@ void FusionSolver::check_rows() {
       const uint32_t flags = curves_[row * experts_ + t].flags;
       any |= flags;
       if ((flags & kBadBase) != 0) {
-        results_[row].bad_model = 2 + 2 * expert_of(row * experts_ + t);
+        results_[row].bad_model = 2 + 2 * name(row * experts_ + t);
       }
       if ((flags & kBadExpert) != 0) {
-        results_[row].bad_model = 1 + 2 * expert_of(row * experts_ + t);
+        results_[row].bad_model = 1 + 2 * name(row * experts_ + t);
       }
     }
     if ((any & kBadLarge) != 0) {
@@ -251,13 +245,9 @@ void FusionSolver::shrink_supports() {
   });
   for (int row : active_rows_) {
     large_[row] = results_[row].logits;
-    ++results_[row].passes;
+    ++results_[row].sweeps;
   }
   sweep_rows(false);
-}
-
-Loss FusionSolver::loss(double a, double b) const {
-  return {a, b, options_.match == Match::reverse ? 0.0 : 1.0, options_.match == Match::forward ? 0.0 : 1.0};
 }
 
 void FusionSolver::set_targets() {
@@ -276,9 +266,12 @@ void FusionSolver::set_targets() {
       mean_b += curves[t].solved ? curves[t].b / count : 0.0;
     }
     // Σ_t (f − a_t)² is T(f − ā)² and a constant, so one expert among several is searched with the mean targets.
-    const bool mean = options_.combine == Combine::select || options_.combine == Combine::grid;
+    const Rule& rule = *inputs_[row].rule;
+    const MatchRow& match = rule.matching();
     for (int t = 0; t < experts(row); ++t) {
-      curves[t].search.set_loss(mean ? loss(mean_a, mean_b) : loss(curves[t].a, curves[t].b));
+      const double a = rule.meets_mean() ? mean_a : curves[t].a;
+      const double b = rule.meets_mean() ? mean_b : curves[t].b;
+      curves[t].search.set_loss({a, b, match.f_weight, match.g_weight});
     }
   }
 }
@@ -294,32 +287,28 @@ void FusionSolver::search() {
   while (!active_.empty()) {
     threads_.parallel_for(static_cast<int64_t>(active_.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        look(curves_[active_[i]]);
+        CurveSearch& search = curves_[active_[i]].search;
+        rule(active_[i]).on_grid() ? search.choose() : search.look();
       }
     });
-    std::erase_if(active_, [&](int index) {
-      Curve& curve = curves_[index];
-      curve.ranges = exact() ? curve.search.plan(rival(index / experts_), curve.alpha) : 0;
-      return curve.ranges == 0;
-    });
+    std::erase_if(active_, [&](int index) { return !plan(index); });
     if (!active_.empty()) {
       sweep_curves();
     }
   }
 }
 
-void FusionSolver::look(Curve& curve) const {
-  if (options_.combine == Combine::grid) {
-    curve.search.choose();
-  } else {
-    curve.search.look();
-  }
+// Whether a curve takes another sweep.
+bool FusionSolver::plan(int index) {
+  Curve& curve = curves_[index];
+  curve.ranges = rule(index).on_grid() ? 0 : curve.search.plan(rival(index / experts_), curve.alpha);
+  return curve.ranges > 0;
 }
 
 // The loss that a curve of this row must be able to get below: where one expert is selected, those that can't be the
 // best needn't be known well. Those that tie must be.
 double FusionSolver::rival(int row) const {
-  if (options_.combine != Combine::select) {
+  if (!inputs_[row].rule->meets_mean()) {
     return HUGE_VAL;
   }
   const Curve* curves = &curves_[row * experts_];
@@ -338,8 +327,8 @@ void FusionSolver::combine(int row) {
   for (int t = 0; t < count; ++t) {
     most = std::max(most, curves[t].sweeps);
   }
-  result.passes += most;
-  const bool one = options_.combine == Combine::select || options_.combine == Combine::grid;
+  result.sweeps += most;
+  const bool one = inputs_[row].rule->meets_mean();
   // Experts that all reach the targets tie but for the last digits: the first of them is taken.
   const double tie = kTie * curves[0].search.scale();
   const int among = solved(row);
@@ -385,7 +374,7 @@ void FusionSolver::fuse() {
     const Divergences fused = divergences(curve_point(1.0, one, zero));
     result.f = fused.f;
     result.g = fused.g;
-    ++result.passes;
+    ++result.sweeps;
   }
 }
 

@@ -6,22 +6,23 @@
 #include <span>
 #include <vector>
 
+#include "fusion/bad_model.h"
 #include "fusion/cpu/curve_search.h"
 #include "fusion/cpu/sweep.h"
 #include "fusion/joint.h"
-#include "fusion/options.h"
+#include "fusion/rule.h"
 #include "support/thread_team.h"
 
 namespace dlf {
 
-// One row's logits, V each. Bases may repeat one pointer. A row may use some of the solver's experts alone; it is then
-// what it would be from a solver made for these.
+// One row's logits, V each, and how they are fused. Bases may repeat one pointer.
 struct FusionInput {
   const float* large;
   const float* const* experts;  // T
   const float* const* bases;    // T
-  const int* chosen = nullptr;  // T numbers of the solver's experts, or null for all of them
-  int count = 0;                // T, where chosen is there
+  const Rule* rule;             // for T experts
+  int count;                    // T, at most the solver's
+  const int* names = nullptr;   // T numbers by which bad_model names the experts, or null for 0, 1, ...
 };
 
 struct FusionResult {
@@ -33,15 +34,16 @@ struct FusionResult {
 
   double f;       // KL(P̃‖P) of the fused distribution
   double g;       // KL(P‖P̃)
-  int passes;     // sweeps over the vocabulary, fusing included: the most that any one expert took
-  int bad_model;  // holds a NaN or +inf: 0 the large model, 1 + 2t expert t of the solver, 2 + 2t its base. The rest is
-                  // then undefined
+  int sweeps;     // over the vocabulary, fusing included: the most that any one expert took
+  int bad_model;  // where it is not kNoBadModel, the rest is undefined
 };
 
-// Solves the weights of every row of a batch and fuses its logits. Allocates only when it is made.
+// Solves the weights of every row of a batch, each by its own rule, and fuses its logits. A row's result depends on
+// nothing but its input. Allocates only when it is made.
 class FusionSolver {
  public:
-  FusionSolver(FusionOptions options, int experts, int64_t vocab, int max_batch, ThreadTeam& threads);
+  // `experts`: the most of a row.
+  FusionSolver(int experts, int64_t vocab, int max_batch, ThreadTeam& threads);
 
   void solve(std::span<const FusionInput> inputs, std::span<FusionResult> results);
 
@@ -61,11 +63,12 @@ class FusionSolver {
 
   // Curve number row * T + expert.
   double find_centre(int curve) const;
-  int expert_of(int curve) const;  // its number among the solver's
-  int experts(int row) const { return inputs_[row].chosen == nullptr ? experts_ : inputs_[row].count; }
+  int name(int curve) const;
+  int experts(int row) const { return inputs_[row].count; }
   int solved(int row) const;
-  const ExpertWeight& weight(int curve) const;
-  AlphaRange first_range(const ExpertWeight& weight) const;
+  const Rule& rule(int curve) const { return *inputs_[curve / experts_].rule; }
+  ExpertWeight weight(int curve) const { return rule(curve).weight(curve % experts_); }
+  AlphaRange first_range(int curve) const;
   void sweep_rows(bool check);
   void sweep_curves();
   void take_first(int curve);
@@ -74,14 +77,12 @@ class FusionSolver {
   void shrink_supports();
   void set_targets();
   void search();
-  void look(Curve& curve) const;
+  bool plan(int curve);
   double rival(int row) const;
   void combine(int row);
   void solve_joint();
   bool take_joint(int row);
   void fuse();
-  bool exact() const { return options_.combine != Combine::static_alpha && options_.combine != Combine::grid; }
-  Loss loss(double a, double b) const;
   bool alive(int row) const { return results_[row].bad_model == kNoBadModel; }
   BlockSum* sums(int64_t curve) { return sums_.get() + curve * blocks_ * kSums; }
   // Calls body(item, block, begin, end) for every block of every item.
@@ -89,8 +90,9 @@ class FusionSolver {
   void for_blocks(size_t items, Body&& body);
 
   static constexpr int64_t kSums = kSweepPoints + 2;  // of a curve in a block
+  // What sweep_joint gives for a block.
+  static constexpr int joint_sums(int experts) { return 2 + experts + experts * (experts + 1) / 2; }
 
-  FusionOptions options_;
   int experts_;
   int64_t vocab_;
   int64_t blocks_;
@@ -106,9 +108,9 @@ class FusionSolver {
   std::vector<int> active_rows_;      // rows of the next sweep
   std::vector<const float*> large_;   // per row: the logits, or their copy on the common support
   std::unique_ptr<BlockSum[]> sums_;  // per curve and block
-  std::unique_ptr<uint32_t[]> flags_;  // per curve and block
-  std::vector<JointSearch> joints_;    // per row
-  std::vector<double> joint_sums_;     // per row and block
+  std::unique_ptr<uint32_t[]> flags_;      // per curve and block
+  std::unique_ptr<JointSearch[]> joints_;  // per row; null where a row has one expert at most
+  std::unique_ptr<double[]> joint_sums_;   // per row and block
   int joint_sum_size_ = 0;
 };
 

@@ -9,7 +9,7 @@ namespace dlf {
 void FusionSolver::solve_joint() {
   active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
-    if (!alive(row) || solved(row) < 2) {
+    if (!alive(row) || !inputs_[row].rule->is_joint() || solved(row) < 2) {
       continue;
     }
     // Those with given weights stand at 0 meanwhile.
@@ -36,7 +36,7 @@ void FusionSolver::solve_joint() {
               begin, end, &joint_sums_[(row * blocks_ + block) * joint_sum_size_]});
     });
     std::erase_if(active_rows_, [&](int row) {
-      ++results_[row].passes;
+      ++results_[row].sweeps;
       const bool known = !take_joint(row);
       for (int t = 0; known && t < experts(row); ++t) {
         double& alpha = results_[row].alpha[t];
@@ -52,6 +52,7 @@ bool FusionSolver::take_joint(int row) {
   const double* sums = &joint_sums_[row * blocks_ * joint_sum_size_];
   constexpr int kMost = kMaxExperts + kMaxExperts * (kMaxExperts + 1) / 2;
   double totals[1 + kMost] = {};
+  const int size = joint_sums(experts(row));
   double peak = sums[0];
   for (int64_t block = 1; block < blocks_; ++block) {
     peak = std::max(peak, sums[block * joint_sum_size_]);
@@ -60,7 +61,7 @@ bool FusionSolver::take_joint(int row) {
     const double* part = sums + block * joint_sum_size_;
     if (part[1] > 0.0) {
       const double scale = std::exp(part[0] - peak);
-      for (int k = 0; k + 1 < joint_sum_size_; ++k) {
+      for (int k = 0; k + 1 < size; ++k) {
         totals[k] += scale * part[k + 1];
       }
     }

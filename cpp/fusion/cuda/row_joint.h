@@ -28,7 +28,7 @@ __device__ void RowSolver<kKind, kHeld>::solve_joint() {
       shared_.alpha[t] = solved(t) ? shared_.alpha[t] : 0.0F;
       alpha[t] = shared_.alpha[t];
       moments[t] = solved(t) ? curves_[t].search.answer().mean : 0.0;
-      bounds[t] = solved(t) ? args_.alpha_max[t] : 0.0F;
+      bounds[t] = solved(t) ? rule().alpha_max[t] : 0.0F;
     }
     joint_->search.start(experts, bounds, alpha, moments, JointPrecision::of_float());
   }
@@ -56,7 +56,7 @@ __device__ void RowSolver<kKind, kHeld>::solve_joint() {
         sums_.add(x, exchange(0) + index * kWarp);
       }
     }
-    ++passes_;
+    ++sweeps_;
     meet();
     gather_joint(mixture.wide);
     ++round_;
@@ -68,7 +68,7 @@ __device__ void RowSolver<kKind, kHeld>::solve_joint() {
       const double* next = joint_->searching ? joint_->search.trial() : joint_->search.answer();
       for (int t = 0; t < experts; ++t) {
         const bool is_given = !joint_->searching && slice_.chosen(t) && !solved(t);
-        shared_.alpha[t] = is_given ? args_.alpha[t] : static_cast<float>(next[t]);
+        shared_.alpha[t] = is_given ? rule().alpha[t] : static_cast<float>(next[t]);
       }
     }
     __syncthreads();

@@ -11,7 +11,7 @@ __device__ void RowSolver<kKind, kHeld>::copy() {
   for_groups(slice_, [&](int group) { slice_.copy(group); });
   if (cluster_.rank == 0 && threadIdx.x == 0) {
     FusionRecord record = {};
-    record.passes = 1;
+    record.sweeps = 1;
     record.bad_model = kNoBadModel;
     args_.records[row_] = record;
   }
@@ -122,7 +122,7 @@ __device__ void RowSolver<kKind, kHeld>::report_bad() {
   if (cluster_.rank == 0 && threadIdx.x == 0) {
     FusionRecord record = {};
     record.bad_model = shared_.bad;
-    record.passes = passes_;
+    record.sweeps = sweeps_;
     args_.records[row_] = record;
   }
   cluster_.sync();  // others may be reading this block's means

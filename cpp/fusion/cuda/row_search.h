@@ -8,7 +8,7 @@ namespace dlf::cuda {
 // The next values, where a curve needs some.
 template <SolverKind kKind, bool kHeld>
 __device__ bool RowSolver<kKind, kHeld>::plan() {
-  if (args_.combine == Combine::grid) {
+  if (on_grid()) {
     if (owns_search()) {
       plan_grid();
     }
@@ -76,7 +76,7 @@ __device__ void RowSolver<kKind, kHeld>::search() {
     }
     ++round_;
   }
-  if (args_.combine == Combine::grid && owns_search()) {
+  if (on_grid() && owns_search()) {
     own().search.survey();
   }
 }
@@ -112,7 +112,7 @@ __device__ void RowSolver<kKind, kHeld>::sweep_values() {
     sum_values(slice_, t, curve, shared_.peak, x);
     sums_.add(x, exchange(t));
   }
-  ++passes_;
+  ++sweeps_;
   meet();
 }
 
@@ -130,7 +130,7 @@ __device__ void RowSolver<kKind, kHeld>::take_values() {
   const CurvePoint point = curve.wide
                                ? wide_point(curve, alpha, its_peak, at)
                                : narrow_point({1.0, curve.zero_mean, curve.zero_square}, shared_.per_weight, alpha, at);
-  if (args_.combine == Combine::grid) {
+  if (on_grid()) {
     curve.search.append(point);
   } else {
     curve.search.take(point);

@@ -72,13 +72,9 @@ struct Extremes {
 
 class Slice {
  public:
-  __device__ Slice(const FusionArgs& args, const SolverLayout& layout, int row, int block, float* shared, bool all_held)
-      : args_(args),
-        layout_(layout),
-        row_(row),
-        chosen_((args.chosen == nullptr ? ~0U : args.chosen[row]) & ((1U << args.expert_count) - 1U)),
-        all_held_(all_held),
-        shared_(shared) {
+  __device__ Slice(const FusionArgs& args, uint32_t chosen, const SolverLayout& layout, int row, int block,
+                   float* shared, bool all_held)
+      : args_(args), layout_(layout), row_(row), chosen_(chosen), all_held_(all_held), shared_(shared) {
     const int64_t all = (args.vocab + 3) / 4;
     const int64_t first = static_cast<int64_t>(block) * layout.groups;
     begin_ = 4 * first;

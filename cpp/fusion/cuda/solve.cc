@@ -5,6 +5,9 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <vector>
 
 #include "fusion/cuda/solver.h"
 #include "support/cuda/runtime.h"
@@ -23,11 +26,11 @@ void wait_for(const at::Tensor& tensor) {
 }  // namespace
 
 FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
-                            const FusionOptions& options, int device) {
+                            std::span<const Rule> rules, int device) {
   const int64_t batch = large.size(0);
   const int64_t vocab = large.size(1);
   const auto count = static_cast<int>(experts.size(1));
-  validate(options, count);
+  check_expert_count(count);
   for (const at::Tensor* logits : {&large, &experts, &bases}) {
     wait_for(*logits);
   }
@@ -35,13 +38,28 @@ FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, 
   const at::Tensor fused = at::empty({batch, vocab}, cuda::on_device(device).dtype(at::kFloat));
   const auto bytes = static_cast<int64_t>(batch * sizeof(cuda::FusionRecord));
   const at::Tensor records = at::empty({bytes}, cuda::on_device(device).dtype(at::kByte));
+  uint32_t kernels = 0;
+  const at::Tensor rows = at::empty({static_cast<int64_t>(rules.size() * sizeof(cuda::RowRule))}, at::kByte);
+  std::vector<int> every(count);
+  std::iota(every.begin(), every.end(), 0);
+  for (size_t i = 0; i < rules.size(); ++i) {
+    validate(rules[i], count);
+    const cuda::RowRule row = cuda::row_rule(rules[i], every, count);
+    std::memcpy(rows.mutable_data_ptr<uint8_t>() + i * sizeof(row), &row, sizeof(row));
+    kernels |= row.kernel;
+  }
   at::Tensor here;
   cuda::Queue queue(device);
   queue.run([&] {
     const at::Tensor large_there = large.to(place);
     const at::Tensor experts_there = experts.to(place);
     const at::Tensor bases_there = bases.to(place);
-    cuda::FusionArgs args = cuda::fusion_args(options, count);
+    const at::Tensor rules_there = rows.to(place);
+    cuda::FusionArgs args = {};
+    args.rules = reinterpret_cast<const cuda::RowRule*>(rules_there.const_data_ptr<uint8_t>());
+    args.rule_count = static_cast<int>(rules.size());
+    args.kernels = kernels;
+    args.expert_count = count;
     args.large = {large_there.const_data_ptr<float>(), vocab};
     const int64_t bases_a_row = bases.dim() == 2 ? 1 : count;
     for (int t = 0; t < count; ++t) {
@@ -67,7 +85,7 @@ FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, 
     std::copy_n(record.target_g, count, result.target_g.mutable_data_ptr<double>() + row * count);
     result.f.mutable_data_ptr<double>()[row] = record.f;
     result.g.mutable_data_ptr<double>()[row] = record.g;
-    result.passes.mutable_data_ptr<int64_t>()[row] = record.passes;
+    result.sweeps.mutable_data_ptr<int64_t>()[row] = record.sweeps;
     result.bad_model.mutable_data_ptr<int64_t>()[row] = record.bad_model;
   }
   return result;

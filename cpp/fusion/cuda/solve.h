@@ -1,13 +1,15 @@
 #pragma once
 
+#include <span>
+
 #include "fusion/fusion_tensors.h"
-#include "fusion/options.h"
+#include "fusion/rule.h"
 
 namespace dlf {
 
 // Solves and fuses a batch on a CUDA device, and waits for it. large [B, V], experts [B, T, V], bases [B, V] or
-// [B, T, V]: contiguous, float32, on whichever device.
+// [B, T, V]: contiguous, float32, on whichever device. One rule for all rows, or one for each.
 FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
-                            const FusionOptions& options, int device);
+                            std::span<const Rule> rules, int device);
 
 }  // namespace dlf

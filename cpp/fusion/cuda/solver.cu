@@ -2,22 +2,33 @@
 #include <map>
 #include <mutex>
 
+#include "fusion/cuda/row_finish.h"
+#include "fusion/cuda/row_first.h"
 #include "fusion/cuda/row_joint.h"
 #include "fusion/cuda/row_read.h"
 #include "fusion/cuda/row_search.h"
+#include "fusion/cuda/row_wide.h"
 #include "fusion/cuda/solver.h"
 
 namespace dlf::cuda {
 namespace {
 
+// A single expert is searched for, whatever the rule.
+template <SolverKind kKind>
+__device__ bool solves(uint32_t kernel) {
+  return kKind == SolverKind::one || kernel == (kKind == SolverKind::joint ? kJointKernel : kSearchKernel);
+}
+
 template <SolverKind kKind, bool kHeld>
 __global__ void __launch_bounds__(kSolverThreads, 1)
     solve_rows(const __grid_constant__ FusionArgs args, const __grid_constant__ SolverLayout layout) {
   const int row = static_cast<int>(blockIdx.x) / Cluster().blocks;
-  if (args.active != nullptr && args.active[row] == 0) {
+  const RowRule& rule = args.rules[row % args.rule_count];
+  const int32_t active = args.active != nullptr ? args.active[row] : 1;
+  if (active == 0 || !solves<kKind>(rule.kernel)) {
     return;
   }
-  RowSolver<kKind, kHeld> solver(args, layout, shared_memory<unsigned char>());
+  RowSolver<kKind, kHeld> solver(args, rule, layout, shared_memory<unsigned char>());
   solver.solve();
 }
 
@@ -26,8 +37,6 @@ struct Card {
   int shared_bytes;  // the most of a block
   bool has_clusters;
 };
-
-bool is_joint(const FusionArgs& args) { return args.combine == Combine::joint && args.expert_count > 1; }
 
 int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
@@ -54,20 +63,9 @@ bool aligned(const Logits& logits) {
   return reinterpret_cast<uintptr_t>(logits.data) % sizeof(Four) == 0 && logits.stride % 4 == 0;
 }
 
-bool all_held(const FusionArgs& args, const SolverLayout& layout) {
-  return layout.resident == 1 + args.expert_count + layout.bases;
-}
-
-template <bool kHeld>
-auto kernel_of(const FusionArgs& args) {
-  return is_joint(args)           ? &solve_rows<SolverKind::joint, kHeld>
-         : args.expert_count == 1 ? &solve_rows<SolverKind::one, kHeld>
-                                  : &solve_rows<SolverKind::some, kHeld>;
-}
-
-SolverLayout layout_of(const FusionArgs& args, int cluster, int shared_bytes) {
+SolverLayout layout_of(const FusionArgs& args, const FusionShape& shape, bool is_joint) {
   SolverLayout layout = {};
-  layout.groups = static_cast<int>(((args.vocab + 3) / 4 + cluster - 1) / cluster);
+  layout.groups = static_cast<int>(((args.vocab + 3) / 4 + shape.cluster - 1) / shape.cluster);
   layout.aligned = aligned(args.large) && aligned({args.fused, args.fused_stride});
   for (int t = 0; t < args.expert_count; ++t) {
     layout.aligned = layout.aligned && aligned(args.experts[t]) && aligned(args.bases[t]);
@@ -77,38 +75,52 @@ SolverLayout layout_of(const FusionArgs& args, int cluster, int shared_bytes) {
     }
     layout.base_slot[t] = same < t ? layout.base_slot[same] : layout.bases++;
   }
-  layout.logits_at = SharedPlan(args.expert_count, is_joint(args)).logits;
+  layout.logits_at = SharedPlan(args.expert_count, is_joint).logits;
   const int64_t array = static_cast<int64_t>(layout.groups) * sizeof(Four);
-  const int64_t fit = std::max<int64_t>(shared_bytes - layout.logits_at, 0) / array;
+  const int64_t fit = std::max<int64_t>(shape.shared_bytes - layout.logits_at, 0) / array;
   layout.resident = static_cast<int>(std::min<int64_t>(fit, 1 + args.expert_count + layout.bases));
   return layout;
 }
 
+template <SolverKind kKind>
+void launch_kind(const FusionArgs& args, const FusionShape& shape, Stream stream) {
+  const SolverLayout layout = layout_of(args, shape, kKind == SolverKind::joint);
+  const bool all_held = layout.resident == 1 + args.expert_count + layout.bases;
+  Shape launched = {};
+  launched.grid = dim3(static_cast<unsigned>(args.rows * shape.cluster));
+  launched.block = dim3(kSolverThreads);
+  launched.shared_bytes = layout.logits_at + layout.resident * static_cast<size_t>(layout.groups) * sizeof(Four);
+  launched.cluster = static_cast<unsigned>(shape.cluster);
+  launch(all_held ? &solve_rows<kKind, true> : &solve_rows<kKind, false>, launched, stream, args, layout);
+}
+
 }  // namespace
 
-FusionShape fusion_shape(const FusionArgs& args) {
+FusionShape fusion_shape(int64_t vocab) {
   // Sums are added by block, so what decides is the vocabulary alone: a row's result depends neither on the other rows
   // nor on experts that it doesn't use.
   constexpr int kMostBlocks = 8;  // any card runs clusters of so many
-  const int64_t groups = (args.vocab + 3) / 4;
+  const int64_t groups = (vocab + 3) / 4;
   int cluster = 1;
   while (card().has_clusters && cluster < kMostBlocks && groups > int64_t{cluster} * kSolverThreads) {
     cluster *= 2;
   }
-  const SolverLayout layout = layout_of(args, cluster, card().shared_bytes);
-  return {cluster, layout.logits_at + layout.resident * layout.groups * static_cast<int>(sizeof(Four))};
+  return {cluster, card().shared_bytes};
 }
 
 void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {
-  const SolverLayout layout = layout_of(args, shape.cluster, shape.shared_bytes);
-  Shape launched = {};
-  launched.grid = dim3(static_cast<unsigned>(args.rows * shape.cluster));
-  launched.block = dim3(kSolverThreads);
-  launched.shared_bytes = static_cast<size_t>(std::max(shape.shared_bytes, layout.logits_at));
-  launched.cluster = static_cast<unsigned>(shape.cluster);
-  launch(all_held(args, layout) ? kernel_of<true>(args) : kernel_of<false>(args), launched, stream, args, layout);
+  if (args.expert_count == 1) {
+    launch_kind<SolverKind::one>(args, shape, stream);
+    return;
+  }
+  if ((args.kernels & kSearchKernel) != 0) {
+    launch_kind<SolverKind::some>(args, shape, stream);
+  }
+  if ((args.kernels & kJointKernel) != 0) {
+    launch_kind<SolverKind::joint>(args, shape, stream);
+  }
 }
 
-void solve(const FusionArgs& args, Stream stream) { solve(args, fusion_shape(args), stream); }
+void solve(const FusionArgs& args, Stream stream) { solve(args, fusion_shape(args.vocab), stream); }
 
 }  // namespace dlf::cuda

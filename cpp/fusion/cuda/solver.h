@@ -3,7 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "fusion/options.h"
+#include "fusion/bad_model.h"
+#include "fusion/cuda/row_rule.h"
 #include "support/cuda/stream.h"
 
 // The fusion solver on CUDA: what solver.h does on the CPU, for all rows of a batch in one launch.
@@ -21,7 +22,7 @@ struct FusionRecord {
   float target_g[kMaxExperts];
   float f;
   float g;
-  int32_t passes;
+  int32_t sweeps;
   int32_t bad_model;
 };
 
@@ -31,42 +32,24 @@ struct FusionArgs {
   Logits bases[kMaxExperts];  // may repeat one pointer, which is then read once
   float* fused;               // [rows, vocab], row r at fused + r * fused_stride
   int64_t fused_stride;
-  FusionRecord* records;   // [rows]
-  const int32_t* active;   // [rows], 0 where the row is skipped; null where none is
-  const uint32_t* chosen;  // [rows], bit t: the row uses expert t, else its logits aren't read; null: all experts
+  FusionRecord* records;  // [rows]
+  const int32_t* active;  // [rows], 0 where the row is skipped; null where none is
+  const RowRule* rules;   // that of row r at r % rule_count
+  int rule_count;
+  uint32_t kernels;  // those of all rules: a row whose rule has another is left alone
   int rows;
   int expert_count;
   int64_t vocab;
-  Combine combine;
-  Match match;
-  uint32_t given;                // bit t: expert t has a given weight
-  float alpha[kMaxExperts];      // which is this
-  float alpha_max[kMaxExperts];  // of the others
 };
-
-// The arguments that options decide; the rest is empty.
-inline FusionArgs fusion_args(const FusionOptions& options, int expert_count) {
-  FusionArgs args = {};
-  args.expert_count = expert_count;
-  args.combine = options.combine;
-  args.match = options.match;
-  for (int t = 0; t < expert_count; ++t) {
-    const ExpertWeight weight = options.weights.empty() ? ExpertWeight() : options.weights[t];
-    args.given |= weight.solved() ? 0U : 1U << t;
-    args.alpha[t] = static_cast<float>(weight.given.value_or(0.0));
-    args.alpha_max[t] = static_cast<float>(weight.alpha_max);
-  }
-  return args;
-}
 
 // How the work lies on the card.
 struct FusionShape {
   int cluster;       // blocks a row: 1, 2, 4, 8 or 16
-  int shared_bytes;  // a block, for what doesn't change with the size of the vocabulary and for as many logits as fit
+  int shared_bytes;  // the most of a block, for what doesn't change with the vocabulary and for as many logits as fit
 };
 
-// The shape that suits the current device, and the vocabulary; it is the same for any number of rows.
-FusionShape fusion_shape(const FusionArgs& args);
+// The shape that suits the current device and the vocabulary; nothing else has a say in it.
+FusionShape fusion_shape(int64_t vocab);
 
 // A row whose record names a bad model has undefined fused logits.
 void solve(const FusionArgs& args, Stream stream);
