@@ -26,7 +26,7 @@ from dlf import fusion
 VOCABULARIES = [32_000, 128_256, 151_936, 262_144]
 EXPERTS = [1, 4, 16]
 BATCHES = [1, 8]
-ROWS = 16  # different logits, so that passes are an average
+ROWS = 16  # different logits, so that sweeps are an average
 LEAST = 3  # calls that are timed, however long they take
 ROUNDS = 5  # in which the contestants take turns
 TORCH, NUMPY = "PyTorch, grid", "NumPy, grid"  # the paper's
@@ -110,7 +110,7 @@ def measure(vocab: int, experts: int, batch: int, combine: str, threads: int, bu
     shape = {"vocab": vocab, "experts": experts, "batch": batch}
     options: dict[str, Any] = {"combine": combine, "threads": threads}
     calls: dict[str, Callable[[], object]] = {}
-    passes = {}
+    sweeps = {}
     for kind, make in KINDS.items():
         rows = [make(vocab, experts, seed) for seed in range(max(ROWS // experts, batch))]
         inputs = [
@@ -118,7 +118,7 @@ def measure(vocab: int, experts: int, batch: int, combine: str, threads: int, bu
             for start in range(0, len(rows), batch)
         ]
         name = f"dlf, {combine}, {kind}"
-        passes[name] = float(torch.cat([fusion.solve(*some, **options).passes for some in inputs]).double().mean())
+        sweeps[name] = float(torch.cat([fusion.solve(*some, **options).sweeps for some in inputs]).double().mean())
         calls[name] = partial(_solve_next, cycle(inputs), options)
         if combine == "select" and kind == "long tail":
             calls[TORCH] = partial(torch_grid, *inputs[0])
@@ -128,7 +128,7 @@ def measure(vocab: int, experts: int, batch: int, combine: str, threads: int, bu
     peers = {key: medians[name] for key, name in (("torch_ratio", TORCH), ("numpy_ratio", NUMPY)) if name in medians}
     return [
         shape
-        | {"name": name, "passes": passes.get(name), "median_s": median, "min_s": min(times[name])}
+        | {"name": name, "sweeps": sweeps.get(name), "median_s": median, "min_s": min(times[name])}
         | {key: peer / median for key, peer in peers.items()}
         for name, median in medians.items()
     ]
@@ -169,13 +169,13 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 def report(rows: list[dict[str, Any]], title: str) -> None:
     table = Table(title=title)
-    for column in ("V", "T", "batch", "", "passes", "ms", "PyTorch /", "NumPy /"):
+    for column in ("V", "T", "batch", "", "sweeps", "ms", "PyTorch /", "NumPy /"):
         table.add_column(column, justify="left" if not column else "right")
     for row in rows:
         ratios = [f"{row[key]:.1f}" if key in row else "-" for key in ("torch_ratio", "numpy_ratio")]
-        passes = "-" if row["passes"] is None else f"{row['passes']:.2f}"
+        sweeps = "-" if row["sweeps"] is None else f"{row['sweeps']:.2f}"
         shape = [f"{row['vocab']:,}", str(row["experts"]), str(row["batch"])]
-        table.add_row(*shape, row["name"], passes, f"{1e3 * row['median_s']:.3f}", *ratios)
+        table.add_row(*shape, row["name"], sweeps, f"{1e3 * row['median_s']:.3f}", *ratios)
     Console(width=max(100, Console().width)).print(table)
 
 
@@ -184,7 +184,7 @@ def main(
     budget: Annotated[float, typer.Option(help="Seconds for each contestant at each shape.")] = 0.5,
     output: Annotated[Path, typer.Option(help="Folder for the results: JSON and a plot.")] = Path("bench/results"),
 ) -> None:
-    """Time of `dlf.fusion.solve` and its passes over the vocabulary, beside the paper's grid in the same run."""
+    """Time of `dlf.fusion.solve` and its sweeps over the vocabulary, beside the paper's grid in the same run."""
     torch.set_num_threads(threads)
     shapes = [(v, t, b, "select") for v, t, b in product(VOCABULARIES, EXPERTS, BATCHES)]
     shapes += [(v, t, 1, mode) for v, (mode, t) in product(VOCABULARIES, (("grid", 1), ("joint", 4)))]

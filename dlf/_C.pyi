@@ -13,9 +13,11 @@ import typing
 __all__: list[str] = [
     "AUTO_DRAFTER",
     "Adapter",
+    "COMBINES",
     "Decoder",
     "DeviceInfo",
     "FinishReason",
+    "MATCHES",
     "MAX_CUDA_BATCH",
     "MAX_DRAFT",
     "MemoryPart",
@@ -23,6 +25,7 @@ __all__: list[str] = [
     "ModelSize",
     "PROMPT_LOOKUP",
     "Prompt",
+    "Rule",
     "Sampler",
     "SamplingOptions",
     "Score",
@@ -31,7 +34,6 @@ __all__: list[str] = [
     "StepOutput",
     "StepTimings",
     "Weights",
-    "check_fusion",
     "cpu_capability",
     "cuda_devices",
     "cuda_fusion_solve",
@@ -43,6 +45,33 @@ __all__: list[str] = [
     "sample_many",
     "torch_minor",
 ]
+
+class Rule:
+    """
+    How the weights of some experts come about.
+    """
+    @typing.overload
+    def __init__(
+        self,
+        combine: str,
+        match: str,
+        alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
+        alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+        experts: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """
+        For so many experts: `alpha` is empty, or a weight or None for each; `alpha_max` is one bound, or one for each.
+        """
+    @typing.overload
+    def __init__(self) -> None:
+        """
+        Selects among any experts, their weights solved.
+        """
+    @property
+    def takes_given(self) -> bool:
+        """
+        Whether all weights are given.
+        """
 
 class SamplingOptions:
     """
@@ -432,10 +461,6 @@ class StepLoop:
         experts: collections.abc.Sequence[
             tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
         ],
-        combine: str,
-        match: str,
-        alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
-        alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         vocab: typing.SupportsInt | typing.SupportsIndex,
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         max_context: typing.SupportsInt | typing.SupportsIndex,
@@ -455,6 +480,7 @@ class StepLoop:
         sampling: SamplingOptions,
         max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
         speculation: Speculation = ...,
+        rule: Rule = ...,
     ) -> None:
         """
         Queues a request: a prompt for each lane, empty where no chosen expert needs it.
@@ -473,6 +499,7 @@ class StepLoop:
         experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         continuations: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
         poll: collections.abc.Callable[[], None] | None = None,
+        rule: Rule = ...,
     ) -> list[Score]:
         """
         Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now and then, and ends with what it raises.
@@ -485,17 +512,6 @@ class StepLoop:
     def idle(self) -> bool: ...
     @property
     def timings(self) -> StepTimings: ...
-
-def check_fusion(
-    experts: typing.SupportsInt | typing.SupportsIndex,
-    combine: str,
-    match: str,
-    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
-    alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
-) -> None:
-    """
-    Raises the ValueError that a StepLoop or a solve with these options would raise.
-    """
 
 def cpu_capability() -> str:
     """
@@ -511,10 +527,7 @@ def cuda_fusion_solve(
     large: torch.Tensor,
     experts: torch.Tensor,
     bases: torch.Tensor,
-    combine: str,
-    match: str,
-    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
-    alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    rules: collections.abc.Sequence[Rule],
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[typing.Any, ...]:
     """
@@ -539,14 +552,11 @@ def fusion_solve(
     large: torch.Tensor,
     experts: torch.Tensor,
     bases: torch.Tensor,
-    combine: str,
-    match: str,
-    alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
-    alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+    rules: collections.abc.Sequence[Rule],
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[typing.Any, ...]:
     """
-    alpha, logits, f, g, target_f, target_g and passes of the fusion of float32 logits.
+    alpha, logits, f, g, target_f, target_g and sweeps of the fusion of float32 logits, by one rule for all rows or one for each.
     """
 
 def philox_uniform(
@@ -579,6 +589,8 @@ def sample_many(
     """
 
 AUTO_DRAFTER: int = -1
+COMBINES: tuple[str, ...]
+MATCHES: tuple[str, ...]
 MAX_CUDA_BATCH: int = 256
 MAX_DRAFT: int = 16
 PROMPT_LOOKUP: int = -2

@@ -27,6 +27,7 @@ from dlf.experts import Expert, InContext, Lora, TaskArithmetic
 from dlf.memory import Memory, MemoryPart
 from dlf.options import EngineOptions
 from dlf.results import Completion, Piece, Score, Step, Timings
+from dlf.rule import Rule
 from dlf.sampling import SamplingOptions
 from dlf.speculation import Speculation
 from dlf.stream import AsyncStream, Stream
@@ -52,6 +53,7 @@ __all__ = [
     "OptionTypeError",
     "Piece",
     "PromptError",
+    "Rule",
     "SamplingOptions",
     "Score",
     "Speculation",

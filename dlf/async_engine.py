@@ -12,6 +12,7 @@ from dlf.core import EngineCore
 from dlf.experts import AnyExpert
 from dlf.prepare import Scoring
 from dlf.results import Completion, Score
+from dlf.rule import Rule
 from dlf.speculation import Speculate
 from dlf.stream import AsyncStream
 from dlf.text.layout import Example
@@ -59,6 +60,7 @@ class AsyncEngine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> AsyncStream:
@@ -77,7 +79,7 @@ class AsyncEngine(EngineCore):
         ValueError, TypeError, IndexError, FloatingPointError, RuntimeError
             As from `Engine.generate`; of the prompt, when the first piece is awaited.
         """
-        wanted = self._generation(prompt, messages, examples, experts, speculate, options)
+        wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         wanted.check_single()
         return AsyncStream(lambda: self._start(self._waiting(), wanted))
 
@@ -88,6 +90,7 @@ class AsyncEngine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Completion: ...
@@ -100,6 +103,7 @@ class AsyncEngine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Any: ...
@@ -111,11 +115,12 @@ class AsyncEngine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
         """Decode one prompt or a list of prompts to their ends: what `Engine.generate` returns."""
-        wanted = self._generation(prompt, messages, examples, experts, speculate, options)
+        wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         return await self._complete(self._waiting(), wanted, progress=False)
 
     @overload
@@ -126,6 +131,8 @@ class AsyncEngine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
+        **options: Any,
     ) -> Score: ...
 
     @overload
@@ -137,6 +144,8 @@ class AsyncEngine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
+        **options: Any,
     ) -> Any: ...
 
     async def score(
@@ -147,9 +156,11 @@ class AsyncEngine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
+        **options: Any,
     ) -> Score | list[Score]:
         """Give the log-probabilities of texts that follow prompts, as `Engine.score`."""
-        wanted = Scoring.of(prompt, continuation, messages, examples=examples, experts=experts)
+        wanted = Scoring.of(prompt, continuation, messages, options, examples=examples, experts=experts, rule=rule)
         return await self._score(self._waiting(), wanted, progress=False)
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ from dlf.options import EngineOptions
 from dlf.prepare import Generation, Scoring, prepare
 from dlf.request import RunningRequest, raise_failure
 from dlf.results import Completion, Piece, Score
+from dlf.rule import Rule
 from dlf.scoring import as_score, score_groups
 from dlf.speculation import Speculate
 from dlf.support.option import arguments_of
@@ -167,6 +168,7 @@ class EngineCore:
         messages: Any,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
+        rule: Rule | None,
         speculate: Speculate | None,
         options: dict[str, Any],
     ) -> Generation:
@@ -178,6 +180,7 @@ class EngineCore:
             {**(asked.defaults or {}), **options},
             examples=examples,
             experts=experts,
+            rule=rule,
             speculate=asked.speculate if speculate is None else speculate,
         )
 
@@ -219,13 +222,14 @@ class EngineCore:
         async def score(ensemble: Ensemble) -> list[Score]:
             chosen = chosen_experts(wanted.experts, ensemble.labels)
             names = [ensemble.labels[number] for number in chosen]
+            rule = ensemble.rule(wanted.rule, wanted.experts, chosen)
             scores: list[Score | None] = [None] * count
             bar = tqdm(total=count, desc="Scoring", unit="seq", disable=not progress)
             with bar, _Entered(self._running, next(self._ids)):
                 encode = partial(score_groups, ensemble, wanted.prompts, wanted.continuations, chosen, wanted.examples)
                 for group in await waiting.aside(encode):
                     for numbers, tokens in group.parts():
-                        work = self._scoring(ensemble, group.lanes, chosen, tokens)
+                        work = self._scoring(ensemble, group.lanes, chosen, rule, tokens)
                         found = await waiting.answer(self._driver, work, long=True)
                         for number, own, native in zip(numbers, tokens, found, strict=True):
                             raise_failure(native.error)
@@ -237,11 +241,16 @@ class EngineCore:
         return complete[0] if wanted.single else complete
 
     def _scoring(
-        self, ensemble: Ensemble, lanes: list[_C.Prompt], chosen: list[int], continuations: list[list[int]]
+        self,
+        ensemble: Ensemble,
+        lanes: list[_C.Prompt],
+        chosen: list[int],
+        rule: _C.Rule,
+        continuations: list[list[int]],
     ) -> Callable[[Poll], list[_C.Score]]:
         def work(poll: Poll) -> list[_C.Score]:
             self._check_ensemble(ensemble)
-            return self._driver.loop.score(lanes, chosen, continuations, poll)
+            return self._driver.loop.score(lanes, chosen, continuations, poll, rule)
 
         return work
 

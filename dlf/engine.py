@@ -10,6 +10,7 @@ from dlf.core import Callback, EngineCore
 from dlf.experts import AnyExpert
 from dlf.prepare import Scoring
 from dlf.results import Completion, Score
+from dlf.rule import Rule
 from dlf.speculation import Speculate
 from dlf.stream import Stream
 from dlf.text.layout import Example
@@ -82,6 +83,7 @@ class Engine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         speculate: Speculate | None = None,
@@ -96,6 +98,7 @@ class Engine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         speculate: Speculate | None = None,
@@ -109,6 +112,7 @@ class Engine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         speculate: Speculate | None = None,
@@ -131,10 +135,12 @@ class Engine(EngineCore):
             Receives every `Piece` as it comes; returning False ends its sequence.
         progress : bool, optional
             Whether to show a progress bar; by default for a list of prompts on a terminal.
+        rule : Rule, optional
+            How the weights of the experts come about, where it is to be otherwise than the engine says.
         speculate : {"auto", False} or Speculation, optional
             Whether tokens are drafted, as in the engine, which says it if this is not given.
         **options
-            The fields of `SamplingOptions`.
+            The fields of `SamplingOptions`, and those of `Rule`, which take the place of what `rule` says.
 
         Returns
         -------
@@ -148,7 +154,7 @@ class Engine(EngineCore):
         FloatingPointError
             If a model's logits are not finite; the message names the model and the step.
         """
-        wanted = self._generation(prompt, messages, examples, experts, speculate, options)
+        wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         return run(self._complete(BLOCKING, wanted, callback, progress))
 
     def stream(
@@ -158,6 +164,7 @@ class Engine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Stream:
@@ -171,7 +178,7 @@ class Engine(EngineCore):
             An iterator over the `Piece` of each token. Closing it, leaving its ``with`` block or forgetting it ends the
             sequence and frees its places.
         """
-        wanted = self._generation(prompt, messages, examples, experts, speculate, options)
+        wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         wanted.check_single()
         return Stream(run(self._start(BLOCKING, wanted)), self)
 
@@ -183,7 +190,9 @@ class Engine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         progress: bool | None = None,
+        **options: Any,
     ) -> Score: ...
 
     @overload
@@ -195,7 +204,9 @@ class Engine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         progress: bool | None = None,
+        **options: Any,
     ) -> Any: ...
 
     def score(
@@ -206,7 +217,9 @@ class Engine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
         progress: bool | None = None,
+        **options: Any,
     ) -> Score | list[Score]:
         """Give the log-probabilities of texts that follow prompts, under the fused distributions.
 
@@ -228,8 +241,12 @@ class Engine(EngineCore):
             Examples that the large model reads before the prompt.
         experts : list of str, optional
             Names of the experts to fuse, all of them if not given.
+        rule : Rule, optional
+            How the weights of the experts come about, as in `generate`.
         progress : bool, optional
             Whether to show a progress bar; by default for several continuations on a terminal.
+        **options
+            The fields of `Rule`.
 
         Returns
         -------
@@ -243,7 +260,7 @@ class Engine(EngineCore):
         FloatingPointError
             If a model's logits are not finite; the message names the model and the token.
         """
-        wanted = Scoring.of(prompt, continuation, messages, examples=examples, experts=experts)
+        wanted = Scoring.of(prompt, continuation, messages, options, examples=examples, experts=experts, rule=rule)
         return run(self._score(BLOCKING, wanted, progress))
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from dlf.lanes import Lanes, ModelKey
 from dlf.memory import Memory, check_memory, plan_memory
 from dlf.model import Model, load_model, native_config
 from dlf.options import EngineOptions
+from dlf.rule import Rule, native_rule
 from dlf.text.layout import CHAT
 from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
 
@@ -141,18 +142,24 @@ class Ensemble:
         found = self.models[0].config.end_tokens(self.tokenizer.eos_token_id)
         return [token for token in found if token < self.vocab_size]
 
+    def rule(self, wanted: Rule, names: Sequence[str] | None, chosen: Sequence[int]) -> _C.Rule:
+        """The rule of a request that fuses these experts, which it named in this order or not at all.
+
+        Raises
+        ------
+        ValueError
+            If it does not suit them.
+        """
+        order = chosen if names is None else [self.labels.index(name) for name in dict.fromkeys(names)]
+        return native_rule(wanted, _own_rule(self.options, self.experts), self.labels, order)
+
     def loop(self) -> _C.StepLoop:
         """Return a step loop on these models, with caches of its own."""
         options = self.options
-        alpha, alpha_max = _weights(options, self.experts)
         return _C.StepLoop(
             models=[model.weights for model in self.models],
             lane_model=self.lanes.of_model,
             experts=self.lanes.pairs,
-            combine=options.combine,
-            match=options.match,
-            alpha=alpha,
-            alpha_max=alpha_max,
             vocab=self.vocab_size,
             max_batch=options.max_batch,
             max_context=self.max_context,
@@ -186,17 +193,17 @@ def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None
         except ValueError as error:
             raise ValueError(f"expert '{expert.label}': {error}") from None
     if experts:
-        _C.check_fusion(len(experts), options.combine, options.match, *_weights(options, experts))
+        native_rule(Rule(), _own_rule(options, experts), [], range(len(experts)))  # raises
 
 
-def _weights(options: EngineOptions, experts: Sequence[AnyExpert]) -> tuple[list[float | None], list[float]]:
-    """For each expert its given weight, or None where it is solved, and the bound of that."""
+def _own_rule(options: EngineOptions, experts: Sequence[AnyExpert]) -> Rule:
+    """What the engine says of every expert."""
     alpha = [None if expert.alpha is None else _number(expert, "alpha", expert.alpha) for expert in experts]
-    bounds = [
+    bounds: list[Any] = [
         options.alpha_max if expert.alpha_max is None else _number(expert, "alpha_max", expert.alpha_max)
         for expert in experts
     ]
-    return alpha, bounds
+    return Rule(options.combine, options.match, alpha, bounds)
 
 
 def _number(expert: AnyExpert, name: str, value: Any) -> float:

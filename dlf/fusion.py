@@ -13,6 +13,7 @@ import torch
 
 from dlf import _C
 from dlf.devices import Placement
+from dlf.rule import Rule, native_rule, take_rule
 
 __all__ = ["Fusion", "solve"]
 
@@ -35,7 +36,7 @@ class Fusion(Generic[Array]):
         KL(fused || large) and KL(large || fused), in nats.
     target_f, target_g : [B, T]
         KL(expert || base) and KL(base || expert): what f and g are matched with.
-    passes : [B]
+    sweeps : [B]
         Sweeps over the vocabulary that the row took, the fusing one included. Where experts take different numbers of
         sweeps, the most that one of them took.
     """
@@ -46,7 +47,7 @@ class Fusion(Generic[Array]):
     g: Array
     target_f: Array
     target_g: Array
-    passes: Array
+    sweeps: Array
 
 
 def solve(
@@ -54,10 +55,11 @@ def solve(
     base: Array,
     experts: Array,
     *,
-    combine: str = "select",
-    match: str = "symmetric",
+    combine: str | None = None,
+    match: str | None = None,
     alpha: Sequence[float | None] | None = None,
-    alpha_max: float | Sequence[float] = 2.0,
+    alpha_max: float | Sequence[float] | None = None,
+    rule: Rule | Sequence[Rule] | None = None,
     threads: int | None = None,
     device: str | None = None,
 ) -> Fusion[Array]:
@@ -77,21 +79,24 @@ def solve(
         Logits of the model that the experts were tuned from, or one for each expert.
     experts : [B, T, V]
         Logits of 1 to 16 experts.
-    combine : str
-        ``"select"``: the one expert whose curve (f, g) passes nearest the mean of the targets; the others get 0.
+    combine : str, optional
+        ``"select"``: the one expert whose curve (f, g) passes nearest the mean of the targets; the others get 0. The
+        default.
         ``"centroid"``: every expert solved alone, its weight divided by the number of those that are solved.
         ``"joint"``: the least KL(fused || large) at which every expert reaches the mean logit difference that it
         reaches when it is solved alone.
         ``"static"``: all weights given by `alpha`.
         ``"grid"``: as ``"select"``, trying 0, 0.1, ..., 2.0 up to `alpha_max`.
-    match : str
-        ``"symmetric"`` minimises (f - a)^2 + (g - b)^2; ``"forward"`` brings f to a, ``"reverse"`` g to b.
+    match : str, optional
+        ``"symmetric"`` minimises (f - a)^2 + (g - b)^2, the default; ``"forward"`` brings f to a, ``"reverse"`` g to b.
     alpha : sequence of T floats or None, optional
         Given weights, which may be negative (an anti-expert, as in DExperts, 2105.03023); None where a weight is
         solved. The others are solved as if those experts were not there, and what is given is added to the fused
         logits. ``combine="static"`` takes all of them.
-    alpha_max : float or sequence of T floats
-        Weights are solved in [0, alpha_max]; one bound for all experts, or one for each.
+    alpha_max : float or sequence of T floats, optional
+        Weights are solved in [0, alpha_max]; one bound for all experts, or one for each; 2 if not given.
+    rule : Rule or sequence of B Rules, optional
+        The same in one value, for all rows or for each; what is given beside it goes first.
     threads : int, optional
         Threads to compute on; by default as many as the process may use. The answer doesn't depend on them.
     device : str, optional
@@ -122,22 +127,24 @@ def solve(
         "experts": _float32(experts, "experts"),
     }
     _check_shapes(**logits)
-    if alpha is None and combine == "static":
-        raise ValueError("combine='static' takes the weights: give alpha, one number an expert")
     place = Placement.of(str(logits["large"].device) if device is None else device).large
-    weights = [] if alpha is None else [None if weight is None else float(weight) for weight in alpha]
-    bounds = [float(bound) for bound in np.atleast_1d(np.asarray(alpha_max, np.float64))]
-    options = (combine, match, weights, bounds)
+    fields = {"combine": combine, "match": match, "alpha": alpha, "alpha_max": alpha_max}
+    every = range(logits["experts"].shape[1])
+    default = Rule("select", "symmetric", [None for _ in every], [2.0 for _ in every])
+    rules = [
+        native_rule(take_rule(one, fields)[0], default, [], every)
+        for one in (rule if isinstance(rule, Sequence) else [rule])
+    ]
     if place is None:
         found = _C.fusion_solve(
             logits["large"].cpu(),
             logits["experts"].cpu(),
             logits["base"].cpu(),
-            *options,
+            rules,
             _usable_cores() if threads is None else int(threads),
         )
     else:
-        found = _C.cuda_fusion_solve(logits["large"], logits["experts"], logits["base"], *options, place)
+        found = _C.cuda_fusion_solve(logits["large"], logits["experts"], logits["base"], rules, place)
     if isinstance(large, np.ndarray):
         found = tuple(tensor.cpu().numpy() for tensor in found)
     else:

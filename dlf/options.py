@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
+from dlf import _C
 from dlf.arguments import Path, prefix_bytes, sampling_options
 from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
 from dlf.devices import Placement
@@ -20,8 +21,7 @@ from dlf.text.layout import Layout
 
 __all__ = ["COMBINE", "MATCH", "EngineOptions"]
 
-COMBINE = ("select", "centroid", "joint", "static", "grid")
-MATCH = ("symmetric", "forward", "reverse")
+COMBINE, MATCH = _C.COMBINES, _C.MATCHES
 FUSION, MACHINE = "fusion", "engine"  # sections of a recipe
 
 

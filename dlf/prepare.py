@@ -12,6 +12,7 @@ from dlf.driver import Submission
 from dlf.ensemble import Ensemble
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest
+from dlf.rule import Rule, take_rule
 from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import Continuation, as_continuations
 from dlf.speculation import Speculate, Speculation, as_speculation, native_speculation, uses_drafter
@@ -28,7 +29,7 @@ class Generation:
     ----------
     prompts, single
         The prompts or conversations, and whether there was a single one rather than a list.
-    sampling, examples, experts, speculation
+    sampling, examples, experts, rule, speculation
         As `Engine.generate` describes them.
     """
 
@@ -37,6 +38,7 @@ class Generation:
     sampling: SamplingOptions
     examples: tuple[Example, ...]
     experts: Sequence[str] | None
+    rule: Rule
     speculation: Speculation | None
 
     @classmethod
@@ -48,6 +50,7 @@ class Generation:
         *,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
+        rule: Rule | None,
         speculate: Speculate,
     ) -> Generation:
         """Check the arguments of a call, as far as that takes no model.
@@ -59,7 +62,8 @@ class Generation:
         """
         prompts, single = as_prompts(prompt, messages)
         shots = () if examples is None else as_examples(examples)
-        return cls(prompts, single, sampling_options(options), shots, experts, as_speculation(speculate))
+        own, others = take_rule(rule, options)
+        return cls(prompts, single, sampling_options(others), shots, experts, own, as_speculation(speculate))
 
     @property
     def sequences(self) -> int:
@@ -87,6 +91,7 @@ class Scoring:
     single: bool
     examples: tuple[Example, ...]
     experts: Sequence[str] | None
+    rule: Rule
 
     @classmethod
     def of(
@@ -94,9 +99,11 @@ class Scoring:
         prompt: Any,
         continuation: Any,
         messages: Any,
+        options: Mapping[str, Any],
         *,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
+        rule: Rule | None,
     ) -> Scoring:
         """Check the arguments of a call, as far as that takes no model.
 
@@ -109,7 +116,10 @@ class Scoring:
         continuations, single = as_continuations(continuation, None if one_prompt else len(prompts))
         if one_prompt:
             prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
-        return cls(prompts, continuations, single, () if examples is None else as_examples(examples), experts)
+        own, others = take_rule(rule, options)
+        for name in others:
+            raise TypeError(f"no option is called {name!r}; there are: {', '.join(Rule.__dataclass_fields__)}")
+        return cls(prompts, continuations, single, () if examples is None else as_examples(examples), experts, own)
 
 
 def prepare(
@@ -126,6 +136,7 @@ def prepare(
     seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
     chosen = chosen_experts(wanted.experts, ensemble.labels)
     names = [ensemble.labels[number] for number in chosen]
+    rule = ensemble.rule(wanted.rule, wanted.experts, chosen)
     draft = native_speculation(wanted.speculation, ensemble, chosen)
     bad_words = [
         ensemble.tokenizer.encode(form, add_special_tokens=False)
@@ -150,5 +161,5 @@ def prepare(
                 names,
             )
             requests.append(request)
-            submissions.append((request.request, lanes, chosen, native, sampling.max_new_tokens, draft))
+            submissions.append((request.request, lanes, chosen, native, sampling.max_new_tokens, draft, rule))
     return requests, submissions

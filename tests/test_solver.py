@@ -142,22 +142,22 @@ def test_two_minima() -> None:
     assert met >= 8
 
 
-def test_passes() -> None:
+def test_sweeps() -> None:
     rng = np.random.default_rng(7)
-    passes = [int(solve_row(*language(rng, 2000, 1)).passes[0]) for _ in range(50)]
-    assert np.mean(passes) <= 6
+    sweeps = [int(solve_row(*language(rng, 2000, 1)).sweeps[0]) for _ in range(50)]
+    assert np.mean(sweeps) <= 6
     for scale in SCALES:
-        some = [int(solve_row(*draw(rng, 2000, 1, scale)).passes[0]) for _ in range(30)]
+        some = [int(solve_row(*draw(rng, 2000, 1, scale)).sweeps[0]) for _ in range(30)]
         assert max(some) <= 12
-        passes += some
-    assert np.mean(passes) <= 6
+        sweeps += some
+    assert np.mean(sweeps) <= 6
 
 
 def test_one_sweep_and_one_to_fuse_are_the_rule() -> None:
     rng = np.random.default_rng(28)
     for experts in (1, 4):
-        passes = [int(solve_row(*language(rng, 2000, experts)).passes[0]) for _ in range(40)]
-        assert np.mean(passes) <= 2.7
+        sweeps = [int(solve_row(*language(rng, 2000, experts)).sweeps[0]) for _ in range(40)]
+        assert np.mean(sweeps) <= 2.7
 
 
 def test_bases_shared_or_repeated() -> None:
@@ -166,7 +166,7 @@ def test_bases_shared_or_repeated() -> None:
     for combine in ("select", "centroid", "joint", "grid"):
         shared = fusion.solve(large[None], base[None], tuned[None], combine=combine, threads=1)
         repeated = fusion.solve(large[None], np.repeat(base[None, None], 3, 1), tuned[None], combine=combine, threads=1)
-        for name in ("alpha", "logits", "f", "g", "target_f", "target_g", "passes"):
+        for name in ("alpha", "logits", "f", "g", "target_f", "target_g", "sweeps"):
             np.testing.assert_array_equal(getattr(shared, name), getattr(repeated, name))
 
 
@@ -201,7 +201,7 @@ def test_grid(scale: float, match: str) -> None:
         found = solve_row(large, base, tuned, combine="grid", match=match, alpha_max=alpha_max)
         expected = reference.grid(prepare(large, base, tuned), match, alpha_max)
         np.testing.assert_allclose(found.alpha[0], expected, atol=1e-12)
-        assert found.passes[0] == 2
+        assert found.sweeps[0] == 2
 
 
 def test_static_takes_any_weights() -> None:
@@ -385,7 +385,7 @@ def test_rows_do_not_depend_on_the_batch() -> None:
         threaded = fusion.solve(large, base, experts, combine=combine, threads=2)
         for index, row in enumerate(rows):
             alone = solve_row(*row, combine=combine)
-            for name in ("alpha", "logits", "f", "g", "target_f", "target_g", "passes"):
+            for name in ("alpha", "logits", "f", "g", "target_f", "target_g", "sweeps"):
                 assert (getattr(alone, name)[0] == getattr(together, name)[index]).all(), name
                 assert (getattr(alone, name)[0] == getattr(threaded, name)[index]).all(), name
 

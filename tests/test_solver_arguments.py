@@ -43,13 +43,13 @@ def test_strided_logits() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("model", ["large", "expert 1", "base 1"])
+@pytest.mark.parametrize("model", ["the large model", "expert 1", "the base of expert 1"])
 def test_bad_logits_are_named(model: str, value: float) -> None:
     rng = np.random.default_rng(25)
     large, bases, experts = (rng.normal(size=shape) for shape in ((2, 1500), (2, 3, 1500), (2, 3, 1500)))
-    part = {"large": large[1], "expert 1": experts[1, 1], "base 1": bases[1, 1]}[model]
+    part = {"the large model": large[1], "expert 1": experts[1, 1], "the base of expert 1": bases[1, 1]}[model]
     part[1234] = value
-    with pytest.raises(ValueError, match=f"{model} hold a NaN or .inf in row 1"):
+    with pytest.raises(ValueError, match=f"NaN or .inf in the logits of {model} in row 1"):
         fusion.solve(large, bases, experts)
 
 

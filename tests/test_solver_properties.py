@@ -113,5 +113,5 @@ def test_threads_do_not_change_the_answer(row: Row, combine: str, match: str) ->
     large, bases, experts = row
     one = fusion.solve(large[None], bases[None], experts[None], combine=combine, match=match, threads=1)
     two = fusion.solve(large[None], bases[None], experts[None], combine=combine, match=match, threads=2)
-    for name in ("alpha", "logits", "f", "g", "target_f", "target_g", "passes"):
+    for name in ("alpha", "logits", "f", "g", "target_f", "target_g", "sweeps"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))

@@ -28,9 +28,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> _C.Weights:
 def make_loop(
     weights: _C.Weights, *, max_batch: int = 2, max_context: int = 512, threads: int = 2, vocab: int = VOCAB
 ) -> _C.StepLoop:
-    return _C.StepLoop(
-        [weights], [0], [], "select", "symmetric", [], [], vocab, max_batch, max_context, threads, prefix_cache_bytes=0
-    )
+    return _C.StepLoop([weights], [0], [], vocab, max_batch, max_context, threads, prefix_cache_bytes=0)
 
 
 def add(loop: _C.StepLoop, number: int, max_new_tokens: int = 20, **options: object) -> None:

@@ -27,6 +27,7 @@ def generate() -> str:
 def tidy(text: str) -> str:
     """Drop what depends on the machine that generates (values) and spell out what strict type checkers ask for."""
     text = re.sub(r"^(\w+): str = .*$", r"\1: str", text, flags=re.MULTILINE)
+    text = re.sub(r"^(\w+): tuple = .*$", r"\1: tuple[str, ...]", text, flags=re.MULTILINE)
     text = text.replace("**kwargs)", "**kwargs: typing.Any)").replace("-> tuple:", "-> tuple[typing.Any, ...]:")
     return HEADER + text
 

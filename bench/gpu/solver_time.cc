@@ -7,6 +7,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <numeric>
 #include <vector>
 
 #include "fusion/cuda/solver.h"
@@ -23,7 +24,7 @@
 namespace dlf::cuda {
 namespace {
 
-constexpr int64_t kLeastRows = 16;  // different logits, so that passes are an average
+constexpr int64_t kLeastRows = 16;  // different logits, so that sweeps are an average
 constexpr int kTop = 20;
 constexpr int64_t kMaxTokens = 4096;  // of a history, which is no longer added to when it is full
 
@@ -75,9 +76,19 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
     fused = at::empty({batch, vocab}, on_device(0).dtype(at::kFloat));
     records = at::zeros({rows, static_cast<int64_t>(sizeof(FusionRecord))}, on_device(0).dtype(at::kByte));
   });
+  std::vector<int> every(experts);
+  std::iota(every.begin(), every.end(), 0);
+  const RowRule rule = row_rule({combine, Match::symmetric, {}}, every, experts);
+  at::Tensor rule_there = at::empty({static_cast<int64_t>(sizeof(rule))}, at::kByte);
+  std::memcpy(rule_there.mutable_data_ptr(), &rule, sizeof(rule));
+  rule_there = rule_there.to(on_device(0).device());
   queue.synchronize();
   const auto solve_rows = [&](int64_t first) {
-    FusionArgs args = fusion_args({combine, Match::symmetric, {}}, experts);
+    FusionArgs args = {};
+    args.expert_count = experts;
+    args.rules = static_cast<const RowRule*>(rule_there.const_data_ptr());
+    args.rule_count = 1;
+    args.kernels = rule.kernel;
     args.large = {logits.large.const_data_ptr<float>() + first * vocab, vocab};
     for (int t = 0; t < experts; ++t) {
       args.experts[t] = {logits.experts.const_data_ptr<float>() + (first * experts + t) * vocab, experts * vocab};
@@ -101,19 +112,19 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
   const Microseconds us = time_graph(graph, queue, plan.in_graph, plan.round_seconds);
   const at::Tensor host = records.cpu();
   const auto* found = static_cast<const FusionRecord*>(host.const_data_ptr());
-  double passes = 0.0;
+  double sweeps = 0.0;
   int64_t solved = 0;
   bool good = true;
   for (int64_t row = 0; row < rows && row < plan.in_graph * static_cast<int64_t>(batch); ++row) {
-    passes += found[row].passes;
+    sweeps += found[row].sweeps;
     good = good && found[row].bad_model == kNoBadModel;
     ++solved;
   }
   std::printf(
       "{\"what\": \"solver\", \"vocab\": %lld, \"experts\": %d, \"batch\": %d, \"combine\": \"%s\", "
-      "\"logits\": \"%s\", \"median_us\": %.3f, \"min_us\": %.3f, \"passes\": %.2f, \"good\": %s}\n",
+      "\"logits\": \"%s\", \"median_us\": %.3f, \"min_us\": %.3f, \"sweeps\": %.2f, \"good\": %s}\n",
       static_cast<long long>(vocab), experts, batch, combine == Combine::joint ? "joint" : "select",
-      peaked ? "peaked" : "long tail", us.median, us.least, passes / static_cast<double>(solved),
+      peaked ? "peaked" : "long tail", us.median, us.least, sweeps / static_cast<double>(solved),
       good ? "true" : "false");
   std::fflush(stdout);
 }

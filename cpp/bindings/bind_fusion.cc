@@ -110,6 +110,15 @@ py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const a
   return checked(found);
 }
 
+template <typename Table>
+py::tuple names(const Table& table) {
+  py::tuple found(table.size());
+  for (size_t i = 0; i < table.size(); ++i) {
+    found[i] = py::str(table[i].name.data(), table[i].name.size());
+  }
+  return found;
+}
+
 }  // namespace
 
 void bind_fusion(py::module_& m) {
@@ -120,7 +129,11 @@ void bind_fusion(py::module_& m) {
            py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("experts"),
            "For so many experts: `alpha` is empty, or a weight or None for each; `alpha_max` is one bound, or one for "
            "each.")
-      .def(py::init<>(), "Selects among any experts, their weights solved.");
+      .def(py::init<>(), "Selects among any experts, their weights solved.")
+      .def_property_readonly(
+          "takes_given", [](const Rule& rule) { return rule.takes_given(); }, "Whether all weights are given.");
+  m.attr("COMBINES") = names(kCombineTable);
+  m.attr("MATCHES") = names(kMatchTable);
 
   m.def(
       "fusion_solve", &solve, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("rules"),

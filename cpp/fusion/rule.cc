@@ -5,6 +5,8 @@
 #include <cmath>
 #include <string>
 
+#include "support/option_error.h"
+
 namespace dlf {
 namespace {
 
@@ -23,7 +25,7 @@ static_assert(in_order(), "a row is found by its number");
 
 // The row with this name.
 template <typename Table>
-const typename Table::value_type& find(const Table& table, std::string_view option, std::string_view name) {
+const typename Table::value_type& find(const Table& table, const char* option, std::string_view name) {
   std::string choices;
   for (size_t i = 0; i < table.size(); ++i) {
     if (table[i].name == name) {
@@ -33,16 +35,16 @@ const typename Table::value_type& find(const Table& table, std::string_view opti
     choices += table[i].name;
     choices += "'";
   }
-  TORCH_CHECK_VALUE(false, option, " is '", name, "'; it takes ", choices);
+  throw OptionError(option, c10::str(option, " is '", name, "'; it takes ", choices));
 }
 
 std::vector<ExpertWeight> expert_weights(const std::vector<std::optional<double>>& alpha,
                                          const std::vector<double>& alpha_max, int experts) {
   const auto count = static_cast<size_t>(experts);
-  TORCH_CHECK_VALUE(alpha.empty() || alpha.size() == count, "alpha holds ", alpha.size(), " weights for ", experts,
-                    " experts; give one an expert, None where it is solved");
-  TORCH_CHECK_VALUE(alpha_max.size() == 1 || alpha_max.size() == count, "alpha_max holds ", alpha_max.size(),
-                    " bounds for ", experts, " experts; give one for all or one an expert");
+  check_option(alpha.empty() || alpha.size() == count, "alpha", " holds ", alpha.size(), " weights for ", experts,
+               " experts; give one an expert, None where it is solved");
+  check_option(alpha_max.size() == 1 || alpha_max.size() == count, "alpha_max", " holds ", alpha_max.size(),
+               " bounds for ", experts, " experts; give one for all or one an expert");
   std::vector<ExpertWeight> weights(count);
   for (size_t t = 0; t < count; ++t) {
     weights[t].alpha_max = alpha_max[alpha_max.size() == 1 ? 0 : t];
@@ -62,20 +64,19 @@ Rule parse_rule(std::string_view combine, std::string_view match, const std::vec
 }
 
 void validate(const Rule& rule, int experts) {
-  const bool all_given = rule.combining().weights == CombineRow::Weights::given;
   TORCH_CHECK_VALUE(rule.weights.empty() || rule.weights.size() == static_cast<size_t>(experts), "got ",
                     rule.weights.size(), " weights for ", experts, " experts");
-  TORCH_CHECK_VALUE(!all_given || !rule.weights.empty() || experts == 0, "combine='", rule.combining().name,
-                    "' takes the weights: give alpha, one number an expert");
+  check_option(!rule.takes_given() || !rule.weights.empty() || experts == 0, "combine", "='", rule.combining().name,
+               "' takes the weights: give alpha, one number an expert");
   for (size_t t = 0; t < rule.weights.size(); ++t) {
     const ExpertWeight& weight = rule.weights[t];
-    TORCH_CHECK_VALUE(weight.alpha_max > 0.0 && weight.alpha_max <= kMostAlpha, "alpha_max is ", weight.alpha_max,
-                      " for expert ", t, "; give a finite number above 0, at most ", kMostAlpha);
+    check_option(weight.alpha_max > 0.0 && weight.alpha_max <= kMostAlpha, "alpha_max", " is ", weight.alpha_max,
+                 " for expert ", t, "; give a finite number above 0, at most ", kMostAlpha);
     const double given = weight.given.value_or(0.0);
-    TORCH_CHECK_VALUE(std::abs(given) <= kMostAlpha, "alpha[", t, "] is ", given, "; give finite numbers of at most ",
-                      kMostAlpha);
-    TORCH_CHECK_VALUE(!all_given || !weight.solved(), "combine='", rule.combining().name, "' takes the weights as ",
-                      "given, but expert ", t, " has none; give alpha, one number an expert");
+    check_option(std::abs(given) <= kMostAlpha, "alpha", "[", t, "] is ", given, "; give finite numbers of at most ",
+                 kMostAlpha);
+    check_option(!rule.takes_given() || !weight.solved(), "combine", "='", rule.combining().name,
+                 "' takes the weights as given, but expert ", t, " has none; give alpha, one number an expert");
   }
 }
 

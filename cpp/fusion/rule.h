@@ -79,6 +79,7 @@ struct Rule {
 
   const CombineRow& combining() const { return kCombineTable[static_cast<size_t>(combine)]; }
   const MatchRow& matching() const { return kMatchTable[static_cast<size_t>(match)]; }
+  bool takes_given() const { return combining().weights == CombineRow::Weights::given; }
   bool is_joint() const { return combining().weights == CombineRow::Weights::joint; }
   bool meets_mean() const { return combining().targets == CombineRow::Targets::mean; }
   bool on_grid() const { return combining().points == CombineRow::Points::grid; }

@@ -254,7 +254,7 @@ def _check_fusion(fusion: dict[str, Any], experts: list[AnyExpert]) -> None:
     bounds = [bound if one.alpha_max is None else one.alpha_max for one in given]
     if given:
         combine, match = fusion.get("combine", EngineOptions.combine), fusion.get("match", EngineOptions.match)
-        _C.check_fusion(len(given), combine, match, [one.alpha for one in given], bounds)
+        _C.Rule(combine, match, [one.alpha for one in given], bounds, len(given))  # raises
 
 
 def _problem(path: Path, lines: dict[Keys, int], keys: Keys, message: str) -> tuple[int, str]:

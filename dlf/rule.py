@@ -1,0 +1,161 @@
+"""How the experts of a request move the large model's logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from dlf import _C
+from dlf.support.option_values import as_float, shown
+
+__all__ = ["Rule", "native_rule", "take_rule"]
+
+Alpha: TypeAlias = "Sequence[float | None] | Mapping[str, float | None]"
+AlphaMax: TypeAlias = "float | Sequence[float] | Mapping[str, float]"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the weights of a request's experts come about. What is None is left to the engine.
+
+    A rule belongs to a request: ``engine.generate(prompt, rule=dlf.Rule(combine="joint"))``, or by its fields,
+    ``engine.generate(prompt, combine="joint")``. Requests with different rules decode in one batch, and each gives to
+    the bit what it gives alone.
+
+    Parameters
+    ----------
+    combine : {"select", "centroid", "joint", "static", "grid"}, optional
+        How the weights of several experts come together; see `dlf.fusion.solve`.
+    match : {"symmetric", "forward", "reverse"}, optional
+        Which divergences are matched.
+    alpha : sequence or mapping of float or None, optional
+        Given weights; None stands for an expert whose weight is solved. A sequence has one for each expert of the
+        request, in the order in which the request names them, or in the engine's where it names none. A mapping from
+        names of experts leaves those that it does not name to the engine. An engine's weights for
+        ``combine="static"`` hold for that alone: under another `combine` of a request they are solved.
+    alpha_max : float, or sequence or mapping of float, optional
+        Upper bound of solved weights: one for all, or as in `alpha`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is of the wrong kind or outside its range; the message names the field.
+    """
+
+    combine: str | None = None
+    match: str | None = None
+    alpha: Alpha | None = None
+    alpha_max: AlphaMax | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("combine", "match"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{name} is {shown(value)}: give a name")
+        alpha = None if self.alpha is None else _numbers("alpha", self.alpha)
+        if isinstance(alpha, float):
+            raise TypeError(
+                f"alpha is {shown(self.alpha)}: give a sequence, one number an expert, or a mapping by name"
+            )
+        bounds = None if self.alpha_max is None else _numbers("alpha_max", self.alpha_max)
+        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "alpha_max", bounds)
+        combine = "select" if self.combine is None else self.combine
+        _C.Rule(combine, "symmetric" if self.match is None else self.match, [], [2.0], 0)  # raises, as the next
+        for weights, limits in ((_values(alpha), [2.0]), ([], _values(bounds))):
+            _C.Rule("select", "symmetric", weights, limits or [2.0], max(len(weights), len(limits)))
+
+
+def take_rule(rule: Any, options: Mapping[str, Any]) -> tuple[Rule, dict[str, Any]]:
+    """The rule of a call, with the fields among its options in place of the rule's own; and the other options.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no rule, or a field is impossible.
+    """
+    if rule is not None and not isinstance(rule, Rule):
+        raise TypeError(f"rule is {shown(rule)}: give a dlf.Rule, or its fields by name")
+    names = [field.name for field in fields(Rule)]
+    own = {name: value for name, value in options.items() if name in names and value is not None}
+    others = {name: value for name, value in options.items() if name not in names}
+    return replace(rule or Rule(), **own), others
+
+
+def native_rule(wanted: Rule, default: Rule, labels: Sequence[str], order: Sequence[int]) -> _C.Rule:
+    """The rule of a request for the solver.
+
+    Parameters
+    ----------
+    wanted
+        What the request says.
+    default
+        What holds otherwise: every field, `alpha` and `alpha_max` for each of the engine's experts.
+    labels
+        Their names; empty where experts have none.
+    order
+        Numbers of the request's experts, as it names them. The rule has their weights in rising order.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If it does not suit these experts.
+    """
+    usual = default.combine or "select"
+    combine = wanted.combine or usual
+    match = wanted.match or default.match or "symmetric"
+    given = _values(default.alpha)
+    if combine != usual and _C.Rule(usual, match, [], [2.0], 0).takes_given:
+        given = [None] * len(given)
+    alpha = _each("alpha", "weights", wanted.alpha, given, labels, order)
+    bounds = _each("alpha_max", "bounds", wanted.alpha_max, _values(default.alpha_max), labels, order)
+    return _C.Rule(combine, match, alpha, bounds or [2.0], len(order))
+
+
+def _each(
+    name: str, what: str, wanted: Any, default: Sequence[Any], labels: Sequence[str], order: Sequence[int]
+) -> list[Any]:
+    """A value for each expert of a request, in rising order of their numbers."""
+    found = {number: default[number] for number in order}
+    if isinstance(wanted, Mapping):
+        if not labels:
+            raise TypeError(f"{name} is a mapping, but these experts have no names: give a sequence")
+        names = [labels[number] for number in order]
+        for expert, value in wanted.items():
+            if names.count(expert) != 1:
+                raise ValueError(f"{name} names {expert!r}; the request fuses: {', '.join(names) or 'no expert'}")
+            found[order[names.index(expert)]] = value
+    elif isinstance(wanted, tuple):
+        if len(wanted) != len(order):
+            raise ValueError(
+                f"{name} holds {len(wanted)} {what} for {len(order)} experts; give one for each expert of the request"
+            )
+        found = dict(zip(order, wanted, strict=True))
+    elif wanted is not None:
+        found = dict.fromkeys(order, wanted)
+    return [found[number] for number in sorted(order)]
+
+
+def _numbers(name: str, value: Any) -> Any:
+    """A number, a tuple or a dict of them, None among them where weights are solved."""
+
+    def number(which: str, one: Any) -> float | None:
+        return None if one is None and name == "alpha" else as_float(which, one)
+
+    if isinstance(value, Mapping):
+        return {str(expert): number(f"{name}[{expert!r}]", one) for expert, one in value.items()}
+    if isinstance(value, str):
+        raise TypeError(f"{name} is {shown(value)}: give numbers")
+    values = value if isinstance(value, Sequence) else np.asarray(value).tolist()
+    if isinstance(values, Sequence):
+        return tuple(number(f"{name}[{t}]", one) for t, one in enumerate(values))
+    return number(name, values)
+
+
+def _values(numbers: Any) -> list[Any]:
+    if isinstance(numbers, Mapping):
+        return list(numbers.values())
+    return [numbers] if isinstance(numbers, float) else list(numbers or ())
