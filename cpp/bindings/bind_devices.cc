@@ -26,7 +26,10 @@ std::vector<MemoryPart> memory_of(const std::vector<ModelSize>& models, std::vec
   plan.lane_model = std::move(lane_model);
   plan.experts.resize(experts);
   plan.vocab = vocab;
-  return cuda_memory(plan, models, {max_batch, max_context, std::move(devices), prefix_cache_bytes, true});
+  EngineOptions options = {max_batch, max_context};
+  options.prefix_cache_bytes = prefix_cache_bytes;
+  options.devices = std::move(devices);
+  return cuda::plan_memory(plan, models, options);
 }
 
 }  // namespace
@@ -40,7 +43,7 @@ void bind_devices(py::module_& m) {
       .def_readonly("compute_capability", &cuda::DeviceInfo::compute_capability)
       .def_readonly("multiprocessors", &cuda::DeviceInfo::multiprocessors);
 
-  m.attr("MAX_CUDA_BATCH") = kMaxCudaBatch;
+  m.attr("MAX_CUDA_BATCH") = cuda::kMaxBatch;
   m.def("cuda_devices", &cuda::devices, py::call_guard<GilRelease>(),
         "The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.");
 

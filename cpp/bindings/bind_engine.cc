@@ -97,7 +97,7 @@ void bind_engine(py::module_& m) {
                        const std::vector<std::pair<int64_t, int64_t>>& experts, int64_t vocab, int64_t max_batch,
                        int64_t max_context, int threads, int64_t prefix_cache_bytes, std::vector<int64_t> lane_adapter,
                        const std::vector<std::vector<std::shared_ptr<Adapter>>>& adapters, std::vector<int> devices,
-                       bool cuda_graph, int64_t drafter) {
+                       bool cuda_graph, int64_t drafter, int64_t prompt_budget) {
              FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, vocab, drafter};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
@@ -107,19 +107,17 @@ void bind_engine(py::module_& m) {
              for (const auto& of_model : adapters) {
                of_models.push_back(present<const Adapter>(of_model));
              }
-             if (!devices.empty()) {
-               const CudaOptions options = {max_batch, max_context, std::move(devices), prefix_cache_bytes, cuda_graph};
-               return make_cuda_step_loop(std::move(plan), weights, options, of_models);
-             }
-             const CpuOptions options = {max_batch, max_context, threads, prefix_cache_bytes};
-             return std::unique_ptr<StepLoop>(
-                 std::make_unique<CpuStepLoop>(std::move(plan), weights, options, of_models));
+             EngineOptions options = {max_batch,     max_context,        threads,   prefix_cache_bytes,
+                                      prompt_budget, std::move(devices), cuda_graph};
+             const auto make = options.devices.empty() ? cpu::make_step_loop : cuda::make_step_loop;
+             return make(std::move(plan), weights, std::move(options), of_models);
            }),
            py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("vocab"), py::arg("max_batch"),
            py::arg("max_context"), py::arg("threads"), py::arg("prefix_cache_bytes") = 0,
            py::arg("lane_adapter") = std::vector<int64_t>(),
            py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>(),
-           py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true, py::arg("drafter") = -1)
+           py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true, py::arg("drafter") = -1,
+           py::arg("prompt_budget") = 0)
       .def(
           "add",
           [](StepLoop& loop, int64_t id, std::vector<Prompt> prompts, std::vector<int> experts,
@@ -130,7 +128,7 @@ void bind_engine(py::module_& m) {
           py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
           py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"),
           "Queues a request: a prompt for each lane, empty where no chosen expert needs it.")
-      .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its places; unknown ids are ignored.")
+      .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its slot; unknown ids are ignored.")
       .def("step", &step, py::call_guard<GilRelease>(),
            "Decodes every running sequence one token further, and more where they were drafted.")
       .def("prepare", &StepLoop::prepare, py::call_guard<GilRelease>(),

@@ -3,7 +3,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
-#include "engine/step_loop.h"
+#include "engine/options.h"
 #include "model/cpu/decoder.h"
 #include "ops/quantize.h"
 

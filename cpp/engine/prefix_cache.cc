@@ -1,85 +1,83 @@
 #include "engine/prefix_cache.h"
 
-#include <ATen/ops/empty.h>
-
 #include <algorithm>
 
 namespace dlf {
 
-int64_t PrefixCache::size(const PrefixPiece& piece) {
-  return piece.bytes.cache + piece.bytes.logits + static_cast<int64_t>(piece.tokens.size() * sizeof(int64_t));
+int64_t PrefixCache::size(const PrefixChunk& chunk) {
+  return chunk.bytes.cache + chunk.bytes.logits + static_cast<int64_t>(chunk.tokens.size() * sizeof(int64_t));
 }
 
-size_t PrefixCache::hash(const PiecePlace& place, std::span<const int64_t> tokens) {
+size_t PrefixCache::hash(const ChunkKey& key, std::span<const int64_t> tokens) {
   uint64_t sum = 0x9e3779b97f4a7c15;
   const auto mix = [&](int64_t value) {  // the finisher of SplitMix64, in a chain
     sum = (sum ^ static_cast<uint64_t>(value)) * 0xbf58476d1ce4e5b9;
     sum ^= sum >> 29;
   };
-  mix(place.model);
-  mix(place.adapter);
-  mix(place.after);
+  mix(key.model);
+  mix(key.adapter);
+  mix(key.after);
   for (const int64_t token : tokens) {
     mix(token);
   }
   return sum;
 }
 
-const PrefixPiece* PrefixCache::find(const PiecePlace& place, std::span<const int64_t> tokens, bool with_logits) {
-  const auto [begin, end] = by_hash_.equal_range(hash(place, tokens));
+const PrefixChunk* PrefixCache::find(const ChunkKey& key, std::span<const int64_t> tokens, bool with_logits) {
+  const auto [begin, end] = by_hash_.equal_range(hash(key, tokens));
   for (auto candidate = begin; candidate != end; ++candidate) {
-    const PrefixPiece& piece = *candidate->second;
-    if (piece.place == place && (piece.bytes.logits > 0 || !with_logits) &&
-        std::equal(tokens.begin(), tokens.end(), piece.tokens.begin(), piece.tokens.end())) {
-      touch(piece.id);
-      return &piece;
+    const PrefixChunk& chunk = *candidate->second;
+    if (chunk.key == key && (chunk.bytes.logits > 0 || !with_logits) &&
+        std::equal(tokens.begin(), tokens.end(), chunk.tokens.begin(), chunk.tokens.end())) {
+      touch(chunk.id);
+      return &chunk;
     }
   }
   return nullptr;
 }
 
-const PrefixPiece* PrefixCache::insert(const PiecePlace& place, std::span<const int64_t> tokens,
-                                       const PieceBytes& bytes, const at::TensorOptions& device,
-                                       std::vector<at::Tensor>& evicted) {
-  PrefixPiece piece = {next_id_++, place, {tokens.begin(), tokens.end()}, {}, bytes};
-  if (size(piece) > capacity_ || (place.after != 0 && !by_id_.contains(place.after))) {
-    return nullptr;  // without the piece before it nobody would find it
+const PrefixChunk* PrefixCache::insert(const ChunkKey& key, std::span<const int64_t> tokens, const ChunkBytes& bytes,
+                                       const std::function<at::Tensor(int64_t)>& allocate,
+                                       const std::function<void(at::Tensor)>& evict) {
+  PrefixChunk chunk = {next_id_++, key, {tokens.begin(), tokens.end()}, {}, bytes};
+  if (size(chunk) > capacity_ || (key.after != 0 && !by_id_.contains(key.after))) {
+    return nullptr;  // without the chunk before it nobody would find it
   }
-  touch(place.after);
-  while (bytes_ + size(piece) > capacity_) {
-    if (is_before(pieces_.back().id, place.after)) {
+  touch(key.after);
+  while (bytes_ + size(chunk) > capacity_) {
+    if (is_before(chunks_.back().id, key.after)) {
       return nullptr;
     }
-    evicted.push_back(evict_last());
+    evict(evict_last());
   }
-  piece.memory = at::empty({bytes.cache + bytes.logits}, device.dtype(at::kByte));
-  Pieces added;  // becomes one of the others when it can be found in both ways
-  added.push_front(std::move(piece));
+  chunk.memory = allocate(bytes.cache + bytes.logits);
+  Chunks added;  // becomes one of the others when it can be found in both ways
+  added.push_front(std::move(chunk));
   const auto by_id = by_id_.emplace(added.front().id, added.begin()).first;
   try {
-    by_hash_.emplace(hash(place, tokens), added.begin());
+    by_hash_.emplace(hash(key, tokens), added.begin());
   } catch (...) {
     by_id_.erase(by_id);
     throw;
   }
   bytes_ += size(added.front());
-  pieces_.splice(pieces_.begin(), added);
-  const PrefixPiece& kept = *by_id->second;
+  chunks_.splice(chunks_.begin(), added);
+  const PrefixChunk& kept = *by_id->second;
   touch(kept.id);
   return &kept;
 }
 
-// The piece, and then those before it, become the most recently used: a piece is older than what comes before it.
+// The chunk, and then those before it, become the most recently used: a chunk is older than what comes before it.
 void PrefixCache::touch(int64_t id) {
   for (auto found = by_id_.find(id); found != by_id_.end(); found = by_id_.find(id)) {
-    pieces_.splice(pieces_.begin(), pieces_, found->second);
-    id = found->second->place.after;
+    chunks_.splice(chunks_.begin(), chunks_, found->second);
+    id = found->second->key.after;
   }
 }
 
-// Whether a piece is `of` or comes before it.
+// Whether a chunk is `of` or comes before it.
 bool PrefixCache::is_before(int64_t id, int64_t of) const {
-  for (auto found = by_id_.find(of); found != by_id_.end(); found = by_id_.find(found->second->place.after)) {
+  for (auto found = by_id_.find(of); found != by_id_.end(); found = by_id_.find(found->second->key.after)) {
     if (found->first == id) {
       return true;
     }
@@ -88,13 +86,13 @@ bool PrefixCache::is_before(int64_t id, int64_t of) const {
 }
 
 at::Tensor PrefixCache::evict_last() {
-  const auto last = std::prev(pieces_.end());
-  const auto [begin, end] = by_hash_.equal_range(hash(last->place, last->tokens));
+  const auto last = std::prev(chunks_.end());
+  const auto [begin, end] = by_hash_.equal_range(hash(last->key, last->tokens));
   by_hash_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == last; }));
   by_id_.erase(last->id);
   bytes_ -= size(*last);
   at::Tensor memory = std::move(last->memory);
-  pieces_.erase(last);
+  chunks_.erase(last);
   return memory;
 }
 

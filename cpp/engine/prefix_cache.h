@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <span>
 #include <unordered_map>
@@ -11,60 +12,61 @@
 
 namespace dlf {
 
-// In place of the id of a piece that was not kept: what comes after it cannot be found.
-inline constexpr int64_t kNoPiece = -1;
+// In place of the id of a chunk that was not kept: what comes after it cannot be found.
+inline constexpr int64_t kNoChunk = -1;
 
-// Where a piece of a prompt stands: on which model, with which adapter, and after which other piece.
-struct PiecePlace {
+// Finds a chunk of a prompt, together with its tokens: the model and the adapter that read it, and the chunk before it.
+struct ChunkKey {
   int64_t model = 0;
   int64_t adapter = -1;
-  int64_t after = 0;  // PrefixPiece::id; 0 at the beginning of a prompt
+  int64_t after = 0;  // PrefixChunk::id; 0 at the beginning of a prompt
 
-  bool operator==(const PiecePlace&) const = default;
+  bool operator==(const ChunkKey&) const = default;
 };
 
-// Of a piece's memory: keys and values, a multiple of four, and logits, if any.
-struct PieceBytes {
+// The memory of a chunk: keys and values, a multiple of four, then logits, if any.
+struct ChunkBytes {
   int64_t cache;
   int64_t logits;
 };
 
-// A piece of a prompt that was read, with its keys and values and, where a prompt ended with it, its logits.
-struct PrefixPiece {
+// A chunk of a prompt that was read, with its keys and values and, where a prompt ended with it, its logits.
+struct PrefixChunk {
   int64_t id;
-  PiecePlace place;
+  ChunkKey key;
   std::vector<int64_t> tokens;
   at::Tensor memory;  // on the model's device: keys and values, then logits
-  PieceBytes bytes;
+  ChunkBytes bytes;
 
   std::byte* cache() const { return static_cast<std::byte*>(memory.data_ptr()); }
   float* logits() const { return reinterpret_cast<float*>(cache() + bytes.cache); }
 };
 
-// What prompts have in common at their beginning is read once: the pieces that were read last, up to a number of bytes.
-// A piece is found by its tokens and, through the piece before it, by all tokens before them: what is copied from here
-// is to the bit what reading it again would give. The piece that was least recently used goes first, and never before
+// What prompts have in common at their beginning is read once: the chunks that were read last, up to a number of bytes.
+// A chunk is found by its tokens and, through the chunk before it, by all tokens before them: what is copied from here
+// is to the bit what reading it again would give. The chunk that was least recently used goes first, and never before
 // those that come after it.
 class PrefixCache {
  public:
   explicit PrefixCache(int64_t capacity) : capacity_(capacity) {}
 
-  // Null where there is none, or none that has logits where they are needed. A piece holds until the next insert().
-  const PrefixPiece* find(const PiecePlace& place, std::span<const int64_t> tokens, bool with_logits);
+  // Null where there is none, or none that has logits where they are needed. A chunk holds until the next insert().
+  const PrefixChunk* find(const ChunkKey& key, std::span<const int64_t> tokens, bool with_logits);
 
-  // A place for a piece that is not there yet, on a device, to be filled; null where there is no room for it. Memory
-  // of the pieces that go is added to `evicted`: a device may still be copying from it.
-  const PrefixPiece* insert(const PiecePlace& place, std::span<const int64_t> tokens, const PieceBytes& bytes,
-                            const at::TensorOptions& device, std::vector<at::Tensor>& evicted);
+  // Adds a chunk that is not there yet, to be filled; null where there is no room for it. `evict` is handed the memory
+  // of each chunk that goes: a device may still be copying from it.
+  const PrefixChunk* insert(const ChunkKey& key, std::span<const int64_t> tokens, const ChunkBytes& bytes,
+                            const std::function<at::Tensor(int64_t)>& allocate,
+                            const std::function<void(at::Tensor)>& evict);
 
   int64_t bytes() const { return bytes_; }
   int64_t capacity() const { return capacity_; }
 
  private:
-  using Pieces = std::list<PrefixPiece>;
+  using Chunks = std::list<PrefixChunk>;
 
-  static int64_t size(const PrefixPiece& piece);
-  static size_t hash(const PiecePlace& place, std::span<const int64_t> tokens);
+  static int64_t size(const PrefixChunk& chunk);
+  static size_t hash(const ChunkKey& key, std::span<const int64_t> tokens);
   void touch(int64_t id);
   bool is_before(int64_t id, int64_t of) const;
   at::Tensor evict_last();
@@ -72,9 +74,9 @@ class PrefixCache {
   int64_t capacity_;
   int64_t bytes_ = 0;
   int64_t next_id_ = 1;
-  Pieces pieces_;  // the most recently used first
-  std::unordered_multimap<size_t, Pieces::iterator> by_hash_;
-  std::unordered_map<int64_t, Pieces::iterator> by_id_;
+  Chunks chunks_;  // the most recently used first
+  std::unordered_multimap<size_t, Chunks::iterator> by_hash_;
+  std::unordered_map<int64_t, Chunks::iterator> by_id_;
 };
 
 }  // namespace dlf

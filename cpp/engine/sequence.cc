@@ -1,21 +1,84 @@
 #include "engine/sequence.h"
 
-#include <algorithm>
+#include <utility>
 
 namespace dlf {
 
-int64_t Prompt::piece_end(int64_t begin, int64_t most) const {
-  const auto next = std::upper_bound(breaks.begin(), breaks.end(), begin);
-  const int64_t end = std::min(begin + most, static_cast<int64_t>(tokens.size()));
-  return next == breaks.end() ? end : std::min(end, *next);
+StepOutput& Sequence::next_output(int64_t given, int64_t drafted) {
+  StepOutput& output = outputs[given];
+  output.drafted = given == 0 ? drafted : -1;
+  output.cached_tokens = cached_tokens;
+  output.finish = FinishReason::none;
+  return output;
 }
 
-int64_t Prompt::pieces_from(int64_t begin, int64_t most) const {
-  int64_t count = 0;
-  for (const auto size = static_cast<int64_t>(tokens.size()); begin < size; begin = piece_end(begin, most)) {
-    ++count;
+bool Sequence::append(StepOutput& output) {
+  const size_t at = prompt_size() + new_tokens++;
+  const bool drafted = at < tokens.size() && tokens[at] == output.token;
+  if (!drafted) {
+    tokens.resize(at);
+    tokens.push_back(output.token);
   }
-  return count;
+  if (stops_at(output.token)) {
+    output.finish = FinishReason::stop;
+  } else if (new_tokens >= limit) {
+    output.finish = FinishReason::length;
+  }
+  finish = output.finish;
+  return drafted;
+}
+
+void Sequence::fail(StepOutput& output, std::string error) {
+  output.error = std::move(error);
+  output.finish = finish = FinishReason::error;
+}
+
+// All memory that a sequence takes while it decodes.
+std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan, int64_t max_context) {
+  auto sequence = std::make_unique<Sequence>();
+  sequence->request = request.id;
+  sequence->limit = request.max_new_tokens;
+  sequence->draft_limit = request.max_new_tokens;
+  for (int64_t lane = 0; lane < plan.lanes(); ++lane) {
+    if (const int64_t prompt = request.prompts[lane].size(); prompt > 0) {
+      // The last position of the context is that of a token which is fed back; one more is chosen after it. The
+      // drafter's does not end the sequence, which goes on without.
+      const int64_t most = max_context - prompt + 1;
+      sequence->draft_limit = std::min(sequence->draft_limit, most);
+      sequence->limit = lane == plan.drafter ? sequence->limit : std::min(sequence->limit, most);
+    }
+  }
+  const int64_t max_draft = request.speculation.max_draft;
+  sequence->tokens.reserve(request.prompts[0].size() + sequence->limit + max_draft);
+  sequence->tokens = request.prompts[0].tokens;
+  sequence->draft = Draft(request.speculation, request.experts.size(), plan);
+  sequence->outputs.resize(max_draft + 1);
+  for (StepOutput& output : sequence->outputs) {
+    output.request = request.id;
+    output.alpha.resize(request.experts.size());
+    output.top_tokens.reserve(request.sampling.logprobs);
+    output.top_logprobs.reserve(request.sampling.logprobs);
+  }
+  sequence->lanes = make_lanes(std::move(request.prompts));
+  sequence->experts = std::move(request.experts);
+  sequence->rule = std::move(request.rule);
+  sequence->sampling = std::move(request.sampling);
+  return sequence;
+}
+
+std::vector<Lane> make_lanes(std::vector<Prompt> prompts) {
+  std::vector<Lane> lanes;
+  lanes.reserve(prompts.size());
+  for (Prompt& prompt : prompts) {
+    lanes.emplace_back().prompt = std::move(prompt);
+  }
+  return lanes;
+}
+
+void occupy(std::vector<Lane>& lanes, int64_t slot, const FusionPlan& plan) {
+  for (size_t lane = 0; lane < lanes.size(); ++lane) {
+    lanes[lane].cache_slot = plan.cache_slot(slot, static_cast<int64_t>(lane));
+  }
 }
 
 }  // namespace dlf

@@ -8,90 +8,63 @@
 #include <vector>
 
 #include "engine/drafting/draft.h"
-#include "fusion/rule.h"
-#include "sampling/cpu/sampler.h"
+#include "engine/plan.h"
+#include "engine/request.h"
 
 namespace dlf {
-
-// What a lane reads before it decodes.
-struct Prompt {
-  std::vector<int64_t> tokens;
-  // Where prompts may go on differently, in rising order: the end of the examples that all requests share. Others read
-  // up to there what this one has read.
-  std::vector<int64_t> breaks;
-
-  // Prompts are read in pieces. Where they end depends on the prompt alone, because the sums of a matrix product may
-  // depend on its rows: the end of the piece that begins here, of at most `most` tokens.
-  int64_t piece_end(int64_t begin, int64_t most) const;
-  int64_t pieces_from(int64_t begin, int64_t most) const;
-};
-
-struct Request {
-  int64_t id = 0;
-  std::vector<Prompt> prompts;  // one for each lane of the plan; empty where no chosen expert needs it
-  std::vector<int> experts;     // which of the plan's experts are fused, in rising order
-  Rule rule;                    // and how
-  SamplingOptions sampling;
-  int64_t max_new_tokens = 0;
-  Speculation speculation;
-};
 
 // One context running on a model: where its keys and values are, and how far it has come.
 struct Lane {
   Prompt prompt;
-  int64_t slot = -1;
-  int64_t length = 0;  // positions in the cache
-  int64_t piece = 0;   // of the prefix cache: the last one read
-  // Of this step, [vocab] each: after the last token, then after each that was drafted.
-  std::vector<const float*> logits;
+  int64_t cache_slot = -1;  // in its model's cache
+  int64_t length = 0;       // positions in the cache that the host knows of
+  int64_t chunk = 0;        // of the prefix cache: the last one read
 
-  bool used() const { return !prompt.tokens.empty(); }
-};
-
-enum class FinishReason { none, stop, length, error };
-
-// A token that a step gave one sequence. Arrays belong to the sequence and hold until the next step.
-struct StepOutput {
-  int64_t request = 0;
-  int64_t token = -1;
-  float logprob = 0;
-  std::vector<int64_t> top_tokens;
-  std::vector<float> top_logprobs;
-  std::vector<double> alpha;  // of the request's experts
-  double f = 0;               // KL(fused || large), nats
-  double g = 0;               // KL(large || fused)
-  int64_t drafted = 0;        // tokens that this step had drafted; -1 if this is not the first token it gave
-  int64_t cached_tokens = 0;  // of the prompts of all lanes: those that the prefix cache had
-  FinishReason finish = FinishReason::none;
-  std::string error;
+  bool used() const { return prompt.size() > 0; }
 };
 
 // One request while it runs.
 struct Sequence {
   int64_t request = 0;
+  int64_t slot = -1;         // its place in the batch; -1: it waits
   std::vector<Lane> lanes;   // of the plan; not all need be used
   std::vector<int> experts;  // of the plan
   Rule rule;
-  std::unique_ptr<Sampler> sampler;
-  std::vector<int64_t> stop_token_ids;
-  int64_t max_new_tokens = 0;
-  std::vector<int64_t> text;  // the large model's prompt, the new tokens, and in a step those that are drafted
+  SamplingOptions sampling;
+  int64_t limit = 0;            // new tokens after which it ends: as many as were wanted, or as the context holds
+  int64_t draft_limit = 0;      // new tokens after which the drafter's context is full, too
+  std::vector<int64_t> tokens;  // the large model's prompt, the new tokens and, in a step, those that are drafted
   int64_t new_tokens = 0;
-  bool prefilled = false;
+  int64_t cached_tokens = 0;  // of its prompts: those that the prefix cache had
   Draft draft;
   std::vector<StepOutput> outputs;  // of this step: one more than are drafted at most
   FinishReason finish = FinishReason::none;
 
-  int64_t prompt_size() const { return static_cast<int64_t>(lanes[0].prompt.tokens.size()); }
+  int64_t prompt_size() const { return lanes[0].prompt.size(); }
+  bool finished() const { return finish != FinishReason::none; }
   bool stops_at(int64_t token) const {
-    return std::find(stop_token_ids.begin(), stop_token_ids.end(), token) != stop_token_ids.end();
+    const std::vector<int64_t>& stops = sampling.stop_token_ids;
+    return std::find(stops.begin(), stops.end(), token) != stops.end();
   }
 
   // The tokens that a lane has not read yet: the last one, and those that are drafted.
   std::span<const int64_t> unread(const Lane& lane) const {
-    const auto read = lane.length - static_cast<int64_t>(lane.prompt.tokens.size());
-    return std::span(text).subspan(prompt_size() + read);
+    return std::span(tokens).subspan(prompt_size() + lane.length - lane.prompt.size());
   }
+  // Tokens that may be drafted: they and the one after them must be wanted, and have places in every cache.
+  int64_t draft_room() const { return std::min(draft.options.max_draft, draft_limit - new_tokens - 1); }
+
+  // The output of the next token that this step gives, of which it has given `given` already.
+  StepOutput& next_output(int64_t given, int64_t drafted);
+  // Appends the output's token and says whether it was drafted. It may be the last one: see finished().
+  bool append(StepOutput& output);
+  void fail(StepOutput& output, std::string error);
 };
+
+std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan, int64_t max_context);
+
+// Lanes of the sequence in a slot, which read these prompts.
+std::vector<Lane> make_lanes(std::vector<Prompt> prompts);
+void occupy(std::vector<Lane>& lanes, int64_t slot, const FusionPlan& plan);
 
 }  // namespace dlf

@@ -23,12 +23,12 @@ FusionTensors solve_on_cuda(const at::Tensor&, const at::Tensor&, const at::Tens
   not_built();
 }
 
-std::vector<MemoryPart> cuda_memory(const FusionPlan&, const std::vector<ModelSize>&, const CudaOptions&) {
+std::vector<MemoryPart> cuda::plan_memory(const FusionPlan&, const std::vector<ModelSize>&, const EngineOptions&) {
   not_built();
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): the twin's signature.
-std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan, const Models&, const CudaOptions&, const Adapters&) {
+std::unique_ptr<StepLoop> cuda::make_step_loop(FusionPlan, const Models&, EngineOptions, const Adapters&) {
   not_built();
 }
 

@@ -1,10 +1,14 @@
-// What decides on drafts: pass times, acceptance rates, prompt look-up, and the policy that puts them together.
+// What decides on drafts: pass times, acceptance rates, prompt look-up, and the policies that put them together.
 #include <cmath>
+#include <map>
 #include <vector>
 
 #include "check.h"
+#include "engine/drafting/acceptance.h"
 #include "engine/drafting/draft_policy.h"
-#include "engine/drafting/graph_draft_policy.h"
+#include "engine/drafting/pass_times.h"
+#include "engine/drafting/prompt_lookup.h"
+#include "engine/drafting/step_draft_policy.h"
 
 namespace dlf {
 namespace {
@@ -70,12 +74,11 @@ struct Scene {
     for (Lane& lane : sequence.lanes) {
       lane.prompt.tokens = {1, 2, 3};
     }
-    sequence.text = {1, 2, 3, 4};
+    sequence.tokens = {1, 2, 3, 4};
     sequence.experts = {0};
-    sequence.draft.options.max_draft = 8;
+    sequence.draft = Draft({8}, 1, plan);
     sequence.draft.limit = 8;
     sequence.draft.weight = {1.0};
-    sequence.draft.acceptance.assign(4, Acceptance(64));
   }
 
   // Tokens that are drafted of a drafter that is right so often, and says so.
@@ -83,13 +86,13 @@ struct Scene {
     DraftPolicy policy(plan, {&times[0], &times[1], &times[2]});
     const int bin = Acceptance::bin_of(right);
     for (int i = 0; i < 400; ++i) {
-      policy.learn(sequence, 1, bin, std::fmod(i * 0.618, 1.0) < right);
+      policy.rates().learn(sequence.draft, 1, bin, std::fmod(i * 0.618, 1.0) < right);
     }
     Sequence* sequences[] = {&sequence};
     policy.begin(sequences);
     Draft& draft = sequence.draft;
     for (draft.size = 0, draft.reach = 1; draft.size < draft.limit && policy.worth_drafting(sequence); ++draft.size) {
-      draft.reach *= policy.acceptance(sequence, 1, bin);
+      draft.reach *= policy.rates().rate(draft, 1, bin);
     }
     return draft.size;
   }
@@ -111,18 +114,19 @@ void drafts_are_as_long_as_is_worth_it() {
 }
 
 // Two experts that share a base, and sequences that may be drafted 12 tokens.
-struct GraphScene {
-  explicit GraphScene(int sequences) : drafts(sequences) {
-    for (Draft& draft : drafts) {
-      draft.options.max_draft = 12;
-      draft.limit = 12;
-      draft.weight = {1, 0.5};
-      draft.acceptance.assign(5, Acceptance(Draft::kMemory));
-      sequences_.push_back({&draft, &experts});
+struct StepScene {
+  explicit StepScene(int count) : sequences(count) {
+    for (Sequence& sequence : sequences) {
+      sequence.experts = {0, 1};
+      sequence.draft = Draft({12}, 2, plan);
+      sequence.draft.limit = 12;
+      sequence.draft.weight = {1, 0.5};
+      all.push_back(&sequence);
     }
   }
 
-  StepDraft choose(int batch = 1) { return policy.choose(sequences_, batch); }
+  Draft& draft_of(int of) { return sequences[of].draft; }
+  StepDraft choose(int batch = 1) { return policy.choose(all, batch); }
 
   // Steps of which a plain one takes a second, every token that a lane drafts so much more, and what prompt lookup
   // drafts little. So many of a hundred tokens are what the lane says, and what prompt lookup says. Of the last ones,
@@ -134,10 +138,10 @@ struct GraphScene {
       const StepDraft draft = choose();
       const bool lane = draft.count > 0 && draft.drafter != kPromptLookup;
       policy.add_time(1, draft, 1 + (lane ? token_seconds * draft.count : draft.count > 0 ? 0.02 : 0));
-      policy.learn(drafts[0], kPromptLookup, 1, 37 * step % 100 < looked_up ? 1 : 0);
+      policy.learn(draft_of(0), kPromptLookup, 1, 37 * step % 100 < looked_up ? 1 : 0);
       for (int i = 0; lane && i < draft.count; ++i) {
         const bool agrees = 37 * ++tokens % 100 < right;
-        policy.learn(drafts[0], draft.drafter, 1, agrees ? 1 : 0);
+        policy.learn(draft_of(0), draft.drafter, 1, agrees ? 1 : 0);
         if (!agrees) {
           break;
         }
@@ -148,58 +152,57 @@ struct GraphScene {
   }
 
   FusionPlan plan{{0, 1, 2, 3}, {}, {{1, 2}, {3, 2}}, 50, -1};
-  std::vector<int> experts = {0, 1};
-  std::vector<Draft> drafts;
-  std::vector<GraphDraftPolicy::Sequence> sequences_;
-  GraphDraftPolicy policy{plan, {7, 32, 8}};
+  std::vector<Sequence> sequences;
+  std::vector<Sequence*> all;
+  StepDraftPolicy policy{plan, {7, 32, 8}};
 };
 
 void graphs_draft_as_far_as_is_worth_it() {
-  EXPECT(GraphScene(1).choose() == StepDraft());  // how long a plain step takes comes first
-  EXPECT(GraphScene(1).run(0.1, 100)[7] == 500);
-  EXPECT(GraphScene(1).run(0.9, 100)[7] == 500);
-  std::map<int, int> slow = GraphScene(1).run(1.1, 100);
+  EXPECT(StepScene(1).choose() == StepDraft());  // how long a plain step takes comes first
+  EXPECT(StepScene(1).run(0.1, 100)[7] == 500);
+  EXPECT(StepScene(1).run(0.9, 100)[7] == 500);
+  std::map<int, int> slow = StepScene(1).run(1.1, 100);
   EXPECT(slow[0] >= 490 && slow[1] > 0 && slow[0] + slow[1] == 500);
-  std::map<int, int> wrong = GraphScene(1).run(0.1, 0);
+  std::map<int, int> wrong = StepScene(1).run(0.1, 0);
   EXPECT(wrong[0] >= 490 && wrong[1] > 0 && wrong[0] + wrong[1] == 500);
-  GraphScene short_of_room(1);
-  short_of_room.drafts[0].limit = 2;
+  StepScene short_of_room(1);
+  short_of_room.draft_of(0).limit = 2;
   EXPECT(short_of_room.run(0.1, 100)[2] == 500);
-  short_of_room.drafts[0].limit = 0;
+  short_of_room.draft_of(0).limit = 0;
   EXPECT(short_of_room.run(0.1, 100)[0] == 500);
 }
 
 // (1 + a + ... + a^k) / (1 + 0.36 k) is largest at k = 2 for a = 0.7, at 4 or 5 for 0.92.
 void graphs_draft_as_many_as_pay() {
-  std::map<int, int> some = GraphScene(1).run(0.36, 70);
+  std::map<int, int> some = StepScene(1).run(0.36, 70);
   EXPECT(some[1] + some[2] + some[3] >= 450 && some[2] >= 250);
-  std::map<int, int> many = GraphScene(1).run(0.36, 92);
+  std::map<int, int> many = StepScene(1).run(0.36, 92);
   EXPECT(many[3] + many[4] + many[5] >= 400);
 }
 
 void text_that_repeats_itself_is_looked_up() {
-  std::map<int, int> repeats = GraphScene(1).run(0.36, 70, 60);
+  std::map<int, int> repeats = StepScene(1).run(0.36, 70, 60);
   EXPECT(repeats[-7] >= 400 && repeats[1] > 0);  // now and then the lane is tried
-  EXPECT(GraphScene(1).run(0.36, 92, 30)[-7] < 50);
-  GraphScene lane_only(1);
-  lane_only.drafts[0].options.drafter = 1;
+  EXPECT(StepScene(1).run(0.36, 92, 30)[-7] < 50);
+  StepScene lane_only(1);
+  lane_only.draft_of(0).options.drafter = 1;
   EXPECT(lane_only.run(0.36, 70, 100)[-7] == 0);
-  GraphScene two_rows(2);
+  StepScene two_rows(2);
   two_rows.policy.add_time(2, {}, 1);
-  for (Draft& draft : two_rows.drafts) {
-    draft.limit = 1;  // near their ends, where the graph is still that of all
+  for (Sequence& sequence : two_rows.sequences) {
+    sequence.draft.limit = 1;  // near their ends, where the graph is still that of all
     for (int i = 0; i < 100; ++i) {
-      two_rows.policy.learn(draft, kPromptLookup, 1, 1);
+      two_rows.policy.learn(sequence.draft, kPromptLookup, 1, 1);
     }
   }
   EXPECT((two_rows.choose(2) == StepDraft{kPromptLookup, 3}));
 }
 
 void a_step_that_was_held_up_is_no_measure() {
-  GraphScene scene(1);
+  StepScene scene(1);
   for (int i = 0; i < 20; ++i) {
-    scene.policy.learn(scene.drafts[0], 1, 7, 7);
-    scene.policy.learn(scene.drafts[0], kPromptLookup, 1, 0);
+    scene.policy.learn(scene.draft_of(0), 1, 7, 7);
+    scene.policy.learn(scene.draft_of(0), kPromptLookup, 1, 0);
   }
   scene.policy.add_time(1, {}, 1);
   EXPECT((scene.choose() == StepDraft{1, 7}));
@@ -211,27 +214,27 @@ void a_step_that_was_held_up_is_no_measure() {
 }
 
 void graphs_draft_what_most_sequences_want() {
-  GraphScene three(3);
+  StepScene three(3);
   three.policy.add_time(4, {}, 1);
-  for (Draft& draft : three.drafts) {
-    three.policy.learn(draft, kPromptLookup, 1, 0);
-    three.policy.learn(draft, kPromptLookup, 1, 0);
+  for (Sequence& sequence : three.sequences) {
+    three.policy.learn(sequence.draft, kPromptLookup, 1, 0);
+    three.policy.learn(sequence.draft, kPromptLookup, 1, 0);
   }
   EXPECT((three.choose(4) == StepDraft{1, 1}));  // the expert with the most weight; 8 rows are exact
-  three.drafts[0].options.drafter = 3;
-  three.drafts[2].weight = {0.1, 0.4};
+  three.draft_of(0).options.drafter = 3;
+  three.draft_of(2).weight = {0.1, 0.4};
   EXPECT((three.choose(4) == StepDraft{3, 1}));
-  for (Draft& draft : three.drafts) {
-    draft.options.adaptive = false;
+  for (Sequence& sequence : three.sequences) {
+    sequence.draft.options.adaptive = false;
   }
   EXPECT((three.choose(4) == StepDraft{3, 7}));
   EXPECT((three.choose(16) == StepDraft{3, 1}));
   EXPECT(three.choose(32) == StepDraft());
-  three.drafts[0].limit = three.drafts[2].limit = 0;
+  three.draft_of(0).limit = three.draft_of(2).limit = 0;
   EXPECT((three.choose(4) == StepDraft{1, 7}));
-  three.drafts[1].weight.clear();  // the large model alone
+  three.draft_of(1).weight.clear();  // the large model alone
   EXPECT((three.choose(4) == StepDraft{kPromptLookup, 7}));
-  EXPECT(three.policy.looks_up({&three.drafts[1], &three.experts}) == false);  // it has no choice, and needs no rate
+  EXPECT(!three.policy.looks_up(three.sequences[1]));  // it has no choice, and needs no rate
 }
 
 }  // namespace

@@ -14,24 +14,24 @@ using testing::Tokens;
 
 using Ids = std::vector<int64_t>;
 
-constexpr int64_t kPieceBytes = 100 + 2 * sizeof(int64_t);
+constexpr int64_t kChunkBytes = 100 + 2 * sizeof(int64_t);
 
-const PrefixPiece* insert(PrefixCache& cache, const PiecePlace& place, const Ids& tokens, const PieceBytes& bytes) {
-  std::vector<at::Tensor> evicted;
-  return cache.insert(place, tokens, bytes, at::kCPU, evicted);
+const PrefixChunk* insert(PrefixCache& cache, const ChunkKey& key, const Ids& tokens, const ChunkBytes& bytes) {
+  return cache.insert(
+      key, tokens, bytes, [](int64_t size) { return at::empty({size}, at::kByte); }, [](const at::Tensor&) {});
 }
 
-const PrefixPiece* insert(PrefixCache& cache, int64_t after, const Ids& tokens, int64_t adapter = -1) {
+const PrefixChunk* insert(PrefixCache& cache, int64_t after, const Ids& tokens, int64_t adapter = -1) {
   return insert(cache, {0, adapter, after}, tokens, {100, 0});
 }
 
-void a_piece_is_found_by_all_that_comes_before_it() {
+void a_chunk_is_found_by_all_that_comes_before_it() {
   PrefixCache cache(1000);
   const int64_t first = insert(cache, 0, {1, 2})->id;
   const int64_t second = insert(cache, first, {3, 4})->id;
-  const auto id = [&](const PiecePlace& place, const Ids& tokens, bool with_logits = false) {
-    const PrefixPiece* piece = cache.find(place, tokens, with_logits);
-    return piece == nullptr ? 0 : piece->id;
+  const auto id = [&](const ChunkKey& key, const Ids& tokens, bool with_logits = false) {
+    const PrefixChunk* chunk = cache.find(key, tokens, with_logits);
+    return chunk == nullptr ? 0 : chunk->id;
   };
   EXPECT(id({0, -1, 0}, {1, 2}) == first);
   EXPECT(id({0, -1, first}, {3, 4}) == second);
@@ -42,45 +42,45 @@ void a_piece_is_found_by_all_that_comes_before_it() {
   EXPECT(id({0, -1, 0}, {1, 2}, true) == 0);  // without logits
   const int64_t ends = insert(cache, {0, -1, first}, {3, 4}, {100, 40})->id;
   EXPECT(id({0, -1, first}, {3, 4}, true) == ends);
-  EXPECT(id({0, -1, kNoPiece}, {1, 2}) == 0);  // after one that was not kept
+  EXPECT(id({0, -1, kNoChunk}, {1, 2}) == 0);  // after one that was not kept
 }
 
 void the_least_recently_used_goes_first_and_never_before_what_follows_it() {
-  PrefixCache cache(3 * kPieceBytes);
+  PrefixCache cache(3 * kChunkBytes);
   const int64_t old = insert(cache, 0, {1, 2})->id;
   insert(cache, old, {3, 4});
   insert(cache, 0, {5, 6});
-  EXPECT(cache.bytes() == 3 * kPieceBytes);
+  EXPECT(cache.bytes() == 3 * kChunkBytes);
   cache.find({0, -1, 0}, Ids{5, 6}, false);
   EXPECT(insert(cache, 0, {7, 8}) != nullptr);  // in place of the second after `old`
   EXPECT(cache.find({0, -1, old}, Ids{3, 4}, false) == nullptr);
   EXPECT(cache.find({0, -1, 0}, Ids{1, 2}, false) != nullptr);
   EXPECT(insert(cache, 0, {9, 10}) != nullptr);
   EXPECT(cache.find({0, -1, 0}, Ids{5, 6}, false) == nullptr);
-  EXPECT(cache.bytes() == 3 * kPieceBytes);
+  EXPECT(cache.bytes() == 3 * kChunkBytes);
 }
 
 void what_does_not_fit_is_not_kept() {
-  PrefixCache cache(2 * kPieceBytes);
+  PrefixCache cache(2 * kChunkBytes);
   EXPECT(insert(cache, {0, -1, 0}, {1}, {1000, 0}) == nullptr);
   const int64_t first = insert(cache, 0, {1, 2})->id;
   const int64_t second = insert(cache, first, {3, 4})->id;
   EXPECT(insert(cache, second, {5, 6}) == nullptr);  // would be there in place of its own beginning
   EXPECT(cache.find({0, -1, first}, Ids{3, 4}, false) != nullptr);
-  EXPECT(insert(cache, kNoPiece, {5, 6}) == nullptr);
+  EXPECT(insert(cache, kNoChunk, {5, 6}) == nullptr);
   EXPECT(PrefixCache(0).find({0, -1, 0}, Ids{1}, false) == nullptr);
 }
 
-void pieces_end_at_breaks() {
+void chunks_end_at_breaks() {
   Prompt prompt;
   prompt.tokens.resize(700, 1);
   prompt.breaks = {0, 300, 300, 700, 900};
-  EXPECT(prompt.piece_end(0, 256) == 256);
-  EXPECT(prompt.piece_end(256, 256) == 300);
-  EXPECT(prompt.piece_end(300, 256) == 556);
-  EXPECT(prompt.piece_end(556, 256) == 700);
-  EXPECT(prompt.pieces_from(0, 256) == 4);
-  EXPECT(prompt.pieces_from(700, 256) == 0);
+  EXPECT(prompt.chunk_end(0, 256) == 256);
+  EXPECT(prompt.chunk_end(256, 256) == 300);
+  EXPECT(prompt.chunk_end(300, 256) == 556);
+  EXPECT(prompt.chunk_end(556, 256) == 700);
+  EXPECT(prompt.chunks_from(0, 256) == 4);
+  EXPECT(prompt.chunks_from(700, 256) == 0);
 }
 
 struct Decoded {
@@ -89,18 +89,19 @@ struct Decoded {
 };
 
 Decoded decode(int64_t prefix_cache_bytes, int64_t max_batch) {
-  CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {max_batch, 1100, 2, prefix_cache_bytes});
-  loop.add(testing::shared_request(100, 640, 9));
-  loop.step();
-  loop.cancel(100);  // in the midst of its prompt
+  const auto loop =
+      cpu::make_step_loop(testing::tiny_plan(), testing::tiny_models(), {max_batch, 1100, 2, prefix_cache_bytes});
+  loop->add(testing::shared_request(100, 640, 9));
+  loop->step();
+  loop->cancel(100);  // in the midst of its prompt
   for (int64_t id = 0; id < 6; ++id) {
     Request request = testing::shared_request(id, 600 + 40 * (id % 2), 3 + 20 * (id % 3));
     request.rule.combine = Combine::centroid;
-    loop.add(std::move(request));
+    loop->add(std::move(request));
   }
   Decoded decoded;
-  while (!loop.idle()) {
-    for (const StepOutput* output : loop.step()) {
+  while (!loop->idle()) {
+    for (const StepOutput* output : loop->step()) {
       decoded.tokens[output->request].push_back(output->token);
       decoded.cached += output->finish == FinishReason::none ? 0 : output->cached_tokens;
     }
@@ -126,11 +127,11 @@ void it_changes_nothing() {
 
 int main() {
   return dlf::testing::run({
-      {"a piece is found by all that comes before it", dlf::a_piece_is_found_by_all_that_comes_before_it},
+      {"a chunk is found by all that comes before it", dlf::a_chunk_is_found_by_all_that_comes_before_it},
       {"the least recently used goes first and never before what follows it",
        dlf::the_least_recently_used_goes_first_and_never_before_what_follows_it},
       {"what does not fit is not kept", dlf::what_does_not_fit_is_not_kept},
-      {"pieces end at breaks", dlf::pieces_end_at_breaks},
+      {"chunks end at breaks", dlf::chunks_end_at_breaks},
       {"it changes nothing", dlf::it_changes_nothing},
   });
 }

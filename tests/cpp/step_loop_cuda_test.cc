@@ -34,7 +34,14 @@ using Devices = std::vector<int>;  // of the models
 const Devices kOne = {0, 0, 0, 0, 0};
 const Devices kTwo = {0, 1, 0, 1, 1};
 
-CudaOptions options(int64_t max_batch, bool graph = true) { return {max_batch, kContext, {0, 0, 0, 0}, 0, graph}; }
+EngineOptions options(int64_t max_batch, bool graph = true, Devices devices = {0, 0, 0, 0}) {
+  return {max_batch, kContext, 1, 0, 0, std::move(devices), graph};
+}
+
+EngineOptions with_prefix_cache(EngineOptions options, int64_t bytes) {
+  options.prefix_cache_bytes = bytes;
+  return options;
+}
 
 void expect_near(const StepOutput& output, const StepOutput& expected) {
   EXPECT(std::abs(output.logprob - expected.logprob) < 1e-3);
@@ -47,14 +54,14 @@ void expect_near(const StepOutput& output, const StepOutput& expected) {
 
 void tokens_are_those_of_the_processor() {
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
-    CpuStepLoop cpu(tiny_plan(), tiny_models(), {1, kContext, 1});
-    const auto cuda = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
+    const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {1, kContext, 1});
+    const auto cuda = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
     for (const double temperature : {0.0, 1.0}) {
       const Request request = make_request(1, 5, 6, temperature, combine);
-      cpu.add(request);
+      cpu->add(request);
       cuda->add(request);
-      while (!cpu.idle()) {
-        const StepOutput expected = *cpu.step().at(0);
+      while (!cpu->idle()) {
+        const StepOutput expected = *cpu->step().at(0);
         EXPECT(!cuda->idle());
         const auto& outputs = cuda->step();
         if (outputs.size() != 1) {
@@ -77,18 +84,18 @@ Tokens tokens_of_many(StepLoop& loop, Combine combine = Combine::select) {
 }
 
 void batches_and_graphs_change_nothing() {
-  CpuStepLoop cpu(tiny_plan(), tiny_models(), {3, kContext, 1});
-  const Tokens expected = tokens_of_many(cpu);
+  const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {3, kContext, 1});
+  const Tokens expected = tokens_of_many(*cpu);
   for (const bool graph : {true, false}) {
-    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(3, graph));
+    const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(3, graph));
     EXPECT(tokens_of_many(*loop) == expected);
   }
 }
 
 // A kind of step that ran is a graph the next time, if there was a gap between the requests, or if it ran for long.
 void graphs_are_captured_when_nobody_waits() {
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
-  const auto without = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1, false));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
+  const auto without = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1, false));
   const auto decode = [](StepLoop& loop, int64_t max_new_tokens, const Speculation& speculation) {
     Request request = make_request(1, 5, max_new_tokens);
     request.speculation = speculation;
@@ -126,7 +133,7 @@ void graphs_are_captured_when_nobody_waits() {
     EXPECT(never == 0 && as_many == steps && plainly == tokens);
   }
   EXPECT(prepared(*without) == 0);
-  const auto busy = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
+  const auto busy = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
   const auto [tokens, launched_whole, steps] = decode(*busy, 20, {});
   EXPECT(launched_whole > 10 && launched_whole < steps);
   EXPECT(prepared(*busy) == 0);
@@ -173,7 +180,7 @@ void no_prompt_has_a_size_that_the_library_has_not_met() {
   throw testing::Skip("torch shows an operator's inputs in release builds only");
 #endif
   const LibraryRows library;
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
   const std::set<int64_t> met = LibraryRows::seen();
   EXPECT(!met.empty());
   for (const int64_t length : {9, 15, 16, 17, 33, 47, 58}) {
@@ -199,16 +206,16 @@ void expect_drafts_to_change_nothing(const Devices& devices) {
     }
     return run(loop);
   };
-  CpuStepLoop cpu(tiny_plan(), tiny_models(), {3, kContext, 1});
-  const Tokens expected = decode(cpu, {});
+  const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {3, kContext, 1});
+  const Tokens expected = decode(*cpu, {});
   bool graph = false;
   for (const Speculation& speculation :
        {Speculation{4, kAutoDrafter, false}, Speculation{3, 3, false}, Speculation{kMaxDraft, 2, false},
         Speculation{5, kPromptLookup, false}, Speculation{8}}) {
     graph = !graph;
-    CudaOptions some = options(3, graph);
+    EngineOptions some = options(3, graph);
     some.devices = devices;
-    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), some);
+    const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), some);
     EXPECT(decode(*loop, speculation) == expected);
   }
 }
@@ -224,7 +231,7 @@ void expect_rules_to_keep_apart(const Devices& devices) {
   bool graph = true;
   testing::expect_rules_to_keep_apart([&] {
     graph = !graph;
-    return make_cuda_step_loop(tiny_plan(), tiny_models(), {4, kContext, devices, 0, graph});
+    return cuda::make_step_loop(tiny_plan(), tiny_models(), options(4, graph, devices));
   });
 }
 
@@ -232,7 +239,7 @@ void requests_may_have_rules_of_their_own() { expect_rules_to_keep_apart(kOne); 
 
 // Only the kernels differ by rule, and only they make a step another kind with a graph of its own.
 void rules_that_share_a_kernel_share_a_graph() {
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(2));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(2));
   const auto decode = [&](std::vector<Combine> combines) {
     for (size_t i = 0; i < combines.size(); ++i) {
       loop->add(make_request(static_cast<int64_t>(i), 5, 6, 1.0, combines[i]));
@@ -262,15 +269,15 @@ void expect_right_drafts_to_be_taken(const Devices& devices, int64_t id) {
   Models models = tiny_models();
   models.push_back(tiny_model(1));
   for (const double temperature : {0.0, 1.0}) {
-    CpuStepLoop cpu(plan, models, {1, kContext, 1});
-    const auto loop = make_cuda_step_loop(plan, models, {1, kContext, devices, 0, true});
+    const auto cpu = cpu::make_step_loop(plan, models, {1, kContext, 1});
+    const auto loop = cuda::make_step_loop(plan, models, options(1, true, devices));
     Request request = make_request(id, 5, 40, temperature);
     request.rule.weights = {{2.0, 0.1}, {2.0, -0.05}};
     request.sampling.frequency_penalty = 0.2;
     request.sampling.bad_words = {{3, 4}, {9}};
     request.sampling.min_new_tokens = 10;
     request.prompts.emplace_back();
-    cpu.add(request);
+    cpu->add(request);
     request.prompts[4] = request.prompts[0];
     request.speculation = {7, kAutoDrafter, false};
     loop->add(request);
@@ -279,7 +286,7 @@ void expect_right_drafts_to_be_taken(const Devices& devices, int64_t id) {
     while (!loop->idle()) {
       int64_t first = 1;
       for (const StepOutput* output : loop->step()) {
-        const StepOutput theirs = *cpu.step().at(0);
+        const StepOutput theirs = *cpu->step().at(0);
         EXPECT(output->token == theirs.token && output->finish == theirs.finish);
         EXPECT((output->drafted >= 0) == (first == 1));
         expect_near(*output, theirs);
@@ -288,7 +295,7 @@ void expect_right_drafts_to_be_taken(const Devices& devices, int64_t id) {
         ++tokens;
       }
     }
-    EXPECT(cpu.idle() && tokens == 40);
+    EXPECT(cpu->idle() && tokens == 40);
     EXPECT(steps <= 16);
   }
 }
@@ -301,6 +308,29 @@ void drafts_that_are_right_are_taken() {
 void a_drafter_may_be_on_another_device() {
   needs_two_devices();
   expect_right_drafts_to_be_taken({0, 0, 0, 0, 1}, 1);
+}
+
+// A drafter with a longer prompt than the others stops drafting where its context ends; the sequence goes on.
+void a_drafter_may_run_out_of_context() {
+  FusionPlan plan;
+  plan.lane_model = {0, 1};
+  plan.drafter = 1;
+  plan.vocab = kVocab;
+  const Models models = {tiny_model(1), tiny_model(1)};
+  const auto cpu = cpu::make_step_loop(plan, models, {1, kContext, 1});
+  const auto loop = cuda::make_step_loop(plan, models, options(1, true, {0, 0}));
+  Request request = make_request(2, 4, 40);
+  request.prompts = {request.prompts[0], {}};
+  request.experts = {};
+  cpu->add(request);
+  const Tokens expected = run(*cpu);
+  EXPECT(expected.at(2).size() == 40);
+  request.prompts[1] = make_request(2, 55, 40).prompts[0];
+  request.speculation = {4, kAutoDrafter, false};
+  for (StepLoop* drafting : {cpu.get(), loop.get()}) {
+    drafting->add(request);
+    EXPECT(run(*drafting) == expected);
+  }
 }
 
 // Within drafts: a stop token, the end of the context.
@@ -317,7 +347,7 @@ void drafts_end_where_the_sequence_does() {
     request.speculation = {7, 1, false};
     return request;
   };
-  const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, 0, true});
+  const auto loop = cuda::make_step_loop(plan, models, options(2, true, {0, 0}));
   loop->add(request(60, 1000));
   EXPECT(run(*loop).at(2).size() == 5);
   loop->add(request(4, 20));
@@ -334,25 +364,25 @@ void drafts_end_where_the_sequence_does() {
 
 void models_may_be_on_two_devices() {
   needs_two_devices();
-  CpuStepLoop cpu(tiny_plan(), tiny_models(), {2, kContext, 1});
-  CudaOptions two = options(2);
+  const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {2, kContext, 1});
+  EngineOptions two = options(2);
   two.devices = {0, 1, 1, 1};
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), two);
-  EXPECT(tokens_of_many(*loop, Combine::joint) == tokens_of_many(cpu, Combine::joint));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), two);
+  EXPECT(tokens_of_many(*loop, Combine::joint) == tokens_of_many(*cpu, Combine::joint));
 }
 
 void the_large_model_decodes_alone() {
   FusionPlan plan;
   plan.lane_model = {0};
   plan.vocab = kVocab;
-  CpuStepLoop cpu(plan, {tiny_model(1)}, {2, kContext, 1});
-  const auto loop = make_cuda_step_loop(plan, {tiny_model(1)}, {2, kContext, {0}, 0, true});
+  const auto cpu = cpu::make_step_loop(plan, {tiny_model(1)}, {2, kContext, 1});
+  const auto loop = cuda::make_step_loop(plan, {tiny_model(1)}, options(2, true, {0}));
   Request request = make_request(1, 7, 8);
   request.prompts.resize(1);
   request.experts = {};
-  cpu.add(request);
+  cpu->add(request);
   loop->add(request);
-  EXPECT(run(*loop) == run(cpu));
+  EXPECT(run(*loop) == run(*cpu));
 }
 
 // Five lanes on one model: an expert whose base is itself has two there.
@@ -362,9 +392,9 @@ void lanes_share_a_model() {
   plan.experts = {{1, 2}, {3, 2}};
   plan.vocab = kVocab;
   const Models models = {tiny_model(1), tiny_model(2)};
-  CpuStepLoop cpu(plan, models, {2, kContext, 1});
-  const auto loop = make_cuda_step_loop(plan, models, {2, kContext, {0, 0}, 0, true});
-  for (StepLoop* each : std::initializer_list<StepLoop*>{&cpu, loop.get()}) {
+  const auto cpu = cpu::make_step_loop(plan, models, {2, kContext, 1});
+  const auto loop = cuda::make_step_loop(plan, models, options(2, true, {0, 0}));
+  for (StepLoop* each : std::initializer_list<StepLoop*>{cpu.get(), loop.get()}) {
     for (const int64_t id : {1, 2, 3}) {
       Request request = make_request(id, 4 + id, 5);
       request.prompts[1].tokens.push_back(id);  // lanes of different lengths
@@ -372,7 +402,7 @@ void lanes_share_a_model() {
       each->add(request);
     }
   }
-  EXPECT(run(*loop) == run(cpu));
+  EXPECT(run(*loop) == run(*cpu));
 }
 
 // Lanes of two adapters and of none on one model, in every batch; requests that leave some of them out.
@@ -384,11 +414,12 @@ void expect_adapters_to_be_those_of_the_processor(const Devices& devices) {
   plan.vocab = kVocab;
   const Models models = {tiny_model(1), tiny_model(2)};
   const Adapters adapters = {{}, {testing::tiny_adapter(5, 3, true), testing::tiny_adapter(6, 7, false)}};
-  CpuStepLoop cpu(plan, models, {2, kContext, 1}, adapters);
-  CpuStepLoop plain(plan, models, {2, kContext, 1}, {{}, {adapters[1][1], adapters[1][0]}});
-  const auto with_graph = make_cuda_step_loop(plan, models, {2, kContext, devices, 1 << 20, true}, adapters);
-  const auto without = make_cuda_step_loop(plan, models, {3, kContext, devices, 0, false}, adapters);
-  for (StepLoop* loop : std::initializer_list<StepLoop*>{&cpu, &plain, with_graph.get(), without.get()}) {
+  const auto cpu = cpu::make_step_loop(plan, models, {2, kContext, 1}, adapters);
+  const auto plain = cpu::make_step_loop(plan, models, {2, kContext, 1}, {{}, {adapters[1][1], adapters[1][0]}});
+  const auto with_graph =
+      cuda::make_step_loop(plan, models, with_prefix_cache(options(2, true, devices), 1 << 20), adapters);
+  const auto without = cuda::make_step_loop(plan, models, options(3, false, devices), adapters);
+  for (StepLoop* loop : std::initializer_list<StepLoop*>{cpu.get(), plain.get(), with_graph.get(), without.get()}) {
     for (const int64_t id : {1, 2, 3}) {
       Request request = make_request(id, 4 + id, 6, 1.0, Combine::centroid);
       if (id == 2) {
@@ -398,10 +429,10 @@ void expect_adapters_to_be_those_of_the_processor(const Devices& devices) {
       loop->add(request);
     }
   }
-  const Tokens expected = run(cpu);
+  const Tokens expected = run(*cpu);
   EXPECT(run(*with_graph) == expected);
   EXPECT(run(*without) == expected);
-  EXPECT(run(plain) != expected);
+  EXPECT(run(*plain) != expected);
 }
 
 void adapters_are_those_of_the_processor() { expect_adapters_to_be_those_of_the_processor(kOne); }
@@ -428,10 +459,10 @@ void expect_the_prefix_cache_to_change_nothing(const Devices& devices) {
     EXPECT((cached > 0) == hits);
     return tokens;
   };
-  CpuStepLoop cpu(tiny_plan(), tiny_models(), {2, 128, 1});
-  const Tokens expected = decode(cpu, false);
+  const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {2, 128, 1});
+  const Tokens expected = decode(*cpu, false);
   for (const int64_t bytes : {0, 50000, 1 << 24}) {
-    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), {2, 128, devices, bytes});
+    const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), {2, 128, 1, bytes, 0, devices});
     EXPECT(decode(*loop, bytes > 0) == expected);
   }
 }
@@ -444,12 +475,12 @@ void prefix_caches_of_two_devices_change_nothing() {
 }
 
 void a_cancelled_sequence_leaves_its_place() {
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
   testing::expect_a_cancelled_sequence_leaves_its_place(*loop, 4);
 }
 
 void stop_tokens_and_the_context_end_a_sequence() {
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(2));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(2));
   loop->add(make_request(1, 60, 1000));
   EXPECT(run(*loop).at(1).size() == 5);
   loop->add(make_request(2, 4, 8));
@@ -473,8 +504,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   plan.lane_model = {0, 1, 2};
   plan.experts = {{1, 2}};
   plan.vocab = kVocab;
-  const auto loop =
-      make_cuda_step_loop(plan, {tiny_model(1), broken, tiny_model(3)}, {2, kContext, {0, 0, 0}, 0, true});
+  const auto loop = cuda::make_step_loop(plan, {tiny_model(1), broken, tiny_model(3)}, options(2, true, {0, 0, 0}));
   Request request = make_request(1, 3, 5);
   request.prompts.resize(3);
   request.experts = {0};
@@ -486,9 +516,9 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
 }
 
 void what_does_not_fit_is_refused() {
-  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(), tiny_models(), {1, kContext, {0, 0, 0, 99}, 0, true}));
-  EXPECT_THROWS(make_cuda_step_loop(tiny_plan(), tiny_models(), {256, 1 << 28, {0, 0, 0, 0}, 0, true}));
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(1));
+  EXPECT_THROWS(cuda::make_step_loop(tiny_plan(), tiny_models(), options(1, true, {0, 0, 0, 99})));
+  EXPECT_THROWS(cuda::make_step_loop(tiny_plan(), tiny_models(), {256, 1 << 28, 1, 0, 0, {0, 0, 0, 0}}));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
   Request many = make_request(1, 4, 5);
   many.sampling.stop_token_ids.assign(257, 1);
   EXPECT_THROWS(loop->add(many));
@@ -518,17 +548,17 @@ void the_memory_is_what_was_said() {
   }
   constexpr int64_t kPinned = 100 << 10;  // of each sequence
   for (const auto& [max_batch, max_context] : {std::pair<int64_t, int64_t>(1, 1024), {40, 4096}}) {
-    const CudaOptions some = {max_batch, max_context, {0, 0, 0, 0}, 0, true};
+    const EngineOptions some = {max_batch, max_context, 1, 0, 0, {0, 0, 0, 0}};
     int64_t said = 0;
     int64_t bound = max_batch * kPinned;
-    for (const MemoryPart& part : cuda_memory(plan, sizes, some)) {
+    for (const MemoryPart& part : cuda::plan_memory(plan, sizes, some)) {
       const bool is_bound = part.name == "workspace";
       said += is_bound ? 0 : part.bytes;
       bound += is_bound && cuda::version() != "emulated" ? part.bytes : 0;  // an emulated device has no libraries
     }
     const auto taken = std::make_shared<Taken>();
     const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, taken);
-    const auto loop = make_cuda_step_loop(plan, models, some);
+    const auto loop = cuda::make_step_loop(plan, models, some);
     const auto difference = static_cast<double>(taken->bytes() - said);
     const double rounding = 0.02 * static_cast<double>(said);
     EXPECT(difference > -rounding && difference < rounding + static_cast<double>(bound));
@@ -537,11 +567,12 @@ void the_memory_is_what_was_said() {
 
 void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
   for (const Combine combine : {Combine::select, Combine::joint}) {
-    CpuStepLoop cpu(tiny_plan(), tiny_models(), {1, kContext, 1});
-    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), {1, kContext, devices, 1 << 20, true});
+    const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {1, kContext, 1});
+    const auto loop =
+        cuda::make_step_loop(tiny_plan(), tiny_models(), with_prefix_cache(options(1, true, devices), 1 << 20));
     for (const std::vector<int>& experts : {std::vector<int>{0, 1}, {1}, {}}) {
       const ScoreRequest request = testing::score_request(2, experts, combine);
-      testing::expect_scores_near(loop->score(request, [] {}), cpu.score(request, [] {}), 3e-3);
+      testing::expect_scores_near(loop->score(request, [] {}), cpu->score(request, [] {}), 3e-3);
     }
   }
 }
@@ -554,7 +585,7 @@ void scores_may_be_of_two_devices() {
 }
 
 void scoring_leaves_sequences_alone() {
-  const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), options(2));
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(2));
   testing::expect_scores_beside_sequences(*loop, 4, [](StepLoop& loop) {
     for (int64_t id = 0; id < 3; ++id) {
       loop.add(make_request(id, 5 + id, 3));
@@ -565,9 +596,9 @@ void scoring_leaves_sequences_alone() {
 
 void sequences_go_on_while_something_is_scored() {
   for (const int64_t prefix_cache_bytes : {0, 1 << 20}) {
-    CudaOptions scoring = options(2);
+    EngineOptions scoring = options(2);
     scoring.prefix_cache_bytes = prefix_cache_bytes;
-    const auto loop = make_cuda_step_loop(tiny_plan(), tiny_models(), scoring);
+    const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), scoring);
     testing::expect_steps_while_scoring(*loop, [](StepLoop& loop) {
       for (int64_t id = 0; id < 3; ++id) {
         Request request = make_request(id, 5 + id, 12);
@@ -593,6 +624,7 @@ int main() {
       {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},
       {"rules that share a kernel share a graph", dlf::rules_that_share_a_kernel_share_a_graph},
       {"a drafter may be on another device", dlf::a_drafter_may_be_on_another_device},
+      {"a drafter may run out of context", dlf::a_drafter_may_run_out_of_context},
       {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does},
       {"models may be on two devices", dlf::models_may_be_on_two_devices},
       {"the large model decodes alone", dlf::the_large_model_decodes_alone},

@@ -34,6 +34,7 @@ std::atomic<int64_t> allowed{INT64_MAX};  // allocations, before one of them fai
 namespace dlf {
 namespace {
 
+using cpu::make_step_loop;
 using testing::kVocab;
 using testing::make_request;
 using testing::run;
@@ -49,8 +50,8 @@ const Speculation kSpeculations[] = {
     {8},  // as far as is worth it
 };
 
-CpuStepLoop make_loop(int64_t max_batch = 3) {
-  return CpuStepLoop(testing::tiny_plan(), testing::tiny_models(), {max_batch, 64, 2});
+std::unique_ptr<StepLoop> make_loop(int64_t max_batch = 3) {
+  return make_step_loop(testing::tiny_plan(), testing::tiny_models(), {max_batch, 64, 2});
 }
 
 void a_decode_step_allocates_nothing() {
@@ -59,16 +60,16 @@ void a_decode_step_allocates_nothing() {
   EXPECT(allocations > at_first);  // libtorch's are counted too
   for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
     for (const Speculation& speculation : kSpeculations) {
-      CpuStepLoop loop = make_loop();
+      const auto loop = make_loop();
       for (int64_t id = 0; id < 3; ++id) {
         Request request = make_request(id, 5 + id, 40, 1.0, combine);
         request.speculation = speculation;
-        loop.add(std::move(request));
+        loop->add(std::move(request));
       }
-      loop.step();  // reads the prompts
+      loop->step();  // reads the prompts
       const int64_t before = allocations;
-      for (int i = 0; i < 30 && !loop.idle(); ++i) {
-        loop.step();
+      for (int i = 0; i < 30 && !loop->idle(); ++i) {
+        loop->step();
       }
       EXPECT(allocations == before);
     }
@@ -77,13 +78,13 @@ void a_decode_step_allocates_nothing() {
 
 void drafts_change_nothing() {
   const auto decode = [](const Speculation& speculation) {
-    CpuStepLoop loop = make_loop();
+    const auto loop = make_loop();
     for (int64_t id = 0; id < 7; ++id) {
       Request request = make_request(id, 1 + 5 * id, 40);
       request.speculation = speculation;
-      loop.add(std::move(request));
+      loop->add(std::move(request));
     }
-    return run(loop);
+    return run(*loop);
   };
   const Tokens plain = decode({});
   for (const Speculation& speculation : kSpeculations) {
@@ -92,50 +93,50 @@ void drafts_change_nothing() {
 }
 
 void drafters_that_there_are_not_are_refused() {
-  CpuStepLoop loop = make_loop();
+  const auto loop = make_loop();
   for (const Speculation& speculation :
        {Speculation{-1}, Speculation{kMaxDraft + 1}, Speculation{2, 0}, Speculation{2, 4}, Speculation{2, -3}}) {
     Request request = make_request(1, 4, 5);
     request.speculation = speculation;
-    EXPECT_THROWS(loop.add(request));
+    EXPECT_THROWS(loop->add(request));
   }
   Request request = make_request(1, 4, 5);
   request.experts = {0};
   request.prompts[3] = {};
   request.speculation = {2, 3};  // the lane of the other expert
-  EXPECT_THROWS(loop.add(request));
-  EXPECT(loop.idle());
+  EXPECT_THROWS(loop->add(request));
+  EXPECT(loop->idle());
 }
 
 void sequences_do_not_depend_on_the_batch() {
-  CpuStepLoop together = make_loop();
+  const auto together = make_loop();
   for (int64_t id = 0; id < 7; ++id) {  // more than there are places
-    together.add(make_request(id, 1 + 5 * id, 20));
+    together->add(make_request(id, 1 + 5 * id, 20));
   }
-  const Tokens all = run(together);
+  const Tokens all = run(*together);
   for (int64_t id = 0; id < 7; ++id) {
-    CpuStepLoop alone = make_loop(1);
-    alone.add(make_request(id, 1 + 5 * id, 20));
-    EXPECT(run(alone).at(id) == all.at(id));
+    const auto alone = make_loop(1);
+    alone->add(make_request(id, 1 + 5 * id, 20));
+    EXPECT(run(*alone).at(id) == all.at(id));
     EXPECT(all.at(id).size() == 20);
   }
 }
 
 void requests_may_have_rules_of_their_own() {
   testing::expect_rules_to_keep_apart(
-      [] { return std::make_unique<CpuStepLoop>(testing::tiny_plan(), testing::tiny_models(), CpuOptions{4, 64, 2}); });
+      [] { return make_step_loop(testing::tiny_plan(), testing::tiny_models(), {4, 64, 2}); });
 }
 
 void a_cancelled_sequence_leaves_its_place() {
-  CpuStepLoop loop = make_loop(1);
-  testing::expect_a_cancelled_sequence_leaves_its_place(loop, 190);
+  const auto loop = make_loop(1);
+  testing::expect_a_cancelled_sequence_leaves_its_place(*loop, 190);
 }
 
 void the_context_ends_a_sequence() {
-  CpuStepLoop loop = make_loop();
-  loop.add(make_request(1, 60, 1000));
+  const auto loop = make_loop();
+  loop->add(make_request(1, 60, 1000));
   // The last of the 64 places is that of a token which is fed back; one more is chosen after it.
-  EXPECT(run(loop).at(1).size() == 5);
+  EXPECT(run(*loop).at(1).size() == 5);
 }
 
 void logits_that_are_not_numbers_end_only_their_sequence() {
@@ -149,7 +150,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   plan.lane_model = {0, 1, 2};
   plan.experts = {{1, 2}};
   plan.vocab = kVocab;
-  CpuStepLoop loop(plan, {good, broken, tiny_model(3)}, {2, 64, 1});
+  const auto loop = make_step_loop(plan, {good, broken, tiny_model(3)}, {2, 64, 1});
   for (const int64_t id : {1, 2}) {
     Request request = make_request(id, 1, 1);
     request.prompts.resize(3);
@@ -157,23 +158,23 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
     for (Prompt& prompt : request.prompts) {
       prompt.tokens = {id == 1 ? 11 : 12};
     }
-    loop.add(std::move(request));
+    loop->add(std::move(request));
   }
   int failed = 0;
-  for (const StepOutput* output : loop.step()) {
+  for (const StepOutput* output : loop->step()) {
     // The embedding is tied, so token 11's logit is NaN after any prompt.
     failed += output->finish == FinishReason::error && output->error.find("expert 0") != std::string::npos;
   }
   EXPECT(failed == 2);
-  EXPECT(loop.idle());
+  EXPECT(loop->idle());
 }
 
 // Whatever allocation of a request fails: the loop goes on, and gives what it gives without.
 void memory_that_runs_out_leaves_the_loop_usable() {
-  CpuStepLoop fresh(testing::tiny_plan(), testing::tiny_models(), {2, 128, 2, 1 << 20});
-  fresh.add(testing::shared_request(1, 60, 5));
-  const Tokens expected = run(fresh);
-  CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {2, 128, 2, 1 << 20});
+  const auto fresh = make_step_loop(testing::tiny_plan(), testing::tiny_models(), {2, 128, 2, 1 << 20});
+  fresh->add(testing::shared_request(1, 60, 5));
+  const Tokens expected = run(*fresh);
+  const auto loop = make_step_loop(testing::tiny_plan(), testing::tiny_models(), {2, 128, 2, 1 << 20});
   bool failed = true;
   int failures = 0;
   for (int64_t before = 0; failed; ++before, ++failures) {
@@ -181,29 +182,29 @@ void memory_that_runs_out_leaves_the_loop_usable() {
     Request request = testing::shared_request(1, 60, 5);
     allowed = before;
     try {
-      loop.add(std::move(request));
-      run(loop);
+      loop->add(std::move(request));
+      run(*loop);
     } catch (const std::exception&) {
       failed = true;
     }
     allowed = INT64_MAX;
-    loop.cancel(1);
-    EXPECT(loop.idle());
-    loop.add(testing::shared_request(1, 60, 5));
-    EXPECT(run(loop) == expected);
+    loop->cancel(1);
+    EXPECT(loop->idle());
+    loop->add(testing::shared_request(1, 60, 5));
+    EXPECT(run(*loop) == expected);
   }
   EXPECT(failures > 20);
 }
 
 void requests_that_do_not_fit_are_refused() {
-  CpuStepLoop loop = make_loop();
-  testing::expect_requests_that_do_not_fit_are_refused(loop);
+  const auto loop = make_loop();
+  testing::expect_requests_that_do_not_fit_are_refused(*loop);
 }
 
 void scoring_leaves_sequences_alone() {
   for (const Combine combine : {Combine::select, Combine::joint}) {
-    CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {2, 64, 2, 1 << 20});
-    testing::expect_scores_beside_sequences(loop, 20, [&](StepLoop& loop) {
+    const auto loop = make_step_loop(testing::tiny_plan(), testing::tiny_models(), {2, 64, 2, 1 << 20});
+    testing::expect_scores_beside_sequences(*loop, 20, [&](StepLoop& loop) {
       for (int64_t id = 0; id < 3; ++id) {
         loop.add(make_request(id, 5 + id, 6, 1.0, combine));
       }
@@ -213,8 +214,8 @@ void scoring_leaves_sequences_alone() {
 
 void sequences_go_on_while_something_is_scored() {
   for (const int64_t prefix_cache_bytes : {0, 1 << 20}) {
-    CpuStepLoop loop(testing::tiny_plan(), testing::tiny_models(), {2, 64, 2, prefix_cache_bytes});
-    testing::expect_steps_while_scoring(loop, [](StepLoop& loop) {
+    const auto loop = make_step_loop(testing::tiny_plan(), testing::tiny_models(), {2, 64, 2, prefix_cache_bytes});
+    testing::expect_steps_while_scoring(*loop, [](StepLoop& loop) {
       for (int64_t id = 0; id < 3; ++id) {
         Request request = make_request(id, 5 + id, 20, 1.0, Combine::joint);
         request.speculation = {4 * id, kAutoDrafter, false};
@@ -225,8 +226,8 @@ void sequences_go_on_while_something_is_scored() {
 }
 
 void scores_that_do_not_fit_are_refused() {
-  CpuStepLoop loop = make_loop(1);
-  testing::expect_scores_that_do_not_fit_are_refused(loop);
+  const auto loop = make_loop(1);
+  testing::expect_scores_that_do_not_fit_are_refused(*loop);
 }
 
 }  // namespace

@@ -2,24 +2,28 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "engine/cpu/model.h"
 #include "engine/drafting/draft_policy.h"
 #include "engine/sequence.h"
+#include "sampling/cpu/sampler.h"
 
-namespace dlf {
+namespace dlf::cpu {
+
+using Samplers = std::vector<std::unique_ptr<Sampler>>;  // by slot, of those that decode
 
 // Drafts the next tokens of sequences, a pass of their drafters for each, before a step verifies them. A draft is what
 // the sequence's own sampler chooses by the drafter's logits, with the random number that will choose by the fused
 // ones: a drafter that agrees with them is accepted, and what is accepted is what would have come without it.
-class CpuDrafter {
+class Drafter {
  public:
-  CpuDrafter(const FusionPlan& plan, std::vector<CpuModel>& models, int64_t max_batch, int64_t max_context);
+  Drafter(const FusionPlan& plan, std::vector<Model>& models, const Samplers& samplers, int64_t max_batch);
 
-  // Adds drafts to the texts of those sequences that have read their prompts. Allocates nothing.
-  void draft(std::span<const std::unique_ptr<Sequence>> running);
+  // Adds drafts to the tokens of those sequences that have new ones. Allocates nothing.
+  void draft(std::span<Sequence* const> sequences);
 
   // What a drafter would say, or said, of one position, before that is known.
   struct Guess {
@@ -30,25 +34,27 @@ class CpuDrafter {
   struct Guesses {
     Guess by_lane, by_lookup;
   };
-  // Of the sequence's next token, which the step has `position` tokens after the first one.
+  // Guesses a sequence's next token, which the step has `position` tokens after the first one.
   Guesses guess(Sequence& sequence, int64_t position) const;
-  // What came, and the weights it came with.
+  // Takes in what came, and the weights it came with.
   void learn(Sequence& sequence, const Guesses& guesses, const StepOutput& output);
 
  private:
-  int64_t room(const Sequence& sequence) const;
   void look_up(Sequence& sequence) const;
   bool pass();
   void catch_up(const Sequence& sequence, Lane& lane);
-  void take(Sequence& sequence, const float* logits) const;
+  Sampler& sampler(const Sequence& sequence) const { return *samplers_[sequence.slot]; }
+  std::optional<Sample> sample(const Sequence& sequence, const float* logits, int64_t step) const;
+  const float* logits(const Sequence& sequence, int64_t lane, int64_t position) const;
+  void take(Sequence& sequence) const;
   void add(Sequence& sequence, int64_t token, int bin) const;
 
   const FusionPlan& plan_;
-  std::vector<CpuModel>& models_;
-  int64_t max_context_;
+  std::vector<Model>& models_;
+  const Samplers& samplers_;
   DraftPolicy policy_;
-  std::vector<Sequence*> sequences_;  // that have read their prompts
+  std::vector<Sequence*> sequences_;  // of this step
   std::vector<Sequence*> drafted_;    // in one pass
 };
 
-}  // namespace dlf
+}  // namespace dlf::cpu

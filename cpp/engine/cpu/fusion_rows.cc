@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
-namespace dlf {
+namespace dlf::cpu {
 
 FusionRows::FusionRows(const FusionPlan& plan, int64_t most_rows, ThreadTeam& team) : plan_(plan) {
   const auto experts = static_cast<int64_t>(plan.experts.size());
@@ -37,4 +37,4 @@ void FusionRows::solve() {
   }
 }
 
-}  // namespace dlf
+}  // namespace dlf::cpu

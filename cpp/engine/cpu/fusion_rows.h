@@ -11,7 +11,7 @@
 #include "fusion/cpu/solver.h"
 #include "support/thread_team.h"
 
-namespace dlf {
+namespace dlf::cpu {
 
 // The rows of one solve on the processor: each a position of a sequence or of a continuation, whose logits lie wherever
 // its models have written them. All memory is taken by the constructor; what no row needs stays untouched.
@@ -37,7 +37,7 @@ class FusionRows {
   // α and the fused logits of the rows that were added.
   void solve();
 
-  // In the order of add(), until the next solve.
+  // In the order of add(), until the next solve().
   const FusionResult* results() const { return results_.data(); }
 
  private:
@@ -54,4 +54,4 @@ class FusionRows {
   size_t count_ = 0;
 };
 
-}  // namespace dlf
+}  // namespace dlf::cpu

@@ -1,35 +1,58 @@
 #include "engine/cpu/model.h"
 
+#include <ATen/ops/empty.h>
+
+#include <utility>
+
+#include "engine/drafting/speculation.h"
 #include "engine/timer.h"
 
-namespace dlf {
+namespace dlf::cpu {
 
-float* CpuModel::add_logits(Lane& lane) {
+Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
+             std::vector<std::shared_ptr<const Adapter>> adapters)
+    : logits_(at::empty({rows, weights->config().vocab_size}, at::kFloat)), lane_logits_(slots) {
+  decoder_ = std::make_unique<Decoder>(std::move(weights), slots, max_context, team, std::move(adapters), rows);
+  rows_.reserve(rows);
+  for (std::vector<const float*>& lane : lane_logits_) {
+    lane.reserve(kMaxDraft + 2);
+  }
+}
+
+void Model::clear() {
+  used_ = 0;
+  rows_.clear();
+  for (std::vector<const float*>& lane : lane_logits_) {
+    lane.clear();
+  }
+}
+
+float* Model::add_logits(int64_t cache_slot) {
   // There are as many rows as lanes of running sequences, and those of drafts: one is free.
-  float* row = logits.mutable_data_ptr<float>() + logits_used++ * vocab();
-  lane.logits.push_back(row);
+  float* row = logits_.mutable_data_ptr<float>() + used_++ * vocab();
+  lane_logits_[cache_slot].push_back(row);
   return row;
 }
 
-void CpuModel::add_rows(const Sequence& sequence, Lane& lane, int64_t adapter) {
+void Model::add_rows(const Sequence& sequence, Lane& lane, int64_t adapter) {
   for (const int64_t token : sequence.unread(lane)) {
-    rows.push_back({token, lane.slot, lane.length++, adapter});
-    add_logits(lane);
+    rows_.push_back({token, lane.cache_slot, lane.length++, adapter});
+    add_logits(lane.cache_slot);
   }
 }
 
-void CpuModel::decode() {
-  if (rows.empty()) {
+void Model::decode() {
+  if (rows_.empty()) {
     return;
   }
-  const auto count = static_cast<int64_t>(rows.size());
+  const auto count = static_cast<int64_t>(rows_.size());
   double seconds = 0;
   {
     const Timer timer(seconds);
-    decoder->decode(rows, logits.mutable_data_ptr<float>() + (logits_used - count) * vocab());
+    decoder_->decode(rows_, logits_.mutable_data_ptr<float>() + (used_ - count) * vocab());
   }
-  times.add(count, seconds);
-  rows.clear();
+  times_.add(count, seconds);
+  rows_.clear();
 }
 
-}  // namespace dlf
+}  // namespace dlf::cpu

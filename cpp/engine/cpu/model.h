@@ -10,26 +10,39 @@
 #include "engine/sequence.h"
 #include "model/cpu/decoder.h"
 
-namespace dlf {
+namespace dlf::cpu {
 
 // A model on the processor, the lanes that run on it, and their logits of this step.
-struct CpuModel {
-  std::unique_ptr<Decoder> decoder;
-  at::Tensor logits;        // [(max_batch + kDraftRows) * lanes, vocab]
-  int64_t logits_used = 0;  // rows, in this step
-  std::vector<Row> rows;    // tokens to decode in one pass
-  PassTimes times;
+class Model {
+ public:
+  // `rows` are the most that a lane's sequences have logits of in a step. Memory that no draft needs stays untouched.
+  Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
+        std::vector<std::shared_ptr<const Adapter>> adapters);
 
-  int64_t vocab() const { return logits.size(1); }
+  Decoder& decoder() { return *decoder_; }
+  const PassTimes& times() const { return times_; }
+  int64_t vocab() const { return logits_.size(1); }
 
-  // The next row of the logits, for a lane's next token.
-  float* add_logits(Lane& lane);
+  // What a step gave is done with: all logits are free, and no token waits.
+  void clear();
 
-  // Adds the tokens of a lane that it has not read to the rows.
+  // The next row of logits, for the next token of the lane in a cache slot.
+  float* add_logits(int64_t cache_slot);
+  // Of a lane's tokens in this step: after the last one, then after each that was drafted.
+  const std::vector<const float*>& logits(const Lane& lane) const { return lane_logits_[lane.cache_slot]; }
+
+  // Adds the tokens that a lane has not read to the next pass.
   void add_rows(const Sequence& sequence, Lane& lane, int64_t adapter);
-
-  // One pass of these rows, if there are any, to the logits that were added for them.
+  // One pass over what was added, if anything.
   void decode();
+
+ private:
+  std::unique_ptr<Decoder> decoder_;
+  at::Tensor logits_;                                   // [rows, vocab]
+  int64_t used_ = 0;                                    // rows of these
+  std::vector<std::vector<const float*>> lane_logits_;  // by cache slot
+  std::vector<Row> rows_;                               // of the next pass
+  PassTimes times_;
 };
 
-}  // namespace dlf
+}  // namespace dlf::cpu

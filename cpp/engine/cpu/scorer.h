@@ -8,22 +8,26 @@
 #include <vector>
 
 #include "engine/cpu/fusion_rows.h"
-#include "engine/cpu/prompts.h"
-#include "engine/score.h"
+#include "engine/cpu/model.h"
+#include "engine/scoring.h"
 #include "sampling/cpu/sweep.h"
 #include "support/thread_team.h"
 
-namespace dlf {
+namespace dlf::cpu {
 
 // Scores continuations on the processor: their positions go through the models as those of prompts do, with the logits
-// of all of them, and are rows of one solve. Runs between the steps of a CpuStepLoop, in slots that no sequence has.
-class CpuScorer {
+// of all of them, and are rows of one solve.
+class Scorer final : public ScoringRows {
  public:
-  // `chunk` is how many positions are held.
-  CpuScorer(const FusionPlan& plan, std::vector<CpuModel>& models, PromptReader& prompts, ThreadTeam& team,
-            int64_t chunk);
+  Scorer(const FusionPlan& plan, std::vector<Model>& models, ThreadTeam& team)
+      : plan_(plan), models_(models), team_(team) {}
 
-  std::vector<Score> score(const ScoreRequest& request, const Poll& poll);
+  void begin(const ScoreRequest& request, int64_t rows) override;
+  void end() noexcept override {}
+  void begin_round() override;
+  void use_prompts(std::span<const Lane> lanes) override;
+  void read(std::span<const Lane> lanes, std::span<const int64_t> tokens, int64_t position) override;
+  void solve(const ScoreRequest& request, std::span<Target> targets) override;
 
  private:
   // A distribution that a token is drawn from, or would be.
@@ -34,24 +38,21 @@ class CpuScorer {
     int bad_model;
   };
 
-  void read_prompts(std::vector<Lane>& lanes, const Poll& poll);
-  void read(const std::vector<Lane>& lanes, std::span<const int64_t> tokens, int64_t position);
-  void solve(int64_t rows, const ScoreRequest& request);
-  void measure(Distribution& row, double* block_sums) const;
-  void take(int64_t row, int64_t token, std::span<const int> experts, Score& score) const;
+  void find_total(Distribution& row, double* block_sums) const;
   const float* logits(int64_t lane, int64_t row) const { return lanes_[lane].first + row * lanes_[lane].second; }
 
   const FusionPlan& plan_;
-  std::vector<CpuModel>& models_;
-  PromptReader& prompts_;
+  std::vector<Model>& models_;
   ThreadTeam& team_;
-  int64_t rows_;  // positions at a time
 
-  std::vector<at::Tensor> logits_;                       // of each lane: [rows, vocab]
-  std::vector<std::pair<const float*, int64_t>> lanes_;  // where a lane's rows now are, and how far apart
-  std::vector<Distribution> distributions_;              // [rows]
-  std::vector<double> block_sums_;                       // [rows, blocks]
-  FusionRows fusion_;
+  // Taken when something is first scored. Memory that no request is long enough for stays untouched.
+  std::vector<at::Tensor> logits_;           // of each lane: [most rows, vocab]
+  std::vector<Distribution> distributions_;  // [most rows]
+  std::vector<double> block_sums_;           // [most rows, blocks]
+  std::unique_ptr<FusionRows> fusion_;
+
+  int64_t rows_ = 0;                                     // that read() or use_prompts() made
+  std::vector<std::pair<const float*, int64_t>> lanes_;  // where a lane's rows are, and how far apart
 };
 
-}  // namespace dlf
+}  // namespace dlf::cpu

@@ -17,7 +17,7 @@ float* shared_logits(DeviceModel& model) {
 
 }  // namespace
 
-DeviceModels::DeviceModels(const FusionPlan& plan, const Models& weights, const CudaOptions& options,
+DeviceModels::DeviceModels(const FusionPlan& plan, const Models& weights, const EngineOptions& options,
                            const Adapters& adapters)
     : plan_(plan), large_(static_cast<size_t>(plan.lane_model[0])) {
   const int device = options.devices.at(large_);

@@ -8,9 +8,8 @@
 #include <vector>
 
 #include "engine/cuda/sequences.h"
-#include "engine/cuda/step_loop.h"
+#include "engine/options.h"
 #include "engine/plan.h"
-#include "engine/step_loop.h"
 #include "fusion/cuda/solver.h"
 #include "model/cuda/decoder.h"
 #include "support/cuda/runtime.h"
@@ -36,7 +35,7 @@ struct Pass {
 // The models of an engine, the small ones on streams of their own beside the large one's.
 class DeviceModels {
  public:
-  DeviceModels(const FusionPlan& plan, const Models& weights, const CudaOptions& options, const Adapters& adapters);
+  DeviceModels(const FusionPlan& plan, const Models& weights, const EngineOptions& options, const Adapters& adapters);
 
   std::vector<DeviceModel>& all() { return models_; }
   Queue& main() { return *models_[large_].queue; }  // where everything else happens, too

@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "engine/cuda/memory_plan.h"
 #include "engine/cuda/prompt_lookup.h"
@@ -12,12 +13,9 @@
 
 namespace dlf::cuda {
 
-DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const CudaOptions& options,
+DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const EngineOptions& options,
                        const Adapters& adapters)
-    : plan_(plan),
-      graph_(options.graph),
-      max_context_(static_cast<int>(options.max_context)),
-      models_(plan, models, options, adapters) {
+    : plan_(plan), graph_(options.graph), models_(plan, models, options, adapters) {
   const int max_tokens = most_tokens(options);
   const int device = main().device();
   main().run([&] {
@@ -28,7 +26,11 @@ DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const CudaO
           at::zeros({static_cast<int64_t>(max_tokens * sizeof(FusionRecord))}, on_device(device).dtype(at::kByte));
     }
   });
-  memory_ = std::make_unique<SequenceMemory>(static_cast<int>(options.max_batch), max_tokens, kTopCapacity, main());
+  const auto experts = static_cast<int>(plan_.experts.size());
+  const auto* fusions = experts == 0 ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr());
+  const std::vector<ModelRows> rows = models_.rows();
+  const SequenceMemory::Parts parts = {rows, *sampler_, fusions, experts, max_tokens, kTopCapacity};
+  memory_ = std::make_unique<SequenceMemory>(options, parts, main());
 }
 
 bool DeviceStep::launch(const Kind& kind) {
@@ -73,8 +75,8 @@ bool DeviceStep::uses_graph(const Kind& kind) const {
 // on: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
 void DeviceStep::enqueue(const Kind& kind) {
   const auto& [batch, draft, solvers] = kind;
-  sampler_->sample(fuse(kind, 1, memory_->active()), batch, main());
-  memory_->advance(table(), sampled(), batch, 0, /*ends_step=*/draft.count == 0, main().stream());
+  sampler_->sample(fuse(kind, 1, table().active), batch, main());
+  memory_->advance(batch, 0, /*ends_step=*/draft.count == 0, main().stream());
   if (draft.count == 0) {
     return models_.forward(batch, [](size_t) { return Pass{0, 1}; });
   }
@@ -86,10 +88,10 @@ void DeviceStep::enqueue(const Kind& kind) {
 // end every model has read all tokens.
 void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
   const Stream stream = main().stream();
-  const DraftTable drafts = memory_->draft();
-  begin_draft(table(), drafts, batch, draft.count, max_context_, stream);
+  const DraftTable& drafts = memory_->draft();
+  begin_draft(table(), drafts, batch, draft.count, stream);
   if (draft.drafter == kPromptLookup) {
-    look_up({sampler_->args(batch), memory_->active(), draft.count, drafts.tokens}, stream);
+    look_up({sampler_->args(batch), table().active, draft.count, drafts.tokens}, stream);
     feed_draft(table(), drafts, nullptr, batch, 0, draft.count, stream);
     return models_.forward(batch, [&](size_t) { return Pass{0, draft.count + 1}; });
   }
@@ -109,11 +111,11 @@ void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
 void DeviceStep::verify(const Kind& kind) {
   const auto& [batch, draft, solvers] = kind;
   const Stream stream = main().stream();
-  const DraftTable drafts = memory_->draft();
+  const DraftTable& drafts = memory_->draft();
   sampler_->verify(fuse(kind, draft.count, drafts.wanted), batch, draft.count, main());
-  memory_->advance(table(), sampled(), batch, draft.count, /*ends_step=*/true, stream);
+  memory_->advance(batch, draft.count, /*ends_step=*/true, stream);
   sampler_->append_drafted(drafts.accepted, batch, main());
-  models_.keep_logits(batch, memory_->active(), drafts.accepted);
+  models_.keep_logits(batch, table().active, drafts.accepted);
 }
 
 // The logits to sample `count` tokens of each sequence from.
@@ -133,18 +135,13 @@ SamplerState::Rows DeviceStep::fuse(const Kind& kind, int count, const int32_t* 
   args.fused_stride = plan_.vocab;
   args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
   args.active = active;
-  args.rules = memory_->rules();
+  args.rules = table().rules;
   args.rule_count = kind.batch;
   args.kernels = kind.solvers;
   args.rows = count * kind.batch;
   args.vocab = plan_.vocab;
   cuda::solve(args, main().stream());
   return {args.fused, args.fused_stride, active};
-}
-
-SequenceMemory::Sampled DeviceStep::sampled() const {
-  const auto experts = static_cast<int>(plan_.experts.size());
-  return {*sampler_, experts == 0 ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr()), experts};
 }
 
 }  // namespace dlf::cuda

@@ -9,8 +9,8 @@
 
 #include "engine/cuda/device_models.h"
 #include "engine/cuda/sequence_memory.h"
-#include "engine/cuda/step_loop.h"
-#include "engine/drafting/graph_draft_policy.h"
+#include "engine/drafting/step_draft_policy.h"
+#include "engine/options.h"
 #include "engine/plan.h"
 #include "sampling/cuda/sampler_state.h"
 #include "support/cuda/runtime.h"
@@ -20,7 +20,7 @@ namespace dlf::cuda {
 // One step of all sequences: the models, the sampler and the memory that it runs on, and the graphs that replay it.
 class DeviceStep {
  public:
-  DeviceStep(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
+  DeviceStep(const FusionPlan& plan, const Models& models, const EngineOptions& options, const Adapters& adapters);
 
   // What tells one kind of step, and its graph, from another. The numbers of a rule lie in device memory, but which
   // kernels solve the rules is the graph's.
@@ -45,7 +45,7 @@ class DeviceStep {
   DeviceModels& models() { return models_; }
   SamplerState& sampler() { return *sampler_; }
   const SequenceMemory& memory() const { return *memory_; }
-  SequenceTable table() { return memory_->table(models_.rows()); }
+  const SequenceTable& table() const { return memory_->table(); }
   Queue& main() { return models_.main(); }
 
  private:
@@ -59,11 +59,9 @@ class DeviceStep {
   void draft_tokens(int batch, const StepDraft& draft);
   void verify(const Kind& kind);
   SamplerState::Rows fuse(const Kind& kind, int count, const int32_t* active);
-  SequenceMemory::Sampled sampled() const;
 
   const FusionPlan& plan_;
   bool graph_;
-  int max_context_;
   DeviceModels models_;
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "engine/cuda/sequences.h"
+#include "engine/cuda/step_loop.h"
 #include "engine/drafting/speculation.h"
 #include "ops/cuda/linear.h"
 #include "support/cuda/runtime.h"
@@ -23,11 +24,11 @@ std::string gibibytes(int64_t bytes) {
   return text.data();
 }
 
-void check_present(const CudaOptions& options, size_t models) {
+void check_present(const EngineOptions& options, size_t models) {
   const std::vector<DeviceInfo> present = devices();
   TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
-  TORCH_CHECK_VALUE(options.max_batch <= kMaxCudaBatch, "max_batch is ", options.max_batch,
-                    "; on CUDA it can be at most ", kMaxCudaBatch);
+  TORCH_CHECK_VALUE(options.max_batch <= kMaxBatch, "max_batch is ", options.max_batch, "; on CUDA it can be at most ",
+                    kMaxBatch);
   for (size_t i = 0; i < models; ++i) {
     const int device = options.devices.at(i);
     TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
@@ -41,29 +42,30 @@ ModelSize size_of(const Weights& weights) {
 
 }  // namespace
 
-int most_tokens(const CudaOptions& options) {
+int most_tokens(const EngineOptions& options) {
   const auto max_batch = static_cast<int>(options.max_batch);
-  return std::max(max_batch, std::min(static_cast<int>(kDraftRows), kStepTokens * max_batch));
+  return std::max(max_batch, std::min(static_cast<int>(kMaxDraftRows), kStepTokens * max_batch));
 }
 
 int exact_tokens(const FusionPlan& plan) {
   int64_t most_lanes = 1;
   for (const int64_t model : plan.lane_model) {
-    most_lanes = std::max<int64_t>(most_lanes, std::count(plan.lane_model.begin(), plan.lane_model.end(), model));
+    most_lanes = std::max(most_lanes, plan.lanes_of(model));
   }
   return static_cast<int>(kLinearRows / most_lanes);
 }
 
-SamplerState::Size sampler_size(const FusionPlan& plan, const CudaOptions& options) {
+SamplerState::Size sampler_size(const FusionPlan& plan, const EngineOptions& options) {
   return {static_cast<int>(options.max_batch), most_tokens(options), plan.vocab, options.max_context + 1, kTopCapacity};
 }
 
-DecoderShape shape_of(const FusionPlan& plan, size_t model, const CudaOptions& options) {
-  const auto lanes = std::count(plan.lane_model.begin(), plan.lane_model.end(), static_cast<int64_t>(model));
+DecoderShape shape_of(const FusionPlan& plan, size_t model, const EngineOptions& options) {
+  const int64_t lanes = plan.lanes_of(static_cast<int64_t>(model));
   return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context, most_tokens(options)};
 }
 
-void check_devices(const FusionPlan& plan, const Models& models, const CudaOptions& options, const Adapters& adapters) {
+const EngineOptions& checked(const FusionPlan& plan, const Models& models, const EngineOptions& options,
+                             const Adapters& adapters) {
   std::vector<ModelSize> sizes;
   for (const std::shared_ptr<const Weights>& model : models) {
     sizes.push_back(size_of(*model));
@@ -74,7 +76,7 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
       sizes[i].adapters += adapter->bytes();
     }
   }
-  const std::vector<MemoryPart> parts = cuda_memory(plan, sizes, options);
+  const std::vector<MemoryPart> parts = plan_memory(plan, sizes, options);
   for (const DeviceInfo& device : devices()) {
     int64_t needed = 0;
     for (const MemoryPart& part : parts) {
@@ -86,15 +88,12 @@ void check_devices(const FusionPlan& plan, const Models& models, const CudaOptio
                 "; lower max_batch, max_context or prefix_cache_bytes, load smaller weights, or spread the models with "
                 "device_map");
   }
+  return options;
 }
 
-}  // namespace dlf::cuda
-
-namespace dlf {
-
-std::vector<MemoryPart> cuda_memory(const FusionPlan& plan, const std::vector<ModelSize>& models,
-                                    const CudaOptions& options) {
-  cuda::check_present(options, models.size());
+std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<ModelSize>& models,
+                                    const EngineOptions& options) {
+  check_present(options, models.size());
   const auto large = static_cast<size_t>(plan.lane_model.at(0));
   const int main = options.devices.at(large);
   std::vector<MemoryPart> parts;
@@ -106,7 +105,7 @@ std::vector<MemoryPart> cuda_memory(const FusionPlan& plan, const std::vector<Mo
   for (size_t i = 0; i < models.size(); ++i) {
     const int device = options.devices[i];
     const auto model = static_cast<int>(i);
-    const cuda::DecoderBytes bytes = cuda::Decoder::bytes(models[i], cuda::shape_of(plan, i, options));
+    const DecoderBytes bytes = Decoder::bytes(models[i], shape_of(plan, i, options));
     add(device, model, "weights", bytes.weights);
     add(device, model, "adapters", models[i].adapters);
     add(device, model, "KV cache", bytes.kv_cache);
@@ -118,12 +117,12 @@ std::vector<MemoryPart> cuda_memory(const FusionPlan& plan, const std::vector<Mo
     add(device, model, "workspace", bytes.workspace);
   }
   const int64_t fused =
-      plan.experts.empty() ? 0 : cuda::most_tokens(options) * plan.vocab * static_cast<int64_t>(sizeof(float));
-  add(main, -1, "fusion and sampling", fused + cuda::SamplerState::bytes(main, cuda::sampler_size(plan, options)));
+      plan.experts.empty() ? 0 : most_tokens(options) * plan.vocab * static_cast<int64_t>(sizeof(float));
+  add(main, -1, "fusion and sampling", fused + SamplerState::bytes(main, sampler_size(plan, options)));
   for (const int device : std::set<int>(options.devices.begin(), options.devices.begin() + std::ssize(models))) {
     add(device, -1, "prefix cache", options.prefix_cache_bytes);
   }
   return parts;
 }
 
-}  // namespace dlf
+}  // namespace dlf::cuda

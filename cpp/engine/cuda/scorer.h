@@ -7,58 +7,43 @@
 #include <span>
 #include <vector>
 
-#include "engine/cuda/prompts.h"
+#include "engine/cuda/chunks.h"
+#include "engine/cuda/device_models.h"
+#include "engine/cuda/step_clock.h"
 #include "engine/plan.h"
-#include "engine/score.h"
+#include "engine/scoring.h"
 #include "fusion/cuda/solver.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
 
-// CpuScorer on GPUs: scores one request beside the steps that are on their way, in rows that no sequence has. All it
-// takes of the devices' memory goes back with it.
-class Scorer {
+// Scores one request on GPUs, beside the steps that are on their way. All it takes of the devices' memory goes back.
+class Scorer final : public ScoringRows {
  public:
-  // `row` is that of the spare sequence, `step` the next one to be launched, `chunk` how many positions are held.
-  Scorer(const FusionPlan& plan, std::vector<DeviceModel>& models, PromptReader& prompts, int row, int64_t step,
-         int64_t chunk);
-  ~Scorer();
-  Scorer(const Scorer&) = delete;
-  Scorer& operator=(const Scorer&) = delete;
+  Scorer(const FusionPlan& plan, DeviceModels& models, ChunkReader& chunks, StepClock& clock);
 
-  std::vector<Score> score(const ScoreRequest& request, const Poll& poll);
+  void begin(const ScoreRequest& request, int64_t rows) override;
+  void end() noexcept override;
+  void end_round() override;
+  void use_prompts(std::span<const Lane> lanes) override;
+  void read(std::span<const Lane> lanes, std::span<const int64_t> tokens, int64_t position) override;
+  void solve(const ScoreRequest& request, std::span<Target> targets) override;
 
  private:
-  // What a solve gave, on the host.
-  struct Solved {
-    std::vector<FusionRecord> records;  // of each row; empty where nothing was fused
-    std::vector<double> log_totals;     // log Σ exp of each row
-    std::vector<int64_t> best;          // the most probable token of each row
-    std::vector<float> logits;          // of the targets
-  };
-
-  int row_of(size_t lane) const;  // of its model
-  Queue& main() { return *models_[plan_.lane_model[0]].queue; }
-  void read_prompts(const ScoreRequest& request, const Poll& poll);
-  void allocate(int64_t rows, bool fused);
-  void read(std::span<const int64_t> tokens, int64_t position);
-  Solved solve(int64_t rows, const ScoreRequest& request, std::span<const int64_t> targets);
-  void fuse(int64_t rows, const ScoreRequest& request, Solved& solved);
-  static void take(const Solved& solved, size_t row, size_t target, int64_t token, std::span<const int> experts,
-                   Score& score);
+  DeviceModel& model(size_t lane) { return models_.all()[plan_.lane_model[lane]]; }
+  Queue& main() { return models_.main(); }
+  std::vector<FusionRecord> fuse(const ScoreRequest& request);
 
   const FusionPlan& plan_;
-  std::vector<DeviceModel>& models_;
-  PromptReader& prompts_;
-  int row_;
-  int64_t step_;
-  int64_t chunk_;
+  DeviceModels& models_;
+  ChunkReader& chunks_;
+  StepClock& clock_;
   std::unique_ptr<Event> begun_;
-  std::vector<DeviceLane> lanes_;
-  std::vector<at::Tensor> logits_;  // of each lane: [rows, vocab]
+  std::vector<at::Tensor> logits_;  // of each lane: [most rows, vocab]
   std::vector<at::Tensor> shared_;  // the same on the device that solves
+  at::Tensor fused_;                // [most rows, vocab]
   std::vector<at::Tensor> rows_;    // what is solved: these, or the last logits of the prompts
-  at::Tensor fused_;                // [rows, vocab]
+  int64_t count_ = 0;               // rows
 };
 
 }  // namespace dlf::cuda

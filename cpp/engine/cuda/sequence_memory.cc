@@ -9,86 +9,68 @@ namespace dlf::cuda {
 
 static_assert(kMaxStops == kMaxStopTokens);
 
-SequenceMemory::SequenceMemory(int max_batch, int max_tokens, int top_capacity, Queue& queue)
-    : max_batch_(max_batch), top_capacity_(top_capacity) {
+SequenceMemory::SequenceMemory(const EngineOptions& options, const Parts& parts, Queue& queue) {
+  const auto take = [&]<typename T>(T*& data, int64_t count) {
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+    memory_.push_back(at::zeros({bytes}, on_device(queue.device()).dtype(at::kByte)));
+    data = static_cast<T*>(memory_.back().mutable_data_ptr());
+  };
+  const auto take_pinned = [&]<typename T>(T*& data, int64_t count) {
+    memory_.push_back(pinned({count * static_cast<int64_t>(sizeof(T))}, at::kByte));
+    data = static_cast<T*>(memory_.back().mutable_data_ptr());
+  };
+  const int64_t batch = options.max_batch;
+  SequenceTable& table = args_.table;
   queue.run([&] {
-    const auto integers = on_device(queue.device()).dtype(at::kInt);
-    active_ = at::zeros({max_batch}, integers);
-    step_ = at::zeros({max_batch}, integers);
-    limit_ = at::zeros({max_batch}, integers);
-    max_draft_ = at::zeros({max_batch}, integers);
-    rules_ = at::zeros({max_batch * static_cast<int64_t>(sizeof(RowRule))}, on_device(queue.device()).dtype(at::kByte));
-    stop_count_ = at::zeros({max_batch}, integers);
-    stops_ = at::zeros({max_batch, kMaxStops}, integers);
-    ticket_ = at::zeros({1}, on_device(queue.device()).dtype(at::kLong));
-    draft_tokens_ = at::zeros({max_tokens}, integers);
-    draft_wanted_ = at::zeros({max_tokens}, integers);
-    accepted_ = at::zeros({max_batch}, integers);
+    take(table.active, batch);
+    take(table.step, batch);
+    take(table.limit, batch);
+    take(table.max_draft, batch);
+    take(table.rules, batch);
+    take(table.stop_count, batch);
+    take(table.stops, batch * kMaxStops);
+    take(args_.draft.tokens, parts.max_tokens);
+    take(args_.draft.wanted, parts.max_tokens);
+    take(args_.draft.accepted, batch);
+    take(args_.ticket, 1);
   });
-  const int64_t places = int64_t{kRing} * max_batch * kStepTokens;
-  records_ = pinned({places * static_cast<int64_t>(sizeof(StepRecord))}, at::kByte);
-  top_tokens_ = pinned({places, top_capacity}, at::kInt);
-  top_logprobs_ = pinned({places, top_capacity}, at::kFloat);
-  done_ = pinned({1}, at::kLong);
-  *done_.mutable_data_ptr<int64_t>() = 0;
+  const int64_t records = kRing * batch * kStepTokens;
+  take_pinned(args_.ring.records, records);
+  take_pinned(args_.ring.top_tokens, records * parts.top_capacity);
+  take_pinned(args_.ring.top_logprobs, records * parts.top_capacity);
+  take_pinned(args_.ring.done, 1);
+  *args_.ring.done = 0;
+  table.model_count = static_cast<int>(parts.models.size());
+  std::copy(parts.models.begin(), parts.models.end(), table.models);
+  table.max_batch = static_cast<int>(batch);
+  table.max_context = static_cast<int>(options.max_context);
+  args_.samples = parts.sampler.records();
+  args_.top_tokens = parts.sampler.top_tokens();
+  args_.top_logprobs = parts.sampler.top_logprobs();
+  args_.fusions = parts.fusions;
+  args_.experts = parts.experts;
+  args_.top_capacity = parts.top_capacity;
 }
 
-SequenceTable SequenceMemory::table(std::span<const ModelRows> models) {
-  SequenceTable table = {};
-  table.active = active_.mutable_data_ptr<int32_t>();
-  table.step = step_.mutable_data_ptr<int32_t>();
-  table.limit = limit_.mutable_data_ptr<int32_t>();
-  table.max_draft = max_draft_.mutable_data_ptr<int32_t>();
-  table.rules = static_cast<RowRule*>(rules_.mutable_data_ptr());
-  table.stop_count = stop_count_.mutable_data_ptr<int32_t>();
-  table.stops = stops_.mutable_data_ptr<int32_t>();
-  table.model_count = static_cast<int>(models.size());
-  std::copy(models.begin(), models.end(), table.models);
-  table.max_batch = max_batch_;
-  return table;
-}
-
-DraftTable SequenceMemory::draft() {
-  return {draft_tokens_.mutable_data_ptr<int32_t>(), draft_wanted_.mutable_data_ptr<int32_t>(),
-          accepted_.mutable_data_ptr<int32_t>()};
-}
-
-void SequenceMemory::advance(const SequenceTable& table, const Sampled& sampled, int batch, int count, bool ends_step,
-                             Stream stream) {
-  AdvanceArgs args = {};
-  args.table = table;
-  args.draft = draft();
-  args.samples = sampled.sampler.records();
-  args.top_tokens = sampled.sampler.top_tokens();
-  args.top_logprobs = sampled.sampler.top_logprobs();
-  args.fusions = sampled.fusions;
-  args.experts = sampled.experts;
-  args.top_capacity = top_capacity_;
+void SequenceMemory::advance(int batch, int count, bool ends_step, Stream stream) const {
+  AdvanceArgs args = args_;
   args.batch = batch;
   args.count = count;
   args.ends_step = ends_step;
-  args.ticket = ticket_.mutable_data_ptr<int64_t>();
-  args.ring = {static_cast<StepRecord*>(records_.mutable_data_ptr()), top_tokens_.mutable_data_ptr<int32_t>(),
-               top_logprobs_.mutable_data_ptr<float>(), done_.mutable_data_ptr<int64_t>()};
   cuda::advance(args, stream);
 }
 
 int64_t SequenceMemory::steps_done() const {
-  return std::atomic_ref<int64_t>(*static_cast<int64_t*>(done_.data_ptr())).load(std::memory_order_acquire);
+  return std::atomic_ref<int64_t>(*args_.ring.done).load(std::memory_order_acquire);
 }
 
-const StepRecord& SequenceMemory::record(int64_t step, int row, int token) const {
-  return static_cast<const StepRecord*>(records_.const_data_ptr())[place(step, row, token)];
-}
-
-std::span<const int32_t> SequenceMemory::top_tokens(int64_t step, int row, int token) const {
-  return {top_tokens_.const_data_ptr<int32_t>() + place(step, row, token) * top_capacity_,
-          static_cast<size_t>(record(step, row, token).top_count)};
-}
-
-std::span<const float> SequenceMemory::top_logprobs(int64_t step, int row, int token) const {
-  return {top_logprobs_.const_data_ptr<float>() + place(step, row, token) * top_capacity_,
-          static_cast<size_t>(record(step, row, token).top_count)};
+SequenceMemory::Given SequenceMemory::given(int64_t step, int64_t slot, int token) const {
+  const int64_t at = (step % kRing * args_.table.max_batch + slot) * kStepTokens + token;
+  const StepRecord& record = args_.ring.records[at];
+  const auto top = static_cast<size_t>(record.top_count);
+  return {record,
+          {args_.ring.top_tokens + at * args_.top_capacity, top},
+          {args_.ring.top_logprobs + at * args_.top_capacity, top}};
 }
 
 }  // namespace dlf::cuda

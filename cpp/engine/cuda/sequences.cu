@@ -4,11 +4,11 @@
 namespace dlf::cuda {
 namespace {
 
-__device__ void set_positions(const SequenceTable& table, int row, int32_t position) {
+__device__ void set_positions(const SequenceTable& table, int sequence, int32_t position) {
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
     for (int lane = 0; lane < model.lanes; ++lane) {
-      model.positions[row * model.lanes + lane] = position;
+      model.positions[sequence * model.lanes + lane] = position;
     }
   }
 }
@@ -61,12 +61,14 @@ __device__ void write_record(const AdvanceArgs& args, int row, int64_t place, St
   }
 }
 
+// A lane whose context is full is idle from there on: only a drafter's, as the others end their sequence.
 __device__ void move_positions(const SequenceTable& table, int sequence, int32_t by) {
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
     for (int lane = 0; lane < model.lanes; ++lane) {
       int32_t& position = model.positions[sequence * model.lanes + lane];
-      position += position >= 0 ? by : 0;
+      const bool idle = position < 0 || position + by >= table.max_context;
+      position = idle ? -1 : position + by;
     }
   }
 }
@@ -137,7 +139,7 @@ __global__ void advance_kernel(AdvanceArgs args) {
 }
 
 // A thread for each drafted token of each sequence, and for the position after the last one.
-__global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int batch, int count, int max_context) {
+__global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int batch, int count) {
   const int sequence = static_cast<int>(threadIdx.x);
   const int ahead = static_cast<int>(blockIdx.x);  // of the last token
   if (sequence >= batch) {
@@ -155,7 +157,7 @@ __global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int ba
     const ModelRows& model = table.models[m];
     for (int lane = 0; lane < model.lanes; ++lane) {
       const int32_t last = model.positions[sequence * model.lanes + lane];
-      const bool read = goes_on && ahead <= table.max_draft[sequence] && last >= 0 && last + ahead < max_context;
+      const bool read = goes_on && ahead <= table.max_draft[sequence] && last >= 0 && last + ahead < table.max_context;
       model.positions[row * model.lanes + lane] = read ? last + ahead : -1;
     }
   }
@@ -193,29 +195,29 @@ __global__ void keep_logits_kernel(KeepArgs args) {
 
 __global__ void start_kernel(StartArgs args) {
   const SequenceTable& table = args.table;
-  const int row = args.row;
-  table.active[row] = 1;
-  table.step[row] = 0;
-  table.limit[row] = args.limit;
-  table.max_draft[row] = args.max_draft;
-  table.rules[row] = args.rule;
-  table.stop_count[row] = args.stop_count;
+  const int slot = args.slot;
+  table.active[slot] = 1;
+  table.step[slot] = 0;
+  table.limit[slot] = args.limit;
+  table.max_draft[slot] = args.max_draft;
+  table.rules[slot] = args.rule;
+  table.stop_count[slot] = args.stop_count;
   for (int i = 0; i < args.stop_count; ++i) {
-    table.stops[row * kMaxStops + i] = args.stops[i];
+    table.stops[slot * kMaxStops + i] = args.stops[i];
   }
   int next = 0;
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
     for (int lane = 0; lane < model.lanes; ++lane) {
       // One less: the first token moves it on before it is used.
-      model.positions[row * model.lanes + lane] = args.length[next++] - 1;
+      model.positions[slot * model.lanes + lane] = args.length[next++] - 1;
     }
   }
 }
 
-__global__ void stop_kernel(SequenceTable table, int row) {
-  table.active[row] = 0;
-  set_positions(table, row, -1);
+__global__ void stop_kernel(SequenceTable table, int slot) {
+  table.active[slot] = 0;
+  set_positions(table, slot, -1);
 }
 
 // A thread for each sequence.
@@ -227,10 +229,9 @@ void advance(const AdvanceArgs& args, Stream stream) {
   launch(advance_kernel, {dim3(1), dim3(threads_for(args.batch))}, stream, args);
 }
 
-void begin_draft(const SequenceTable& table, const DraftTable& draft, int batch, int count, int max_context,
-                 Stream stream) {
+void begin_draft(const SequenceTable& table, const DraftTable& draft, int batch, int count, Stream stream) {
   const auto blocks = static_cast<unsigned>(count + 1);
-  launch(begin_draft_kernel, {dim3(blocks), dim3(threads_for(batch))}, stream, table, draft, batch, count, max_context);
+  launch(begin_draft_kernel, {dim3(blocks), dim3(threads_for(batch))}, stream, table, draft, batch, count);
 }
 
 void feed_draft(const SequenceTable& table, const DraftTable& draft, const SampleRecord* samples, int batch, int first,
@@ -249,8 +250,8 @@ void keep_logits(const KeepArgs& args, Stream stream) {
 
 void start_sequence(const StartArgs& args, Stream stream) { launch(start_kernel, {dim3(1), dim3(1)}, stream, args); }
 
-void stop_sequence(const SequenceTable& table, int row, Stream stream) {
-  launch(stop_kernel, {dim3(1), dim3(1)}, stream, table, row);
+void stop_sequence(const SequenceTable& table, int slot, Stream stream) {
+  launch(stop_kernel, {dim3(1), dim3(1)}, stream, table, slot);
 }
 
 }  // namespace dlf::cuda

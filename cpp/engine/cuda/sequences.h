@@ -12,8 +12,8 @@ namespace dlf::cuda {
 inline constexpr int kMaxModels = 33;  // and lanes: a large one, 16 experts, 16 bases
 inline constexpr int kMaxStops = 256;  // stop token ids of a sequence
 inline constexpr int kRing = 4;        // steps whose results the host need not have read yet
-inline constexpr int kDraft = 7;       // tokens of a sequence that a step drafts at most: 8 rows read a weight together
-inline constexpr int kStepTokens = kDraft + 1;  // that a step gives a sequence at most
+inline constexpr int kStepDraft = 7;   // tokens of a sequence that a step drafts at most: 8 rows read a weight together
+inline constexpr int kStepTokens = kStepDraft + 1;  // that a step gives a sequence at most
 
 // Where the rows of one model find their tokens and positions: of each sequence's last token, then of what is drafted
 // after it, token by token, as Decoder::decode has them.
@@ -35,6 +35,7 @@ struct SequenceTable {
   ModelRows models[kMaxModels];
   int model_count;
   int max_batch;
+  int max_context;
 };
 
 enum class StepResult : int32_t { none, token, stop, length, bad_logits, bad_sample };
@@ -62,7 +63,7 @@ struct Ring {
 
 // What a step drafts, in device memory: entry j * batch + s is of sequence s, j tokens after its last one.
 struct DraftTable {
-  int32_t* tokens;    // [kDraft * batch]
+  int32_t* tokens;    // [kStepDraft * batch]
   int32_t* wanted;    // likewise: whether the token that comes there is to be known
   int32_t* accepted;  // [batch]
 };
@@ -89,8 +90,7 @@ struct AdvanceArgs {
 void advance(const AdvanceArgs& args, Stream stream);
 
 // After advance(): the positions of `count` more tokens of each sequence, and what is wanted of them.
-void begin_draft(const SequenceTable& table, const DraftTable& draft, int batch, int count, int max_context,
-                 Stream stream);
+void begin_draft(const SequenceTable& table, const DraftTable& draft, int batch, int count, Stream stream);
 
 // Makes drafted tokens, from the first-th on, the input of forward passes: what was sampled, or, where `samples` is
 // null, what the table has.
@@ -111,7 +111,7 @@ void keep_logits(const KeepArgs& args, Stream stream);
 // A sequence whose prompt is in the caches: its first token comes with the next step.
 struct StartArgs {
   SequenceTable table;
-  int row;
+  int slot;
   int32_t limit;
   int32_t max_draft;
   RowRule rule;
@@ -122,6 +122,6 @@ struct StartArgs {
 void start_sequence(const StartArgs& args, Stream stream);
 
 // Ends a sequence from outside.
-void stop_sequence(const SequenceTable& table, int row, Stream stream);
+void stop_sequence(const SequenceTable& table, int slot, Stream stream);
 
 }  // namespace dlf::cuda

@@ -5,23 +5,25 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <optional>
+#include <exception>
 #include <span>
+#include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
+#include "engine/cuda/chunks.h"
 #include "engine/cuda/device_step.h"
 #include "engine/cuda/memory_plan.h"
-#include "engine/cuda/prompts.h"
 #include "engine/cuda/scorer.h"
 #include "engine/cuda/sequences.h"
-#include "engine/drafting/graph_draft_policy.h"
-#include "engine/waiting.h"
+#include "engine/cuda/step_clock.h"
+#include "engine/drafting/step_draft_policy.h"
 #include "fusion/bad_model.h"
 #include "sampling/cuda/sampler_state.h"
 #include "support/cuda/runtime.h"
 
-namespace dlf {
-namespace cuda {
+namespace dlf::cuda {
 namespace {
 
 constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
@@ -29,106 +31,72 @@ static_assert(kAhead + 2 <= kRing);
 // Steps of one kind that run kernel by kernel before a graph is captured while requests wait. Most kinds have theirs
 // from a gap between requests, and one that comes once or twice is not worth it.
 constexpr int64_t kRunsBeforeCapture = 4;
-constexpr size_t kLookupReach = 2048;  // last tokens of a text in which the host looks what prompt lookup would say
+constexpr size_t kLookupReach = 2048;  // last tokens in which the host looks for what prompt lookup would say
 
-// One request while it runs.
-struct DeviceSequence {
-  int64_t request = 0;
-  std::vector<DeviceLane> lanes;
-  std::vector<int> experts;
-  RowRule rule;
-  SamplingOptions sampling;
-  int row = -1;
-  int64_t limit = 0;      // tokens
-  int64_t in_flight = 0;  // steps that it takes part in, which give a token each at least
-  int64_t delivered = 0;  // tokens
-  bool started = false;
-  bool finished = false;
-  Draft draft;
-  std::vector<StepOutput> outputs;  // of a step
-  std::vector<int64_t> tokens;      // so far, where prompt lookup may draft it
-};
-
-class CudaStepLoop final : public StepLoop {
+class Backend final : public dlf::Backend {
  public:
-  CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options, const Adapters& adapters);
-  ~CudaStepLoop() override;
+  Backend(FusionPlan plan, const Models& models, EngineOptions options, const Adapters& adapters);
+  ~Backend() override;
 
-  void add(Request request) override;
-  void cancel(int64_t request) override;
-  bool idle() const override { return waiting_.empty() && running_.empty(); }
-  const std::vector<const StepOutput*>& step() override;
-  const StepTimings& timings() const override { return timings_; }
+  void check(const Request& request) const override;
+  ChunkReader& chunks() override { return chunks_; }
+  ScoringRows& scoring() override { return scorer_; }
+  void start(Sequence& sequence) override;
+  void stop(Sequence& sequence) override;
+  void decode(std::span<Sequence* const> sequences, StepOutputs& outputs) override;
   bool prepare() override;
-  std::vector<Score> score(const ScoreRequest& request, const Poll& poll) override;
+  const StepTimings& timings() const override { return timings_; }
 
  private:
   // A step that is on its way.
   struct Flight {
-    std::vector<int64_t> requests;  // which one each row then belonged to
-    std::vector<int64_t> drafted;   // tokens of each row
+    std::vector<int64_t> drafted;  // tokens of the sequence in each slot
     DeviceStep::Kind kind;
     bool graph;
   };
-  using Clock = std::chrono::steady_clock;
+
+  // What the host keeps of a sequence's start.
+  struct Start {
+    int64_t step;     // the first that it takes part in
+    uint32_t solver;  // SolverKernels of its rule
+  };
 
   Queue& main() { return step_.main(); }
-
-  void decode();
-  void abandon();
-  void admit();
-  void start(DeviceSequence& sequence);
-  bool wanted() const;
-  StepDraft choose_draft(int batch);
-  void launch();
-  void collect();
-  void time(const Flight& flight);
-  void disturb() { timed_from_ = launched_ + 1; }
-  void look_up(DeviceSequence& sequence, int64_t token);
-  void deliver(DeviceSequence& sequence, const Flight& flight);
-  bool take(DeviceSequence& sequence, int token);
+  int64_t in_flight(const Sequence& sequence) const;
+  bool wanted(std::span<Sequence* const> sequences) const;
+  int batch_of(std::span<Sequence* const> sequences) const;
+  StepDraft choose_draft(std::span<Sequence* const> sequences, int batch);
+  void launch(std::span<Sequence* const> sequences);
+  void collect(std::span<Sequence* const> sequences, StepOutputs& outputs);
+  void deliver(Sequence& sequence, int64_t step, StepOutputs& outputs);
+  void take(Sequence& sequence, int64_t step, int token, StepOutput& output);
+  void look_up(Sequence& sequence, int64_t token);
   void wait_for(int64_t steps);
-  int batch_of_running() const;
 
-  FusionPlan plan_;
-  std::vector<int64_t> vocab_sizes_;  // of the models
-  CudaOptions options_;
-  int max_batch_;
+  StepClock clock_;
   DeviceStep step_;
-  PromptReader prompts_;
-  GraphDraftPolicy policy_;
-  Waiting<DeviceSequence> waiting_;
-  std::vector<std::unique_ptr<DeviceSequence>> running_;
-  std::vector<std::unique_ptr<DeviceSequence>> finished_;  // in the last step: their outputs can still be read
+  ChunkReader chunks_;
+  Scorer scorer_;
+  StepDraftPolicy policy_;
   std::array<Flight, kRing> flights_;
-  int64_t launched_ = 0;
-  int64_t collected_ = 0;
-  std::vector<GraphDraftPolicy::Sequence> drafting_;
-  std::optional<Clock::time_point> last_collected_;  // the device went on at once
-  int64_t timed_from_ = 0;                           // steps before say nothing of how long their kind takes
-  std::vector<const StepOutput*> outputs_;
+  std::vector<Start> started_;  // of the sequence in each slot
   StepTimings timings_;
-  bool scoring_ = false;
 };
 
-CudaStepLoop::CudaStepLoop(FusionPlan plan, const Models& models, const CudaOptions& options, const Adapters& adapters)
-    : plan_(std::move(plan)),
-      vocab_sizes_(vocab_sizes(models)),
-      options_(options),
-      max_batch_(static_cast<int>(options.max_batch)),
-      step_(plan_, models, options, adapters),
-      prompts_(plan_, step_.models().all(), options.prefix_cache_bytes),
-      policy_(plan_, {kDraft, most_tokens(options), exact_tokens(plan_)}) {
+Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, const Adapters& adapters)
+    : dlf::Backend(std::move(plan), models, std::move(options), adapters),
+      step_(plan_, models, checked(plan_, models, options_, adapters), adapters),
+      chunks_(plan_, step_.models(), clock_),
+      scorer_(plan_, step_.models(), chunks_, clock_),
+      policy_(plan_, {kStepDraft, most_tokens(options_), exact_tokens(plan_)}),
+      started_(options_.max_batch) {
   main().synchronize();
   for (Flight& flight : flights_) {
-    flight.requests.resize(max_batch_);
-    flight.drafted.resize(max_batch_);
+    flight.drafted.resize(options_.max_batch);
   }
-  outputs_.reserve(int64_t{max_batch_} * kStepTokens);
-  drafting_.reserve(max_batch_);
 }
 
-CudaStepLoop::~CudaStepLoop() {
+Backend::~Backend() {
   try {
     step_.models().synchronize();  // what is still on its way writes to memory that goes now
   } catch (const std::exception& error) {
@@ -136,316 +104,187 @@ CudaStepLoop::~CudaStepLoop() {
   }
 }
 
-void CudaStepLoop::add(Request request) {
-  check_request(request, plan_, vocab_sizes_, options_.max_context);
+void Backend::check(const Request& request) const {
   SamplerState::check_request(request.sampling, request.prompts[0].tokens, plan_.vocab, options_.max_context + 1,
                               kTopCapacity);
-  auto sequence = std::make_unique<DeviceSequence>();
-  int64_t longest = 0;
-  for (const Prompt& prompt : request.prompts) {
-    longest = std::max(longest, static_cast<int64_t>(prompt.tokens.size()));
-  }
-  // The last place of the context is that of a token which is fed back; one more is chosen after it.
-  sequence->limit = std::min(request.max_new_tokens, options_.max_context - longest + 1);
-  sequence->request = request.id;
-  for (Prompt& prompt : request.prompts) {
-    sequence->lanes.emplace_back().prompt = std::move(prompt);
-  }
-  sequence->rule = row_rule(request.rule, request.experts, static_cast<int>(plan_.experts.size()));
-  sequence->experts = std::move(request.experts);
-  sequence->sampling = std::move(request.sampling);
-  sequence->draft.options = request.speculation;
-  sequence->draft.weight.resize(sequence->experts.size());
-  sequence->draft.acceptance.assign(plan_.lane_model.size() + 1, Acceptance(Draft::kMemory));
-  if (policy_.looks_up({&sequence->draft, &sequence->experts})) {
-    sequence->tokens = sequence->lanes[0].prompt.tokens;
-  }
-  sequence->outputs.resize(kStepTokens);
-  for (StepOutput& output : sequence->outputs) {
-    output.request = request.id;
-    output.alpha.resize(sequence->experts.size());
-  }
-  waiting_.push(std::move(sequence));
 }
 
-void CudaStepLoop::cancel(int64_t request) {
-  waiting_.erase(request);
+void Backend::start(Sequence& sequence) {
   const DeviceGuard guard(main().device());
-  std::erase_if(running_, [&](const auto& sequence) {
-    if (sequence->request != request) {
-      return false;
-    }
-    stop_sequence(step_.table(), sequence->row, main().stream());
-    if (sequence->delivered == 0) {
-      main().synchronize();  // its prompt may still be on its way to the device
-    }
-    return true;
-  });
-}
-
-const std::vector<const StepOutput*>& CudaStepLoop::step() {
-  const DeviceGuard guard(main().device());
-  outputs_.clear();
-  finished_.clear();
-  try {
-    decode();
-  } catch (...) {
-    abandon();
-    throw;
-  }
-  return outputs_;
-}
-
-void CudaStepLoop::decode() {
-  admit();
-  while (launched_ - collected_ <= kAhead && wanted()) {
-    launch();
-  }
-  if (launched_ > collected_) {
-    // The device has a step to go on with.
-    if (launched_ - collected_ > kAhead && step_.capture(kRunsBeforeCapture)) {
-      disturb();
-    }
-    collect();
-    prompts_.release(collected_);
-  } else {
-    main().synchronize();  // only prompts were read: the host must not run further ahead
-    prompts_.release(launched_ + 1);
-  }
-}
-
-bool CudaStepLoop::prepare() {
-  const DeviceGuard guard(main().device());
-  return idle() && step_.capture(1);
-}
-
-// After a step that broke off: what is in the caches of the sequences is unknown, so that none can go on.
-void CudaStepLoop::abandon() {
-  outputs_.clear();
-  try {
-    while (!running_.empty()) {
-      cancel(running_.back()->request);
-    }
-  } catch (const std::exception&) {  // the device failed, and what it failed of is on its way already
-    running_.clear();
-  }
-}
-
-std::vector<Score> CudaStepLoop::score(const ScoreRequest& request, const Poll& poll) {
-  check_score(request, plan_, vocab_sizes_, options_.max_context);
-  const ScoringPlace place(scoring_);
-  disturb();  // what is scored takes time of its own
-  const DeviceGuard guard(main().device());
-  Scorer scorer(plan_, step_.models().all(), prompts_, max_batch_, launched_, score_rows(plan_, vocab_sizes_));
-  return scorer.score(request, [&] {
-    poll();
-    disturb();
-  });
-}
-
-// Places for those that wait, and a piece of each prompt that is still to be read.
-void CudaStepLoop::admit() {
-  while (!waiting_.empty() && static_cast<int>(running_.size()) < max_batch_) {
-    std::unique_ptr<DeviceSequence> sequence = waiting_.pop();
-    int row = 0;
-    while (std::any_of(running_.begin(), running_.end(), [&](const auto& other) { return other->row == row; })) {
-      ++row;
-    }
-    sequence->row = row;
-    running_.push_back(std::move(sequence));
-  }
-  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
-    if (sequence->started) {
-      continue;
-    }
-    disturb();  // a prompt takes time of its own, before the next step
-    if (prompts_.read(sequence->lanes, sequence->row, launched_, sequence->outputs[0].cached_tokens)) {
-      start(*sequence);
-    }
-  }
-}
-
-void CudaStepLoop::start(DeviceSequence& sequence) {
-  step_.sampler().set(sequence.row, sequence.sampling, sequence.lanes[0].prompt.tokens, main());
+  const auto slot = static_cast<int>(sequence.slot);
+  step_.sampler().set(slot, sequence.sampling, sequence.lanes[0].prompt.tokens, main());
   StartArgs args = {};
   args.table = step_.table();
-  args.row = sequence.row;
+  args.slot = slot;
   args.limit = static_cast<int32_t>(sequence.limit);
   args.max_draft = static_cast<int32_t>(sequence.draft.options.max_draft);
-  args.rule = sequence.rule;
+  args.rule = row_rule(sequence.rule, sequence.experts, static_cast<int>(plan_.experts.size()));
   int next = 0;
   for (size_t model = 0; model < step_.models().all().size(); ++model) {
     for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
       if (plan_.lane_model[lane] == static_cast<int64_t>(model)) {
-        args.length[next++] = static_cast<int32_t>(sequence.lanes[lane].size());
+        args.length[next++] = static_cast<int32_t>(sequence.lanes[lane].prompt.size());
       }
     }
   }
-  args.stop_count = static_cast<int32_t>(sequence.sampling.stop_token_ids.size());
-  std::copy(sequence.sampling.stop_token_ids.begin(), sequence.sampling.stop_token_ids.end(), args.stops);
+  const std::vector<int64_t>& stops = sequence.sampling.stop_token_ids;
+  args.stop_count = static_cast<int32_t>(stops.size());
+  std::copy(stops.begin(), stops.end(), args.stops);
   start_sequence(args, main().stream());
-  sequence.started = true;
+  started_[slot] = {clock_.launched(), args.rule.kernel};
+}
+
+void Backend::stop(Sequence& sequence) {
+  const DeviceGuard guard(main().device());
+  stop_sequence(step_.table(), static_cast<int>(sequence.slot), main().stream());
+}
+
+void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs) {
+  const DeviceGuard guard(main().device());
+  while (clock_.on_their_way() <= kAhead && wanted(sequences)) {
+    launch(sequences);
+  }
+  if (clock_.on_their_way() > 0) {
+    // The device has a step to go on with.
+    if (clock_.on_their_way() > kAhead && step_.capture(kRunsBeforeCapture)) {
+      clock_.disturb();
+    }
+    collect(sequences, outputs);
+    chunks_.free(clock_.collected());
+  } else {
+    main().synchronize();  // only prompts were read: the host must not run further ahead
+    chunks_.free(clock_.launched() + 1);
+  }
+}
+
+bool Backend::prepare() {
+  const DeviceGuard guard(main().device());
+  return step_.capture(1);
+}
+
+// Steps on their way that give the sequence a token each at least.
+int64_t Backend::in_flight(const Sequence& sequence) const {
+  return clock_.launched() - std::max(clock_.collected(), started_[sequence.slot].step);
 }
 
 // Whether some sequence needs a further step.
-bool CudaStepLoop::wanted() const {
-  return std::any_of(running_.begin(), running_.end(), [](const auto& sequence) {
-    return sequence->started && sequence->delivered + sequence->in_flight < sequence->limit;
+bool Backend::wanted(std::span<Sequence* const> sequences) const {
+  return std::any_of(sequences.begin(), sequences.end(), [&](const Sequence* sequence) {
+    return sequence->new_tokens + in_flight(*sequence) < sequence->limit;
   });
 }
 
-int CudaStepLoop::batch_of_running() const {
-  int rows = 1;
-  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
-    rows = std::max(rows, sequence->row + 1);
+// Slots that a step works on.
+int Backend::batch_of(std::span<Sequence* const> sequences) const {
+  int64_t slots = 1;
+  for (const Sequence* sequence : sequences) {
+    slots = std::max(slots, sequence->slot + 1);
   }
-  int batch = 1;
-  while (batch < rows) {
+  int64_t batch = 1;
+  while (batch < slots) {
     batch *= 2;
   }
-  return std::min(batch, max_batch_);
+  return static_cast<int>(std::min(batch, options_.max_batch));
 }
 
-StepDraft CudaStepLoop::choose_draft(int batch) {
-  drafting_.clear();
-  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
-    if (!sequence->started) {
-      continue;
-    }
-    Draft& draft = sequence->draft;
-    const int64_t left = sequence->limit - sequence->delivered - sequence->in_flight - 1;
-    draft.limit = std::clamp<int64_t>(left, 0, draft.options.max_draft);
-    drafting_.push_back({&draft, &sequence->experts});
+StepDraft Backend::choose_draft(std::span<Sequence* const> sequences, int batch) {
+  for (Sequence* sequence : sequences) {
+    sequence->draft.limit =
+        std::max<int64_t>(std::min(sequence->draft.options.max_draft,
+                                   sequence->draft_limit - sequence->new_tokens - in_flight(*sequence) - 1),
+                          0);
   }
-  return policy_.choose(drafting_, batch);
+  return policy_.choose(sequences, batch);
 }
 
-// Puts one step for all rows on its way.
-void CudaStepLoop::launch() {
-  DeviceStep::Kind kind = {batch_of_running(), {}, 0};
-  kind.draft = choose_draft(kind.batch);
-  Flight& flight = flights_[launched_ % kRing];
-  std::fill(flight.requests.begin(), flight.requests.end(), -1);
-  for (const std::unique_ptr<DeviceSequence>& sequence : running_) {
-    if (sequence->started) {
-      flight.requests[sequence->row] = sequence->request;
-      flight.drafted[sequence->row] = std::min<int64_t>(kind.draft.count, sequence->draft.limit);
-      kind.solvers |= sequence->rule.kernel;
-      ++sequence->in_flight;
-    }
+// Puts one step for all slots on its way.
+void Backend::launch(std::span<Sequence* const> sequences) {
+  DeviceStep::Kind kind = {batch_of(sequences), {}, 0};
+  kind.draft = choose_draft(sequences, kind.batch);
+  Flight& flight = flights_[clock_.launched() % kRing];
+  for (const Sequence* sequence : sequences) {
+    flight.drafted[sequence->slot] = std::min<int64_t>(kind.draft.count, sequence->draft.limit);
+    kind.solvers |= started_[sequence->slot].solver;
   }
   flight.kind = kind;
   flight.graph = step_.uses_graph(kind);
   if (!step_.launch(kind)) {
-    disturb();  // the host sees late when the step before is done
+    clock_.disturb();  // the host sees late when the step before is done
   }
-  ++launched_;
+  clock_.launch();
 }
 
 // Reads what the oldest step on its way has given, when it has.
-void CudaStepLoop::collect() {
-  wait_for(collected_ + 1);
-  const Flight& flight = flights_[collected_ % kRing];
-  time(flight);
+void Backend::collect(std::span<Sequence* const> sequences, StepOutputs& outputs) {
+  const int64_t step = clock_.collected();
+  wait_for(step + 1);
+  const Flight& flight = flights_[step % kRing];
+  if (const std::optional<double> seconds = clock_.collect()) {
+    policy_.add_time(flight.kind.batch, flight.kind.draft, *seconds);
+  }
   timings_.drafted = flight.kind.draft.count;
   timings_.drafter = flight.kind.draft.drafter;
   timings_.graph = flight.graph;
-  for (int row = 0; row < max_batch_; ++row) {
-    const auto sequence = std::find_if(running_.begin(), running_.end(), [&](const auto& candidate) {
-      return candidate->row == row && candidate->request == flight.requests[row];
-    });
-    if (sequence == running_.end()) {  // nobody's, or of one that was cancelled meanwhile
-      continue;
-    }
-    deliver(**sequence, flight);
-    if ((*sequence)->finished) {
-      finished_.push_back(std::move(*sequence));
-      running_.erase(sequence);
+  for (Sequence* sequence : sequences) {
+    if (started_[sequence->slot].step <= step) {
+      deliver(*sequence, step, outputs);
     }
   }
-  ++collected_;
 }
 
-// From the end of the step before it, if the device went on at once and did nothing else.
-void CudaStepLoop::time(const Flight& flight) {
-  const Clock::time_point now = Clock::now();
-  if (last_collected_ && collected_ >= timed_from_) {
-    policy_.add_time(flight.kind.batch, flight.kind.draft,
-                     std::chrono::duration<double>(now - *last_collected_).count());
-  }
-  last_collected_ = launched_ > collected_ + 1 ? std::optional(now) : std::nullopt;
-}
-
-void CudaStepLoop::deliver(DeviceSequence& sequence, const Flight& flight) {
-  const int64_t drafted = flight.drafted[sequence.row];
+void Backend::deliver(Sequence& sequence, int64_t step, StepOutputs& outputs) {
+  const Flight& flight = flights_[step % kRing];
+  const int64_t drafted = flight.drafted[sequence.slot];
+  const int64_t drafter = flight.kind.draft.drafter;
+  const int most = std::min(kStepTokens, static_cast<int>(sequence.outputs.size()));
   int tokens = 0;
-  while (tokens < kStepTokens && !sequence.finished && take(sequence, tokens)) {
-    sequence.outputs[tokens].drafted = tokens == 0 ? drafted : -1;
-    outputs_.push_back(&sequence.outputs[tokens]);
+  while (tokens < most && !sequence.finished() &&
+         step_.memory().given(step, sequence.slot, tokens).record.result != StepResult::none) {
+    StepOutput& output = sequence.next_output(tokens, drafted);
+    outputs.push_back(&output);
+    take(sequence, step, tokens, output);
     ++tokens;
   }
-  --sequence.in_flight;
-  const int64_t drafter = flight.kind.draft.drafter;
   if (drafted > 0 && tokens > 0 && drafter != kPromptLookup && sequence.lanes[drafter].used()) {
     policy_.learn(sequence.draft, drafter, drafted, tokens - 1);
   }
-  if (policy_.looks_up({&sequence.draft, &sequence.experts})) {
-    for (int token = 0; token < tokens; ++token) {
-      if (policy_.has_room(flight.kind.batch)) {
-        look_up(sequence, sequence.outputs[token].token);
-      }
-      sequence.tokens.push_back(sequence.outputs[token].token);
-    }
+}
+
+// One token that the step gave a sequence.
+void Backend::take(Sequence& sequence, int64_t step, int token, StepOutput& output) {
+  const auto& [record, top_tokens, top_logprobs] = step_.memory().given(step, sequence.slot, token);
+  if (record.result == StepResult::bad_logits) {
+    return sequence.fail(output,
+                         describe_bad_model(record.failure) + " at step " + std::to_string(sequence.new_tokens));
   }
+  if (record.result == StepResult::bad_sample) {
+    return sequence.fail(output, describe(static_cast<SampleFailure>(record.failure), sequence.new_tokens));
+  }
+  output.token = record.token;
+  output.logprob = record.logprob;
+  output.f = record.f;
+  output.g = record.g;
+  for (size_t i = 0; i < sequence.experts.size(); ++i) {
+    output.alpha[i] = record.alpha[sequence.experts[i]];
+  }
+  sequence.draft.add_weights(output.alpha);
+  output.top_tokens.assign(top_tokens.begin(), top_tokens.end());
+  output.top_logprobs.assign(top_logprobs.begin(), top_logprobs.end());
+  if (policy_.looks_up(sequence) && policy_.has_room(flights_[step % kRing].kind.batch)) {
+    look_up(sequence, output.token);
+  }
+  sequence.append(output);
 }
 
 // Sees whether prompt lookup would have said the token that comes next, whatever drafts it.
-void CudaStepLoop::look_up(DeviceSequence& sequence, int64_t token) {
+void Backend::look_up(Sequence& sequence, int64_t token) {
   const std::span<const int64_t> tokens(sequence.tokens);
   const PromptLookup::Match match = PromptLookup::find(tokens.last(std::min(tokens.size(), kLookupReach)));
   policy_.learn(sequence.draft, kPromptLookup, 1, match.length > 0 && match.next.front() == token ? 1 : 0);
 }
 
-// One token that the step gave a sequence. False if there was none any more.
-bool CudaStepLoop::take(DeviceSequence& sequence, int token) {
-  const StepRecord& record = step_.memory().record(collected_, sequence.row, token);
-  StepOutput& output = sequence.outputs[token];
-  switch (record.result) {
-    case StepResult::none:
-      return false;
-    case StepResult::bad_logits:
-      output.error = describe_bad_model(record.failure) + " at step " + std::to_string(sequence.delivered);
-      output.finish = FinishReason::error;
-      break;
-    case StepResult::bad_sample:
-      output.error = describe(static_cast<SampleFailure>(record.failure), sequence.delivered);
-      output.finish = FinishReason::error;
-      break;
-    default:
-      output.token = record.token;
-      output.logprob = record.logprob;
-      output.f = record.f;
-      output.g = record.g;
-      for (size_t i = 0; i < sequence.experts.size(); ++i) {
-        output.alpha[i] = record.alpha[sequence.experts[i]];
-      }
-      sequence.draft.add_weights(output.alpha);
-      const std::span<const int32_t> top_tokens = step_.memory().top_tokens(collected_, sequence.row, token);
-      const std::span<const float> top_logprobs = step_.memory().top_logprobs(collected_, sequence.row, token);
-      output.top_tokens.assign(top_tokens.begin(), top_tokens.end());
-      output.top_logprobs.assign(top_logprobs.begin(), top_logprobs.end());
-      output.finish = record.result == StepResult::stop     ? FinishReason::stop
-                      : record.result == StepResult::length ? FinishReason::length
-                                                            : FinishReason::none;
-  }
-  output.cached_tokens = sequence.outputs[0].cached_tokens;
-  sequence.finished = output.finish != FinishReason::none;
-  ++sequence.delivered;
-  return true;
-}
-
 // Until so many steps have written their records. The device doesn't wait meanwhile: the next step is there already.
-void CudaStepLoop::wait_for(int64_t steps) {
+void Backend::wait_for(int64_t steps) {
   using namespace std::chrono_literals;
   const auto begin = std::chrono::steady_clock::now();
   for (int64_t spins = 0; step_.memory().steps_done() < steps; ++spins) {
@@ -459,13 +298,10 @@ void CudaStepLoop::wait_for(int64_t steps) {
 }
 
 }  // namespace
-}  // namespace cuda
 
-std::unique_ptr<StepLoop> make_cuda_step_loop(FusionPlan plan, const Models& models, const CudaOptions& options,
-                                              const Adapters& adapters) {
-  check_plan(plan, models, adapters, options.max_batch, options.max_context);
-  cuda::check_devices(plan, models, options, adapters);
-  return std::make_unique<cuda::CudaStepLoop>(std::move(plan), models, options, adapters);
+std::unique_ptr<StepLoop> make_step_loop(FusionPlan plan, const Models& models, EngineOptions options,
+                                         const Adapters& adapters) {
+  return std::make_unique<StepLoop>(std::make_unique<Backend>(std::move(plan), models, std::move(options), adapters));
 }
 
-}  // namespace dlf
+}  // namespace dlf::cuda

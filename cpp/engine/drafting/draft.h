@@ -17,6 +17,12 @@ struct Draft {
   static constexpr double kMemory = 64;        // tokens that count for its rates
   static constexpr double kWeightMemory = 16;  // and for its weights
 
+  Draft() = default;
+  Draft(const Speculation& speculation, size_t experts, const FusionPlan& plan)
+      : options(speculation), weight(experts), acceptance(plan.lanes() + 1, Acceptance(kMemory)) {
+    bins.reserve(options.max_draft);
+  }
+
   Speculation options;
   std::vector<double> weight;          // of each expert of the request: |α|, lately
   std::vector<Acceptance> acceptance;  // of each lane of the plan, then of prompt lookup

@@ -5,7 +5,6 @@
 namespace dlf {
 namespace {
 
-constexpr double kEveryonesMemory = 1024;  // tokens
 constexpr int64_t kProbe = 64;  // steps after which a drafter is tried again that nothing is known of meanwhile
 
 }  // namespace
@@ -13,7 +12,7 @@ constexpr int64_t kProbe = 64;  // steps after which a drafter is tried again th
 DraftPolicy::DraftPolicy(const FusionPlan& plan, std::vector<const PassTimes*> times)
     : plan_(plan),
       times_(std::move(times)),
-      everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)),
+      rates_(plan),
       step_times_(plan.lane_model.size() + 1),
       timed_(plan.lane_model.size() + 1),
       rows_(times_.size()),
@@ -32,19 +31,19 @@ void DraftPolicy::begin(std::span<Sequence* const> sequences) {
     const int64_t lane = lane_of(*sequence);
     draft.drafter = lane < 0 ? kPromptLookup : lane;
     const bool looks_up = lane < 0 || (options.adaptive && options.drafter == kAutoDrafter);
-    draft.match = looks_up ? PromptLookup::find(sequence->text) : PromptLookup::Match();
+    draft.match = looks_up ? PromptLookup::find(sequence->tokens) : PromptLookup::Match();
     if (!options.adaptive) {
       continue;
     }
     time_steps(kPromptLookup);
     const double found = draft.match.length == 0
                              ? 0  // nothing will be drafted
-                             : acceptance(*sequence, kPromptLookup, PromptLookup::bin_of(draft.match.length));
+                             : rates_.rate(draft, kPromptLookup, PromptLookup::bin_of(draft.match.length));
     const double by_lookup = tokens_per_second(*sequence, kPromptLookup, found);
     double by_lane = 0;
     if (lane >= 0) {
       time_steps(lane);
-      by_lane = tokens_per_second(*sequence, lane, mean_acceptance(*sequence, lane));
+      by_lane = tokens_per_second(*sequence, lane, rates_.mean(draft, lane));
     }
     if (by_lookup > by_lane) {
       draft.drafter = kPromptLookup;
@@ -74,7 +73,7 @@ bool DraftPolicy::worth_drafting(const Sequence& sequence) const {
   if (draft.size == 0 && draft.drafter == plan_.drafter && draft.idle >= kProbe) {
     return true;
   }
-  return worth_drafting(sequence, mean_acceptance(sequence, draft.drafter));
+  return worth_drafting(sequence, rates_.mean(draft, draft.drafter));
 }
 
 bool DraftPolicy::worth_drafting(const Sequence& sequence, double acceptance) const {
@@ -82,22 +81,9 @@ bool DraftPolicy::worth_drafting(const Sequence& sequence, double acceptance) co
   if (!draft.options.adaptive) {
     return true;
   }
-  const StepTimes& times = step_times_[index(draft.drafter)];
+  const StepTimes& times = step_times_[rates_.index(draft.drafter)];
   const double seconds = (times[draft.size + 1] - times[draft.size]) / static_cast<double>(drafting_);
   return draft.reach * acceptance > tokens_per_second_ * seconds;
-}
-
-double DraftPolicy::acceptance(const Sequence& sequence, int64_t drafter, int bin) const {
-  return sequence.draft.acceptance[index(drafter)].rate(bin, everyone_[index(drafter)]);
-}
-
-double DraftPolicy::mean_acceptance(const Sequence& sequence, int64_t drafter) const {
-  return sequence.draft.acceptance[index(drafter)].mean(everyone_[index(drafter)]);
-}
-
-void DraftPolicy::learn(Sequence& sequence, int64_t drafter, int bin, bool accepted) {
-  sequence.draft.acceptance[index(drafter)].add(bin, accepted);
-  everyone_[index(drafter)].add(bin, accepted);
 }
 
 int64_t DraftPolicy::lane_of(const Sequence& sequence) const {
@@ -107,11 +93,11 @@ int64_t DraftPolicy::lane_of(const Sequence& sequence) const {
 
 // As if all sequences had this drafter.
 void DraftPolicy::time_steps(int64_t drafter) {
-  if (timed_[index(drafter)]) {
+  if (timed_[rates_.index(drafter)]) {
     return;
   }
-  timed_[index(drafter)] = true;
-  StepTimes& times = step_times_[index(drafter)];
+  timed_[rates_.index(drafter)] = true;
+  StepTimes& times = step_times_[rates_.index(drafter)];
   for (int64_t drafted = 0; drafted <= kMaxDraft; ++drafted) {
     times[drafted] = step_time(drafter, drafted);
   }
@@ -134,7 +120,7 @@ double DraftPolicy::step_time(int64_t drafter, int64_t drafted) const {
 
 // With the best number of drafted tokens.
 double DraftPolicy::tokens_per_second(const Sequence& sequence, int64_t drafter, double acceptance) const {
-  const StepTimes& times = step_times_[index(drafter)];
+  const StepTimes& times = step_times_[rates_.index(drafter)];
   double most = 0;
   double tokens = 0;
   double next = 1;

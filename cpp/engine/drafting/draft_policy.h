@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/drafting/draft_rates.h"
 #include "engine/drafting/pass_times.h"
 #include "engine/plan.h"
 #include "engine/sequence.h"
@@ -30,9 +31,8 @@ class DraftPolicy {
   // The same, of a token that is accepted with this probability.
   bool worth_drafting(const Sequence& sequence, double acceptance) const;
 
-  // The probability that a sequence accepts what a drafter is so sure of.
-  double acceptance(const Sequence& sequence, int64_t drafter, int bin) const;
-  void learn(Sequence& sequence, int64_t drafter, int bin, bool accepted);
+  DraftRates& rates() { return rates_; }
+  const DraftRates& rates() const { return rates_; }
 
   // The lane that drafts a sequence unless it is prompt lookup; -1: there is none.
   int64_t lane_of(const Sequence& sequence) const;
@@ -40,8 +40,6 @@ class DraftPolicy {
  private:
   using StepTimes = std::array<double, kMaxDraft + 1>;  // by the tokens that are drafted
 
-  size_t index(int64_t drafter) const { return drafter == kPromptLookup ? plan_.lane_model.size() : drafter; }
-  double mean_acceptance(const Sequence& sequence, int64_t drafter) const;
   void count_rows(std::span<Sequence* const> sequences);
   void time_steps(int64_t drafter);
   double step_time(int64_t drafter, int64_t drafted) const;
@@ -49,12 +47,12 @@ class DraftPolicy {
 
   const FusionPlan& plan_;
   std::vector<const PassTimes*> times_;  // of the models
-  std::vector<Acceptance> everyone_;     // as Draft::acceptance, of all sequences
-  std::vector<StepTimes> step_times_;    // by drafter, of those in question
-  std::vector<bool> timed_;              // whether they are those of this step
-  std::vector<int64_t> rows_;            // of each model, without drafts
-  std::vector<int64_t> drafting_rows_;   // those of sequences that may be drafted
-  int64_t drafting_ = 0;                 // sequences
+  DraftRates rates_;
+  std::vector<StepTimes> step_times_;   // by drafter, of those in question
+  std::vector<bool> timed_;             // whether they are those of this step
+  std::vector<int64_t> rows_;           // of each model, without drafts
+  std::vector<int64_t> drafting_rows_;  // those of sequences that may be drafted
+  int64_t drafting_ = 0;                // sequences
   double tokens_per_second_ = 0;
 };
 

@@ -17,7 +17,7 @@ class PromptLookup {
     std::span<const int64_t> next;
     int64_t length = 0;  // tokens that agreed, at most kLongest
   };
-  static Match find(std::span<const int64_t> text);
+  static Match find(std::span<const int64_t> tokens);
 
   // How sure it is after so many tokens that agreed, as Acceptance counts.
   static int bin_of(int64_t length) { return static_cast<int>(length < kLongest ? length : kLongest) - 1; }

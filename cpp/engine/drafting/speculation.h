@@ -4,8 +4,8 @@
 
 namespace dlf {
 
-inline constexpr int64_t kMaxDraft = 16;   // tokens that one sequence may be drafted ahead
-inline constexpr int64_t kDraftRows = 32;  // and all sequences of one step together
+inline constexpr int64_t kMaxDraft = 16;      // tokens that one sequence may be drafted ahead
+inline constexpr int64_t kMaxDraftRows = 32;  // drafted tokens of all sequences of one step together
 
 // In place of a drafter's lane.
 inline constexpr int64_t kAutoDrafter = -1;   // the plan's drafter, or the expert with the most weight lately

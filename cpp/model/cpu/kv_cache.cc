@@ -1,10 +1,10 @@
 #include "model/cpu/kv_cache.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "support/scalar_type.h"
 
@@ -24,9 +24,6 @@ KVCache::KVCache(const ModelConfig& config, DType dtype, int64_t slots, int64_t 
   values_ = at::empty(shape, options);
   width_ = keys_.element_size();
   layer_bytes_ = static_cast<int64_t>(keys_.nbytes()) / config.num_hidden_layers;
-  for (int64_t slot = slots; slot-- > 0;) {
-    free_.push_back(slot);
-  }
 }
 
 int64_t KVCache::bytes(int64_t positions) const { return 2 * layers_ * kv_heads_ * head_dim_ * positions * width_; }
@@ -65,13 +62,6 @@ void KVCache::save(int64_t slot, int64_t begin, int64_t end, std::byte* to, Thre
 void KVCache::restore(int64_t slot, int64_t begin, int64_t end, const std::byte* from, ThreadTeam& team) {
   for_stretches(slot, begin, end, team,
                 [from](char* cache, int64_t saved, int64_t size) { std::memcpy(cache, from + saved, size); });
-}
-
-int64_t KVCache::acquire() {
-  TORCH_INTERNAL_ASSERT(!free_.empty(), "no free slot in the KV cache");
-  const int64_t slot = free_.back();
-  free_.pop_back();
-  return slot;
 }
 
 }  // namespace dlf

@@ -3,7 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
-#include <vector>
+#include <cstdint>
 
 #include "model/config.h"
 #include "ops/cache_layout.h"
@@ -30,10 +30,6 @@ class KVCache {
   void save(int64_t slot, int64_t begin, int64_t end, std::byte* to, ThreadTeam& team);
   void restore(int64_t slot, int64_t begin, int64_t end, const std::byte* from, ThreadTeam& team);
 
-  int64_t acquire();  // a free slot; there must be one
-  void release(int64_t slot) { free_.push_back(slot); }
-  int64_t free_slots() const { return static_cast<int64_t>(free_.size()); }
-
  private:
   // Calls move(in the cache, in the saved positions, bytes) for each stretch of memory.
   template <typename Move>
@@ -49,7 +45,6 @@ class KVCache {
   int64_t slots_;
   int64_t max_context_;
   int64_t capacity_;
-  std::vector<int64_t> free_;
 };
 
 }  // namespace dlf

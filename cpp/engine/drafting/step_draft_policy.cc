@@ -1,4 +1,4 @@
-#include "engine/drafting/graph_draft_policy.h"
+#include "engine/drafting/step_draft_policy.h"
 
 #include <algorithm>
 #include <array>
@@ -7,9 +7,8 @@
 namespace dlf {
 namespace {
 
-constexpr double kEveryonesMemory = 1024;  // tokens
-constexpr int kTimeMemory = 32;            // steps
-constexpr int kProbe = 64;                 // steps after which a lane that drafts nothing is tried
+constexpr int kTimeMemory = 32;  // steps
+constexpr int kProbe = 64;       // steps after which a lane that drafts nothing is tried
 // What a drafted token is thought to cost, of a plain step, until that is seen: little, so that it is tried. A lane has
 // a pass for each, and prompt lookup a row of a pass that reads the weights anyway.
 constexpr double kLaneCost = 0.2;
@@ -29,30 +28,30 @@ int rounded(int64_t most) {
 
 }  // namespace
 
-void GraphDraftPolicy::Time::add(double sample) {
+void StepDraftPolicy::Time::add(double sample) {
   count = std::min(count + 1, kTimeMemory);
   seconds += (sample - seconds) / count;
 }
 
-GraphDraftPolicy::GraphDraftPolicy(const FusionPlan& plan, const Limits& limits)
-    : plan_(plan), limits_(limits), everyone_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)) {
+StepDraftPolicy::StepDraftPolicy(const FusionPlan& plan, const Limits& limits)
+    : plan_(plan), limits_(limits), rates_(plan) {
   for (int i = 0; i < kLookupDoubt; ++i) {
-    everyone_[index(kPromptLookup)].add(0, i % 4 == 0);
+    rates_.expect(kPromptLookup, i % 4 == 0);
   }
 }
 
-StepDraft GraphDraftPolicy::choose(std::span<const Sequence> sequences, int batch) {
+StepDraft StepDraftPolicy::choose(std::span<Sequence* const> sequences, int batch) {
   const int64_t drafter = drafter_of_most(sequences);
   int64_t most = 0;     // tokens that some sequence may be drafted now
   int64_t allowed = 0;  // and anywhere in it
   bool adaptive = true;
   bool looks_up = drafter == kPromptLookup;
-  for (const Sequence& sequence : sequences) {
-    if (sequence.draft->limit > 0 && drafter_of(sequence) == drafter) {
-      most = std::max(most, sequence.draft->limit);
-      allowed = std::max(allowed, sequence.draft->options.max_draft);
-      adaptive &= sequence.draft->options.adaptive;
-      looks_up |= this->looks_up(sequence);
+  for (const Sequence* sequence : sequences) {
+    if (sequence->draft.limit > 0 && drafter_of(*sequence) == drafter) {
+      most = std::max(most, sequence->draft.limit);
+      allowed = std::max(allowed, sequence->draft.options.max_draft);
+      adaptive &= sequence->draft.options.adaptive;
+      looks_up |= this->looks_up(*sequence);
     }
   }
   const int tokens_of_pass = adaptive ? limits_.exact_tokens : limits_.max_tokens;
@@ -96,43 +95,41 @@ StepDraft GraphDraftPolicy::choose(std::span<const Sequence> sequences, int batc
 }
 
 // A step that another program held up counts no more than twice what was expected.
-void GraphDraftPolicy::add_time(int batch, const StepDraft& draft, double seconds) {
+void StepDraftPolicy::add_time(int batch, const StepDraft& draft, double seconds) {
   if (times_.contains({batch, StepDraft()})) {
     seconds = std::min(seconds, 2 * this->seconds(batch, draft));
   }
   times_[{batch, draft}].add(seconds);
 }
 
-void GraphDraftPolicy::learn(Draft& draft, int64_t drafter, int64_t drafted, int64_t accepted) {
-  for (Acceptance* acceptance : {&draft.acceptance[index(drafter)], &everyone_[index(drafter)]}) {
-    for (int64_t i = 0; i < std::min(accepted + 1, drafted); ++i) {
-      acceptance->add(0, i < accepted);
-    }
+void StepDraftPolicy::learn(Draft& draft, int64_t drafter, int64_t drafted, int64_t accepted) {
+  for (int64_t i = 0; i < std::min(accepted + 1, drafted); ++i) {
+    rates_.learn(draft, drafter, 0, i < accepted);
   }
 }
 
-bool GraphDraftPolicy::looks_up(const Sequence& sequence) const {
-  const Speculation& options = sequence.draft->options;
+bool StepDraftPolicy::looks_up(const Sequence& sequence) const {
+  const Speculation& options = sequence.draft.options;
   const bool lookup = options.drafter == kAutoDrafter || options.drafter == kPromptLookup;
   return lookup && options.adaptive && options.max_draft > 0;
 }
 
-bool GraphDraftPolicy::drafts(int64_t drafter, const Sequence& sequence) const {
+bool StepDraftPolicy::drafts(int64_t drafter, const Sequence& sequence) const {
   return drafter_of(sequence) == drafter || (drafter == kPromptLookup && looks_up(sequence));
 }
 
-int64_t GraphDraftPolicy::drafter_of(const Sequence& sequence) const {
-  return sequence.draft->wanted_drafter(plan_, *sequence.experts);
+int64_t StepDraftPolicy::drafter_of(const Sequence& sequence) const {
+  return sequence.draft.wanted_drafter(plan_, sequence.experts);
 }
 
 // The one that most sequences want.
-int64_t GraphDraftPolicy::drafter_of_most(std::span<const Sequence> sequences) const {
+int64_t StepDraftPolicy::drafter_of_most(std::span<Sequence* const> sequences) const {
   int64_t best = kAutoDrafter;
   int64_t best_count = 0;
-  for (const Sequence& sequence : sequences) {
-    const int64_t drafter = drafter_of(sequence);
-    const int64_t count = std::count_if(sequences.begin(), sequences.end(), [&](const Sequence& other) {
-      return other.draft->limit > 0 && drafter_of(other) == drafter;
+  for (const Sequence* sequence : sequences) {
+    const int64_t drafter = drafter_of(*sequence);
+    const int64_t count = std::count_if(sequences.begin(), sequences.end(), [&](const Sequence* other) {
+      return other->draft.limit > 0 && drafter_of(*other) == drafter;
     });
     if (count > best_count) {
       best = drafter;
@@ -143,16 +140,15 @@ int64_t GraphDraftPolicy::drafter_of_most(std::span<const Sequence> sequences) c
 }
 
 // That a step is expected to give.
-double GraphDraftPolicy::tokens(std::span<const Sequence> sequences, const StepDraft& draft) const {
+double StepDraftPolicy::tokens(std::span<Sequence* const> sequences, const StepDraft& draft) const {
   double all = 0;
-  for (const Sequence& sequence : sequences) {
+  for (const Sequence* sequence : sequences) {
     all += 1;
-    if (draft.count == 0 || !drafts(draft.drafter, sequence)) {
+    if (draft.count == 0 || !drafts(draft.drafter, *sequence)) {
       continue;
     }
-    const size_t at = index(draft.drafter);
-    const double rate = sequence.draft->acceptance[at].mean(everyone_[at]);
-    const auto count = std::min<int64_t>(draft.count, sequence.draft->limit);
+    const double rate = rates_.mean(sequence->draft, draft.drafter);
+    const auto count = std::min<int64_t>(draft.count, sequence->draft.limit);
     for (int64_t i = 1; i <= count; ++i) {
       all += std::pow(rate, static_cast<double>(i));
     }
@@ -161,7 +157,7 @@ double GraphDraftPolicy::tokens(std::span<const Sequence> sequences, const StepD
 }
 
 // As measured, or on the line through what was: a step takes a pass of the drafter for each token that it drafts.
-double GraphDraftPolicy::seconds(int batch, const StepDraft& draft) const {
+double StepDraftPolicy::seconds(int batch, const StepDraft& draft) const {
   const auto known = times_.find({batch, draft});
   if (known != times_.end()) {
     return known->second.seconds;
@@ -171,7 +167,7 @@ double GraphDraftPolicy::seconds(int batch, const StepDraft& draft) const {
 }
 
 // Least squares, of a line that begins at a plain step.
-double GraphDraftPolicy::token_seconds(int batch, int64_t drafter, double plain) const {
+double StepDraftPolicy::token_seconds(int batch, int64_t drafter, double plain) const {
   double product = 0;
   double squares = 0;
   for (const int count : kCounts) {

@@ -7,8 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "engine/drafting/draft.h"
+#include "engine/drafting/draft_rates.h"
 #include "engine/plan.h"
+#include "engine/sequence.h"
 
 namespace dlf {
 
@@ -20,10 +21,10 @@ struct StepDraft {
   auto operator<=>(const StepDraft&) const = default;
 };
 
-// Decides what a step drafts where steps are graphs: DraftPolicy's rule with few lengths to choose from, and with the
-// times of whole steps, as the host sees nothing else. A lane that drafts nothing teaches nothing, so that now and then
-// a short draft is tried; what prompt lookup would have said the host finds out by itself.
-class GraphDraftPolicy {
+// Decides what a step drafts where steps are graphs: DraftPolicy's rule with few lengths to choose from, and with
+// the times of whole steps, as the host sees nothing else. A lane that drafts nothing teaches nothing, so that now and
+// then a short draft is tried; what prompt lookup would have said the host finds out by itself.
+class StepDraftPolicy {
  public:
   struct Limits {
     int max_draft;     // tokens of one sequence that a step can draft
@@ -31,15 +32,10 @@ class GraphDraftPolicy {
     int exact_tokens;  // up to here a pass gives to the bit what passes over single tokens give: unless a request
                        // insists, it is not made longer
   };
-  GraphDraftPolicy(const FusionPlan& plan, const Limits& limits);
+  StepDraftPolicy(const FusionPlan& plan, const Limits& limits);
 
-  struct Sequence {
-    Draft* draft;
-    const std::vector<int>* experts;  // of the request
-  };
-
-  // What the next step of these sequences drafts, those of Draft::limit 0 included. `batch`: places that it works on.
-  StepDraft choose(std::span<const Sequence> sequences, int batch);
+  // What the next step of these sequences drafts, those of Draft::limit 0 included. `batch`: slots that it works on.
+  StepDraft choose(std::span<Sequence* const> sequences, int batch);
 
   // How long a step took.
   void add_time(int batch, const StepDraft& draft, double seconds);
@@ -49,7 +45,7 @@ class GraphDraftPolicy {
 
   // Whether prompt lookup may draft a sequence, so that its rate is worth knowing.
   bool looks_up(const Sequence& sequence) const;
-  // Whether a pass over so many places can have a drafted token of each without ceasing to be exact.
+  // Whether a pass over so many slots can have a drafted token of each without ceasing to be exact.
   bool has_room(int batch) const { return 2 * batch <= limits_.exact_tokens; }
 
  private:
@@ -61,17 +57,16 @@ class GraphDraftPolicy {
     void add(double sample);
   };
 
-  size_t index(int64_t drafter) const { return drafter == kPromptLookup ? plan_.lane_model.size() : drafter; }
   int64_t drafter_of(const Sequence& sequence) const;
-  int64_t drafter_of_most(std::span<const Sequence> sequences) const;
+  int64_t drafter_of_most(std::span<Sequence* const> sequences) const;
   bool drafts(int64_t drafter, const Sequence& sequence) const;
-  double tokens(std::span<const Sequence> sequences, const StepDraft& draft) const;
+  double tokens(std::span<Sequence* const> sequences, const StepDraft& draft) const;
   double seconds(int batch, const StepDraft& draft) const;
   double token_seconds(int batch, int64_t drafter, double plain) const;
 
   const FusionPlan& plan_;
   Limits limits_;
-  std::vector<Acceptance> everyone_;                 // as Draft::acceptance, of all sequences
+  DraftRates rates_;
   std::map<std::pair<int, StepDraft>, Time> times_;  // by batch
   int steps_without_ = 0;  // in a row, in which the lane that is wanted could have drafted and did not
 };

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "engine/options.h"
+#include "engine/plan.h"
+#include "engine/prompt.h"
+#include "engine/request.h"
+#include "engine/scoring.h"
+#include "engine/sequence.h"
+
+namespace dlf {
+
+using StepOutputs = std::vector<const StepOutput*>;
+
+// What a step loop runs on: the decoders and kernels of one kind of device, and the order in which a step launches
+// them.
+class Backend {
+ public:
+  // Throws what check_plan() and check(options) throw.
+  Backend(FusionPlan plan, const Models& models, EngineOptions options, const Adapters& adapters)
+      : plan_(std::move(plan)), options_(std::move(options)), vocab_sizes_(dlf::vocab_sizes(models)) {
+    dlf::check(options_);
+    check_plan(plan_, models, adapters);
+  }
+  virtual ~Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  const FusionPlan& plan() const { return plan_; }
+  const EngineOptions& options() const { return options_; }
+  const std::vector<int64_t>& vocab_sizes() const { return vocab_sizes_; }  // of the models
+
+  // Throws a ValueError for what this backend, unlike another, cannot run.
+  virtual void check(const Request& request) const = 0;
+
+  virtual ChunkReader& chunks() = 0;
+  virtual ScoringRows& scoring() = 0;
+
+  // A step in this order: what the last one gave has been read; prompts are read meanwhile; these sequences have read
+  // theirs; all of them give their next tokens.
+  virtual void begin_step() {}
+  virtual void start(Sequence& sequence) = 0;
+  virtual void decode(std::span<Sequence* const> sequences, StepOutputs& outputs) = 0;
+
+  // A sequence that has a slot leaves it before its end.
+  virtual void stop(Sequence& sequence) = 0;
+
+  virtual bool prepare() { return false; }
+  virtual const StepTimings& timings() const = 0;
+
+ protected:
+  const FusionPlan plan_;
+  const EngineOptions options_;
+  const std::vector<int64_t> vocab_sizes_;
+};
+
+}  // namespace dlf

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+
+#include "engine/cuda/device_models.h"
+#include "engine/cuda/step_clock.h"
+#include "engine/plan.h"
+#include "engine/prompt.h"
+#include "support/cuda/runtime.h"
+
+namespace dlf::cuda {
+
+// Reads chunks of prompts on GPUs, each on the stream of its model, between two steps.
+class ChunkReader final : public dlf::ChunkReader {
+ public:
+  ChunkReader(const FusionPlan& plan, DeviceModels& models, StepClock& clock);
+
+  void begin() override;
+  void end() override;
+  int64_t most_tokens() const override { return Decoder::kPrefillRows; }
+  void read(const Chunk& chunk) override;
+  ChunkBytes bytes(const Chunk& chunk) const override;
+  void save(const Chunk& chunk, const PrefixChunk& to) override;
+  void restore(const Chunk& chunk, const PrefixChunk& from) override;
+  at::Tensor allocate(int64_t lane, int64_t bytes) override;
+  void release(at::Tensor memory) override;
+
+  // Frees what was released before steps that are done: a device may have used it until then.
+  void free(int64_t steps_done);
+
+ private:
+  struct Released {
+    int64_t step;  // the next one to be launched
+    at::Tensor memory;
+  };
+
+  DeviceModel& model(int64_t lane) const { return models_.all()[plan_.lane_model[lane]]; }
+  float* logits(const Chunk& chunk) const;
+  const int32_t* send(const Chunk& chunk);
+  void publish(const Chunk& chunk);
+
+  const FusionPlan& plan_;
+  DeviceModels& models_;
+  StepClock& clock_;
+  std::unique_ptr<Event> begun_;  // what comes before on the main stream
+  std::deque<Released> released_;
+};
+
+}  // namespace dlf::cuda

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace dlf {
+
+inline constexpr int64_t kMostContext = int64_t{1} << 24;
+inline constexpr int64_t kMostBatch = 1024;
+
+// What a step loop may take of its machine.
+struct EngineOptions {
+  int64_t max_batch = 1;
+  int64_t max_context = 2;
+  int threads = 1;                 // of the CPU backend
+  int64_t prefix_cache_bytes = 0;  // 0: every prompt is read from its beginning
+  int64_t prompt_budget = 0;       // tokens of prompts that a step reads while requests decode; 0: one chunk
+  std::vector<int> devices = {};   // CUDA device of each model; sequences live on the large model's. Empty: the CPU
+  bool graph = true;               // on CUDA, capture a step and replay it; else launch its kernels one by one
+};
+
+// Throws a ValueError for what no backend can run.
+void check(const EngineOptions& options);
+
+// Seconds that the last step spent in each of its parts. All zero on a GPU, where nobody waits for a part; there, what
+// kind of step it was.
+struct StepTimings {
+  double large = 0;
+  double small = 0;
+  double solve = 0;
+  double sample = 0;
+  int drafted = 0;      // tokens of each sequence
+  int64_t drafter = 0;  // if there are any: a lane, or kPromptLookup
+  bool graph = false;   // it was one launch
+};
+
+// A part of the memory that a step loop takes of a device.
+struct MemoryPart {
+  int device;
+  int model;  // among the plan's; -1: all share it
+  std::string name;
+  int64_t bytes;
+};
+
+}  // namespace dlf

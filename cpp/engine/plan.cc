@@ -1,0 +1,53 @@
+#include "engine/plan.h"
+
+#include <c10/util/Exception.h>
+
+#include "fusion/rule.h"
+
+namespace dlf {
+namespace {
+
+constexpr int64_t kMostLanes = 64;
+
+}  // namespace
+
+std::vector<int64_t> vocab_sizes(const Models& models) {
+  std::vector<int64_t> sizes;
+  for (const std::shared_ptr<const Weights>& model : models) {
+    sizes.push_back(model->config().vocab_size);
+  }
+  return sizes;
+}
+
+void check_plan(const FusionPlan& plan, const Models& models, const Adapters& adapters) {
+  const int64_t lanes = plan.lanes();
+  TORCH_CHECK_VALUE(lanes >= 1 && lanes <= kMostLanes, "a plan has ", lanes, " lanes; it needs 1 to ", kMostLanes);
+  TORCH_CHECK_VALUE(plan.vocab >= 1, "vocab is ", plan.vocab, "; it must be at least 1");
+  for (const ExpertLanes& expert : plan.experts) {
+    TORCH_CHECK_INDEX(std::min(expert.expert, expert.base) >= 0 && std::max(expert.expert, expert.base) < lanes,
+                      "an expert on the lanes ", expert.expert, " and ", expert.base, " of ", lanes);
+  }
+  for (const int64_t model : plan.lane_model) {
+    TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "lane on model ", model, " of ",
+                      models.size());
+  }
+  TORCH_CHECK_VALUE(adapters.empty() || adapters.size() == models.size(), "adapters must be listed for each model");
+  TORCH_CHECK_VALUE(plan.lane_adapter.empty() || plan.lane_adapter.size() == plan.lane_model.size(),
+                    "lane_adapter must have an entry for each lane");
+  TORCH_CHECK_INDEX(plan.drafter == -1 || (plan.drafter > 0 && plan.drafter < lanes), "the drafter's lane ",
+                    plan.drafter, " of ", lanes);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const int64_t count = adapters.empty() ? 0 : static_cast<int64_t>(adapters[plan.lane_model[lane]].size());
+    const int64_t adapter = plan.adapter_of(lane);
+    TORCH_CHECK_INDEX(adapter >= -1 && adapter < count, "lane ", lane, " has adapter ", adapter, " of ", count);
+  }
+  if (!plan.experts.empty()) {
+    check_expert_count(static_cast<int>(plan.experts.size()));
+  }
+  for (size_t i = 0; i < models.size(); ++i) {
+    TORCH_CHECK_VALUE(models[i]->config().vocab_size >= plan.vocab, "model ", i, " has fewer than ", plan.vocab,
+                      " logits");
+  }
+}
+
+}  // namespace dlf

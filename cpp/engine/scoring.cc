@@ -1,0 +1,115 @@
+#include "engine/scoring.h"
+
+#include <algorithm>
+
+namespace dlf {
+namespace {
+
+constexpr int64_t kScoreBytes = 128 << 20;
+constexpr int64_t kMostRows = 256;  // of a matrix product: more are not faster
+
+// Ends what was begun, however scoring ends.
+class Begun {
+ public:
+  Begun(ScoringRows& rows, const ScoreRequest& request, int64_t most_rows) : rows_(rows) {
+    try {
+      rows.begin(request, most_rows);
+    } catch (...) {
+      rows.end();
+      throw;
+    }
+  }
+  ~Begun() { rows_.end(); }
+  Begun(const Begun&) = delete;
+  Begun& operator=(const Begun&) = delete;
+
+ private:
+  ScoringRows& rows_;
+};
+
+// The last logits of all lanes hold until the next poll, which may be a step.
+void read_prompts(std::vector<Lane>& lanes, PromptReader& prompts, ScoringRows& rows, const Poll& poll) {
+  int64_t cached_tokens = 0;
+  for (bool done = false; !done;) {
+    rows.begin_round();
+    prompts.begin();
+    prompts.restore(lanes, cached_tokens);
+    done = prompts.read(lanes, cached_tokens);
+    prompts.end();
+    rows.end_round();
+    if (!done) {
+      poll();
+    }
+  }
+}
+
+// Solves the rows for so many tokens, token(i), and adds what each has to score(i). A model that gives no numbers is an
+// error, the first of which stays.
+template <typename Token, typename ScoreOf>
+void add(ScoringRows& rows, const ScoreRequest& request, size_t count, Token&& token, ScoreOf&& score_of) {
+  const size_t experts = request.experts.size();
+  std::vector<double> alpha(count * experts);
+  std::vector<ScoringRows::Target> targets;
+  targets.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    targets.push_back({token(i), alpha.data() + i * experts});
+  }
+  rows.solve(request, targets);
+  for (size_t i = 0; i < count; ++i) {
+    Score& score = score_of(i);
+    const ScoringRows::Target& target = targets[i];
+    if (!score.error.empty()) {
+      continue;
+    }
+    if (target.bad_model != kNoBadModel) {
+      score.error = describe_bad_model(target.bad_model) + " at token " + std::to_string(score.logprobs.size()) +
+                    " of the continuation";
+      continue;
+    }
+    score.logprobs.push_back(target.logprob);
+    score.greedy.push_back(target.greedy);
+    score.f.push_back(target.f);
+    score.g.push_back(target.g);
+    score.alpha.insert(score.alpha.end(), target.alpha, target.alpha + experts);
+  }
+}
+
+}  // namespace
+
+std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, int64_t most_rows, PromptReader& prompts,
+                         ScoringRows& rows, const Poll& poll) {
+  const Begun begun(rows, request, most_rows);
+  read_prompts(lanes, prompts, rows, poll);
+
+  // What follows the prompt is one distribution for all.
+  const std::vector<std::vector<int64_t>>& continuations = request.continuations;
+  std::vector<Score> scores(continuations.size());
+  rows.use_prompts(lanes);
+  add(
+      rows, request, scores.size(), [&](size_t i) { return continuations[i][0]; },
+      [&](size_t i) -> Score& { return scores[i]; });
+  // A continuation overwrites the one before it in the caches. Its last token need not be read.
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const std::span tokens(continuations[i]);
+    const auto size = static_cast<int64_t>(tokens.size());
+    for (int64_t begin = 1; begin < size && scores[i].error.empty(); begin += most_rows) {
+      const int64_t count = std::min(most_rows, size - begin);
+      poll();
+      rows.read(lanes, tokens.subspan(begin - 1, count), begin - 1);
+      add(
+          rows, request, count, [&](size_t row) { return tokens[begin + row]; },
+          [&](size_t) -> Score& { return scores[i]; });
+    }
+  }
+  return scores;
+}
+
+int64_t score_rows(const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes) {
+  int64_t logits = plan.vocab;  // fused
+  for (const int64_t model : plan.lane_model) {
+    logits += vocab_sizes[model];
+  }
+  return std::clamp<int64_t>(kScoreBytes / (logits * static_cast<int64_t>(sizeof(float))), 1, kMostRows);
+}
+
+}  // namespace dlf

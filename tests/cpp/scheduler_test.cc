@@ -1,0 +1,278 @@
+// What the scheduler decides, with a clock that only moves where work is done: who waits for whom, and how long.
+#include "engine/scheduler.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "check.h"
+
+namespace dlf {
+namespace {
+
+constexpr int64_t kChunk = 256;         // tokens
+constexpr double kStepSeconds = 10;     // of all that decode
+constexpr double kChunkSeconds = 2560;  // of a whole chunk: ten a token
+constexpr int64_t kContext = 2048;
+
+// Chunks that take the time of their tokens and leave a mark in the order of their coming.
+class Chunks final : public ChunkReader {
+ public:
+  int64_t most_tokens() const override { return kChunk; }
+  void read(const Chunk& chunk) override {
+    const auto tokens = static_cast<int64_t>(chunk.tokens.size());
+    now += kChunkSeconds * static_cast<double>(tokens) / kChunk;
+    read_by_slot.push_back(chunk.cache_slot);
+    ends[chunk.cache_slot].push_back(chunk.end);
+    EXPECT(chunk.end - chunk.begin == tokens);
+  }
+  ChunkBytes bytes(const Chunk& chunk) const override { return {64, chunk.last ? 16 : 0}; }
+  void save(const Chunk& /*chunk*/, const PrefixChunk& /*to*/) override {}
+  void restore(const Chunk& /*chunk*/, const PrefixChunk& /*from*/) override { ++restored; }
+  at::Tensor allocate(int64_t /*lane*/, int64_t bytes) override { return at::empty({bytes}, at::kByte); }
+  void release(at::Tensor /*memory*/) override {}
+
+  double now = 0;
+  int restored = 0;
+  std::vector<int64_t> read_by_slot;             // a lane a sequence: its cache slot is its slot
+  std::map<int64_t, std::vector<int64_t>> ends;  // of the chunks of a slot
+};
+
+FusionPlan one_lane() {
+  FusionPlan plan;
+  plan.lane_model = {0};
+  plan.vocab = 100;
+  return plan;
+}
+
+// A loop whose sequences give a token a step.
+struct Loop {
+  explicit Loop(int64_t max_batch, int64_t budget = kChunk, int64_t prefix_cache_bytes = 0)
+      : scheduler(plan, max_batch, budget), prompts(plan, prefix_cache_bytes, chunks) {}
+
+  void add(int64_t id, int64_t prompt, int64_t max_new_tokens, int64_t first_token = 0,
+           std::vector<int64_t> breaks = {}) {
+    Request request;
+    request.id = id;
+    request.prompts.resize(1);
+    for (int64_t i = 0; i < prompt; ++i) {
+      request.prompts[0].tokens.push_back((first_token + i) % plan.vocab);
+    }
+    request.prompts[0].breaks = std::move(breaks);
+    request.max_new_tokens = max_new_tokens;
+    scheduler.add(make_sequence(std::move(request), plan, kContext));
+  }
+
+  // Requests that got a token.
+  std::vector<int64_t> step() {
+    std::vector<int64_t> given;
+    scheduler.admit();
+    scheduler.read_prompts(prompts);
+    chunks.now += scheduler.decoding().empty() ? 0 : kStepSeconds;
+    for (Sequence* sequence : scheduler.decoding()) {
+      StepOutput& output = sequence->next_output(0, 0);
+      output.token = 1;
+      sequence->append(output);
+      given.push_back(sequence->request);
+      longest_gap[sequence->request] = std::max(longest_gap[sequence->request], chunks.now - last[sequence->request]);
+      last[sequence->request] = chunks.now;
+    }
+    ++steps;
+    return given;
+  }
+
+  // Steps until a request has its first token.
+  int64_t steps_to(int64_t request) {
+    const int64_t before = steps;
+    for (bool given = false; !given && steps < 10000;) {
+      const std::vector<int64_t> got = step();
+      given = std::find(got.begin(), got.end(), request) != got.end();
+    }
+    return steps - before;
+  }
+
+  FusionPlan plan = one_lane();
+  Chunks chunks;
+  Scheduler scheduler;
+  PromptReader prompts;
+  std::map<int64_t, double> last, longest_gap;
+  int64_t steps = 0;
+};
+
+// Seven prompts of the longest context come at once: nobody who decodes waits for more than a step and a chunk.
+void a_running_request_waits_for_one_chunk() {
+  for (const int64_t budget : {kChunk, kChunk / 4, 2 * kChunk}) {
+    Loop loop(8, budget);
+    loop.add(0, 5, 1000);
+    loop.step();
+    loop.longest_gap.clear();
+    for (int64_t id = 1; id <= 7; ++id) {
+      loop.add(id, kContext - 2, 2);
+    }
+    for (int64_t id = 1; id <= 7; ++id) {
+      if (loop.last.count(id) == 0) {
+        loop.steps_to(id);
+      }
+    }
+    const double chunks = std::max<double>(1, static_cast<double>(budget) / kChunk);
+    EXPECT(loop.longest_gap[0] <= kStepSeconds + chunks * kChunkSeconds);
+    EXPECT(loop.steps >= 7 * (kContext / kChunk) / chunks);
+  }
+}
+
+// A prompt of one chunk that comes behind six long ones is read in their first round, not after them.
+void prompts_take_turns() {
+  Loop loop(8);
+  loop.add(0, 5, 1000);
+  loop.step();
+  for (int64_t id = 1; id <= 6; ++id) {
+    loop.add(id, kContext - 2, 2);
+  }
+  loop.add(7, 20, 2);
+  EXPECT(loop.steps_to(7) <= 7);
+  loop.chunks.read_by_slot.clear();
+  for (int i = 0; i < 12; ++i) {
+    loop.step();
+  }
+  std::map<int64_t, int> counts;
+  for (const int64_t slot : loop.chunks.read_by_slot) {
+    ++counts[slot];
+  }
+  EXPECT(counts.size() == 6);
+  for (const auto& [slot, count] : counts) {
+    EXPECT(count == 2);
+  }
+}
+
+// However many short ones come after it, a long prompt is read on.
+void no_prompt_waits_for_ever() {
+  Loop loop(4);
+  loop.add(0, 5, 100000);
+  loop.step();
+  loop.add(1, kContext - 2, 1);
+  int64_t id = 2;
+  for (int64_t step = 0; step < 200 && loop.last.count(1) == 0; ++step) {
+    loop.add(id++, 200, 1);
+    loop.add(id++, 250, 1);
+    loop.step();
+  }
+  EXPECT(loop.last.count(1) == 1);
+}
+
+// Short prompts share a budget; one that does not fit has the next step.
+void short_prompts_share_a_step() {
+  Loop loop(8);
+  loop.add(0, 5, 1000);
+  loop.step();
+  for (int64_t id = 1; id <= 6; ++id) {
+    loop.add(id, 60, 5);
+  }
+  EXPECT(loop.step() == (std::vector<int64_t>{0, 1, 2, 3, 4}));
+  EXPECT(loop.step() == (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6}));
+}
+
+// A budget below a chunk reads one all the same; a budget above it reads as many as it holds, of one prompt too.
+void the_budget_bounds_the_chunks_of_a_step() {
+  for (const auto& [budget, chunks] : {std::pair<int64_t, size_t>(1, 1), {kChunk, 1}, {3 * kChunk + 10, 3}}) {
+    Loop loop(2, budget);
+    loop.add(0, 5, 1000);
+    loop.step();
+    loop.add(1, kContext - 2, 2);
+    for (int step = 0; step < 2; ++step) {
+      loop.chunks.read_by_slot.clear();
+      loop.step();
+      EXPECT(loop.chunks.read_by_slot.size() == chunks);
+    }
+  }
+}
+
+// While nobody waits for a token, every prompt has its chunk.
+void prompts_have_the_step_where_nobody_decodes() {
+  Loop loop(4);
+  for (int64_t id = 0; id < 4; ++id) {
+    loop.add(id, 500 + 300 * id, 3);
+  }
+  loop.step();
+  EXPECT(loop.chunks.read_by_slot == (std::vector<int64_t>{0, 1, 2, 3}));
+  EXPECT(loop.step() == std::vector<int64_t>{0});
+}
+
+// What is read when changes, but not where the chunks end.
+void chunks_end_where_they_would_end_alone() {
+  const auto ends = [](int64_t budget, int others) {
+    Loop loop(8, budget);
+    loop.add(1, 1500, 2, 0, {100, 700});
+    for (int64_t id = 2; id < 2 + others; ++id) {
+      loop.add(id, 300 * id, 20);
+    }
+    loop.steps_to(1);
+    return loop.chunks.ends[0];
+  };
+  const std::vector<int64_t> alone = {100, 356, 612, 700, 956, 1212, 1468, 1500};
+  EXPECT(ends(kChunk, 0) == alone);
+  EXPECT(ends(kChunk, 6) == alone);
+  EXPECT(ends(10 * kChunk, 6) == alone);
+}
+
+// What the prefix cache has costs nothing: seven prompts that it knows begin in the step in which they come.
+void cached_chunks_are_free() {
+  Loop loop(8, kChunk, 1 << 20);
+  loop.add(0, 1500, 1000);
+  loop.steps_to(0);
+  const double before = loop.chunks.now;
+  for (int64_t id = 1; id <= 7; ++id) {
+    loop.add(id, 1500, 2);
+  }
+  EXPECT(loop.step().size() == 8);
+  EXPECT(loop.chunks.now == before + kStepSeconds);
+  EXPECT(loop.chunks.restored == 7 * 6);
+}
+
+void slots_are_taken_and_left() {
+  Loop loop(2);
+  for (int64_t id = 0; id < 4; ++id) {
+    loop.add(id, 5, id == 0 ? 1 : 3);
+  }
+  EXPECT(loop.step() == (std::vector<int64_t>{0, 1}));
+  EXPECT(!loop.scheduler.idle());
+  EXPECT(loop.step() == (std::vector<int64_t>{1, 2}));  // in the slot that 0 left
+  EXPECT(loop.scheduler.slots()[0]->request == 2 && loop.scheduler.slots()[1]->request == 1);
+  loop.scheduler.cancel(1);
+  loop.scheduler.cancel(99);
+  EXPECT(loop.step() == (std::vector<int64_t>{2, 3}));
+  loop.scheduler.cancel(3);
+  EXPECT(loop.step() == std::vector<int64_t>{2});
+  EXPECT(loop.scheduler.idle());
+  loop.add(5, 2000, 3);
+  loop.step();
+  loop.scheduler.cancel(5);  // in the midst of its prompt
+  EXPECT(loop.scheduler.idle());
+  loop.add(6, 5, 1);
+  loop.scheduler.cancel(6);  // before it has a slot
+  EXPECT(loop.scheduler.idle());
+  loop.add(7, 5, 5);
+  loop.step();
+  loop.scheduler.clear();
+  EXPECT(loop.scheduler.idle() && !loop.scheduler.slots()[0]);
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() {
+  return dlf::testing::run({
+      {"a running request waits for one chunk", dlf::a_running_request_waits_for_one_chunk},
+      {"prompts take turns", dlf::prompts_take_turns},
+      {"no prompt waits for ever", dlf::no_prompt_waits_for_ever},
+      {"short prompts share a step", dlf::short_prompts_share_a_step},
+      {"the budget bounds the chunks of a step", dlf::the_budget_bounds_the_chunks_of_a_step},
+      {"prompts have the step where nobody decodes", dlf::prompts_have_the_step_where_nobody_decodes},
+      {"chunks end where they would end alone", dlf::chunks_end_where_they_would_end_alone},
+      {"cached chunks are free", dlf::cached_chunks_are_free},
+      {"slots are taken and left", dlf::slots_are_taken_and_left},
+  });
+}
