@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/drafting/draft.h"
+#include "engine/draft.h"
 #include "engine/plan.h"
 #include "engine/request.h"
 

@@ -1,14 +1,15 @@
 // What decides on drafts: pass times, acceptance rates, prompt look-up, and the policies that put them together.
+#include "engine/draft.h"
+
 #include <cmath>
 #include <map>
 #include <vector>
 
 #include "check.h"
-#include "engine/drafting/acceptance.h"
 #include "engine/drafting/draft_policy.h"
 #include "engine/drafting/pass_times.h"
-#include "engine/drafting/prompt_lookup.h"
 #include "engine/drafting/step_draft_policy.h"
+#include "engine/prompt_lookup.h"
 
 namespace dlf {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "engine/drafting/speculation.h"
+#include "engine/request.h"
 #include "engine/timer.h"
 
 namespace dlf::cpu {

@@ -11,7 +11,7 @@
 
 #include "engine/cuda/sequences.h"
 #include "engine/cuda/step_loop.h"
-#include "engine/drafting/speculation.h"
+#include "engine/request.h"
 #include "ops/cuda/linear.h"
 #include "support/cuda/runtime.h"
 

@@ -1,5 +1,5 @@
 #include "engine/cuda/prompt_lookup.h"
-#include "engine/drafting/prompt_lookup.h"
+#include "engine/prompt_lookup.h"
 #include "support/cuda/launch.h"
 
 namespace dlf::cuda {

@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/drafting/draft_rates.h"
+#include "engine/draft.h"
 #include "engine/drafting/pass_times.h"
 #include "engine/plan.h"
 #include "engine/sequence.h"

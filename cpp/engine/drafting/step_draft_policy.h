@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/drafting/draft_rates.h"
+#include "engine/draft.h"
 #include "engine/plan.h"
 #include "engine/sequence.h"
 

@@ -1,4 +1,4 @@
-#include "engine/drafting/acceptance.h"
+#include "engine/draft.h"
 
 #include <algorithm>
 
@@ -8,7 +8,8 @@ namespace {
 constexpr std::array kBounds = {0.3, 0.5, 0.7, 0.85, 0.95, 0.99, 0.999};
 static_assert(kBounds.size() + 1 == Acceptance::kBins);
 
-constexpr double kExpectation = 4;  // tokens that what others saw is worth
+constexpr double kEveryonesMemory = 1024;  // tokens of all sequences that count
+constexpr double kExpectation = 4;         // tokens that what others saw is worth
 
 }  // namespace
 
@@ -31,5 +32,21 @@ double Acceptance::rate(int bin, const Acceptance& others) const {
 }
 
 double Acceptance::mean(const Acceptance& others) const { return total_.rate(others.own_mean(), kExpectation); }
+
+DraftRates::DraftRates(const FusionPlan& plan)
+    : plan_(plan), all_(plan.lane_model.size() + 1, Acceptance(kEveryonesMemory)) {}
+
+double DraftRates::rate(const Draft& draft, int64_t drafter, int bin) const {
+  return draft.acceptance[index(drafter)].rate(bin, all_[index(drafter)]);
+}
+
+double DraftRates::mean(const Draft& draft, int64_t drafter) const {
+  return draft.acceptance[index(drafter)].mean(all_[index(drafter)]);
+}
+
+void DraftRates::learn(Draft& draft, int64_t drafter, int bin, bool accepted) {
+  draft.acceptance[index(drafter)].add(bin, accepted);
+  all_[index(drafter)].add(bin, accepted);
+}
 
 }  // namespace dlf
