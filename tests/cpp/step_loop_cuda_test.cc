@@ -474,9 +474,9 @@ void prefix_caches_of_two_devices_change_nothing() {
   expect_the_prefix_cache_to_change_nothing(kTwo);
 }
 
-void a_cancelled_sequence_leaves_its_place() {
+void a_cancelled_sequence_leaves_its_slot() {
   const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
-  testing::expect_a_cancelled_sequence_leaves_its_place(*loop, 4);
+  testing::expect_a_cancelled_sequence_leaves_its_slot(*loop, 4);
 }
 
 void stop_tokens_and_the_context_end_a_sequence() {
@@ -633,7 +633,7 @@ int main() {
       {"adapters may be on two devices", dlf::adapters_may_be_on_two_devices},
       {"the prefix cache changes nothing", dlf::the_prefix_cache_changes_nothing},
       {"prefix caches of two devices change nothing", dlf::prefix_caches_of_two_devices_change_nothing},
-      {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
+      {"a cancelled sequence leaves its slot", dlf::a_cancelled_sequence_leaves_its_slot},
       {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
       {"scores are those of the processor", dlf::scores_are_those_of_the_processor},

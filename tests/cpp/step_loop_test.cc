@@ -110,7 +110,7 @@ void drafters_that_there_are_not_are_refused() {
 
 void sequences_do_not_depend_on_the_batch() {
   const auto together = make_loop();
-  for (int64_t id = 0; id < 7; ++id) {  // more than there are places
+  for (int64_t id = 0; id < 7; ++id) {  // more than there are slots
     together->add(make_request(id, 1 + 5 * id, 20));
   }
   const Tokens all = run(*together);
@@ -127,15 +127,15 @@ void requests_may_have_rules_of_their_own() {
       [] { return make_step_loop(testing::tiny_plan(), testing::tiny_models(), {4, 64, 2}); });
 }
 
-void a_cancelled_sequence_leaves_its_place() {
+void a_cancelled_sequence_leaves_its_slot() {
   const auto loop = make_loop(1);
-  testing::expect_a_cancelled_sequence_leaves_its_place(*loop, 190);
+  testing::expect_a_cancelled_sequence_leaves_its_slot(*loop, 190);
 }
 
 void the_context_ends_a_sequence() {
   const auto loop = make_loop();
   loop->add(make_request(1, 60, 1000));
-  // The last of the 64 places is that of a token which is fed back; one more is chosen after it.
+  // The last of the 64 positions is that of a token which is fed back; one more is chosen after it.
   EXPECT(run(*loop).at(1).size() == 5);
 }
 
@@ -240,7 +240,7 @@ int main() {
       {"drafters that there are not are refused", dlf::drafters_that_there_are_not_are_refused},
       {"sequences do not depend on the batch", dlf::sequences_do_not_depend_on_the_batch},
       {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},
-      {"a cancelled sequence leaves its place", dlf::a_cancelled_sequence_leaves_its_place},
+      {"a cancelled sequence leaves its slot", dlf::a_cancelled_sequence_leaves_its_slot},
       {"the context ends a sequence", dlf::the_context_ends_a_sequence},
       {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
       {"memory that runs out leaves the loop usable", dlf::memory_that_runs_out_leaves_the_loop_usable},

@@ -219,7 +219,7 @@ inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepL
   }
 }
 
-// With sequences in all places, and again and again: a slot that an interrupt left taken would be missing.
+// With sequences in all slots, and again and again: a slot that an interrupt left taken would be missing.
 inline void expect_scores_beside_sequences(StepLoop& loop, int rounds, const std::function<void(StepLoop&)>& add) {
   const auto nothing = [] {};
   const std::vector<Score> expected = loop.score(score_request(1), nothing);
@@ -283,8 +283,8 @@ inline void expect_scores_that_do_not_fit_are_refused(StepLoop& loop) {
   EXPECT(loop.score(score_request(1), [] {}).size() == 3);
 }
 
-// With one place, and a slot that is lost missing after some of the rounds.
-inline void expect_a_cancelled_sequence_leaves_its_place(StepLoop& loop, int64_t rounds) {
+// With one slot, and one that is lost missing after some of the rounds.
+inline void expect_a_cancelled_sequence_leaves_its_slot(StepLoop& loop, int64_t rounds) {
   loop.add(make_request(1, 4, 50));
   loop.add(make_request(2, 4, 3));
   loop.step();

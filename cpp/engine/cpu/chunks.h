@@ -17,7 +17,7 @@ class ChunkReader final : public dlf::ChunkReader {
   ChunkReader(const FusionPlan& plan, std::vector<Model>& models, ThreadTeam& team, StepTimings& timings)
       : plan_(plan), models_(models), team_(team), timings_(timings) {}
 
-  int64_t most_tokens() const override { return Decoder::kPrefillRows; }
+  int64_t most_tokens() const override { return Decoder::kChunkTokens; }
   void read(const Chunk& chunk) override;
   ChunkBytes bytes(const Chunk& chunk) const override;
   void save(const Chunk& chunk, const PrefixChunk& to) override;

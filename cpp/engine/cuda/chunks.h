@@ -21,7 +21,7 @@ class ChunkReader final : public dlf::ChunkReader {
 
   void begin() override;
   void end() override;
-  int64_t most_tokens() const override { return Decoder::kPrefillRows; }
+  int64_t most_tokens() const override { return Decoder::kChunkTokens; }
   void read(const Chunk& chunk) override;
   ChunkBytes bytes(const Chunk& chunk) const override;
   void save(const Chunk& chunk, const PrefixChunk& to) override;

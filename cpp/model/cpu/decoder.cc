@@ -23,7 +23,7 @@ ops::LinearArgs product(const LinearWeights& linear, float* y, int64_t rows, boo
   return {linear.matrix, data(linear.bias), y, rows, accumulate};
 }
 
-int64_t most_rows(int64_t rows) { return std::max(Decoder::kPrefillRows, rows); }
+int64_t most_rows(int64_t rows) { return std::max(Decoder::kChunkTokens, rows); }
 
 constexpr int64_t kMostAdapted = 3;  // products of one input: q, k and v
 
@@ -58,7 +58,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   attended_ = at::empty({rows, q_size}, at::kFloat);
   gate_ = at::empty({rows, config.intermediate_size}, at::kFloat);
   up_ = at::empty({rows, config.intermediate_size}, at::kFloat);
-  prefill_rows_.reserve(kPrefillRows);
+  prefill_rows_.reserve(kChunkTokens);
   int64_t rank = 0;
   for (const std::shared_ptr<const Adapter>& adapter : adapters_) {
     check_fits(*adapter, *weights_);
@@ -89,8 +89,8 @@ void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t pos
     TORCH_CHECK_INDEX(token >= 0 && token < config.vocab_size, "token id ", token, " is outside the vocabulary of ",
                       config.vocab_size);
   }
-  for (int64_t begin = 0; begin < count; begin += kPrefillRows) {
-    const int64_t end = std::min(begin + kPrefillRows, count);
+  for (int64_t begin = 0; begin < count; begin += kChunkTokens) {
+    const int64_t end = std::min(begin + kChunkTokens, count);
     prefill_rows_.clear();
     for (int64_t i = begin; i < end; ++i) {
       prefill_rows_.push_back({tokens[i], slot, position + i, adapter});

@@ -21,7 +21,7 @@ using ops::Row;
 // adds to its own costs little beside them.
 class Decoder {
  public:
-  static constexpr int64_t kPrefillRows = 256;  // a longer prompt goes through in pieces of this many tokens
+  static constexpr int64_t kChunkTokens = 256;  // a prompt is read in chunks of at most this many
 
   // `rows` are the most that one decode() takes; 0: as many as there are slots.
   Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,

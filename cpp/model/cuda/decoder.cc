@@ -34,7 +34,7 @@ constexpr int64_t kLibraryBytes = 64 << 20;
 
 const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
-int most_rows(const DecoderShape& shape) { return std::max(Decoder::kPrefillRows, shape.rows()); }
+int most_rows(const DecoderShape& shape) { return std::max(Decoder::kChunkTokens, shape.rows()); }
 
 // Rows that the libraries see for a chunk of `rows` tokens. They choose a kernel by this number and load it at its
 // first use, so only a few numbers occur, and ready_libraries() has met all of them.
@@ -144,7 +144,7 @@ void Decoder::ready_libraries() {
   const auto capacity = static_cast<int>(shape_.max_context);
   const DeviceLayer& layer = weights_.layers.at(0);
   queue_.run([&] {
-    for (int rows = padded_rows(1); rows <= kPrefillRows; rows = padded_rows(rows + 1)) {
+    for (int rows = padded_rows(1); rows <= kChunkTokens; rows = padded_rows(rows + 1)) {
       for (const auto& [linear, x, y] :
            {std::tuple(&layer.qkv, &normed_, &qkv_), std::tuple(&layer.o, &attended_, &branch_),
             std::tuple(&layer.gate_up, &normed_, &gate_up_), std::tuple(&layer.down, &activated_, &branch_)}) {
@@ -173,7 +173,7 @@ DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
   bytes.logits = rows_with_logits(shape) * config.vocab_size * 4;
   bytes.workspace = kLibraryBytes + (model.quantized ? largest_matrix(config) * element : 0);
   if (model.dtype == DType::float32) {  // masked_attention() holds the scores of a chunk before and after the softmax
-    bytes.workspace += 2 * config.num_attention_heads * kPrefillRows * shape.max_context * 4;
+    bytes.workspace += 2 * config.num_attention_heads * kChunkTokens * shape.max_context * 4;
   }
   return bytes;
 }
@@ -238,7 +238,7 @@ void Decoder::restore(int row, int begin, int count, void* piece) {
 }
 
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool last) {
-  TORCH_INTERNAL_ASSERT(count >= 1 && count <= kPrefillRows && start + count <= shape_.max_context);
+  TORCH_INTERNAL_ASSERT(count >= 1 && count <= kChunkTokens && start + count <= shape_.max_context);
   queue_.run([&] {
     embed(tokens, count);
     forward({count, true, row, start});
@@ -250,7 +250,7 @@ void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool
 }
 
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits) {
-  TORCH_INTERNAL_ASSERT(count >= 1 && count <= kPrefillRows && start + count <= shape_.max_context);
+  TORCH_INTERNAL_ASSERT(count >= 1 && count <= kChunkTokens && start + count <= shape_.max_context);
   const Batch rows = {count, true, row, start};
   queue_.run([&] {
     embed(tokens, count);

@@ -41,7 +41,7 @@ struct DecoderBytes {
 // graph. The residual stream is float32, activations have the weights' dtype.
 class Decoder {
  public:
-  static constexpr int kPrefillRows = 512;  // a longer prompt goes through in pieces of this many tokens
+  static constexpr int kChunkTokens = 512;  // a prompt is read in chunks of at most this many
 
   // `lane_adapter` has for each lane the index of its adapter, or −1; it is empty where nobody has one.
   Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,

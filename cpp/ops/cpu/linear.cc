@@ -15,7 +15,7 @@ namespace {
 
 using LinearKernel = void(const LinearInputRows&, const LinearArgs&, int64_t, int64_t);
 
-constexpr int64_t kPrefillRows = 16;     // below this, reading the weights costs more than multiplying
+constexpr int64_t kLibraryRows = 16;     // below this, reading the weights costs more than multiplying
 constexpr int64_t kPrefillOutputs = 32;  // a multiple of which one product of the library has
 
 LinearKernel* kernel_of(MatrixType type) {
@@ -93,7 +93,7 @@ void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const Linea
 
 void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
   const Matrix& matrix = args.weight;
-  if (args.rows <= kPrefillRows || is_quantized(matrix.type)) {
+  if (args.rows <= kLibraryRows || is_quantized(matrix.type)) {
     return linear(x, args, team);
   }
   const TorchThreads caller;
