@@ -26,7 +26,6 @@ from bench.machine import DEVICE_HELP, describe, file_name, milliseconds, where
 from bench.peers.dlf import read_bytes
 from bench.peers.memory import Copier, Reader, yardstick
 from bench.shapes import SHAPES, VOCAB_SIZE, write_checkpoint
-from dlf.checkpoints.checkpoint import expected_tensors
 from dlf.checkpoints.config import read_config
 
 RESULTS = Path(__file__).parent / "results"
@@ -62,11 +61,13 @@ def write_adapter(folder: Path, base: Path, rank: int, seed: int) -> Path:
     """A PEFT folder with random updates of all linear layers."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, shape in expected_tensors(read_config(base)).items():
-        if "_proj" in name:
-            layer = "base_model.model." + name.removesuffix(".weight")
-            tensors[f"{layer}.lora_A.weight"] = torch.randn(rank, shape[1], generator=generator) * 0.02
-            tensors[f"{layer}.lora_B.weight"] = torch.randn(shape[0], rank, generator=generator) * 0.02
+    config = read_config(base)
+    shapes = config.tensors()
+    for module in config.linear_modules():
+        out, columns = shapes[f"{module}.weight"]
+        layer = f"base_model.model.{module}"
+        tensors[f"{layer}.lora_A.weight"] = torch.randn(rank, columns, generator=generator) * 0.02
+        tensors[f"{layer}.lora_B.weight"] = torch.randn(out, rank, generator=generator) * 0.02
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors")

@@ -10,7 +10,6 @@ import tokenizers
 import torch
 from safetensors.torch import save_file
 
-from dlf.checkpoints.checkpoint import expected_tensors
 from dlf.checkpoints.config import read_config
 
 VOCAB_SIZE = 32000
@@ -53,7 +52,7 @@ def write_checkpoint(folder: Path, shape: str, seed: int, dtype: torch.dtype = t
     tokenizer.save(str(folder / "tokenizer.json"))
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, tensor_shape in expected_tensors(read_config(folder)).items():
+    for name, tensor_shape in read_config(folder).tensors().items():
         tensor = torch.ones(tensor_shape) if len(tensor_shape) == 1 else torch.randn(tensor_shape, generator=generator)
         tensors[name] = (tensor if len(tensor_shape) == 1 else tensor.mul_(0.02)).to(dtype)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

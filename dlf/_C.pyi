@@ -13,18 +13,22 @@ import typing
 __all__: list[str] = [
     "AUTO_DRAFTER",
     "Adapter",
+    "AttentionSpec",
     "COMBINES",
     "Decoder",
     "DeviceInfo",
+    "FeedForwardSpec",
     "FinishReason",
+    "LayerSpec",
     "MATCHES",
     "MAX_CUDA_BATCH",
     "MAX_DRAFT",
     "MemoryPart",
-    "ModelConfig",
     "ModelSize",
+    "ModelSpec",
     "PROMPT_LOOKUP",
     "Prompt",
+    "RopeSpec",
     "Rule",
     "Sampler",
     "SamplingOptions",
@@ -43,6 +47,7 @@ __all__: list[str] = [
     "philox_uniform",
     "quantize",
     "sample_many",
+    "tensor_shapes",
     "torch_minor",
 ]
 
@@ -166,61 +171,121 @@ class Sampler:
         The token chosen by logits[vocab], its log-probability, and the most probable tokens with theirs.
         """
 
-class ModelConfig:
+class AttentionSpec:
     """
-    The shape of one decoder-only transformer.
+    What attention computes; the same in all layers.
     """
-    def __init__(self) -> None: ...
+    def __init__(
+        self,
+        *,
+        heads: typing.SupportsInt | typing.SupportsIndex,
+        kv_heads: typing.SupportsInt | typing.SupportsIndex,
+        head_dim: typing.SupportsInt | typing.SupportsIndex,
+        query_scalar: typing.SupportsFloat | typing.SupportsIndex | None = None,
+        head_norm: bool = False,
+        bias: bool = False,
+        output_bias: bool = False,
+    ) -> None: ...
+    @property
+    def bias(self) -> bool: ...
     @property
     def head_dim(self) -> int: ...
-    @head_dim.setter
-    def head_dim(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     @property
-    def hidden_size(self) -> int: ...
-    @hidden_size.setter
-    def hidden_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def head_norm(self) -> bool: ...
     @property
-    def intermediate_size(self) -> int: ...
-    @intermediate_size.setter
-    def intermediate_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def output_bias(self) -> bool: ...
+    @property
+    def query_scalar(self) -> float: ...
+
+class FeedForwardSpec:
+    """
+    SwiGLU; the same in all layers.
+    """
+    def __init__(self, *, size: typing.SupportsInt | typing.SupportsIndex, bias: bool = False) -> None: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+
+class RopeSpec:
+    """
+    How positions turn queries and keys.
+    """
+    def __init__(
+        self,
+        *,
+        inv_freq: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
+        scaling: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        long_inv_freq: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
+        short_context: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
+    def frequencies(self, context: typing.SupportsInt | typing.SupportsIndex) -> list[float]:
+        """
+        Frequencies for a context of this length.
+        """
     @property
     def inv_freq(self) -> list[float]: ...
-    @inv_freq.setter
-    def inv_freq(self, arg0: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None: ...
     @property
-    def num_attention_heads(self) -> int: ...
-    @num_attention_heads.setter
-    def num_attention_heads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def long_inv_freq(self) -> list[float]: ...
     @property
-    def num_hidden_layers(self) -> int: ...
-    @num_hidden_layers.setter
-    def num_hidden_layers(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def scaling(self) -> float: ...
     @property
-    def num_key_value_heads(self) -> int: ...
-    @num_key_value_heads.setter
-    def num_key_value_heads(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def short_context(self) -> int: ...
+
+class LayerSpec:
+    """
+    What a layer may differ in from others.
+    """
+    def __init__(
+        self,
+        *,
+        window: typing.SupportsInt | typing.SupportsIndex = 0,
+        rope: typing.SupportsInt | typing.SupportsIndex = 0,
+    ) -> None: ...
     @property
-    def rms_norm_eps(self) -> float: ...
-    @rms_norm_eps.setter
-    def rms_norm_eps(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    def rope(self) -> int: ...
     @property
-    def rope_scaling_factor(self) -> float: ...
-    @rope_scaling_factor.setter
-    def rope_scaling_factor(self, arg0: typing.SupportsFloat | typing.SupportsIndex) -> None: ...
+    def window(self) -> int: ...
+
+class ModelSpec:
+    """
+    What one decoder-only transformer computes.
+    """
+    def __init__(
+        self,
+        *,
+        vocab_size: typing.SupportsInt | typing.SupportsIndex,
+        hidden_size: typing.SupportsInt | typing.SupportsIndex,
+        norm_epsilon: typing.SupportsFloat | typing.SupportsIndex,
+        attention: AttentionSpec,
+        feed_forward: FeedForwardSpec,
+        ropes: collections.abc.Sequence[RopeSpec],
+        layers: collections.abc.Sequence[LayerSpec],
+    ) -> None: ...
     @property
-    def sliding_windows(self) -> list[int]: ...
-    @sliding_windows.setter
-    def sliding_windows(self, arg0: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None: ...
+    def attention(self) -> AttentionSpec: ...
+    @property
+    def feed_forward(self) -> FeedForwardSpec: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def layers(self) -> list[LayerSpec]: ...
+    @property
+    def norm_epsilon(self) -> float: ...
+    @property
+    def ropes(self) -> list[RopeSpec]: ...
     @property
     def vocab_size(self) -> int: ...
-    @vocab_size.setter
-    def vocab_size(self, arg0: typing.SupportsInt | typing.SupportsIndex) -> None: ...
 
 class Weights:
     """
-    The tensors and config of one checkpoint, immutable.
+    The tensors and spec of one checkpoint, immutable.
     """
-    def __init__(self, config: ModelConfig, tensors: collections.abc.Mapping[str, torch.Tensor]) -> None: ...
+    def __init__(self, spec: ModelSpec, tensors: collections.abc.Mapping[str, torch.Tensor]) -> None: ...
     @property
     def dtype(self) -> str: ...
     @property
@@ -234,7 +299,7 @@ class Adapter:
     """
     def __init__(
         self,
-        config: ModelConfig,
+        spec: ModelSpec,
         tensors: collections.abc.Mapping[str, torch.Tensor],
         scales: collections.abc.Mapping[str, typing.SupportsFloat | typing.SupportsIndex],
     ) -> None: ...
@@ -299,7 +364,7 @@ class ModelSize:
     """
     def __init__(
         self,
-        config: ModelConfig,
+        spec: ModelSpec,
         dtype: str,
         quantized: bool,
         weights: typing.SupportsInt | typing.SupportsIndex,
@@ -586,6 +651,11 @@ def sample_many(
 ) -> numpy.typing.NDArray[numpy.int64]:
     """
     Tokens drawn from the same logits at the steps 0 to draws - 1.
+    """
+
+def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """
+    Slot and shape of every tensor of a model, in the order of a pass.
     """
 
 AUTO_DRAFTER: int = -1

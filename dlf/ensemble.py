@@ -19,7 +19,7 @@ from dlf.experts import AnyExpert
 from dlf.experts.merged import merged_experts
 from dlf.lanes import Lanes, ModelKey
 from dlf.memory import Memory, check_memory, plan_memory
-from dlf.model import Model, load_model, native_config
+from dlf.model import Model, load_model
 from dlf.options import EngineOptions
 from dlf.rule import Rule, native_rule
 from dlf.text.layout import CHAT
@@ -103,9 +103,7 @@ class Ensemble:
             )
             check_memory(memory, options.max_batch, max_context)
             models = [
-                have[key]
-                if key in have and have[key].runs(max_context)
-                else load_model(name, dtype, weights, placement.cuda, found.get(key), max_context)
+                have[key] if key in have else load_model(name, dtype, weights, placement.cuda, found[key])
                 for key, (name, weights) in zip(lanes.keys, lanes.models, strict=True)
             ]
         for other in models[1:]:
@@ -181,7 +179,7 @@ class Ensemble:
 
 
 def _load_adapter(name: str, config: ModelConfig, precision: Precision, cuda: bool) -> Any:
-    return load_adapter(name, config, native_config(config), TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)])
+    return load_adapter(name, config, TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)])
 
 
 def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None:

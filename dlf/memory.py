@@ -13,7 +13,6 @@ from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.quantized import weights_bytes
 from dlf.devices import Placement
 from dlf.lanes import Lanes
-from dlf.model import native_config
 from dlf.support.sizes import binary
 
 __all__ = ["Memory", "MemoryPart", "check_memory", "plan_memory"]
@@ -140,7 +139,7 @@ def plan_memory(
         have = machine_bytes()
         return Memory(tuple(parts), {} if have is None else {"cpu": have})
     models = [
-        _C.ModelSize(native_config(config), dtype, one.quantization is not None, size, adapter)
+        _C.ModelSize(config.spec, dtype, one.quantization is not None, size, adapter)
         for config, dtype, one, size, adapter in zip(configs, dtypes, precisions, weights, adapters, strict=True)
     ]
     found = _C.cuda_memory(

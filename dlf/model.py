@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dlf import _C
-from dlf.checkpoints.checkpoint import EMBEDDING, load_tensors, open_checkpoint
+from dlf.checkpoints.checkpoint import load_tensors, open_checkpoint
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.huge_pages import leave, placement
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
@@ -18,22 +18,17 @@ from dlf.checkpoints.quantized import load_quantized, stored_linears
 from dlf.errors import out_of_memory_is_memory_error
 from dlf.text.tokenizer import Tokenizer
 
-__all__ = ["Model", "load_model", "native_config"]
+__all__ = ["Model", "load_model"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """One loaded checkpoint, for contexts of a length; every lane that runs on it shares it."""
+    """One loaded checkpoint; every lane that runs on it shares it."""
 
     name: str
     config: ModelConfig
     tokenizer: Tokenizer
     weights: _C.Weights
-    context: int
-
-    def runs(self, context: int) -> bool:
-        """Whether its rotary frequencies are also those of a context of this length."""
-        return self.config.frequencies(self.context) is self.config.frequencies(context)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,7 +42,6 @@ def load_model(
     weights: str | None = None,
     cuda: bool = False,
     found: tuple[Path, ModelConfig] | None = None,
-    context: int = 0,
 ) -> Model:
     """Load a checkpoint folder or hub id.
 
@@ -64,8 +58,6 @@ def load_model(
         Whether the weights go on to a device: then they stay in the mapped file meanwhile.
     found
         What `open_checkpoint` has found under this name, if it has been asked already.
-    context
-        Tokens that a sequence can have; the rotary frequencies of some models depend on it.
 
     Raises
     ------
@@ -83,29 +75,9 @@ def load_model(
         chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
         if precision.quantization is None:
             sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
-            by_row = set() if config.tie_word_embeddings else {EMBEDDING}
+            by_row = set() if config.tie_word_embeddings else {config.embedding}
             place = leave if cuda else placement(sizes)
             tensors = load_tensors(folder, config, chosen, place=place, by_row=by_row)
         else:
             tensors = load_quantized(folder, config, chosen, precision.quantization, huge_pages=not cuda)
-        return Model(os.fspath(name), config, tokenizer, _C.Weights(native_config(config, context), tensors), context)
-
-
-def native_config(config: ModelConfig, context: int = 0) -> _C.ModelConfig:
-    """The config as the extension takes it, for contexts of this length."""
-    native = _C.ModelConfig()
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "rms_norm_eps",
-        "sliding_windows",
-        "rope_scaling_factor",
-    ):
-        setattr(native, name, getattr(config, name))
-    native.inv_freq = config.frequencies(context).tolist()
-    return native
+        return Model(os.fspath(name), config, tokenizer, _C.Weights(config.spec, config.by_slot(tensors)))

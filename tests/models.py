@@ -28,7 +28,6 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '[assistant] ' }}{% endif %}"
 )
 
-# A large initializer_range makes distributions that are far from flat; biases and norms are drawn below.
 COMMON: dict[str, Any] = {
     "vocab_size": PADDED_VOCAB_SIZE,
     "hidden_size": 64,
@@ -112,6 +111,13 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = getattr(transformers, f"{FAMILIES[family][0]}ForCausalLM")(make_config(family, **overrides)).float()
+    draw(model, seed).save_pretrained(folder)
+    make_tokenizer(folder)
+    return folder
+
+
+def draw(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrainedModel:
+    """Give a model random weights that make distributions far from flat."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -121,9 +127,7 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
                 parameter.normal_(0.0, 0.3, generator=generator)
             else:  # keeps the size of what passes through
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
-    model.save_pretrained(folder)
-    make_tokenizer(folder)
-    return folder
+    return model
 
 
 def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:

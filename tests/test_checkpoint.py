@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dlf
-from dlf.checkpoints.checkpoint import check_finite, checkpoint_config, expected_tensors, load_tensors
+from dlf.checkpoints.checkpoint import check_finite, checkpoint_config, load_tensors
 from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.hub import resolve
 from dlf.checkpoints.precision import QUANTIZATIONS
@@ -40,7 +40,7 @@ def test_every_family_loads_what_transformers_wrote(tmp_path: Path, family: str,
     config = read_config(make_model(tmp_path, family))
     tensors = load_tensors(tmp_path, config, dtype)
     written = load_file(tmp_path / "model.safetensors")
-    assert set(expected_tensors(config)) == set(written)
+    assert set(config.tensors()) == set(written)
     assert set(tensors) == set(written) | {"lm_head.weight"}
     for name, tensor in written.items():
         assert torch.equal(tensors[name], tensor.to(dtype)), name
@@ -51,7 +51,7 @@ def test_every_family_loads_what_transformers_wrote(tmp_path: Path, family: str,
 @pytest.mark.parametrize("settings", [{"attention_bias": True}, {"mlp_bias": True}], ids=str)
 def test_biases_are_expected(tmp_path: Path, settings: dict[str, bool]) -> None:
     config = read_config(make_model(tmp_path, "llama", **settings))
-    assert set(expected_tensors(config)) == set(load_file(tmp_path / "model.safetensors"))
+    assert set(config.tensors()) == set(load_file(tmp_path / "model.safetensors"))
 
 
 def in_mapping_of(path: Path, address: int) -> bool:
@@ -396,7 +396,7 @@ def test_files_that_cannot_be_read(folder: Path, config: ModelConfig) -> None:
     for name in ("elsewhere", "added_tokens.json", "chat_template.jinja", "additional_chat_templates"):
         os.symlink("x" * 300, folder / name)
     load_model(folder)
-    assert describe(str(folder))["layers"] == config.num_hidden_layers
+    assert describe(str(folder))["layers"] == len(config.spec.layers)
     weight_map = shard(folder)
     write_index(folder, weight_map | {"model.norm.weight": "a" * 300 + ".safetensors"})
     with pytest.raises(CheckpointError, match="no plain name"):
@@ -446,7 +446,7 @@ def fuzz(folder: Path, rounds: int) -> None:
         path.write_bytes(content)
         try:
             tensors = load_tensors(folder, config, torch.float32)
-            assert tensors.keys() >= expected_tensors(config).keys()
+            assert tensors.keys() >= config.tensors().keys()
             read += 1
         except CheckpointError:
             continue

@@ -13,8 +13,9 @@ import pytest
 import torch
 from models import FAMILIES, make_config
 
-from dlf.checkpoints.config import ARCHITECTURES, ModelConfig, read_config
+from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.errors import CheckpointError, UnknownArchitectureError
+from dlf.families import FAMILIES as REGISTRY
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -40,6 +41,10 @@ def minimal(architecture: str = "LlamaForCausalLM", **values: Any) -> dict[str, 
     return {"architectures": [architecture]} | values
 
 
+def windows(config: ModelConfig) -> list[int]:
+    return [layer.window for layer in config.spec.layers]
+
+
 def rotary(family: str, config: Any) -> Any:
     name = FAMILIES[family][0]
     module = importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
@@ -54,17 +59,16 @@ def test_rotary_frequencies_are_those_of_transformers(tmp_path: Path, family: st
     config = make_config(family, rope_parameters=dict(rope))
     config.architectures = [f"{FAMILIES[family][0]}ForCausalLM"]
     config.save_pretrained(tmp_path)
-    ours = read_config(tmp_path)
-    assert ours.inv_freq.dtype == np.float32
+    (ours,) = read_config(tmp_path).spec.ropes
     np.testing.assert_array_equal(ours.inv_freq, expected.inv_freq.numpy())
-    assert ours.rope_scaling_factor == pytest.approx(expected.attention_scaling, rel=1e-12)
+    assert ours.scaling == pytest.approx(expected.attention_scaling, rel=1e-12)
 
     # The same in the words of version 4.
     values = json.loads((tmp_path / "config.json").read_text())
     del values["rope_parameters"]
     old = {"type" if key == "rope_type" else key: value for key, value in rope.items() if key != "rope_theta"}
     write(tmp_path, values | {"rope_theta": 500000, "rope_scaling": old if old != {"type": "default"} else None})
-    np.testing.assert_array_equal(read_config(tmp_path).inv_freq, ours.inv_freq)
+    assert read_config(tmp_path).spec.ropes[0].inv_freq == ours.inv_freq
 
 
 def longrope(head_dim: int, **values: Any) -> dict[str, Any]:
@@ -83,10 +87,11 @@ def test_longrope_has_two_lists_and_the_context_says_which(tmp_path: Path, famil
     config.save_pretrained(tmp_path)
     ours = read_config(tmp_path)
     assert (ours.context_length, ours.short_context) == (256, 32)
-    assert ours.rope_scaling_factor == pytest.approx(theirs.attention_scaling, rel=1e-12)
+    (rope,) = ours.spec.ropes
+    assert rope.scaling == pytest.approx(theirs.attention_scaling, rel=1e-12)
     for length, context in ((32, 32), (33, 33), (256, 256), (5, 2)):
         theirs(torch.zeros(1), torch.arange(length)[None])
-        np.testing.assert_array_equal(ours.frequencies(context), theirs.inv_freq.numpy())
+        np.testing.assert_array_equal(rope.frequencies(context), theirs.inv_freq.numpy())
 
     # Phi-3's way to write it.
     values = json.loads((tmp_path / "config.json").read_text())
@@ -94,7 +99,7 @@ def test_longrope_has_two_lists_and_the_context_says_which(tmp_path: Path, famil
     outside = old.pop("original_max_position_embeddings")
     write(tmp_path, values | {"rope_scaling": old | {"type": "su"}, "original_max_position_embeddings": outside})
     for context in (32, 33):
-        np.testing.assert_array_equal(read_config(tmp_path).frequencies(context), ours.frequencies(context))
+        assert read_config(tmp_path).spec.ropes[0].frequencies(context) == rope.frequencies(context)
 
 
 @pytest.mark.parametrize(
@@ -135,28 +140,31 @@ def test_default_frequencies_of_common_sizes(tmp_path: Path, head_dim: int, thet
     rope = {"rope_type": "default", "rope_theta": theta}
     expected = rotary("llama", make_config("llama", head_dim=head_dim, rope_parameters=dict(rope))).inv_freq.numpy()
     config = read_config(write(tmp_path, minimal(head_dim=head_dim, rope_parameters=rope)))
-    np.testing.assert_array_equal(config.inv_freq, expected)
+    np.testing.assert_array_equal(config.spec.ropes[0].inv_freq, expected)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", REGISTRY)
 def test_defaults_are_those_of_transformers(tmp_path: Path, architecture: str) -> None:
     import transformers
 
     theirs = getattr(transformers, architecture.replace("ForCausalLM", "Config"))()
     ours = read_config(write(tmp_path, minimal(architecture)))
-    sizes = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
-    others = "max_position_embeddings rms_norm_eps tie_word_embeddings bos_token_id"
-    for name in f"{sizes} {others}".split():
+    for name in "max_position_embeddings tie_word_embeddings bos_token_id".split():
         assert getattr(ours, name) == getattr(theirs, name), name
-    assert ours.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
+    spec, attention = ours.spec, ours.spec.attention
+    assert (spec.vocab_size, spec.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
+    assert (spec.feed_forward.size, spec.norm_epsilon) == (theirs.intermediate_size, theirs.rms_norm_eps)
+    assert (attention.heads, attention.kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
+    assert attention.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
+    assert attention.query_scalar == attention.head_dim
     assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
-    assert ours.sliding_windows == [4096 if architecture.startswith("Mistral") else 0] * 32
-    assert ours.qk_norm == architecture.startswith("Qwen3")
-    assert (ours.attention_bias, ours.output_bias) == (architecture.startswith("Qwen2"), False)
+    assert windows(ours) == [4096 if architecture.startswith("Mistral") else 0] * theirs.num_hidden_layers
+    assert attention.head_norm == architecture.startswith("Qwen3")
+    assert (attention.bias, attention.output_bias) == (architecture.startswith("Qwen2"), False)
 
 
 @pytest.mark.parametrize(
-    ("values", "windows"),
+    ("values", "expected"),
     [
         (minimal("MistralForCausalLM", sliding_window=None), [0, 0, 0]),
         (minimal("MistralForCausalLM", sliding_window=7), [7, 7, 7]),
@@ -175,8 +183,8 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, architecture: str) -
         ),
     ],
 )
-def test_sliding_windows(tmp_path: Path, values: dict[str, Any], windows: list[int]) -> None:
-    assert read_config(write(tmp_path, values | {"num_hidden_layers": 3})).sliding_windows == windows
+def test_sliding_windows(tmp_path: Path, values: dict[str, Any], expected: list[int]) -> None:
+    assert windows(read_config(write(tmp_path, values | {"num_hidden_layers": 3}))) == expected
 
 
 @pytest.mark.parametrize(
@@ -190,8 +198,8 @@ def test_sliding_windows(tmp_path: Path, values: dict[str, Any], windows: list[i
     ],
 )
 def test_biases(tmp_path: Path, values: dict[str, Any], biases: tuple[bool, bool, bool]) -> None:
-    config = read_config(write(tmp_path, values))
-    assert (config.attention_bias, config.output_bias, config.mlp_bias) == biases
+    spec = read_config(write(tmp_path, values)).spec
+    assert (spec.attention.bias, spec.attention.output_bias, spec.feed_forward.bias) == biases
 
 
 def test_the_end_is_what_either_file_says(tmp_path: Path) -> None:
@@ -274,11 +282,11 @@ def test_unknown_architecture_lists_the_known(tmp_path: Path, names: Any) -> Non
         read_config(write(tmp_path, {"architectures": names}))
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", REGISTRY)
 def test_a_model_type_stands_in_for_architectures(tmp_path: Path, architecture: str) -> None:
     kind = architecture.removesuffix("ForCausalLM").lower()
     for names in ({}, {"architectures": None}, {"architectures": []}):
-        assert read_config(write(tmp_path, {"model_type": kind} | names)).architecture == architecture
+        assert read_config(write(tmp_path, {"model_type": kind} | names)).family is REGISTRY[architecture]
     for name in (f"{architecture[:-11]}Model", f"{architecture[:-11]}ForSequenceClassification"):
         with pytest.raises(UnknownArchitectureError, match=rf"{name}.*no class of {kind} models that predicts tokens"):
             read_config(write(tmp_path, {"model_type": kind, "architectures": [name]}))
@@ -325,7 +333,7 @@ def fuzz(folder: Path, rounds: int) -> None:
     read = 0
     for _ in range(rounds):
         values = make_config(str(random.choice(list(FAMILIES)))).to_dict()
-        values["architectures"] = [str(random.choice(list(ARCHITECTURES)))]
+        values["architectures"] = [str(random.choice(list(REGISTRY)))]
         rope = dict(ROPES[random.integers(len(ROPES))]) | {"rope_theta": 10000.0}
         values["rope_parameters"] = rope
         for target in (values, rope):

@@ -14,6 +14,8 @@ from models import make_model
 from transformers import AutoModelForCausalLM
 
 import dlf
+from dlf import _C
+from dlf.model import load_model
 
 LONGROPE = {
     "rope_type": "longrope",
@@ -67,15 +69,14 @@ def test_longrope_reads_short_texts_unless_a_longer_context_is_asked_for(tmp_pat
         assert engine.max_context == 256
 
 
-def test_an_expert_that_shortens_the_context_changes_the_frequencies(tmp_path: Path) -> None:
-    """A model that is loaded already is loaded again where it would have the wrong ones."""
-    large = make_model(tmp_path / "large", "llama", rope_parameters=dict(LONGROPE))
-    base = make_model(tmp_path / "base", "llama", max_position_embeddings=20)
-    with dlf.Engine(large, threads=1, max_context=20) as engine:
-        first = engine._ensemble.models[0]
-        engine.add_expert(dlf.Expert(base, base=base))
-        assert engine._ensemble.models[0] is first
-        assert first.runs(32) and not first.runs(33)
+def test_the_context_of_a_decoder_chooses_the_frequencies(tmp_path: Path) -> None:
+    weights = load_model(make_model(tmp_path, "llama", rope_parameters=dict(LONGROPE))).weights
+    logits = {
+        context: _C.Decoder(weights, slots=1, max_context=context, threads=1).prefill([5, 17, 200, 3], 0, 0)
+        for context in (8, 32, 33, 64)
+    }
+    assert torch.equal(logits[8], logits[32]) and torch.equal(logits[33], logits[64])
+    assert not torch.allclose(logits[32], logits[33])
 
 
 def test_all_sources_name_the_end(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from dlf.adapters.adapter import load_adapter
 from dlf.checkpoints.config import read_config
-from dlf.model import load_model, native_config
+from dlf.model import load_model
 
 JUNK: list[Any] = [
     None,
@@ -82,7 +82,6 @@ def fuzz(tmp_path: Path, rounds: int) -> None:
     (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     adapter = write_adapter(tmp_path / "adapter", model, seed=1)
     config = read_config(model)
-    native = native_config(config)
     seen: Counter[tuple[str, bool]] = Counter()
     work = tmp_path / "work"
     for _ in range(rounds):
@@ -100,7 +99,7 @@ def fuzz(tmp_path: Path, rounds: int) -> None:
         read = False
         try:
             if source == adapter:
-                load_adapter(work, config, native, torch.float32)
+                load_adapter(work, config, torch.float32)
             else:
                 load_model(work)
             read = True

@@ -23,7 +23,7 @@ from dlf.checkpoints.config import read_config
 from dlf.errors import CheckpointError
 from dlf.merging.fold import Fold
 from dlf.merging.merge import Source
-from dlf.model import load_model, native_config
+from dlf.model import load_model
 
 peft = pytest.importorskip("peft")
 
@@ -72,7 +72,7 @@ def peft_logits(base: Path, adapter: Path, tokens: list[int], dtype: torch.dtype
 
 def decoder_of(base: Path, adapters: list[Path], dtype: str = "float32", slots: int = 4) -> _C.Decoder:
     model = load_model(base, dtype)
-    loaded = [load_adapter(one, model.config, native_config(model.config), model.dtype) for one in adapters]
+    loaded = [load_adapter(one, model.config, model.dtype) for one in adapters]
     return _C.Decoder(model.weights, slots, 64, 2, loaded)
 
 
@@ -138,7 +138,7 @@ def test_a_prompt_of_several_pieces(tmp_path: Path) -> None:
     adapter = make_adapter(tmp_path / "adapter", base, 1, **KINDS["all"])
     tokens = [(7 * i + i // 5) % 384 for i in range(300)]
     model = load_model(base, "float32")
-    loaded = load_adapter(adapter, model.config, native_config(model.config), model.dtype)
+    loaded = load_adapter(adapter, model.config, model.dtype)
     decoder = _C.Decoder(model.weights, 1, 301, 2, [loaded])
     expected = peft_logits(base, adapter, [*tokens, 9])
     found = torch.cat([decoder.prefill(tokens, 0, 0, 0), decoder.decode([9], [0], [300], [0])])
@@ -148,10 +148,10 @@ def test_a_prompt_of_several_pieces(tmp_path: Path) -> None:
 def test_an_adapter_of_another_base_is_refused(bases: dict[str, Path], adapter: Path, tmp_path: Path) -> None:
     """Before it is read beyond its end."""
     config = read_config(bases["llama"])
-    loaded = load_adapter(adapter, config, native_config(config), torch.float32)
+    loaded = load_adapter(adapter, config, torch.float32)
     for sizes, message in (
-        ({"intermediate_size": config.intermediate_size + 32}, "layer 0 of an adapter has other shapes"),
-        ({"num_hidden_layers": config.num_hidden_layers - 1}, "layers and its base"),
+        ({"intermediate_size": config.spec.feed_forward.size + 32}, "layer 0 of an adapter has other shapes"),
+        ({"num_hidden_layers": len(config.spec.layers) - 1}, "layers and its base"),
     ):
         other = load_model(make_model(tmp_path / message.replace(" ", "-"), "llama", **sizes), "float32")
         with pytest.raises(ValueError, match=message):
@@ -162,7 +162,7 @@ def test_an_adapter_of_another_base_is_refused(bases: dict[str, Path], adapter: 
 
 def test_a_quantized_base(bases: dict[str, Path], adapter: Path) -> None:
     model = load_model(bases["llama"], "float32", "int8")
-    loaded = load_adapter(adapter, model.config, native_config(model.config), model.dtype)
+    loaded = load_adapter(adapter, model.config, model.dtype)
     tokens = [5, 17, 300, 42, 8]
     found = _C.Decoder(model.weights, 2, 64, 2, [loaded]).prefill(tokens, 0, 0, 0)
     expected = peft_logits(bases["llama"], adapter, tokens)
@@ -390,12 +390,11 @@ def test_files_of_an_adapter_that_cannot_be_read(adapter: Path, bases: dict[str,
 
 def test_tensors_that_are_refused(adapter: Path, bases: dict[str, Path], tmp_path: Path) -> None:
     config = read_config(bases["llama"])
-    native = native_config(config)
 
     def load(tensors: dict[str, torch.Tensor]) -> None:
         copy = Path(shutil.copytree(adapter, tmp_path / "changed", dirs_exist_ok=True))
         save_file({name: tensor.clone() for name, tensor in tensors.items()}, copy / "adapter_model.safetensors")
-        load_adapter(copy, config, native, torch.float32)
+        load_adapter(copy, config, torch.float32)
 
     tensors = load_file(adapter / "adapter_model.safetensors")
     first = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -417,7 +416,7 @@ def test_tensors_that_are_refused(adapter: Path, bases: dict[str, Path], tmp_pat
             load(changed)
     (tmp_path / "changed" / "adapter_model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(CheckpointError, match="damaged"):
-        load_adapter(tmp_path / "changed", config, native, torch.float32)
+        load_adapter(tmp_path / "changed", config, torch.float32)
 
 
 def test_folders_that_are_no_adapters(adapter: Path, family: dict[str, Path], tmp_path: Path) -> None:

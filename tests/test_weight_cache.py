@@ -154,7 +154,7 @@ def test_every_flipped_bit_is_noticed(folder: Path, cache: Path) -> None:
     content = path.read_bytes()
     end = 8 + struct.unpack("<Q", content[:8])[0]
     layout = QUANTIZATIONS["int8"].layout(quantized.linear_shapes(config))
-    source = content_hash.content_hash(find_shards(folder, quantized.expected_tensors(config)), cache)
+    source = content_hash.content_hash(find_shards(folder, config.tensors()), cache)
     place = weight_cache.CachedWeights(cache, source, "int8", layout)
     assert place._complaint() == ""
     random = torch.Generator().manual_seed(0)

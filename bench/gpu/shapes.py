@@ -96,11 +96,9 @@ def native_weights(shape: Shape, seed: int, precision: str = "bf16") -> Any:
         "bf16", or a kind of quantized weights, whose tiles are drawn as they are.
     """
     from dlf import _C
-    from dlf.checkpoints.checkpoint import expected_tensors
     from dlf.checkpoints.config import read_config
     from dlf.checkpoints.precision import QUANTIZATIONS
     from dlf.checkpoints.quantized import linear_shapes
-    from dlf.model import native_config
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(shape.config()))
@@ -120,7 +118,7 @@ def native_weights(shape: Shape, seed: int, precision: str = "bf16") -> Any:
 
     quantization = QUANTIZATIONS.get(precision)
     layout = {} if quantization is None else quantization.layout(linear_shapes(config))
-    wanted = {name: ("", tuple(size)) for name, size in expected_tensors(config).items()}
+    wanted = {name: ("", tuple(size)) for name, size in config.tensors().items()}
     wanted |= {name: (one.dtype, one.shape) for name, one in layout.items()}
     drawn: dict[str, torch.Tensor] = {}
     tensors = {}
@@ -129,7 +127,7 @@ def native_weights(shape: Shape, seed: int, precision: str = "bf16") -> Any:
         if key not in drawn:
             drawn[key] = draw_quantized(kind, size) if kind else draw_float(size)
         tensors[name] = drawn[key]
-    return _C.Weights(native_config(config), tensors)
+    return _C.Weights(config.spec, config.by_slot(tensors))
 
 
 def transformers_model(shape: Shape, seed: int) -> Any:

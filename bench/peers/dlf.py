@@ -27,7 +27,7 @@ def read_bytes(folder: Path, weights: str) -> int:
     from dlf.checkpoints.quantized import weights_bytes
 
     config = read_config(folder)
-    embedding = 0 if config.tie_word_embeddings else 2 * config.vocab_size * config.hidden_size
+    embedding = 0 if config.tie_word_embeddings else 2 * config.spec.vocab_size * config.spec.hidden_size
     return weights_bytes(config, Precision.stored(weights)) - embedding
 
 

@@ -48,11 +48,10 @@ void bind_devices(py::module_& m) {
         "The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.");
 
   py::class_<ModelSize>(m, "ModelSize", "What decides how much memory a model takes, before it is loaded.")
-      .def(
-          py::init([](ModelConfig config, const std::string& dtype, bool quantized, int64_t weights, int64_t adapters) {
-            return ModelSize{std::move(config), dtype_named(dtype), quantized, weights, adapters};
-          }),
-          py::arg("config"), py::arg("dtype"), py::arg("quantized"), py::arg("weights"), py::arg("adapters"));
+      .def(py::init([](ModelSpec spec, const std::string& dtype, bool quantized, int64_t weights, int64_t adapters) {
+             return ModelSize{std::move(spec), dtype_named(dtype), quantized, weights, adapters};
+           }),
+           py::arg("spec"), py::arg("dtype"), py::arg("quantized"), py::arg("weights"), py::arg("adapters"));
 
   py::class_<MemoryPart>(m, "MemoryPart", "A part of what a StepLoop takes of a CUDA device.")
       .def_readonly("device", &MemoryPart::device)

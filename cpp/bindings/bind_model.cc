@@ -1,11 +1,16 @@
 #include <ATen/ops/empty.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
+
+#include <optional>
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "engine/options.h"
 #include "model/cpu/decoder.h"
-#include "ops/quantize.h"
+#include "model/slots.h"
+#include "model/spec.h"
+#include "ops/cpu/quantize.h"
 
 namespace dlf {
 namespace {
@@ -60,7 +65,7 @@ class StandaloneDecoder {
     return value;
   }
 
-  int64_t vocab() const { return decoder_.weights().config().vocab_size; }
+  int64_t vocab() const { return decoder_.weights().spec().vocab_size; }
 
   ThreadTeam team_;
   int64_t adapters_;
@@ -104,32 +109,94 @@ py::tuple quantize(const at::Tensor& weight, int bits, int64_t group, int thread
   return py::make_tuple(result.data, result.scale);
 }
 
+// What a family's file says of a model, immutable; the meaning of each field is in model/spec.h.
+void bind_spec(py::module_& m) {
+  py::class_<AttentionSpec>(m, "AttentionSpec", "What attention computes; the same in all layers.")
+      .def(py::init([](int64_t heads, int64_t kv_heads, int64_t head_dim, std::optional<double> query_scalar,
+                       bool head_norm, bool bias, bool output_bias) {
+             return AttentionSpec{heads,     kv_heads, head_dim,   query_scalar.value_or(static_cast<double>(head_dim)),
+                                  head_norm, bias,     output_bias};
+           }),
+           py::kw_only(), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
+           py::arg("query_scalar") = py::none(), py::arg("head_norm") = false, py::arg("bias") = false,
+           py::arg("output_bias") = false)
+      .def_readonly("heads", &AttentionSpec::heads)
+      .def_readonly("kv_heads", &AttentionSpec::kv_heads)
+      .def_readonly("head_dim", &AttentionSpec::head_dim)
+      .def_readonly("query_scalar", &AttentionSpec::query_scalar)
+      .def_readonly("head_norm", &AttentionSpec::head_norm)
+      .def_readonly("bias", &AttentionSpec::bias)
+      .def_readonly("output_bias", &AttentionSpec::output_bias);
+
+  py::class_<FeedForwardSpec>(m, "FeedForwardSpec", "SwiGLU; the same in all layers.")
+      .def(py::init([](int64_t size, bool bias) { return FeedForwardSpec{size, bias}; }), py::kw_only(),
+           py::arg("size"), py::arg("bias") = false)
+      .def_readonly("size", &FeedForwardSpec::size)
+      .def_readonly("bias", &FeedForwardSpec::bias);
+
+  py::class_<RopeSpec>(m, "RopeSpec", "How positions turn queries and keys.")
+      .def(py::init([](std::vector<float> inv_freq, double scaling, std::vector<float> long_inv_freq,
+                       int64_t short_context) {
+             return RopeSpec{std::move(inv_freq), scaling, std::move(long_inv_freq), short_context};
+           }),
+           py::kw_only(), py::arg("inv_freq"), py::arg("scaling") = 1.0,
+           py::arg("long_inv_freq") = std::vector<float>(), py::arg("short_context") = 0)
+      .def_readonly("inv_freq", &RopeSpec::inv_freq)
+      .def_readonly("scaling", &RopeSpec::scaling)
+      .def_readonly("long_inv_freq", &RopeSpec::long_inv_freq)
+      .def_readonly("short_context", &RopeSpec::short_context)
+      .def("frequencies", &RopeSpec::frequencies, py::arg("context"), "Frequencies for a context of this length.");
+
+  py::class_<LayerSpec>(m, "LayerSpec", "What a layer may differ in from others.")
+      .def(py::init([](int64_t window, int64_t rope) { return LayerSpec{window, rope}; }), py::kw_only(),
+           py::arg("window") = 0, py::arg("rope") = 0)
+      .def_readonly("window", &LayerSpec::window)
+      .def_readonly("rope", &LayerSpec::rope);
+
+  py::class_<ModelSpec>(m, "ModelSpec", "What one decoder-only transformer computes.")
+      .def(py::init([](int64_t vocab_size, int64_t hidden_size, double norm_epsilon, AttentionSpec attention,
+                       FeedForwardSpec feed_forward, std::vector<RopeSpec> ropes, std::vector<LayerSpec> layers) {
+             ModelSpec spec = {vocab_size,   hidden_size,      norm_epsilon,     attention,
+                               feed_forward, std::move(ropes), std::move(layers)};
+             check(spec);
+             return spec;
+           }),
+           py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("norm_epsilon"), py::arg("attention"),
+           py::arg("feed_forward"), py::arg("ropes"), py::arg("layers"))
+      .def_readonly("vocab_size", &ModelSpec::vocab_size)
+      .def_readonly("hidden_size", &ModelSpec::hidden_size)
+      .def_readonly("norm_epsilon", &ModelSpec::norm_epsilon)
+      .def_readonly("attention", &ModelSpec::attention)
+      .def_readonly("feed_forward", &ModelSpec::feed_forward)
+      .def_readonly("ropes", &ModelSpec::ropes)
+      .def_readonly("layers", &ModelSpec::layers);
+
+  m.def(
+      "tensor_shapes",
+      [](const ModelSpec& spec) {
+        py::typing::Dict<py::str, py::typing::Tuple<py::int_, py::ellipsis>> shapes;
+        for (const TensorSlot& slot : tensor_slots(spec)) {
+          shapes[py::str(slot.name)] = py::tuple(py::cast(slot.shape));
+        }
+        return shapes;
+      },
+      py::arg("spec"), "Slot and shape of every tensor of a model, in the order of a pass.");
+}
+
 }  // namespace
 
 void bind_model(py::module_& m) {
-  py::class_<ModelConfig>(m, "ModelConfig", "The shape of one decoder-only transformer.")
-      .def(py::init<>())
-      .def_readwrite("vocab_size", &ModelConfig::vocab_size)
-      .def_readwrite("hidden_size", &ModelConfig::hidden_size)
-      .def_readwrite("intermediate_size", &ModelConfig::intermediate_size)
-      .def_readwrite("num_hidden_layers", &ModelConfig::num_hidden_layers)
-      .def_readwrite("num_attention_heads", &ModelConfig::num_attention_heads)
-      .def_readwrite("num_key_value_heads", &ModelConfig::num_key_value_heads)
-      .def_readwrite("head_dim", &ModelConfig::head_dim)
-      .def_readwrite("rms_norm_eps", &ModelConfig::rms_norm_eps)
-      .def_readwrite("sliding_windows", &ModelConfig::sliding_windows)
-      .def_readwrite("inv_freq", &ModelConfig::inv_freq)
-      .def_readwrite("rope_scaling_factor", &ModelConfig::rope_scaling_factor);
+  bind_spec(m);
 
-  py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "The tensors and config of one checkpoint, immutable.")
-      .def(py::init<ModelConfig, const TensorMap&>(), py::arg("config"), py::arg("tensors"))
+  py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "The tensors and spec of one checkpoint, immutable.")
+      .def(py::init<ModelSpec, const TensorMap&>(), py::arg("spec"), py::arg("tensors"))
       .def_property_readonly("nbytes", &Weights::bytes)
       .def_property_readonly("dtype", [](const Weights& w) { return name(w.dtype()); })
       .def_property_readonly("type", &name_of_type);
 
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", "What LoRA adds to a checkpoint, immutable.")
-      .def(py::init<const ModelConfig&, const TensorMap&, const std::unordered_map<std::string, double>&>(),
-           py::arg("config"), py::arg("tensors"), py::arg("scales"))
+      .def(py::init<const ModelSpec&, const TensorMap&, const std::unordered_map<std::string, double>&>(),
+           py::arg("spec"), py::arg("tensors"), py::arg("scales"))
       .def_property_readonly("nbytes", &Adapter::bytes)
       .def_property_readonly("dtype", [](const Adapter& adapter) { return name(adapter.dtype()); });
 

@@ -14,7 +14,7 @@ constexpr int64_t kMostLanes = 64;
 std::vector<int64_t> vocab_sizes(const Models& models) {
   std::vector<int64_t> sizes;
   for (const std::shared_ptr<const Weights>& model : models) {
-    sizes.push_back(model->config().vocab_size);
+    sizes.push_back(model->spec().vocab_size);
   }
   return sizes;
 }
@@ -45,7 +45,7 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
     check_expert_count(static_cast<int>(plan.experts.size()));
   }
   for (size_t i = 0; i < models.size(); ++i) {
-    TORCH_CHECK_VALUE(models[i]->config().vocab_size >= plan.vocab, "model ", i, " has fewer than ", plan.vocab,
+    TORCH_CHECK_VALUE(models[i]->spec().vocab_size >= plan.vocab, "model ", i, " has fewer than ", plan.vocab,
                       " logits");
   }
 }

@@ -3,13 +3,13 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <utility>
 
+#include "model/slots.h"
 #include "support/scalar_type.h"
 
 namespace dlf {
 
-Adapter::Adapter(const ModelConfig& config, const TensorMap& tensors,
+Adapter::Adapter(const ModelSpec& spec, const TensorMap& tensors,
                  const std::unordered_map<std::string, double>& scales) {
   TORCH_CHECK_VALUE(!tensors.empty(), "the adapter has no tensors");
   const at::ScalarType type = tensors.begin()->second.scalar_type();
@@ -28,30 +28,23 @@ Adapter::Adapter(const ModelConfig& config, const TensorMap& tensors,
     return tensor;
   };
   const auto low_rank = [&](const std::string& name, int64_t out, int64_t in) {
-    const auto a = tensors.find(name + ".lora_A");
+    const auto a = tensors.find(name + ".a");
     if (a == tensors.end()) {
       return LowRank();
     }
-    TORCH_CHECK_VALUE(a->second.dim() == 2 && a->second.size(0) >= 1, "tensor ", name, ".lora_A must be [rank, ", in,
-                      "]");
+    TORCH_CHECK_VALUE(a->second.dim() == 2 && a->second.size(0) >= 1, "tensor ", name, ".a must be [rank, ", in, "]");
     const int64_t rank = a->second.size(0);
     const auto scale = scales.find(name);
     TORCH_CHECK_VALUE(scale != scales.end(), "the adapter has no scale for ", name);
     max_rank_ = std::max(max_rank_, rank);
-    return LowRank{take(name + ".lora_A", {rank, in}), take(name + ".lora_B", {rank, out}),
-                   static_cast<float>(scale->second)};
+    return LowRank{take(name + ".a", {rank, in}), take(name + ".b", {rank, out}), static_cast<float>(scale->second)};
   };
-  const int64_t hidden = config.hidden_size;
-  const int64_t inner = config.intermediate_size;
-  const int64_t q_size = config.num_attention_heads * config.head_dim;
-  const int64_t kv_size = config.num_key_value_heads * config.head_dim;
-  for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
-    const std::string attention = "model.layers." + std::to_string(i) + ".self_attn.";
-    const std::string mlp = "model.layers." + std::to_string(i) + ".mlp.";
-    layers.push_back({low_rank(attention + "q_proj", q_size, hidden), low_rank(attention + "k_proj", kv_size, hidden),
-                      low_rank(attention + "v_proj", kv_size, hidden), low_rank(attention + "o_proj", hidden, q_size),
-                      low_rank(mlp + "gate_proj", inner, hidden), low_rank(mlp + "up_proj", inner, hidden),
-                      low_rank(mlp + "down_proj", hidden, inner)});
+  const std::vector<LinearSlot> slots = linear_slots(spec);
+  for (int64_t i = 0; i < spec.layer_count(); ++i) {
+    LayerAdapter& layer = layers.emplace_back();
+    for (const LinearSlot& slot : slots) {
+      layer.*slot.update = low_rank(slot_of(i, slot.name), slot.out, slot.in);
+    }
   }
   TORCH_CHECK_VALUE(taken == tensors.size(), "the adapter has ", tensors.size() - taken,
                     " tensors that belong to no linear layer of this model");
@@ -62,16 +55,15 @@ void check_fits(const Adapter& adapter, const Weights& weights) {
                     " and its base ", scalar_type(weights.dtype()), "; load it in the type of the base");
   TORCH_CHECK_VALUE(adapter.layers.size() == weights.layers.size(), "an adapter has ", adapter.layers.size(),
                     " layers and its base ", weights.layers.size(), "; load it for this base");
+  const std::vector<LinearSlot> slots = linear_slots(weights.spec());
   for (size_t i = 0; i < adapter.layers.size(); ++i) {
     const LayerAdapter& updates = adapter.layers[i];
     const LayerWeights& layer = weights.layers[i];
-    const std::pair<const LowRank*, const LinearWeights*> pairs[] = {
-        {&updates.q, &layer.q},       {&updates.k, &layer.k},   {&updates.v, &layer.v},      {&updates.o, &layer.o},
-        {&updates.gate, &layer.gate}, {&updates.up, &layer.up}, {&updates.down, &layer.down}};
-    for (const auto& [update, linear] : pairs) {
-      TORCH_CHECK_VALUE(
-          !update->defined() || (update->a.size(1) == linear->matrix.in && update->b.size(1) == linear->matrix.out),
-          "layer ", i, " of an adapter has other shapes than its base; load it for this base");
+    for (const LinearSlot& slot : slots) {
+      const LowRank& update = updates.*slot.update;
+      const ops::Matrix& matrix = (layer.*slot.weights).matrix;
+      TORCH_CHECK_VALUE(!update.defined() || (update.a.size(1) == matrix.in && update.b.size(1) == matrix.out),
+                        "layer ", i, " of an adapter has other shapes than its base; load it for this base");
     }
   }
 }

@@ -7,8 +7,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "model/config.h"
+#include "model/spec.h"
 #include "model/weights.h"
+#include "ops/lora.h"
 
 namespace dlf {
 
@@ -20,6 +21,12 @@ struct LowRank {
 
   bool defined() const { return a.defined(); }
   int64_t rank() const { return a.size(0); }
+  // What operations read, where it is defined; else of rank 0.
+  ops::LoraUpdate update() const {
+    return defined() ? ops::LoraUpdate{a.const_data_ptr(), b.const_data_ptr(), scale, static_cast<int>(a.size(0)),
+                                       static_cast<int>(b.size(1))}
+                     : ops::LoraUpdate{};
+  }
 };
 
 struct LayerAdapter {
@@ -29,10 +36,9 @@ struct LayerAdapter {
 // The tensors of one adapter: immutable, loaded once, shared by every lane that runs with it.
 class Adapter {
  public:
-  // Takes tensors of one type under the names of the linear layers that they belong to, as
-  // "model.layers.0.self_attn.q_proj.lora_A" and "...lora_B", the second transposed, and the layers' scales. Throws a
-  // ValueError that names what does not fit the config.
-  Adapter(const ModelConfig& config, const TensorMap& tensors, const std::unordered_map<std::string, double>& scales);
+  // Takes tensors of one type under the slots of the linear layers that they belong to, as "0.q.a" and "0.q.b", the
+  // second transposed, and the layers' scales, as "0.q". Throws a ValueError that names what does not fit the spec.
+  Adapter(const ModelSpec& spec, const TensorMap& tensors, const std::unordered_map<std::string, double>& scales);
 
   DType dtype() const { return dtype_; }
   int64_t bytes() const { return bytes_; }

@@ -2,14 +2,14 @@
 
 #include <cstdint>
 
-#include "model/config.h"
+#include "model/spec.h"
 #include "support/dtype.h"
 
 namespace dlf {
 
 // What decides how much memory a model takes: known before any of its tensors is loaded.
 struct ModelSize {
-  ModelConfig config;
+  ModelSpec spec;
   DType dtype;      // of the embedding, the activations on a GPU and the KV cache
   bool quantized;   // whether its linear layers are
   int64_t weights;  // bytes

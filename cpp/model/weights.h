@@ -6,7 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "model/config.h"
+#include "model/spec.h"
 #include "ops/matrix.h"
 #include "support/dtype.h"
 
@@ -24,39 +24,39 @@ struct LinearWeights {
 };
 
 struct LayerWeights {
-  at::Tensor input_norm;  // norms are float32
+  at::Tensor attention_norm;  // norms are float32
   LinearWeights q, k, v, o;
   at::Tensor q_norm, k_norm;  // [head_dim], or undefined
-  at::Tensor post_attention_norm;
+  at::Tensor feed_forward_norm;
   LinearWeights gate, up, down;
 };
 
-// The tensors and config of one checkpoint: immutable, loaded once, shared by every lane that runs on it.
+// The tensors and spec of one checkpoint: immutable, loaded once, shared by every lane that runs on it.
 class Weights {
  public:
-  // Takes tensors under their Hugging Face names, checks their shapes against the config (ValueError names the tensor)
-  // and keeps those it needs. Matrices stay where they are, on whatever device; vectors become float32. A linear
-  // layer's weight may be tiles of int8 or int4 (ops/matrix.h) beside their `weight_scale`, all of one type. Without
-  // lm_head.weight the embedding is tied.
-  Weights(ModelConfig config, const TensorMap& tensors);
+  // Takes tensors under the names of their slots (slots.h), checks their shapes against the spec (ValueError names the
+  // slot) and keeps those it needs. Matrices stay where they are, on whatever device; vectors become float32. A linear
+  // layer's weight may be tiles of int8 or int4 (ops/matrix.h) beside their scales, "3.q.scale", all of one type.
+  // Without "head" the embedding is tied.
+  Weights(ModelSpec spec, const TensorMap& tensors);
 
-  const ModelConfig& config() const { return config_; }
+  const ModelSpec& spec() const { return spec_; }
   DType dtype() const { return dtype_; }  // of the embedding and of the KV cache
-  ops::MatrixType type() const { return lm_head.matrix.type; }
+  ops::MatrixType type() const { return head.matrix.type; }
   int64_t bytes() const { return bytes_; }
 
   at::Tensor embedding;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   at::Tensor norm;
-  LinearWeights lm_head;
+  LinearWeights head;
 
  private:
   at::Tensor take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape);
-  at::Tensor vector(const TensorMap& tensors, const std::string& name, int64_t size, bool optional = false);
-  LinearWeights linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in);
+  at::Tensor vector(const TensorMap& tensors, const std::string& name, int64_t size);
+  LinearWeights linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in, bool bias);
   at::Tensor take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type, at::IntArrayRef shape);
 
-  ModelConfig config_;
+  ModelSpec spec_;
   DType dtype_ = DType::float32;
   int64_t bytes_ = 0;
 };

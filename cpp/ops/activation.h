@@ -1,20 +1,19 @@
 #pragma once
 
-#include "support/cpu_capability.h"
-#include "support/thread_team.h"
+#include "support/dtype.h"
 
 namespace dlf::ops {
 
+// SwiGLU: y = gate * sigmoid(gate) * up (Shazeer, arXiv 2002.05202). All are activations: of dtype, which on the CPU is
+// always float32.
 struct SwiGluArgs {
-  const float* gate;  // [count]
-  const float* up;    // [count]
-  float* y;           // [count]; may be gate
-  int64_t count;
+  const void* gate;  // [rows, stride]
+  const void* up;    // [rows, stride]
+  int stride;
+  void* y;  // [rows, size]; may be gate where stride is size
+  int rows;
+  int size;
+  DType dtype;
 };
-
-// SwiGLU: y = gate * sigmoid(gate) * up (Shazeer, arXiv 2002.05202).
-void swiglu(const SwiGluArgs& args, ThreadTeam& team);
-
-DLF_CPU_KERNEL(swiglu_kernel, const SwiGluArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

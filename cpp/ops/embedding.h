@@ -1,20 +1,20 @@
 #pragma once
 
-#include "ops/cpu/row.h"
+#include <cstdint>
+
 #include "support/dtype.h"
 
 namespace dlf::ops {
 
+// y = the embedding of each row's token.
 struct EmbeddingArgs {
-  const void* weight;  // [vocab, size], of dtype
-  const Row* row;      // [rows]; token ids must be inside the vocabulary
-  float* y;            // [rows, size]
-  int64_t rows;
-  int64_t size;
+  const void* weight;    // [vocab, size], of dtype
+  const int32_t* token;  // [rows / lanes]: row r has token[r / lanes], which is inside the vocabulary, or −1: zeros
+  float* y;              // [rows, size]
+  int rows;
+  int lanes;
+  int size;
   DType dtype;
 };
-
-// y = the embedding of each row's token.
-void embedding(const EmbeddingArgs& args);
 
 }  // namespace dlf::ops

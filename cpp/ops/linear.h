@@ -1,38 +1,19 @@
 #pragma once
 
-#include <span>
-
-#include "ops/cpu/linear_input.h"
 #include "ops/matrix.h"
-#include "support/cpu_capability.h"
-#include "support/thread_team.h"
 
 namespace dlf::ops {
 
-struct LinearArgs {
+// The product of a linear layer, y = x W^T + bias, as far as all backends have it alike. A row's result does not depend
+// on the other rows (its sums run in one fixed order), so a sequence decodes to the same tokens in any batch.
+//
+// How x comes is the backend's own: the CPU rounds or quantizes it once for all products of it (cpu/linear.h), the
+// GPU's kernels read activations as they are (cuda/linear.h).
+struct LinearProduct {
   Matrix weight;      // [out, in]
   const float* bias;  // [out], or null
-  float* y;           // [rows, out]
-  int64_t rows;
-  bool accumulate;  // y += x W^T + bias instead of y =
+  void* y;            // rows of [out]
+  int rows;
 };
-
-// y = x W^T + bias for the few rows of a decode step: bound by reading W once. A row's result does not depend on the
-// other rows (its sums run in one fixed order), so a sequence decodes to the same tokens in any batch.
-void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
-
-// Several products of one x, whose weights have one type, in one loop: query, key and value.
-void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team);
-
-// gate.y = silu(x Wg^T) * (x Wu^T), the SwiGLU of two products that have one shape, in one loop.
-void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, ThreadTeam& team);
-
-// The same product for the many rows of a prompt: float32 and bfloat16 by the matrix library that torch carries,
-// int8 and int4 by the kernels of the few rows, which are bound by arithmetic then and faster than it.
-void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
-
-// kTileOutputs output channels for each of [begin, end): of float32 and bfloat16 weights, and of int8 and int4 ones.
-DLF_CPU_KERNEL(linear_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
-DLF_CPU_KERNEL(linear_tiles_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

@@ -1,22 +1,20 @@
 #pragma once
 
-#include "support/cpu_capability.h"
-#include "support/thread_team.h"
+#include "support/dtype.h"
 
 namespace dlf::ops {
 
+// RMSNorm: y = x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv 1910.07467). Activations are of dtype,
+// which on the CPU is always float32.
 struct NormArgs {
-  const float* x;       // [rows, size]
+  float* x;             // [rows, size]
+  const void* branch;   // [rows, size], activations: added to x first, which is written back; or null
   const float* weight;  // [size]
-  float* y;             // [rows, size]; may be x
-  int64_t rows;
-  int64_t size;
+  void* y;              // [rows, size], activations; may be x where they are float32
+  int rows;
+  int size;
   float epsilon;
+  DType dtype;
 };
-
-// RMSNorm: y = x / sqrt(mean(x^2) + epsilon) * weight (Zhang and Sennrich, arXiv 1910.07467).
-void rms_norm(const NormArgs& args, ThreadTeam& team);
-
-DLF_CPU_KERNEL(rms_norm_kernel, const NormArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

@@ -1,36 +1,31 @@
 #pragma once
 
-#include <cstdint>
-
-#include "ops/cache_layout.h"
-#include "ops/cpu/row.h"
-#include "support/cpu_capability.h"
+#include "ops/places.h"
 #include "support/dtype.h"
-#include "support/thread_team.h"
 
 namespace dlf::ops {
 
+// Rotary position embedding (Su et al., arXiv 2104.09864; halves rotated as in Llama) of q, in place, and of k, which
+// goes with v into the cache at each row's slot and position. Rows that are idle write nothing.
 struct RopeArgs {
-  float* q;        // [rows, heads, head_dim], rotated in place
-  const float* k;  // [rows, kv_heads, head_dim]
-  const float* v;  // [rows, kv_heads, head_dim]
-  void* k_cache;   // see cache_layout.h, of dtype
+  void* q;  // rows [heads, head_dim] of activations, q_stride apart
+  void* k;  // rows [kv_heads, head_dim], kv_stride apart; overwritten
+  const void* v;
+  int q_stride;
+  int kv_stride;
+  void* k_cache;  // one layer's, as the backend lays it out, of dtype
   void* v_cache;
   const float* cos;  // [positions, head_dim / 2]
   const float* sin;
-  const Row* row;  // [rows]
-  int64_t rows;
-  int64_t heads;
-  int64_t kv_heads;
-  int64_t head_dim;
-  int64_t capacity;  // positions of a slot in the cache
+  const float* q_norm;  // [head_dim]: RMSNorm of each head before the rotation, or null
+  const float* k_norm;
+  float epsilon;
+  Places places;
+  int heads;
+  int kv_heads;
+  int head_dim;
+  int capacity;  // positions of a slot
   DType dtype;
 };
-
-// Rotary position embedding (Su et al., arXiv 2104.09864; halves rotated as in Llama) of q and k, and the write of k
-// and v into the cache at each row's slot and position.
-void rope_and_cache(const RopeArgs& args, ThreadTeam& team);
-
-DLF_CPU_KERNEL(rope_and_cache_kernel, const RopeArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

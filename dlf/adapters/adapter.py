@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from dlf import _C
 from dlf.adapters.config import CONFIG, NOT_PLAIN, AdapterConfig
-from dlf.checkpoints.checkpoint import check_finite, expected_tensors
+from dlf.checkpoints.checkpoint import check_finite
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.hub import resolve_adapter
 from dlf.checkpoints.tensor_file import TensorFile
@@ -22,7 +22,7 @@ __all__ = ["AdapterFile", "LowRank", "load_adapter"]
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-TENSOR = re.compile(r"(model\.layers\.\d+\.(?:self_attn|mlp)\.\w+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
+PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 DTYPES = ("F32", "F16", "BF16")
 
 
@@ -76,10 +76,10 @@ class AdapterFile:
         CheckpointError
             If the file is damaged, or a tensor fits no layer of this base, is missing or misshapen.
         """
-        shapes = expected_tensors(config)
+        shapes, linears = config.tensors(), config.linear_modules()
         found: dict[str, dict[str, torch.Tensor]] = {}
         with TensorFile(self.path, os.path.getsize(self.path)) as file:
-            places = {key: self._place(key, shapes) for key in file.layout}
+            places = {key: self._place(key, linears) for key in file.layout}
             ranks = self._config.ranks({layer for layer, _ in places.values()})
             for key, (layer, part) in places.items():
                 out, columns = shapes[layer + ".weight"]
@@ -93,7 +93,6 @@ class AdapterFile:
                 found.setdefault(layer, {})[part] = file.read(key, wanted)
         if not found:
             raise CheckpointError(f"{self.path} has no tensors; fetch the adapter again")
-        linears = [name.removesuffix(".weight") for name in shapes if name.endswith("_proj.weight")]
         for layer in self._config.targets(linears):
             if layer not in found:
                 raise CheckpointError(
@@ -118,9 +117,9 @@ class AdapterFile:
                 "dlf.Lora(..., merge=True)"
             )
 
-    def _place(self, key: str, shapes: Mapping[str, Any]) -> tuple[str, str]:
-        match = TENSOR.fullmatch(key.removeprefix(PREFIX))
-        if not match or not key.startswith(PREFIX) or match[1] + ".weight" not in shapes:
+    def _place(self, key: str, linears: Collection[str]) -> tuple[str, str]:
+        match = PART.fullmatch(key.removeprefix(PREFIX))
+        if not match or not key.startswith(PREFIX) or match[1] not in linears:
             raise CheckpointError(
                 f"{self.path}: tensor {key!r:.120} belongs to no linear layer of attention or MLP of this base; "
                 f"{NOT_PLAIN}, or give the base that it was trained on"
@@ -130,14 +129,14 @@ class AdapterFile:
         return match[1], match[2]
 
 
-def load_adapter(name: str | os.PathLike[str], config: ModelConfig, native: _C.ModelConfig, dtype: torch.dtype) -> Any:
+def load_adapter(name: str | os.PathLike[str], config: ModelConfig, dtype: torch.dtype) -> Any:
     """Load an adapter for a base, in the type of the base's activations.
 
     Parameters
     ----------
     name
         Folder or hub id.
-    config, native
+    config
         The base's.
     dtype
         Of the base's embedding.
@@ -158,9 +157,11 @@ def load_adapter(name: str | os.PathLike[str], config: ModelConfig, native: _C.M
         file.check_low_rank()
         tensors: dict[str, torch.Tensor] = {}
         scales: dict[str, float] = {}
+        slots = config.linear_modules()
         for layer, update in file.read(config).items():
-            for part, tensor in (("lora_A", update.a), ("lora_B", update.b.t())):
-                tensors[f"{layer}.{part}"] = tensor.to(dtype, copy=True).contiguous()
-                check_finite(tensors[f"{layer}.{part}"], f"{layer}.{part}", file.path)
-            scales[layer] = update.scale
-        return _C.Adapter(native, tensors, scales)
+            slot = slots[layer]
+            for key, part, tensor in (("a", "lora_A", update.a), ("b", "lora_B", update.b.t())):
+                tensors[f"{slot}.{key}"] = tensor.to(dtype, copy=True).contiguous()
+                check_finite(tensors[f"{slot}.{key}"], f"{layer}.{part}", file.path)
+            scales[slot] = update.scale
+        return _C.Adapter(config.spec, tensors, scales)

@@ -27,11 +27,8 @@ from dlf.errors import CheckpointError
 from dlf.support.terminal import printable
 
 __all__ = [
-    "EMBEDDING",
-    "HEAD",
     "check_finite",
     "checkpoint_config",
-    "expected_tensors",
     "find_shards",
     "is_finite",
     "load_tensors",
@@ -39,7 +36,6 @@ __all__ = [
     "read_tensors",
 ]
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 PROGRESS_PARAMETERS = 1 << 29  # a GiB of bfloat16
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Buffers that older writers saved, and that follow from the configuration.
@@ -81,10 +77,10 @@ def checkpoint_config(folder: Path) -> ModelConfig:
     present = {name: path for path, layout in layouts.items() for name in layout}
     if config.dtype is None:
         config = replace(config, dtype=_first_dtype(layouts))
-    if config.tie_word_embeddings and HEAD in present and EMBEDDING in present:
+    if config.tie_word_embeddings and config.head in present and config.embedding in present:
         config = replace(config, tie_word_embeddings=_is_embedding(config, present))
-    unused = [name for name in present.keys() - expected_tensors(config).keys() if not BUFFERS.fullmatch(name)]
-    unused = sorted(set(unused) - {HEAD})
+    unused = [name for name in present.keys() - config.tensors().keys() if not BUFFERS.fullmatch(name)]
+    unused = sorted(set(unused) - {config.head})
     if unused:
         some = ", ".join(f"{name!r:.80}" for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
         warnings.warn(
@@ -98,12 +94,12 @@ def checkpoint_config(folder: Path) -> ModelConfig:
 
 def _files(folder: Path, config: ModelConfig) -> list[Path]:
     """The files with tensors that the configuration asks for, and those beside them that the index names."""
-    needed = find_shards(folder, expected_tensors(config))
+    needed = find_shards(folder, config.tensors())
     if folder / SINGLE in needed:
         return list(needed)
     index = index_of(folder)
     named = {folder / file for file in set(index.values())}
-    return sorted({*needed, *(path for path in named if os.path.isfile(path) or path.name == index.get(HEAD))})
+    return sorted({*needed, *(path for path in named if os.path.isfile(path) or path.name == index.get(config.head))})
 
 
 def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | None:
@@ -114,49 +110,15 @@ def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | No
 
 def _is_embedding(config: ModelConfig, present: Mapping[str, Path]) -> bool:
     """Whether the head in the files is bit for bit the embedding."""
-    shape = (config.vocab_size, config.hidden_size)
-    with TensorFile(present[HEAD]) as head_file, TensorFile(present[EMBEDDING]) as embedding_file:
-        head, embedding = head_file.read(HEAD, shape), embedding_file.read(EMBEDDING, shape)
-        rows = max(1, COMPARED_BYTES // (config.hidden_size * head.element_size()))
+    rows, hidden = shape = (config.spec.vocab_size, config.spec.hidden_size)
+    with TensorFile(present[config.head]) as head_file, TensorFile(present[config.embedding]) as embedding_file:
+        head = head_file.read(config.head, shape)
+        embedding = embedding_file.read(config.embedding, shape)
+        step = max(1, COMPARED_BYTES // (hidden * head.element_size()))
         return head.dtype == embedding.dtype and all(
-            torch.equal(head[i : i + rows].view(torch.uint8), embedding[i : i + rows].view(torch.uint8))
-            for i in range(0, config.vocab_size, rows)
+            torch.equal(head[i : i + step].view(torch.uint8), embedding[i : i + step].view(torch.uint8))
+            for i in range(0, rows, step)
         )
-
-
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this configuration must have.
-
-    Weights of linear layers are ``[out, in]``. ``lm_head.weight`` is expected unless the embedding is tied to it.
-    """
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query = config.num_attention_heads * config.head_dim
-    key_value = config.num_key_value_heads * config.head_dim
-    linears = {  # name: (out, in, bias)
-        "self_attn.q_proj": (query, hidden, config.attention_bias),
-        "self_attn.k_proj": (key_value, hidden, config.attention_bias),
-        "self_attn.v_proj": (key_value, hidden, config.attention_bias),
-        "self_attn.o_proj": (hidden, query, config.output_bias),
-        "mlp.gate_proj": (inner, hidden, config.mlp_bias),
-        "mlp.up_proj": (inner, hidden, config.mlp_bias),
-        "mlp.down_proj": (hidden, inner, config.mlp_bias),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
-        shapes[prefix + "input_layernorm.weight"] = (hidden,)
-        for name, (rows, columns, bias) in linears.items():
-            shapes[f"{prefix}{name}.weight"] = (rows, columns)
-            if bias:
-                shapes[f"{prefix}{name}.bias"] = (rows,)
-        if config.qk_norm:
-            shapes[prefix + "self_attn.q_norm.weight"] = (config.head_dim,)
-            shapes[prefix + "self_attn.k_norm.weight"] = (config.head_dim,)
-        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
 
 
 def load_tensors(
@@ -180,7 +142,7 @@ def load_tensors(
     dtype
         ``torch.float32``, ``torch.float16`` or ``torch.bfloat16``.
     names
-        Which of the tensors of `expected_tensors` to read; all of them if not given.
+        Which of `ModelConfig.tensors` to read; all of them if not given.
     place
         Where each of them is to stay.
     by_row
@@ -190,7 +152,7 @@ def load_tensors(
     Returns
     -------
     dict
-        The tensors asked for; where all are and the embedding is tied, ``lm_head.weight`` is that same tensor.
+        The tensors asked for; where all are and the embedding is tied, the head is that same tensor.
 
     Raises
     ------
@@ -209,7 +171,7 @@ def load_tensors(
         if name in by_row and tensor.dtype == dtype:
             tensors[name] = file.read(name, tuple(tensor.shape), alone=True)
     if config.tie_word_embeddings and names is None:
-        tensors[HEAD] = tensors[EMBEDDING]
+        tensors[config.head] = tensors[config.embedding]
     return tensors
 
 
@@ -221,7 +183,7 @@ def read_tensors(
     Whoever does not `keep` the views holds less memory meanwhile. Large checkpoints get a progress bar that says
     `task`. Errors are those of `load_tensors`.
     """
-    shapes = {name: shape for name, shape in expected_tensors(config).items() if names is None or name in names}
+    shapes = {name: shape for name, shape in config.tensors().items() if names is None or name in names}
     shards = find_shards(folder, shapes)
     total = sum(math.prod(shape) for shape in shapes.values())
     hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()

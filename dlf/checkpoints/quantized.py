@@ -10,15 +10,7 @@ from pathlib import Path
 import torch
 
 from dlf import _C
-from dlf.checkpoints.checkpoint import (
-    EMBEDDING,
-    HEAD,
-    check_finite,
-    expected_tensors,
-    find_shards,
-    load_tensors,
-    read_tensors,
-)
+from dlf.checkpoints.checkpoint import check_finite, find_shards, load_tensors, read_tensors
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.content_hash import content_hash
 from dlf.checkpoints.huge_pages import leave, placement
@@ -29,26 +21,26 @@ __all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """Name and shape ``[out, in]`` of every linear layer's weight; a tied embedding counts as ``lm_head.weight``."""
+    """Name and shape ``[out, in]`` of every linear layer's weight; a tied embedding counts as the head."""
     shapes = {
         name: (shape[0], shape[1])
-        for name, shape in expected_tensors(config).items()
-        if len(shape) == 2 and name != EMBEDDING
+        for name, shape in config.tensors().items()
+        if len(shape) == 2 and name != config.embedding
     }
-    return shapes | {HEAD: (config.vocab_size, config.hidden_size)}
+    return shapes | {config.head: (config.spec.vocab_size, config.spec.hidden_size)}
 
 
 def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """`linear_shapes`, where a tied head has the name that it has in the file."""
     shapes = linear_shapes(config)
     if config.tie_word_embeddings:
-        shapes[EMBEDDING] = shapes.pop(HEAD)
+        shapes[config.embedding] = shapes.pop(config.head)
     return shapes
 
 
 def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
     """Bytes that a model's weights take."""
-    shapes = expected_tensors(config)
+    shapes = config.tensors()
     width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
     if precision.quantization is None:
         return width * sum(math.prod(shape) for shape in shapes.values())
@@ -69,7 +61,7 @@ def load_quantized(
     Returns
     -------
     dict
-        What `_C.Weights` takes; the embedding, norms and biases are `dtype`.
+        Those that `ModelConfig.by_slot` takes; the embedding, norms and biases are `dtype`.
 
     Raises
     ------
@@ -79,9 +71,9 @@ def load_quantized(
     linears = linear_shapes(config)
     layout = quantization.layout(linears)
     place = placement({name: one.nbytes for name, one in layout.items()}) if huge_pages else leave
-    shapes = expected_tensors(config)
+    shapes = config.tensors()
     shards = find_shards(folder, shapes)
-    tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys(), place, {EMBEDDING})
+    tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys(), place, {config.embedding})
     cache = cache_folder()
     if cache is not None:
         kept = CachedWeights(cache, content_hash(shards, cache), quantization.name, layout)
@@ -110,7 +102,7 @@ def _quantize(folder: Path, config: ModelConfig, quantization: Quantization) -> 
         check_finite(tensor, name, file.path)
         tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
         del tensor  # and with it the file's pages, before the next one comes
-        target = HEAD if name == EMBEDDING else name
+        target = config.head if name == config.embedding else name
         yield target, tiles
         yield scale_name(target), scale
         del tiles, scale

@@ -51,26 +51,27 @@ def describe(model: str) -> dict[str, Any]:
     files: list[Path] = []
     try:
         c = checkpoint.checkpoint_config(folder)
-        files = list(checkpoint.find_shards(folder, checkpoint.expected_tensors(c)))
+        files = list(checkpoint.find_shards(folder, c.tensors()))
     except FileNotFoundError:  # no weights, of which the configuration says something all the same
         c = config.read_config(folder)
+    spec = c.spec
     found = {one.dtype for file in files for one in TensorFile(file).layout.values()}
     dtypes = sorted(found) or [c.dtype or "unknown"]
     width = 4 if precision.Precision().float_dtype(c.dtype) == "float32" else 2
     own = Tokenizer(folder) if os.path.isfile(folder / "tokenizer.json") else None
     return {
         "path": str(folder),
-        "architecture": c.architecture,
-        "parameters": sum(math.prod(shape) for shape in checkpoint.expected_tensors(c).values()),
+        "architecture": c.family.architecture,
+        "parameters": sum(math.prod(shape) for shape in c.tensors().values()),
         "dtypes": dtypes,
-        "layers": c.num_hidden_layers,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "attention_heads": c.num_attention_heads,
-        "key_value_heads": c.num_key_value_heads,
-        "head_dim": c.head_dim,
+        "layers": len(spec.layers),
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.feed_forward.size,
+        "attention_heads": spec.attention.heads,
+        "key_value_heads": spec.attention.kv_heads,
+        "head_dim": spec.attention.head_dim,
         "context": c.context_length,
-        "sliding_windows": sorted({window for window in c.sliding_windows if window}) or None,
+        "sliding_windows": sorted({layer.window for layer in spec.layers if layer.window}) or None,
         "vocabulary": c.vocab_size,
         "tokenizer_size": own.vocab_size if own else None,
         "eos_token_ids": c.end_tokens(own.eos_token_id if own else None),

@@ -14,16 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from dlf.checkpoints.checkpoint import (
-    EMBEDDING,
-    HEAD,
     PROGRESS_PARAMETERS,
     check_finite,
-    expected_tensors,
     find_shards,
     is_finite,
     open_checkpoint,
@@ -46,12 +42,6 @@ MAX_SHARD_BYTES = 5 * 10**9  # as transformers had it for years
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONFIGURATION = ("config.json", "generation_config.json")
 SMALL_FILES = [*CONFIGURATION, *TOKENIZER_FILES]
-# What all models of a merge must share: the shapes of their tensors follow from it. A head that is tied in some of them
-# becomes one of its own.
-SAME = (
-    "architecture vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "head_dim attention_bias mlp_bias"
-).split()
 
 
 class Source:
@@ -71,7 +61,7 @@ class Source:
     def __init__(self, name: str | os.PathLike[str]) -> None:
         self.name = os.fspath(name)
         self.folder, self.config = open_checkpoint(name)
-        self.shapes = expected_tensors(self.config)
+        self.shapes = self.config.tensors()
         self.shards = find_shards(self.folder, self.shapes)
         self._path = {tensor: path for path, tensors in self.shards.items() for tensor in tensors}
         self._files: dict[Path, TensorFile] = {}
@@ -115,7 +105,7 @@ class Source:
         self._read_bytes = 0
 
     def _own(self, tensor: str) -> str:
-        return EMBEDDING if tensor == HEAD and self.config.tie_word_embeddings else tensor
+        return self.config.embedding if tensor == self.config.head and self.config.tie_word_embeddings else tensor
 
     def _file(self, tensor: str) -> TensorFile:
         path = self._path[tensor]
@@ -237,10 +227,10 @@ def write_checkpoint(
     MemoryError
         If memory runs out.
     """
-    shapes = dict(base.shapes)
+    shapes, head = dict(base.shapes), base.config.head
     for other in others:
-        shapes |= {HEAD: other.shapes[HEAD]} if HEAD in other.shapes else {}
-    _write_config(base, folder, dtype, tied=HEAD not in shapes)
+        shapes |= {head: other.shapes[head]} if head in other.shapes else {}
+    _write_config(base, folder, dtype, tied=head not in shapes)
     files = base.small_files()
     if "tokenizer.json" not in files:
         found = (one.small_files() for one in others)
@@ -285,18 +275,39 @@ def _write_config(base: Source, folder: Path, dtype: torch.dtype | None, tied: b
     _write_json(folder / "config.json", values)
 
 
+def _shape(config: ModelConfig) -> dict[str, object]:
+    """What all models of a merge must share: the shapes of their tensors follow from it.
+
+    A head that is tied in some of them becomes one of its own.
+    """
+    spec = config.spec
+    return {
+        "architecture": config.family.architecture,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.feed_forward.size,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": spec.attention.heads,
+        "num_key_value_heads": spec.attention.kv_heads,
+        "head_dim": spec.attention.head_dim,
+        "attention_bias": (spec.attention.bias, spec.attention.output_bias),
+        "mlp_bias": spec.feed_forward.bias,
+    }
+
+
 def _check_same_shapes(base: Source, expert: Source) -> None:
     a, b = base.config, expert.config
-    for key in SAME:
-        if getattr(a, key) != getattr(b, key):
+    theirs = _shape(b)
+    for key, ours in _shape(a).items():
+        if ours != theirs[key]:
             raise CheckpointError(
-                f"'{key}' is {getattr(a, key)} in {base.name} and {getattr(b, key)} in {expert.name}; merge models "
-                "that were fine-tuned from one base and kept its shape"
+                f"'{key}' is {ours} in {base.name} and {theirs[key]} in {expert.name}; merge models that were "
+                "fine-tuned from one base and kept its shape"
             )
     for keys, same in (
-        ("rms_norm_eps", a.rms_norm_eps == b.rms_norm_eps),
-        ("rotary embedding", _same_rotary(a, b)),
-        ("sliding_window", a.sliding_windows == b.sliding_windows),
+        ("rms_norm_eps", a.spec.norm_epsilon == b.spec.norm_epsilon),
+        ("rotary embedding", _ropes(a) == _ropes(b)),
+        ("sliding_window", _windows(a) == _windows(b)),
     ):
         if not same:
             warnings.warn(
@@ -306,11 +317,12 @@ def _check_same_shapes(base: Source, expert: Source) -> None:
             )
 
 
-def _same_rotary(a: ModelConfig, b: ModelConfig) -> bool:
-    return a.rope_scaling_factor == b.rope_scaling_factor and all(
-        np.array_equal(one, other)  # type: ignore[arg-type] # two that are None are equal
-        for one, other in ((a.inv_freq, b.inv_freq), (a.long_inv_freq, b.long_inv_freq))
-    )
+def _ropes(config: ModelConfig) -> list[object]:
+    return [(rope.scaling, rope.inv_freq, rope.long_inv_freq) for rope in config.spec.ropes]
+
+
+def _windows(config: ModelConfig) -> list[int]:
+    return [layer.window for layer in config.spec.layers]
 
 
 def _tokenizer(source: Source) -> Tokenizer | None:

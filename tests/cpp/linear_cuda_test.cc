@@ -5,11 +5,11 @@
 #include <vector>
 
 #include "cuda_testing.h"
+#include "ops/cpu/quantize.h"
 #include "ops/cuda/activation.h"
 #include "ops/cuda/linear.h"
 #include "ops/cuda/linear_plain.h"
 #include "ops/cuda/linear_ring.h"
-#include "ops/quantize.h"
 
 namespace dlf::cuda {
 namespace {
@@ -116,10 +116,14 @@ at::Tensor multiply(Product product, const Weights& weights, const at::Tensor& x
   const int stride = static_cast<int>(weights.matrix.out) + kPadding;
   const auto body = [&](Stream stream) {
     const at::Tensor y = filled({rows, stride}, y_float ? at::kFloat : scalar_type(dtype), 7.0);
-    product({device_x.const_data_ptr(), weights.matrix, bias.defined() ? device_bias.const_data_ptr<float>() : nullptr,
-             y.mutable_data_ptr(), stride, y_float, rows,
-             positions.empty() ? nullptr : position.const_data_ptr<int32_t>(), dtype},
-            stream);
+    product(
+        {{weights.matrix, bias.defined() ? device_bias.const_data_ptr<float>() : nullptr, y.mutable_data_ptr(), rows},
+         device_x.const_data_ptr(),
+         stride,
+         y_float,
+         positions.empty() ? nullptr : position.const_data_ptr<int32_t>(),
+         dtype},
+        stream);
     return y;
   };
   return in_any_order ? run_in_any_order(body) : run_on_device(body);
@@ -220,15 +224,23 @@ void the_activation_may_come_with_it() {
     const auto of = [&](const auto& body) { return run_on_device(body); };
     const at::Tensor expected = of([&](Stream stream) {
       const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
-      swiglu({gate_up.const_data_ptr(), static_cast<int>(gate_up.size(1)), kUp, y.mutable_data_ptr(), 3, kGated,
-              kind.dtype},
+      const at::Tensor gate = gate_up.narrow(1, 0, kGated);
+      const at::Tensor up = gate_up.narrow(1, kUp, kGated);
+      swiglu({gate.const_data_ptr(), up.const_data_ptr(), static_cast<int>(gate_up.size(1)), y.mutable_data_ptr(), 3,
+              kGated, kind.dtype},
              stream);
       return y;
     });
     const at::Tensor y = of([&](Stream stream) {
       const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
-      linear_ring({device_x.const_data_ptr(), weights.matrix, device_bias.const_data_ptr<float>(), y.mutable_data_ptr(),
-                   kGated, false, 3, nullptr, kind.dtype, kGated, kUp},
+      linear_ring({{weights.matrix, device_bias.const_data_ptr<float>(), y.mutable_data_ptr(), 3},
+                   device_x.const_data_ptr(),
+                   kGated,
+                   false,
+                   nullptr,
+                   kind.dtype,
+                   kGated,
+                   kUp},
                   stream);
       return y;
     });

@@ -1,5 +1,5 @@
 // Products of every type of weights against double precision, for every instruction set that this processor has.
-#include "ops/linear.h"
+#include "ops/cpu/linear.h"
 
 #include <ATen/ops/empty.h>
 
@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "check.h"
-#include "ops/activation.h"
-#include "ops/quantize.h"
+#include "ops/cpu/activation.h"
+#include "ops/cpu/quantize.h"
 #include "ops_testing.h"
 
 namespace dlf::ops {
@@ -98,7 +98,7 @@ void for_each_linear_kernel(MatrixType type, Body&& body) {
 void linear_is_a_matrix_product() {
   ThreadTeam team(1);
   for (const auto& [type, group] : kWeightTypes) {
-    for (const int64_t rows : {1, 2, 3, 4, 7, 16, 19}) {
+    for (const int rows : {1, 2, 3, 4, 7, 16, 19}) {
       for (const int64_t in : {1, 7, 64, 96, 131, 544}) {
         const int64_t out = 37;
         const Floats data = random_floats(rows * in, 1);
@@ -109,7 +109,7 @@ void linear_is_a_matrix_product() {
         for (const bool accumulate : {false, true}) {
           for_each_linear_kernel(type, [&](auto* kernel) {
             Floats y(rows * out, 0.5F);
-            const LinearArgs args = {weights.matrix, bias.data(), y.data(), rows, accumulate};
+            const LinearArgs args = {{weights.matrix, bias.data(), y.data(), rows}, accumulate};
             kernel(x, args, 0, 1);
             kernel(x, args, 1, tiles(out));
             for (int64_t r = 0; r < rows; ++r) {
@@ -133,7 +133,7 @@ void linear_is_a_matrix_product() {
 
 void a_row_does_not_depend_on_the_others() {
   ThreadTeam team(1);
-  const int64_t rows = 15;
+  const int rows = 15;
   const int64_t in = 224;
   const int64_t out = 48;
   const Floats data = random_floats(rows * in, 4);
@@ -144,11 +144,11 @@ void a_row_does_not_depend_on_the_others() {
     for_each_linear_kernel(type, [&](auto* kernel) {
       Floats together(rows * out);
       Floats alone(out);
-      kernel(input.prepare(data.data(), rows, in, type, team), {weights.matrix, nullptr, together.data(), rows, false},
-             0, tiles(out));
+      kernel(input.prepare(data.data(), rows, in, type, team),
+             {{weights.matrix, nullptr, together.data(), rows}, false}, 0, tiles(out));
       for (int64_t r = 0; r < rows; ++r) {
-        kernel(one.prepare(data.data() + r * in, 1, in, type, team), {weights.matrix, nullptr, alone.data(), 1, false},
-               0, tiles(out));
+        kernel(one.prepare(data.data() + r * in, 1, in, type, team),
+               {{weights.matrix, nullptr, alone.data(), 1}, false}, 0, tiles(out));
         EXPECT(std::equal(alone.begin(), alone.end(), together.begin() + r * out));
       }
     });
@@ -156,7 +156,7 @@ void a_row_does_not_depend_on_the_others() {
 }
 
 void several_products_run_in_one_loop() {
-  const int64_t rows = 3;
+  const int rows = 3;
   const int64_t in = 96;
   const Floats data = random_floats(rows * in, 6);
   for (const auto& [type, group] : kWeightTypes) {
@@ -173,16 +173,16 @@ void several_products_run_in_one_loop() {
       const int64_t out = weights[i]->matrix.out;
       y[i].resize(rows * out);
       expected[i].resize(rows * out);
-      products.push_back({weights[i]->matrix, nullptr, y[i].data(), rows, false});
-      linear(x, {weights[i]->matrix, nullptr, expected[i].data(), rows, false}, team);
+      products.push_back({{weights[i]->matrix, nullptr, y[i].data(), rows}, false});
+      linear(x, {{weights[i]->matrix, nullptr, expected[i].data(), rows}, false}, team);
     }
     linear(x, products, team);
     for (int i = 0; i < 3; ++i) {
       EXPECT(y[i] == expected[i]);
     }
     Floats gated(rows * 37), up(rows * 37);
-    linear_swiglu(x, {first.matrix, nullptr, gated.data(), rows, false},
-                  {third.matrix, nullptr, up.data(), rows, false}, team);
+    linear_swiglu(x, {{first.matrix, nullptr, gated.data(), rows}, false},
+                  {{third.matrix, nullptr, up.data(), rows}, false}, team);
     for (size_t i = 0; i < gated.size(); ++i) {
       const double gate = expected[0][i];
       EXPECT(near(gated[i], gate / (1.0 + std::exp(-gate)) * expected[2][i], 1e-5));
@@ -192,7 +192,7 @@ void several_products_run_in_one_loop() {
 
 void prefill_multiplies_as_decode_does() {
   ThreadTeam team(2);
-  const int64_t rows = 40;
+  const int rows = 40;
   const int64_t in = 96;
   const int64_t out = 33;
   const Floats data = random_floats(rows * in, 10);
@@ -203,8 +203,8 @@ void prefill_multiplies_as_decode_does() {
     const LinearInputRows x = input.prepare(data.data(), rows, in, type, team);
     Floats decoded(rows * out, 1.0F);
     Floats prefilled(rows * out, 1.0F);
-    linear(x, {weights.matrix, bias.data(), decoded.data(), rows, true}, team);
-    linear_prefill(x, {weights.matrix, bias.data(), prefilled.data(), rows, true}, team);
+    linear(x, {{weights.matrix, bias.data(), decoded.data(), rows}, true}, team);
+    linear_prefill(x, {{weights.matrix, bias.data(), prefilled.data(), rows}, true}, team);
     for (size_t i = 0; i < decoded.size(); ++i) {
       // In bfloat16 prefill rounds the product too, half a part in 256.
       const double tolerance = type == MatrixType::bfloat16 ? 4e-3 * (4.0 + std::abs(decoded[i])) : 1e-4;
@@ -252,7 +252,7 @@ void input_that_is_not_finite_shows() {
       LinearInput input(1, 64);
       for_each_linear_kernel(type, [&](auto* kernel) {
         Floats y(20);
-        kernel(input.prepare(data.data(), 1, 64, type, team), {weights.matrix, nullptr, y.data(), 1, false}, 0, 2);
+        kernel(input.prepare(data.data(), 1, 64, type, team), {{weights.matrix, nullptr, y.data(), 1}, false}, 0, 2);
         EXPECT(std::none_of(y.begin(), y.end(), [](float value) { return std::isfinite(value); }));
       });
     }

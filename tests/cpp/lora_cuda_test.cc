@@ -13,6 +13,7 @@ namespace dlf::cuda {
 namespace {
 
 using namespace dlf::testing;
+using ops::LoraUpdate;
 
 constexpr int kRows = 7;
 constexpr int kLanes = 3;

@@ -1,10 +1,10 @@
 // Low-rank updates against double precision, for every instruction set that this processor has.
-#include "ops/lora.h"
+#include "ops/cpu/lora.h"
 
 #include <algorithm>
 
 #include "check.h"
-#include "ops/linear.h"
+#include "ops/cpu/linear.h"
 #include "ops_testing.h"
 
 namespace dlf::ops {
@@ -27,12 +27,9 @@ struct Factors {
         out(out_),
         scale(1.5F / static_cast<float>(rank_)) {}
 
-  LoraUpdate update(float* y, int64_t row, int64_t rows, float* inner) const {
-    return {{a.bytes.data(), nullptr, rank, in, matrix_type(a.dtype), 0},
-            b.bytes.data(),
-            scale,
+  LoraRun run(float* y, int row, int rows, float* inner) const {
+    return {{a.bytes.data(), b.bytes.data(), scale, static_cast<int>(rank), static_cast<int>(out)},
             y + row * out,
-            out,
             row,
             rows,
             inner};
@@ -43,7 +40,7 @@ struct Factors {
 bool is_sum(double found, double expected, double size) { return std::abs(found - expected) <= 2e-6 * (1.0 + size); }
 
 void the_way_back_is_a_product() {
-  const int64_t rows = 3;
+  const int rows = 3;
   for (const DType dtype : kTypes) {
     for (const int64_t rank : {1, 5, 16, 40}) {
       for (const int64_t out : {int64_t{1}, int64_t{37}, kLoraOutputs, kLoraOutputs + 83}) {
@@ -52,9 +49,9 @@ void the_way_back_is_a_product() {
         const Floats before = random_floats(rows * out, 4);
         for_each_kernel(KERNELS(lora_kernel), [&](auto* kernel) {
           Floats y = before;
-          const LoraUpdate update = factors.update(y.data(), 0, rows, inner.data());
+          const LoraRun run = factors.run(y.data(), 0, rows, inner.data());
           for (int64_t chunk = 0; chunk * kLoraOutputs < out; ++chunk) {
-            kernel(update, chunk, chunk + 1);
+            kernel(run, matrix_type(dtype), chunk, chunk + 1);
           }
           for (int64_t i = 0; i < rows * out; ++i) {
             double expected = before[i];
@@ -75,7 +72,7 @@ void the_way_back_is_a_product() {
 
 // Updates of several ranks on rows of their own, in one call; rows between them have none.
 void updates_are_low_rank_products() {
-  const int64_t rows = 9;
+  const int rows = 9;
   const int64_t in = 131;
   for (const DType dtype : kTypes) {
     for (const int threads : {1, 3}) {
@@ -91,10 +88,10 @@ void updates_are_low_rank_products() {
       Floats y_other = before_other;
       Floats inner(4 * 24 + 2 * 2 + 4 * 17);
       float* after_wide = inner.data() + int64_t{4} * 24;
-      const LoraUpdate updates[] = {wide.update(y.data(), 1, 4, inner.data()),
-                                    other.update(y_other.data(), 1, 4, after_wide + int64_t{2} * 2),
-                                    thin.update(y.data(), 6, 2, after_wide)};
-      lora(x, updates, team);
+      const LoraRun runs[] = {wide.run(y.data(), 1, 4, inner.data()),
+                              other.run(y_other.data(), 1, 4, after_wide + int64_t{2} * 2),
+                              thin.run(y.data(), 6, 2, after_wide)};
+      lora(x, runs, matrix_type(dtype), team);
       const auto check = [&](const Floats& found, const Floats& from, const Factors& factors, int64_t row) {
         for (int64_t o = 0; o < factors.out; ++o) {
           double expected = from[row * factors.out + o];
@@ -110,7 +107,7 @@ void updates_are_low_rank_products() {
           EXPECT(is_sum(found[row * factors.out + o], expected, size));
         }
       };
-      for (int64_t row = 0; row < rows; ++row) {
+      for (int row = 0; row < rows; ++row) {
         const bool first = row >= 1 && row < 5;
         const bool second = row >= 6 && row < 8;
         if (first || second) {
@@ -129,7 +126,7 @@ void updates_are_low_rank_products() {
 }
 
 void a_row_does_not_depend_on_the_others() {
-  const int64_t rows = 11;
+  const int rows = 11;
   const int64_t in = 96;
   const int64_t out = 333;
   const Floats data = random_floats(rows * in, 14);
@@ -139,13 +136,13 @@ void a_row_does_not_depend_on_the_others() {
     ThreadTeam team(3);
     Floats together(rows * out, 0.5F);
     Floats inner(rows * factors.rank);
-    const LoraUpdate all[] = {factors.update(together.data(), 0, rows, inner.data())};
-    lora(input.prepare(data.data(), rows, in, matrix_type(dtype), team), all, team);
+    const LoraRun all[] = {factors.run(together.data(), 0, rows, inner.data())};
+    lora(input.prepare(data.data(), rows, in, matrix_type(dtype), team), all, matrix_type(dtype), team);
     ThreadTeam one(1);
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int row = 0; row < rows; ++row) {
       Floats alone(out, 0.5F);
-      const LoraUpdate single[] = {factors.update(alone.data(), 0, 1, inner.data())};
-      lora(input.prepare(data.data() + row * in, 1, in, matrix_type(dtype), one), single, one);
+      const LoraRun single[] = {factors.run(alone.data(), 0, 1, inner.data())};
+      lora(input.prepare(data.data() + row * in, 1, in, matrix_type(dtype), one), single, matrix_type(dtype), one);
       EXPECT(std::equal(alone.begin(), alone.end(), together.begin() + row * out));
     }
   }

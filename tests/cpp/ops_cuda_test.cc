@@ -17,6 +17,8 @@ namespace dlf::cuda {
 namespace {
 
 using namespace dlf::testing;
+using ops::AttentionArgs;
+using ops::RopeArgs;
 
 void embedding_copies_rows() {
   const int size = 300;
@@ -78,7 +80,8 @@ void swiglu_gates() {
         const at::Tensor device_x = to_device(x);
         const at::Tensor y = run_in_any_order([&](Stream stream) {
           const at::Tensor activated = filled({3, size}, scalar_type(dtype), 7.0);
-          swiglu({device_x.const_data_ptr(), 2 * (size + padding), size + padding, activated.mutable_data_ptr(), 3,
+          const at::Tensor up = device_x.narrow(1, size + padding, size);
+          swiglu({device_x.const_data_ptr(), up.const_data_ptr(), 2 * (size + padding), activated.mutable_data_ptr(), 3,
                   size, dtype},
                  stream);
           return activated;
@@ -104,18 +107,22 @@ at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor&
   return at::cat({a * cos - b * sin, b * cos + a * sin}, -1);
 }
 
+enum class Standing { rows, slots, prompt };  // row r in slot r % slots; in a slot of its own; all in one slot
+
 struct RopeCase {
   int heads;
   int kv_heads;
   int dim;
   bool norm;
-  bool prompt;  // neighbouring positions of one slot
+  Standing standing;
 };
 
 void check_rope(const RopeCase& test, DType dtype) {
   constexpr int kRows = 3, kCapacity = 8, kSlots = 3, kPadding = 4, kStart = 5, kSlot = 1;
   constexpr double kEpsilon = 1e-6;
   const std::vector<int32_t> positions = {7, -1, 2};
+  const std::vector<int32_t> own_slots = {2, 1, 0};
+  const bool is_prompt = test.standing == Standing::prompt;
   const int q_size = test.heads * test.dim;
   const int kv_size = test.kv_heads * test.dim;
   const int k_offset = q_size + kPadding;
@@ -132,16 +139,18 @@ void check_rope(const RopeCase& test, DType dtype) {
   const at::Tensor device_q_norm = to_device(q_norm);
   const at::Tensor device_k_norm = to_device(k_norm);
   const at::Tensor position = to_device(positions);
+  const at::Tensor device_slots = to_device(own_slots);
   const at::Tensor all = run_in_any_order([&](Stream stream) {
     const at::Tensor both = to_device(at::cat({x.flatten(), at::full({2 * cache_size}, 7.0, x.options())}));
     const at::Tensor qkv = both.narrow(0, 0, x.numel());
     const at::Tensor keys = both.narrow(0, x.numel(), cache_size);
     const at::Tensor values = both.narrow(0, x.numel() + cache_size, cache_size);
     RopeArgs args = {};
-    args.qkv = qkv.mutable_data_ptr();
-    args.stride = stride;
-    args.k_offset = k_offset;
-    args.v_offset = v_offset;
+    args.q = qkv.mutable_data_ptr();
+    args.k = qkv.narrow(0, k_offset, kv_size).mutable_data_ptr();
+    args.v = qkv.narrow(0, v_offset, kv_size).mutable_data_ptr();
+    args.q_stride = stride;
+    args.kv_stride = stride;
     args.k_cache = keys.mutable_data_ptr();
     args.v_cache = values.mutable_data_ptr();
     args.cos = cos.const_data_ptr<float>();
@@ -149,11 +158,14 @@ void check_rope(const RopeCase& test, DType dtype) {
     args.q_norm = test.norm ? device_q_norm.const_data_ptr<float>() : nullptr;
     args.k_norm = test.norm ? device_k_norm.const_data_ptr<float>() : nullptr;
     args.epsilon = static_cast<float>(kEpsilon);
-    args.position = test.prompt ? nullptr : position.const_data_ptr<int32_t>();
-    args.start = kStart;
-    args.slot = test.prompt ? kSlot : -1;
-    args.slots = kRows;
-    args.rows = kRows;
+    if (is_prompt) {
+      args.places = ops::prompt_places(kRows, kStart, kSlot);
+    } else {
+      const bool own = test.standing == Standing::slots;
+      args.places = {kRows, position.const_data_ptr<int32_t>(),
+                     0,     own ? device_slots.const_data_ptr<int32_t>() : nullptr,
+                     0,     kRows};
+    }
     args.heads = test.heads;
     args.kv_heads = test.kv_heads;
     args.head_dim = test.dim;
@@ -168,8 +180,8 @@ void check_rope(const RopeCase& test, DType dtype) {
   at::Tensor expected = x.to(at::kDouble);
   at::Tensor expected_caches = at::full(caches.sizes(), 7.0, at::kDouble);
   for (int r = 0; r < kRows; ++r) {
-    const int p = test.prompt ? kStart + r : positions[r];
-    const int slot = test.prompt ? kSlot : r;
+    const int p = is_prompt ? kStart + r : positions[r];
+    const int slot = is_prompt ? kSlot : test.standing == Standing::slots ? own_slots[r] : r;
     if (p < 0) {
       continue;
     }
@@ -193,10 +205,10 @@ void check_rope(const RopeCase& test, DType dtype) {
 void rope_rotates_and_fills_the_cache() {
   for (const DType dtype : kDeviceTypes) {
     for (const bool norm : {false, true}) {
-      for (const bool prompt : {false, true}) {
-        check_rope({4, 2, 10, norm, prompt}, dtype);
-        check_rope({5, 5, 128, norm, prompt}, dtype);
-        check_rope({1, 1, 2, norm, prompt}, dtype);
+      for (const Standing standing : {Standing::rows, Standing::slots, Standing::prompt}) {
+        check_rope({4, 2, 10, norm, standing}, dtype);
+        check_rope({5, 5, 128, norm, standing}, dtype);
+        check_rope({1, 1, 2, norm, standing}, dtype);
       }
     }
   }
@@ -241,23 +253,20 @@ class AttentionData {
     const at::Tensor qkv = device_qkv_.narrow(0, first, rows);
     const at::Tensor keys = device_keys_.narrow(0, first, rows);
     const at::Tensor values = device_values_.narrow(0, first, rows);
-    args.qkv = qkv.const_data_ptr();
-    args.stride = stride_;
+    args.q = qkv.const_data_ptr();
+    args.q_stride = stride_;
     args.k_cache = keys.const_data_ptr();
     args.v_cache = values.const_data_ptr();
     args.y = y.mutable_data_ptr();
-    args.position = position_.const_data_ptr<int32_t>() + first;
-    args.slots = rows;
-    args.rows = rows;
+    args.places = {rows, position_.const_data_ptr<int32_t>() + first, 0, nullptr, 0, rows};
     args.heads = test_.heads;
     args.kv_heads = test_.kv_heads;
     args.head_dim = test_.dim;
     args.capacity = test_.capacity;
     args.window = test_.window;
     args.scale = scale();
-    args.splits = splits;
     args.dtype = dtype_;
-    attention(args, stream);
+    attention(args, splits, stream);
     return y;
   }
 

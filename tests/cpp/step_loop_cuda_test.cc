@@ -544,7 +544,7 @@ void the_memory_is_what_was_said() {
   const Models models = tiny_models();
   std::vector<ModelSize> sizes;
   for (const auto& model : models) {
-    sizes.push_back({model->config(), model->dtype(), false, model->bytes()});
+    sizes.push_back({model->spec(), model->dtype(), false, model->bytes()});
   }
   constexpr int64_t kPinned = 100 << 10;  // of each sequence
   for (const auto& [max_batch, max_context] : {std::pair<int64_t, int64_t>(1, 1024), {40, 4096}}) {

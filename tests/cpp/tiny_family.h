@@ -11,18 +11,20 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "check.h"
 #include "engine/step_loop.h"
+#include "model/slots.h"
 
 // A tiny random family, requests to it and what they give: for the tests of step loops.
 namespace dlf::testing {
 
 inline constexpr int64_t kVocab = 50;
 
-inline at::Tensor random_tensor(std::initializer_list<int64_t> shape, std::mt19937& generator) {
+inline at::Tensor random_tensor(at::IntArrayRef shape, std::mt19937& generator) {
   at::Tensor tensor = at::empty(shape, at::kFloat);
   std::normal_distribution<float> normal(0.0F, 0.3F);
   auto* data = tensor.mutable_data_ptr<float>();
@@ -33,32 +35,24 @@ inline at::Tensor random_tensor(std::initializer_list<int64_t> shape, std::mt199
 }
 
 inline std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
-  ModelConfig config;
-  config.vocab_size = kVocab;
-  config.hidden_size = 16;
-  config.intermediate_size = 24;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 4;
-  config.num_key_value_heads = 2;
-  config.head_dim = 4;
-  config.sliding_windows = {0, 0};
-  config.inv_freq = {1.0F, 0.01F};
+  ModelSpec spec;
+  spec.vocab_size = kVocab;
+  spec.hidden_size = 16;
+  spec.attention.heads = 4;
+  spec.attention.kv_heads = 2;
+  spec.attention.head_dim = 4;
+  spec.attention.query_scalar = 4;
+  spec.feed_forward.size = 24;
+  spec.ropes = {{{1.0F, 0.01F}}};
+  spec.layers = {{}, {}};
   std::mt19937 generator(seed);
-  TensorMap tensors = {{"model.embed_tokens.weight", random_tensor({kVocab, 16}, generator)},
-                       {"model.norm.weight", random_tensor({16}, generator)}};
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string name = "model.layers." + std::to_string(layer) + ".";
-    tensors[name + "input_layernorm.weight"] = random_tensor({16}, generator);
-    tensors[name + "post_attention_layernorm.weight"] = random_tensor({16}, generator);
-    tensors[name + "self_attn.q_proj.weight"] = random_tensor({16, 16}, generator);
-    tensors[name + "self_attn.k_proj.weight"] = random_tensor({8, 16}, generator);
-    tensors[name + "self_attn.v_proj.weight"] = random_tensor({8, 16}, generator);
-    tensors[name + "self_attn.o_proj.weight"] = random_tensor({16, 16}, generator);
-    tensors[name + "mlp.gate_proj.weight"] = random_tensor({24, 16}, generator);
-    tensors[name + "mlp.up_proj.weight"] = random_tensor({24, 16}, generator);
-    tensors[name + "mlp.down_proj.weight"] = random_tensor({16, 24}, generator);
+  TensorMap tensors;
+  for (const TensorSlot& slot : tensor_slots(spec)) {
+    if (slot.name != "head") {
+      tensors[slot.name] = random_tensor(slot.shape, generator);
+    }
   }
-  return std::make_shared<const Weights>(config, tensors);
+  return std::make_shared<const Weights>(spec, tensors);
 }
 
 // A large model and two experts that share a base: lanes 0 to 3.
@@ -76,23 +70,20 @@ inline std::shared_ptr<const Adapter> tiny_adapter(uint32_t seed, int64_t rank, 
   TensorMap tensors;
   std::unordered_map<std::string, double> scales;
   const auto add = [&](const std::string& name, int64_t out, int64_t in) {
-    tensors[name + ".lora_A"] = random_tensor({rank, in}, generator);
-    tensors[name + ".lora_B"] = random_tensor({rank, out}, generator);
+    tensors[name + ".a"] = random_tensor({rank, in}, generator);
+    tensors[name + ".b"] = random_tensor({rank, out}, generator);
     scales[name] = 1.5 / static_cast<double>(rank);
   };
+  const std::shared_ptr<const Weights> base = tiny_model(1);
   for (int layer = all ? 0 : 1; layer < 2; ++layer) {
-    const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-    add(prefix + "self_attn.q_proj", 16, 16);
-    add(prefix + "self_attn.v_proj", 8, 16);
-    add(prefix + "mlp.down_proj", 16, 24);
-    if (all) {
-      add(prefix + "self_attn.k_proj", 8, 16);
-      add(prefix + "self_attn.o_proj", 16, 16);
-      add(prefix + "mlp.gate_proj", 24, 16);
-      add(prefix + "mlp.up_proj", 24, 16);
+    for (const LinearSlot& slot : linear_slots(base->spec())) {
+      const std::string_view name = slot.name;
+      if (all || name == "q" || name == "v" || name == "down") {
+        add(slot_of(layer, slot.name), slot.out, slot.in);
+      }
     }
   }
-  return std::make_shared<Adapter>(tiny_model(1)->config(), tensors, scales);
+  return std::make_shared<Adapter>(base->spec(), tensors, scales);
 }
 
 inline Models tiny_models() { return {tiny_model(1), tiny_model(2), tiny_model(3), tiny_model(4)}; }

@@ -256,7 +256,7 @@ void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y) {
                     [x, weight, y] { y.copy_(at::mm(x.to(at::kFloat), weight.to(at::kFloat).t())); });
 }
 
-bool prompt_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, const at::Tensor&) {
+bool prompt_attention(const at::Tensor&, const at::Tensor&, const at::Tensor&, int64_t, double, const at::Tensor&) {
   return false;
 }
 

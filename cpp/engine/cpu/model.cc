@@ -11,7 +11,7 @@ namespace dlf::cpu {
 
 Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
              std::vector<std::shared_ptr<const Adapter>> adapters)
-    : logits_(at::empty({rows, weights->config().vocab_size}, at::kFloat)), lane_logits_(slots) {
+    : logits_(at::empty({rows, weights->spec().vocab_size}, at::kFloat)), lane_logits_(slots) {
   decoder_ = std::make_unique<Decoder>(std::move(weights), slots, max_context, team, std::move(adapters), rows);
   rows_.reserve(rows);
   for (std::vector<const float*>& lane : lane_logits_) {

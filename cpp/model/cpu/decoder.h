@@ -5,20 +5,24 @@
 
 #include "model/adapter.h"
 #include "model/cpu/kv_cache.h"
-#include "model/rope_tables.h"
+#include "model/rope_table.h"
 #include "model/weights.h"
-#include "ops/cpu/row.h"
-#include "ops/linear.h"
-#include "ops/lora.h"
+#include "ops/cpu/linear_input.h"
+#include "ops/cpu/lora.h"
 #include "support/thread_team.h"
 
 namespace dlf {
 
-using ops::Row;
+// One token on its way through a model: which cache slot it belongs to and where in it.
+struct Row {
+  int64_t token;
+  int64_t slot;
+  int64_t position;
+  int64_t adapter = -1;  // among those of its model; -1: none
+};
 
-// A pre-norm decoder-only transformer (Llama, Mistral, Qwen2, Qwen3: they differ only in config) on one Weights, with
-// the KV cache of all its lanes. Rows may have adapters: the base's products are one for all rows, and what an adapter
-// adds to its own costs little beside them.
+// A decoder-only transformer (block.h) on one Weights, with the KV cache of all its lanes. Rows may have adapters: the
+// base's products are one for all rows, and what an adapter adds to its own costs little beside them.
 class Decoder {
  public:
   static constexpr int64_t kChunkTokens = 256;  // a prompt is read in chunks of at most this many
@@ -41,43 +45,27 @@ class Decoder {
   KVCache& cache() { return cache_; }
 
  private:
-  enum class Phase { prefill, decode };
+  class Pass;
 
   // Neighbouring rows with one adapter.
   struct Run {
     const Adapter* adapter;
-    int64_t row;
-    int64_t rows;
+    int row;
+    int rows;
   };
-  // A product that adapters may add to.
-  struct Adapted {
-    LowRank LayerAdapter::* update;
-    float* y;
-  };
-
-  void forward(std::span<const Row> rows, Phase phase);
-  void find_runs(std::span<const Row> rows);
-  void attention_block(const LayerWeights& layer, int64_t index, std::span<const Row> rows, Phase phase);
-  void mlp_block(const LayerWeights& layer, int64_t index, int64_t rows, Phase phase);
-  void adapt(int64_t layer, const float* x, int64_t rows, std::initializer_list<Adapted> products);
-  void project(const LinearWeights& linear, const float* x, float* y, int64_t rows, Phase phase,
-               bool accumulate = false);
-  void multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products, Phase phase);
-  ops::LinearInputRows input_of(const LinearWeights& linear, const float* x, int64_t rows);
-  void head(const float* hidden, int64_t rows, float* logits, Phase phase);
 
   std::shared_ptr<const Weights> weights_;
   KVCache cache_;
   int64_t decode_rows_;
   ThreadTeam& team_;
-  RopeTables rope_;
+  std::vector<RopeTable> ropes_;
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass
   ops::LinearInput input_;
-  std::vector<Row> prefill_rows_;
+  std::vector<int32_t> tokens_, positions_, slots_;  // of its rows
 
   std::vector<std::shared_ptr<const Adapter>> adapters_;
   std::vector<Run> runs_;  // of the forward pass
-  std::vector<ops::LoraUpdate> updates_;
+  std::vector<ops::LoraRun> updates_;
   at::Tensor inner_;  // [rows, products, rank]
 };
 

@@ -10,20 +10,20 @@
 
 namespace dlf {
 
-KVCache::KVCache(const ModelConfig& config, DType dtype, int64_t slots, int64_t max_context)
-    : layers_(config.num_hidden_layers),
-      kv_heads_(config.num_key_value_heads),
-      head_dim_(config.head_dim),
+KVCache::KVCache(const ModelSpec& spec, DType dtype, int64_t slots, int64_t max_context)
+    : layers_(spec.layer_count()),
+      kv_heads_(spec.attention.kv_heads),
+      head_dim_(spec.attention.head_dim),
       slots_(slots),
       max_context_(max_context),
       capacity_((max_context + ops::kCacheBlock - 1) / ops::kCacheBlock * ops::kCacheBlock) {
   const auto options = at::TensorOptions().dtype(scalar_type(dtype));
-  const std::vector<int64_t> shape = {config.num_hidden_layers, slots, config.num_key_value_heads, capacity_,
-                                      config.head_dim};
+  const std::vector<int64_t> shape = {spec.layer_count(), slots, spec.attention.kv_heads, capacity_,
+                                      spec.attention.head_dim};
   keys_ = at::empty(shape, options);
   values_ = at::empty(shape, options);
   width_ = keys_.element_size();
-  layer_bytes_ = static_cast<int64_t>(keys_.nbytes()) / config.num_hidden_layers;
+  layer_bytes_ = static_cast<int64_t>(keys_.nbytes()) / spec.layer_count();
 }
 
 int64_t KVCache::bytes(int64_t positions) const { return 2 * layers_ * kv_heads_ * head_dim_ * positions * width_; }

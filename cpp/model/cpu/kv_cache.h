@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "model/config.h"
-#include "ops/cache_layout.h"
+#include "model/spec.h"
+#include "ops/cpu/cache_layout.h"
 #include "support/dtype.h"
 #include "support/thread_team.h"
 
@@ -16,7 +16,7 @@ namespace dlf {
 // only a smaller position in the next forward pass. Memory is reserved at once and touched as positions are written.
 class KVCache {
  public:
-  KVCache(const ModelConfig& config, DType dtype, int64_t slots, int64_t max_context);
+  KVCache(const ModelSpec& spec, DType dtype, int64_t slots, int64_t max_context);
 
   void* keys(int64_t layer) { return static_cast<char*>(keys_.mutable_data_ptr()) + layer * layer_bytes_; }
   void* values(int64_t layer) { return static_cast<char*>(values_.mutable_data_ptr()) + layer * layer_bytes_; }
@@ -35,7 +35,7 @@ class KVCache {
   template <typename Move>
   void for_stretches(int64_t slot, int64_t begin, int64_t end, ThreadTeam& team, Move&& move);
 
-  at::Tensor keys_;  // [layers, ...] as in ops/cache_layout.h
+  at::Tensor keys_;  // [layers, ...] as in ops/cpu/cache_layout.h
   at::Tensor values_;
   int64_t layers_;
   int64_t kv_heads_;

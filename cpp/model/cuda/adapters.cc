@@ -11,6 +11,8 @@
 
 namespace dlf::cuda {
 
+using ops::LoraUpdate;
+
 DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>& adapters,
                                const std::vector<int64_t>& lane_adapter, int device)
     : lane_adapter_(lane_adapter) {
@@ -31,9 +33,11 @@ DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>
     if (found != there.end()) {
       return found->second;
     }
-    max_rank_ = std::max(max_rank_, static_cast<int>(update.rank()));
-    return there[&update] = {put(update.a), put(update.b), update.scale, static_cast<int>(update.rank()),
-                             static_cast<int>(update.b.size(1))};
+    LoraUpdate on_device = update.update();
+    on_device.a = put(update.a);
+    on_device.b = put(update.b);
+    max_rank_ = std::max(max_rank_, on_device.rank);
+    return there[&update] = on_device;
   };
   std::vector<LoraUpdate> table;
   for (size_t layer = 0; layer < adapters[0]->layers.size(); ++layer) {

@@ -26,7 +26,7 @@ class DeviceAdapters {
   int max_rank() const { return max_rank_; }
   // Whether rows of this lane change at all.
   bool adapts(int lane) const { return !empty() && lane_adapter_[lane] >= 0; }
-  const LoraUpdate* updates(int64_t layer, Input input) const;
+  const ops::LoraUpdate* updates(int64_t layer, Input input) const;
 
  private:
   std::vector<int64_t> lane_adapter_;

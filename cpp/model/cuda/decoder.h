@@ -6,12 +6,12 @@
 #include <memory>
 #include <vector>
 
-#include "model/config.h"
 #include "model/cuda/adapters.h"
 #include "model/cuda/weights.h"
 #include "model/model_size.h"
+#include "model/rope_table.h"
+#include "model/spec.h"
 #include "ops/cuda/cache_copy.h"
-#include "ops/cuda/linear.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
@@ -36,7 +36,7 @@ struct DecoderBytes {
   int64_t workspace;  // what the libraries use, and a bound of what graphs and rounding to whole pages take
 };
 
-// The transformer of model/decoder.h on a GPU, with the KV cache of all its lanes. Everything that a decode step
+// The transformer of block.h on a GPU, with the KV cache of all its lanes. Everything that a decode step
 // touches lies at a fixed address, and which tokens it reads is written in device memory: it can be captured into a
 // graph. The residual stream is float32, activations have the weights' dtype.
 class Decoder {
@@ -77,34 +77,12 @@ class Decoder {
   float* logits() { return logits_.mutable_data_ptr<float>(); }
   at::Tensor logits_of(int row) const { return logits_.narrow(0, row, 1); }
   int64_t logits_rows() const { return logits_.size(0); }
-  int64_t vocab() const { return config_.vocab_size; }  // the stride of logits()
-  at::Tensor& tokens() { return tokens_; }              // int32 [max_tokens]
-  at::Tensor& positions() { return positions_; }        // int32 [rows]; −1: the row is idle
+  int64_t vocab() const { return spec_.vocab_size; }  // the stride of logits()
+  at::Tensor& tokens() { return tokens_; }            // int32 [max_tokens]
+  at::Tensor& positions() { return positions_; }      // int32 [rows]; −1: the row is idle
 
  private:
-  // The rows that pass through the layers together: one for each lane and token, or the tokens of a prompt.
-  struct Batch {
-    int rows;
-    bool prompt;
-    int slot;       // of a prompt
-    int start;      // position of its first token
-    int first = 0;  // else which of all rows are these,
-    int slots = 0;  // and row r has slot r % slots
-  };
-
-  void ready_libraries();
-  void forward(const Batch& batch);
-  void feed_forward(const Batch& batch, int layer);
-  void adapt(const Batch& batch, int layer, DeviceAdapters::Input input);
-  void attend(const Batch& batch, int layer);
-  void attend_prompt(const Batch& batch, int layer);
-  void norm(const at::Tensor& weight, bool add_branch, int first_row, int rows);
-  void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch);
-  LinearArgs linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y, const Batch& batch) const;
-  at::Tensor library_weight(const DeviceLinear& linear) const;
-  void embed(const int32_t* tokens, int count);
-  void head(int first_row, at::Tensor logits, const Batch& batch);
-  CacheCopyArgs copy_args(int row, int begin, int count, void* piece);
+  class Pass;
 
   struct Cache {
     at::Tensor keys, values;  // [layers, rows, kv_heads, max_context, head_dim]
@@ -114,11 +92,10 @@ class Decoder {
 
   Cache make_cache(int first_row, int rows) const;
   const Cache& cache_of(int row) const { return row < shape_.slots() ? cache_ : spare_; }
-  const int32_t* positions_of(const Batch& batch) const {
-    return batch.prompt ? nullptr : positions_.const_data_ptr<int32_t>() + batch.first;
-  }
+  void ready_libraries();
+  CacheCopyArgs copy_args(int row, int begin, int count, void* piece);
 
-  ModelConfig config_;
+  ModelSpec spec_;
   DType dtype_;
   DecoderShape shape_;
   Queue& queue_;
@@ -127,7 +104,7 @@ class Decoder {
   int64_t k_offset_, v_offset_, up_offset_;
   DeviceInfo device_;
   Cache cache_, spare_;
-  at::Tensor cos_, sin_;  // [max_context, head_dim / 2]
+  std::vector<RopeTable> ropes_;
   at::Tensor tokens_, positions_;
   at::Tensor hidden_;  // float32 [most rows, hidden]
   at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;

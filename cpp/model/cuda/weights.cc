@@ -67,16 +67,16 @@ DeviceLinear linear(std::initializer_list<const LinearWeights*> parts, int devic
 DeviceWeights::DeviceWeights(const Weights& weights, int device)
     : embedding(to_device(weights.embedding, device)), norm(to_device(weights.norm, device)) {
   for (const LayerWeights& layer : weights.layers) {
-    layers.push_back({to_device(layer.input_norm, device), linear({&layer.q, &layer.k, &layer.v}, device),
+    layers.push_back({to_device(layer.attention_norm, device), linear({&layer.q, &layer.k, &layer.v}, device),
                       linear({&layer.o}, device), to_device(layer.q_norm, device), to_device(layer.k_norm, device),
-                      to_device(layer.post_attention_norm, device), linear({&layer.gate, &layer.up}, device),
+                      to_device(layer.feed_forward_norm, device), linear({&layer.gate, &layer.up}, device),
                       linear({&layer.down}, device)});
   }
-  if (weights.lm_head.weight.is_same(weights.embedding)) {  // tied: held once
-    lm_head = {embedding, {}, {}, weights.lm_head.matrix};
-    lm_head.matrix.data = embedding.const_data_ptr();
+  if (weights.head.weight.is_same(weights.embedding)) {  // tied: held once
+    head = {embedding, {}, {}, weights.head.matrix};
+    head.matrix.data = embedding.const_data_ptr();
   } else {
-    lm_head = linear({&weights.lm_head}, device);
+    head = linear({&weights.head}, device);
   }
 }
 

@@ -19,10 +19,10 @@ struct DeviceLinear {
 };
 
 struct DeviceLayer {
-  at::Tensor input_norm;
+  at::Tensor attention_norm;
   DeviceLinear qkv, o;
   at::Tensor q_norm, k_norm;
-  at::Tensor post_attention_norm;
+  at::Tensor feed_forward_norm;
   DeviceLinear gate_up, down;
 };
 
@@ -34,7 +34,7 @@ struct DeviceWeights {
   at::Tensor embedding;
   std::vector<DeviceLayer> layers;
   at::Tensor norm;
-  DeviceLinear lm_head;
+  DeviceLinear head;
 };
 
 // Where the outputs of a layer begin that comes behind others.

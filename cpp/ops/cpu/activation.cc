@@ -1,10 +1,11 @@
-#include "ops/activation.h"
+#include "ops/cpu/activation.h"
 
 namespace dlf::ops {
 
 void swiglu(const SwiGluArgs& args, ThreadTeam& team) {
   const auto kernel = DLF_CPU_DISPATCH(swiglu_kernel);
-  team.parallel_for(args.count, 2048, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  const int64_t count = static_cast<int64_t>(args.rows) * args.size;
+  team.parallel_for(count, 2048, [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 }  // namespace dlf::ops

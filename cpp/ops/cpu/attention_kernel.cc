@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "ops/attention.h"
+#include "ops/cpu/attention.h"
 #include "ops/cpu/running_softmax.h"
 
 namespace dlf::ops::DLF_CPU {
@@ -93,12 +93,19 @@ void average(Heads<H>& heads, const Element* values, int64_t low, int64_t high, 
 }
 
 template <int64_t H, typename Element>
-void attend(const AttentionArgs& args, const Row& row, const float* q, int64_t kv_head, float* y) {
+void attend(const AttentionArgs& args, int row, const float* q, int64_t kv_head, float* y) {
   const int64_t dim = args.head_dim;
-  const int64_t cache = cache_offset(row.slot, kv_head, args.kv_heads, args.capacity, dim);
+  const int64_t position = args.places.position_of(row);
+  if (position < 0) {
+    for (int64_t i = 0; i < H * dim; ++i) {
+      y[i] = 0.0F;
+    }
+    return;
+  }
+  const int64_t cache = cache_offset(args.places.slot_of(row), kv_head, args.kv_heads, args.capacity, dim);
   const Element* keys = static_cast<const Element*>(args.k_cache) + cache;
   const Element* values = static_cast<const Element*>(args.v_cache) + cache;
-  const int64_t end = row.position + 1;
+  const int64_t end = position + 1;
   const int64_t begin = args.window > 0 && end > args.window ? end - args.window : 0;
   alignas(64) float sums[H * kMaxHeadDim];
   Heads<H> heads;
@@ -133,22 +140,22 @@ void attend(const AttentionArgs& args, const Row& row, const float* q, int64_t k
 template <typename Element>
 void attend_item(const AttentionArgs& args, int64_t item) {
   const int64_t groups = head_groups(args);
-  const int64_t row = item / (args.kv_heads * groups);
+  const auto row = static_cast<int>(item / (args.kv_heads * groups));
   const int64_t kv_head = item / groups % args.kv_heads;
   const int64_t share = args.heads / args.kv_heads;  // query heads of a key-value head
   const int64_t first = item % groups * kAttentionHeads;
-  const int64_t at = (row * args.heads + kv_head * share + first) * args.head_dim;
-  const float* q = args.q + at;
-  float* y = args.y + at;
+  const int64_t head = kv_head * share + first;
+  const float* q = static_cast<const float*>(args.q) + static_cast<int64_t>(row) * args.q_stride + head * args.head_dim;
+  float* y = static_cast<float*>(args.y) + (static_cast<int64_t>(row) * args.heads + head) * args.head_dim;
   switch (share - first < kAttentionHeads ? share - first : kAttentionHeads) {
     case 1:
-      return attend<1, Element>(args, args.row[row], q, kv_head, y);
+      return attend<1, Element>(args, row, q, kv_head, y);
     case 2:
-      return attend<2, Element>(args, args.row[row], q, kv_head, y);
+      return attend<2, Element>(args, row, q, kv_head, y);
     case 3:
-      return attend<3, Element>(args, args.row[row], q, kv_head, y);
+      return attend<3, Element>(args, row, q, kv_head, y);
     default:
-      return attend<4, Element>(args, args.row[row], q, kv_head, y);
+      return attend<4, Element>(args, row, q, kv_head, y);
   }
 }
 

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "ops/attention.h"
+#include "ops/cpu/attention.h"
 #include "ops/cpu/running_softmax.h"
 
 namespace dlf::ops::DLF_CPU {
@@ -85,11 +85,12 @@ template <typename Element>
 void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row, const PrefillScratch& scratch) {
   const int64_t dim = args.head_dim;
   const int64_t group = args.heads / args.kv_heads;
-  const int64_t end_row = first_row + kPrefillChunk < args.rows ? first_row + kPrefillChunk : args.rows;
+  const int64_t end_row = first_row + kPrefillChunk < args.places.rows ? first_row + kPrefillChunk : args.places.rows;
   const int64_t queries = (end_row - first_row) * group;
-  const int64_t cache = cache_offset(args.row[0].slot, kv_head, args.kv_heads, args.capacity, dim);
+  const int64_t cache = cache_offset(args.places.slot_of(0), kv_head, args.kv_heads, args.capacity, dim);
   const Element* k = static_cast<const Element*>(args.k_cache) + cache;
   const Element* v = static_cast<const Element*>(args.v_cache) + cache;
+  const auto position_of = [&](int64_t row) -> int64_t { return args.places.position_of(static_cast<int>(row)); };
   const auto first_seen = [&](int64_t position) {
     return args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
   };
@@ -99,27 +100,28 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row,
   for (int64_t i = 0; i < queries * dim; ++i) {
     scratch.sums[i] = 0.0F;
   }
-  const int64_t last = args.row[end_row - 1].position + 1;
-  const int64_t begin = first_seen(args.row[first_row].position) / kBlock * kBlock;
+  const int64_t last = position_of(end_row - 1) + 1;
+  const int64_t begin = first_seen(position_of(first_row)) / kBlock * kBlock;
   for (int64_t block = begin; block < last; block += kBlock) {
     const int64_t count = last - block < kBlock ? last - block : kBlock;
     unpack(k + block * dim, v + block * dim, count, dim, scratch.keys, scratch.values);
     for (int64_t query = 0; query < queries; ++query) {
       const int64_t row = first_row + query / group;
       const int64_t head = kv_head * group + query % group;
-      const int64_t position = args.row[row].position;
+      const int64_t position = position_of(row);
       const int64_t first = first_seen(position) - block;
       const int64_t low = first > 0 ? first : 0;
       const int64_t high = position + 1 - block < count ? position + 1 - block : count;
       if (low < high) {
-        attend(args.q + (row * args.heads + head) * dim, scratch.keys, scratch.values, low, high, dim, args.scale,
-               scratch.queries[query], scratch.sums + query * dim);
+        const float* q = static_cast<const float*>(args.q) + row * args.q_stride + head * dim;
+        attend(q, scratch.keys, scratch.values, low, high, dim, args.scale, scratch.queries[query],
+               scratch.sums + query * dim);
       }
     }
   }
   for (int64_t query = 0; query < queries; ++query) {
     const int64_t row = first_row + query / group;
-    float* y = args.y + (row * args.heads + kv_head * group + query % group) * dim;
+    float* y = static_cast<float*>(args.y) + (row * args.heads + kv_head * group + query % group) * dim;
     for (int64_t i = 0; i < dim; ++i) {
       y[i] = scratch.sums[query * dim + i] / scratch.queries[query].total;
     }
@@ -129,7 +131,7 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row,
 }  // namespace
 
 void prefill_attention_kernel(const AttentionArgs& args, const PrefillScratch& scratch, int64_t begin, int64_t end) {
-  const int64_t chunks = (args.rows + kPrefillChunk - 1) / kPrefillChunk;
+  const int64_t chunks = (args.places.rows + kPrefillChunk - 1) / kPrefillChunk;
   for (int64_t item = begin; item < end; ++item) {
     if (args.dtype == DType::float32) {
       attend_chunk<float>(args, item / chunks, item % chunks * kPrefillChunk, scratch);

@@ -1,4 +1,4 @@
-#include "ops/embedding.h"
+#include "ops/cpu/embedding.h"
 
 #include <c10/util/BFloat16.h>
 
@@ -10,8 +10,13 @@ namespace {
 template <typename Element>
 void copy_rows(const EmbeddingArgs& args) {
   for (int64_t r = 0; r < args.rows; ++r) {
-    const Element* from = static_cast<const Element*>(args.weight) + args.row[r].token * args.size;
-    std::copy(from, from + args.size, args.y + r * args.size);
+    const int64_t token = args.token[r / args.lanes];
+    float* y = args.y + r * args.size;
+    if (token < 0) {
+      std::fill_n(y, args.size, 0.0F);
+      continue;
+    }
+    std::copy_n(static_cast<const Element*>(args.weight) + token * args.size, args.size, y);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "ops/linear.h"
+#include "ops/cpu/linear.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -8,15 +8,15 @@
 
 #include <algorithm>
 
-#include "ops/activation.h"
+#include "ops/cpu/activation.h"
 
 namespace dlf::ops {
 namespace {
 
 using LinearKernel = void(const LinearInputRows&, const LinearArgs&, int64_t, int64_t);
 
-constexpr int64_t kLibraryRows = 16;     // below this, reading the weights costs more than multiplying
-constexpr int64_t kPrefillOutputs = 32;  // a multiple of which one product of the library has
+constexpr int64_t kFewRows = 16;         // up to here, reading the weights costs more than multiplying
+constexpr int64_t kLibraryOutputs = 32;  // a multiple of which one product of the library has
 
 LinearKernel* kernel_of(MatrixType type) {
   return is_quantized(type) ? DLF_CPU_DISPATCH_BF16(linear_tiles_kernel) : DLF_CPU_DISPATCH_BF16(linear_kernel);
@@ -81,19 +81,20 @@ void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const Linea
   LinearKernel* kernel = kernel_of(gate.weight.type);
   const auto activate = DLF_CPU_DISPATCH(swiglu_kernel);
   const int64_t out = gate.weight.out;
+  const auto size = static_cast<int>(out);
+  const SwiGluArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32};
   team.parallel_for(tiles(out), 1, [&](int64_t begin, int64_t end) {
     kernel(x, gate, begin, end);
     kernel(x, up, begin, end);
     for (int64_t row = 0; row < gate.rows; ++row) {
-      activate({gate.y + row * out, up.y + row * out, gate.y + row * out, out}, begin * kTileOutputs,
-               std::min(end * kTileOutputs, out));
+      activate(args, row * out + begin * kTileOutputs, row * out + std::min(end * kTileOutputs, out));
     }
   });
 }
 
 void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
   const Matrix& matrix = args.weight;
-  if (args.rows <= kLibraryRows || is_quantized(matrix.type)) {
+  if (args.rows <= kFewRows || is_quantized(matrix.type)) {
     return linear(x, args, team);
   }
   const TorchThreads caller;
@@ -103,13 +104,13 @@ void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam
                                                                   : with_library_rows(x.bfloat16, args.rows, x.in);
   const at::Tensor weight = view(matrix.data, matrix.out, matrix.in, type);
   // Each product reads x anew: two for each thread, so that a thread without a core doesn't hold up the others.
-  const int64_t share = round_up(matrix.out / (2 * team.size()) + 1, kPrefillOutputs);
+  const int64_t share = round_up(matrix.out / (2 * team.size()) + 1, kLibraryOutputs);
   team.parallel_for(matrix.out, share, [&](int64_t begin, int64_t end) {
     at::set_num_threads(1);
     const at::Tensor product = at::mm(input, weight.slice(0, begin, end).t()).to(at::kFloat);
     const float* from = product.const_data_ptr<float>();
     for (int64_t row = 0; row < args.rows; ++row) {
-      float* y = args.y + row * matrix.out;
+      float* y = static_cast<float*>(args.y) + row * matrix.out;
       for (int64_t o = begin; o < end; ++o) {
         const float value = *from++ + (args.bias ? args.bias[o] : 0.0F);
         y[o] = args.accumulate ? y[o] + value : value;

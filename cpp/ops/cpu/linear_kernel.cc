@@ -5,8 +5,8 @@
 #include <immintrin.h>
 #endif
 
+#include "ops/cpu/linear.h"
 #include "ops/cpu/rounding.h"
-#include "ops/linear.h"
 
 // float32 and bfloat16 weights, which lie row by row.
 namespace dlf::ops::DLF_CPU {
@@ -98,7 +98,7 @@ void write(const LinearInputRows& input, const LinearArgs& args, const typename 
     total += Type::value(x[i]) * Type::value(w[i]);
   }
   total += args.bias ? args.bias[output] : 0.0F;
-  float& y = args.y[row * args.weight.out + output];
+  float& y = static_cast<float*>(args.y)[row * args.weight.out + output];
   y = args.accumulate ? y + total : total;
 }
 

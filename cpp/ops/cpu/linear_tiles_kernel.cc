@@ -1,6 +1,6 @@
+#include "ops/cpu/linear.h"
 #include "ops/cpu/row_blocks.h"
 #include "ops/cpu/tile_dot.h"
-#include "ops/linear.h"
 
 // int8 and int4 weights, which lie in tiles (matrix.h), times activations of 8 bits: sums of a group of 32 inputs are
 // exact integers, which the scales turn into floats. Nothing here depends on how many rows go together.
@@ -67,7 +67,7 @@ void write(const LinearArgs& args, int64_t row, int64_t tile, const Floats (&sum
   for (int64_t r = 0; r < R; ++r) {
     float values[kTileOutputs];
     store(values, sums[r]);
-    float* y = args.y + (row + r) * out + first;
+    float* y = static_cast<float*>(args.y) + (row + r) * out + first;
     for (int64_t i = 0; i < count; ++i) {
       const float value = values[i] + (args.bias ? args.bias[first + i] : 0.0F);
       y[i] = args.accumulate ? y[i] + value : value;

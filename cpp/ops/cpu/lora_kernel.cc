@@ -1,8 +1,8 @@
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
+#include "ops/cpu/lora.h"
 #include "ops/cpu/rounding.h"
-#include "ops/lora.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {
@@ -34,7 +34,7 @@ template <typename Type>
 void add_outputs(const LoraUpdate& update, const float* inner, float* y, int64_t begin, int64_t end) {
   using Element = typename Type::Element;
   const auto* b = static_cast<const Element*>(update.b);
-  const int64_t rank = update.a.out;
+  const int64_t rank = update.rank;
   int64_t o = begin;
   for (; o + 2 * Vec::size() <= end; o += 2 * Vec::size()) {
     Pair sum = {Vec(0.0F), Vec(0.0F)};
@@ -58,23 +58,24 @@ void add_outputs(const LoraUpdate& update, const float* inner, float* y, int64_t
 }
 
 template <typename Type>
-void add_rows(const LoraUpdate& update, int64_t begin, int64_t end) {
+void add_rows(const LoraRun& run, int64_t begin, int64_t end) {
+  const LoraUpdate& update = run.update;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kLoraOutputs;
     const int64_t last = first + kLoraOutputs < update.out ? first + kLoraOutputs : update.out;
-    for (int64_t row = 0; row < update.rows; ++row) {
-      add_outputs<Type>(update, update.inner + row * update.a.out, update.y + row * update.out, first, last);
+    for (int64_t row = 0; row < run.rows; ++row) {
+      add_outputs<Type>(update, run.inner + row * update.rank, run.y + row * update.out, first, last);
     }
   }
 }
 
 }  // namespace
 
-void lora_kernel(const LoraUpdate& update, int64_t begin, int64_t end) {
-  if (update.a.type == MatrixType::float32) {
-    add_rows<Float32>(update, begin, end);
+void lora_kernel(const LoraRun& run, MatrixType type, int64_t begin, int64_t end) {
+  if (type == MatrixType::float32) {
+    add_rows<Float32>(run, begin, end);
   } else {
-    add_rows<BFloat16>(update, begin, end);
+    add_rows<BFloat16>(run, begin, end);
   }
 }
 

@@ -1,4 +1,4 @@
-#include "ops/norm.h"
+#include "ops/cpu/norm.h"
 
 namespace dlf::ops {
 

@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "ops/norm.h"
+#include "ops/cpu/norm.h"
 
 namespace dlf::ops::DLF_CPU {
 
@@ -11,8 +11,14 @@ using Vec = at::vec::Vectorized<float>;
 
 void rms_norm_kernel(const NormArgs& args, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
-    const float* x = args.x + row * args.size;
-    float* y = args.y + row * args.size;
+    float* x = args.x + row * args.size;
+    float* y = static_cast<float*>(args.y) + row * args.size;
+    if (args.branch != nullptr) {
+      const float* branch = static_cast<const float*>(args.branch) + row * args.size;
+      for (int64_t j = 0; j < args.size; ++j) {
+        x[j] += branch[j];
+      }
+    }
     Vec squares(0.0F);
     int64_t i = 0;
     for (; i + Vec::size() <= args.size; i += Vec::size()) {

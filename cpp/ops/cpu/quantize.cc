@@ -1,4 +1,4 @@
-#include "ops/quantize.h"
+#include "ops/cpu/quantize.h"
 
 #include <ATen/ops/empty.h>
 #include <c10/util/BFloat16.h>

@@ -1,5 +1,5 @@
+#include "ops/cpu/quantize.h"
 #include "ops/cpu/rounding.h"
-#include "ops/quantize.h"
 
 // The 16 channels of a tile side by side: the compiler makes one vector operation of each loop over them.
 namespace dlf::ops::DLF_CPU {

@@ -1,6 +1,7 @@
 #include <c10/util/BFloat16.h>
 
-#include "ops/rope.h"
+#include "ops/cpu/cache_layout.h"
+#include "ops/cpu/rope.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {
@@ -21,22 +22,27 @@ void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
   const int64_t half = dim / 2;
   float rotated[kMaxHeadDim];
   for (int64_t r = begin; r < end; ++r) {
-    const Row& row = args.row[r];
-    const float* cos = args.cos + row.position * half;
-    const float* sin = args.sin + row.position * half;
+    const int row = static_cast<int>(r);
+    const int64_t position = args.places.position_of(row);
+    if (position < 0) {
+      continue;
+    }
+    const float* cos = args.cos + position * half;
+    const float* sin = args.sin + position * half;
     for (int64_t head = 0; head < args.heads; ++head) {
-      float* q = args.q + (r * args.heads + head) * dim;
+      float* q = static_cast<float*>(args.q) + r * args.q_stride + head * dim;
       rotate(q, q, cos, sin, half);
     }
     for (int64_t head = 0; head < args.kv_heads; ++head) {
-      const int64_t from = (r * args.kv_heads + head) * dim;
-      const int64_t to = cache_offset(row.slot, head, args.kv_heads, args.capacity, dim);
-      rotate(args.k + from, rotated, cos, sin, half);
-      Element* k = static_cast<Element*>(args.k_cache) + to + key_offset(row.position, 0, dim);
-      Element* v = static_cast<Element*>(args.v_cache) + to + row.position * dim;
+      const int64_t from = r * args.kv_stride + head * dim;
+      const int64_t to = cache_offset(args.places.slot_of(row), head, args.kv_heads, args.capacity, dim);
+      rotate(static_cast<const float*>(args.k) + from, rotated, cos, sin, half);
+      const float* value = static_cast<const float*>(args.v) + from;
+      Element* k = static_cast<Element*>(args.k_cache) + to + key_offset(position, 0, dim);
+      Element* v = static_cast<Element*>(args.v_cache) + to + position * dim;
       for (int64_t i = 0; i < dim; ++i) {
         k[i * kCacheBlock] = static_cast<Element>(rotated[i]);
-        v[i] = static_cast<Element>(args.v[from + i]);
+        v[i] = static_cast<Element>(value[i]);
       }
     }
   }

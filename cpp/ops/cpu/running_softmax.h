@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "ops/attention.h"
+#include "ops/cpu/attention.h"
 
 // Local to the *_kernel.cc file and the instruction set that it is compiled for.
 namespace dlf::ops::DLF_CPU {

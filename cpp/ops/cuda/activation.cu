@@ -6,6 +6,8 @@
 namespace dlf::cuda {
 namespace {
 
+using ops::SwiGluArgs;
+
 constexpr int kThreads = 128;
 
 // Each thread takes N neighbouring values.
@@ -17,9 +19,9 @@ __global__ void swiglu_kernel(SwiGluArgs args) {
     return;
   }
   const auto row = static_cast<int64_t>(blockIdx.y);
-  const T* gate = static_cast<const T*>(args.gate_up) + row * args.stride + i;
-  const auto gates = load<T, N>(gate);
-  const auto ups = load<T, N>(gate + args.up_offset);
+  const int64_t from = row * args.stride + i;
+  const auto gates = load<T, N>(static_cast<const T*>(args.gate) + from);
+  const auto ups = load<T, N>(static_cast<const T*>(args.up) + from);
   Vector<T, N> y;
 #pragma unroll
   for (int j = 0; j < N; ++j) {
@@ -37,8 +39,13 @@ void start(const SwiGluArgs& args, Stream stream) {
 }  // namespace
 
 void swiglu(const SwiGluArgs& args, Stream stream) {
-  const bool vectors = args.size % 4 == 0 && args.stride % 4 == 0 && args.up_offset % 4 == 0;
-  for_dtype(args.dtype, [&]<typename T>() { vectors ? start<T, 4>(args, stream) : start<T, 1>(args, stream); });
+  for_dtype(args.dtype, [&]<typename T>() {
+    constexpr uintptr_t kVector = 4 * sizeof(T);
+    const bool vectors = args.size % 4 == 0 && args.stride % 4 == 0 &&
+                         reinterpret_cast<uintptr_t>(args.gate) % kVector == 0 &&
+                         reinterpret_cast<uintptr_t>(args.up) % kVector == 0;
+    vectors ? start<T, 4>(args, stream) : start<T, 1>(args, stream);
+  });
 }
 
 }  // namespace dlf::cuda

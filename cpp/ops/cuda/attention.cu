@@ -19,7 +19,8 @@ constexpr int kMaxHeads = 4;  // query heads that read the cache together
 constexpr int kMaxHeadDim = kElements * kWarp;
 
 template <typename T, int H, int Lanes, bool Vectors>
-__global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2) attention_kernel(AttentionArgs args) {
+__global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2)
+    attention_kernel(AttentionArgs args, int splits) {
   await_inputs();
   using Layout = Parts<H, Lanes>;
   const int share = args.heads / args.kv_heads;  // query heads of a key-value head
@@ -29,9 +30,9 @@ __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2) attention
   const int heads = min(H, share - first);
   const int first_head = kv_head * share + first;
   const int row = static_cast<int>(blockIdx.z);
-  const int position = args.position[row];
+  const int position = args.places.position_of(row);
   const int thread = static_cast<int>(threadIdx.x);
-  const bool split = args.splits > 1;
+  const bool split = splits > 1;
   const int block = split ? static_cast<int>(blockIdx.x) : 0;  // of the cluster
   T* y = static_cast<T*>(args.y) + (static_cast<int64_t>(row) * args.heads + first_head) * args.head_dim;
   if (position < 0) {
@@ -105,29 +106,29 @@ __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2) attention
 }
 
 template <typename T, int H, int Lanes, bool Vectors>
-void start(const AttentionArgs& args, Stream stream) {
+void start(const AttentionArgs& args, int splits, Stream stream) {
   using Layout = Parts<H, Lanes>;
   static_assert(H * Layout::kDim <= kGroups * kThreads);
   const int head_groups = (args.heads / args.kv_heads + H - 1) / H;
-  const auto splits = static_cast<unsigned>(args.splits);
-  const dim3 grid(splits, static_cast<unsigned>(args.kv_heads * head_groups), static_cast<unsigned>(args.rows));
+  const auto blocks = static_cast<unsigned>(splits);
+  const dim3 grid(blocks, static_cast<unsigned>(args.kv_heads * head_groups), static_cast<unsigned>(args.places.rows));
   launch_early(attention_kernel<T, H, Lanes, Vectors>,
-               {grid, dim3(kThreads), sizeof(float) * (kMembers + 1) * Layout::kSize, splits}, stream, args);
+               {grid, dim3(kThreads), sizeof(float) * (kMembers + 1) * Layout::kSize, blocks}, stream, args, splits);
 }
 
 // The kernels for models as they are have vectors and heads of 64 or 128; one more serves all others, and float32.
 template <typename T>
-void start(const AttentionArgs& args, Stream stream) {
+void start(const AttentionArgs& args, int splits, Stream stream) {
   if constexpr (sizeof(T) == 2) {
     if (args.head_dim % kElements == 0 && args.head_dim <= 16 * kElements) {
       const bool alone = args.heads == args.kv_heads;
       if (args.head_dim <= 8 * kElements) {
-        return alone ? start<T, 1, 8, true>(args, stream) : start<T, kMaxHeads, 8, true>(args, stream);
+        return alone ? start<T, 1, 8, true>(args, splits, stream) : start<T, kMaxHeads, 8, true>(args, splits, stream);
       }
-      return alone ? start<T, 1, 16, true>(args, stream) : start<T, kMaxHeads, 16, true>(args, stream);
+      return alone ? start<T, 1, 16, true>(args, splits, stream) : start<T, kMaxHeads, 16, true>(args, splits, stream);
     }
   }
-  start<T, 1, kWarp, false>(args, stream);
+  start<T, 1, kWarp, false>(args, splits, stream);
 }
 
 }  // namespace
@@ -139,14 +140,14 @@ int attention_splits(int rows, int kv_heads, int capacity, int multiprocessors, 
   return fills || capacity <= kShort || compute_capability < kClusters ? 1 : kGroups;
 }
 
-void attention(const AttentionArgs& args, Stream stream) {
+void attention(const AttentionArgs& args, int splits, Stream stream) {
   if (args.head_dim > kMaxHeadDim || args.head_dim % 2 != 0 || args.heads % args.kv_heads != 0 ||
-      (args.splits != 1 && args.splits != kGroups)) {
+      (splits != 1 && splits != kGroups)) {
     throw std::invalid_argument("attention: head_dim is " + std::to_string(args.head_dim) + " and splits " +
-                                std::to_string(args.splits) + "; it must be even and at most " +
+                                std::to_string(splits) + "; it must be even and at most " +
                                 std::to_string(kMaxHeadDim) + ", splits 1 or " + std::to_string(kGroups));
   }
-  for_dtype(args.dtype, [&]<typename T>() { start<T>(args, stream); });
+  for_dtype(args.dtype, [&]<typename T>() { start<T>(args, splits, stream); });
 }
 
 }  // namespace dlf::cuda

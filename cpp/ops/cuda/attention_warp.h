@@ -7,6 +7,8 @@
 // of several are merged.
 namespace dlf::cuda {
 
+using ops::AttentionArgs;
+
 inline constexpr int kElements = 8;  // of a head that a lane holds
 
 using Elements = Vector<float, kElements>;
@@ -100,12 +102,13 @@ class AttentionWarp {
         end_(end),
         lane_(static_cast<int>(threadIdx.x) % Lanes),
         place_(static_cast<int>(threadIdx.x) % kWarp / Lanes) {
-    const int64_t cache = (static_cast<int64_t>(row % args.slots) * args.kv_heads + kv_head) * args.capacity * dim_;
+    const int64_t cache =
+        (static_cast<int64_t>(args.places.slot_of(row)) * args.kv_heads + kv_head) * args.capacity * dim_;
     keys_ = static_cast<const T*>(args.k_cache) + cache + lane_ * kElements;
     values_ = static_cast<const T*>(args.v_cache) + cache + lane_ * kElements;
     count_ = min(max(dim_ - lane_ * kElements, 0), kElements);
     constexpr float kLog2E = 1.44269504F;
-    const T* q = static_cast<const T*>(args.qkv) + static_cast<int64_t>(row) * args.stride;
+    const T* q = static_cast<const T*>(args.q) + static_cast<int64_t>(row) * args.q_stride;
 #pragma unroll
     for (int h = 0; h < H; ++h) {
       const int head = first_head + min(h, heads - 1);  // the last one again where there are fewer; nobody reads it

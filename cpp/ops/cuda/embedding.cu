@@ -4,6 +4,8 @@
 namespace dlf::cuda {
 namespace {
 
+using ops::EmbeddingArgs;
+
 constexpr int kThreads = 256;
 
 template <typename T>
@@ -15,7 +17,7 @@ __global__ void embedding_kernel(EmbeddingArgs args) {
   const int row = static_cast<int>(blockIdx.y);
   const int32_t token = args.token[row / args.lanes];
   const T* weight = static_cast<const T*>(args.weight);
-  args.hidden[static_cast<int64_t>(row) * args.size + i] =
+  args.y[static_cast<int64_t>(row) * args.size + i] =
       token < 0 ? 0.0F : to_float(weight[static_cast<int64_t>(token) * args.size + i]);
 }
 

@@ -2,20 +2,17 @@
 
 #include <cstdint>
 
-#include "ops/matrix.h"
+#include "ops/linear.h"
 #include "support/cuda/stream.h"
 #include "support/dtype.h"
 
 namespace dlf::cuda {
 
-struct LinearArgs {
-  const void* x;       // [rows, in], of dtype
-  ops::Matrix weight;  // [out, in], on the device; of dtype, or int8 or int4
-  const float* bias;   // [out], or null
-  void* y;             // [rows, y_stride], of dtype or float32
+// y is [rows, y_stride], of dtype or float32.
+struct LinearArgs : ops::LinearProduct {
+  const void* x;  // [rows, in], of dtype
   int y_stride;
-  bool y_float;  // y is float32 whatever dtype is
-  int rows;
+  bool y_float;             // y is float32 whatever dtype is
   const int32_t* position;  // [rows], -1: the row is not read and not written; or null. Not by the kernel before
   DType dtype;
   int gated = 0;  // where not 0: y has so many channels, SwiGLU of channel c and channel up_offset + c
@@ -31,8 +28,7 @@ bool linear_serves(const LinearArgs& args);
 // Whether linear() can take the activation as well (`gated`): a kernel less, and the same result to the bit.
 bool linear_gates(const LinearArgs& args);
 
-// y = x W^T + bias for the few rows of a decode step: bound by reading W once. A row's result does not depend on the
-// other rows. Where no row is active, no weights are read.
+// For the few rows of a decode step: bound by reading W once. Where no row is active, no weights are read.
 void linear(const LinearArgs& args, Stream stream);
 
 // linear() with weights that go from memory to registers, for devices before sm_90. float16 or bfloat16 activations,

@@ -5,6 +5,8 @@
 namespace dlf::cuda {
 namespace {
 
+using ops::LoraUpdate;
+
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 

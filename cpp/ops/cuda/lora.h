@@ -2,26 +2,18 @@
 
 #include <cstdint>
 
+#include "ops/lora.h"
 #include "support/cuda/stream.h"
 #include "support/dtype.h"
 
 namespace dlf::cuda {
 
-// The update of one product in one lane; rank 0: none.
-struct LoraUpdate {
-  const void* a;  // [rank, in], of dtype
-  const void* b;  // [rank, out]
-  float scale;
-  int rank;
-  int out;
-};
-
 inline constexpr int kMostUpdates = 3;  // of one input: query, key and value
 
 struct LoraArgs {
-  const LoraUpdate* updates;  // device memory, [lanes, kMostUpdates]
-  int products;               // how many of them there are
-  const void* x;              // [rows, in], of dtype
+  const ops::LoraUpdate* updates;  // device memory, [lanes, kMostUpdates], of dtype
+  int products;                    // how many of them there are
+  const void* x;                   // [rows, in], of dtype
   int in;
   int x_stride;
   void* y;  // [rows, y_stride], of dtype; the products' outputs begin at their offsets
@@ -35,7 +27,7 @@ struct LoraArgs {
   DType dtype;
 };
 
-// y += scale * (x A^T) B^T in every row whose lane has an adapter (LoRA, Hu et al., arXiv 2106.09685).
+// Adds to every row whose lane has an adapter.
 void lora(const LoraArgs& args, Stream stream);
 
 }  // namespace dlf::cuda

@@ -7,6 +7,8 @@
 namespace dlf::cuda {
 namespace {
 
+using ops::NormArgs;
+
 constexpr int kMaxThreads = 512;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr int kHeld = 4;  // vectors of a row that a thread keeps in registers
@@ -28,14 +30,14 @@ __global__ void __launch_bounds__(kMaxThreads, 3) rms_norm_kernel(NormArgs args)
 
   float squares = 0.0F;
   const auto read = [&](int i) {
-    auto values = load<float, N>(args.hidden + first + i);
+    auto values = load<float, N>(args.x + first + i);
     if (args.branch != nullptr) {
       const auto branch = load<T, N>(static_cast<const T*>(args.branch) + first + i);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         values.at[j] += to_float(branch.at[j]);
       }
-      store(args.hidden + first + i, values);
+      store(args.x + first + i, values);
     }
 #pragma unroll
     for (int j = 0; j < N; ++j) {
@@ -79,7 +81,7 @@ __global__ void __launch_bounds__(kMaxThreads, 3) rms_norm_kernel(NormArgs args)
     }
   }
   for (int i = thread * N + kHeld * step; i < args.size; i += step) {
-    write(i, load<float, N>(args.hidden + first + i));
+    write(i, load<float, N>(args.x + first + i));
   }
 }
 

@@ -5,6 +5,8 @@
 namespace dlf::cuda {
 namespace {
 
+using ops::RopeArgs;
+
 constexpr int kWarps = 4;  // of a block
 
 // One head: normed if `norm` is there, then rotated. A lane reads and writes the same pairs, so `to` may be `from`.
@@ -38,20 +40,20 @@ __global__ void rope_kernel(RopeArgs args) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int item = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / kWarp;
   const int row = static_cast<int>(blockIdx.y);
-  const int position = args.position != nullptr ? args.position[row] : args.start + row;
+  const int position = args.places.position_of(row);
   if (position < 0 || item >= args.heads + 2 * args.kv_heads) {
     return;
   }
-  T* qkv = static_cast<T*>(args.qkv) + static_cast<int64_t>(row) * args.stride;
   if (item < args.heads) {
-    T* q = qkv + item * args.head_dim;
+    T* q = static_cast<T*>(args.q) + static_cast<int64_t>(row) * args.q_stride + item * args.head_dim;
     rotate(q, q, args.q_norm, args, position, lane);
     return;
   }
   const bool is_key = item < args.heads + args.kv_heads;
   const int head = (item - args.heads) % args.kv_heads;
-  const T* from = qkv + (is_key ? args.k_offset : args.v_offset) + head * args.head_dim;
-  const int64_t slot = args.slot < 0 ? row % args.slots : args.slot;
+  const T* from = static_cast<const T*>(is_key ? args.k : args.v) + static_cast<int64_t>(row) * args.kv_stride +
+                  head * args.head_dim;
+  const int64_t slot = args.places.slot_of(row);
   const int64_t place = ((slot * args.kv_heads + head) * args.capacity + position) * args.head_dim;
   T* to = static_cast<T*>(is_key ? args.k_cache : args.v_cache) + place;
   if (is_key) {
@@ -68,7 +70,8 @@ __global__ void rope_kernel(RopeArgs args) {
 void rope_and_cache(const RopeArgs& args, Stream stream) {
   const auto blocks = static_cast<unsigned>((args.heads + 2 * args.kv_heads + kWarps - 1) / kWarps);
   for_dtype(args.dtype, [&]<typename T>() {
-    launch_early(rope_kernel<T>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kWarps * kWarp)}, stream, args);
+    launch_early(rope_kernel<T>, {dim3(blocks, static_cast<unsigned>(args.places.rows)), dim3(kWarps * kWarp)}, stream,
+                 args);
   });
 }
 

@@ -13,8 +13,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
-#include <cmath>
-
 namespace dlf::cuda {
 namespace {
 
@@ -187,12 +185,11 @@ void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y) {
 
 // Not scaled_dot_product_attention, which may choose cuDNN: that compiles a plan for every new pair of lengths.
 bool prompt_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window,
-                      const at::Tensor& y) {
+                      double scale, const at::Tensor& y) {
   constexpr int64_t kVector = 8;
   if (q.scalar_type() == at::kFloat || q.size(2) % kVector != 0) {
     return false;
   }
-  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(2)));
   const int64_t before = window > 0 ? window - 1 : -1;  // positions that a token sees before itself; -1: all
   const at::Tensor attended = std::get<0>(at::_flash_attention_forward(
       q.unsqueeze(0), keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0), /*cum_seq_q=*/{},

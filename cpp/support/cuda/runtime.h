@@ -118,9 +118,9 @@ class Graph {
 void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y);
 
 // y = attention of the last tokens of a prompt, q and y [rows, heads, head_dim], over what they see of keys and values
-// [kv_heads, end, head_dim]: all before, or the last `window` positions where that is not 0. False where the attention
-// library has no kernel for it.
+// [kv_heads, end, head_dim]: all before, or the last `window` positions where that is not 0; `scale` multiplies the
+// scores. False where the attention library has no kernel for it.
 bool prompt_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window,
-                      const at::Tensor& y);
+                      double scale, const at::Tensor& y);
 
 }  // namespace dlf::cuda

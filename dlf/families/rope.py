@@ -12,10 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from dlf import _C
 from dlf.errors import CheckpointError
 from dlf.support.fields import Fields
 
@@ -26,27 +25,20 @@ KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 ALIASES = {"su": "longrope", "mrope": "default"}  # mrope turns text as default does; only images have other positions
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Rotary:
     """How positions turn queries and keys.
 
     Attributes
     ----------
-    inv_freq
-        Frequencies, float32 ``[head_dim / 2]``.
-    scaling
-        Factor on their cosines and sines.
+    rope
+        Frequencies and the factor on their cosines and sines.
     context_length
         Positions that the model was made for.
-    short_context, long_inv_freq
-        Positions up to which `inv_freq` holds, and the frequencies for a longer context; for ``longrope``.
     """
 
-    inv_freq: npt.NDArray[np.float32]
-    scaling: float
+    rope: _C.RopeSpec
     context_length: int
-    short_context: int | None = None
-    long_inv_freq: npt.NDArray[np.float32] | None = None
 
 
 def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
@@ -74,7 +66,7 @@ def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
     powers = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     inv_freq = 1.0 / powers
     if kind == "default":
-        return Rotary(inv_freq.numpy(), 1.0, max_positions)
+        return Rotary(_spec(inv_freq), max_positions)
 
     # A value beside the rope table, as some files have it, wins over the one inside.
     source = fields if "original_max_position_embeddings" in fields else rope
@@ -87,7 +79,7 @@ def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
     else:
         factor = rope.number("factor", 1e-3, 1e6)
     if kind == "dynamic":
-        return Rotary(_dynamic(rope, factor, theta, head_dim, max_positions), 1.0, max_positions)
+        return Rotary(_spec(_dynamic(rope, factor, theta, head_dim, max_positions)), max_positions)
 
     # Files say the length that training began with, or the one that scaling made of it. Llama 3 and longrope do not
     # reach `factor` times the original one where the file says the other.
@@ -95,16 +87,20 @@ def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
     if kind in ("linear", "yarn") or max_positions <= original:
         extended = max(max_positions, min(int(factor * original), MAX_POSITIONS))
     if kind == "linear":
-        return Rotary((inv_freq / factor).numpy(), 1.0, extended)
+        return Rotary(_spec(inv_freq / factor), extended)
     if kind == "llama3":
         low = rope.number("low_freq_factor", 1e-3, 1e6)
         high = rope.number("high_freq_factor", 1e-3, 1e6)
         if low == high:
             raise rope.error("high_freq_factor", "different from low_freq_factor")
-        return Rotary(_llama3(inv_freq, factor, low, high, original).numpy(), 1.0, extended)
+        return Rotary(_spec(_llama3(inv_freq, factor, low, high, original)), extended)
     if kind == "longrope":
-        return _longrope(rope, powers, factor, original, extended)
-    return Rotary(*_yarn(rope, powers, head_dim, theta, factor, original), extended)
+        return Rotary(_longrope(rope, powers, factor, original), extended)
+    return Rotary(_yarn(rope, powers, head_dim, theta, factor, original), extended)
+
+
+def _spec(inv_freq: torch.Tensor, scaling: float = 1.0) -> _C.RopeSpec:
+    return _C.RopeSpec(inv_freq=inv_freq.tolist(), scaling=scaling)
 
 
 def _kind(rope: Fields) -> str:
@@ -119,20 +115,21 @@ def _kind(rope: Fields) -> str:
     return kind
 
 
-def _dynamic(rope: Fields, factor: float, theta: float, head_dim: int, max_positions: int) -> npt.NDArray[np.float32]:
+def _dynamic(rope: Fields, factor: float, theta: float, head_dim: int, max_positions: int) -> torch.Tensor:
     """NTK-aware scaling at `max_positions`: the frequencies without scaling, but for rounding."""
     if head_dim == 2:
         raise rope.error("rope_type" if "rope_type" in rope else "type", "another one for heads of 2 numbers")
     base = theta * ((factor * max_positions / max_positions) - (factor - 1)) ** (head_dim / (head_dim - 2))
     inv_freq: torch.Tensor = 1.0 / (base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))
-    return inv_freq.numpy()
+    return inv_freq
 
 
-def _longrope(rope: Fields, powers: torch.Tensor, factor: float, original: int, extended: int) -> Rotary:
+def _longrope(rope: Fields, powers: torch.Tensor, factor: float, original: int) -> _C.RopeSpec:
     """LongRoPE (Ding et al., 2024, arXiv:2402.13753): each frequency divided by a number of its own."""
 
-    def frequencies(key: str) -> npt.NDArray[np.float32]:
-        return (1.0 / (torch.tensor(rope.numbers(key, len(powers), 1e-6, 1e6), dtype=torch.float32) * powers)).numpy()
+    def frequencies(key: str) -> list[float]:
+        factors = torch.tensor(rope.numbers(key, len(powers), 1e-6, 1e6), dtype=torch.float32)
+        return (1.0 / (factors * powers)).tolist()
 
     if "attention_factor" in rope:
         scaling = rope.number("attention_factor", 0.0, 1e6)
@@ -142,7 +139,12 @@ def _longrope(rope: Fields, powers: torch.Tensor, factor: float, original: int, 
         raise rope.error("original_max_position_embeddings", "more than 1")
     else:
         scaling = math.sqrt(1 + math.log(factor) / math.log(original))
-    return Rotary(frequencies("short_factor"), scaling, extended, original, frequencies("long_factor"))
+    return _C.RopeSpec(
+        inv_freq=frequencies("short_factor"),
+        scaling=scaling,
+        long_inv_freq=frequencies("long_factor"),
+        short_context=original,
+    )
 
 
 def _llama3(inv_freq: torch.Tensor, factor: float, low: float, high: float, positions: int) -> torch.Tensor:
@@ -157,7 +159,7 @@ def _llama3(inv_freq: torch.Tensor, factor: float, low: float, high: float, posi
 
 def _yarn(
     rope: Fields, powers: torch.Tensor, head_dim: int, theta: float, factor: float, positions: int
-) -> tuple[npt.NDArray[np.float32], float]:
+) -> _C.RopeSpec:
     """YaRN (Peng et al., 2023, arXiv:2309.00071): a ramp over the dimensions from kept to stretched frequencies."""
 
     def optional(key: str, default: float, low: float = 0.0, high: float = 1e6) -> float:
@@ -187,4 +189,4 @@ def _yarn(
     ramp = torch.clamp((torch.arange(head_dim // 2, dtype=torch.float32) - first) / (last - first), 0, 1)
     kept = 1 - ramp
     inv_freq = 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept
-    return inv_freq.numpy(), attention_factor
+    return _spec(inv_freq, attention_factor)

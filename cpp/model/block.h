@@ -1,0 +1,120 @@
+#pragma once
+
+#include <cmath>
+#include <concepts>
+#include <cstdint>
+
+#include "model/spec.h"
+#include "ops/attention.h"
+#include "ops/places.h"
+#include "ops/rope.h"
+
+// The layers of a decoder-only transformer, written once for all backends. What a layer computes, in which order and
+// with which numbers is said here; a backend's pass holds the buffers and starts the operations, fused as its device
+// likes them.
+namespace dlf {
+
+// What attention of one layer works on. Activations and the cache lie as the backend lays them out.
+struct AttentionBuffers {
+  void* q;  // rows [heads, head_dim], q_stride apart
+  void* k;  // rows [kv_heads, head_dim], kv_stride apart
+  void* v;
+  int q_stride;
+  int kv_stride;
+  void* attended;  // [rows, heads, head_dim]
+  void* keys;      // of the cache
+  void* values;
+  int capacity;  // positions of a slot
+  ops::Places places;
+  const float* cos;  // of the layer's rotation
+  const float* sin;
+  const float* q_norm;  // null where the layer has none
+  const float* k_norm;
+  DType dtype;
+};
+
+// One pass of some rows through the layers of one backend. The stream is the residual stream; each row has its own.
+template <typename P>
+concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, const ops::AttentionArgs& attention) {
+  { pass.spec() } -> std::same_as<const ModelSpec&>;
+  { pass.buffers(layer) } -> std::same_as<AttentionBuffers>;
+  pass.norm(pass.layer(layer).attention_norm);  // normed = RMSNorm(stream)
+  pass.norm(pass.layer(layer).feed_forward_norm);
+  pass.project_heads(layer);      // q, k, v = projections of normed
+  pass.rope_and_cache(rope);      // turns q and k, which goes into the cache with v
+  pass.attend(layer, attention);  // attended = attention over the cache
+  pass.add_attention(layer);      // stream += o(attended)
+  pass.gate(layer);               // gated = silu(gate(normed)) * up(normed)
+  pass.add_feed_forward(layer);   // stream += down(gated)
+};
+
+inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& buffers) {
+  const AttentionSpec& attention = spec.attention;
+  ops::RopeArgs args = {};
+  args.q = buffers.q;
+  args.k = buffers.k;
+  args.v = buffers.v;
+  args.q_stride = buffers.q_stride;
+  args.kv_stride = buffers.kv_stride;
+  args.k_cache = buffers.keys;
+  args.v_cache = buffers.values;
+  args.cos = buffers.cos;
+  args.sin = buffers.sin;
+  args.q_norm = buffers.q_norm;
+  args.k_norm = buffers.k_norm;
+  args.epsilon = static_cast<float>(spec.norm_epsilon);
+  args.places = buffers.places;
+  args.heads = static_cast<int>(attention.heads);
+  args.kv_heads = static_cast<int>(attention.kv_heads);
+  args.head_dim = static_cast<int>(attention.head_dim);
+  args.capacity = buffers.capacity;
+  args.dtype = buffers.dtype;
+  return args;
+}
+
+inline ops::AttentionArgs attention_args(const ModelSpec& spec, int64_t layer, const AttentionBuffers& buffers) {
+  const AttentionSpec& attention = spec.attention;
+  ops::AttentionArgs args = {};
+  args.q = buffers.q;
+  args.q_stride = buffers.q_stride;
+  args.k_cache = buffers.keys;
+  args.v_cache = buffers.values;
+  args.y = buffers.attended;
+  args.places = buffers.places;
+  args.heads = static_cast<int>(attention.heads);
+  args.kv_heads = static_cast<int>(attention.kv_heads);
+  args.head_dim = static_cast<int>(attention.head_dim);
+  args.capacity = buffers.capacity;
+  args.window = static_cast<int>(spec.layers[layer].window);
+  args.scale = 1.0F / std::sqrt(static_cast<float>(attention.query_scalar));
+  args.dtype = buffers.dtype;
+  return args;
+}
+
+template <BlockPass P>
+void attention_block(P& pass, int64_t layer) {
+  pass.norm(pass.layer(layer).attention_norm);
+  pass.project_heads(layer);
+  const AttentionBuffers buffers = pass.buffers(layer);
+  pass.rope_and_cache(rope_args(pass.spec(), buffers));
+  pass.attend(layer, attention_args(pass.spec(), layer, buffers));
+  pass.add_attention(layer);
+}
+
+template <BlockPass P>
+void feed_forward_block(P& pass, int64_t layer) {
+  pass.norm(pass.layer(layer).feed_forward_norm);
+  pass.gate(layer);
+  pass.add_feed_forward(layer);
+}
+
+// From the embedding to the stream that the last norm reads.
+template <BlockPass P>
+void run_layers(P& pass) {
+  for (int64_t layer = 0; layer < pass.spec().layer_count(); ++layer) {
+    attention_block(pass, layer);
+    feed_forward_block(pass, layer);
+  }
+}
+
+}  // namespace dlf

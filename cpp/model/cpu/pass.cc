@@ -1,0 +1,144 @@
+#include "model/cpu/pass.h"
+
+#include <array>
+
+#include "ops/cpu/activation.h"
+#include "ops/cpu/attention.h"
+#include "ops/cpu/embedding.h"
+#include "ops/cpu/norm.h"
+#include "ops/cpu/rope.h"
+
+namespace dlf {
+namespace {
+
+float* data(at::Tensor& tensor) { return tensor.mutable_data_ptr<float>(); }
+const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
+
+}  // namespace
+
+void Decoder::Pass::embed() {
+  ops::embedding({d_.weights_->embedding.const_data_ptr(), d_.tokens_.data(), data(d_.hidden_), rows_, 1,
+                  static_cast<int>(spec().hidden_size), d_.weights_->dtype()});
+}
+
+void Decoder::Pass::head(int64_t first, int rows, float* logits) {
+  rows_ = rows;
+  norm(data(d_.hidden_) + first * spec().hidden_size, d_.weights_->norm);
+  const LinearWeights& linear = d_.weights_->head;
+  const std::array products = {product(linear, logits)};
+  multiply(input_of(linear, data(d_.normed_)), products);
+}
+
+AttentionBuffers Decoder::Pass::buffers(int64_t index) {
+  const AttentionSpec& attention = spec().attention;
+  const RopeTable& rope = d_.ropes_[spec().layers[index].rope];
+  return {data(d_.q_),
+          data(d_.k_),
+          data(d_.v_),
+          static_cast<int>(attention.q_size()),
+          static_cast<int>(attention.kv_size()),
+          data(d_.attended_),
+          d_.cache_.keys(index),
+          d_.cache_.values(index),
+          static_cast<int>(d_.cache_.capacity()),
+          places_,
+          data(rope.cos),
+          data(rope.sin),
+          data(layer(index).q_norm),
+          data(layer(index).k_norm),
+          d_.weights_->dtype()};
+}
+
+void Decoder::Pass::norm(const at::Tensor& weight) { norm(data(d_.hidden_), weight); }
+
+void Decoder::Pass::project_heads(int64_t index) {
+  const LayerWeights& w = layer(index);
+  const std::array products = {product(w.q, data(d_.q_)), product(w.k, data(d_.k_)), product(w.v, data(d_.v_))};
+  multiply(input_of(w.q, data(d_.normed_)), products);
+  adapt(index, data(d_.normed_),
+        {{&LayerAdapter::q, data(d_.q_)}, {&LayerAdapter::k, data(d_.k_)}, {&LayerAdapter::v, data(d_.v_)}});
+}
+
+void Decoder::Pass::rope_and_cache(const ops::RopeArgs& args) { ops::rope_and_cache(args, d_.team_); }
+
+void Decoder::Pass::attend(int64_t /*index*/, const ops::AttentionArgs& args) {
+  is_prompt_ ? ops::prefill_attention(args, d_.team_) : ops::attention(args, d_.team_);
+}
+
+void Decoder::Pass::add_attention(int64_t index) { add(index, &LayerWeights::o, &LayerAdapter::o, data(d_.attended_)); }
+
+// One loop, in a decode step without adapters.
+void Decoder::Pass::gate(int64_t index) {
+  const LayerWeights& w = layer(index);
+  const ops::LinearInputRows input = input_of(w.gate, data(d_.normed_));
+  const std::array products = {product(w.gate, data(d_.gate_)), product(w.up, data(d_.up_))};
+  if (!is_prompt_ && d_.runs_.empty()) {
+    return ops::linear_swiglu(input, products[0], products[1], d_.team_);
+  }
+  multiply(input, products);
+  adapt(index, data(d_.normed_), {{&LayerAdapter::gate, data(d_.gate_)}, {&LayerAdapter::up, data(d_.up_)}});
+  const auto size = static_cast<int>(spec().feed_forward.size);
+  ops::swiglu({data(d_.gate_), data(d_.up_), size, data(d_.gate_), rows_, size, DType::float32}, d_.team_);
+}
+
+void Decoder::Pass::add_feed_forward(int64_t index) {
+  add(index, &LayerWeights::down, &LayerAdapter::down, data(d_.gate_));
+}
+
+ops::LinearArgs Decoder::Pass::product(const LinearWeights& linear, float* y, bool accumulate) const {
+  return {{linear.matrix, data(linear.bias), y, rows_}, accumulate};
+}
+
+ops::LinearInputRows Decoder::Pass::input_of(const LinearWeights& linear, const float* x) {
+  return d_.input_.prepare(x, rows_, linear.matrix.in, linear.matrix.type, d_.team_);
+}
+
+void Decoder::Pass::norm(float* x, const at::Tensor& weight) {
+  ops::rms_norm({x, nullptr, data(weight), data(d_.normed_), rows_, static_cast<int>(spec().hidden_size),
+                 static_cast<float>(spec().norm_epsilon), DType::float32},
+                d_.team_);
+}
+
+void Decoder::Pass::multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products) {
+  if (!is_prompt_) {
+    return ops::linear(x, products, d_.team_);
+  }
+  for (const ops::LinearArgs& args : products) {
+    ops::linear_prefill(x, args, d_.team_);
+  }
+}
+
+// stream += linear(x)
+void Decoder::Pass::add(int64_t index, LinearWeights LayerWeights::* weights, LowRank LayerAdapter::* update,
+                        const float* x) {
+  const LinearWeights& linear = layer(index).*weights;
+  const std::array products = {product(linear, data(d_.hidden_), /*accumulate=*/true)};
+  multiply(input_of(linear, x), products);
+  adapt(index, x, {{update, data(d_.hidden_)}});
+}
+
+// Adds what the rows' adapters make of x to products of it.
+void Decoder::Pass::adapt(int64_t index, const float* x, std::initializer_list<Adapted> products) {
+  d_.updates_.clear();
+  float* inner = d_.runs_.empty() ? nullptr : data(d_.inner_);
+  int64_t in = 0;
+  for (const Run& run : d_.runs_) {
+    for (const Adapted& product : products) {
+      const LowRank& low_rank = run.adapter->layers[index].*product.update;
+      if (!low_rank.defined()) {
+        continue;
+      }
+      in = low_rank.a.size(1);
+      const ops::LoraUpdate update = low_rank.update();
+      float* y = product.y + static_cast<int64_t>(run.row) * update.out;
+      d_.updates_.push_back({update, y, run.row, run.rows, inner});
+      inner += static_cast<int64_t>(run.rows) * update.rank;
+    }
+  }
+  if (!d_.updates_.empty()) {
+    const ops::MatrixType type = float_type(d_.weights_->dtype());
+    ops::lora(d_.input_.prepare(x, rows_, in, type, d_.team_), d_.updates_, type, d_.team_);
+  }
+}
+
+}  // namespace dlf

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <initializer_list>
+#include <span>
+
+#include "model/block.h"
+#include "model/cpu/decoder.h"
+#include "ops/cpu/linear.h"
+
+namespace dlf {
+
+// Runs the steps of block.h on the rows that the decoder's tokens_ and runs_ tell of.
+class Decoder::Pass {
+ public:
+  Pass(Decoder& decoder, const ops::Places& places, bool is_prompt)
+      : d_(decoder), places_(places), rows_(places.rows), is_prompt_(is_prompt) {}
+
+  void embed();                                       // stream = the tokens' embeddings
+  void head(int64_t first, int rows, float* logits);  // of `rows` rows from `first` on; ends the pass
+
+  const ModelSpec& spec() const { return d_.weights_->spec(); }
+  const LayerWeights& layer(int64_t index) const { return d_.weights_->layers[index]; }
+  AttentionBuffers buffers(int64_t index);
+  void norm(const at::Tensor& weight);
+  void project_heads(int64_t index);
+  void rope_and_cache(const ops::RopeArgs& args);
+  void attend(int64_t index, const ops::AttentionArgs& args);
+  void add_attention(int64_t index);
+  void gate(int64_t index);
+  void add_feed_forward(int64_t index);
+
+ private:
+  // A product that adapters may add to.
+  struct Adapted {
+    LowRank LayerAdapter::* update;
+    float* y;
+  };
+
+  ops::LinearArgs product(const LinearWeights& linear, float* y, bool accumulate = false) const;
+  ops::LinearInputRows input_of(const LinearWeights& linear, const float* x);
+  void norm(float* x, const at::Tensor& weight);
+  void multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products);
+  void add(int64_t index, LinearWeights LayerWeights::* weights, LowRank LayerAdapter::* update, const float* x);
+  void adapt(int64_t index, const float* x, std::initializer_list<Adapted> products);
+
+  Decoder& d_;
+  ops::Places places_;
+  int rows_;
+  bool is_prompt_;
+};
+
+}  // namespace dlf

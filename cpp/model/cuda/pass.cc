@@ -1,0 +1,226 @@
+#include "model/cuda/pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <tuple>
+#include <vector>
+
+#include "model/cuda/prompt_attention.h"
+#include "ops/cuda/activation.h"
+#include "ops/cuda/attention.h"
+#include "ops/cuda/bias.h"
+#include "ops/cuda/embedding.h"
+#include "ops/cuda/lora.h"
+#include "ops/cuda/norm.h"
+#include "ops/cuda/rope.h"
+
+namespace dlf::cuda {
+namespace {
+
+const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
+
+// Element `offset` of each row begins here.
+void* column(const at::Tensor& tensor, int64_t offset) {
+  return static_cast<std::byte*>(tensor.mutable_data_ptr()) + offset * tensor.element_size();
+}
+
+}  // namespace
+
+Decoder::Pass Decoder::Pass::decode(Decoder& decoder, int first, int rows, int slots) {
+  return {decoder, {rows, decoder.positions_.const_data_ptr<int32_t>() + first, 0, nullptr, 0, slots}, -1};
+}
+
+Decoder::Pass Decoder::Pass::prompt(Decoder& decoder, int row, int start, int count) {
+  return {decoder, ops::prompt_places(count, start, row - decoder.cache_of(row).first_row), row};
+}
+
+void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
+  cuda::embedding({d_.weights_.embedding.const_data_ptr(), tokens, d_.hidden_.mutable_data_ptr<float>(), rows_, lanes,
+                   static_cast<int>(spec().hidden_size), d_.dtype_},
+                  d_.queue_.stream());
+}
+
+// NOLINTNEXTLINE(performance-unnecessary-value-param): a handle, which multiply() writes through.
+void Decoder::Pass::head(int first, int rows, at::Tensor logits) {
+  rows_ = rows;
+  norm(d_.weights_.norm, first);
+  multiply(d_.weights_.head, d_.normed_.narrow(0, first, rows), logits);
+}
+
+AttentionBuffers Decoder::Pass::buffers(int64_t index) {
+  const RopeTable& rope = d_.ropes_[spec().layers[index].rope];
+  const auto stride = static_cast<int>(d_.qkv_.size(1));
+  return {column(d_.qkv_, 0),
+          column(d_.qkv_, d_.k_offset_),
+          column(d_.qkv_, d_.v_offset_),
+          stride,
+          stride,
+          d_.attended_.mutable_data_ptr(),
+          cache().keys.select(0, index).mutable_data_ptr(),
+          cache().values.select(0, index).mutable_data_ptr(),
+          static_cast<int>(d_.shape_.max_context),
+          places_,
+          data(rope.cos),
+          data(rope.sin),
+          data(layer(index).q_norm),
+          data(layer(index).k_norm),
+          d_.dtype_};
+}
+
+void Decoder::Pass::norm(const at::Tensor& weight) { norm(weight, 0); }
+
+void Decoder::Pass::norm(const at::Tensor& weight, int first) {
+  at::Tensor hidden = d_.hidden_.narrow(0, first, rows_);
+  at::Tensor normed = d_.normed_.narrow(0, first, rows_);
+  const at::Tensor branch = d_.branch_.narrow(0, first, rows_);
+  cuda::rms_norm({hidden.mutable_data_ptr<float>(), branched_ ? branch.const_data_ptr() : nullptr, data(weight),
+                  normed.mutable_data_ptr(), rows_, static_cast<int>(spec().hidden_size),
+                  static_cast<float>(spec().norm_epsilon), d_.dtype_},
+                 d_.queue_.stream());
+  branched_ = false;
+}
+
+void Decoder::Pass::project_heads(int64_t index) {
+  multiply(layer(index).qkv, d_.normed_, d_.qkv_);
+  adapt(index, DeviceAdapters::attention);
+}
+
+void Decoder::Pass::rope_and_cache(const ops::RopeArgs& args) { cuda::rope_and_cache(args, d_.queue_.stream()); }
+
+void Decoder::Pass::attend(int64_t index, const ops::AttentionArgs& args) {
+  if (is_prompt()) {
+    return attend_prompt(index, args);
+  }
+  const int splits =
+      attention_splits(rows_, args.kv_heads, args.capacity, d_.device_.multiprocessors, d_.device_.compute_capability);
+  cuda::attention(args, splits, d_.queue_.stream());
+}
+
+void Decoder::Pass::attend_prompt(int64_t index, const ops::AttentionArgs& args) {
+  const AttentionSpec& attention = spec().attention;
+  const std::vector<int64_t> heads = {rows_, attention.heads, attention.head_dim};
+  const at::Tensor q = d_.qkv_.narrow(0, 0, rows_).narrow(1, 0, attention.q_size()).view(heads);
+  const at::Tensor y = d_.attended_.narrow(0, 0, rows_).view(heads);
+  const auto seen = [&](const at::Tensor& side) {
+    return side.select(0, index).select(0, places_.first_slot).narrow(1, 0, places_.start + rows_);
+  };
+  const at::Tensor keys = seen(cache().keys);
+  const at::Tensor values = seen(cache().values);
+  const double scale = 1.0 / std::sqrt(attention.query_scalar);  // args.scale, unrounded
+  d_.queue_.enqueue([=, window = args.window] { cuda::attend_prompt(q, keys, values, window, scale, y); });
+}
+
+void Decoder::Pass::add_attention(int64_t index) {
+  multiply(layer(index).o, d_.attended_, d_.branch_);
+  adapt(index, DeviceAdapters::output);
+  branched_ = true;
+}
+
+// One kernel, where that can be.
+void Decoder::Pass::gate(int64_t index) {
+  const DeviceLinear& gate_up = layer(index).gate_up;
+  const auto size = static_cast<int>(spec().feed_forward.size);
+  LinearArgs args = linear_args(gate_up, d_.normed_, d_.activated_);
+  if (d_.adapters_.empty() && linear_serves(args) && linear_gates(args)) {
+    args.gated = size;
+    args.up_offset = static_cast<int>(d_.up_offset_);
+    return cuda::linear(args, d_.queue_.stream());
+  }
+  multiply(gate_up, d_.normed_, d_.gate_up_);
+  adapt(index, DeviceAdapters::mlp);
+  cuda::swiglu({column(d_.gate_up_, 0), column(d_.gate_up_, d_.up_offset_), static_cast<int>(d_.gate_up_.size(1)),
+                d_.activated_.mutable_data_ptr(), rows_, size, d_.dtype_},
+               d_.queue_.stream());
+}
+
+void Decoder::Pass::add_feed_forward(int64_t index) {
+  multiply(layer(index).down, d_.activated_, d_.branch_);
+  adapt(index, DeviceAdapters::down);
+  branched_ = true;
+}
+
+// Adds to the products of one input what the lanes' adapters make of it.
+void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
+  const int lane = is_prompt() ? prompt_row_ % d_.shape_.lanes : -1;
+  if (d_.adapters_.empty() || (lane >= 0 && !d_.adapters_.adapts(lane))) {
+    return;
+  }
+  const bool is_attention = input == DeviceAdapters::attention;
+  const at::Tensor& x = input == DeviceAdapters::output ? d_.attended_
+                        : input == DeviceAdapters::down ? d_.activated_
+                                                        : d_.normed_;
+  at::Tensor& y = is_attention ? d_.qkv_ : input == DeviceAdapters::mlp ? d_.gate_up_ : d_.branch_;
+  LoraArgs args = {};
+  args.updates = d_.adapters_.updates(index, input);
+  args.products = is_attention ? 3 : input == DeviceAdapters::mlp ? 2 : 1;
+  args.x = x.const_data_ptr();
+  args.in = static_cast<int>(x.size(1));
+  args.x_stride = args.in;
+  args.y = y.mutable_data_ptr();
+  args.y_stride = static_cast<int>(y.size(1));
+  args.offset[1] = static_cast<int>(is_attention ? d_.k_offset_ : d_.up_offset_);
+  args.offset[2] = static_cast<int>(d_.v_offset_);
+  args.lanes = d_.shape_.lanes;
+  args.lane = lane;
+  args.position = places_.position;
+  args.rows = rows_;
+  args.max_rank = d_.adapters_.max_rank();
+  args.dtype = d_.dtype_;
+  cuda::lora(args, d_.queue_.stream());
+}
+
+// The weights as the matrix library reads them: quantized ones where dequantize() leaves them.
+at::Tensor Decoder::Pass::library_weight(const DeviceLinear& linear) const {
+  const ops::Matrix& matrix = linear.matrix;
+  return ops::is_quantized(matrix.type)
+             ? d_.dequantized_.narrow(0, 0, matrix.out * matrix.in).view({matrix.out, matrix.in})
+             : linear.weight;
+}
+
+LinearArgs Decoder::Pass::linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const {
+  LinearArgs args = {};
+  args.weight = linear.matrix;
+  args.bias = data(linear.bias);
+  args.y = y.mutable_data_ptr();
+  args.rows = rows_;
+  args.x = x.const_data_ptr();
+  args.y_stride = static_cast<int>(y.size(1));
+  args.y_float = y.scalar_type() == at::kFloat;
+  args.position = places_.position;
+  args.dtype = d_.dtype_;
+  return args;
+}
+
+// y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.
+void Decoder::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) {
+  const LinearArgs args = linear_args(linear, x, y);
+  if (linear_serves(args)) {
+    return cuda::linear(args, d_.queue_.stream());
+  }
+  if (ops::is_quantized(linear.matrix.type)) {
+    cuda::dequantize(linear.matrix, d_.dequantized_.mutable_data_ptr(), d_.dtype_, d_.queue_.stream());
+  }
+  const int64_t rows = std::min<int64_t>({padded_rows(rows_), x.size(0), y.size(0)});
+  at::Tensor out = y.narrow(0, 0, rows).narrow(1, 0, linear.matrix.out);
+  matmul(x.narrow(0, 0, rows), library_weight(linear), out);
+  if (linear.bias.defined()) {
+    add_bias({args.y, args.bias, rows_, static_cast<int>(linear.matrix.out), args.y_stride,
+              args.y_float ? DType::float32 : d_.dtype_},
+             d_.queue_.stream());
+  }
+}
+
+void Decoder::Pass::multiply_once(int rows) {
+  const DeviceLayer& first = layer(0);
+  for (const auto& [linear, x, y] :
+       {std::tuple(&first.qkv, &d_.normed_, &d_.qkv_), std::tuple(&first.o, &d_.attended_, &d_.branch_),
+        std::tuple(&first.gate_up, &d_.normed_, &d_.gate_up_), std::tuple(&first.down, &d_.activated_, &d_.branch_)}) {
+    at::Tensor out = y->narrow(0, 0, rows).narrow(1, 0, linear->matrix.out);
+    matmul(x->narrow(0, 0, rows), library_weight(*linear), out);
+  }
+}
+
+void Decoder::Pass::attend_once() { attend_prompt(0, attention_args(spec(), 0, buffers(0))); }
+
+}  // namespace dlf::cuda

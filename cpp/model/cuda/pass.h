@@ -1,0 +1,62 @@
+#pragma once
+
+#include "model/block.h"
+#include "model/cuda/decoder.h"
+#include "ops/cuda/linear.h"
+
+namespace dlf::cuda {
+
+// Rows that the libraries see for a chunk of `rows` tokens. They choose a kernel by this number and load it at its
+// first use, so only a few numbers occur, and Decoder::ready_libraries() has met all of them.
+constexpr int padded_rows(int rows) {
+  constexpr int kFine = 16;
+  constexpr int kCoarse = 64;  // as many as a kernel of theirs takes at once
+  return static_cast<int>(ops::round_up(rows, rows <= kCoarse ? kFine : kCoarse));
+}
+
+// Starts the steps of block.h for the rows that pass through the layers together. The output of a block is a branch,
+// which the norm that follows adds to the stream.
+class Decoder::Pass {
+ public:
+  // One row for each lane and token: those of all rows from `first` on, the slot of row r being r % slots.
+  static Pass decode(Decoder& decoder, int first, int rows, int slots);
+  // `count` tokens of one row's prompt from position `start` on.
+  static Pass prompt(Decoder& decoder, int row, int start, int count);
+
+  void embed(const int32_t* tokens, int lanes);       // stream = the embedding of tokens[row / lanes]
+  void head(int first, int rows, at::Tensor logits);  // of `rows` rows from `first` on; ends the pass
+  void multiply_once(int rows);                       // a product of each shape, and
+  void attend_once();                                 // attention, with what happens to lie there
+
+  const ModelSpec& spec() const { return d_.spec_; }
+  const DeviceLayer& layer(int64_t index) const { return d_.weights_.layers[index]; }
+  AttentionBuffers buffers(int64_t index);
+  void norm(const at::Tensor& weight);
+  void project_heads(int64_t index);
+  void rope_and_cache(const ops::RopeArgs& args);
+  void attend(int64_t index, const ops::AttentionArgs& args);
+  void add_attention(int64_t index);
+  void gate(int64_t index);
+  void add_feed_forward(int64_t index);
+
+ private:
+  Pass(Decoder& decoder, const ops::Places& places, int prompt_row)
+      : d_(decoder), places_(places), rows_(places.rows), prompt_row_(prompt_row) {}
+
+  bool is_prompt() const { return prompt_row_ >= 0; }
+  const Cache& cache() const { return is_prompt() ? d_.cache_of(prompt_row_) : d_.cache_; }
+  void norm(const at::Tensor& weight, int first);
+  void attend_prompt(int64_t index, const ops::AttentionArgs& args);
+  LinearArgs linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const;
+  at::Tensor library_weight(const DeviceLinear& linear) const;
+  void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y);
+  void adapt(int64_t index, DeviceAdapters::Input input);
+
+  Decoder& d_;
+  ops::Places places_;
+  int rows_;
+  int prompt_row_;         // −1: not a prompt's
+  bool branched_ = false;  // a branch has still to be added
+};
+
+}  // namespace dlf::cuda

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "model/spec.h"
+
+namespace dlf {
+
+// cos and sin of every rotation for contexts of a length, float32 [max_context, head_dim / 2], times the scaling.
+struct RopeTable {
+  at::Tensor cos;
+  at::Tensor sin;
+
+  RopeTable(const RopeSpec& rope, int64_t max_context);
+};
+
+}  // namespace dlf

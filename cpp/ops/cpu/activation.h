@@ -1,0 +1,14 @@
+#pragma once
+
+#include "ops/activation.h"
+#include "support/cpu_capability.h"
+#include "support/thread_team.h"
+
+namespace dlf::ops {
+
+void swiglu(const SwiGluArgs& args, ThreadTeam& team);
+
+// Elements [begin, end) of rows x size.
+DLF_CPU_KERNEL(swiglu_kernel, const SwiGluArgs& args, int64_t begin, int64_t end);
+
+}  // namespace dlf::ops

@@ -1,0 +1,9 @@
+#pragma once
+
+#include "ops/embedding.h"
+
+namespace dlf::ops {
+
+void embedding(const EmbeddingArgs& args);
+
+}  // namespace dlf::ops

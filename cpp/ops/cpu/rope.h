@@ -1,0 +1,15 @@
+#pragma once
+
+#include "ops/rope.h"
+#include "support/cpu_capability.h"
+#include "support/thread_team.h"
+
+namespace dlf::ops {
+
+// The cache lies as cpu/cache_layout.h says.
+void rope_and_cache(const RopeArgs& args, ThreadTeam& team);
+
+// Rows [begin, end), whose heads are normed already.
+DLF_CPU_KERNEL(rope_and_cache_kernel, const RopeArgs& args, int64_t begin, int64_t end);
+
+}  // namespace dlf::ops

@@ -1,0 +1,145 @@
+"""A model family as data, and what most families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlf import _C
+from dlf.errors import CheckpointError
+from dlf.families.rope import MAX_POSITIONS, read_rotary
+from dlf.support.fields import MAX_VOCAB_SIZE, Fields
+
+__all__ = ["COMMON_DEFAULTS", "MAX_WINDOW", "MODULES", "Family", "decoder", "layer_count"]
+
+MAX_WINDOW = 1 << 28
+
+# What transformers assumes in most families for a key that config.json does not have.
+COMMON_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+
+# The modules of a checkpoint by slot, as Llama named them and most others do.
+MODULES = {
+    "embedding": "model.embed_tokens",
+    "attention_norm": "model.layers.{layer}.input_layernorm",
+    "q": "model.layers.{layer}.self_attn.q_proj",
+    "k": "model.layers.{layer}.self_attn.k_proj",
+    "v": "model.layers.{layer}.self_attn.v_proj",
+    "o": "model.layers.{layer}.self_attn.o_proj",
+    "q_norm": "model.layers.{layer}.self_attn.q_norm",
+    "k_norm": "model.layers.{layer}.self_attn.k_norm",
+    "feed_forward_norm": "model.layers.{layer}.post_attention_layernorm",
+    "gate": "model.layers.{layer}.mlp.gate_proj",
+    "up": "model.layers.{layer}.mlp.up_proj",
+    "down": "model.layers.{layer}.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the checkpoints of one architecture are read.
+
+    Attributes
+    ----------
+    architecture
+        As ``architectures`` of ``config.json`` names it.
+    model_type
+        As ``model_type`` does.
+    defaults
+        What ``transformers`` assumes for keys that ``config.json`` leaves out.
+    spec
+        Makes of a ``config.json`` what the model computes; raises CheckpointError for what dlf does not do.
+    modules
+        Which module of the checkpoint fills each slot; ``{layer}`` is the layer's number.
+    """
+
+    architecture: str
+    model_type: str
+    defaults: Mapping[str, Any]
+    spec: Callable[[Fields], _C.ModelSpec]
+    modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
+
+    def module(self, slot: str) -> str:
+        """Return the module of a slot: that of ``"3.q"`` is ``"model.layers.3.self_attn.q_proj"``."""
+        layer, dot, name = slot.partition(".")
+        return self.modules[name].format(layer=layer) if dot else self.modules[slot]
+
+    def tensor(self, slot: str) -> str:
+        """Return the tensor of a slot: that of ``"3.q.bias"`` is ``"model.layers.3.self_attn.q_proj.bias"``."""
+        module = slot.removesuffix(".bias")
+        return f"{self.module(module)}.{'weight' if module == slot else 'bias'}"
+
+
+def layer_count(fields: Fields) -> int:
+    """Return the number of layers."""
+    return fields.integer("num_hidden_layers", 1, 1024)
+
+
+def decoder(
+    fields: Fields,
+    layers: Sequence[_C.LayerSpec] | None = None,
+    head_norm: bool = False,
+    bias: bool = False,
+    output_bias: bool = False,
+    feed_forward_bias: bool = False,
+) -> _C.ModelSpec:
+    """Read what is alike in families like Llama: pre-norm layers, grouped queries, rotary positions, SwiGLU.
+
+    Parameters
+    ----------
+    fields
+        ``config.json``, with the family's defaults.
+    layers
+        In what each layer may differ; by default none does.
+    head_norm
+        Whether queries and keys are normed head by head.
+    bias, output_bias, feed_forward_bias
+        Whether the projections to q, k and v, the one of attention's output, and those of the feed-forward have one.
+    """
+    if fields.raw("hidden_act") != "silu":
+        raise fields.error("hidden_act", "'silu', the only activation dlf has")
+    hidden_size = fields.integer("hidden_size", 1, 65536)
+    heads = fields.integer("num_attention_heads", 1, 4096)
+    kv_heads = fields.integer("num_key_value_heads", 1, heads) if "num_key_value_heads" in fields else heads
+    if heads % kv_heads:
+        raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads = {heads}")
+    head_dim = _head_dim(fields, hidden_size, heads)
+    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
+    return _C.ModelSpec(
+        vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB_SIZE),
+        hidden_size=hidden_size,
+        norm_epsilon=fields.number("rms_norm_eps", 0.0, 1.0),
+        attention=_C.AttentionSpec(
+            heads=heads, kv_heads=kv_heads, head_dim=head_dim, head_norm=head_norm, bias=bias, output_bias=output_bias
+        ),
+        feed_forward=_C.FeedForwardSpec(size=fields.integer("intermediate_size", 1, 1 << 20), bias=feed_forward_bias),
+        ropes=[read_rotary(fields, head_dim, max_positions).rope],
+        layers=list(layers) if layers is not None else [_C.LayerSpec()] * layer_count(fields),
+    )
+
+
+def _head_dim(fields: Fields, hidden_size: int, heads: int) -> int:
+    if "head_dim" in fields:
+        head_dim = fields.integer("head_dim", 2, 512)
+    elif hidden_size % heads:
+        raise fields.error(
+            "num_attention_heads", f"a divisor of hidden_size = {hidden_size} where head_dim is not given"
+        )
+    else:
+        head_dim = hidden_size // heads
+    if head_dim % 2 or not 2 <= head_dim <= 512:
+        raise CheckpointError(
+            f"{fields.where}: 'head_dim' is {head_dim}; rotary embeddings need an even number from 2 to 512"
+        )
+    return head_dim

@@ -1,0 +1,124 @@
+// The layers of a model on a GPU against those on the CPU, for all that a specification can say.
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda_testing.h"
+#include "model/cpu/decoder.h"
+#include "model/cuda/decoder.h"
+#include "model/slots.h"
+
+namespace dlf {
+namespace {
+
+using namespace dlf::testing;
+
+constexpr int64_t kVocab = 40;
+constexpr int64_t kContext = 64;
+const std::vector<int64_t> kPrompt = {3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32};
+constexpr int64_t kSteps = 5;
+
+ModelSpec plain() {
+  ModelSpec spec;
+  spec.vocab_size = kVocab;
+  spec.hidden_size = 24;
+  spec.attention.heads = 4;
+  spec.attention.kv_heads = 2;
+  spec.attention.head_dim = 6;
+  spec.attention.query_scalar = 6;
+  spec.feed_forward.size = 40;
+  spec.ropes = {{{1.0F, 0.3F, 0.05F}}};
+  spec.layers = {{}, {}, {}};
+  return spec;
+}
+
+std::shared_ptr<const Weights> random_weights(const ModelSpec& spec) {
+  TensorMap tensors;
+  uint32_t seed = 1;
+  for (const TensorSlot& slot : tensor_slots(spec)) {
+    const bool is_matrix = slot.shape.size() == 2;
+    const at::Tensor drawn = random(slot.shape, at::kFloat, seed++);
+    tensors[slot.name] = is_matrix ? drawn * 0.3 : drawn * 0.2 + (slot.name.ends_with("norm") ? 1.0 : 0.0);
+  }
+  return std::make_shared<const Weights>(spec, tensors);
+}
+
+// Logits of the prompt's last token, and of kSteps tokens after it.
+at::Tensor on_cpu(const std::shared_ptr<const Weights>& weights, const std::vector<int64_t>& after) {
+  ThreadTeam team(2);
+  Decoder decoder(weights, 1, kContext, team);
+  at::Tensor logits = at::empty({kSteps + 1, kVocab}, at::kFloat);
+  auto* const to = logits.mutable_data_ptr<float>();
+  decoder.prefill(kPrompt, 0, 0, to);
+  for (int64_t i = 0; i < kSteps; ++i) {
+    const Row row = {after[i], 0, static_cast<int64_t>(kPrompt.size()) + i};
+    decoder.decode({&row, 1}, to + (i + 1) * kVocab);
+  }
+  return logits;
+}
+
+at::Tensor on_device(const Weights& weights, const std::vector<int64_t>& after) {
+  cuda::Queue queue(0);
+  cuda::Decoder decoder(weights, {1, 1, kContext, 1}, queue);
+  const at::Tensor prompt = to_device(std::vector<int32_t>(kPrompt.begin(), kPrompt.end()));
+  decoder.prefill(prompt.const_data_ptr<int32_t>(), static_cast<int>(kPrompt.size()), 0, 0, /*last=*/true);
+  std::vector<at::Tensor> logits;
+  const auto read = [&] {
+    queue.synchronize();
+    queue.run([&] { logits.push_back(decoder.logits_of(0).to(at::kCPU, /*non_blocking=*/false, /*copy=*/true)); });
+  };
+  read();
+  for (int64_t i = 0; i < kSteps; ++i) {
+    queue.run([&] {
+      decoder.tokens().fill_(after[i]);
+      decoder.positions().fill_(static_cast<int64_t>(kPrompt.size()) + i);
+    });
+    decoder.decode(1);
+    read();
+  }
+  return at::cat(logits);
+}
+
+at::Tensor check_backends(const ModelSpec& spec) {
+  const std::shared_ptr<const Weights> weights = random_weights(spec);
+  const std::vector<int64_t> after = {1, 39, 17, 17, 4};
+  const at::Tensor expected = on_cpu(weights, after);
+  const at::Tensor found = on_device(*weights, after);
+  EXPECT((found - expected).abs().max().item<float>() < 1e-4F * expected.abs().max().item<float>());
+  return expected;
+}
+
+// Each says something: the logits are others.
+void backends_agree_on_every_field() {
+  const at::Tensor base = check_backends(plain());
+  const auto changes = [&](const auto& change) {
+    ModelSpec spec = plain();
+    change(spec);
+    EXPECT(!at::allclose(check_backends(spec), base, 1e-3, 1e-3));
+  };
+  changes([](ModelSpec& spec) { spec.norm_epsilon = 0.5; });
+  changes([](ModelSpec& spec) { spec.attention.query_scalar = 1; });
+  changes([](ModelSpec& spec) { spec.attention.head_norm = true; });
+  changes([](ModelSpec& spec) { spec.attention.bias = true; });
+  changes([](ModelSpec& spec) { spec.attention.output_bias = true; });
+  changes([](ModelSpec& spec) { spec.feed_forward.bias = true; });
+  changes([](ModelSpec& spec) { spec.ropes[0].scaling = 1.5; });
+  changes([](ModelSpec& spec) {
+    spec.ropes[0].long_inv_freq = {0.5F, 0.2F, 0.01F};
+    spec.ropes[0].short_context = kContext - 1;
+  });
+  changes([](ModelSpec& spec) { spec.layers[1].window = 4; });
+  changes([](ModelSpec& spec) {
+    spec.ropes.push_back({{0.0F, 0.0F, 0.0F}});
+    spec.layers[1].rope = 1;
+  });
+}
+
+}  // namespace
+}  // namespace dlf
+
+int main() { return dlf::testing::run_cuda({{"backends agree on every field", dlf::backends_agree_on_every_field}}); }
