@@ -536,6 +536,7 @@ class StepLoop:
         devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         cuda_graph: bool = True,
         drafter: typing.SupportsInt | typing.SupportsIndex = -1,
+        prompt_budget: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     def add(
         self,
@@ -552,7 +553,7 @@ class StepLoop:
         """
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
-        Ends a request and frees its places; unknown ids are ignored.
+        Ends a request and frees its slot; unknown ids are ignored.
         """
     def prepare(self) -> bool:
         """

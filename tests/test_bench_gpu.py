@@ -45,7 +45,7 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
     first = {"lengths": [{}, {}], "very_first_ms": 30.0, "unseen_over_again": {"median": 1.0, "most": 1.1}}
     serving = {
         "first": first,
-        "joining": {"alone": times, "longest_gap_ms": 200.0},
+        "joining": {"alone": times, "longest_gap_ms": 200.0, "over_step_and_chunk": 1.05},
         "batch": {"rows": [times | {"batch": size, "tokens_s": 100.0 * size} for size in (8, 16, 64)]},
         "quantized": {"rows": [times | {"precision": "int8", "copy_share": 0.8}]},
     }

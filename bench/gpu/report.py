@@ -192,7 +192,8 @@ def serving_parts(found: dict[str, Any]) -> list[str]:
     if joining:
         notes.append(
             f"While seven long prompts join, a running request waits {joining['longest_gap_ms']:.0f} ms at the most "
-            f"for a token; alone {joining['alone']['median_ms']:.2f} ms."
+            f"for a token, {joining['over_step_and_chunk']:.2f} of a step with one chunk; alone "
+            f"{joining['alone']['median_ms']:.2f} ms."
         )
     if "completions_that_differ" in found["speculate"]:
         notes.append(f"Completions that differ with drafts: {found['speculate']['completions_that_differ']}.")

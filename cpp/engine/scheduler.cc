@@ -52,6 +52,7 @@ void Scheduler::admit() {
 std::span<Sequence* const> Scheduler::read_prompts(PromptReader& reader) {
   const size_t before = decoding_.size();
   const bool nobody_waits = before == 0;  // for a token
+  // Turns that no budget bounds: the first that reads something; while nobody waits, one of each prompt.
   size_t free_turns = nobody_waits ? reading_.size() : 1;
   int64_t left = budget_;
   if (!reading_.empty()) {
@@ -63,7 +64,9 @@ std::span<Sequence* const> Scheduler::read_prompts(PromptReader& reader) {
         break;
       }
       left -= tokens;
-      free_turns -= free_turns > 0 && (tokens > 0 || nobody_waits) ? 1 : 0;
+      if (free_turns > 0 && (tokens > 0 || nobody_waits)) {
+        --free_turns;
+      }
       const bool done = reader.read(next.lanes, next.cached_tokens);
       reading_.erase(reading_.begin());
       (done ? decoding_ : reading_).push_back(&next);

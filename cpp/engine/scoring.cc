@@ -43,20 +43,19 @@ void read_prompts(std::vector<Lane>& lanes, PromptReader& prompts, ScoringRows& 
   }
 }
 
-// Solves the rows for so many tokens, token(i), and adds what each has to score(i). A model that gives no numbers is an
-// error, the first of which stays.
-template <typename Token, typename ScoreOf>
-void add(ScoringRows& rows, const ScoreRequest& request, size_t count, Token&& token, ScoreOf&& score_of) {
+// Solves the rows for these tokens, and adds what they have to a score each, or to the only one. A model that gives no
+// numbers is an error, the first of which stays.
+void add(ScoringRows& rows, const ScoreRequest& request, std::span<const int64_t> tokens, std::span<Score> scores) {
   const size_t experts = request.experts.size();
-  std::vector<double> alpha(count * experts);
+  std::vector<double> alpha(tokens.size() * experts);
   std::vector<ScoringRows::Target> targets;
-  targets.reserve(count);
-  for (size_t i = 0; i < count; ++i) {
-    targets.push_back({token(i), alpha.data() + i * experts});
+  targets.reserve(tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    targets.push_back({tokens[i], alpha.data() + i * experts});
   }
   rows.solve(request, targets);
-  for (size_t i = 0; i < count; ++i) {
-    Score& score = score_of(i);
+  for (size_t i = 0; i < targets.size(); ++i) {
+    Score& score = scores[scores.size() == 1 ? 0 : i];
     const ScoringRows::Target& target = targets[i];
     if (!score.error.empty()) {
       continue;
@@ -82,23 +81,23 @@ std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, i
   read_prompts(lanes, prompts, rows, poll);
 
   // What follows the prompt is one distribution for all.
-  const std::vector<std::vector<int64_t>>& continuations = request.continuations;
-  std::vector<Score> scores(continuations.size());
+  std::vector<Score> scores(request.continuations.size());
+  std::vector<int64_t> first;
+  first.reserve(scores.size());
+  for (const std::vector<int64_t>& tokens : request.continuations) {
+    first.push_back(tokens[0]);
+  }
   rows.use_prompts(lanes);
-  add(
-      rows, request, scores.size(), [&](size_t i) { return continuations[i][0]; },
-      [&](size_t i) -> Score& { return scores[i]; });
+  add(rows, request, first, scores);
   // A continuation overwrites the one before it in the caches. Its last token need not be read.
   for (size_t i = 0; i < scores.size(); ++i) {
-    const std::span tokens(continuations[i]);
+    const std::span tokens(request.continuations[i]);
     const auto size = static_cast<int64_t>(tokens.size());
     for (int64_t begin = 1; begin < size && scores[i].error.empty(); begin += most_rows) {
       const int64_t count = std::min(most_rows, size - begin);
       poll();
       rows.read(lanes, tokens.subspan(begin - 1, count), begin - 1);
-      add(
-          rows, request, count, [&](size_t row) { return tokens[begin + row]; },
-          [&](size_t) -> Score& { return scores[i]; });
+      add(rows, request, tokens.subspan(begin, count), std::span(&scores[i], 1));
     }
   }
   return scores;
