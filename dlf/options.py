@@ -44,7 +44,8 @@ class EngineOptions:
         ``{answer}``, by which examples are written too. By default prompts are read as they are, and messages by the
         chat template of each model that has one.
     combine : {"select", "centroid", "joint", "static", "grid"}
-        How the weights of several experts come together; see `dlf.fusion.solve`.
+        How the weights of several experts come together; see `dlf.fusion.solve`. This and the next three are the rule
+        of requests that do not say otherwise.
     match : {"symmetric", "forward", "reverse"}
         Which divergences are matched.
     alpha : sequence of float or None, optional

@@ -218,8 +218,9 @@ __device__ void RowSolver<kKind, kHeld>::put_first(CurvePoint point) {
   }
   int count = kFirstSteps + 1;
   if (on_grid() && owns_search()) {
+    const double bound = grid_bound(warp_index());
     count = 1;
-    while (count <= kFirstSteps && in_grid(warp_index(), count)) {
+    while (count <= kFirstSteps && in_grid(bound, count)) {
       ++count;
     }
   }

@@ -57,8 +57,9 @@ __device__ void RowSolver<kKind, kHeld>::plan_grid() {
   SearchWarp& search = own().search;
   if (first_lane()) {
     const int begin = kFirstSteps + 1 + (search.sweeps - 1) * kSweepValues;
+    const double bound = grid_bound(warp_index());
     int count = 0;
-    while (count < kSweepValues && begin + count <= kGridSteps && in_grid(warp_index(), begin + count)) {
+    while (count < kSweepValues && begin + count <= kGridSteps && in_grid(bound, begin + count)) {
       search.values[count] = static_cast<float>(begin + count) * kGridStep;
       ++count;
     }

@@ -146,7 +146,9 @@ class RowSolver {
   __device__ Curve& own() const { return curves_[warp_index()]; }
   __device__ bool by_mean() const { return rule().meets_mean != 0; }
   __device__ bool on_grid() const { return rule().on_grid != 0; }
-  __device__ bool in_grid(int t, int value) const { return value * 0.1 <= rule().alpha_max[t] * (1.0 + 1e-6); }
+  // A value of the grid is tried up to here: α_max, but for the rounding of a float.
+  __device__ double grid_bound(int t) const { return rule().alpha_max[t] * (1.0 + 1e-6); }
+  __device__ static bool in_grid(double bound, int value) { return value * 0.1 <= bound; }
   __device__ float step(int t) const {
     if (!solved(t)) {
       return 0.0F;  // the targets alone
