@@ -195,10 +195,12 @@ def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
 def write_adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
     """A LoRA folder as PEFT writes it, with random updates of all linear layers."""
     generator = torch.Generator().manual_seed(seed)
-    with safe_open(base / "model.safetensors", "pt") as weights:
-        shapes = {name: weights.get_slice(name).get_shape() for name in sorted(weights.keys())}
+    shapes = {}
+    for path in base.glob("*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - no mapping
     tensors = {}
-    for name, shape in shapes.items():
+    for name, shape in sorted(shapes.items()):
         if name.endswith("_proj.weight"):
             layer = "base_model.model." + name.removesuffix(".weight")
             for part, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):

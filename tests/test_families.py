@@ -96,7 +96,7 @@ def test_scores_are_divided_by_the_root_of_the_scalar(tmp_path: Path) -> None:
         ({"ropes": [_C.RopeSpec(inv_freq=[1.0])]}, "8 entries"),
         ({"ropes": [_C.RopeSpec(inv_freq=[1.0] * 8, long_inv_freq=[1.0])]}, "8 entries"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
 def test_a_specification_that_cannot_be(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     spec = read_config(make_model(tmp_path, "llama")).spec
