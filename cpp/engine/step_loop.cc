@@ -80,7 +80,7 @@ void StepLoop::abandon() {
         backend_->stop(*sequence);
       }
     }
-  } catch (const std::exception&) {  // a device that failed; the step throws why
+  } catch (const std::exception&) {  // NOLINT(bugprone-empty-catch): a device that failed; the step throws why
   }
   scheduler_.clear();
 }

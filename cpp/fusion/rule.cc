@@ -24,8 +24,8 @@ constexpr bool in_order() {
 static_assert(in_order(), "a row is found by its number");
 
 // The row with this name.
-template <typename Table>
-const typename Table::value_type& find(const Table& table, const char* option, std::string_view name) {
+template <typename Row, size_t count>
+const Row& find(const std::array<Row, count>& table, const char* option, std::string_view name) {
   std::string choices;
   for (size_t i = 0; i < table.size(); ++i) {
     if (table[i].name == name) {
@@ -33,7 +33,7 @@ const typename Table::value_type& find(const Table& table, const char* option, s
     }
     choices += i == 0 ? "'" : i + 1 == table.size() ? " or '" : ", '";
     choices += table[i].name;
-    choices += "'";
+    choices += '\'';
   }
   throw OptionError(option, c10::str(option, " is '", name, "'; it takes ", choices));
 }

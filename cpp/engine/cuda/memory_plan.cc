@@ -64,8 +64,8 @@ DecoderShape shape_of(const FusionPlan& plan, size_t model, const EngineOptions&
   return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context, most_tokens(options)};
 }
 
-const EngineOptions& checked(const FusionPlan& plan, const Models& models, const EngineOptions& options,
-                             const Adapters& adapters) {
+EngineOptions checked(const FusionPlan& plan, const Models& models, const EngineOptions& options,
+                      const Adapters& adapters) {
   std::vector<ModelSize> sizes;
   for (const std::shared_ptr<const Weights>& model : models) {
     sizes.push_back(size_of(*model));

@@ -18,7 +18,7 @@ SamplerState::Size sampler_size(const FusionPlan& plan, const EngineOptions& opt
 
 // The options, if every device is there and has room for what is to go to it. Throws otherwise, and says how many bytes
 // that takes and how many are free. Allocates nothing.
-const EngineOptions& checked(const FusionPlan& plan, const Models& models, const EngineOptions& options,
-                             const Adapters& adapters);
+EngineOptions checked(const FusionPlan& plan, const Models& models, const EngineOptions& options,
+                      const Adapters& adapters);
 
 }  // namespace dlf::cuda
