@@ -64,7 +64,8 @@ def test_a_request_has_what_an_engine_of_its_rule_has(family: dict[str, Path], e
 
 @pytest.mark.parametrize("speculate", [False, dlf.Speculation("expert-a", 3, adaptive=False)])
 def test_a_batch_of_many_rules_changes_nothing(engine: dlf.Engine, speculate: Any) -> None:
-    # On CUDA a pass over up to eight rows gives each what it gets alone: two sequences with three drafts each, by two kernels.
+    # On CUDA a pass over up to eight rows gives each what it gets alone: two sequences with three drafts each. The two
+    # take two kernels.
     rules = RULES[2:4] if speculate and engine._ensemble.options.placement.cuda else RULES
     alone = [engine.generate(PROMPT, **rule, **OPTIONS) for rule in rules]
     streams = [engine.stream(PROMPT, speculate=speculate, **rule, **OPTIONS) for rule in rules]
