@@ -237,8 +237,8 @@ void expect_rules_to_keep_apart(const Devices& devices) {
 
 void requests_may_have_rules_of_their_own() { expect_rules_to_keep_apart(kOne); }
 
-// Only the kernels differ by rule, and only they make a step another kind with a graph of its own. Three steps of a kind
-// are too few for a graph while requests wait.
+// Only the kernels differ by rule, and only they make a step another kind with a graph of its own. Three steps of a
+// kind are too few for a graph while requests wait.
 void rules_that_share_a_kernel_share_a_graph() {
   const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(2));
   const auto decode = [&](std::vector<Combine> combines) {
