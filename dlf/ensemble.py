@@ -162,6 +162,7 @@ class Ensemble:
             max_batch=options.max_batch,
             max_context=self.max_context,
             threads=options.threads or torch.get_num_threads(),
+            prompt_budget=options.prompt_budget,
             prefix_cache_bytes=options.prefix_cache_bytes,
             lane_adapter=self.lanes.adapter_of,
             adapters=self.adapters,

@@ -78,6 +78,10 @@ class EngineOptions:
         Tokens of prompt and completion together; by default what all models were made for, at most 4096. A model with
         two lists of rotary frequencies (``longrope``) takes the long one for every text where this is beyond its
         original length, which the default is not.
+    prompt_budget : int
+        Tokens of prompts that a step reads while other requests decode; 0 is one chunk: 256 tokens on the CPU, 512 on
+        CUDA. More lets prompts begin sooner, and running requests wait longer between two tokens. The results are the
+        same to the bit.
     prefix_cache_bytes : int
         Memory for what prompts have in common at their beginning, such as examples or a system message: it is read
         once. The least recently used goes first; 0 reads every prompt anew. The results are the same to the bit.
@@ -126,6 +130,9 @@ class EngineOptions:
     max_context: Annotated[
         int | None, Option("Tokens of prompt and completion together.", least=2, section=MACHINE, flag="")
     ] = None
+    prompt_budget: Annotated[
+        int, Option("Tokens of prompts that a step reads beside decoding; 0: one chunk.", least=0, section=MACHINE)
+    ] = 0
     prefix_cache_bytes: Annotated[
         int, Option("Memory for what prompts have in common at their beginning.", least=0, section=MACHINE)
     ] = 1 << 30

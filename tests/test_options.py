@@ -53,6 +53,7 @@ def test_a_recipe_has_each_option() -> None:
         ({"threads": 1.5}, TypeError, "threads is 1.5: give an int"),
         ({"threads": True}, TypeError, "threads is True: give an int"),
         ({"max_context": 1}, ValueError, "max_context is 1: give an int >= 2"),
+        ({"prompt_budget": -1}, ValueError, "prompt_budget is -1: give an int"),
         ({"prefix_cache_bytes": -1}, ValueError, "prefix_cache_bytes is -1: give an int"),
         ({"prefix_cache_bytes": 1 << 60}, ValueError, "prefix_cache_bytes is .*: give an int from 0 to"),
         ({"alpha_max": "2"}, TypeError, "alpha_max is '2': give a number"),

@@ -40,7 +40,9 @@ experts:
   - examples_file: shots.jsonl
     name: from a file
 fusion: {combine: joint, match: forward, alpha_max: 3}
-engine: {threads: 2, max_batch: 4, max_context: 512, prefix_cache_bytes: 1000000, speculate: false, drafter: small}
+engine:
+  {threads: 2, max_batch: 4, max_context: 512, prompt_budget: 600, prefix_cache_bytes: 1000000, speculate: false,
+   drafter: small}
 sampling:
   max_new_tokens: 7
   temperature: 0.5
@@ -84,6 +86,7 @@ def test_everything(tmp_path: Path) -> None:
         "threads": 2,
         "max_batch": 4,
         "max_context": 512,
+        "prompt_budget": 600,
         "prefix_cache_bytes": 1000000,
         "speculate": False,
         "drafter": place["small"],
