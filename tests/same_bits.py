@@ -150,12 +150,12 @@ def first_difference(one: Any, two: Any, path: str = "") -> str | None:
 
 
 def compare(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    """A line for each case that differs or that only one of the recordings has."""
+    """A line for each case of the first recording that the second lacks or has otherwise; it may have more."""
     lines = []
-    for name in [*one, *(name for name in two if name not in one)]:
-        if name not in one or name not in two:
-            lines.append(f"{name}: only in the {'first' if name in one else 'second'}")
-        elif difference := first_difference(one[name], two[name]):
+    for name, expected in one.items():
+        if name not in two:
+            lines.append(f"{name}: missing in the second")
+        elif difference := first_difference(expected, two[name]):
             lines.append(f"{name}: {difference}")
     return lines
 
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     one, two = (json.loads(file.read_text()) for file in chosen.files)
     lines = compare(one, two)
-    print("\n".join([*lines, f"{len(lines)} of {len(one.keys() | two.keys())} cases differ"]))
+    print("\n".join([*lines, f"{len(lines)} of {len(one)} cases differ, {len(two.keys() - one.keys())} are new"]))
     return int(bool(lines))
 
 

@@ -67,8 +67,8 @@ def test_one_bit_is_found(recording: dict[str, Any], field: str, change: Any, tm
 
 def test_a_missing_case_is_found(recording: dict[str, Any]) -> None:
     fewer = {name: value for name, value in recording.items() if name != "recipe"}
-    assert same_bits.compare(recording, fewer) == ["recipe: only in the first"]
-    assert same_bits.compare(fewer, recording) == ["recipe: only in the second"]
+    assert same_bits.compare(recording, fewer) == ["recipe: missing in the second"]
+    assert same_bits.compare(fewer, recording) == []  # a newer build may do more
 
 
 def test_a_changed_option_is_found(recording: dict[str, Any], tmp_path: Path) -> None:
