@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Real
 from typing import Any
 
@@ -21,7 +22,7 @@ from dlf.lanes import Lanes, ModelKey
 from dlf.memory import Memory, check_memory, plan_memory
 from dlf.model import Model, load_model
 from dlf.options import EngineOptions
-from dlf.rule import Rule, native_rule
+from dlf.rule import UNSAID, Rule, native_rule
 from dlf.text.layout import CHAT
 from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
 
@@ -149,7 +150,11 @@ class Ensemble:
             If it does not suit them.
         """
         order = chosen if names is None else [self.labels.index(name) for name in dict.fromkeys(names)]
-        return native_rule(wanted, _own_rule(self.options, self.experts), self.labels, order)
+        return native_rule(wanted, self._own_rule, self.labels, order)
+
+    @cached_property
+    def _own_rule(self) -> Rule:
+        return _own_rule(self.options, self.experts)
 
     def loop(self) -> _C.StepLoop:
         """Return a step loop on these models, with caches of its own."""
@@ -192,7 +197,7 @@ def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None
         except ValueError as error:
             raise ValueError(f"expert '{expert.label}': {error}") from None
     if experts:
-        native_rule(Rule(), _own_rule(options, experts), [], range(len(experts)))  # raises
+        native_rule(UNSAID, _own_rule(options, experts), [], range(len(experts)))  # raises
 
 
 def _own_rule(options: EngineOptions, experts: Sequence[AnyExpert]) -> Rule:

@@ -14,6 +14,7 @@ from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
 from dlf.devices import Placement
 from dlf.errors import OptionTypeError
 from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
+from dlf.rule import Rule
 from dlf.speculation import Speculate, as_speculation
 from dlf.support.option import Option, options_of
 from dlf.support.option_values import MAX_INT, as_flag, as_float, as_int
@@ -145,7 +146,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if isinstance(self.experts, (str, os.PathLike, *EXPERTS)):
             raise OptionTypeError("experts is one expert; give a list: experts=[...]", "experts")
-        Layout(self.template)  # raises
+        Layout(self.template)  # raises, as the next
+        Rule(self.combine, self.match)
         for name, option in options_of(EngineOptions).items():
             value = getattr(self, name)
             if option.least is not None and (value is not None or option.default is not None):

@@ -12,7 +12,7 @@ from dlf.driver import Submission
 from dlf.ensemble import Ensemble
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest
-from dlf.rule import Rule, take_rule
+from dlf.rule import FIELDS, Rule, take_rule
 from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import Continuation, as_continuations
 from dlf.speculation import Speculate, Speculation, as_speculation, native_speculation, uses_drafter
@@ -118,7 +118,7 @@ class Scoring:
             prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
         own, others = take_rule(rule, options)
         for name in others:
-            raise TypeError(f"no option is called {name!r}; there are: {', '.join(Rule.__dataclass_fields__)}")
+            raise TypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}")
         return cls(prompts, continuations, single, () if examples is None else as_examples(examples), experts, own)
 
 

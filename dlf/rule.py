@@ -11,7 +11,7 @@ import numpy as np
 from dlf import _C
 from dlf.support.option_values import as_float, shown
 
-__all__ = ["Rule", "native_rule", "take_rule"]
+__all__ = ["FIELDS", "UNSAID", "Rule", "native_rule", "take_rule"]
 
 Alpha: TypeAlias = "Sequence[float | None] | Mapping[str, float | None]"
 AlphaMax: TypeAlias = "float | Sequence[float] | Mapping[str, float]"
@@ -79,10 +79,10 @@ def take_rule(rule: Any, options: Mapping[str, Any]) -> tuple[Rule, dict[str, An
     """
     if rule is not None and not isinstance(rule, Rule):
         raise TypeError(f"rule is {shown(rule)}: give a dlf.Rule, or its fields by name")
-    names = [field.name for field in fields(Rule)]
-    own = {name: value for name, value in options.items() if name in names and value is not None}
-    others = {name: value for name, value in options.items() if name not in names}
-    return replace(rule or Rule(), **own), others
+    given = UNSAID if rule is None else rule
+    own = {name: options[name] for name in FIELDS if options.get(name) is not None}
+    others = {name: value for name, value in options.items() if name not in FIELDS}
+    return replace(given, **own) if own else given, others
 
 
 def native_rule(wanted: Rule, default: Rule, labels: Sequence[str], order: Sequence[int]) -> _C.Rule:
@@ -159,3 +159,7 @@ def _values(numbers: Any) -> list[Any]:
     if isinstance(numbers, Mapping):
         return list(numbers.values())
     return [numbers] if isinstance(numbers, float) else list(numbers or ())
+
+
+UNSAID = Rule()  # a rule that leaves all to the engine
+FIELDS = tuple(field.name for field in fields(Rule))

@@ -56,6 +56,8 @@ def test_a_recipe_has_each_option() -> None:
         ({"prompt_budget": -1}, ValueError, "prompt_budget is -1: give an int"),
         ({"prefix_cache_bytes": -1}, ValueError, "prefix_cache_bytes is -1: give an int"),
         ({"prefix_cache_bytes": 1 << 60}, ValueError, "prefix_cache_bytes is .*: give an int from 0 to"),
+        ({"combine": "mean"}, ValueError, "combine is 'mean'; it takes 'select', "),
+        ({"match": "both"}, ValueError, "match is 'both'; it takes 'symmetric', "),
         ({"alpha_max": "2"}, TypeError, "alpha_max is '2': give a number"),
         ({"cuda_graph": 1}, TypeError, "cuda_graph is 1: give True or False"),
         ({"device": "tpu"}, ValueError, "device is 'tpu'"),
