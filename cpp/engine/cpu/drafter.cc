@@ -126,10 +126,6 @@ std::optional<Sample> Drafter::sample(const Sequence& sequence, const float* log
   }
 }
 
-const float* Drafter::logits(const Sequence& sequence, int64_t lane, int64_t position) const {
-  return models_[plan_.lane_model[lane]].logits(sequence.lanes[lane])[position];
-}
-
 void Drafter::take(Sequence& sequence) const {
   Draft& draft = sequence.draft;
   const std::vector<const float*>& rows =
@@ -168,7 +164,8 @@ Drafter::Guesses Drafter::guess(Sequence& sequence, int64_t position) const {
   if (position < draft.size && lane >= 0 && draft.drafter == lane) {
     guesses.by_lane = {lane, sequence.tokens[known.size()], draft.bins[position]};
   } else if (lane >= 0 && lane != plan_.drafter) {
-    if (const std::optional<Sample> said = sample(sequence, logits(sequence, lane, position), sequence.new_tokens)) {
+    const float* logits = logits_of(plan_, models_, sequence.lanes, lane, position);
+    if (const std::optional<Sample> said = sample(sequence, logits, sequence.new_tokens)) {
       guesses.by_lane = {lane, said->token, Acceptance::bin_of(std::exp(said->logprob))};
     }
   }

@@ -45,7 +45,6 @@ class Drafter {
   void catch_up(const Sequence& sequence, Lane& lane);
   Sampler& sampler(const Sequence& sequence) const { return *samplers_[sequence.slot]; }
   std::optional<Sample> sample(const Sequence& sequence, const float* logits, int64_t step) const;
-  const float* logits(const Sequence& sequence, int64_t lane, int64_t position) const;
   void take(Sequence& sequence) const;
   void add(Sequence& sequence, int64_t token, int bin) const;
 

@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "engine/drafting/pass_times.h"
+#include "engine/plan.h"
 #include "engine/sequence.h"
 #include "model/cpu/decoder.h"
 
@@ -44,5 +46,11 @@ class Model {
   std::vector<Row> rows_;                               // of the next pass
   PassTimes times_;
 };
+
+// Logits of a sequence's lane in this step: after its last token, and `position` that were drafted.
+inline const float* logits_of(const FusionPlan& plan, std::span<const Model> models, std::span<const Lane> lanes,
+                              int64_t lane, int64_t position) {
+  return models[plan.lane_model[lane]].logits(lanes[lane])[position];
+}
 
 }  // namespace dlf::cpu

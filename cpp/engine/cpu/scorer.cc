@@ -33,7 +33,8 @@ void Scorer::begin_round() {
 void Scorer::use_prompts(std::span<const Lane> lanes) {
   rows_ = 1;
   for (size_t i = 0; i < lanes.size(); ++i) {
-    lanes_[i] = {lanes[i].used() ? models_[plan_.lane_model[i]].logits(lanes[i])[0] : nullptr, 0};
+    const auto lane = static_cast<int64_t>(i);
+    lanes_[i] = {lanes[i].used() ? logits_of(plan_, models_, lanes, lane, 0) : nullptr, 0};
   }
 }
 

@@ -39,9 +39,6 @@ class Backend final : public dlf::Backend {
   void sample(std::span<Sequence* const> sequences, StepOutputs& outputs);
   void verify(Sequence& sequence, const FusionResult* fused, StepOutputs& outputs);
   bool choose(Sequence& sequence, int64_t position, const FusionResult* fused, StepOutput& output);
-  const float* logits(const Sequence& sequence, int64_t lane, int64_t position) const {
-    return models_[plan_.lane_model[lane]].logits(sequence.lanes[lane])[position];
-  }
 
   ThreadTeam team_;
   std::vector<Model> models_;
@@ -120,7 +117,8 @@ void Backend::solve(std::span<Sequence* const> sequences) {
   fusion_.clear();
   for (const Sequence* sequence : sequences) {
     for (int64_t position = 0; position <= sequence->draft.size && !sequence->experts.empty(); ++position) {
-      fusion_.add(sequence->experts, sequence->rule, [&](int64_t lane) { return logits(*sequence, lane, position); });
+      fusion_.add(sequence->experts, sequence->rule,
+                  [&](int64_t lane) { return logits_of(plan_, models_, sequence->lanes, lane, position); });
     }
   }
   fusion_.solve();
@@ -158,7 +156,7 @@ void Backend::verify(Sequence& sequence, const FusionResult* fused, StepOutputs&
 
 // Draws a sequence's token of this position. False where it can't: the sequence has failed.
 bool Backend::choose(Sequence& sequence, int64_t position, const FusionResult* fused, StepOutput& output) {
-  const float* logits = this->logits(sequence, 0, position);
+  const float* logits = logits_of(plan_, models_, sequence.lanes, 0, position);
   if (fused != nullptr) {
     std::copy_n(fused->alpha, output.alpha.size(), output.alpha.begin());
     output.f = fused->f;

@@ -79,8 +79,8 @@ void ChunkReader::free(int64_t steps_done) {
 
 // Of the sequence's last token, where the model writes them.
 float* ChunkReader::logits(const Chunk& chunk) const {
-  const Decoder& decoder = *model(chunk.lane).decoder;
-  return model(chunk.lane).decoder->logits() + chunk.cache_slot * decoder.vocab();
+  Decoder& decoder = *model(chunk.lane).decoder;
+  return decoder.logits() + chunk.cache_slot * decoder.vocab();
 }
 
 // Sends the tokens to the device of their model.
