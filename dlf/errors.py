@@ -70,24 +70,20 @@ class Error(Exception):
     field: str | None = None
 
 
-class OptionError(Error, ValueError):
+class _OptionFault(Error):
+    kind = ErrorKind.OPTION
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class OptionError(_OptionFault, ValueError):
     """An option has an impossible value."""
 
-    kind = ErrorKind.OPTION
 
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
-
-
-class OptionTypeError(Error, TypeError):
+class OptionTypeError(_OptionFault, TypeError):
     """An option has a value of the wrong type, or there is none of its name."""
-
-    kind = ErrorKind.OPTION
-
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
 
 
 class PromptError(Error, ValueError):

@@ -180,10 +180,9 @@ class _Reader:
             except (ValueError, TypeError) as error:
                 field = field_of(error)
                 self._add(("sampling", field) if field else ("sampling",), str(error))
-                if (
-                    field is None or known.pop(field, None) is None
-                ):  # none of them is at fault: there is nothing to go on without
+                if field not in known:  # none of them is at fault: there is nothing to go on without
                     return
+                del known[field]
 
     def _check_engine(self, document: Document) -> None:
         engine = document.engine.model_dump(exclude_none=True)
