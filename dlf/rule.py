@@ -143,7 +143,7 @@ def _numbers(name: str, value: Any) -> Any:
     """A number, a tuple or a dict of them, None among them where weights are solved."""
 
     def number(which: str, one: Any) -> float | None:
-        return None if one is None and name == "alpha" else as_float(which, one)
+        return None if one is None and name == "alpha" else as_float(which, one, name)
 
     if isinstance(value, Mapping):
         return {str(expert): number(f"{name}[{expert!r}]", one) for expert, one in value.items()}

@@ -31,6 +31,9 @@ def engine() -> Iterator[dlf.Engine]:
         ({"experts": ["nobody"]}, dlf.OptionError, "experts"),
         ({"speculate": 7}, dlf.OptionTypeError, "speculate"),
         ({"speculate": dlf.Speculation("nobody")}, dlf.OptionError, "speculate"),
+        ({"alpha": [0.5, "much"]}, dlf.OptionTypeError, "alpha"),
+        ({"alpha_max": -1.0}, dlf.OptionError, "alpha_max"),
+        ({"combine": "best"}, dlf.OptionError, "combine"),
         # what only the step loop knows
         ({"stop_token_ids": [10**6]}, dlf.OptionError, "stop_token_ids"),
         ({"logit_bias": {10**6: 1.0}}, dlf.OptionError, "logit_bias"),
