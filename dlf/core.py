@@ -232,7 +232,7 @@ class EngineCore:
                         work = self._scoring(ensemble, group.lanes, chosen, rule, tokens)
                         found = await waiting.answer(self._driver, work, long=True)
                         for number, own, native in zip(numbers, tokens, found, strict=True):
-                            raise_failure(native.error)
+                            raise_failure(native.failure)
                             scores[number] = as_score(native, own, names)
                         bar.update(len(numbers))
             return [one for one in scores if one is not None]

@@ -16,6 +16,7 @@ from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["RunningRequest", "raise_failure"]
 
+ERRORS = {_C.FailureKind.bad_logits: LogitsError, _C.FailureKind.no_token: NoTokenError}
 REASONS = {_C.FinishReason.stop: "stop", _C.FinishReason.length: "length"}
 
 
@@ -72,7 +73,7 @@ class RunningRequest:
     def take(self, output: _C.StepOutput) -> None:
         """Add the output of a step."""
         if output.finish == _C.FinishReason.error:
-            self.fail(_as_error(output.error))
+            self.fail(_as_error(output.failure))
             return
         self._times.append(self._now)
         self._steps[-1].tokens += 1
@@ -154,11 +155,11 @@ class RunningRequest:
         )
 
 
-def raise_failure(error: str) -> None:
+def raise_failure(failure: _C.Failure) -> None:
     """Raise what the step loop says of a request, if it says anything."""
-    if error:
-        raise _as_error(error)
+    if failure.kind != _C.FailureKind.none:
+        raise _as_error(failure)
 
 
-def _as_error(error: str) -> Exception:
-    return LogitsError(error) if "NaN" in error else NoTokenError(error)
+def _as_error(failure: _C.Failure) -> Exception:
+    return ERRORS[failure.kind](failure.message)

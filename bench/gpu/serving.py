@@ -74,8 +74,8 @@ class Loop:
         """Requests that got a token."""
         outputs = self.loop.step()
         for output in outputs:
-            if output.error:
-                raise RuntimeError(output.error)
+            if output.failure:
+                raise RuntimeError(output.failure.message)
         return {output.request for output in outputs}
 
     def run(self, steps: int, batch: int) -> list[float]:

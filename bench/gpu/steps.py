@@ -152,8 +152,8 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
         outputs = loop.step()
         while not outputs:  # only the prompt was read
             outputs = loop.step()
-        if outputs[0].error:
-            raise RuntimeError(outputs[0].error)
+        if outputs[0].failure:
+            raise RuntimeError(outputs[0].failure.message)
         last["alpha"] = list(outputs[0].alpha)
 
     begin()

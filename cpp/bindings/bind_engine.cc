@@ -42,6 +42,16 @@ void bind_engine(py::module_& m) {
       .value("length", FinishReason::length)
       .value("error", FinishReason::error);
 
+  py::enum_<FailureKind>(m, "FailureKind", "Why a sequence or a score ended before its time.")
+      .value("none", FailureKind::none)
+      .value("bad_logits", FailureKind::bad_logits)
+      .value("no_token", FailureKind::no_token);
+
+  py::class_<Failure>(m, "Failure", "The same, with words.")
+      .def_readonly("kind", &Failure::kind)
+      .def_readonly("message", &Failure::message)
+      .def("__bool__", [](const Failure& failure) { return static_cast<bool>(failure); });
+
   py::class_<StepOutput>(m, "StepOutput", "What one step gave one sequence.")
       .def_readonly("request", &StepOutput::request)
       .def_readonly("token", &StepOutput::token)
@@ -54,7 +64,7 @@ void bind_engine(py::module_& m) {
       .def_readonly("drafted", &StepOutput::drafted)
       .def_readonly("cached_tokens", &StepOutput::cached_tokens)
       .def_readonly("finish", &StepOutput::finish)
-      .def_readonly("error", &StepOutput::error);
+      .def_readonly("failure", &StepOutput::failure);
 
   py::class_<Prompt>(m, "Prompt", "Token ids that a lane reads, and where other prompts may go on differently.")
       .def(py::init<std::vector<int64_t>, std::vector<int64_t>>(), py::arg("tokens") = std::vector<int64_t>(),
@@ -68,7 +78,7 @@ void bind_engine(py::module_& m) {
       .def_readonly("alpha", &Score::alpha)
       .def_readonly("f", &Score::f)
       .def_readonly("g", &Score::g)
-      .def_readonly("error", &Score::error);
+      .def_readonly("failure", &Score::failure);
 
   py::class_<StepTimings>(m, "StepTimings",
                           "Seconds that a step spent in each of its parts, and what kind of step it was.")

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/failure.h"
 #include "engine/plan.h"
 #include "fusion/rule.h"
 #include "sampling/options.h"
@@ -82,7 +83,7 @@ struct StepOutput {
   int64_t drafted = 0;        // tokens that this step had drafted; -1 if this is not the first token it gave
   int64_t cached_tokens = 0;  // of the prompts of all lanes: those that the prefix cache had
   FinishReason finish = FinishReason::none;
-  std::string error;
+  Failure failure;
 };
 
 // Throw a ValueError or IndexError for what no step loop with this plan can run.

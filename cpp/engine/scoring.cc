@@ -57,12 +57,12 @@ void add(ScoringRows& rows, const ScoreRequest& request, std::span<const int64_t
   for (size_t i = 0; i < targets.size(); ++i) {
     Score& score = scores[scores.size() == 1 ? 0 : i];
     const ScoringRows::Target& target = targets[i];
-    if (!score.error.empty()) {
+    if (score.failure) {
       continue;
     }
     if (target.bad_model != kNoBadModel) {
-      score.error = describe_bad_model(target.bad_model) + " at token " + std::to_string(score.logprobs.size()) +
-                    " of the continuation";
+      score.failure =
+          row_failure(target.bad_model, "token " + std::to_string(score.logprobs.size()) + " of the continuation");
       continue;
     }
     score.logprobs.push_back(target.logprob);
@@ -93,7 +93,7 @@ std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, i
   for (size_t i = 0; i < scores.size(); ++i) {
     const std::span tokens(request.continuations[i]);
     const auto size = static_cast<int64_t>(tokens.size());
-    for (int64_t begin = 1; begin < size && scores[i].error.empty(); begin += most_rows) {
+    for (int64_t begin = 1; begin < size && !scores[i].failure; begin += most_rows) {
       const int64_t count = std::min(most_rows, size - begin);
       poll();
       rows.read(lanes, tokens.subspan(begin - 1, count), begin - 1);

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/failure.h"
 #include "engine/plan.h"
 #include "engine/prompt.h"
 #include "engine/request.h"
@@ -21,7 +22,7 @@ struct Score {
   std::vector<double> alpha;     // [tokens, experts of the request]
   std::vector<double> f;         // [tokens], KL(fused || large), nats
   std::vector<double> g;         // KL(large || fused)
-  std::string error;             // why the tokens after these have none
+  Failure failure;               // why the tokens after these have none
 };
 
 // Called now and then by what takes long; what it throws ends that. It may move the loop's sequences on.

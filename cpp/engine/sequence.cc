@@ -28,8 +28,8 @@ bool Sequence::append(StepOutput& output) {
   return drafted;
 }
 
-void Sequence::fail(StepOutput& output, std::string error) {
-  output.error = std::move(error);
+void Sequence::fail(StepOutput& output, Failure failure) {
+  output.failure = std::move(failure);
   output.finish = finish = FinishReason::error;
 }
 

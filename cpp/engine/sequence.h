@@ -58,7 +58,7 @@ struct Sequence {
   StepOutput& next_output(int64_t given, int64_t drafted);
   // Appends the output's token and says whether it was drafted. It may be the last one: see finished().
   bool append(StepOutput& output);
-  void fail(StepOutput& output, std::string error);
+  void fail(StepOutput& output, Failure failure);
 };
 
 std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan, int64_t max_context);

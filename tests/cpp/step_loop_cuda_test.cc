@@ -512,7 +512,8 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   loop->add(request);
   const auto& outputs = loop->step();
   EXPECT(outputs.size() == 1 && outputs[0]->finish == FinishReason::error);
-  EXPECT(outputs.at(0)->error.find("expert 0 at step 0") != std::string::npos);
+  EXPECT(outputs.at(0)->failure.kind == FailureKind::bad_logits);
+  EXPECT(outputs.at(0)->failure.message.find("expert 0 at step 0") != std::string::npos);
   EXPECT(loop->idle());
 }
 

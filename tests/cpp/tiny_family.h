@@ -174,7 +174,7 @@ inline void expect_scores_near(const std::vector<Score>& scores, const std::vect
   };
   EXPECT(scores.size() == expected.size());
   for (size_t i = 0; i < std::min(scores.size(), expected.size()); ++i) {
-    EXPECT(scores[i].error == expected[i].error);
+    EXPECT(scores[i].failure == expected[i].failure);
     EXPECT(scores[i].greedy == expected[i].greedy);
     near(scores[i].logprobs, expected[i].logprobs);
     near(scores[i].alpha, expected[i].alpha);

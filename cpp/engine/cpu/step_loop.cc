@@ -163,7 +163,7 @@ bool Backend::choose(Sequence& sequence, int64_t position, const FusionResult* f
     output.g = fused->g;
     logits = fused->logits;
     if (fused->bad_model != kNoBadModel) {
-      sequence.fail(output, describe_bad_model(fused->bad_model) + " at step " + std::to_string(sequence.new_tokens));
+      sequence.fail(output, row_failure(fused->bad_model, "step " + std::to_string(sequence.new_tokens)));
       return false;
     }
   }
@@ -175,8 +175,8 @@ bool Backend::choose(Sequence& sequence, int64_t position, const FusionResult* f
     output.top_tokens.assign(sample.top_tokens, sample.top_tokens + sample.top_count);
     output.top_logprobs.assign(sample.top_logprobs, sample.top_logprobs + sample.top_count);
     drafter_.learn(sequence, guesses, output);
-  } catch (const c10::Error& error) {
-    sequence.fail(output, error.what_without_backtrace());
+  } catch (const SampleError& error) {
+    sequence.fail(output, sample_failure(error.failure(), sequence.new_tokens));
     return false;
   }
   samplers_[sequence.slot]->append(output.token);

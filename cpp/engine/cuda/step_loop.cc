@@ -19,7 +19,6 @@
 #include "engine/cuda/sequences.h"
 #include "engine/cuda/step_clock.h"
 #include "engine/drafting/step_draft_policy.h"
-#include "fusion/bad_model.h"
 #include "sampling/cuda/sampler_state.h"
 #include "support/cuda/runtime.h"
 
@@ -254,11 +253,10 @@ void Backend::deliver(Sequence& sequence, int64_t step, StepOutputs& outputs) {
 void Backend::take(Sequence& sequence, int64_t step, int token, StepOutput& output) {
   const auto& [record, top_tokens, top_logprobs] = step_.memory().given(step, sequence.slot, token);
   if (record.result == StepResult::bad_logits) {
-    return sequence.fail(output,
-                         describe_bad_model(record.failure) + " at step " + std::to_string(sequence.new_tokens));
+    return sequence.fail(output, row_failure(record.failure, "step " + std::to_string(sequence.new_tokens)));
   }
   if (record.result == StepResult::bad_sample) {
-    return sequence.fail(output, describe(static_cast<SampleFailure>(record.failure), sequence.new_tokens));
+    return sequence.fail(output, sample_failure(static_cast<SampleFailure>(record.failure), sequence.new_tokens));
   }
   output.token = record.token;
   output.logprob = record.logprob;

@@ -8,7 +8,6 @@
 #include <limits>
 #include <numeric>
 
-#include "sampling/failure.h"
 #include "sampling/random.h"
 
 namespace dlf {
@@ -24,7 +23,7 @@ void check_peak(Peak peak, const float* values, int64_t vocab, int64_t step) {
     return;
   }
   const bool broken = std::any_of(values, values + vocab, [](float value) { return !(value < -kExcluded); });
-  TORCH_CHECK_VALUE(false, describe(broken ? SampleFailure::broken_logits : SampleFailure::all_excluded, step));
+  throw SampleError(broken ? SampleFailure::broken_logits : SampleFailure::all_excluded, step);
 }
 
 }  // namespace
@@ -81,7 +80,9 @@ Sample Sampler::sample(const float* logits, int64_t step) {
   check_peak(peak, logits, vocab_, step);
   exp_weights(logits, vocab_, peak.value, 1.0f, nullptr, block_sums_.data());
   const double log_total = std::log(sum_blocks()) + peak.value;
-  TORCH_CHECK_VALUE(std::isfinite(log_total), describe(SampleFailure::broken_logits, step));
+  if (!std::isfinite(log_total)) {
+    throw SampleError(SampleFailure::broken_logits, step);
+  }
 
   Sample sample{0, 0, top_tokens_.data(), top_logprobs_.data(), 0};
   if (options_.logprobs > 0) {

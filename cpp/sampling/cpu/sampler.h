@@ -1,5 +1,7 @@
 #pragma once
 
+#include <c10/util/Exception.h>
+
 #include <cstdint>
 #include <span>
 #include <utility>
@@ -7,6 +9,7 @@
 
 #include "sampling/cpu/selection.h"
 #include "sampling/cpu/sweep.h"
+#include "sampling/failure.h"
 #include "sampling/options.h"
 
 namespace dlf {
@@ -19,6 +22,18 @@ struct Sample {
   int64_t top_count;  // below options.logprobs where fewer tokens have logits above -inf
 };
 
+// No token could be chosen: a ValueError.
+class SampleError : public c10::ValueError {
+ public:
+  SampleError(SampleFailure failure, int64_t step)
+      : c10::ValueError({__func__, __FILE__, __LINE__}, describe(failure, step)), failure_(failure) {}
+
+  SampleFailure failure() const { return failure_; }
+
+ private:
+  SampleFailure failure_;
+};
+
 // Chooses the tokens of one sequence. All memory is taken by the constructor.
 class Sampler {
  public:
@@ -26,7 +41,7 @@ class Sampler {
   Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t> prompt, int64_t max_new_tokens);
 
   // Chooses a token by logits[vocab], which may hold -inf for tokens that must not come. `step` counts the generated
-  // tokens and is the random counter. Throws a ValueError when every token is excluded or a logit is NaN or +inf.
+  // tokens and is the random counter. Throws a SampleError when every token is excluded or a logit is NaN or +inf.
   Sample sample(const float* logits, int64_t step);
 
   // Records a token that was chosen, and forgets the last `count` of them.
