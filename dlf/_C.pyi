@@ -17,8 +17,12 @@ __all__: list[str] = [
     "COMBINES",
     "Decoder",
     "DeviceInfo",
+    "EngineOptions",
+    "Failure",
+    "FailureKind",
     "FeedForwardSpec",
     "FinishReason",
+    "FusionPlan",
     "LayerSpec",
     "MATCHES",
     "MAX_CUDA_BATCH",
@@ -28,11 +32,13 @@ __all__: list[str] = [
     "ModelSpec",
     "PROMPT_LOOKUP",
     "Prompt",
+    "Request",
     "RopeSpec",
     "Rule",
     "Sampler",
     "SamplingOptions",
     "Score",
+    "ScoreRequest",
     "Speculation",
     "StepLoop",
     "StepOutput",
@@ -341,49 +347,6 @@ class Decoder:
         Logits [tokens, vocab] of consecutive tokens of one slot.
         """
 
-class DeviceInfo:
-    """
-    A CUDA device that this process sees.
-    """
-    @property
-    def compute_capability(self) -> int: ...
-    @property
-    def free_bytes(self) -> int: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def multiprocessors(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def total_bytes(self) -> int: ...
-
-class ModelSize:
-    """
-    What decides how much memory a model takes, before it is loaded.
-    """
-    def __init__(
-        self,
-        spec: ModelSpec,
-        dtype: str,
-        quantized: bool,
-        weights: typing.SupportsInt | typing.SupportsIndex,
-        adapters: typing.SupportsInt | typing.SupportsIndex,
-    ) -> None: ...
-
-class MemoryPart:
-    """
-    A part of what a StepLoop takes of a CUDA device.
-    """
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def device(self) -> int: ...
-    @property
-    def model(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-
 class FinishReason:
     """
     Why a sequence ended.
@@ -419,6 +382,48 @@ class FinishReason:
     @property
     def value(self) -> int: ...
 
+class FailureKind:
+    """
+    Why a sequence or a score ended before its time.
+
+    Members:
+
+      none
+
+      bad_logits
+
+      no_token
+    """
+
+    __members__: typing.ClassVar[dict[str, FailureKind]]
+    bad_logits: typing.ClassVar[FailureKind]
+    no_token: typing.ClassVar[FailureKind]
+    none: typing.ClassVar[FailureKind]
+    def __eq__(self, other: typing.Any) -> bool: ...
+    def __getstate__(self) -> int: ...
+    def __hash__(self) -> int: ...
+    def __index__(self) -> int: ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __int__(self) -> int: ...
+    def __ne__(self, other: typing.Any) -> bool: ...
+    def __repr__(self) -> str: ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def __str__(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def value(self) -> int: ...
+
+class Failure:
+    """
+    The same, with words.
+    """
+    def __bool__(self) -> bool: ...
+    @property
+    def kind(self) -> FailureKind: ...
+    @property
+    def message(self) -> str: ...
+
 class StepOutput:
     """
     What one step gave one sequence.
@@ -430,9 +435,9 @@ class StepOutput:
     @property
     def drafted(self) -> int: ...
     @property
-    def error(self) -> str: ...
-    @property
     def f(self) -> float: ...
+    @property
+    def failure(self) -> Failure: ...
     @property
     def finish(self) -> FinishReason: ...
     @property
@@ -469,9 +474,9 @@ class Score:
     @property
     def alpha(self) -> list[float]: ...
     @property
-    def error(self) -> str: ...
-    @property
     def f(self) -> list[float]: ...
+    @property
+    def failure(self) -> Failure: ...
     @property
     def g(self) -> list[float]: ...
     @property
@@ -515,30 +520,41 @@ class Speculation:
     @property
     def max_draft(self) -> int: ...
 
-class StepLoop:
+class FusionPlan:
     """
-    Decodes all running sequences further at each step.
+    Which lanes a sequence has, and which of them are experts and bases.
     """
     def __init__(
         self,
-        models: collections.abc.Sequence[Weights],
         lane_model: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         experts: collections.abc.Sequence[
             tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]
         ],
         vocab: typing.SupportsInt | typing.SupportsIndex,
+        lane_adapter: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
+        drafter: typing.SupportsInt | typing.SupportsIndex = -1,
+    ) -> None: ...
+
+class EngineOptions:
+    """
+    What a step loop may take of its machine.
+    """
+    def __init__(
+        self,
         max_batch: typing.SupportsInt | typing.SupportsIndex,
         max_context: typing.SupportsInt | typing.SupportsIndex,
-        threads: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex = 1,
         prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
-        lane_adapter: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
-        adapters: collections.abc.Sequence[collections.abc.Sequence[Adapter]] = [],
+        prompt_budget: typing.SupportsInt | typing.SupportsIndex = 0,
         devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         cuda_graph: bool = True,
-        drafter: typing.SupportsInt | typing.SupportsIndex = -1,
-        prompt_budget: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
-    def add(
+
+class Request:
+    """
+    A prompt for each lane, empty where no chosen expert needs it, and what is wanted.
+    """
+    def __init__(
         self,
         id: typing.SupportsInt | typing.SupportsIndex,
         prompts: collections.abc.Sequence[Prompt],
@@ -547,9 +563,36 @@ class StepLoop:
         max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
         speculation: Speculation = ...,
         rule: Rule = ...,
-    ) -> None:
+    ) -> None: ...
+    @property
+    def id(self) -> int: ...
+
+class ScoreRequest:
+    """
+    Prompts as of a Request, and ways in which they may go on.
+    """
+    def __init__(
+        self,
+        prompts: collections.abc.Sequence[Prompt],
+        experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        continuations: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+        rule: Rule = ...,
+    ) -> None: ...
+
+class StepLoop:
+    """
+    Decodes all running sequences further at each step.
+    """
+    def __init__(
+        self,
+        models: collections.abc.Sequence[Weights],
+        plan: FusionPlan,
+        options: EngineOptions,
+        adapters: collections.abc.Sequence[collections.abc.Sequence[Adapter]] = [],
+    ) -> None: ...
+    def add(self, request: Request) -> None:
         """
-        Queues a request: a prompt for each lane, empty where no chosen expert needs it.
+        Queues a request.
         """
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None:
         """
@@ -559,14 +602,7 @@ class StepLoop:
         """
         Does something that a later step would otherwise take time for, where the loop is idle; whether there was.
         """
-    def score(
-        self,
-        prompts: collections.abc.Sequence[Prompt],
-        experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        continuations: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
-        poll: collections.abc.Callable[[], None] | None = None,
-        rule: Rule = ...,
-    ) -> list[Score]:
+    def score(self, request: ScoreRequest, poll: collections.abc.Callable[[], None] | None = None) -> list[Score]:
         """
         Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now and then, and ends with what it raises.
         """
@@ -578,6 +614,49 @@ class StepLoop:
     def idle(self) -> bool: ...
     @property
     def timings(self) -> StepTimings: ...
+
+class DeviceInfo:
+    """
+    A CUDA device that this process sees.
+    """
+    @property
+    def compute_capability(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def total_bytes(self) -> int: ...
+
+class ModelSize:
+    """
+    What decides how much memory a model takes, before it is loaded.
+    """
+    def __init__(
+        self,
+        spec: ModelSpec,
+        dtype: str,
+        quantized: bool,
+        weights: typing.SupportsInt | typing.SupportsIndex,
+        adapters: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+
+class MemoryPart:
+    """
+    A part of what a StepLoop takes of a CUDA device.
+    """
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def model(self) -> int: ...
+    @property
+    def name(self) -> str: ...
 
 def cpu_capability() -> str:
     """
@@ -601,14 +680,7 @@ def cuda_fusion_solve(
     """
 
 def cuda_memory(
-    models: collections.abc.Sequence[ModelSize],
-    lane_model: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-    experts: typing.SupportsInt | typing.SupportsIndex,
-    vocab: typing.SupportsInt | typing.SupportsIndex,
-    max_batch: typing.SupportsInt | typing.SupportsIndex,
-    max_context: typing.SupportsInt | typing.SupportsIndex,
-    prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex,
-    devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    models: collections.abc.Sequence[ModelSize], plan: FusionPlan, options: EngineOptions
 ) -> list[MemoryPart]:
     """
     What a StepLoop on CUDA takes, by device and part; model -1 is all of them.

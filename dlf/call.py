@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dlf import _C
-from dlf.driver import Driver, News, Submission
+from dlf.driver import Driver, News
 from dlf.request import RunningRequest
 from dlf.results import Piece
 from dlf.waiting import Waiting
@@ -41,7 +41,7 @@ class Call:
         self._by_id: dict[int, RunningRequest] = {}
 
     async def start(
-        self, requests: Sequence[RunningRequest], submissions: Sequence[Submission], ready: Callable[[], None]
+        self, requests: Sequence[RunningRequest], submissions: Sequence[_C.Request], ready: Callable[[], None]
     ) -> None:
         """Queue the requests; all of them or none. Errors are those of `Driver.admission`."""
         self.requests.extend(requests)

@@ -229,7 +229,7 @@ class EngineCore:
                 encode = partial(score_groups, ensemble, wanted.prompts, wanted.continuations, chosen, wanted.examples)
                 for group in await waiting.aside(encode):
                     for numbers, tokens in group.parts():
-                        work = self._scoring(ensemble, group.lanes, chosen, rule, tokens)
+                        work = self._scoring(ensemble, _C.ScoreRequest(group.lanes, chosen, tokens, rule))
                         found = await waiting.answer(self._driver, work, long=True)
                         for number, own, native in zip(numbers, tokens, found, strict=True):
                             raise_failure(native.failure)
@@ -240,17 +240,10 @@ class EngineCore:
         complete = await self._on_ensemble(score)
         return complete[0] if wanted.single else complete
 
-    def _scoring(
-        self,
-        ensemble: Ensemble,
-        lanes: list[_C.Prompt],
-        chosen: list[int],
-        rule: _C.Rule,
-        continuations: list[list[int]],
-    ) -> Callable[[Poll], list[_C.Score]]:
+    def _scoring(self, ensemble: Ensemble, request: _C.ScoreRequest) -> Callable[[Poll], list[_C.Score]]:
         def work(poll: Poll) -> list[_C.Score]:
             self._check_ensemble(ensemble)
-            return self._driver.loop.score(lanes, chosen, continuations, poll, rule)
+            return self._driver.loop.score(request, poll)
 
         return work
 

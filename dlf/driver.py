@@ -21,10 +21,9 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from dlf import _C
 from dlf.errors import EngineError, ErrorKind, StepMemoryError
 
-__all__ = ["Answer", "Driver", "Job", "News", "Outbox", "Poll", "Submission", "closed", "outcome"]
+__all__ = ["Answer", "Driver", "Job", "News", "Outbox", "Poll", "closed", "outcome"]
 
 Result = TypeVar("Result")
-Submission: TypeAlias = "tuple[Any, ...]"  # arguments of StepLoop.add, the id first
 Poll: TypeAlias = "Callable[[], None]"
 Answer: TypeAlias = "tuple[Any, BaseException | None]"  # a result or an error
 
@@ -85,7 +84,7 @@ class Driver:
         _drivers.add(self)
 
     def admission(
-        self, outbox: Outbox, requests: Iterable[Submission], ready: Callable[[], None]
+        self, outbox: Outbox, requests: Iterable[_C.Request], ready: Callable[[], None]
     ) -> Callable[[Poll], None]:
         """Return the work that queues requests whose outputs go to `outbox`: all or, where one is refused, none.
 
@@ -105,9 +104,9 @@ class Driver:
             added = []
             try:
                 for request in requests:
-                    self.loop.add(*request)
-                    self._outboxes[request[0]] = outbox
-                    added.append(request[0])
+                    self.loop.add(request)
+                    self._outboxes[request.id] = outbox
+                    added.append(request.id)
             except BaseException:
                 self._cancel(added)
                 raise

@@ -8,8 +8,6 @@ from functools import cached_property
 from numbers import Real
 from typing import Any
 
-import torch
-
 from dlf import _C
 from dlf.adapters.adapter import load_adapter
 from dlf.arguments import common_vocabulary, context
@@ -93,13 +91,11 @@ class Ensemble:
                 for key, config, names in zip(lanes.keys, configs, lanes.adapters, strict=True)
             ]
             memory = plan_memory(
-                placement,
+                options,
                 lanes,
                 configs,
                 [sum(adapter.nbytes for adapter in of_model) for of_model in adapters],
-                options.max_batch,
                 max_context,
-                options.prefix_cache_bytes,
                 given_up=known.memory if known else None,
             )
             check_memory(memory, options.max_batch, max_context)
@@ -158,23 +154,9 @@ class Ensemble:
 
     def loop(self) -> _C.StepLoop:
         """Return a step loop on these models, with caches of its own."""
-        options = self.options
-        return _C.StepLoop(
-            models=[model.weights for model in self.models],
-            lane_model=self.lanes.of_model,
-            experts=self.lanes.pairs,
-            vocab=self.vocab_size,
-            max_batch=options.max_batch,
-            max_context=self.max_context,
-            threads=options.threads or torch.get_num_threads(),
-            prompt_budget=options.prompt_budget,
-            prefix_cache_bytes=options.prefix_cache_bytes,
-            lane_adapter=self.lanes.adapter_of,
-            adapters=self.adapters,
-            devices=options.placement.devices(len(self.models)),
-            cuda_graph=options.cuda_graph,
-            drafter=-1 if self.lanes.drafter is None else self.lanes.drafter,
-        )
+        weights = [model.weights for model in self.models]
+        options = self.options.native(self.max_context, len(weights))
+        return _C.StepLoop(weights, self.lanes.plan(self.vocab_size), options, self.adapters)
 
     def _adapters_by_name(self) -> dict[tuple[ModelKey, str], _C.Adapter]:
         return {

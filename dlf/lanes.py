@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from dlf import _C
 from dlf.arguments import Path
 from dlf.checkpoints.precision import Precision
 from dlf.experts import Expert, InContext, Lora
@@ -96,6 +97,11 @@ class Lanes:
         if not any(self.adapters):
             return []
         return [-1 if lane.adapter is None else lane.adapter for lane in self.lanes]
+
+    def plan(self, vocab: int) -> _C.FusionPlan:
+        """The same for the step loop, of models that share so many token ids."""
+        drafter = -1 if self.drafter is None else self.drafter
+        return _C.FusionPlan(self.of_model, self.pairs, vocab, self.adapter_of, drafter)
 
     def counts(self) -> list[int]:
         """How many lanes each model has."""

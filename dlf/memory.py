@@ -11,8 +11,8 @@ from dlf import _C
 from dlf.arguments import machine_bytes
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.quantized import weights_bytes
-from dlf.devices import Placement
 from dlf.lanes import Lanes
+from dlf.options import EngineOptions
 from dlf.support.sizes import binary
 
 __all__ = ["Memory", "MemoryPart", "check_memory", "plan_memory"]
@@ -104,13 +104,11 @@ class Memory:
 
 
 def plan_memory(
-    placement: Placement,
+    options: EngineOptions,
     lanes: Lanes,
     configs: Sequence[ModelConfig],
     adapters: Sequence[int],
-    max_batch: int,
     max_context: int,
-    prefix_cache_bytes: int,
     given_up: Memory | None = None,
 ) -> Memory:
     """Return what the models of `lanes` will take.
@@ -124,34 +122,26 @@ def plan_memory(
     """
     names = _names(lanes)
     precisions = [precision for _, precision in lanes.keys]
-    cuda = placement.cuda
+    cuda = options.placement.cuda
     dtypes = [one.float_dtype(config.dtype, cuda) for one, config in zip(precisions, configs, strict=True)]
     weights = [weights_bytes(config, one, cuda) for one, config in zip(precisions, configs, strict=True)]
     if not cuda:
         parts = []
         for i, count in enumerate(lanes.counts()):
             width = 4 if dtypes[i] == "float32" else 2
-            cache = configs[i].kv_bytes_per_token(width) * max_context * (max_batch + 1) * count
+            cache = configs[i].kv_bytes_per_token(width) * max_context * (options.max_batch + 1) * count
             sizes = {"weights": weights[i], "adapters": adapters[i], "KV cache": cache}
             parts += [MemoryPart("cpu", names[i], name, size) for name, size in sizes.items() if size]
-        if prefix_cache_bytes:
-            parts.append(MemoryPart("cpu", None, "prefix cache", prefix_cache_bytes))
+        if options.prefix_cache_bytes:
+            parts.append(MemoryPart("cpu", None, "prefix cache", options.prefix_cache_bytes))
         have = machine_bytes()
         return Memory(tuple(parts), {} if have is None else {"cpu": have})
     models = [
         _C.ModelSize(config.spec, dtype, one.quantization is not None, size, adapter)
         for config, dtype, one, size, adapter in zip(configs, dtypes, precisions, weights, adapters, strict=True)
     ]
-    found = _C.cuda_memory(
-        models,
-        lanes.of_model,
-        experts=len(lanes.pairs),
-        vocab=min(config.vocab_size for config in configs),  # what the tokenizers share may be a little less
-        max_batch=max_batch,
-        max_context=max_context,
-        prefix_cache_bytes=prefix_cache_bytes,
-        devices=placement.devices(len(models)),
-    )
+    vocab = min(config.vocab_size for config in configs)  # what the tokenizers share may be a little less
+    found = _C.cuda_memory(models, lanes.plan(vocab), options.native(max_context, len(models)))
     used = {one.device for one in found}
     devices = {f"cuda:{device.index}": device for device in _C.cuda_devices() if device.index in used}
     return Memory(

@@ -8,6 +8,8 @@ from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from typing import Annotated, Any
 
+import torch
+
 from dlf import _C
 from dlf.arguments import Path, prefix_bytes, sampling_options
 from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
@@ -166,6 +168,18 @@ class EngineOptions:
     def placement(self) -> Placement:
         """Where the models run."""
         return Placement.of(self.device, self.device_map)
+
+    def native(self, max_context: int, models: int) -> _C.EngineOptions:
+        """The same for the step loop of so many models."""
+        return _C.EngineOptions(
+            self.max_batch,
+            max_context,
+            threads=self.threads or torch.get_num_threads(),
+            prefix_cache_bytes=self.prefix_cache_bytes,
+            prompt_budget=self.prompt_budget,
+            devices=self.placement.devices(models),
+            cuda_graph=self.cuda_graph,
+        )
 
     def whole_experts(self) -> list[AnyExpert]:
         """The experts, with what they leave to the engine."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dlf import _C
 from dlf.arguments import Prompt, as_prompts, chosen_experts, sampling_options
-from dlf.driver import Submission
 from dlf.ensemble import Ensemble
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest
@@ -124,7 +124,7 @@ class Scoring:
 
 def prepare(
     ensemble: Ensemble, wanted: Generation, ids: Iterator[int]
-) -> tuple[list[RunningRequest], list[Submission]]:
+) -> tuple[list[RunningRequest], list[_C.Request]]:
     """Encode the prompts of a call for every lane, and make a request of each sample.
 
     Raises
@@ -144,7 +144,7 @@ def prepare(
         for form in (word, " " + word)
     ]
     requests: list[RunningRequest] = []
-    submissions: list[Submission] = []
+    submissions: list[_C.Request] = []
     for i, prompt in enumerate(wanted.prompts):
         which = f"prompt {i}" if len(wanted.prompts) > 1 else "the prompt"
         drafter = uses_drafter(draft, ensemble)
@@ -161,5 +161,5 @@ def prepare(
                 names,
             )
             requests.append(request)
-            submissions.append((request.request, lanes, chosen, native, sampling.max_new_tokens, draft, rule))
+            submissions.append(_C.Request(request.request, lanes, chosen, native, sampling.max_new_tokens, draft, rule))
     return requests, submissions

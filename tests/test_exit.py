@@ -21,7 +21,7 @@ def solve():
 def step():
     loop = engine._ensemble.loop()
     for number in itertools.count():
-        loop.add(number, [_C.Prompt([5, 6, 7] * 20)], [], _C.SamplingOptions(), 20)
+        loop.add(_C.Request(number, [_C.Prompt([5, 6, 7] * 20)], [], _C.SamplingOptions(), 20))
         while not loop.idle:
             loop.step()
             begun.release()
@@ -29,7 +29,7 @@ def step():
 def score():
     loop = engine._ensemble.loop()
     while True:
-        loop.score([_C.Prompt([5, 6, 7] * 20)], [], [[5, 6, 7]], begun.release)
+        loop.score(_C.ScoreRequest([_C.Prompt([5, 6, 7] * 20)], [], [[5, 6, 7]]), begun.release)
 
 threading.Thread(target=WORK, daemon=True).start()
 for _ in range(3):

@@ -28,13 +28,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> _C.Weights:
 def make_loop(
     weights: _C.Weights, *, max_batch: int = 2, max_context: int = 512, threads: int = 2, vocab: int = VOCAB
 ) -> _C.StepLoop:
-    return _C.StepLoop([weights], [0], [], vocab, max_batch, max_context, threads, prefix_cache_bytes=0)
+    return _C.StepLoop([weights], _C.FusionPlan([0], [], vocab), _C.EngineOptions(max_batch, max_context, threads))
 
 
 def add(loop: _C.StepLoop, number: int, max_new_tokens: int = 20, **options: object) -> None:
     options = {"logprobs": 3} | options
     speculation = _C.Speculation(4, _C.PROMPT_LOOKUP, False)
-    loop.add(number, [_C.Prompt(PROMPT)], [], _C.SamplingOptions(**options), max_new_tokens, speculation)
+    sampling = _C.SamplingOptions(**options)
+    loop.add(_C.Request(number, [_C.Prompt(PROMPT)], [], sampling, max_new_tokens, speculation))
 
 
 def contents(outputs: list[_C.StepOutput]) -> list[tuple[object, ...]]:
@@ -72,14 +73,15 @@ def test_a_poll_ends_scoring(weights: _C.Weights) -> None:
         raise KeyboardInterrupt("enough")
 
     with pytest.raises(KeyboardInterrupt, match="enough"):
-        loop.score([_C.Prompt(PROMPT)], [], [PROMPT], interrupt)
-    assert len(loop.score([_C.Prompt(PROMPT)], [], [PROMPT])[0].logprobs) == len(PROMPT)
+        loop.score(_C.ScoreRequest([_C.Prompt(PROMPT)], [], [PROMPT]), interrupt)
+    assert len(loop.score(_C.ScoreRequest([_C.Prompt(PROMPT)], [], [PROMPT]))[0].logprobs) == len(PROMPT)
 
 
 def test_sequences_go_on_in_a_poll(weights: _C.Weights) -> None:
     loop = make_loop(weights)
     continuations = [PROMPT[:count] for count in range(2, 12)]
-    expected = [score.logprobs for score in loop.score([_C.Prompt(PROMPT)], [], continuations)]
+    request = _C.ScoreRequest([_C.Prompt(PROMPT)], [], continuations)
+    expected = [score.logprobs for score in loop.score(request)]
     add(loop, 1)
     alone = run(loop)
     tokens: list[int] = []
@@ -87,10 +89,10 @@ def test_sequences_go_on_in_a_poll(weights: _C.Weights) -> None:
     def step() -> None:
         tokens.extend(output.token for output in loop.step())
         with pytest.raises(RuntimeError, match="scores something already"):
-            loop.score([_C.Prompt(PROMPT)], [], continuations)
+            loop.score(request)
 
     add(loop, 1)
-    found = loop.score([_C.Prompt(PROMPT)], [], continuations, step)
+    found = loop.score(request, step)
     assert [score.logprobs for score in found] == expected
     assert len(tokens) >= 5
     assert tokens + run(loop) == alone

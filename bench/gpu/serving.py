@@ -49,14 +49,9 @@ class Loop:
         self.next = 0
         self.random = random.Random(7)
         self.loop = _C.StepLoop(
-            models=list(weights),
-            lane_model=list(range(self.models)),
-            experts=[(1, 2)] if self.models == 3 else [],
-            vocab=vocab,
-            max_batch=max_batch,
-            max_context=context,
-            threads=threads or 1,
-            devices=[] if threads else [0] * self.models,
+            list(weights),
+            _C.FusionPlan(list(range(self.models)), [(1, 2)] if self.models == 3 else [], vocab),
+            _C.EngineOptions(max_batch, context, threads or 1, devices=[] if threads else [0] * self.models),
         )
 
     def add(self, length: int, tokens: int) -> int:
@@ -67,7 +62,7 @@ class Loop:
         prompt = [self.random.randrange(3, self.vocab) for _ in range(length)]
         self.next += 1
         prompts = [_C.Prompt(prompt)] * self.models
-        self.loop.add(self.next, prompts, [0] if self.models == 3 else [], sampling, tokens)
+        self.loop.add(_C.Request(self.next, prompts, [0] if self.models == 3 else [], sampling, tokens))
         return self.next
 
     def step(self) -> set[int]:

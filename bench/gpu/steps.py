@@ -129,15 +129,9 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
     fused = len(weights) == 3
     free_memory()
     loop = _C.StepLoop(
-        models=list(weights),
-        lane_model=list(range(len(weights))),
-        experts=[(1, 2)] if fused else [],
-        vocab=vocab,
-        max_batch=1,
-        max_context=MAX_CONTEXT,
-        threads=1,
-        devices=[0] * len(weights),
-        cuda_graph=graph,
+        list(weights),
+        _C.FusionPlan(list(range(len(weights))), [(1, 2)] if fused else [], vocab),
+        _C.EngineOptions(1, MAX_CONTEXT, devices=[0] * len(weights), cuda_graph=graph),
     )
     sampling = SamplingOptions(ignore_eos=True, seed=1).build()
     prompt = [3 + i for i in range(PROMPT)]
@@ -146,7 +140,7 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
     def begin() -> None:
         # The last step that is on its way must be one of this request's.
         prompts = [_C.Prompt(prompt)] * len(weights)
-        loop.add(0, prompts, [0] if fused else [], sampling, warm_up(steps) + steps + 2)
+        loop.add(_C.Request(0, prompts, [0] if fused else [], sampling, warm_up(steps) + steps + 2))
 
     def step() -> None:
         outputs = loop.step()

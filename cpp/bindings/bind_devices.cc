@@ -19,16 +19,8 @@ DType dtype_named(const std::string& name) {
   return name == "float32" ? DType::float32 : name == "bfloat16" ? DType::bfloat16 : DType::float16;
 }
 
-std::vector<MemoryPart> memory_of(const std::vector<ModelSize>& models, std::vector<int64_t> lane_model, int experts,
-                                  int64_t vocab, int64_t max_batch, int64_t max_context, int64_t prefix_cache_bytes,
-                                  std::vector<int> devices) {
-  FusionPlan plan;
-  plan.lane_model = std::move(lane_model);
-  plan.experts.resize(experts);
-  plan.vocab = vocab;
-  EngineOptions options = {max_batch, max_context};
-  options.prefix_cache_bytes = prefix_cache_bytes;
-  options.devices = std::move(devices);
+std::vector<MemoryPart> memory_of(const std::vector<ModelSize>& models, const FusionPlan& plan,
+                                  const EngineOptions& options) {
   return cuda::plan_memory(plan, models, options);
 }
 
@@ -59,9 +51,8 @@ void bind_devices(py::module_& m) {
       .def_readonly("name", &MemoryPart::name)
       .def_readonly("bytes", &MemoryPart::bytes);
 
-  m.def("cuda_memory", &memory_of, py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("vocab"),
-        py::arg("max_batch"), py::arg("max_context"), py::arg("prefix_cache_bytes"), py::arg("devices"),
-        py::call_guard<GilRelease>(), "What a StepLoop on CUDA takes, by device and part; model -1 is all of them.");
+  m.def("cuda_memory", &memory_of, py::arg("models"), py::arg("plan"), py::arg("options"), py::call_guard<GilRelease>(),
+        "What a StepLoop on CUDA takes, by device and part; model -1 is all of them.");
 }
 
 }  // namespace dlf

@@ -33,9 +33,8 @@ std::vector<StepOutput> step(StepLoop& loop) {
   return outputs;
 }
 
-}  // namespace
-
-void bind_engine(py::module_& m) {
+// What steps and scores give.
+void bind_results(py::module_& m) {
   py::enum_<FinishReason>(m, "FinishReason", "Why a sequence ended.")
       .value("none", FinishReason::none)
       .value("stop", FinishReason::stop)
@@ -101,43 +100,74 @@ void bind_engine(py::module_& m) {
   m.attr("AUTO_DRAFTER") = kAutoDrafter;
   m.attr("PROMPT_LOOKUP") = kPromptLookup;
   m.attr("MAX_DRAFT") = kMaxDraft;
+}
 
-  py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences further at each step.")
-      .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, std::vector<int64_t> lane_model,
-                       const std::vector<std::pair<int64_t, int64_t>>& experts, int64_t vocab, int64_t max_batch,
-                       int64_t max_context, int threads, int64_t prefix_cache_bytes, std::vector<int64_t> lane_adapter,
-                       const std::vector<std::vector<std::shared_ptr<Adapter>>>& adapters, std::vector<int> devices,
-                       bool cuda_graph, int64_t drafter, int64_t prompt_budget) {
+// What a loop is made of, and what it is asked for.
+void bind_requests(py::module_& m) {
+  py::class_<FusionPlan>(m, "FusionPlan", "Which lanes a sequence has, and which of them are experts and bases.")
+      .def(py::init([](std::vector<int64_t> lane_model, const std::vector<std::pair<int64_t, int64_t>>& experts,
+                       int64_t vocab, std::vector<int64_t> lane_adapter, int64_t drafter) {
              FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, vocab, drafter};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
+             return plan;
+           }),
+           py::arg("lane_model"), py::arg("experts"), py::arg("vocab"),
+           py::arg("lane_adapter") = std::vector<int64_t>(), py::arg("drafter") = -1);
+
+  py::class_<EngineOptions>(m, "EngineOptions", "What a step loop may take of its machine.")
+      .def(py::init([](int64_t max_batch, int64_t max_context, int threads, int64_t prefix_cache_bytes,
+                       int64_t prompt_budget, std::vector<int> devices, bool cuda_graph) {
+             return EngineOptions{max_batch,     max_context,        threads,   prefix_cache_bytes,
+                                  prompt_budget, std::move(devices), cuda_graph};
+           }),
+           py::arg("max_batch"), py::arg("max_context"), py::arg("threads") = 1, py::arg("prefix_cache_bytes") = 0,
+           py::arg("prompt_budget") = 0, py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true);
+
+  py::class_<Request>(m, "Request",
+                      "A prompt for each lane, empty where no chosen expert needs it, and what is wanted.")
+      .def(py::init([](int64_t id, std::vector<Prompt> prompts, std::vector<int> experts, SamplingOptions sampling,
+                       int64_t max_new_tokens, const Speculation& speculation, Rule rule) {
+             return Request{id,
+                            std::move(prompts),
+                            std::move(experts),
+                            std::move(rule),
+                            std::move(sampling),
+                            max_new_tokens,
+                            speculation};
+           }),
+           py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
+           py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"))
+      .def_readonly("id", &Request::id);
+
+  py::class_<ScoreRequest>(m, "ScoreRequest", "Prompts as of a Request, and ways in which they may go on.")
+      .def(py::init([](std::vector<Prompt> prompts, std::vector<int> experts,
+                       std::vector<std::vector<int64_t>> continuations, Rule rule) {
+             return ScoreRequest{std::move(prompts), std::move(experts), std::move(rule), std::move(continuations)};
+           }),
+           py::arg("prompts"), py::arg("experts"), py::arg("continuations"), py::arg_v("rule", Rule(), "Rule()"));
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  bind_results(m);
+  bind_requests(m);
+  py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences further at each step.")
+      .def(py::init([](const std::vector<std::shared_ptr<Weights>>& models, FusionPlan plan, EngineOptions options,
+                       const std::vector<std::vector<std::shared_ptr<Adapter>>>& adapters) {
              const Models weights = present<const Weights>(models);
              Adapters of_models;
              for (const auto& of_model : adapters) {
                of_models.push_back(present<const Adapter>(of_model));
              }
-             EngineOptions options = {max_batch,     max_context,        threads,   prefix_cache_bytes,
-                                      prompt_budget, std::move(devices), cuda_graph};
              const auto make = options.devices.empty() ? cpu::make_step_loop : cuda::make_step_loop;
              return make(std::move(plan), weights, std::move(options), of_models);
            }),
-           py::arg("models"), py::arg("lane_model"), py::arg("experts"), py::arg("vocab"), py::arg("max_batch"),
-           py::arg("max_context"), py::arg("threads"), py::arg("prefix_cache_bytes") = 0,
-           py::arg("lane_adapter") = std::vector<int64_t>(),
-           py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>(),
-           py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true, py::arg("drafter") = -1,
-           py::arg("prompt_budget") = 0)
-      .def(
-          "add",
-          [](StepLoop& loop, int64_t id, std::vector<Prompt> prompts, std::vector<int> experts,
-             SamplingOptions sampling, int64_t max_new_tokens, const Speculation& speculation, Rule rule) {
-            loop.add({id, std::move(prompts), std::move(experts), std::move(rule), std::move(sampling), max_new_tokens,
-                      speculation});
-          },
-          py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
-          py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"),
-          "Queues a request: a prompt for each lane, empty where no chosen expert needs it.")
+           py::arg("models"), py::arg("plan"), py::arg("options"),
+           py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>())
+      .def("add", &StepLoop::add, py::arg("request"), "Queues a request.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its slot; unknown ids are ignored.")
       .def("step", &step, py::call_guard<GilRelease>(),
            "Decodes every running sequence one token further, and more where they were drafted.")
@@ -145,11 +175,7 @@ void bind_engine(py::module_& m) {
            "Does something that a later step would otherwise take time for, where the loop is idle; whether there was.")
       .def(
           "score",
-          [](StepLoop& loop, std::vector<Prompt> prompts, std::vector<int> experts,
-             std::vector<std::vector<int64_t>> continuations, const std::optional<py::typing::Callable<void()>>& poll,
-             Rule rule) {
-            const ScoreRequest request = {std::move(prompts), std::move(experts), std::move(rule),
-                                          std::move(continuations)};
+          [](StepLoop& loop, const ScoreRequest& request, const std::optional<py::typing::Callable<void()>>& poll) {
             GilRelease unlocked;
             return loop.score(request, [&] {
               if (poll) {
@@ -157,8 +183,7 @@ void bind_engine(py::module_& m) {
               }
             });
           },
-          py::arg("prompts"), py::arg("experts"), py::arg("continuations"), py::arg("poll") = py::none(),
-          py::arg_v("rule", Rule(), "Rule()"),
+          py::arg("request"), py::arg("poll") = py::none(),
           "Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now "
           "and then, and ends with what it raises.")
       .def_property_readonly("timings", [](const StepLoop& loop) { return loop.timings(); })

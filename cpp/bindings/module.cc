@@ -70,6 +70,6 @@ PYBIND11_MODULE(_C, m) {
   dlf::bind_fusion(m);
   dlf::bind_sampling(m);
   dlf::bind_model(m);
-  dlf::bind_devices(m);
   dlf::bind_engine(m);
+  dlf::bind_devices(m);
 }
