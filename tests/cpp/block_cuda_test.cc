@@ -1,4 +1,4 @@
-// The layers of a model on a GPU against those on the CPU, for all that a specification can say.
+// Compares the layers of a model on a GPU with those on the CPU, for every field of a specification.
 #include <ATen/ATen.h>
 
 #include <cstdint>
@@ -47,7 +47,7 @@ std::shared_ptr<const Weights> random_weights(const ModelSpec& spec) {
   return std::make_shared<const Weights>(spec, tensors);
 }
 
-// Logits of the prompt's last token, and of kSteps tokens after it.
+// Returns the logits of the prompt's last token and of the kSteps tokens after it.
 at::Tensor on_cpu(const std::shared_ptr<const Weights>& weights, const std::vector<int64_t>& after) {
   ThreadTeam team(2);
   Decoder decoder(weights, 1, kContext, team);
@@ -92,7 +92,7 @@ at::Tensor check_backends(const ModelSpec& spec) {
   return expected;
 }
 
-// Each says something: the logits are others.
+// Checks also that each field has an effect: the logits differ from those without it.
 void backends_agree_on_every_field() {
   const at::Tensor base = check_backends(plain());
   const auto changes = [&](const auto& change) {

@@ -5,7 +5,7 @@
 #include <initializer_list>
 #include <stdexcept>
 
-// EXPECT states what a test expects and goes on after a failure, so that one run shows all of them.
+// Checks a condition. The test continues after a failure, so that one run shows all failures.
 #define EXPECT(condition) ::dlf::testing::check((condition), #condition, __FILE__, __LINE__)
 
 #define EXPECT_THROWS(expression)                                                                              \
@@ -33,7 +33,7 @@ bool throws(Function&& function) {
   return false;
 }
 
-// What a test throws that this machine cannot run. The others go on.
+// Thrown by a test that this machine cannot run; the other tests run.
 struct Skip : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -43,13 +43,13 @@ struct Test {
   void (*run)();
 };
 
-// Says what became of a test at once: a later one may end the program.
+// Prints a test's result at once: a later test may end the program.
 inline void report(const char* result, const Test& test, const char* why = "") {
   std::printf("%s  %s%s%s\n", result, test.name, *why == '\0' ? "" : ": ", why);
   std::fflush(stdout);
 }
 
-// An exception fails the test that let it out, and no other.
+// An exception fails only the test that threw it.
 inline void run(const Test& test, int& skipped) {
   const int before = failures;
   try {
@@ -70,7 +70,7 @@ inline void run(const Test& test, int& skipped) {
   report(failures == before ? "pass" : "FAIL", test);
 }
 
-// What main returns: 0 if every check of every test held.
+// Returns the exit status of main: 0 if no test failed.
 inline int run(std::initializer_list<Test> tests) {
   int failed = 0;
   int skipped = 0;

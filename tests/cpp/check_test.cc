@@ -1,4 +1,4 @@
-// What the other programs stand on: a test that fails, throws or cannot run here ends none but itself.
+// Tests check.h: a test that fails, throws or is skipped ends only itself.
 #include "check.h"
 
 #include <utility>
@@ -35,7 +35,7 @@ void fails_before_it_cannot_go_on() {
 
 void holds() { ++ran; }
 
-// What a program would return, and what is left to count when it is not one of its failures.
+// Returns the exit status of a program with these tests; their failures do not count for this program.
 int returned_by(std::initializer_list<Test> tests) {
   ran = 0;
   const int before = std::exchange(failures, 0);

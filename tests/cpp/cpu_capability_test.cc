@@ -5,7 +5,7 @@
 
 #include "check.h"
 
-// The capability is read once, at its first successful reading, so main runs these in an order that matters.
+// The capability is read until a reading succeeds, then never again: the order of the tests in main matters.
 namespace dlf {
 namespace {
 
@@ -40,7 +40,7 @@ void a_wrong_name_is_an_error() {
 }  // namespace dlf
 
 int main() {
-  // A capability that could not be read is asked for again, so the wrong name goes first and the valid one stays.
+  // A failed reading is repeated, so the wrong name comes first; the valid one after it stays.
   return dlf::testing::run({
       {"a wrong name is an error", dlf::a_wrong_name_is_an_error},
       {"the variable lowers the capability", dlf::the_variable_lowers_the_capability},

@@ -12,14 +12,14 @@
 #include "support/cuda/runtime.h"
 #include "test_kernels.h"
 
-// The emulator itself: whether it runs what is right and notices what is wrong.
+// Tests the emulator: correct kernels give correct results, and wrong ones are noticed.
 namespace dlf::cuda {
 namespace {
 
 using emulation::Order;
 using emulation::set_order;
 
-// Keeps the device busy with a queue's work until it is told to go on.
+// Keeps the queue's stream busy until `go_on` is set.
 void hold(Queue& queue, std::atomic<bool>& go_on) {
   emulation::submit(queue.stream(), [&go_on] {
     while (!go_on) {
@@ -28,7 +28,7 @@ void hold(Queue& queue, std::atomic<bool>& go_on) {
   });
 }
 
-// In each order.
+// Runs the body in every order, with several seeds for the random one.
 void for_each_order(const std::function<void()>& body) {
   set_order(Order::forward);
   body();
@@ -41,7 +41,7 @@ void for_each_order(const std::function<void()>& body) {
   set_order(Order::forward);
 }
 
-// What a launch on a queue goes wrong with; nothing if it doesn't.
+// Returns the message of the error that the body's work on a queue raises, or "".
 std::string problem_of(const std::function<void(Queue&)>& body) {
   Queue queue(0);
   try {
@@ -120,7 +120,7 @@ void test_early_end() {
   });
 }
 
-// Whether the answer is right in every order.
+// Whether the kernel's result is correct in every order.
 bool always_right(int count, void (*kernel)(const int*, int*, bool, Stream), bool barrier) {
   bool right = true;
   const at::Tensor x = count_to(count);
@@ -140,7 +140,7 @@ void test_missing_barrier() {
   EXPECT(always_right(32, testing::rotate_warp, true));
   EXPECT(!always_right(32, testing::rotate_warp, false));
 
-  // A block that ends takes its shared memory along.
+  // A block's shared memory is gone when the block has ended.
   bool right = true;
   const at::Tensor x = at::ones({4, 64}, on_device(0).dtype(at::kFloat));
   for_each_order([&] {
@@ -171,7 +171,7 @@ void test_errors() {
   EXPECT(!launch_shape(9, 32, 0, 2).empty());
   EXPECT(!launch_shape(32, 32, 0, 32).empty());
   EXPECT(!launch_shape(0, 32, 0, 1).empty());
-  // After an error all is well again.
+  // The emulator works on after an error.
   EXPECT(problem_of([](Queue& queue) {
            const at::Tensor y = ints({64, 3});
            testing::block_votes(y.data_ptr<int>(), queue.stream());
@@ -180,7 +180,7 @@ void test_errors() {
 }
 
 void test_shared_memory() {
-#if !defined(__SANITIZE_ADDRESS__)  // which sees it first
+#if !defined(__SANITIZE_ADDRESS__)  // the sanitizer notices it first
   EXPECT(contains(problem_of([](Queue& queue) { testing::write_beyond_shared_memory(queue.stream()); }),
                   "beyond the 128 bytes"));
 #endif
@@ -249,7 +249,7 @@ void test_graph() {
   queue.synchronize();
 }
 
-// A graph's streams run in an order in which nothing was asked for, unless one waits for the other.
+// A graph's streams run in another order than the host's, unless one waits for the other.
 void test_streams_of_a_graph() {
   const auto right = [](bool wait) {
     bool all = true;
@@ -284,7 +284,7 @@ void test_streams_of_a_graph() {
   EXPECT(!right(false));
 }
 
-// A kernel that starts early sees what the one before it writes only if it waits.
+// A kernel that starts early sees the results of the kernel before it only if it waits.
 void test_early_kernels() {
   unsetenv("DLF_CUDA_EARLY");
   const at::Tensor ones = at::ones({100}, on_device(0).dtype(at::kFloat));
@@ -335,7 +335,7 @@ void test_asynchronous_copy() {
   const at::Tensor host = pinned({4}, at::kFloat);
   const at::Tensor device = floats({4});
   host.fill_(1.0F);
-  // The device is busy until the host has overwritten what is to be copied.
+  // The device is busy until the host has overwritten the source of the copy.
   hold(queue, written);
   queue.copy(device.data_ptr(), host.data_ptr(), 16);
   host.fill_(2.0F);
@@ -344,7 +344,7 @@ void test_asynchronous_copy() {
   EXPECT(at::equal(device, at::full({4}, 2.0F)));
 }
 
-// Two queues run in an order that the host didn't give, unless one waits for the other.
+// Two queues run in another order than the host's, unless one waits for the other.
 void test_queues() {
   const auto right = [](bool wait) {
     bool all = true;

@@ -16,7 +16,7 @@
 #include "emulator.h"
 #endif
 
-// What the tests of operations on CUDA share.
+// Helpers for the tests of operations on CUDA.
 namespace dlf::testing {
 
 inline constexpr DType kDeviceTypes[] = {DType::float32, DType::bfloat16, DType::float16};
@@ -25,12 +25,12 @@ inline at::ScalarType scalar_type(DType dtype) {
   return dtype == DType::float32 ? at::kFloat : dtype == DType::bfloat16 ? at::kBFloat16 : at::kHalf;
 }
 
-// What one rounding to a type, and the order of float32 sums, may change of a value.
+// Tolerance for one rounding to a type and for float32 sums in another order.
 inline double tolerance(DType dtype) {
   return dtype == DType::float32 ? 1e-5 : dtype == DType::bfloat16 ? 1.0 / 250 : 1.0 / 2000;
 }
 
-// Normal random numbers as a type holds them.
+// Returns normal random numbers, rounded to a type.
 inline at::Tensor random(at::IntArrayRef shape, at::ScalarType type, uint32_t seed) {
   at::Tensor values = at::empty(shape, at::kFloat);
   std::mt19937 generator(seed);
@@ -41,7 +41,7 @@ inline at::Tensor random(at::IntArrayRef shape, at::ScalarType type, uint32_t se
   return values.to(type);
 }
 
-// Filled on the host: what a kernel must not touch keeps the number.
+// Returns a tensor filled on the host: elements that a kernel must not write keep the value.
 inline at::Tensor filled(at::IntArrayRef shape, at::ScalarType type, double value) {
   return at::full(shape, value, at::TensorOptions().dtype(type)).to(cuda::on_device(0).dtype(type));
 }
@@ -52,13 +52,13 @@ inline at::Tensor to_device(const std::vector<int32_t>& values) {
 }
 inline at::Tensor to_host(const at::Tensor& tensor) { return tensor.to(at::kCPU).to(at::kDouble); }
 
-// |y - expected| <= tolerance (1 + |expected|) everywhere; a NaN is not near.
+// Whether |y - expected| <= tolerance (1 + |expected|) everywhere; a NaN is not near.
 inline bool near(const at::Tensor& y, const at::Tensor& expected, double tolerance) {
   const at::Tensor difference = (to_host(y) - expected).abs() / (expected.abs() + 1.0);
   return difference.numel() > 0 && (difference <= tolerance).all().item<bool>();
 }
 
-// Runs body, which launches on a stream and gives what comes out, until all is done.
+// Runs the body, which launches kernels on a stream, waits for them and returns its result on the host.
 inline at::Tensor run_on_device(const std::function<at::Tensor(cuda::Stream)>& body) {
   cuda::Queue queue(0);
   at::Tensor y;
@@ -67,7 +67,7 @@ inline at::Tensor run_on_device(const std::function<at::Tensor(cuda::Stream)>& b
   return y.to(at::kCPU);
 }
 
-// The same, and that neither the order in which threads take their turns nor another run changes a bit.
+// As run_on_device(); checks also that the result is bit-identical in every order of threads and in a second run.
 inline at::Tensor run_in_any_order(const std::function<at::Tensor(cuda::Stream)>& body) {
 #if __has_include("emulator.h")
   using emulation::Order;
@@ -92,7 +92,7 @@ inline void needs_two_devices() {
   }
 }
 
-// run(), where there is a device.
+// As run(), if there is a device; without one, fails if DLF_REQUIRE_CUDA is 1.
 inline int run_cuda(std::initializer_list<Test> tests) {
   if (cuda::devices().empty()) {
     const char* required = std::getenv("DLF_REQUIRE_CUDA");

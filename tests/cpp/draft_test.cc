@@ -1,4 +1,4 @@
-// What decides on drafts: pass times, acceptance rates, prompt look-up, and the policies that put them together.
+// Tests what decides on drafts: pass times, acceptance rates, prompt lookup and the policies built on them.
 #include "engine/draft.h"
 
 #include <cmath>
@@ -29,14 +29,14 @@ void pass_times_are_a_line() {
   EXPECT(near(times.of(3), 12.0, 0.02));
   EXPECT(near(times.of(9), 18.0, 0.03));
   EXPECT(times.of(0) == 0);
-  times.add(5, 1e6);  // somebody else had the processor
+  times.add(5, 1e6);  // another process had the processor
   EXPECT(times.of(5) < 20);
 }
 
 void rates_follow_what_is_seen() {
   const Acceptance others(1024);
   Acceptance rates(64);
-  EXPECT(rates.rate(7, others) > rates.rate(0, others));  // as sure as it is
+  EXPECT(rates.rate(7, others) > rates.rate(0, others));  // before any observation, the drafter's own confidence
   for (int i = 0; i < 200; ++i) {
     rates.add(3, i % 4 != 0);
   }
@@ -60,7 +60,7 @@ void look_up_finds_the_longest_match() {
   EXPECT(PromptLookup::find(same).length == PromptLookup::kLongest);
 }
 
-// A large model, an expert and a base, whose passes take so long, and a sequence on them.
+// A sequence on a large model, an expert and a base, whose passes take the given seconds.
 struct Scene {
   explicit Scene(std::vector<double> seconds) {
     plan.lane_model = {0, 1, 2};
@@ -82,7 +82,7 @@ struct Scene {
     sequence.draft.weight = {1.0};
   }
 
-  // Tokens that are drafted of a drafter that is right so often, and says so.
+  // Returns the number of tokens drafted by an expert that is right with this probability, and knows it.
   int64_t drafted(double right) {
     DraftPolicy policy(plan, {&times[0], &times[1], &times[2]});
     const int bin = Acceptance::bin_of(right);
@@ -108,7 +108,7 @@ void drafts_are_as_long_as_is_worth_it() {
   EXPECT(Scene({50, 5, 5}).drafted(0.6) >= 1);
   EXPECT(Scene({50, 5, 5}).drafted(0.6) <= 4);
   EXPECT(Scene({50, 5, 5}).drafted(0.02) == 0);
-  EXPECT(Scene({5, 5, 5}).drafted(0.3) == 0);  // as slow as what it drafts for
+  EXPECT(Scene({5, 5, 5}).drafted(0.3) == 0);  // as slow as the large model
   Scene fixed({5, 5, 5});
   fixed.sequence.draft.options.adaptive = false;
   EXPECT(fixed.drafted(0.02) == 8);
@@ -129,9 +129,9 @@ struct StepScene {
   Draft& draft_of(int of) { return sequences[of].draft; }
   StepDraft choose(int batch = 1) { return policy.choose(all, batch); }
 
-  // Steps of which a plain one takes a second, every token that a lane drafts so much more, and what prompt lookup
-  // drafts little. So many of a hundred tokens are what the lane says, and what prompt lookup says. Of the last ones,
-  // how many drafted how much.
+  // Runs 1000 steps. A plain step takes one second; each token that a lane drafts adds `token_seconds`, prompt lookup
+  // adds 0.02 a step. Of 100 tokens, the lane predicts `right` and prompt lookup `looked_up`. Returns how many of the
+  // last 500 steps drafted each number of tokens; prompt lookup's numbers are negative.
   std::map<int, int> run(double token_seconds, int right, int looked_up = 0) {
     std::map<int, int> counts;
     int tokens = 0;
@@ -159,7 +159,7 @@ struct StepScene {
 };
 
 void graphs_draft_as_far_as_is_worth_it() {
-  EXPECT(StepScene(1).choose() == StepDraft());  // how long a plain step takes comes first
+  EXPECT(StepScene(1).choose() == StepDraft());  // the time of a plain step is measured first
   EXPECT(StepScene(1).run(0.1, 100)[7] == 500);
   EXPECT(StepScene(1).run(0.9, 100)[7] == 500);
   std::map<int, int> slow = StepScene(1).run(1.1, 100);
@@ -183,7 +183,7 @@ void graphs_draft_as_many_as_pay() {
 
 void text_that_repeats_itself_is_looked_up() {
   std::map<int, int> repeats = StepScene(1).run(0.36, 70, 60);
-  EXPECT(repeats[-7] >= 400 && repeats[1] > 0);  // now and then the lane is tried
+  EXPECT(repeats[-7] >= 400 && repeats[1] > 0);  // the lane is tried now and then
   EXPECT(StepScene(1).run(0.36, 92, 30)[-7] < 50);
   StepScene lane_only(1);
   lane_only.draft_of(0).options.drafter = 1;
@@ -191,7 +191,7 @@ void text_that_repeats_itself_is_looked_up() {
   StepScene two_rows(2);
   two_rows.policy.add_time(2, {}, 1);
   for (Sequence& sequence : two_rows.sequences) {
-    sequence.draft.limit = 1;  // near their ends, where the graph is still that of all
+    sequence.draft.limit = 1;  // near their ends, where the graph stays the same
     for (int i = 0; i < 100; ++i) {
       two_rows.policy.learn(sequence.draft, kPromptLookup, 1, 1);
     }
@@ -235,7 +235,7 @@ void graphs_draft_what_most_sequences_want() {
   EXPECT((three.choose(4) == StepDraft{1, 7}));
   three.draft_of(1).weight.clear();  // the large model alone
   EXPECT((three.choose(4) == StepDraft{kPromptLookup, 7}));
-  EXPECT(!three.policy.looks_up(three.sequences[1]));  // it has no choice, and needs no rate
+  EXPECT(!three.policy.looks_up(three.sequences[1]));  // drafts that are not adaptive need no rate
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 
 #include "support/cpu_capability.h"
 
-// A kernel as it is compiled for every instruction set.
+// A kernel's versions, one for each instruction set.
 #ifdef DLF_X86_64
 #define KERNELS(name) &portable::name, &avx2::name, &avx512::name, &avx512::name
 #define KERNELS_BF16(name) &portable::name, &avx2::name, &avx512::name, &avx512_bf16::name
@@ -13,7 +13,7 @@
 
 namespace dlf::testing {
 
-// Calls body with the portable kernel, and with the vectorised ones where the processor has their instructions.
+// Calls body with the portable kernel and with each vectorised one that this processor can run.
 template <typename Kernel, typename Body>
 void for_each_kernel(Kernel* portable, [[maybe_unused]] Kernel* avx2, [[maybe_unused]] Kernel* avx512,
                      [[maybe_unused]] Kernel* avx512_bf16, Body&& body) {

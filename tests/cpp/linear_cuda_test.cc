@@ -1,4 +1,4 @@
-// Products of every type of weights on the device against double precision.
+// Compares matrix products on the device with double precision, for every type of weights.
 #include <ATen/ATen.h>
 
 #include <cstdint>
@@ -32,7 +32,7 @@ constexpr Kind kKinds[] = {
     {MatrixType::int4, 64, DType::bfloat16},  {MatrixType::int4, 64, DType::float16},
 };
 
-// The weights that tiles stand for, the obvious way.
+// Returns the float64 values [out, in] of tiles, decoded one by one.
 at::Tensor values_of(const Matrix& matrix) {
   at::Tensor values = at::empty({matrix.out, matrix.in}, at::kDouble);
   const int64_t padded = ops::padded_inputs(matrix.in, matrix.group);
@@ -57,7 +57,7 @@ at::Tensor values_of(const Matrix& matrix) {
   return values;
 }
 
-// A random matrix on the device, and what it stands for.
+// A random matrix on the device, and its values.
 struct Weights {
   at::Tensor values;  // float64 [out, in]
   at::Tensor data;
@@ -86,7 +86,7 @@ using Product = void (*)(const LinearArgs&, Stream);
 
 bool is_half(const Kind& kind) { return !ops::is_quantized(kind.type) && kind.dtype != DType::float32; }
 
-// The ways that linear() can take, whatever the size.
+// The kernels among which linear() chooses, for any size.
 void direct(const LinearArgs& args, Stream stream) {
   args.dtype == DType::float32 || args.weight.in % 8 != 0 ? linear_plain(args, stream) : linear_direct(args, stream);
 }
@@ -100,7 +100,7 @@ std::vector<Product> products(const Kind& kind) {
 
 constexpr int kPadding = 3;  // of y's rows
 
-// y [rows, out + kPadding]; what must not be written is 7. An inactive row of x is not a number.
+// Returns y [rows, out + kPadding], filled with 7 before the product. Inactive rows of x are NaN.
 at::Tensor multiply(Product product, const Weights& weights, const at::Tensor& x, const at::Tensor& bias,
                     const std::vector<int32_t>& positions, bool y_float, DType dtype, bool in_any_order) {
   const int rows = static_cast<int>(x.size(0));
@@ -129,7 +129,7 @@ at::Tensor multiply(Product product, const Weights& weights, const at::Tensor& x
   return in_any_order ? run_in_any_order(body) : run_on_device(body);
 }
 
-// Whether y is x W^T + bias, give or take float32 sums (their size counts, not what is left of them) and y's rounding.
+// Whether y is x W^T + bias, up to y's rounding and the error of float32 sums (relative to their terms, not the sum).
 bool is_product(const at::Tensor& y, const at::Tensor& x, const Weights& weights, const at::Tensor& bias,
                 double rounding) {
   const int64_t out = weights.matrix.out;
@@ -164,7 +164,7 @@ void linear_is_a_matrix_product() {
   }
 }
 
-// More chunks than the ring has places, and more tiles than there are blocks.
+// A matrix with more chunks than the ring has places, and one with more tiles than blocks.
 void a_large_one_is_one_too() {
   for (const Kind& kind : kKinds) {
     for (const auto& [out, in] : {std::pair(37, 11336), std::pair(1072, 72)}) {
@@ -209,7 +209,7 @@ void the_activation_may_come_with_it() {
     return;
   }
   constexpr int kGated = 27;
-  constexpr int kUp = 32;  // where the second half begins
+  constexpr int kUp = 32;  // first row of the second half
   for (const Kind& kind : kKinds) {
     if (!is_half(kind)) {
       continue;
@@ -265,7 +265,7 @@ void inactive_rows_stay_as_they_are() {
   }
 }
 
-// What is not finite must reach the logits, whose check names the model.
+// Values that are not finite must reach the logits, where a check names the model.
 void input_that_is_not_finite_shows() {
   for (const Kind& kind : kKinds) {
     const Weights weights(20, 64, kind, 11);

@@ -1,4 +1,4 @@
-// Products of every type of weights against double precision, for every instruction set that this processor has.
+// Compares products with double precision, for every type of weights and every instruction set of this processor.
 #include "ops/cpu/linear.h"
 
 #include <ATen/ops/empty.h>
@@ -15,7 +15,7 @@
 namespace dlf::ops {
 namespace {
 
-// The weights [out, in] that tiles stand for, as float32.
+// Returns the float32 values [out, in] of tiles.
 at::Tensor dequantize(const Matrix& matrix) {
   at::Tensor weight = at::empty({matrix.out, matrix.in}, at::kFloat);
   const int64_t padded = padded_inputs(matrix.in, matrix.group);
@@ -41,7 +41,7 @@ at::Tensor dequantize(const Matrix& matrix) {
   return weight;
 }
 
-// A random matrix as it is stored, and the values that it stands for.
+// A random matrix as stored, and its values.
 struct Weights {
   std::vector<char> bytes;
   QuantizedTensor tiles;
@@ -73,7 +73,7 @@ constexpr std::pair<MatrixType, int64_t> kWeightTypes[] = {{MatrixType::float32,
                                                            {MatrixType::int4, 32},
                                                            {MatrixType::int4, 64}};
 
-// Element i of a row as the products read it.
+// Returns element i of a row as the products read it.
 double input_value(const LinearInputRows& x, int64_t row, int64_t i, MatrixType type) {
   switch (type) {
     case MatrixType::float32:
@@ -206,7 +206,7 @@ void prefill_multiplies_as_decode_does() {
     linear(x, {{weights.matrix, bias.data(), decoded.data(), rows}, true}, team);
     linear_prefill(x, {{weights.matrix, bias.data(), prefilled.data(), rows}, true}, team);
     for (size_t i = 0; i < decoded.size(); ++i) {
-      // In bfloat16 prefill rounds the product too, half a part in 256.
+      // In bfloat16 prefill also rounds the product, by up to 1/512.
       const double tolerance = type == MatrixType::bfloat16 ? 4e-3 * (4.0 + std::abs(decoded[i])) : 1e-4;
       EXPECT(std::abs(prefilled[i] - decoded[i]) <= tolerance);
     }
@@ -241,7 +241,7 @@ void input_is_rounded_to_the_nearest() {
   });
 }
 
-// What is not finite must reach the logits, whose check names the model.
+// Values that are not finite must reach the logits, where a check names the model.
 void input_that_is_not_finite_shows() {
   ThreadTeam team(1);
   for (const float bad : {INFINITY, -INFINITY, NAN, std::bit_cast<float>(0x7fffffffU)}) {
@@ -279,7 +279,7 @@ void quantized_weights_are_near() {
     const at::Tensor near_weight =
         dequantize({four.data.const_data_ptr(), four.scale.const_data_ptr(), out, in, MatrixType::int4, group});
     double error = 0.0;
-    double plain = 0.0;  // of one scale without a search: the largest magnitude takes 7
+    double plain = 0.0;  // error of a scale without a search, which makes the largest magnitude 7
     for (int64_t o = 0; o < out; ++o) {
       for (int64_t first = 0; first < in; first += group) {
         const int64_t end = std::min(first + group, in);

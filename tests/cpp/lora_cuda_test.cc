@@ -1,4 +1,4 @@
-// Low-rank updates on the device against double precision.
+// Compares low-rank updates on the device with double precision.
 #include <ATen/ATen.h>
 
 #include <array>
@@ -20,12 +20,12 @@ constexpr int kLanes = 3;
 constexpr int kIn = 131;
 constexpr std::array<int, kMostUpdates> kOut = {37, 300, 24};
 constexpr std::array<int, kMostUpdates> kOffset = {0, 40, 344};
-constexpr int kStride = 371;  // the last three of each row are nobody's
-// The rank of each lane's update of each product: lane 0 has no adapter, lane 2 one of a single product.
+constexpr int kStride = 371;  // the last three of each row belong to no product
+// Rank of each lane's update of each product: lane 0 has no adapter, lane 2's updates one product.
 constexpr int kRank[kLanes][kMostUpdates] = {{0, 0, 0}, {5, 16, 1}, {0, 40, 0}};
 constexpr int kMaxRank = 40;
 
-// The updates of all lanes, and what they stand for.
+// The updates of all lanes, on the device and on the host.
 struct Updates {
   at::Tensor a[kLanes][kMostUpdates], b[kLanes][kMostUpdates];  // on the host
   float scale[kLanes][kMostUpdates] = {};
@@ -57,7 +57,7 @@ struct Updates {
     table = to_device(host);
   }
 
-  // What becomes of one row of y, in double precision.
+  // Returns one row of y after the updates, in double precision.
   at::Tensor applied(const at::Tensor& x, const at::Tensor& y, int lane) const {
     const at::Tensor expected = y.to(at::kDouble);
     for (int product = 0; product < kMostUpdates; ++product) {
@@ -71,7 +71,7 @@ struct Updates {
   }
 };
 
-// y [kRows, kStride] after the updates; lane -1: row r is of lane r % kLanes.
+// Returns y [kRows, kStride] after the updates of a lane, or, for lane -1, of lane r % kLanes in row r.
 at::Tensor update(const Updates& updates, const at::Tensor& x, const at::Tensor& y, int lane, DType dtype,
                   const std::vector<int32_t>& positions) {
   const at::Tensor device_x = to_device(x);
@@ -115,7 +115,7 @@ void rows_have_the_updates_of_their_lanes() {
   }
 }
 
-// As those of a prompt; each is to the bit what it is among rows of other lanes.
+// All rows of one lane, as in a prompt: each is bit-identical to its result among rows of other lanes.
 void rows_may_be_of_one_lane() {
   for (const DType dtype : kDeviceTypes) {
     const at::ScalarType type = scalar_type(dtype);

@@ -1,4 +1,4 @@
-// Low-rank updates against double precision, for every instruction set that this processor has.
+// Compares low-rank updates with double precision, for every instruction set of this processor.
 #include "ops/cpu/lora.h"
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace {
 
 MatrixType matrix_type(DType dtype) { return dtype == DType::float32 ? MatrixType::float32 : MatrixType::bfloat16; }
 
-// The matrices of one layer.
+// The two factors of one layer's update.
 struct Factors {
   Stored a;  // [rank, in]
   Stored b;  // [rank, out]
@@ -36,7 +36,7 @@ struct Factors {
   }
 };
 
-// What float32 sums of these terms may be wrong by.
+// Whether a float32 sum is right; `size` is the sum of its terms' magnitudes.
 bool is_sum(double found, double expected, double size) { return std::abs(found - expected) <= 2e-6 * (1.0 + size); }
 
 void the_way_back_is_a_product() {
@@ -70,7 +70,7 @@ void the_way_back_is_a_product() {
   }
 }
 
-// Updates of several ranks on rows of their own, in one call; rows between them have none.
+// Applies updates of several ranks to different rows in one call; the rows between them have none.
 void updates_are_low_rank_products() {
   const int rows = 9;
   const int64_t in = 131;

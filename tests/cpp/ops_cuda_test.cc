@@ -1,4 +1,4 @@
-// Every operation on the device against its definition in double precision.
+// Compares every operation on the device with its definition in double precision.
 #include <ATen/ATen.h>
 
 #include <cmath>
@@ -107,7 +107,7 @@ at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor&
   return at::cat({a * cos - b * sin, b * cos + a * sin}, -1);
 }
 
-enum class Standing { rows, slots, prompt };  // row r in slot r % slots; in a slot of its own; all in one slot
+enum class Standing { rows, slots, prompt };  // row r in slot r % slots; each row in its own slot; all rows in one slot
 
 struct RopeCase {
   int heads;
@@ -235,7 +235,7 @@ class AttentionData {
         qkv_(random({rows_, stride_}, scalar_type(dtype), 10)),
         keys_(random({rows_, test.kv_heads, test.capacity, test.dim}, scalar_type(dtype), 11)),
         values_(random(keys_.sizes(), scalar_type(dtype), 12)) {
-    // What lies beyond a row's position must not be looked at.
+    // Keys and values beyond a row's position must not be read.
     for (int r = 0; r < rows_; ++r) {
       const int64_t seen = test.positions[r] + 1;
       keys_[r].narrow(1, seen, test.capacity - seen).fill_(NAN);
@@ -319,16 +319,16 @@ void attention_averages_the_values_that_a_row_sees() {
       check_attention({2, 2, 128, 160, window, {0, 69, -1, 159}}, dtype);
       check_attention({8, 1, 64, 100, window, {33, -1, 99}}, dtype);
     }
-    check_attention({10, 2, 80, 50, 0, {-1, 49}}, dtype);  // shares of 5 and lanes without elements
+    check_attention({10, 2, 80, 50, 0, {-1, 49}}, dtype);  // 5 query heads a key head, and lanes without elements
     check_attention({6, 3, 16, 50, 0, {3, 49}}, dtype);
     check_attention({7, 1, 128, 40, 0, {39}}, dtype);
-    check_attention({4, 2, 30, 50, 0, {-1, 20, 49}}, dtype);  // no vectors
+    check_attention({4, 2, 30, 50, 0, {-1, 20, 49}}, dtype);  // no vector loads
     check_attention({2, 1, 256, 50, 7, {49}}, dtype);
     check_attention({1, 1, 2, 9, 0, {8}}, dtype);
   }
 }
 
-// Long enough for streams of several tiles.
+// Contexts long enough for streams of several tiles.
 void attention_over_a_long_context() {
   check_attention({1, 1, 64, 1700, 0, {1699, 1300}}, DType::bfloat16);
   check_attention({3, 1, 128, 1100, 1000, {1099}}, DType::float16);

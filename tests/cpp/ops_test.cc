@@ -1,4 +1,4 @@
-// Every operation against its definition in double precision, for every instruction set that this processor has.
+// Compares every operation with its definition in double precision, for every instruction set of this processor.
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 namespace dlf::ops {
 namespace {
 
-// Whether the rows of y are those of x, divided by their root mean square.
+// Checks that the rows of y are those of x, divided by their root mean square and times the weight.
 void check_normed(const Floats& y, const Floats& x, const Floats& weight) {
   const auto size = static_cast<int64_t>(weight.size());
   for (int64_t r = 0; r < 3; ++r) {
@@ -67,7 +67,7 @@ void swiglu_gates() {
     for (size_t i = 0; i < y.size(); ++i) {
       EXPECT(near(y[i], gated(i), 1e-5));
     }
-    Floats some(3 * 101, 7.0F);  // of rows that are longer
+    Floats some(3 * 101, 7.0F);  // longer rows
     kernel({gate.data(), up.data(), 300, some.data(), 3, 101, DType::float32}, 0, 250);
     for (size_t i = 0; i < some.size(); ++i) {
       EXPECT(i < 250 ? near(some[i], gated(i / 101 * 300 + i % 101), 1e-5) : some[i] == 7.0F);
@@ -88,7 +88,7 @@ void embedding_copies_rows() {
   }
 }
 
-// As if each head were normed first.
+// The result is that of norming each head first.
 void rope_norms_heads_where_asked() {
   constexpr int kHeads = 3, kKvHeads = 1, kDim = 16, kRows = 2, kCapacity = kCacheBlock;
   ThreadTeam team(1);

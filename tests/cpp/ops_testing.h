@@ -10,7 +10,7 @@
 #include "kernels.h"
 #include "support/dtype.h"
 
-// What the tests of operations share: random numbers, and values as a type holds them.
+// Helpers for the tests of operations: random numbers, and values rounded to a type.
 namespace dlf::ops {
 namespace {
 
@@ -27,7 +27,7 @@ using testing::for_each_kernel;
   return values;
 }
 
-// Values as a type holds them, and the same values as floats.
+// Values rounded to a type, as stored and as floats.
 struct Stored {
   std::vector<char> bytes;
   Floats values;

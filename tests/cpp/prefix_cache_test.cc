@@ -1,4 +1,4 @@
-// Prompts that begin alike: what is kept of them, for how long, and that it changes nothing.
+// Tests the prefix cache: which chunks it keeps, for how long, and that results are the same with and without it.
 #include "engine/prefix_cache.h"
 
 #include <numeric>
@@ -36,13 +36,13 @@ void a_chunk_is_found_by_all_that_comes_before_it() {
   EXPECT(id({0, -1, 0}, {1, 2}) == first);
   EXPECT(id({0, -1, first}, {3, 4}) == second);
   EXPECT(id({0, -1, 0}, {3, 4}) == 0);        // at the beginning
-  EXPECT(id({0, -1, first}, {3}) == 0);       // a part of it
+  EXPECT(id({0, -1, first}, {3}) == 0);       // a part of the chunk
   EXPECT(id({0, 0, 0}, {1, 2}) == 0);         // with an adapter
   EXPECT(id({1, -1, 0}, {1, 2}) == 0);        // on another model
   EXPECT(id({0, -1, 0}, {1, 2}, true) == 0);  // without logits
   const int64_t ends = insert(cache, {0, -1, first}, {3, 4}, {100, 40})->id;
   EXPECT(id({0, -1, first}, {3, 4}, true) == ends);
-  EXPECT(id({0, -1, kNoChunk}, {1, 2}) == 0);  // after one that was not kept
+  EXPECT(id({0, -1, kNoChunk}, {1, 2}) == 0);  // after a chunk that was not kept
 }
 
 void the_least_recently_used_goes_first_and_never_before_what_follows_it() {
@@ -52,7 +52,7 @@ void the_least_recently_used_goes_first_and_never_before_what_follows_it() {
   insert(cache, 0, {5, 6});
   EXPECT(cache.bytes() == 3 * kChunkBytes);
   cache.find({0, -1, 0}, Ids{5, 6}, false);
-  EXPECT(insert(cache, 0, {7, 8}) != nullptr);  // in place of the second after `old`
+  EXPECT(insert(cache, 0, {7, 8}) != nullptr);  // replaces the chunk after `old`
   EXPECT(cache.find({0, -1, old}, Ids{3, 4}, false) == nullptr);
   EXPECT(cache.find({0, -1, 0}, Ids{1, 2}, false) != nullptr);
   EXPECT(insert(cache, 0, {9, 10}) != nullptr);
@@ -65,7 +65,7 @@ void what_does_not_fit_is_not_kept() {
   EXPECT(insert(cache, {0, -1, 0}, {1}, {1000, 0}) == nullptr);
   const int64_t first = insert(cache, 0, {1, 2})->id;
   const int64_t second = insert(cache, first, {3, 4})->id;
-  EXPECT(insert(cache, second, {5, 6}) == nullptr);  // would be there in place of its own beginning
+  EXPECT(insert(cache, second, {5, 6}) == nullptr);  // would replace its own beginning
   EXPECT(cache.find({0, -1, first}, Ids{3, 4}, false) != nullptr);
   EXPECT(insert(cache, kNoChunk, {5, 6}) == nullptr);
   EXPECT(PrefixCache(0).find({0, -1, 0}, Ids{1}, false) == nullptr);
@@ -93,7 +93,7 @@ Decoded decode(int64_t prefix_cache_bytes, int64_t max_batch) {
       cpu::make_step_loop(testing::tiny_plan(), testing::tiny_models(), {max_batch, 1100, 2, prefix_cache_bytes});
   loop->add(testing::shared_request(100, 640, 9));
   loop->step();
-  loop->cancel(100);  // in the midst of its prompt
+  loop->cancel(100);  // in the middle of its prompt
   for (int64_t id = 0; id < 6; ++id) {
     Request request = testing::shared_request(id, 600 + 40 * (id % 2), 3 + 20 * (id % 3));
     request.rule.combine = Combine::centroid;
@@ -117,7 +117,7 @@ void it_changes_nothing() {
     EXPECT(decode(300000, max_batch).tokens == without.tokens);  // too little for all
     EXPECT(decode(60000, max_batch).tokens == without.tokens);
   }
-  // The examples of the expert are read once for each of two lengths, whose first 512 tokens are the same.
+  // The expert's examples are read once for each of two lengths; their first 512 tokens are the same.
   const int64_t expert = 2 * 600 + 3 * 640 + 512;
   EXPECT(decode(1 << 24, 1).cached >= expert && decode(1 << 24, 5).cached >= expert - 640);
 }

@@ -29,9 +29,9 @@ constexpr int kTop = 20;
 using Floats = std::vector<float>;
 using Tokens = std::vector<int64_t>;
 
-// ---- the obvious version, in double
+// ---- the reference, in double precision
 
-// Logits after everything that comes before the temperature.
+// Returns the logits after all options except the temperature and the filters.
 Floats process(Floats scores, const SamplingOptions& options, const Tokens& prompt, const Tokens& generated) {
   Tokens history = prompt;
   history.insert(history.end(), generated.begin(), generated.end());
@@ -88,7 +88,7 @@ std::vector<double> probabilities(const Floats& scores, const SamplingOptions& o
   return result;
 }
 
-// Whether the token is the one that a uniform number draws, give or take a rounding error.
+// Whether a uniform number draws this token, up to a rounding error.
 bool draws(const std::vector<double>& distribution, double uniform, int64_t token) {
   if (token < 0 || token >= static_cast<int64_t>(distribution.size())) {
     return false;
@@ -130,7 +130,7 @@ class Device {
         logits_(at::empty({rows, stride_}, cuda::on_device(0).dtype(at::kFloat))),
         active_(at::empty({rows}, cuda::on_device(0).dtype(at::kInt))),
         state(0, {rows, rows, vocab, kMaxTokens, kTop, blocks_per_row}) {
-    host_.fill_(NAN);  // the padding, which nobody may look at
+    host_.fill_(NAN);  // the padding must not be read
     active_host_.fill_(1);
   }
 
@@ -200,7 +200,7 @@ Floats random_logits(int64_t vocab, float scale, uint32_t seed, bool excluded = 
   return logits;
 }
 
-// One sequence a row: every option alone and all together.
+// Returns one set of options a row: each option alone, and all together.
 std::vector<SamplingOptions> all_options(int64_t vocab) {
   std::vector<SamplingOptions> all;
   const auto add = [&](auto change) {
@@ -262,7 +262,7 @@ void expect_like_the_cpu(const Choice& choice, const Sample& expected, const Flo
   }
 }
 
-// Sequences of a few tokens, one for each set of options, beside the CPU's samplers. Returns what was chosen.
+// Samples a few tokens with each set of options, compares them with the CPU's samplers and returns the choices.
 std::vector<Choice> run_beside_cpu(int64_t vocab, float scale, int steps, int blocks_per_row = 0) {
   const std::vector<SamplingOptions> options = all_options(vocab);
   const int rows = static_cast<int>(options.size());
@@ -304,7 +304,7 @@ void test_choices_are_the_cpus() {
   run_beside_cpu(50257, 3.0F, 2);
 }
 
-// How many blocks share a row must not show: a row's result never depends on the size of its batch.
+// The number of blocks that share a row changes no bit: a row's result never depends on the size of its batch.
 void test_the_number_of_blocks_does_not_matter() {
   const std::vector<Choice> one = run_beside_cpu(30000, 2.0F, 1, 1);  // too many scores for one block's shared memory
   if (cuda::devices()[0].compute_capability >= 90) {
@@ -314,13 +314,13 @@ void test_the_number_of_blocks_does_not_matter() {
   }
 }
 
-// Few candidates, more than one block ranks by itself, more than a warp lists, and no candidate that stands out; with
-// many ties.
+// Few candidates, more than one block ranks by itself, more than a warp lists, and no candidate far above the rest;
+// with many ties.
 void test_any_number_of_candidates() {
   constexpr int64_t kVocab = 40000;
   struct Case {
     int64_t count;
-    int64_t apart;  // of their ids
+    int64_t apart;  // distance between their ids
     double top_p;
     int64_t top_k;
     double min_p;
@@ -402,7 +402,7 @@ void test_ties_go_to_the_lowest_id() {
   struct Case {
     SamplingOptions options;
     Floats logits;
-    Tokens kept;  // those that may be drawn
+    Tokens kept;  // the tokens that may be drawn
   };
   const Floats mixed = {0, 1, 1, -0.0F, 1, 0};
   std::vector<Case> cases;
@@ -440,7 +440,7 @@ void test_ties_go_to_the_lowest_id() {
     drawn[row].erase(std::unique(drawn[row].begin(), drawn[row].end()), drawn[row].end());
     EXPECT(drawn[row] == cases[row].kept);
   }
-  // Ties that span blocks: 20000 equal scores of which half are kept.
+  // Ties that span blocks: half of 20000 equal scores are kept.
   SamplingOptions half;
   half.temperature = 1;
   half.top_k = 10000;
@@ -466,7 +466,7 @@ void test_failures() {
       {{1, 2, -kInfinity}, SampleFailure::all_excluded},  // by its bad words
       {{-kInfinity, -3e38F, -kInfinity}, SampleFailure::none},
   };
-  // The others of a large vocabulary are excluded; there several blocks share a row.
+  // A large vocabulary, for which several blocks share a row, excludes all other tokens.
   const auto widened = [](Floats logits, int64_t vocab) {
     logits.resize(vocab, -kInfinity);
     return logits;
@@ -491,7 +491,7 @@ void test_failures() {
         EXPECT(choices[row].record.token == (cases[row].failure == SampleFailure::none ? 1 : 0));
         EXPECT(choices[row].record.top_count == (cases[row].failure == SampleFailure::none ? 1 : 0));
       }
-      // A failed row stands where it stood, and goes on with better logits.
+      // A failed row keeps its state and continues with better logits.
       const Floats better = widened({0, 1, 2}, vocab);
       device.set_logits(0, better);
       options.bad_words.clear();
@@ -527,7 +527,7 @@ void test_inactive_rows_and_rows_used_again() {
   SamplingOptions second = first;
   second.seed = 9;
   second.bad_words = {{7, 8}, {5}};
-  Device device(3, kVocab);  // the last row holds nothing
+  Device device(3, kVocab);  // the last row stays empty
   device.set_active(2, false);
   device.set(0, first, {1, 2});
   device.set(1, first, {3});
@@ -582,7 +582,7 @@ void test_a_graph_replays_it() {
   }
 }
 
-// Below this in all but one of a thousand draws of chi-square (Wilson and Hilferty).
+// Returns a bound that chi-square exceeds with probability 0.001 (Wilson and Hilferty).
 double chi_square_bound(int degrees) {
   const double x = 2.0 / (9.0 * degrees);
   return degrees * std::pow(1 - x + 3.09 * std::sqrt(x), 3);
@@ -660,7 +660,7 @@ void test_what_does_not_fit_is_refused() {
   EXPECT(SamplerState::bytes(0, {2, 2, 100, 10, kTop}) > 0);
 }
 
-// Tokens that are drafted and verified at once, appended or forgotten, are those that are chosen one after the other.
+// Tokens drafted one by one and verified in one pass, kept or dropped, equal tokens sampled one by one.
 void test_drafts() {
   constexpr int64_t kVocab = 600;
   constexpr int kAhead = 4;
@@ -673,7 +673,7 @@ void test_drafts() {
   cuda::Queue queue(0);
   for (int j = 0; j < kAhead; ++j) {
     for (int s = 0; s < sequences; ++s) {
-      const Floats random = random_logits(kVocab, 2, 100 + j % 2);  // few tokens, which penalties meet again
+      const Floats random = random_logits(kVocab, 2, 100 + j % 2);  // few tokens, so that penalties apply
       logits.push_back(at::from_blob(const_cast<float*>(random.data()), {kVocab}, at::kFloat).clone());
     }
   }
@@ -720,7 +720,7 @@ void test_drafts() {
   }
 }
 
-// The longest lists that a request may have, all of which count.
+// The longest lists that a request may have; every entry has an effect.
 void test_full_lists() {
   constexpr int64_t kVocab = 10000;
   SamplingOptions options;
@@ -759,13 +759,13 @@ void test_the_order_of_threads_does_not_matter() {
 #endif
 }
 
-// Every option in few launches, for tools under which a launch takes seconds.
+// Tests every option in few launches, for tools with which a launch takes seconds.
 void test_every_option() { run_beside_cpu(9000, 2.0F, 1); }
 
 }  // namespace
 }  // namespace dlf
 
-// --small: test_every_option() alone.
+// With --small, only test_every_option() runs.
 int main(int argc, char** argv) {
   using namespace dlf;
   if (cuda::devices().empty()) {

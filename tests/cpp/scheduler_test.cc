@@ -1,4 +1,4 @@
-// What the scheduler decides, with a clock that only moves where work is done: who waits for whom, and how long.
+// Tests the scheduler's decisions with a simulated clock: which request waits, and for how long.
 #include "engine/scheduler.h"
 
 #include <ATen/ops/empty.h>
@@ -15,11 +15,11 @@ namespace dlf {
 namespace {
 
 constexpr int64_t kChunk = 256;         // tokens
-constexpr double kStepSeconds = 10;     // of all that decode
-constexpr double kChunkSeconds = 2560;  // of a whole chunk: ten a token
+constexpr double kStepSeconds = 10;     // for all that decode
+constexpr double kChunkSeconds = 2560;  // for a whole chunk: ten a token
 constexpr int64_t kContext = 2048;
 
-// Chunks that take the time of their tokens and leave a mark in the order of their coming.
+// Takes the simulated time of each chunk's tokens and records the order of the chunks.
 class Chunks final : public ChunkReader {
  public:
   int64_t most_tokens() const override { return kChunk; }
@@ -38,8 +38,8 @@ class Chunks final : public ChunkReader {
 
   double now = 0;
   int restored = 0;
-  std::vector<int64_t> read_by_slot;             // a lane a sequence: its cache slot is its slot
-  std::map<int64_t, std::vector<int64_t>> ends;  // of the chunks of a slot
+  std::vector<int64_t> read_by_slot;             // each sequence has one lane: its cache slot is its slot
+  std::map<int64_t, std::vector<int64_t>> ends;  // ends of each slot's chunks
 };
 
 FusionPlan one_lane() {
@@ -49,7 +49,7 @@ FusionPlan one_lane() {
   return plan;
 }
 
-// A loop whose sequences give a token a step.
+// A loop in which each decoding sequence gets one token a step.
 struct Loop {
   explicit Loop(int64_t max_batch, int64_t budget = kChunk, int64_t prefix_cache_bytes = 0)
       : scheduler(plan, max_batch, budget), prompts(plan, prefix_cache_bytes, chunks) {}
@@ -67,7 +67,7 @@ struct Loop {
     scheduler.add(make_sequence(std::move(request), plan, kContext));
   }
 
-  // Requests that got a token.
+  // Runs a step and returns the requests that got a token.
   std::vector<int64_t> step() {
     std::vector<int64_t> given;
     scheduler.admit();
@@ -85,7 +85,7 @@ struct Loop {
     return given;
   }
 
-  // Steps until a request has its first token.
+  // Runs steps until a request gets a token; returns their number.
   int64_t steps_to(int64_t request) {
     const int64_t before = steps;
     for (bool given = false; !given && steps < 10000;) {
@@ -103,7 +103,7 @@ struct Loop {
   int64_t steps = 0;
 };
 
-// Seven prompts of the longest context come at once: nobody who decodes waits for more than a step and a chunk.
+// Seven prompts of the longest context arrive at once: a decoding request waits for at most a step and one budget.
 void a_running_request_waits_for_one_chunk() {
   for (const int64_t budget : {kChunk, kChunk / 4, 2 * kChunk}) {
     Loop loop(8, budget);
@@ -124,7 +124,7 @@ void a_running_request_waits_for_one_chunk() {
   }
 }
 
-// A prompt of one chunk that comes behind six long ones is read in their first round, not after them.
+// A prompt of one chunk that arrives after six long ones is read in their first round, not after them.
 void prompts_take_turns() {
   Loop loop(8);
   loop.add(0, 5, 1000);
@@ -148,7 +148,7 @@ void prompts_take_turns() {
   }
 }
 
-// However many short ones come after it, a long prompt is read on.
+// Reading of a long prompt continues, however many short ones arrive after it.
 void no_prompt_waits_for_ever() {
   Loop loop(4);
   loop.add(0, 5, 100000);
@@ -163,7 +163,7 @@ void no_prompt_waits_for_ever() {
   EXPECT(loop.last.count(1) == 1);
 }
 
-// Short prompts share a budget; one that does not fit has the next step.
+// Short prompts share a budget; those that do not fit are read in the next step.
 void short_prompts_share_a_step() {
   Loop loop(8);
   loop.add(0, 5, 1000);
@@ -175,7 +175,7 @@ void short_prompts_share_a_step() {
   EXPECT(loop.step() == (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6}));
 }
 
-// A budget below a chunk reads one all the same; a budget above it reads as many as it holds, of one prompt too.
+// A budget below one chunk still reads one; a larger budget reads as many as fit, even of a single prompt.
 void the_budget_bounds_the_chunks_of_a_step() {
   for (const auto& [budget, chunks] : {std::pair<int64_t, size_t>(1, 1), {kChunk, 1}, {3 * kChunk + 10, 3}}) {
     Loop loop(2, budget);
@@ -190,7 +190,7 @@ void the_budget_bounds_the_chunks_of_a_step() {
   }
 }
 
-// While nobody waits for a token, every prompt has its chunk.
+// While no request decodes, each step reads a chunk of every prompt.
 void prompts_have_the_step_where_nobody_decodes() {
   Loop loop(4);
   for (int64_t id = 0; id < 4; ++id) {
@@ -201,7 +201,7 @@ void prompts_have_the_step_where_nobody_decodes() {
   EXPECT(loop.step() == std::vector<int64_t>{0});
 }
 
-// What is read when changes, but not where the chunks end.
+// The budget and other prompts change the order of chunks, but not their ends.
 void chunks_end_where_they_would_end_alone() {
   const auto ends = [](int64_t budget, int others) {
     Loop loop(8, budget);
@@ -218,7 +218,7 @@ void chunks_end_where_they_would_end_alone() {
   EXPECT(ends(10 * kChunk, 6) == alone);
 }
 
-// What the prefix cache has costs nothing: seven prompts that it knows begin in the step in which they come.
+// Cached chunks cost nothing: seven cached prompts decode in the step in which they arrive.
 void cached_chunks_are_free() {
   Loop loop(8, kChunk, 1 << 20);
   loop.add(0, 1500, 1000);
@@ -249,7 +249,7 @@ void slots_are_taken_and_left() {
   EXPECT(loop.scheduler.idle());
   loop.add(5, 2000, 3);
   loop.step();
-  loop.scheduler.cancel(5);  // in the midst of its prompt
+  loop.scheduler.cancel(5);  // in the middle of its prompt
   EXPECT(loop.scheduler.idle());
   loop.add(6, 5, 1);
   loop.scheduler.cancel(6);  // before it has a slot

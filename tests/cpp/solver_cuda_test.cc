@@ -18,7 +18,7 @@
 #include "emulator.h"
 #endif
 
-// The solver on CUDA beside the one on the CPU, and its divergences beside plain loops in double.
+// Compares the solver on CUDA with the one on the CPU, and its divergences with plain loops in double precision.
 namespace dlf::cuda {
 namespace {
 
@@ -29,7 +29,7 @@ constexpr Combine kCombines[] = {Combine::select, Combine::centroid, Combine::jo
 
 using Floats = std::vector<float>;
 
-// Logits of rows × (large, base, experts), all rows with the same number of experts.
+// Logits of the large model, the bases and the experts; all rows have the same number of experts.
 struct Problem {
   explicit Problem(int64_t size, int count = 1, bool shared = true)
       : vocab(size), experts(count), shared_base(shared) {}
@@ -58,13 +58,13 @@ class Generator {
   }
   double uniform(double low, double high) { return std::uniform_real_distribution<double>(low, high)(bits_); }
 
-  // Logits that know nothing of each other.
+  // Adds a row of independent logits.
   void draw(Problem& problem, float scale) {
     problem.large.push_back(normal(problem.vocab, scale));
     problem.bases.push_back(normal(problem.vocab * (problem.shared_base ? 1 : problem.experts), scale));
     problem.tuned.push_back(normal(problem.vocab * problem.experts, scale));
   }
-  // Logits as language models have them: a peaked shape that all share, and what each makes of it.
+  // Adds a row of logits like those of language models: a shared peaked shape, varied by each model.
   void language(Problem& problem) {
     Floats shared(problem.vocab);
     for (float& logit : shared) {
@@ -110,7 +110,7 @@ struct Answers {
 
 constexpr FusionShape kChosen = {0, 0};
 
-// Rules in device memory.
+// The rules of a batch in device memory.
 class DeviceRules {
  public:
   explicit DeviceRules(const std::vector<RowRule>& rules) : count_(static_cast<int>(rules.size())) {
@@ -134,8 +134,8 @@ class DeviceRules {
   uint32_t kernels_ = 0;
 };
 
-// Runs a problem on the device. The rows lie `padding` further apart than they are long. One rule for all rows, or one
-// for each; likewise the experts that a row uses, by their bits.
+// Runs a problem on the device, with `padding` elements after each row. `rules` holds one rule for all rows or one a
+// row; `chosen` holds the experts that each row uses, as bits.
 Answers run_cuda(const Problem& problem, const std::vector<Rule>& rules, FusionShape shape = kChosen,
                  int64_t padding = 0, const std::vector<uint32_t>& chosen = {}) {
   const auto floats = on_device(0).dtype(at::kFloat);
@@ -247,7 +247,7 @@ std::vector<HostAnswer> run_cpu(const Problem& problem, const Rule& rule) {
   return answers;
 }
 
-// KL(P̃‖P) and KL(P‖P̃) of a row under the weights, by plain loops over the tokens that all models allow.
+// KL(P̃‖P) and KL(P‖P̃) of a row under given weights, by plain loops over the tokens that all models allow.
 struct Exact {
   double f;
   double g;
@@ -303,9 +303,9 @@ Exact exact(const Problem& problem, int row, const std::vector<double>& alpha) {
 bool near(double x, double y, double share, double least) { return std::abs(x - y) <= share * std::abs(y) + least; }
 
 struct Worst {
-  double alpha = 0.0;   // where the loss is curved
-  double loss = 0.0;    // beyond the CPU's
-  double target = 0.0;  // relative
+  double alpha = 0.0;   // error of α where the loss is curved
+  double loss = 0.0;    // excess over the CPU's loss
+  double target = 0.0;  // relative error
   double divergence = 0.0;
   int sweeps = 0;
   int rows = 0;
@@ -315,7 +315,7 @@ std::vector<double> weights_of(const FusionRecord& record, int experts) {
   return {record.alpha, record.alpha + experts};
 }
 
-// What must hold of every row: targets, divergences at the weights found, and fused logits.
+// Checks a row's targets, divergences at the weights found, and fused logits.
 void check_numbers(const Problem& problem, int row, const HostAnswer& host, const Answers& device) {
   const FusionRecord& record = device.records[row];
   EXPECT(record.bad_model == host.bad_model);
@@ -330,7 +330,7 @@ void check_numbers(const Problem& problem, int row, const HostAnswer& host, cons
   }
   const std::vector<double> alpha = weights_of(record, problem.experts);
   const Exact there = exact(problem, row, alpha);
-  EXPECT(near(record.f, there.f, 1e-5, 1e-8 + 2e-6 * there.g));  // f is a difference from g
+  EXPECT(near(record.f, there.f, 1e-5, 1e-8 + 2e-6 * there.g));  // f is computed as a difference from g
   EXPECT(near(record.g, there.g, 1e-5, 1e-8));
   worst.divergence = std::max(worst.divergence, std::abs(record.f - there.f) / (there.f + 1e-4));
   worst.sweeps += record.sweeps;
@@ -348,7 +348,7 @@ void check_numbers(const Problem& problem, int row, const HostAnswer& host, cons
   EXPECT(fused);
 }
 
-// The weight of a single expert: no loss above the CPU's, and the same α where a step aside costs something.
+// Checks the weight of a single expert: its loss is not above the CPU's, and α is the same where the loss is curved.
 void check_weight(const Problem& problem, int row, int t, const Rule& rule, double a, double b, double alpha,
                   double expected) {
   const double f_weight = rule.match == Match::reverse ? 0.0 : 1.0;
@@ -375,7 +375,7 @@ void check_weight(const Problem& problem, int row, int t, const Rule& rule, doub
   }
 }
 
-// One expert a row, solved alone.
+// Checks a problem with one expert.
 void check_single(const Problem& problem, const Rule& rule, FusionShape shape = kChosen) {
   const std::vector<HostAnswer> host = run_cpu(problem, rule);
   const Answers device = run_cuda(problem, {rule}, shape);
@@ -535,19 +535,19 @@ void extreme_logits() {
   EXPECT(alone.fused[0][0] == 0.5F);
 }
 
-// An expert that is all but its base: what float32 sums of e^{αΔ} would lose.
+// An expert that is nearly its base: float32 sums of e^{αΔ} would lose the difference.
 void small_divergences() {
   Generator generator(8);
   for (const float scale : {1e-1F, 1e-2F, 1e-3F}) {
     Problem problem(4000);
-    const float offset = scale < 1e-2F ? 0.0F : 20.0F;  // the difference of two float32 numbers is one, too
+    const float offset = scale < 1e-2F ? 0.0F : 20.0F;  // Δ is itself a float32 number
     for (int row = 0; row < 3; ++row) {
       generator.language(problem);
       const Floats noise = generator.normal(4000, scale);
       for (int64_t i = 0; i < 4000; ++i) {
         problem.tuned[row][i] = problem.bases[row][i] + noise[i] + offset * row;
       }
-      // A rare token changes much.
+      // A rare token differs much.
       problem.large[row][17] = -70.0F;
       problem.bases[row][17] = -70.0F;
       problem.tuned[row][17] = -50.0F + offset * row;
@@ -574,7 +574,7 @@ void an_expert_that_equals_its_base_weighs_nothing() {
   }
 }
 
-// All modes, with several experts, against the CPU's weights.
+// Checks a problem with several experts against the CPU's weights.
 void check_many(const Problem& problem, const Rule& rule, FusionShape shape = kChosen) {
   const std::vector<HostAnswer> host = run_cpu(problem, rule);
   const Answers device = run_cuda(problem, {rule}, shape);
@@ -635,12 +635,12 @@ void joint_weights_where_the_distribution_is_all_but_certain() {
     const HostAnswer host = run_cpu(problem, rule)[0];
     const Answers device = run_cuda(problem, {rule});
     check_numbers(problem, 0, host, device);
-    // What a weight adds to tokens that are next to impossible anyway hardly shows in the dual, but the rest is known.
+    // A weight that moves only nearly impossible tokens hardly changes the dual; f is determined all the same.
     EXPECT(near(device.records[0].f, host.f, 1e-3, 1e-3));
   }
 }
 
-// The least of a quadratic in the box: no weight could go down it any further, also where experts say nearly the same.
+// A step ends at the minimum of a quadratic in the box, also where experts are nearly equal.
 void joint_steps_end_at_the_least_in_the_box() {
   constexpr int kMost = JointSearch::kMost;
   Generator generator(41);
@@ -675,7 +675,7 @@ void joint_steps_end_at_the_least_in_the_box() {
       }
       scale = std::max({scale, hessian[t][t], bound[t] > 0.0 ? std::abs(gradient[t]) / bound[t] : 0.0});
     }
-    const double moments[kMost] = {};  // so the means are the gradient
+    const double moments[kMost] = {};  // with zero moments the means are the gradient
     JointSearch search;
     search.start(count, bound, start, moments);
     search.take(0.0, gradient, products);
@@ -764,7 +764,7 @@ bool same(const Answers& one, const Answers& other) {
   return equal;
 }
 
-// However many blocks share a row, whether its logits fit on the chip, and however they are aligned.
+// Any number of blocks a row, any alignment, and logits that fit on the chip or do not.
 void every_shape() {
   Generator generator(19);
   Problem problem(4099, 3, false);
@@ -783,7 +783,7 @@ void every_shape() {
   }
 }
 
-// Bounds of their own for four experts, the third with a given weight; all given for `static`.
+// Returns a rule with its own bound for each of four experts, the third with a given weight; all given for `static`.
 Rule mixed(Combine combine, Match match = Match::symmetric) {
   Rule rule = {combine, match, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
   for (ExpertWeight& weight : rule.weights) {
@@ -804,7 +804,7 @@ void given_weights_and_bounds_are_those_of_the_processor() {
   }
 }
 
-// Experts that a row doesn't use are not read, and it is what it would be without them.
+// Experts that a row does not use are not read; its result is bit-identical to that without them.
 void rows_may_use_some_of_the_experts() {
   Generator generator(32);
   const std::vector<uint32_t> masks = {0b1111, 0b0001, 0b1010, 0b0100, 0b1110, 0};
@@ -951,7 +951,7 @@ void company_changes_no_bit() {
   }
 }
 
-// Whatever rules are in the batch, and in whichever of its rows.
+// A row's bits do not depend on the other rules in the batch, nor on its place there.
 void rows_of_other_rules_change_no_bit() {
   Generator generator(36);
   for (const int experts : {4, 1}) {
@@ -983,7 +983,7 @@ void rows_of_other_rules_change_no_bit() {
   }
 }
 
-// Drafted tokens of some sequences: the rule of row r is that of sequence r % count.
+// Drafted tokens of several sequences: row r has the rule of sequence r % count.
 void rules_repeat_row_by_row() {
   Generator generator(37);
   Problem problem(700, 2);
@@ -1006,7 +1006,7 @@ void large_vocabularies() {
   check_many(wide, {});
 }
 
-// One row of every kind in few launches, for tools under which a launch takes seconds.
+// Tests one row of every kind in few launches, for tools with which a launch takes seconds.
 void every_kind() {
   Generator generator(35);
   for (const int experts : {1, 3, 5}) {
@@ -1025,7 +1025,7 @@ void every_kind() {
 }  // namespace
 }  // namespace dlf::cuda
 
-// --small: every_kind() alone.
+// With --small, only every_kind() runs.
 int main(int argc, char** argv) {
   if (dlf::cuda::devices().empty()) {
     std::printf("skipped: no CUDA device\n");

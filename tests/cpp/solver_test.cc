@@ -1,4 +1,4 @@
-// The solver over vocabularies of all sorts, for the sanitizers: what it answers is tested from Python.
+// Runs the solver on vocabularies of many sizes, for the sanitizers; Python tests check its answers.
 #include "fusion/cpu/solver.h"
 
 #include <algorithm>
@@ -87,7 +87,7 @@ void every_mode_solves_every_size() {
 constexpr Combine kCombines[] = {Combine::select, Combine::centroid, Combine::joint, Combine::grid,
                                  Combine::static_alpha};
 
-// Bounds of their own for four experts, the third with a given weight; all given for `static`.
+// Returns a rule with its own bound for each of four experts, the third with a given weight; all given for `static`.
 Rule mixed(Combine combine, Match match = Match::symmetric) {
   Rule rule = {combine, match, {{2.0, {}}, {0.3, {}}, {2.0, -0.75}, {5.0, {}}}};
   for (ExpertWeight& weight : rule.weights) {
@@ -96,7 +96,7 @@ Rule mixed(Combine combine, Match match = Match::symmetric) {
   return rule;
 }
 
-// What the solver says of a row that uses some of the experts, and what one that is made for these says.
+// Results of a solver for a row that uses some of its experts, and of a solver made for these alone.
 struct Pair {
   FusionResult one;
   FusionResult other;
@@ -166,8 +166,7 @@ void a_given_weight_leaves_the_others_what_they_are() {
   }
 }
 
-// Every combination of names with bounds and given weights of its own, for one to four experts, all in one batch and
-// in another order.
+// Solves every pair of combine and match, with one to four experts, in one shuffled batch and each alone.
 void rows_of_other_rules_change_no_bit() {
   std::mt19937 generator(7);
   ThreadTeam team(2);

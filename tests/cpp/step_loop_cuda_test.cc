@@ -1,4 +1,4 @@
-// The step loop on a GPU (or its emulation) against the one on the processor, in float32: the same tokens.
+// Compares the step loop on a GPU, or an emulated one, with the one on the CPU, in float32: the tokens are the same.
 #include <ATen/record_function.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -30,7 +30,7 @@ using testing::Tokens;
 
 constexpr int64_t kContext = 64;
 
-using Devices = std::vector<int>;  // of the models
+using Devices = std::vector<int>;  // one for each model
 const Devices kOne = {0, 0, 0, 0, 0};
 const Devices kTwo = {0, 1, 0, 1, 1};
 
@@ -92,7 +92,7 @@ void batches_and_graphs_change_nothing() {
   }
 }
 
-// A kind of step that ran is a graph the next time, if there was a gap between the requests, or if it ran for long.
+// A kind of step that has run is captured in a gap between requests, or after several runs.
 void graphs_are_captured_when_nobody_waits() {
   const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
   const auto without = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1, false));
@@ -104,7 +104,7 @@ void graphs_are_captured_when_nobody_waits() {
     int launched_whole = 0;
     int steps = 0;
     while (!loop.idle()) {
-      EXPECT(!loop.prepare());  // somebody waits
+      EXPECT(!loop.prepare());  // a request waits
       for (const StepOutput* output : loop.step()) {
         tokens.push_back(output->token);
       }
@@ -121,11 +121,11 @@ void graphs_are_captured_when_nobody_waits() {
     }
     return count;
   };
-  EXPECT(prepared(*loop) == 0);  // nothing is known to be wanted
+  EXPECT(prepared(*loop) == 0);  // no kind of step has run yet
   const Speculation three = {3, 3, false};
   for (const auto& [max_new_tokens, speculation] : {std::pair(3, Speculation()), std::pair(9, three)}) {
     const auto [tokens, none, some] = decode(*loop, max_new_tokens, speculation);
-    EXPECT(none < some);  // its last step is a plain one, which is known by then
+    EXPECT(none < some);  // its last step is a plain one, which has a graph by then
     EXPECT(prepared(*loop) > 0);
     const auto [again, all, steps] = decode(*loop, max_new_tokens, speculation);
     EXPECT(all == steps && steps == some && again == tokens);
@@ -139,7 +139,7 @@ void graphs_are_captured_when_nobody_waits() {
   EXPECT(prepared(*busy) == 0);
 }
 
-// The rows of every product that the matrix library makes while one lives.
+// Records the numbers of rows in the matrix library's products, as long as it exists.
 class LibraryRows {
  public:
   LibraryRows() : handle_(at::addGlobalCallback(at::RecordFunctionCallback(&note).needsInputs(true))) {
@@ -174,7 +174,7 @@ class LibraryRows {
   at::CallbackHandle handle_;
 };
 
-// The library chooses a kernel by the number of rows and loads it at the first use, for which a request would wait.
+// The library chooses a kernel by the number of rows and loads it at its first use, and a request would wait for that.
 void no_prompt_has_a_size_that_the_library_has_not_met() {
 #ifndef NDEBUG
   throw testing::Skip("torch shows an operator's inputs in release builds only");
@@ -190,8 +190,7 @@ void no_prompt_has_a_size_that_the_library_has_not_met() {
   EXPECT(LibraryRows::seen() == met);
 }
 
-// What is drafted is accepted if it is what comes without drafts; of batches, and where sequences have no draft, or
-// another's, too.
+// Drafts change no token: in batches, and with sequences that draft nothing or have another drafter.
 void expect_drafts_to_change_nothing(const Devices& devices) {
   const auto decode = [](StepLoop& loop, const Speculation& speculation) {
     for (int64_t id = 0; id < 6; ++id) {
@@ -237,8 +236,8 @@ void expect_rules_to_keep_apart(const Devices& devices) {
 
 void requests_may_have_rules_of_their_own() { expect_rules_to_keep_apart(kOne); }
 
-// Only the kernels differ by rule, and only they make a step another kind with a graph of its own. Three steps of a
-// kind are too few for a graph while requests wait.
+// Rules that need the same kernels are one kind of step, with one graph. Three steps of a kind are too few for a
+// capture while requests wait.
 void rules_that_share_a_kernel_share_a_graph() {
   const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(2));
   const auto decode = [&](std::vector<Combine> combines) {
@@ -259,7 +258,7 @@ void rules_that_share_a_kernel_share_a_graph() {
   EXPECT(decode({Combine::grid, Combine::joint}) == 0);
 }
 
-// A large model that experts hardly move, drafted by itself: most drafts are right, and what comes with them, too.
+// The large model drafts for itself, with small expert weights: most drafts are right, and so are their results.
 void expect_right_drafts_to_be_taken(const Devices& devices, int64_t id) {
   FusionPlan plan;
   plan.lane_model = {0, 1, 2, 3, 2};
@@ -334,7 +333,7 @@ void a_drafter_may_run_out_of_context() {
   }
 }
 
-// Within drafts: a stop token, the end of the context.
+// A stop token and the end of the context lie inside drafts.
 void drafts_end_where_the_sequence_does() {
   FusionPlan plan;
   plan.lane_model = {0, 1};
@@ -386,7 +385,7 @@ void the_large_model_decodes_alone() {
   EXPECT(run(*loop) == run(*cpu));
 }
 
-// Five lanes on one model: an expert whose base is itself has two there.
+// Four lanes on two models: one expert shares its base's model, the other the large model.
 void lanes_share_a_model() {
   FusionPlan plan;
   plan.lane_model = {0, 1, 1, 0};
@@ -406,7 +405,7 @@ void lanes_share_a_model() {
   EXPECT(run(*loop) == run(*cpu));
 }
 
-// Lanes of two adapters and of none on one model, in every batch; requests that leave some of them out.
+// Lanes with two adapters and with none share a model, in every batch; some requests leave lanes out.
 void expect_adapters_to_be_those_of_the_processor(const Devices& devices) {
   FusionPlan plan;
   plan.lane_model = {0, 1, 1, 1};
@@ -443,7 +442,7 @@ void adapters_may_be_on_two_devices() {
   expect_adapters_to_be_those_of_the_processor(kTwo);
 }
 
-// Prompts that begin alike, with a cache for all of them, one for some and none.
+// Prompts with a common beginning, with a cache for all of them, for some and for none.
 void expect_the_prefix_cache_to_change_nothing(const Devices& devices) {
   const auto decode = [](StepLoop& loop, bool hits) {
     for (int64_t id = 0; id < 4; ++id) {
@@ -498,7 +497,7 @@ void stop_tokens_and_the_context_end_a_sequence() {
 void logits_that_are_not_numbers_end_only_their_sequence() {
   const auto broken = [] {
     auto weights = std::make_shared<Weights>(*tiny_model(2));
-    weights->embedding.mutable_data_ptr<float>()[11 * 16] = NAN;  // token 11, and as it is tied, its logit always
+    weights->embedding.mutable_data_ptr<float>()[11 * 16] = NAN;  // token 11, and, as the head is tied, its logit
     return weights;
   }();
   FusionPlan plan;
@@ -527,7 +526,7 @@ void what_does_not_fit_is_refused() {
   testing::expect_requests_that_do_not_fit_are_refused(*loop);
 }
 
-// Bytes that this thread took of devices and still holds; of emulated ones and of pinned memory, those of the host.
+// Bytes of device memory that this thread holds; with emulated devices, host memory, the pinned included.
 class Taken : public c10::MemoryReportingInfoBase {
  public:
   void reportMemoryUsage(void* /*pointer*/, int64_t size, size_t /*allocated*/, size_t /*reserved*/,
@@ -548,7 +547,7 @@ void the_memory_is_what_was_said() {
   for (const auto& model : models) {
     sizes.push_back({model->spec(), model->dtype(), false, model->bytes()});
   }
-  constexpr int64_t kPinned = 100 << 10;  // of each sequence
+  constexpr int64_t kPinned = 100 << 10;  // for each sequence
   for (const auto& [max_batch, max_context] : {std::pair<int64_t, int64_t>(1, 1024), {40, 4096}}) {
     const EngineOptions some = {max_batch, max_context, 1, 0, 0, {0, 0, 0, 0}};
     int64_t said = 0;

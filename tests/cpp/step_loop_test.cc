@@ -1,4 +1,4 @@
-// The step loop on a tiny random family: what Python cannot see, such as memory and slots.
+// Tests the step loop on a tiny random family, for what Python cannot see, such as memory and slots.
 #include "engine/cpu/step_loop.h"
 
 #include <ATen/ops/empty.h>
@@ -14,10 +14,10 @@
 
 namespace {
 std::atomic<int64_t> allocations{0};
-std::atomic<int64_t> allowed{INT64_MAX};  // allocations, before one of them fails
+std::atomic<int64_t> allowed{INT64_MAX};  // allocations before one fails
 }  // namespace
 
-// Tensors, vectors and strings all come by here. Not inline: GCC would take free() for the mate of another new.
+// Tensors, vectors and strings all allocate here. Not inline: GCC would warn that free() does not match new.
 [[gnu::noinline]] void* operator new(size_t size) {
   ++allocations;
   if (allowed-- == 0) {
@@ -47,7 +47,7 @@ const Speculation kSpeculations[] = {
     {3, 3, false},             // an expert
     {kMaxDraft, 2, false},     // the base
     {5, kPromptLookup, false},
-    {8},  // as far as is worth it
+    {8},  // as many as are worth it
 };
 
 std::unique_ptr<StepLoop> make_loop(int64_t max_batch = 3) {
@@ -110,7 +110,7 @@ void drafters_that_there_are_not_are_refused() {
 
 void sequences_do_not_depend_on_the_batch() {
   const auto together = make_loop();
-  for (int64_t id = 0; id < 7; ++id) {  // more than there are slots
+  for (int64_t id = 0; id < 7; ++id) {  // more than slots
     together->add(make_request(id, 1 + 5 * id, 20));
   }
   const Tokens all = run(*together);
@@ -135,7 +135,7 @@ void a_cancelled_sequence_leaves_its_slot() {
 void the_context_ends_a_sequence() {
   const auto loop = make_loop();
   loop->add(make_request(1, 60, 1000));
-  // The last of the 64 positions is that of a token which is fed back; one more is chosen after it.
+  // The last of the 64 positions holds a token that is fed back; one more is chosen after it.
   EXPECT(run(*loop).at(1).size() == 5);
 }
 
@@ -170,7 +170,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   EXPECT(loop->idle());
 }
 
-// Whatever allocation of a request fails: the loop goes on, and gives what it gives without.
+// Whichever allocation of a request fails, the loop continues, and its later tokens are the same.
 void memory_that_runs_out_leaves_the_loop_usable() {
   const auto fresh = make_step_loop(testing::tiny_plan(), testing::tiny_models(), {2, 128, 2, 1 << 20});
   fresh->add(testing::shared_request(1, 60, 5));

@@ -1,4 +1,4 @@
-// The sweeps of every instruction set against plain loops in double.
+// Compares the sweeps of every instruction set with plain loops in double precision.
 #include "fusion/cpu/sweep.h"
 
 #include <cmath>
@@ -25,7 +25,7 @@ Row normal(int64_t size, double scale, std::mt19937& generator) {
   return row;
 }
 
-// Sums under start + α(expert − base − centre), of tokens that large allows.
+// Sums over the tokens that `large` allows, with logits start + α(expert − base − centre).
 BlockSum plain(const Row& large, const Row& start, const Row& expert, const Row& base, double centre, double alpha) {
   BlockSum total = {-HUGE_VAL, 0.0, 0.0, 0.0};
   const auto delta = [&](size_t i) { return static_cast<double>(expert[i]) - base[i] - centre; };
@@ -45,7 +45,7 @@ BlockSum plain(const Row& large, const Row& start, const Row& expert, const Row&
   return total;
 }
 
-// The peaks may differ: what counts is what the sums say. `second` is compared where it was taken.
+// Compares sums whose peaks may differ; `second` only where the sweep took it.
 void expect_same(const BlockSum& found, const BlockSum& expected, double reach) {
   EXPECT(std::fabs(std::log(found.weight) + found.peak - std::log(expected.weight) - expected.peak) < 1e-11);
   EXPECT(std::fabs(found.first / found.weight - expected.first / expected.weight) < 1e-11 * reach);
@@ -53,7 +53,7 @@ void expect_same(const BlockSum& found, const BlockSum& expected, double reach) 
          std::fabs(found.second / found.weight - expected.second / expected.weight) < 1e-11 * reach * reach);
 }
 
-// Differences of 1 keep to one walk; those of hundreds start it anew, and those of thousands at every α.
+// Differences of 1 keep to one walk along α; those of hundreds restart it, those of thousands at every α.
 void ranges_hold_at_any_difference() {
   std::mt19937 generator(1);
   for (const int64_t size : {1, 7, 16, 1000, 1024}) {
@@ -99,7 +99,7 @@ void ranges_hold_at_any_difference() {
   }
 }
 
-// The token with the largest difference is one that large all but excludes.
+// The large model nearly excludes the token with the largest difference.
 void rare_tokens_are_not_lost() {
   Row large(100, 0.0F);
   Row base(100, 0.0F);
@@ -131,7 +131,7 @@ void fusing_sums_what_it_writes() {
   const double alpha[] = {0.0, 0.75};
   const double centre[] = {9.0, 0.5};
   for_each_kernel(KERNELS(sweep_fuse), [&](auto* sweep) {
-    Row fused = large;  // in place, as where a support was kept there
+    Row fused = large;  // in place, as when a support was kept there
     BlockSum found;
     sweep({fused.data(), experts, bases, alpha, centre, 2, 0, size, fused.data(), &found});
     BlockSum expected = plain(large, large, expert, base, centre[1], alpha[1]);

@@ -56,7 +56,7 @@ void a_loop_sees_what_the_loop_before_wrote() {
   ThreadTeam team(4);
   std::vector<int64_t> values(257, 0);
   for (int64_t round = 0; round < 2000; ++round) {
-    // Shifted by one, so that at the borders of the shares a thread reads what another wrote.
+    // The shift by one makes a thread read, at the border of its share, what another wrote.
     std::vector<int64_t> next(values.size());
     team.parallel_for(static_cast<int64_t>(values.size()), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
@@ -72,7 +72,7 @@ void sleeping_workers_wake_up() {
   ThreadTeam team(2);
   std::atomic<int64_t> sum{0};
   for (int round = 0; round < 3; ++round) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // far longer than they spin
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // far longer than workers spin
     team.parallel_for(10, 1, [&](int64_t begin, int64_t end) { sum += end - begin; });
   }
   EXPECT(sum == 30);
@@ -119,7 +119,7 @@ void every_thread_may_throw_at_once() {
   EXPECT(sums(team));
 }
 
-// Whether body() is true in a process that is forked here, and ends there in time.
+// Whether body() is true in a forked process, and that process ends in time.
 template <typename Body>
 bool holds_in_a_child(Body&& body) {
   const pid_t child = fork();

@@ -19,7 +19,7 @@
 #include "engine/step_loop.h"
 #include "model/slots.h"
 
-// A tiny random family, requests to it and what they give: for the tests of step loops.
+// Helpers for the tests of step loops: a tiny random family, requests, and checks of their results.
 namespace dlf::testing {
 
 inline constexpr int64_t kVocab = 50;
@@ -55,7 +55,7 @@ inline std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
   return std::make_shared<const Weights>(spec, tensors);
 }
 
-// A large model and two experts that share a base: lanes 0 to 3.
+// Returns a plan with four lanes: a large model and two experts that share a base.
 inline FusionPlan tiny_plan() {
   FusionPlan plan;
   plan.lane_model = {0, 1, 2, 3};
@@ -64,7 +64,7 @@ inline FusionPlan tiny_plan() {
   return plan;
 }
 
-// A random adapter of tiny_model(): of all layers, or of the queries, the values and the way down of the second one.
+// Returns a random adapter of tiny_model(), for all products, or for q, v and down of the second layer.
 inline std::shared_ptr<const Adapter> tiny_adapter(uint32_t seed, int64_t rank, bool all) {
   std::mt19937 generator(seed);
   TensorMap tensors;
@@ -109,7 +109,7 @@ inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, 
   return request;
 }
 
-// A rule that differs from that of the other ids up to 30.
+// Returns a rule that differs from those of the other ids up to 30.
 inline Rule rule_of(int64_t id) {
   Rule rule = {kCombineTable[id % 5].combine, kMatchTable[id / 5 % 3].match, {{2.0, {}}, {2.0, {}}}};
   if (id % 5 == 3) {
@@ -120,7 +120,8 @@ inline Rule rule_of(int64_t id) {
   return rule;
 }
 
-// With a prompt that begins as all others of this length do, longest for the first expert, which has examples.
+// Returns a request whose prompts begin with tokens common to all requests: `shared` ones for the first expert,
+// which has examples, a third of them for the other lanes.
 inline Request shared_request(int64_t id, int64_t shared, int64_t own) {
   Request request = make_request(id, 0, 6);
   for (size_t lane = 0; lane < 4; ++lane) {
@@ -149,7 +150,7 @@ inline Tokens run(StepLoop& loop) {
   return tokens;
 }
 
-// Continuations of lanes' prompts of different lengths, one token long and longer than the others.
+// Returns a request to score continuations of 1, 4 and 9 tokens after prompts of different lengths.
 inline ScoreRequest score_request(int64_t id, std::vector<int> experts = {0, 1}, Combine combine = Combine::select) {
   ScoreRequest request;
   request.rule.combine = combine;
@@ -183,7 +184,7 @@ inline void expect_scores_near(const std::vector<Score>& scores, const std::vect
   }
 }
 
-// Requests with rules of their own give in company, drafted or not, what they give alone.
+// Requests with rules of their own get the same tokens in a batch, drafted or not, as alone.
 inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepLoop>()>& make) {
   const auto request = [](int64_t id, const Speculation& speculation) {
     Request ruled = make_request(1, 4, 12);
@@ -210,7 +211,7 @@ inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepL
   }
 }
 
-// With sequences in all slots, and again and again: a slot that an interrupt left taken would be missing.
+// Scores with sequences in all slots, and repeats interrupted scoring, which would show a slot that is not freed.
 inline void expect_scores_beside_sequences(StepLoop& loop, int rounds, const std::function<void(StepLoop&)>& add) {
   const auto nothing = [] {};
   const std::vector<Score> expected = loop.score(score_request(1), nothing);
@@ -239,7 +240,7 @@ inline void expect_scores_beside_sequences(StepLoop& loop, int rounds, const std
   expect_scores_near(loop.score(score_request(1), nothing), expected, 0);
 }
 
-// A step in each poll changes neither what is scored nor what is decoded.
+// Runs a step in each poll: neither the scores nor the decoded tokens change.
 inline void expect_steps_while_scoring(StepLoop& loop, const std::function<void(StepLoop&)>& add) {
   const std::vector<Score> expected = loop.score(score_request(1), [] {});
   add(loop);
@@ -274,7 +275,7 @@ inline void expect_scores_that_do_not_fit_are_refused(StepLoop& loop) {
   EXPECT(loop.score(score_request(1), [] {}).size() == 3);
 }
 
-// With one slot, and one that is lost missing after some of the rounds.
+// Repeats the cancellation, which would show a slot that is not freed.
 inline void expect_a_cancelled_sequence_leaves_its_slot(StepLoop& loop, int64_t rounds) {
   loop.add(make_request(1, 4, 50));
   loop.add(make_request(2, 4, 3));
@@ -292,7 +293,7 @@ inline void expect_a_cancelled_sequence_leaves_its_slot(StepLoop& loop, int64_t 
   EXPECT(loop.idle());
 }
 
-// Which leaves the loop usable.
+// The loop stays usable after each refusal.
 inline void expect_requests_that_do_not_fit_are_refused(StepLoop& loop) {
   EXPECT_THROWS(loop.add(make_request(1, 0, 5)));
   EXPECT_THROWS(loop.add(make_request(1, 64, 5)));

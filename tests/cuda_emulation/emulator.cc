@@ -32,7 +32,7 @@ constexpr unsigned kMaxBlockDepth = 64;
 constexpr unsigned kMaxGridSide = 65535;
 constexpr size_t kMaxSharedBytes = 227 * 1024;
 constexpr unsigned kMaxCluster = 16;
-constexpr size_t kGuardBytes = 128;  // behind each block's shared memory; also its alignment
+constexpr size_t kGuardBytes = 128;  // after each block's shared memory; also its alignment
 constexpr unsigned char kGuard = 0xa5;
 
 struct Block;
@@ -42,22 +42,22 @@ struct Thread {
   Block* block;
   unsigned warp;  // within the cluster
   unsigned lane;
-  unsigned cluster_phase;  // that it has arrived for
-  bool awaited;            // that it has called await_inputs()
+  unsigned cluster_phase;  // cluster barriers at which it has arrived
+  bool awaited;            // whether it has called await_inputs()
   Fiber fiber;
 };
 
-// Sets of lanes are bits.
+// The lanes of a warp; sets of lanes are bit masks.
 struct Warp {
   unsigned first_thread;  // within the cluster
   unsigned ready;
-  unsigned ended;  // lanes that the block doesn't have count as ended
+  unsigned ended;  // includes lanes that the block does not have
   unsigned meeting;
   unsigned at_block_barrier;
   unsigned at_cluster_barrier;
-  unsigned at_inputs;      // wait for the kernel before
-  unsigned paused;         // let other warps run first
-  unsigned masks[kLanes];  // of those that are meeting
+  unsigned at_inputs;      // lanes that wait for the previous kernel
+  unsigned paused;         // lanes that let other warps run first
+  unsigned masks[kLanes];  // masks of the meeting lanes
   Exchange exchanges[kLanes];
   Offer offers[kLanes];
 };
@@ -74,11 +74,11 @@ struct Block {
 
 }  // namespace
 
-// A kernel that runs, one cluster after the other.
+// Runs a kernel, one cluster after the other.
 class Machine {
  public:
   void start(const Launch& launch, const std::function<void()>& body);
-  void run_ahead();  // the first cluster, as far as it comes without the kernel before
+  void run_ahead();  // runs the first cluster as far as it can before the previous kernel
   void finish();
 
   Thread& current() { return *current_; }
@@ -112,12 +112,12 @@ class Machine {
   const Launch* launch_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   Schedule schedule_;
-  std::vector<uint64_t> order_;  // of the clusters
-  bool begun_ = false;           // the first of them is
+  std::vector<uint64_t> order_;  // order of the clusters
+  bool begun_ = false;           // whether run_ahead() has begun the first cluster
   bool inputs_are_there_ = false;
   unsigned last_warp_ = 0;
   bool block_by_block_ = false;
-  std::vector<std::unique_ptr<Thread>> threads_;  // never moves a fiber
+  std::vector<std::unique_ptr<Thread>> threads_;  // pointers, since a fiber must not move
   std::vector<Warp> warps_;
   std::vector<Block> blocks_;
   std::unique_ptr<unsigned char[]> shared_;
@@ -127,16 +127,16 @@ class Machine {
   unsigned ended_ = 0;
   unsigned cluster_arrived_ = 0;
   unsigned cluster_phase_ = 0;
-  bool barrier_passed_ = false;  // of a block or of the cluster, in this turn
+  bool barrier_passed_ = false;  // whether a barrier of a block or of the cluster was passed in this turn
   Thread* current_ = nullptr;
-  uint3 first_block_ = {};  // of the cluster that runs
+  uint3 first_block_ = {};  // first block of the running cluster
   std::string problem_;
 };
 
 namespace {
 
-Machine* machine = nullptr;                      // the one that runs
-std::vector<std::unique_ptr<Machine>> machines;  // that do nothing; their threads have stacks already
+Machine* machine = nullptr;                      // the running one
+std::vector<std::unique_ptr<Machine>> machines;  // idle ones, kept for their threads' stacks
 std::mutex machine_mutex;
 
 std::unique_ptr<Machine> take_machine() {
@@ -185,7 +185,7 @@ void Machine::run_ahead() {
   }
   if (waiting < launch_->cluster * threads_per_block_) {
     throw std::runtime_error(describe(first_block_,
-                                      "of a kernel that starts early, a thread waits for another, or "
+                                      "a thread of a kernel that starts early waits for another, or "
                                       "ends, before it calls await_inputs()"));
   }
 }
@@ -262,12 +262,12 @@ void Machine::prepare(uint64_t cluster) {
     }
   }
   last_warp_ = schedule_.before_first(warps_.size());
-  // In half of the random orders a block runs as far as it can before another does, so that one that overwrites what
-  // its neighbours have yet to read is seen.
+  // In half of the random orders a block runs as far as it can before another does. This shows a block that overwrites
+  // memory before its neighbours have read it.
   block_by_block_ = schedule_.is_random() && schedule_.random() % 2 == 0;
 }
 
-// Lets a warp run; false if none can.
+// Runs one warp; false if none can run.
 bool Machine::run_turn() {
   const unsigned block = last_warp_ / warps_per_block_;
   unsigned warp = warps_.size();
@@ -287,8 +287,7 @@ bool Machine::run_turn() {
   return true;
 }
 
-// Lets the lanes of a warp run until all wait, or until others may run that come before them; in a random order, each
-// lane that is ready once.
+// Runs the lanes of a warp until all wait or a barrier opens; in a random order, each ready lane once.
 void Machine::run_warp(unsigned index) {
   Warp& warp = warps_[index];
   barrier_passed_ = false;
@@ -336,7 +335,7 @@ void Machine::await_inputs() {
   }
 }
 
-// The thread's frames are left as they are, so nothing in them may need to be destroyed.
+// Leaves the thread's frames without unwinding: destructors of their objects do not run.
 void Machine::fail(const char* problem) {
   problem_ = problem;
   current_->fiber.finish();
@@ -350,7 +349,7 @@ uint64_t Machine::meet_warp(unsigned mask, Exchange exchange, uint64_t value, in
   Warp& warp = warps_[thread.warp];
   const unsigned bit = 1U << thread.lane;
   if ((mask & bit) == 0) {
-    fail("a lane calls a warp's collective with a mask that it isn't in");
+    fail("a lane calls a warp collective with a mask that does not include it");
   }
   warp.masks[thread.lane] = mask;
   warp.exchanges[thread.lane] = exchange;
@@ -360,7 +359,7 @@ uint64_t Machine::meet_warp(unsigned mask, Exchange exchange, uint64_t value, in
   if ((warp.ready & bit) == 0) {
     thread.fiber.suspend();
   } else {
-    warp.ready &= ~bit;  // the last to come need not wait
+    warp.ready &= ~bit;  // the last lane to arrive need not wait
   }
   return warp.offers[thread.lane].received;
 }
@@ -373,7 +372,7 @@ void Machine::try_to_meet(Warp& warp, unsigned mask, Exchange exchange) {
   for (unsigned left = lanes; left != 0; left &= left - 1) {
     const unsigned lane = std::countr_zero(left);
     if (warp.masks[lane] != mask || warp.exchanges[lane] != exchange) {
-      return;  // for ever, which ends as a deadlock
+      return;  // these lanes never meet: a deadlock
     }
   }
   if (exchange != nullptr) {
@@ -394,7 +393,7 @@ Votes Machine::synchronize_block(bool vote) {
   block.votes += vote;
   warp.at_block_barrier |= bit;
   try_to_pass_block_barrier(block);
-  thread.fiber.suspend();  // the last to come waits for its turn too, so that others get ahead of it
+  thread.fiber.suspend();  // the last thread to arrive waits for its turn too, so that others get ahead of it
   return block.result;
 }
 
@@ -449,11 +448,11 @@ void Machine::try_to_pass_cluster_barrier() {
 void* Machine::map_shared(void* pointer, unsigned rank) {
   const Block& block = *current_->block;
   if (rank >= blocks_.size()) {
-    fail("map_shared_rank of a block that the cluster hasn't");
+    fail("map_shared_rank: the cluster has no block of this rank");
   }
   const auto offset = static_cast<unsigned char*>(pointer) - block.shared;
   if (offset < 0 || static_cast<size_t>(offset) >= launch_->shared_bytes) {
-    fail("map_shared_rank of a pointer that isn't into the block's shared memory");
+    fail("map_shared_rank: the pointer is outside the block's shared memory");
   }
   return blocks_[rank].shared + offset;
 }
@@ -478,7 +477,7 @@ void Machine::end(Thread& thread) {
   }
   try_to_pass_block_barrier(block);
   if (thread.cluster_phase > cluster_phase_) {
-    --cluster_arrived_;  // it arrived and did not wait; it counts as ended now
+    --cluster_arrived_;  // it arrived without waiting, and counts as ended now
   }
   try_to_pass_cluster_barrier();
   if (block.ended == threads_per_block_) {
@@ -486,7 +485,7 @@ void Machine::end(Thread& thread) {
   }
 }
 
-// What a block leaves behind is nobody's: a neighbour that reads it without a last barrier finds it gone.
+// Overwrites the block's shared memory, so that a neighbour that reads it without a last barrier gets wrong values.
 void Machine::end(Block& block) {
 #if defined(__SANITIZE_ADDRESS__)
   ASAN_UNPOISON_MEMORY_REGION(block.shared, shared_stride_);

@@ -21,18 +21,18 @@ constexpr size_t kStackBytes = 64 * 1024;
 #endif
 constexpr uint64_t kCanary = 0x5afe57acb077031eULL;
 
-// Stacks that all began at one offset of a page would fight for the same lines of the first cache.
+// Returns a new stack's offset: stacks with equal offsets within a page would compete for the same L1 cache lines.
 size_t stagger() {
   static size_t stacks = 0;
   return (stacks++ % 16) * 256;
 }
 
-Fiber* entered = nullptr;  // by the last resume()
+Fiber* entered = nullptr;  // the fiber of the last resume()
 
 }  // namespace
 
 #if defined(__x86_64__)
-// Saves what a call must preserve on this stack, and goes on on the other one: dlf_emulation_switch(&saved, other).
+// Saves the callee-saved registers on this stack and switches to another: dlf_emulation_switch(&saved, other).
 asm(R"(
 .pushsection .text
 .hidden dlf_emulation_switch
@@ -74,7 +74,7 @@ Fiber::~Fiber() { munmap(stack_, kStackBytes); }
 
 bool Fiber::overflowed() const { return std::memcmp(stack_, &kCanary, sizeof(kCanary)) != 0; }
 
-// The first thing that runs on the stack.
+// Runs first on the stack.
 void Fiber::first() {
   Fiber* const fiber = entered;
 #if defined(__SANITIZE_ADDRESS__)
@@ -87,7 +87,7 @@ void Fiber::first() {
 void Fiber::start(void (*function)()) {
   function_ = function;
 #if defined(__SANITIZE_ADDRESS__)
-  // Frames that were left in the middle have left their marks.
+  // Frames that never returned are still poisoned.
   ASAN_UNPOISON_MEMORY_REGION(stack_, kStackBytes);
   fake_stack_ = nullptr;
 #endif

@@ -7,8 +7,8 @@
 
 namespace dlf::emulation {
 
-// A function with a stack of its own that can stop in the middle and go on later: one thread of a kernel. A switch
-// costs a few nanoseconds. The stack is taken once and used for one function after the other.
+// A function with its own stack that can suspend and resume: one thread of a kernel. A switch costs a few nanoseconds.
+// The stack is allocated once and serves one function after the other.
 class Fiber {
  public:
   Fiber();
@@ -18,22 +18,22 @@ class Fiber {
 
   void start(void (*function)());  // the next resume() enters function, whatever the fiber did before
   void resume();                   // runs the fiber until it suspends
-  void suspend();                  // from inside: back to whoever resumed it
+  void suspend();                  // from inside: returns to the caller of resume()
   void finish();                   // from inside, for the last time: function must never return
-  bool overflowed() const;         // it used more stack than there is
+  bool overflowed() const;         // whether it used more than its stack
 
  private:
   unsigned char* stack_;
-  unsigned char* top_;  // the first frame's end
+  unsigned char* top_;  // end of the first frame
   void (*function_)() = nullptr;
 #if defined(__x86_64__)
-  void* inside_ = nullptr;  // stack pointers of where the fiber stopped and of who resumed it
+  void* inside_ = nullptr;  // stack pointers of the suspended fiber and of the caller of resume()
   void* outside_ = nullptr;
 #else
   ucontext_t inside_;
   ucontext_t outside_;
 #endif
-  // What AddressSanitizer has to know of the stack that resumed it.
+  // The caller's stack, for AddressSanitizer.
   const void* outside_stack_ = nullptr;
   size_t outside_bytes_ = 0;
   void* fake_stack_ = nullptr;

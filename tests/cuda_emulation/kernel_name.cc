@@ -22,7 +22,7 @@ std::vector<T> read(std::ifstream& file, uint64_t offset, uint64_t bytes) {
   return items;
 }
 
-// Kernels are not exported, so the dynamic linker doesn't know them; the file's own table of symbols does.
+// Reads the name from the file's symbol table: kernels are not exported, so the dynamic linker does not know them.
 std::string symbol_at(const char* path, uint64_t address) {
   std::ifstream file(path, std::ios::binary);
   const auto header = read<ElfW(Ehdr)>(file, 0, sizeof(ElfW(Ehdr)));
@@ -52,7 +52,7 @@ std::string kernel_name(const void* function) {
   link_map* map = nullptr;
   std::string symbol;
   if (dladdr1(function, &info, reinterpret_cast<void**>(&map), RTLD_DL_LINKMAP) != 0 && map != nullptr) {
-    // The program itself goes by no name in the link map.
+    // The program itself has no name in the link map.
     const char* path = map->l_name != nullptr && map->l_name[0] != '\0' ? map->l_name : "/proc/self/exe";
     symbol = symbol_at(path, reinterpret_cast<uint64_t>(function) - map->l_addr);
   }

@@ -4,7 +4,7 @@
 
 namespace dlf::emulation {
 
-// The name of a function of this program, for messages.
+// Returns the name of a function of this program, for messages.
 std::string kernel_name(const void* function);
 
 }  // namespace dlf::emulation

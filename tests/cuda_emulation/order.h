@@ -8,20 +8,21 @@
 
 namespace dlf::emulation {
 
-// Who comes next, in the order that was set when the schedule was made. The same seed gives the same schedule.
+// Chooses the next thread or step, in the order set when the schedule was made. Equal seeds give equal schedules.
 class Schedule {
  public:
-  explicit Schedule(uint64_t stream = 0);  // schedules of different streams of random numbers differ
+  explicit Schedule(uint64_t stream = 0);  // different streams give different random numbers
 
   Order order() const { return order_; }
   bool is_random() const { return order_ == Order::random; }
-  // Whether kernels that may start before the one before them do so: unless all is done as the host asked for it.
+  // Whether kernels that may start early do so: in every order but forward, which is the host's.
   bool starts_early() const { return order_ != Order::forward; }
   uint64_t random();
 
-  std::vector<uint64_t> permutation(uint64_t count);  // of 0 ... count - 1
+  std::vector<uint64_t> permutation(uint64_t count);  // permutation of 0 ... count - 1
 
-  // After the one of `count` that ran last, the next that can run; count if none can. Nothing ran before the first.
+  // next() returns the next of `count` that can run after `last`, or count if none can; before_first() is the initial
+  // `last`.
   unsigned before_first(unsigned count) { return order_ == Order::backward ? 0 : count - 1; }
   template <typename CanRun>
   unsigned next(unsigned last, unsigned count, CanRun&& can_run) {
@@ -35,7 +36,7 @@ class Schedule {
     return count;
   }
 
-  // One of the set bits.
+  // Returns one of the set bits.
   unsigned lane(unsigned lanes) {
     if (order_ == Order::forward) {
       return std::countr_zero(lanes);
@@ -47,7 +48,7 @@ class Schedule {
     return (std::countr_zero(std::rotr(lanes, static_cast<int>(start))) + start) % 32;
   }
 
-  // What memory holds before it is written: large numbers of either sign, or NaNs.
+  // Returns the byte that fills unwritten memory: as floats, large numbers of either sign or NaNs.
   unsigned char poison() const;
 
  private:

@@ -17,19 +17,18 @@
 #include "emulator.h"
 #include "worker.h"
 
-// The runtime on the host. Tensors of a device lie in host memory; the work of queues is done by a thread of its own.
-// Operators of torch queue nothing here: inside Queue::run each of them first waits for what its queue has to do, and
-// is done at once; Queue::enqueue has them done in their turn. They can't be captured: a captured body holds kernels,
-// copies and matmul only.
+// The CUDA runtime on the host. Device tensors lie in host memory; a separate thread does the work of queues. Torch
+// operators run synchronously: inside Queue::run each first waits for the work of its queue; Queue::enqueue runs them
+// in stream order. They cannot be captured: a captured body holds only kernels, copies and matmul.
 namespace dlf::cuda {
 namespace {
 
 using emulation::Recording;
 using emulation::Worker;
 
-thread_local Queue* current_queue = nullptr;  // that torch's operators would use
+thread_local Queue* current_queue = nullptr;  // the queue that torch's operators would use
 
-// Whether an operator only says where something lies.
+// Whether an operator returns a view or allocates, and reads no data.
 bool is_view(std::string_view name) {
   constexpr std::string_view kViews[] = {"as_strided", "empty",  "expand",       "narrow", "permute",
                                          "reshape",    "select", "slice",        "t",      "transpose",
@@ -38,7 +37,7 @@ bool is_view(std::string_view name) {
   return std::find(std::begin(kViews), std::end(kViews), name) != std::end(kViews);
 }
 
-// Torch calls it before each operator of a thread that has asked for it.
+// Called by torch before each operator of a thread that registered it.
 std::unique_ptr<at::ObserverContext> before_operator(const at::RecordFunction& function) {
   if (current_queue != nullptr && !is_view(function.name())) {
     Worker::instance().settle(*current_queue->stream());
@@ -78,7 +77,7 @@ void check_device(int device) {
   }
 }
 
-// _SC_AVPHYS_PAGES would count pages that only cache files as taken.
+// Available memory. _SC_AVPHYS_PAGES would count cached file pages as used.
 int64_t available_bytes() {
   std::ifstream words("/proc/meminfo");
   std::string word;
@@ -148,7 +147,7 @@ void Queue::clear(void* to, int64_t bytes) {
 
 void Queue::synchronize() {
   if (state_->stream.recording != nullptr) {
-    throw std::runtime_error("a queue that is being captured cannot be waited for");
+    throw std::runtime_error("the host cannot wait for a queue during its capture");
   }
   Worker::instance().drain(state_->stream);
 }
@@ -159,9 +158,9 @@ bool Queue::finished() const { return Worker::instance().finished(state_->stream
 
 struct Event::State {
   std::shared_ptr<emulation::Mark> mark = std::make_shared<emulation::Mark>();
-  Recording* recording = nullptr;  // that it was recorded in
+  Recording* recording = nullptr;  // the capture in which it was recorded
   CUstream_st* stream = nullptr;
-  std::set<size_t> after;  // steps of the recording that it stands behind
+  std::set<size_t> after;  // steps of the capture that come before it
 };
 
 Event::Event(int device) : state_(std::make_unique<State>()) { check_device(device); }
@@ -182,7 +181,7 @@ void Queue::wait(const Event& event) {
   Recording* const recording = event.state_->recording;
   if (recording == nullptr) {
     if (stream.recording != nullptr) {
-      throw std::runtime_error("a queue that is being captured waits for an event from outside the capture");
+      throw std::runtime_error("a captured queue waits for an event that was recorded outside the capture");
     }
     Worker::instance().wait(stream, event.state_->mark);
     return;
@@ -227,14 +226,14 @@ void Graph::capture(Queue& queue, const std::function<void()>& body) {
   }
   stop();
   if (!recording.unjoined.empty()) {
-    throw std::runtime_error("a capture ended before its queue waited for the others that took part");
+    throw std::runtime_error("a capture ended before its queue waited for the other queues in it");
   }
   state_->steps = std::make_shared<const std::vector<emulation::Step>>(std::move(recording.steps));
 }
 
 void Graph::replay(Queue& queue) {
   if (state_->steps == nullptr) {
-    throw std::runtime_error("a graph is replayed that nothing was captured into");
+    throw std::runtime_error("a graph was replayed before a capture into it");
   }
   const auto replay = std::make_shared<emulation::Replay>(state_->steps);
   Worker::instance().enqueue(queue.state_->stream, [replay] { return replay->advance(); });

@@ -14,7 +14,7 @@ __device__ float warp_sum(float x) {
   return x;
 }
 
-// The block's sum of x[0 ... count), in every thread.
+// Returns the block's sum of x[0 ... count) in every thread.
 __device__ float block_sum_of(const float* __restrict__ x, int count, float* warps) {
   float sum = 0.0F;
   for (int i = threadIdx.x; i < count; i += blockDim.x) {

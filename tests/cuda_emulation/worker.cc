@@ -16,7 +16,7 @@ bool Replay::advance() {
     return true;
   }
   const auto count = static_cast<unsigned>(done_.size());
-  // From one end anew each time: backward, a stream that was forked late goes ahead as far as it may.
+  // Always starts from one end: in backward order, a stream forked late runs ahead as far as it may.
   const unsigned index = schedule_.next(schedule_.before_first(count), count, [&](unsigned i) {
     const std::set<size_t>& after = (*steps_)[i].after;
     return !done_[i] && std::all_of(after.begin(), after.end(), [&](size_t step) { return done_[step]; });
@@ -126,7 +126,7 @@ CUstream_st* Worker::choose() {
            (stream.work.front().mark == nullptr || stream.work.front().mark->passed >= stream.work.front().wanted);
   };
   Schedule schedule(turns_);
-  if (schedule.order() == Order::forward) {  // as the host asked for it
+  if (schedule.order() == Order::forward) {  // the host's order
     CUstream_st* first = nullptr;
     for (CUstream_st* stream : streams_) {
       if (can_run(*stream) && (first == nullptr || stream->work.front().number < first->work.front().number)) {
@@ -155,7 +155,7 @@ void Worker::work() {
     if (stream == nullptr) {
       return;
     }
-    // It stays in front while it is done: an empty stream is one that has finished.
+    // The work stays in the queue while it runs: an empty stream is one that has finished.
     const std::function<bool()>& body = stream->work.front().body;
     std::function<void()> begin_next;
     if (stream->work.size() > 1 && Schedule().starts_early()) {

@@ -15,26 +15,25 @@
 
 namespace dlf::emulation {
 
-// A point in a stream: each recording has a number, and is past once that number is.
+// A point in a stream. Each recording has a number; a recording is passed when `passed` reaches its number.
 struct Mark {
   uint64_t recorded = 0;
   uint64_t passed = 0;
 };
 
-// What a graph does: each step after the steps that it waits for, which are before it in the list.
+// One step of a graph; the steps that it waits for come before it in the list.
 struct Step {
   std::function<void()> work;
-  std::function<void()> begin;  // what may be done of it before what it waits for; or nothing
+  std::function<void()> begin;  // the part that may run before the awaited step; or null
   std::set<size_t> after;
 };
 
-// A graph that runs. Its steps are done in an order that they allow and Order chooses; in the one in which they were
-// asked for, if forward.
+// A running graph. Order chooses the order of its steps among those that their waits allow; forward is the host's.
 class Replay {
  public:
   explicit Replay(std::shared_ptr<const std::vector<Step>> steps);
 
-  bool advance();  // by a step; whether it was the last one
+  bool advance();  // runs one step; returns whether it was the last
 
  private:
   std::shared_ptr<const std::vector<Step>> steps_;
@@ -43,33 +42,33 @@ class Replay {
   Schedule schedule_;
 };
 
-// What a capture has seen.
+// A capture in progress.
 struct Recording {
   CUstream_st* origin;
   std::vector<Step> steps;
-  std::set<CUstream_st*> streams;   // those that take part
-  std::set<CUstream_st*> unjoined;  // those with work that the origin has not waited for
+  std::set<CUstream_st*> streams;   // streams in the capture
+  std::set<CUstream_st*> unjoined;  // streams with work that the origin has not waited for
 };
 
 }  // namespace dlf::emulation
 
 struct CUstream_st {
   struct Work {
-    uint64_t number;              // in the order in which the host asked for it
-    std::function<bool()> body;   // to be called until it says that it is done; other streams may work between
-    std::function<void()> begin;  // what may be done of it before the work before it; or nothing
-    std::shared_ptr<dlf::emulation::Mark> mark;  // to wait for
+    uint64_t number;              // position in the order of the host
+    std::function<bool()> body;   // called until it returns true; other streams may run between the calls
+    std::function<void()> begin;  // the part that may run before the previous work; or null
+    std::shared_ptr<dlf::emulation::Mark> mark;  // awaited before the body; or null
     uint64_t wanted = 0;
   };
   std::deque<Work> work;
   dlf::emulation::Recording* recording = nullptr;
-  std::set<size_t> after;  // steps of the recording that its next one waits for
+  std::set<size_t> after;  // steps of the capture for which its next step waits
 };
 
 namespace dlf::emulation {
 
-// Does the streams' work on a thread of its own, so that the host runs ahead of the device as it does on a GPU. Work
-// of several streams is done in an order that the streams allow and Order chooses.
+// Does the streams' work on its own thread, so that the host runs ahead of the device, as with a GPU. Order chooses
+// the order of work on different streams among those that their waits allow.
 class Worker {
  public:
   static Worker& instance();
@@ -85,7 +84,7 @@ class Worker {
   void wait(CUstream_st& stream, const std::shared_ptr<Mark>& mark);
 
   void settle(CUstream_st& stream);  // the host waits
-  // The host waits. Throws what went wrong since the last call of this or enqueue().
+  // The host waits. Throws the first error since the last call of drain(), finished() or enqueue().
   void drain(CUstream_st& stream);
   void drain();
   bool finished(CUstream_st& stream);  // throws likewise
@@ -94,7 +93,7 @@ class Worker {
   void push(CUstream_st& stream, CUstream_st::Work work);
   void work();
   CUstream_st* choose();
-  void report();  // throws the error
+  void report();  // throws the first error
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -37,7 +37,7 @@ class cluster_group {
   static dim3 block_index() { return {block_rank(), 0, 0}; }
   static dim3 dim_blocks() { return {num_blocks(), 1, 1}; }
 
-  // Where the same variable of another block's shared memory lies.
+  // Returns the address of the same variable in another block's shared memory.
   template <typename T>
   static T* map_shared_rank(T* pointer, int rank) {
     return static_cast<T*>(

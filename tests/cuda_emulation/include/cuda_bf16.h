@@ -5,7 +5,7 @@
 
 #include "cuda_runtime.h"
 
-// Numbers of 16 bits, bfloat16. Arithmetic with them is refused: kernels compute in float.
+// bfloat16. Has no arithmetic: kernels compute in float.
 struct __nv_bfloat16 {
   uint16_t bits;
 

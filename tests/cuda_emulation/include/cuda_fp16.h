@@ -6,7 +6,7 @@
 
 #include "cuda_runtime.h"
 
-// Numbers of 16 bits, IEEE half precision. Arithmetic with them is refused: kernels compute in float.
+// IEEE half precision. Has no arithmetic: kernels compute in float.
 struct __half {
   uint16_t bits;
 
@@ -29,7 +29,7 @@ struct __half {
     return (half & 0x8000) != 0 ? -magnitude : magnitude;
   }
 
-  // To the nearest, ties to even.
+  // Rounds to nearest, ties to even.
   static uint16_t round(float x) {
     if (x != x) {
       return 0x7fff;

@@ -14,8 +14,8 @@
 #include "emulation/vector_types.h"
 #include "emulation/warp.h"
 
-// What *.cu files use of the CUDA runtime, for the host: see tests/cuda_emulation/emulator.h. Found in place of
-// the toolkit's header of this name.
+// The part of the CUDA runtime that *.cu files use, on the host: see tests/cuda_emulation/emulator.h. Included in place
+// of the toolkit's header of this name.
 
 #define __global__
 #define __device__

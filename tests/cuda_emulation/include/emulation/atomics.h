@@ -3,8 +3,8 @@
 #include <atomic>
 #include <type_traits>
 
-// Atomic operations and what orders memory. One thread of a kernel runs at a time and none is interrupted, so plain
-// operations are atomic.
+// Atomic operations and memory fences. One thread of a kernel runs at a time, uninterrupted, so plain operations are
+// atomic.
 template <typename T>
 T atomicExch(T* address, std::type_identity_t<T> value) {
   const T old = *address;
@@ -47,7 +47,7 @@ template <typename T>
 T atomicXor(T* address, std::type_identity_t<T> value) {
   return atomicExch(address, *address ^ value);
 }
-// Counts up to bound, then starts again at zero.
+// Counts up to bound, then restarts at zero.
 inline unsigned atomicInc(unsigned* address, unsigned bound) {
   return atomicExch(address, *address >= bound ? 0 : *address + 1);
 }

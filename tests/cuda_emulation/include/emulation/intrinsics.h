@@ -32,7 +32,7 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
 }
-// Four bytes chosen from the eight of (y, x) by the low three bits of each of the selector's hexadecimal digits.
+// Selects four of the eight bytes of (y, x) by the low three bits of the selector's hexadecimal digits.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = static_cast<uint64_t>(y) << 32 | x;
   unsigned result = 0;
@@ -52,7 +52,7 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
   __extension__ using Wide = unsigned __int128;
   return static_cast<unsigned long long>(static_cast<Wide>(a) * b >> 64);
 }
-// Sums of the products of four bytes.
+// Adds the products of four pairs of bytes to a sum.
 inline int __dp4a(int a, int b, int sum) {
   for (int i = 0; i < 4; ++i) {
     sum += static_cast<int8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i));
@@ -121,7 +121,7 @@ void __stwt(T* address, T value) {
   *address = value;
 }
 
-// ---- conversions; NaN becomes 0 and what is too large the largest, as on the device
+// ---- conversions: NaN becomes 0, and values out of range the nearest integer in range, as on the device
 
 namespace dlf::emulation {
 template <typename Integer, typename Float>

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <limits>
 
-// Mathematical functions that CUDA has and the host's library has not. The fast ones are exact here, so tests compare
-// with the tolerance that the device needs.
+// Mathematical functions of CUDA that the host's library lacks. The fast ones are exact here; tests use the tolerance
+// that the device needs.
 
 inline float rsqrtf(float x) { return 1.0F / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
@@ -45,7 +45,7 @@ inline double __fma_rn(double x, double y, double z) { return std::fma(x, y, z);
 inline double __drcp_rn(double x) { return 1.0 / x; }
 inline double __dsqrt_rn(double x) { return std::sqrt(x); }
 
-// min and max of integers; of floating-point numbers they are fmin and fmax, which prefer a number to a NaN.
+// min and max for integers; for floating-point numbers fmin and fmax, which prefer a number to a NaN.
 #define DLF_MIN_MAX(type)                                   \
   inline type min(type a, type b) { return b < a ? b : a; } \
   inline type max(type a, type b) { return a < b ? b : a; }

@@ -7,7 +7,7 @@
 
 #include "../../emulator.h"
 
-// __syncthreads and what the lanes of a warp do together.
+// __syncthreads and the collectives of a warp.
 namespace dlf::emulation {
 
 template <typename T>
@@ -32,7 +32,7 @@ void for_each_lane(unsigned lanes, Body&& body) {
   }
 }
 
-// A lane that is not there gives what hardware gives: anything.
+// A lane that is absent gives an undefined value, as on the device.
 inline void exchange_shuffle(Offer* offers, unsigned lanes) {
   constexpr uint64_t kPoison = 0xcdcdcdcdcdcdcdcdULL;
   for_each_lane(lanes, [&](int lane) {
@@ -47,7 +47,7 @@ inline void exchange_ballot(Offer* offers, unsigned lanes) {
   for_each_lane(lanes, [&](int lane) { offers[lane].received = ballot; });
 }
 
-// Which lanes offer this lane's value.
+// Finds the lanes that offer the same value as this lane.
 inline void exchange_match(Offer* offers, unsigned lanes) {
   for_each_lane(lanes, [&](int lane) {
     uint64_t equal = 0;
@@ -103,7 +103,7 @@ inline int __syncthreads_and(int predicate) {
 inline void __syncwarp(unsigned mask = ~0U) { dlf::emulation::meet_warp(mask, nullptr, 0, 0); }
 inline unsigned __activemask() { return dlf::emulation::present_lanes(); }
 
-// width, a power of two, splits the warp into parts that don't reach each other.
+// `width`, a power of two, splits the warp into parts; a lane reads only within its part.
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   const int part = dlf::emulation::lane() & ~(width - 1);
