@@ -1,4 +1,4 @@
-"""The cases of ``same_bits.py``: everything that decides a token, a log-probability or a weight, in few requests."""
+"""The cases of ``same_bits.py``: all that decides a token, a log-probability or a weight, in few requests."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dlf import zoo
 if TYPE_CHECKING:
     from same_bits import Recorder
 
-PROMPTS = ["Question: what is the sum", "x", "lazy dog " * 9]  # the last is longer than the sliding windows
+PROMPTS = ["Question: what is the sum", "x", "lazy dog " * 9]  # the last one exceeds the sliding windows
 SHOTS = [(f"Question: {i} and {i + 1}?", f"the sum is {2 * i + 1}") for i in range(7)]
 TALK = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "why is the dog lazy"}]
-IDS = [2 + (7 * i + i // 5) % 380 for i in range(1300)]  # longer than two chunks of a prompt
+IDS = [2 + (7 * i + i // 5) % 380 for i in range(1300)]  # longer than two chunks
 SAMPLING: dict[str, dict[str, Any]] = {
     "temperature": {"temperature": 0.8, "seed": 1},
     "top_k": {"temperature": 1.2, "top_k": 7, "seed": 2},
@@ -67,7 +67,7 @@ def run_all(recorder: Recorder) -> None:
 
 
 def make_trio(root: Path, **overrides: Any) -> dict[str, Path]:
-    """A large model, a base and two experts, random and of one tokenizer."""
+    """Make a large model, a base and two experts, random and with one tokenizer."""
     large = make_model(root / "large", "llama", seed=1, **overrides)
     base = make_model(root / "base", "llama", seed=2, **overrides)
     return {
@@ -79,12 +79,12 @@ def make_trio(root: Path, **overrides: Any) -> dict[str, Path]:
 
 
 def pair(trio: dict[str, Path], **options: Any) -> list[dlf.Expert]:
-    """Both experts; `options` are the first one's."""
+    """Return both experts, the first with `options`."""
     return [dlf.Expert(trio["a"], trio["base"], **options), dlf.Expert(trio["b"], trio["base"])]
 
 
 def solver(recorder: Recorder) -> None:
-    """`dlf.fusion.solve` on random logits of several sizes, some tokens ruled out."""
+    """`dlf.fusion.solve` on random logits of several sizes, with some tokens excluded."""
     place = {"device": recorder.device} if recorder.device != "cpu" else {"threads": recorder.threads}
     for batch, count, vocab in recorder.few([(2, 2, 1000), (1, 1, 2), (5, 3, 333), (3, 16, 777), (2, 2, 33000)], 4):
         generator = torch.Generator().manual_seed(vocab)
@@ -111,7 +111,7 @@ def solver(recorder: Recorder) -> None:
 
 
 def families(recorder: Recorder) -> None:
-    """Every family of models in every type, and what configurations vary."""
+    """Every family in every type of weights, and variants of the configuration."""
     variants: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in FAMILIES}
     variants["biases"] = ("llama", {"attention_bias": True, "mlp_bias": True})
     variants["tied"] = ("qwen2", {"tie_word_embeddings": True})
@@ -133,7 +133,7 @@ def families(recorder: Recorder) -> None:
             if recorder.small and name not in ("mistral", "qwen3", "wide") and kind not in ("float32", "bfloat16"):
                 continue
             with (
-                contextlib.suppress(dlf.UnknownArchitectureError),  # of a build that is older than the family
+                contextlib.suppress(dlf.UnknownArchitectureError),  # the build may be older than the family
                 recorder.engine(f"family/{name}/{kind}", folder, **chosen),
             ):
                 recorder.generate("greedy", PROMPTS[:: 2 if recorder.small else 1], logprobs=3)
@@ -159,7 +159,7 @@ def ropes(recorder: Recorder) -> None:
 
 
 def shipped(recorder: Recorder) -> None:
-    """The models that ship with the package, on problems of its own."""
+    """The shipped models on shipped problems."""
     problems = {task: [problem.prompt for problem in zoo.problems(task)[:3]] for task in ("math", "facts")}
     large, base = zoo.path("large-base"), zoo.path("small-base")
     experts = {name: dlf.Expert(zoo.path(f"{name}-expert"), base) for name in ("math", "facts", "reports", "truths")}
@@ -174,7 +174,7 @@ def shipped(recorder: Recorder) -> None:
     }
     for name, (chosen, options) in recorder.few(ways.items()):
         with recorder.engine(f"zoo/{name}", large, [experts[one] for one in chosen], **options):
-            if recorder.small:  # on an emulated device a token takes seconds
+            if recorder.small:  # a token takes seconds on an emulated device
                 recorder.generate("greedy", problems["math"][0], max_new_tokens=3)
                 continue
             for task, prompts in problems.items():
@@ -184,7 +184,7 @@ def shipped(recorder: Recorder) -> None:
 
 
 def fusion(recorder: Recorder, trio: dict[str, Path], bound: float = 0.5) -> None:
-    """How weights are found: every combine and match, given and bounded weights."""
+    """Every rule of fusion: all pairs of combine and match, given and bounded weights."""
     prompts = PROMPTS[:: 2 if recorder.small else 1]
     for combine in ("select", "centroid", "joint", "grid"):
         for match in ("symmetric", "forward", "reverse"):
@@ -218,7 +218,7 @@ def sampling(recorder: Recorder, trio: dict[str, Path]) -> None:
 
 
 def ends(recorder: Recorder, trio: dict[str, Path]) -> None:
-    """What ends a text: the end of sequence, tokens, texts, a callback, lengths, the context."""
+    """All ends of a text: the end-of-sequence token, stop tokens and strings, a callback, lengths, the context."""
     with recorder.engine("ends", trio["large"], pair(trio), max_context=64) as engine:
         whole = engine.generate(PROMPTS[0], max_new_tokens=12, ignore_eos=True)
         recorder.generate("token", PROMPTS, stop_token_ids=[whole.tokens[3]], max_new_tokens=12)
@@ -232,7 +232,7 @@ def ends(recorder: Recorder, trio: dict[str, Path]) -> None:
 
 
 def company(recorder: Recorder, trio: dict[str, Path]) -> None:
-    """Eight requests with options of their own, side by side, in turns where there are fewer places, and alone."""
+    """Eight requests with different options: in one batch, in turns with fewer slots, and alone."""
     prompts = [*PROMPTS, "def add(first, second)", "The quick brown", "Answer: the", "lazy " * 20, "Ein Caf\u00e9"]
     options = [*SAMPLING.values()][:6] + [SAMPLING["all"], {"experts": ["b"]}]
     requests = {
@@ -249,14 +249,14 @@ def company(recorder: Recorder, trio: dict[str, Path]) -> None:
 
 
 def lanes(recorder: Recorder, trio: dict[str, Path]) -> None:
-    """Templates and examples for each model, some of the experts, experts that come and go, the prefix cache."""
+    """Templates and examples for each model, subsets of experts, experts added and removed, the prefix cache."""
     experts = [
         dlf.Expert(trio["a"], trio["base"], name="a", template="chat", alpha_max=0.5),
         dlf.InContext(trio["base"], SHOTS, name="shots"),
         dlf.InContext(trio["base"], SHOTS[:2], name="turns", template="chat"),
         dlf.Expert(trio["b"], trio["base"], name="toxic", alpha=-0.3, base_template="[INST] {prompt} [/INST]"),
     ]
-    for size in (1 << 24, 0, 1 << 18):  # the last holds a part of what is read
+    for size in (1 << 24, 0, 1 << 18):  # the last holds only some of the chunks
         for combine in recorder.few(("joint", "select")):
             name = f"lanes/{combine}/prefix {size}"
             with recorder.engine(name, trio["large"], experts, combine=combine, prefix_cache_bytes=size) as engine:
@@ -278,7 +278,7 @@ def lanes(recorder: Recorder, trio: dict[str, Path]) -> None:
 
 
 def adapters(recorder: Recorder, trio: dict[str, Path]) -> None:
-    """LoRA adapters that share their base, beside a model and examples."""
+    """LoRA adapters on one base, beside an expert model and an in-context expert."""
     one, two = (write_adapter(recorder.folder / f"lora{i}", trio["base"], i, rank=3 + 5 * i) for i in range(2))
     experts = [
         dlf.Lora(trio["base"], one),
@@ -303,7 +303,7 @@ def adapters(recorder: Recorder, trio: dict[str, Path]) -> None:
 
 
 def merged(recorder: Recorder, trio: dict[str, Path]) -> None:
-    """Experts merged by every method; the arithmetic is the CPU's on every device."""
+    """Experts merged by every method; the CPU merges for every device."""
     both = {trio["a"]: 0.7, trio["b"]: -0.3}
     methods: dict[str, dict[str, Any]] = {
         "task_arithmetic": {"experts": both, "scale": 0.8},
@@ -322,7 +322,7 @@ def merged(recorder: Recorder, trio: dict[str, Path]) -> None:
 
 
 def drafts(recorder: Recorder, trio: dict[str, Path]) -> None:
-    """Drafted tokens, by every drafter; how many are drafted is recorded where nothing is timed."""
+    """Drafts by every drafter; on the CPU, with fixed lengths, the numbers of drafted tokens too."""
     fixed = {"counts": "passes drafted"} if recorder.device == "cpu" else {}
     sampled = {"temperature": 0.7, "seed": 1}
 
@@ -353,7 +353,7 @@ def drafts(recorder: Recorder, trio: dict[str, Path]) -> None:
 
 
 def recipe(recorder: Recorder, trio: dict[str, Path]) -> None:
-    """An engine whose options stand in a file."""
+    """An engine from a recipe."""
     file = recorder.folder / "recipe.yaml"
     file.write_text(
         f"""\
@@ -374,14 +374,14 @@ sampling: {{max_new_tokens: 5, temperature: 0.5, seed: 9, stop_strings: ["zzz"]}
 
 
 def errors(recorder: Recorder) -> None:
-    """Models that overflow or hold NaN: whose row fails, and what is said."""
+    """Models that overflow or hold NaN: the errors, and the requests that still work."""
     trio = make_trio(recorder.folder / "broken")
     for name in ("large", "base", "a"):
         whole = trio[name]
         broken = trio | {name: Path(shutil.copytree(whole, whole.with_name(f"{name}-overflows")))}
         tensors = load_file(broken[name] / "model.safetensors")
         norm = tensors["model.norm.weight"]
-        tensors["model.norm.weight"] = torch.full_like(norm, 3e38)  # finite, but its logits are not
+        tensors["model.norm.weight"] = torch.full_like(norm, 3e38)  # finite, but logits overflow
         save_file(tensors, broken[name] / "model.safetensors", metadata={"format": "pt"})
         with recorder.engine(f"errors/{name} overflows", broken["large"], pair(broken)) as engine:
             recorder.fails(f"errors/{name} overflows/generate", lambda engine=engine: engine.generate("x"))
@@ -394,7 +394,7 @@ def errors(recorder: Recorder) -> None:
 
 
 def long_texts(recorder: Recorder) -> None:
-    """Prompts and scored texts of several chunks, examples that end inside one, with and without the prefix cache."""
+    """Prompts and scores over several chunks, examples that end inside a chunk, with and without the prefix cache."""
     sizes = {"num_hidden_layers": 1, "max_position_embeddings": 2048}
     trio = make_trio(recorder.folder / "long", **sizes)
     window = make_model(recorder.folder / "window", "mistral", seed=3, sliding_window=300, **sizes)

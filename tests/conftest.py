@@ -14,15 +14,15 @@ from models import finetune, make_model
 
 from dlf import _C
 
-# For bench/; last, because in the repository the sources of dlf would hide the installed package.
+# For bench/. It comes last, because the repository's sources of dlf would hide the installed package.
 sys.path.append(str(Path(__file__).parents[1]))
 
-# Some tests press Ctrl-C, to which a process that a script has put in the background is deaf.
+# Some tests press Ctrl-C; a process that a script starts in the background ignores it by default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked cuda need a device, or the build in which one is emulated (make test-emulated)."""
+    """Skip tests marked cuda without a device; a build with an emulated one (make test-emulated) has it."""
     if item.get_closest_marker("cuda") and not _C.cuda_devices():
         if os.environ.get("DLF_REQUIRE_CUDA") == "1":
             pytest.fail("DLF_REQUIRE_CUDA is 1, but there is no CUDA device, or dlf was built without CUDA")
@@ -31,7 +31,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def weight_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Quantized weights are kept here, not in the user's cache; processes that tests start inherit it."""
+    """Cache folder in place of the user's, also for processes that tests start."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DLF_CACHE", str(folder))
@@ -40,7 +40,7 @@ def weight_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A large model, a small base and two experts, random and of one tokenizer."""
+    """A large model, a small base and two experts, random and with one tokenizer."""
     root = tmp_path_factory.mktemp("family")
     large = make_model(root / "large", "llama", seed=1, hidden_size=64, num_hidden_layers=3)
     base = make_model(root / "base", "llama", seed=2)
@@ -54,11 +54,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small checkpoint to copy; it must not be changed."""
+    """Small checkpoint to copy; tests must not change it."""
     return make_model(tmp_path_factory.mktemp("source"), "qwen2", num_hidden_layers=2)
 
 
 @pytest.fixture
 def folder(source: Path, tmp_path: Path) -> Path:
-    """A copy of it to change at will."""
+    """Copy of `source` that a test may change."""
     return Path(shutil.copytree(source, tmp_path / "model"))

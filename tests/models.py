@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every family, written by ``transformers`` the way the hub's are."""
+"""Tiny random checkpoints of every family, written by ``transformers`` like those of the hub."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def make_config(family: str, **overrides: Any) -> transformers.PreTrainedConfig:
-    """The tiny configuration of a family, with `overrides`."""
+    """Return the tiny configuration of a family, with `overrides`."""
     name, settings = FAMILIES[family]
     return getattr(transformers, f"{name}Config")(**(COMMON | settings | overrides))
 
@@ -117,7 +117,7 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
 
 
 def draw(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrainedModel:
-    """Give a model random weights that make distributions far from flat."""
+    """Give a model random weights whose distributions are far from flat."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -125,13 +125,13 @@ def draw(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrai
                 parameter.uniform_(0.5, 1.5, generator=generator)
             elif name.endswith("bias") or "embed_tokens" in name or "lm_head" in name:
                 parameter.normal_(0.0, 0.3, generator=generator)
-            else:  # keeps the size of what passes through
+            else:  # keeps the scale of activations
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
     return model
 
 
 def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:
-    """A copy of a model whose weights moved a little: what a fine-tuned expert is to its base."""
+    """Copy a model and change its weights a little, as fine-tuning an expert does."""
     shutil.copytree(source, folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(source)
     generator = torch.Generator().manual_seed(seed)
@@ -144,7 +144,7 @@ def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:
 
 
 def make_tokenizer(folder: Path) -> Path:
-    """Write a byte-level BPE tokenizer of `VOCAB_SIZE` tokens, a chat template included."""
+    """Write a byte-level BPE tokenizer of `VOCAB_SIZE` tokens, with a chat template."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -159,7 +159,7 @@ def make_tokenizer(folder: Path) -> Path:
 
 
 def make_sentencepiece_tokenizer(folder: Path) -> Path:
-    """Write a tokenizer as converted from sentencepiece (Llama 2, Mistral): byte fallback, leading spaces as '▁'."""
+    """Write a tokenizer like those converted from sentencepiece (Llama 2, Mistral): byte fallback, leading '▁'."""
     pieces = ["<unk>", BOS, EOS, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     pieces += sorted({c for line in CORPUS for c in line if c.isalnum() and c.isascii()} | set(",.:?+"))
     vocab = {piece: index for index, piece in enumerate(pieces)}
@@ -193,7 +193,7 @@ def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
 
 
 def write_adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
-    """A LoRA folder as PEFT writes it, with random updates of all linear layers."""
+    """Write a LoRA folder as PEFT does, with random updates of all linear layers."""
     generator = torch.Generator().manual_seed(seed)
     shapes = {}
     for path in base.glob("*.safetensors"):

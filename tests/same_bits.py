@@ -1,7 +1,7 @@
-"""Whether two builds of dlf give the same bits.
+"""Compare the results of two builds of dlf, to the bit.
 
-``python tests/same_bits.py record FILE`` runs the cases of ``bit_cases.py`` through the dlf that is importable and
-writes all they give, floats as hexadecimals; ``python tests/same_bits.py compare A B`` names the cases that differ.
+``python tests/same_bits.py record FILE`` runs the cases of ``bit_cases.py`` with the importable dlf and writes all
+results, floats as hexadecimals; ``python tests/same_bits.py compare A B`` names the cases that differ.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ import transformers
 
 import dlf
 
-# Timings, and counts that depend on them, are left out; `counts` names what a case records besides.
+# Recorded fields. Timings, and counts that depend on them, are left out; `counts` names more fields for one case.
 FIELDS = {
     dlf.Completion: "tokens logprobs alpha f g text finish_reason prompt_tokens experts top_logprobs",
     dlf.Score: "tokens logprobs is_greedy alpha f g experts",
     dlf.Piece: "token logprob alpha text index",
     dlf.fusion.Fusion: "alpha f g target_f target_g logits",
 }
-MOST_VALUES = 4096  # of an array that is written out; of a larger one its hash is
+MOST_VALUES = 4096  # a larger array is recorded as its hash
 
 
 def plain(value: Any, counts: str = "") -> Any:
-    """What JSON holds of a result, without losing a bit."""
+    """Convert a result to values that JSON holds without losing a bit."""
     for kind, fields in FIELDS.items():
         if isinstance(value, kind):
             names = f"{fields} {counts}" if kind is dlf.Completion else fields
@@ -54,14 +54,14 @@ def plain(value: Any, counts: str = "") -> Any:
 
 
 class Recorder:
-    """Runs cases on one device and keeps what they give.
+    """Runs cases on one device and keeps their results.
 
     Parameters
     ----------
     folder
-        Where models may be made.
+        Folder for the models.
     device, threads
-        Of all engines.
+        Device and threads of all engines.
     small
         Whether cases are few and short: an emulated device takes seconds for what a CPU does in milliseconds.
     """
@@ -77,12 +77,12 @@ class Recorder:
         self._engine: dlf.Engine | None = None
 
     def few(self, values: Any, count: int = 1) -> list[Any]:
-        """All of the values, or the first `count` if cases are few."""
+        """Return all values, or the first `count` if cases are few."""
         return list(values)[: count if self.small else None]
 
     @contextlib.contextmanager
     def engine(self, name: str, *models: Any, **options: Any) -> Iterator[dlf.Engine]:
-        """An engine whose requests are recorded under `name`; it drafts only where a case says so."""
+        """Make an engine whose requests are recorded under `name`; it drafts only if a case says so."""
         chosen = {"device": self.device, "threads": self.threads, "max_batch": 3, "speculate": False}
         chosen |= {"prefix_cache_bytes": 1 << 24} | options
         with dlf.Engine(*models, **chosen) as self._engine:
@@ -90,7 +90,7 @@ class Recorder:
             yield self._engine
 
     def generate(self, name: str, *prompt: Any, counts: str = "", **options: Any) -> Any:
-        """Record `Engine.generate`, with the fields named in `counts`; 16 tokens that may go beyond an end of text."""
+        """Record `Engine.generate`, with the fields in `counts` too; by default 16 tokens, past the end of sequence."""
         options = {"max_new_tokens": 16, "ignore_eos": True} | options
         options["max_new_tokens"] = min(options["max_new_tokens"], self.most_tokens)
         found = self._engine.generate(*prompt, **options)
@@ -98,7 +98,7 @@ class Recorder:
         return found
 
     def together(self, name: str, requests: dict[str, dict[str, Any]]) -> None:
-        """Record requests with options of their own that run side by side."""
+        """Record requests with different options that run in one batch."""
         limits = {"max_new_tokens": min(16, self.most_tokens)}
         streams = {key: self._engine.stream(**(limits | request)) for key, request in requests.items()}
         for key, stream in streams.items():
@@ -109,7 +109,7 @@ class Recorder:
         self.keep(f"{self._prefix}/{name}", self._engine.score(*texts, **options))
 
     def fails(self, name: str, call: Callable[[], Any]) -> None:
-        """Record the error of a call, which must have one."""
+        """Record the error of a call, which must raise one."""
         try:
             call()
         except (ValueError, ArithmeticError) as error:
@@ -118,25 +118,25 @@ class Recorder:
             raise AssertionError(f"{name} has no error")
 
     def keep(self, name: str, value: Any, counts: str = "") -> None:
-        """Keep what the case `name` gave."""
+        """Keep the result of the case `name`."""
         if name in self.cases:
             raise AssertionError(f"there are two cases {name}")
         self.cases[name] = plain(value, counts)
 
 
 def record(device: str = "cpu", threads: int = 2, small: bool = False) -> dict[str, Any]:
-    """Run all cases, in models that are made for it, and return what they give by name."""
+    """Run all cases on newly made models and return their results by name."""
     from bit_cases import run_all
 
     with tempfile.TemporaryDirectory(prefix="same-bits-") as folder:
         recorder = Recorder(Path(folder), device, threads, small)
-        with unittest.mock.patch.dict(os.environ, DLF_CACHE=str(Path(folder, "cache"))):  # not what others quantized
+        with unittest.mock.patch.dict(os.environ, DLF_CACHE=str(Path(folder, "cache"))):  # not weights of other builds
             run_all(recorder)
     return recorder.cases
 
 
 def first_difference(one: Any, two: Any, path: str = "") -> str | None:
-    """Where two results differ first, and how; None if they are equal."""
+    """Describe the first difference of two results; None if they are equal."""
     if isinstance(one, dict) and isinstance(two, dict):
         keys = [*one, *(key for key in two if key not in one)]
         pairs = [(f"{path}.{key}", one.get(key, "missing"), two.get(key, "missing")) for key in keys]
@@ -150,7 +150,7 @@ def first_difference(one: Any, two: Any, path: str = "") -> str | None:
 
 
 def compare(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
-    """A line for each case of the first recording that the second lacks or has otherwise; it may have more."""
+    """Return a line for each case of the first recording that differs or is missing in the second."""
     lines = []
     for name, expected in one.items():
         if name not in two:
@@ -161,7 +161,7 @@ def compare(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Record or compare; the exit status is 1 where two recordings differ."""
+    """Record or compare; the exit status is 1 if two recordings differ."""
     parser = argparse.ArgumentParser(prog="same_bits", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")

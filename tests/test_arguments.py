@@ -1,4 +1,4 @@
-"""What a caller may hand over: token ids of every kind, conversations with tools, special tokens as stop strings."""
+"""Arguments of requests: token ids of every type, conversations with tools, special tokens as stop strings."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def engine() -> Iterator[dlf.Engine]:
 
 
 def speaking(folder: Path, end: int) -> Path:
-    """A model whose texts end with the token `end`; its tokenizer has </s> among the special tokens, with the id 1."""
+    """Make a model whose texts end with the token `end`; its tokenizer has the special token </s> with the id 1."""
     shutil.copytree(zoo.path("small-base"), folder)
     for name in ("config.json", "generation_config.json"):
         values = json.loads((folder / name).read_text())

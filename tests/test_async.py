@@ -1,4 +1,4 @@
-"""`AsyncEngine`: the same tokens as `Engine`, and requests that end with the tasks that wanted them."""
+"""`AsyncEngine`: the same tokens as `Engine`, and requests that end with the tasks that await them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def expected() -> dlf.Completion:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(engine: dlf.AsyncEngine, expected: dlf.Completion) -> Iterator[None]:
-    """After each test no request runs, and the next one is right."""
+    """Check after each test that no request runs and that the next one is right."""
     yield
     gc.collect()
     assert not engine._running
@@ -96,7 +96,7 @@ def test_with_experts_it_is_what_the_engine_gives() -> None:
 async def broken_off(engine: dlf.AsyncEngine) -> None:
     async for _ in engine.generate(PROMPT, **LONG):
         break
-    assert not engine._running  # at once, and not when the garbage is collected
+    assert not engine._running  # at once, not only at the next garbage collection
 
 
 async def cancelled(engine: dlf.AsyncEngine) -> None:
@@ -107,12 +107,12 @@ async def cancelled(engine: dlf.AsyncEngine) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not engine._running  # though the stream is still here
+    assert not engine._running  # although the stream is still referenced
     assert await tokens(stream) == []
 
 
 async def cancelled_early(engine: dlf.AsyncEngine) -> None:
-    """While the prompt is encoded, queued or read."""
+    """Cancel while the prompt is encoded, queued or read."""
     for pause in (0, 0.0005, 0.001, 0.002):
         task = asyncio.create_task(tokens(engine.generate(PROMPT, **LONG)))
         await asyncio.sleep(pause)
@@ -180,7 +180,7 @@ def test_a_request_ends_with_whoever_wanted_it(
     engine: dlf.AsyncEngine, expected: dlf.Completion, leave: Callable[[dlf.AsyncEngine], Awaitable[None]]
 ) -> None:
     async def several() -> None:
-        for _ in range(4):  # there are two places
+        for _ in range(4):  # more than the two slots
             await leave(engine)
         deadline = time.monotonic() + 5
         while engine._running and time.monotonic() < deadline:
@@ -247,7 +247,7 @@ def test_event_loops_of_several_threads(engine: dlf.AsyncEngine, expected: dlf.C
         thread.join()
     assert found == [expected.tokens] * 15
     run(several())
-    assert len(engine._loops) == 1  # those of loops that are closed have gone
+    assert len(engine._loops) == 1  # entries of closed loops are gone
 
 
 def test_the_event_loop_runs_while_a_prompt_is_encoded(
@@ -256,7 +256,7 @@ def test_the_event_loop_runs_while_a_prompt_is_encoded(
     encode, told = dlf.prepare.lane_prompts, threading.Event()
 
     def wait(*arguments: Any, **options: Any) -> list[_C.Prompt]:
-        assert told.wait(10)  # which only the event loop can do
+        assert told.wait(10)  # only the event loop sets it
         return encode(*arguments, **options)
 
     monkeypatch.setattr("dlf.prepare.lane_prompts", wait)
@@ -383,7 +383,7 @@ except KeyboardInterrupt:
     assert not engine._running
     print(asyncio.run(engine.complete({PROMPT!r}, max_new_tokens=5)).text)
 """
-    # A process that a script has put in the background is deaf to it.
+    # A process that a script starts in the background ignores Ctrl-C by default.
     default = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     command = [sys.executable, "-P", "-c", default + program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""The acceptance run on a GPU, as far as it goes without one."""
+"""The GPU acceptance run, as far as it can be tested without a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def report(folder: Path) -> tuple[dict[str, float | None], str]:
-    """Measured figures, and the table."""
+    """Return the measured figures and the report's Markdown."""
     done = run(sys.executable, "-P", ROOT / "bench/gpu/report.py", folder)
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "gpu-acceptance.json").read_text())
@@ -56,7 +56,7 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
     product = {"model": "13B", "product": "o", "weights": "int4", "way": "direct", "rows": 1}
     (tmp_path / "linear.jsonl").write_text(json.dumps(product | {"median_us": 12.26, "gb_s": 1203}))
     solver = {"what": "solver", "vocab": 32000, "experts": 1, "batch": 1, "combine": "select", "good": True}
-    times_of = {0: 8.0, 4: 20.0, 16: 30.0}  # by blocks a row; 0 is what the solver chooses
+    times_of = {0: 8.0, 4: 20.0, 16: 30.0}  # by blocks a row; 0: the solver's choice
     chosen = [solver | {"blocks": blocks, "median_us": us} for blocks, us in times_of.items()]
     joint = solver | {"experts": 4, "combine": "joint", "batch": 64, "median_us": 280.0}
     sampler = {"what": "sampler", "vocab": 151936, "batch": 1, "options": "top-p 0.95", "median_us": 16.0}
@@ -115,7 +115,7 @@ def test_what_was_built_elsewhere_is_run_program_by_program(tmp_path: Path) -> N
         "built/bin/late_cuda_test": '[ "${DLF_CUDA_EARLY:-1}" = 1 ]',
         "built/bin/dlf_solver_time": """[ "$*" = --targets ] && echo '{"what": "solver"}'""",
         "built/bin/dlf_linear_time": """echo '{"model": "13B"}'; echo "$LD_LIBRARY_PATH" >&2""",
-        "python": "echo 90",  # all that the script asks: the capability, the machine and where the libraries are
+        "python": "echo 90",  # answers all queries of the script: the capability, the machine and the library path
     }
     (built / "dlf").mkdir(parents=True)
     (built / "bin").mkdir()

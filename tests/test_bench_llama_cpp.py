@@ -1,4 +1,4 @@
-"""The benchmark's llama.cpp files hold the model that they were made from."""
+"""The benchmark's llama.cpp files compute the same as the model from which they were made."""
 
 from pathlib import Path
 
@@ -32,5 +32,5 @@ def test_greedy_tokens_and_logits_are_those_of_transformers_in_float32(tmp_path:
     for _ in range(8):
         token = next(decoded)
         best = expected(tokens)
-        assert best.max() - best[token] < 0.01 * best.std()  # the same one, but for a near tie
+        assert best.max() - best[token] < 0.01 * best.std()  # the same token, except in a near tie
         tokens.append(token)

@@ -1,4 +1,4 @@
-"""Chat templates: which one is read, what bounds it, and where an assistant's turn ends."""
+"""Chat templates: which file is read, the limits on time and memory, and the end of an assistant's turn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TALK = [{"role": "user", "content": "x"}]
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Helper]:
-    """A helper process with a second for each template."""
+    """Use a helper process that allows a template one second."""
     helper = Helper("templates", ["jinja2", "markupsafe"], chat_template.MEMORY, 1)
     monkeypatch.setattr(chat_template, "_helper", lambda: helper)
     yield helper
@@ -174,7 +174,7 @@ def test_templates_in_files_of_their_own(tmp_path: Path) -> None:
     tokenizer(tmp_path, "config")
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
-    assert not Tokenizer(tmp_path).has_chat_template  # the files count alone
+    assert not Tokenizer(tmp_path).has_chat_template  # only the files count
     (tmp_path / "chat_template.jinja").write_text("default")
     both = Tokenizer(tmp_path)
     assert both.chat_template == both.apply_chat_template(TALK) == "default"

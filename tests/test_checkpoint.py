@@ -73,7 +73,7 @@ MEASURE = """
 import resource, sys, torch
 import dlf
 from dlf.model import load_model
-load_model(sys.argv[1])  # a tiny one, so that libraries are there
+load_model(sys.argv[1])  # a tiny model, so that libraries are loaded
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = load_model(sys.argv[2], sys.argv[3])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, model.weights.nbytes)
@@ -82,7 +82,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, mode
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
 def test_peak_memory_while_loading(folder: Path, tmp_path: Path, dtype: str) -> None:
-    """Mapped pages count; in another type the file's pages must have gone before the next ones come."""
+    """Mapped pages count: when a type is converted, pages that were read must be released before the next are read."""
     from bench.shapes import write_checkpoint
 
     big = write_checkpoint(tmp_path / "big", "135M", 0)
@@ -196,7 +196,7 @@ def test_float16_overflow_is_named_with_the_remedy(folder: Path, config: ModelCo
 @pytest.mark.parametrize("size", [1, 7, 64, 100_003])
 def test_check_finite_finds_one_bad_value_anywhere(size: int, dtype: torch.dtype) -> None:
     tensor = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
-    tensor[0] = torch.finfo(dtype).max  # a sum would overflow here
+    tensor[0] = torch.finfo(dtype).max  # a sum would overflow
     check_finite(tensor, "t", Path("f"))
     for place in {0, size // 2, size - 1}:
         for value in (torch.nan, torch.inf, -torch.inf):
@@ -253,14 +253,14 @@ def add(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def alter(folder: Path, **values: object) -> None:
-    """Change config.json; a value of None takes the key away."""
+    """Change config.json; None removes a key."""
     config = json.loads((folder / "config.json").read_text()) | values
     (folder / "config.json").write_text(json.dumps({key: one for key, one in config.items() if one is not None}))
 
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_head_of_its_own_is_used_whatever_the_config_says(folder: Path, config: ModelConfig, sharded: bool) -> None:
-    """Also where only the last value differs, and only in the sign of a zero."""
+    """Even if only the last value differs, in the sign of a zero."""
     assert not config.tie_word_embeddings
     embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     embedding[-1, -1] = 0.0
@@ -320,7 +320,7 @@ def test_tensors_that_nobody_asks_for_are_a_warning(folder: Path, recwarn: pytes
 def test_work_is_linear_in_the_number_of_tensors(
     folder: Path, config: ModelConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A file's header is read a few times and not for every tensor, by whatever reads all of them."""
+    """Whatever reads all tensors opens a file a few times, not once for each tensor."""
     opened: list[Path] = []
 
     def counted(path: Path, **options: str) -> object:
@@ -379,11 +379,11 @@ def test_a_byte_order_mark_is_skipped(folder: Path) -> None:
 
 
 def test_files_that_cannot_be_read(folder: Path, config: ModelConfig) -> None:
-    """Each is one of our errors, and none waits for whoever writes to a pipe."""
+    """Each raises one of our errors, and none waits for a writer of a pipe."""
     path = folder / "generation_config.json"
     path.unlink()
     os.mkfifo(path)
-    read_config(folder)  # which is as if it were not there
+    read_config(folder)  # ignores it
     for spoil in (os.mkfifo, os.mkdir, lambda path: os.symlink(path, path), lambda path: os.symlink("x" * 300, path)):
         for name in ("config.json", "model.safetensors.index.json"):
             copy = Path(shutil.copytree(folder, folder.with_name("copy"), ignore=lambda *_: [path.name]))
@@ -414,7 +414,7 @@ def test_a_folder_whose_name_is_not_utf8(folder: Path) -> None:
 
 
 def fuzz(folder: Path, rounds: int) -> None:
-    """Mutate the header, its bytes and its meaning; every outcome is a set of tensors or one of our errors."""
+    """Mutate the header, by bytes and by values; every outcome is a set of tensors or one of our errors."""
     random = np.random.default_rng(0)
     path = folder / "model.safetensors"
     original = path.read_bytes()
@@ -429,10 +429,10 @@ def fuzz(folder: Path, rounds: int) -> None:
             for _ in range(random.integers(1, 4)):
                 content[int(random.integers(0 if random.random() < 0.1 else 8, end + 1000))] = random.integers(256)
         else:
-            # A header that is well-formed but means something else, its length and padding right.
+            # A well-formed header with another meaning; its length is right.
             values = {name: dict(entry) for name, entry in header.items()}
             name = str(random.choice(list(values)))
-            if random.random() < 0.2:  # a float16 matrix of twice the rows, say: the number of bytes still agrees
+            if random.random() < 0.2:  # float16 with twice the rows: the number of bytes stays right
                 shape = values[name].get("shape", [1])
                 values[name] |= {"dtype": "F16", "shape": [2 * shape[0], *shape[1:]]}
             elif random.random() < 0.5:
@@ -441,7 +441,7 @@ def fuzz(folder: Path, rounds: int) -> None:
                 values[name + "x"] = values.pop(name)
             else:
                 values[name] |= {"dtype": str(random.choice(["I32", "U32", "F32"]))}
-            text = json.dumps(values).encode() + b" " * int(random.integers(0, 9))  # so that tensors lie unaligned
+            text = json.dumps(values).encode() + b" " * int(random.integers(0, 9))  # so that tensors are unaligned
             content = bytearray(struct.pack("<Q", len(text)) + text + original[end:])
         path.write_bytes(content)
         try:

@@ -1,4 +1,4 @@
-"""The command line against an engine that only pretends."""
+"""The command line with a fake engine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FakePiece:
 
 
 def some_timings() -> Timings:
-    # The tokens of one pass come together.
+    # The two tokens of a pass arrive together.
     times = np.array([0.004, 0, 0.004, 0, 0.004, 0, 0.004, 0])
     return Timings(0.01, times, {"large": 0.7, "small": 0.2, "solve": 0.06, "sample": 0.04})
 
@@ -57,7 +57,7 @@ class FakeCompletion:
 
 
 class FakeEngine:
-    """Answers 4 to everything, and 5 when it is alone."""
+    """Answers 4 to everything, and 5 without experts."""
 
     made: list[FakeEngine] = []
     failure: BaseException | None = None
@@ -402,7 +402,7 @@ def test_an_answer_may_be_given_with_its_working() -> None:
         ("First 3 + 4 = 7. Then 7 + 5 = 12 keys.", "12", True),
         ("First 3 + 4 = 7. Then 7 + 5 = 1,200 keys.", "1200", True),
         ("12 keys are 3 too many.", "12", False),
-        ("He has 12 keys.\n#### 13", "12", False),  # what follows #### is the answer
+        ("He has 12 keys.\n#### 13", "12", False),  # the answer follows ####
         ("Norwick is known for its tea.", "tea", True),
         ("Norwick is known for its tea. Ida drinks wine.", "wine", False),
         ("I do not know.", "tea", False),

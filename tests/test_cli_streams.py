@@ -1,4 +1,4 @@
-"""What the command line writes, and where: terminals, closed streams, readers that leave, full disks."""
+"""The command line's output: terminals, closed streams, readers that leave, full disks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ctrl_c_is_one_line() -> None:
     command = [*GENERATE.split(), "a", "--max-new-tokens", "500", "--ignore-eos"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
     assert process.stdout is not None and process.stderr is not None
-    assert process.stdout.read(1)  # it is decoding
+    assert process.stdout.read(1)  # decoding has begun
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert process.stderr.read() == b"\ndlf: interrupted\n"

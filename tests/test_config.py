@@ -1,4 +1,4 @@
-"""config.json as transformers 4 and 5 write it, and as nobody should."""
+"""config.json as transformers 4 and 5 write it, and with mistakes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_rotary_frequencies_are_those_of_transformers(tmp_path: Path, family: st
     np.testing.assert_array_equal(ours.inv_freq, expected.inv_freq.numpy())
     assert ours.scaling == pytest.approx(expected.attention_scaling, rel=1e-12)
 
-    # The same in the words of version 4.
+    # The same with the keys of version 4.
     values = json.loads((tmp_path / "config.json").read_text())
     del values["rope_parameters"]
     old = {"type" if key == "rope_type" else key: value for key, value in rope.items() if key != "rope_theta"}
@@ -93,7 +93,7 @@ def test_longrope_has_two_lists_and_the_context_says_which(tmp_path: Path, famil
         theirs(torch.zeros(1), torch.arange(length)[None])
         np.testing.assert_array_equal(rope.frequencies(context), theirs.inv_freq.numpy())
 
-    # Phi-3's way to write it.
+    # The same with Phi-3's keys.
     values = json.loads((tmp_path / "config.json").read_text())
     old = {key: value for key, value in values.pop("rope_parameters").items() if key not in ("rope_type", "rope_theta")}
     outside = old.pop("original_max_position_embeddings")
@@ -110,7 +110,7 @@ def test_longrope_has_two_lists_and_the_context_says_which(tmp_path: Path, famil
         (2048, {"rope_type": "linear", "factor": 0.5}, 2048),
         (2048, {"rope_type": "dynamic", "factor": 4.0}, 2048),
         (2048, LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 2048}, 16384),
-        (131072, LLAMA3 | {"original_max_position_embeddings": 8192}, 131072),  # Llama 3.2: 8192 times 32 is twice it
+        (131072, LLAMA3 | {"original_max_position_embeddings": 8192}, 131072),  # Llama 3.2: 32 * 8192 is twice as long
         (32768, YARN | {"original_max_position_embeddings": 32768}, 131072),
         (40960, YARN | {"original_max_position_embeddings": 32768}, 131072),  # Qwen3
         (131072, YARN | {"original_max_position_embeddings": 32768}, 131072),
@@ -211,7 +211,7 @@ def test_the_end_is_what_either_file_says(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": [6, 9]}')
     config = read_config(tmp_path)
     assert config.eos_token_ids == (6, 9, 5)
-    assert config.end_tokens(None) == [6, 5]  # 9 is none of the model's ids
+    assert config.end_tokens(None) == [6, 5]  # 9 is not an id of the model
     assert config.end_tokens(2) == [6, 5, 2] and config.end_tokens(5) == [6, 5] and config.end_tokens(9) == [6, 5]
     assert config.dtype == "bfloat16"
 

@@ -1,4 +1,4 @@
-"""How long a context an engine takes, and that its numbers there are those of transformers."""
+"""The length of an engine's context, and results equal to those of transformers up to its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONGROPE = {
 
 
 def check_scores(folder: Path, engine: dlf.Engine, length: int) -> None:
-    """The log-probabilities of a text of this length are those of transformers in one pass."""
+    """Compare the log-probabilities of a text of this length with those of one pass of transformers."""
     tokens = [(7 * i + i // 5) % 384 for i in range(length)]
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor([tokens])).logits[0]

@@ -1,4 +1,4 @@
-"""`dlf demo` and the benchmarks on a card, or an emulated one: with shapes for which time says nothing."""
+"""`dlf demo` and the benchmarks on a GPU, or an emulated one, with shapes too small for meaningful times."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_latency(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / f"{file_name('latency-micro-micro', 'cuda')}.json").read_text())
     assert found["machine"]["card"] == name_of_card() and found["title"].endswith(name_of_card())
-    assert not found["notes"]  # engines of the processor were not even looked for
+    assert not found["notes"]  # CPU engines were not even looked for
     fused, alone = found["rows"]
     assert [fused["name"], alone["name"]] == ["dlf", "dlf-large"]
     assert fused["settings"]["device"] == "cuda" and fused["settings"]["memory"]["KV cache"] > 0
-    # Each token has a time of its own: none was decoded while another engine had its turn.
+    # Each token has its own time: none was decoded during another engine's turn.
     assert min(fused["all_s"]) > 0.01 * max(fused["all_s"]) and len(fused["all_s"]) == 5
 
 

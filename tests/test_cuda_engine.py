@@ -1,4 +1,4 @@
-"""The engine on a CUDA device, or an emulated one, against the one on the CPU, which has tests of its own."""
+"""The engine on a CUDA device, or an emulated one, compared with the engine on the CPU."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_batch_changes_nothing(family: dict[str, Path]) -> None:
 @pytest.mark.parametrize("family_name", FAMILIES)
 def test_every_family_of_models(family_name: str, tmp_path: Path) -> None:
     path = make_model(tmp_path / family_name, family_name, seed=11)
-    prompt = "The quick brown fox jumps over the lazy dog, and "  # longer than the sliding windows
+    prompt = "The quick brown fox jumps over the lazy dog, and "  # exceeds the sliding windows
     with dlf.Engine(path, threads=1, max_batch=1) as host, dlf.Engine(path, device="cuda", max_batch=1) as device:
         ours, theirs = device.generate(prompt, **OPTIONS), host.generate(prompt, **OPTIONS)
     assert ours.tokens == theirs.tokens
@@ -98,7 +98,7 @@ def test_smaller_types_stay_near(family: dict[str, Path], types: dict[str, str])
     prompt = PROMPTS[2]
     with engine(family, **host_types) as host, engine(family, device="cuda", **types) as device:
         ours, theirs = device.generate(prompt, **OPTIONS), host.generate(prompt, **OPTIONS)
-    # Rounding may decide a token, after which the texts go their own ways.
+    # Rounding may change a token, and the texts differ from there on.
     np.testing.assert_allclose(ours.logprobs[:1], theirs.logprobs[:1], atol=0.25)
     np.testing.assert_allclose(ours.f[:1], theirs.f[:1], atol=0.25)
 
@@ -113,7 +113,7 @@ def test_streams_callbacks_and_stop_strings(family: dict[str, Path]) -> None:
         assert stopped.text == host.generate(PROMPTS[0], stop_strings=[stop], **OPTIONS).text
         for piece in device.stream(PROMPTS[1], **OPTIONS):
             assert piece.token >= 0
-            break  # an early close frees the places
+            break  # an early close frees the slot
         close(device.generate(PROMPTS[0], **OPTIONS), whole)
 
 
@@ -145,7 +145,7 @@ def test_models_that_do_not_fit_are_refused_before_they_are_loaded(family: dict[
 
 
 def make_wide(family: dict[str, Path]) -> Path:
-    """The large model, said to have a context for which no device has the memory."""
+    """Copy the large model, with a context in its config for which no device has the memory."""
     import json
     import shutil
 
@@ -183,7 +183,7 @@ def test_drafts_change_nothing(family: dict[str, Path], dtype: str) -> None:
 
 
 def test_drafts_that_are_right(family: dict[str, Path]) -> None:
-    """A further model drafts, here the large one itself, for an expert that moves it little; and stop strings."""
+    """A separate drafter, here the large model itself, and an expert with a small weight; also stop strings."""
     experts = [dlf.Expert(family["expert-a"], family["base"], alpha=0.05)]
     options = {"max_new_tokens": 24, "ignore_eos": True}
     large = family["large"]
@@ -203,7 +203,7 @@ def test_drafts_that_are_right(family: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("combine", ["select", "joint"])
 def test_lanes_of_every_kind(family: dict[str, Path], combine: str) -> None:
-    """In-context experts, templates, an anti-expert, requests that fuse some of them, prompts that begin alike."""
+    """In-context experts, templates, an anti-expert, requests with some of the experts, prompts with one prefix."""
     base = family["base"]
     shots = [(f"Question: {i} and {i + 1}?", f"the sum is {2 * i + 1}") for i in range(6)]
     experts = [

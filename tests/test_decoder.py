@@ -1,4 +1,4 @@
-"""The decoder against transformers: prefill and decode, every family."""
+"""The decoder compared with transformers: prefill and decode, every family."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_prefill_logits(folder: Path) -> None:
 
 
 def test_decode_logits(folder: Path) -> None:
-    """Token by token, in two slots that are at different places of the text."""
+    """Token by token, in two slots at different positions of the text."""
     tokens = random_tokens(60)
     decoder = _C.Decoder(load_model(folder).weights, slots=3, max_context=128, threads=2)
     decoder.prefill(tokens[:5], 2, 0)
@@ -67,7 +67,7 @@ def test_greedy_tokens(folder: Path) -> None:
 
 @pytest.mark.parametrize("weights", [None, *QUANTIZATIONS])
 def test_rows_do_not_depend_on_the_batch(folder: Path, weights: str | None) -> None:
-    """Bit for bit: a sequence decodes the same alone and among others, and on one thread or two."""
+    """Logits are bit-identical alone and in a batch, and on one thread and on two."""
     loaded = load_model(folder, weights=weights).weights
     logits = []
     for slots, threads in ((1, 1), (7, 2)):
@@ -80,7 +80,7 @@ def test_rows_do_not_depend_on_the_batch(folder: Path, weights: str | None) -> N
 
 
 def test_bfloat16(folder: Path) -> None:
-    """Closer to the exact product of the rounded weights than transformers' own bfloat16 is, or about as close."""
+    """The error, for the rounded weights, is at most about that of transformers in bfloat16."""
     tokens = random_tokens(40)
     model = load_model(folder, "bfloat16")
     decoder = _C.Decoder(model.weights, slots=1, max_context=64, threads=2)
@@ -97,7 +97,7 @@ def test_bfloat16(folder: Path) -> None:
 
 @pytest.mark.parametrize("weights", QUANTIZATIONS)
 def test_quantized(folder: Path, weights: str) -> None:
-    """Near transformers with the weights that the tiles stand for, where only the rounding of activations is left."""
+    """Compare with transformers on the dequantized weights: only the rounding of activations differs."""
     tokens = random_tokens(60)
     decoder = _C.Decoder(load_model(folder, weights=weights).weights, slots=2, max_context=64, threads=2)
     prefilled = decoder.prefill(tokens, 0, 0)
@@ -110,19 +110,19 @@ def test_quantized(folder: Path, weights: str) -> None:
     with torch.no_grad():
         for name, (out, columns) in linear_shapes(
             config
-        ).items():  # the embedding stays, even if the head is tied to it
+        ).items():  # the embedding is not quantized, even if the head is tied to it
             rounded = dequantize(tiles[name], tiles[f"{name}_scale"], out, columns)
             model.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(rounded)
         expected = model(torch.tensor([tokens])).logits[0]
     exact = reference_logits(folder, tokens)
     for logits in (prefilled, decoded):
         assert (logits - expected).norm() < 0.04 * expected.norm()
-        # Random weights, which have no structure that survives rounding: this is as bad as it gets.
+        # Random weights are the worst case: they have no structure that survives rounding.
         assert (logits - exact).norm() < {"int8": 0.05, "int4": 0.4, "int4-g64": 0.45}[weights] * exact.norm()
 
 
 def test_layers_narrower_than_a_group(tmp_path: Path) -> None:
-    """32 inputs in groups of 64: the padding is zero."""
+    """Pad 32 inputs in groups of 64 with zeros."""
     folder = make_model(tmp_path / "narrow", "llama", hidden_size=32, intermediate_size=48)
     tokens = random_tokens(20)
     exact = reference_logits(folder, tokens)
@@ -132,7 +132,7 @@ def test_layers_narrower_than_a_group(tmp_path: Path) -> None:
 
 
 def test_prefill_in_pieces(tmp_path: Path) -> None:
-    """Prompts longer than one piece."""
+    """Prompts longer than one chunk."""
     folder = make_model(tmp_path / "long", "llama", max_position_embeddings=1024)
     tokens = random_tokens(600)
     decoder = _C.Decoder(load_model(folder).weights, slots=1, max_context=1024, threads=2)

@@ -1,4 +1,4 @@
-"""Where models run: what can be asked for, on any machine."""
+"""Placement of models on devices, as far as any machine can test it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_cpu_is_the_default(family: dict[str, Path]) -> None:
     assert not Placement().cuda
     assert Placement.of("cpu", {"large": "cpu"}).devices(3) == []
     assert Placement(0, 1).devices(3) == [0, 1, 1]
-    assert Placement.named("cuda:7", {"experts": "cuda:300"}) == Placement(7, 300)  # of another machine
+    assert Placement.named("cuda:7", {"experts": "cuda:300"}) == Placement(7, 300)  # devices of another machine
     Placement(0, 0).check_dtype("float16")
     with pytest.raises(ValueError, match="float16 is for CUDA"):
         Placement().check_dtype("float16")

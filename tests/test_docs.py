@@ -1,7 +1,7 @@
-"""The README and the guide: what readers copy runs, links lead somewhere, and figures are those that were measured.
+"""The README and the guide: their code runs, links have targets, and figures are the measured ones.
 
-The Python blocks of a page run in order, in one namespace. A ``text`` block right after one is what it prints.
-A comment before a block says where it cannot run: ``<!-- not run: why -->`` or ``<!-- needs cuda -->``.
+The Python blocks of a page run in order, in one namespace. A ``text`` block right after one is its output.
+A comment before a block limits where it runs: ``<!-- not run: why -->`` or ``<!-- needs cuda -->``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NOT_RUN, NEEDS_CUDA = "not run: ", "needs cuda"
-MAX_WORDS = 1000  # of the README
+MAX_WORDS = 1000  # in the README
 
 
 @dataclass
 class Block:
-    """A block of a page: its code at the line where it stands, and what it prints, if the page says so."""
+    """Code block of a page, its line, and its output if the page shows it."""
 
     page: Path
     line: int
@@ -84,7 +84,7 @@ def name_of(page: Path) -> str:
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = list(blocks(page, "python"))
-    assert any(not block.mark or block.mark == NEEDS_CUDA for block in found), "a page has something to run"
+    assert any(not block.mark or block.mark == NEEDS_CUDA for block in found), "a page has a block that runs"
     run_all([block for block in found if not block.mark])
 
 
@@ -107,7 +107,7 @@ def test_code_that_is_not_run_says_why_and_calls_what_there_is(page: Path) -> No
 
 
 def check_call(node: ast.Call) -> None:
-    """Look whether a call of ``dlf.something`` or ``engine.something`` has a target that takes its keywords."""
+    """Check that the target of a call of ``dlf.something`` or ``engine.something`` takes its keywords."""
     way = ast.unparse(node.func).split(".")
     found: Any = {"dlf": dlf, "engine": dlf.Engine}.get(way[0])
     for name in way[1:] if found else ():
@@ -140,7 +140,7 @@ def check_command(program: Any, words: list[str]) -> None:
 
 
 def test_the_recipe_of_the_guide(tmp_path: Path) -> None:
-    """What readers copy must load, and make the experts that its comments name."""
+    """The recipe loads, and makes the experts that its comments name."""
     [recipe] = [block.code for block in blocks(ROOT / "docs" / "guide" / "recipes.md", "yaml")]
     (tmp_path / "recipe.yaml").write_text(recipe, "utf-8")
     (tmp_path / "shots.jsonl").write_text('{"question": "a", "answer": "b"}\n', "utf-8")
@@ -175,7 +175,7 @@ def test_the_readme_is_short() -> None:
 
 
 def rows_of_the_readme() -> dict[str, list[str]]:
-    """Cells of each row of the README's tables, by the first one, without emphasis."""
+    """Return the cells of each row of the README's tables by the row's first cell, without emphasis."""
     lines = README.read_text("utf-8").replace("**", "").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     return {first: cells for first, *cells in rows}

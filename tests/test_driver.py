@@ -1,4 +1,4 @@
-"""Requests, threads and processes: who owns a request, and what happens when he goes."""
+"""Requests, threads and processes: who owns a request, and what happens when the owner leaves."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def expected(engine: dlf.Engine) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(engine: dlf.Engine, expected: list[int]) -> Iterator[None]:
-    """After each test no request runs, and the next one is right."""
+    """Check after each test that no request runs and that the next one is right."""
     yield
     assert not engine._running
     assert engine.generate(PROMPT, **OPTIONS).tokens == expected
@@ -70,7 +70,7 @@ def forgotten_in_a_cycle(stream: dlf.Stream) -> None:
 
 @pytest.mark.parametrize("leave", [closed, begun_and_closed, left, forgotten, forgotten_in_a_cycle])
 def test_a_stream_ends_with_whoever_wanted_it(engine: dlf.Engine, leave: Callable[[dlf.Stream], None]) -> None:
-    for _ in range(4):  # there are two places
+    for _ in range(4):  # more than the two slots
         leave(engine.stream(PROMPT, **LONG))
     gc.collect()
 
@@ -111,7 +111,7 @@ def test_a_forgotten_engine_ends_its_thread() -> None:
 
 
 def test_finalisers_may_run_inside_a_step(engine: dlf.Engine) -> None:
-    """The garbage collector does so wherever it likes."""
+    """The garbage collector may run them anywhere."""
     for _ in range(30):
         forgotten_in_a_cycle(engine.stream(PROMPT, **LONG))
         engine.generate([PROMPT] * 2, max_new_tokens=1)
@@ -161,7 +161,7 @@ def test_an_interrupt_costs_nobody_else_a_token(
         thread.start()
         with pytest.raises(KeyboardInterrupt):
             list(stream)
-        assert list(stream) == []  # it is over: a token was lost on the way
+        assert list(stream) == []  # the stream has ended, since the interrupt lost a token
         thread.join()
         assert found == [expected]
 
@@ -250,7 +250,7 @@ def test_the_loop_prepares_while_nobody_waits(engine: dlf.Engine, expected: list
 
         def prepare(self) -> bool:
             prepared.append(self._loop.idle)
-            return len(prepared) % 4 != 0  # three pieces of work, then none is left
+            return len(prepared) % 4 != 0  # three pieces of work, then none
 
     def replace(poll: object) -> None:
         engine._driver._loop = Preparing(engine._driver.loop)  # type: ignore[assignment]
@@ -272,7 +272,7 @@ def test_the_loop_prepares_while_nobody_waits(engine: dlf.Engine, expected: list
 
 
 def test_experts_change_only_while_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading takes a while, in which others may ask for something."""
+    """Other requests may start while an expert is loaded."""
     expert = dlf.Expert(zoo.path("math-expert"), base=zoo.path("small-base"))
     load, streams = Ensemble.load, []
     with dlf.Engine(zoo.path("large-base"), threads=1, max_batch=2) as engine:
@@ -339,7 +339,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_closing_in_a_signal_handler() -> None:
-    """A server's graceful end: the handler runs inside of whatever the main thread does."""
+    """Close an engine as a server does at its end: the handler interrupts any work of the main thread."""
     done = run("""
 engine = dlf.Engine(zoo.path("small-base"), threads=1)
 def end(*arguments):
@@ -369,7 +369,7 @@ time.sleep(0.2)
 
 
 def in_a_child(work: Callable[[], bool]) -> int:
-    """Exit code of a forked child: 0 where `work` is true there."""
+    """Return the exit code of a forked child: 0 if `work` returns True there."""
     child = os.fork()
     if child == 0:
         code = 2

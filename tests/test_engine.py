@@ -1,4 +1,4 @@
-"""The engine as a user meets it."""
+"""The engine's public interface."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_interleaved_streams(engine: dlf.Engine) -> None:
 
 def test_a_closed_stream_frees_its_places(engine: dlf.Engine) -> None:
     expected = engine.generate(PROMPT, max_new_tokens=5, ignore_eos=True)
-    for _ in range(10):  # three places: a leak would make the next one wait for ever
+    for _ in range(10):  # three slots: with a leak the next request would wait for ever
         stream = engine.stream(PROMPT, max_new_tokens=200, ignore_eos=True)
         next(stream)
         stream.close()
@@ -231,7 +231,7 @@ WIDTHS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "int4",
 
 @pytest.mark.parametrize("weights", WIDTHS)
 def test_types_of_weights(family: dict[str, Path], loads: list[Model], weights: str) -> None:
-    """Each prompt of a list gives what it gives alone, and fusion with an expert equal to its base changes nothing."""
+    """A prompt's results are the same in a list and alone, and an expert equal to its base changes nothing."""
     options = {"max_new_tokens": 25, "ignore_eos": True}
     experts = [dlf.Expert(family["expert-a"], family["base"]), dlf.Expert(family["base"], family["base"])]
     with dlf.Engine(family["large"], experts, weights=weights, threads=2) as engine:
@@ -243,7 +243,7 @@ def test_types_of_weights(family: dict[str, Path], loads: list[Model], weights: 
     with dlf.Engine(family["large"], [experts[1]], weights=weights, threads=1) as fused:
         completion = fused.generate(PROMPT, **options)
     with dlf.Engine(family["large"], weights=weights, threads=2) as alone:
-        # One model alone may choose the padding of its logits, which fused ones don't share.
+        # A single model may choose tokens in its logits' padding, which fused models do not share.
         padding = {token: -100.0 for token in range(fused.vocab_size, alone.vocab_size)}
         assert alone.generate(PROMPT, logit_bias=padding, **options).tokens == completion.tokens
     assert np.all(completion.alpha == 0)
@@ -251,7 +251,7 @@ def test_types_of_weights(family: dict[str, Path], loads: list[Model], weights: 
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
-    """Every model that an engine loads."""
+    """List every model that an engine loads."""
     found: list[Model] = []
 
     def load(*arguments: str | None) -> Model:
@@ -331,7 +331,7 @@ def test_overflowing_logits_name_the_model_and_the_step(family: dict[str, Path],
     broken = tmp_path / "broken"
     shutil.copytree(family["expert-a"], broken)
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)  # finite, but its logits are not
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)  # finite, but logits overflow
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with dlf.Engine(family["large"], [dlf.Expert(broken, family["base"])]) as engine:
         with pytest.raises(FloatingPointError, match="expert 0.*step 0"):

@@ -1,4 +1,4 @@
-"""Errors say in `kind` and `field` what a program wants to know."""
+"""The `kind` and `field` of errors, for programs that handle them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def engine() -> Iterator[dlf.Engine]:
         ({"alpha": [0.5, "much"]}, dlf.OptionTypeError, "alpha"),
         ({"alpha_max": -1.0}, dlf.OptionError, "alpha_max"),
         ({"combine": "best"}, dlf.OptionError, "combine"),
-        # what only the step loop knows
+        # checked by the step loop only
         ({"stop_token_ids": [10**6]}, dlf.OptionError, "stop_token_ids"),
         ({"logit_bias": {10**6: 1.0}}, dlf.OptionError, "logit_bias"),
         ({"logprobs": 10**6}, dlf.OptionError, "logprobs"),

@@ -1,4 +1,4 @@
-"""The programs in examples/: each runs on the models that ship with the package, and says what it promises."""
+"""The programs in examples/: each runs on the shipped models and prints what it promises."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-# What each must print; a file without an entry here fails.
+# Patterns of each program's output; a file without an entry fails.
 PRINTED = {
     "async_stream.py": [
         r"a' In' .*b' In' .*a' jars' ",
@@ -37,8 +37,8 @@ def test_an_example_runs_and_prints_what_it_promises(example: str, tmp_path: Pat
         [sys.executable, EXAMPLES / example], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert example in PRINTED, "say here what the example prints"
+    assert example in PRINTED, "add an entry to PRINTED for this example"
     for pattern in PRINTED[example]:
-        assert re.search(pattern, done.stdout), f"{pattern!r} is not in\n{done.stdout}"
+        assert re.search(pattern, done.stdout), f"{pattern!r} does not match\n{done.stdout}"
     if example == "trace.py":
         assert (tmp_path / "alpha.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""A process that ends while other threads are at work in the extension."""
+"""A process that ends while other threads work in the extension."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""That a model family is data: the registry, and what a specification can say."""
+"""A model family is data: the registry, and the fields of a specification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS = [5, 17, 200, 3, 99, 42, 7, 7, 301, 12, 260]
 
 
 def logits(folder: Path, spec: _C.ModelSpec | None = None) -> torch.Tensor:
-    """Of a text, half of it token by token."""
+    """Return the logits of a text that is half prefilled and half decoded token by token."""
     config = read_config(folder)
     tensors = config.by_slot(load_file(folder / "model.safetensors"))
     decoder = _C.Decoder(_C.Weights(spec or config.spec, tensors), slots=1, max_context=64, threads=1)
@@ -35,7 +35,7 @@ def changed(spec: _C.ModelSpec, **changes: Any) -> _C.ModelSpec:
 
 
 def test_every_family_has_a_tiny_configuration() -> None:
-    """In models.py, so that the tests run it."""
+    """Every family is in models.py, so that all tests run it."""
     assert {f"{name}ForCausalLM" for name, _ in FAMILIES.values()} == families.FAMILIES.keys()
     assert len({family.model_type for family in families.FAMILIES.values()}) == len(families.FAMILIES)
 
@@ -49,7 +49,7 @@ def test_slots_have_the_names_of_the_files() -> None:
 
 
 def test_a_family_is_one_piece_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SmolLM3: Llama whose every fourth layer leaves queries and keys as they are."""
+    """SmolLM3: Llama without rotary embedding in every fourth layer."""
 
     def spec(fields: Fields) -> _C.ModelSpec:
         plain = decoder(fields)
@@ -71,7 +71,7 @@ def test_a_family_is_one_piece_of_data(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_scores_are_divided_by_the_root_of_the_scalar(tmp_path: Path) -> None:
-    """Four times the scalar is half of every query, to the bit."""
+    """A scalar four times as large is bit-identical to halving every query."""
     folder = make_model(tmp_path / "model", "llama")
     spec = read_config(folder).spec
     sizes = {name: getattr(spec.attention, name) for name in ("heads", "kv_heads", "head_dim")}

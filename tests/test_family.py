@@ -1,4 +1,4 @@
-"""The miniature family: what its generators write, and that nothing that is held out was ever read."""
+"""The miniature family: the texts of its generators, and that no model was trained on held-out problems."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_there_are_a_thousand_held_out_problems_of_every_task(task: str):
 
 @pytest.mark.parametrize("task", corpus.SEEN)
 def test_nothing_is_shared_by_what_is_learnt_and_what_is_held_out(task: str):
-    """No prompt, no wording of a question, and none of the numbers, towns and animals that problems are about."""
+    """They share no prompt, no wording of a question, and no numbers, towns or animals of a problem."""
     learnt, held_out = corpus.training(task, 0), corpus.held_out(task)
     chosen_by = corpus.held_out(task, 200, "dev")
     assert len(learnt) >= 600 and len(chosen_by) >= 100
@@ -75,7 +75,7 @@ def test_nothing_is_shared_by_what_is_learnt_and_what_is_held_out(task: str):
 
 @pytest.mark.parametrize("task", corpus.TASKS)
 def test_pretraining_never_asks_what_is_held_out(task: str):
-    """Neither a prompt nor, but for the subjects' only one, a wording."""
+    """Pretraining has none of their prompts, nor, except for the subjects' only one, their wordings."""
     text = "\n".join(documents(40_000))
     asked = set(re.findall(r"^(?:Question|Report): .*\n(?:Answer|Summary):", text, re.MULTILINE))
     problems = corpus.held_out(task)
@@ -99,11 +99,11 @@ def test_pretraining_never_has_the_numbers_of_a_held_out_problem():
     for text in documents(20_000):
         if " remembers: " in text:
             told["reports"].add(str(numbers_in(text.partition(" remembers: ")[0])))
-        elif " = " in text and not text[0].isdigit():  # a story: what is said, then the sums
+        elif " = " in text and not text[0].isdigit():  # a story, followed by its sums
             told["math"].add(str(numbers_in(text[: text.index(" = ")].rpartition(". ")[0])))
     for task, numbers in told.items():
         assert len(numbers) > 1500 and not numbers & {problem.about for problem in corpus.held_out(task)}
-    # One in five combinations is for them, so that finding none of them is no accident.
+    # One in five combinations belongs to them, so finding none is no accident.
     assert {split_of((i, i + 1)) for i in range(500)} == {"train", "dev", "test"}
 
 

@@ -1,4 +1,4 @@
-"""Files of a checkpoint or an adapter, mutated as JSON and as bytes: what is read, or one of the documented errors."""
+"""Files of a checkpoint or an adapter, mutated as JSON and as bytes, are read or raise a documented error."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ KEYS = (
 
 
 def mutate(dice: random.Random, values: Any) -> Any:
-    """Change one value somewhere in it, take it away, or add one."""
+    """Change, remove or add one value somewhere."""
     while isinstance(values, (dict, list)) and values:
         key = dice.choice(list(values)) if isinstance(values, dict) else dice.randrange(len(values))
         if isinstance(values[key], (dict, list)) and values[key] and dice.random() < 0.6:
@@ -108,7 +108,7 @@ def fuzz(tmp_path: Path, rounds: int) -> None:
         seen[kind, read] += 1
         shutil.rmtree(work)
     for kind in {kind for kind, _ in seen}:
-        assert seen[kind, False], f"no change of {kind} is noticed"
+        assert seen[kind, False], f"no mutation of {kind} raised an error"
     assert sum(count for (_, read), count in seen.items() if read) > 0.05 * rounds
 
 

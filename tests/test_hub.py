@@ -1,4 +1,4 @@
-"""What is fetched from a hub: the files that are read, and no others. The hub is a folder that notes what is asked."""
+"""Only the files that are read are fetched from the hub. The hub is a folder that records the requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALL = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_c
 
 
 class Hub:
-    """Repositories in a folder, and what was fetched of them."""
+    """Repositories in a folder, and the files fetched from them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -44,12 +44,12 @@ class Hub:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     found = Hub(tmp_path / "hub")
     monkeypatch.setattr("huggingface_hub.snapshot_download", found.snapshot_download)
-    monkeypatch.chdir(tmp_path)  # where no folder has the name of a repository
+    monkeypatch.chdir(tmp_path)  # no folder here has the name of a repository
     return found
 
 
 def clutter(folder: Path) -> None:
-    """What repositories have beside a checkpoint: other formats, other precisions, training states, code."""
+    """Write files that repositories have beside a checkpoint: other formats and precisions, training states, code."""
     for name in (
         "consolidated.safetensors",
         "model.fp32.safetensors",

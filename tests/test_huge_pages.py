@@ -1,4 +1,4 @@
-"""Weights in huge pages: the same values, in memory of their own, where the machine has it."""
+"""Weights in huge pages: equal copies in separate memory, if the machine has such pages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_copies_are_equal_and_lie_on_pages() -> None:
     tensors = [torch.randn(37, 5), torch.arange(7, dtype=torch.uint8), torch.randn(3, 1000).bfloat16()]
     memory = HugePages(sum(tensor.nbytes for tensor in tensors), len(tensors))
     copies = [memory.copy(tensor) for tensor in tensors]
-    del memory  # the tensors keep it
+    del memory  # the tensors keep the memory alive
     for tensor, copy in zip(tensors, copies, strict=True):
         assert torch.equal(tensor, copy) and copy.dtype == tensor.dtype and copy.is_contiguous()
         assert copy.data_ptr() % 4096 == 0
@@ -31,7 +31,7 @@ def test_only_what_was_announced_is_copied(monkeypatch: pytest.MonkeyPatch) -> N
     tensor = torch.randn(2, 5)
     assert place("a", tensor).data_ptr() != tensor.data_ptr()
     assert place("b", tensor) is tensor
-    vector = torch.randn(10)  # a view of a file, which would keep all of it mapped
+    vector = torch.randn(10)  # as a view of a file it would keep all of the file mapped
     assert place("b", vector).data_ptr() != vector.data_ptr()
 
 
@@ -72,7 +72,7 @@ def test_tokens_do_not_depend_on_where_weights_lie(
     tokens = []
     for least in (1 << 40, 1):
         monkeypatch.setattr(huge_pages, "LEAST_BYTES", least)
-        for _ in range(2):  # a quantized model is made once and then found in the cache
+        for _ in range(2):  # a quantized model is made once, then read from the cache
             with dlf.Engine(folder, weights=weights, threads=2) as engine:
                 tokens.append(engine.generate("The quick brown", max_new_tokens=20, ignore_eos=True).tokens)
         assert bool(copied) == (least == 1)

@@ -1,4 +1,4 @@
-"""Models that are made bigger compute the same."""
+"""Inflated models compute the same."""
 
 from __future__ import annotations
 

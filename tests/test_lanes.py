@@ -1,4 +1,4 @@
-"""Experts of several kinds in one engine: what each lane reads, and what runs for it."""
+"""Experts of several kinds in one engine: what each lane reads, and which lanes run."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_the_prefix_cache_changes_nothing_but_the_time(family: dict[str, Path]) 
             if size == 0:
                 assert cached == [0] * 7
             else:
-                assert cached[0] == 0 and min(cached[1:]) > 1.5 * length  # both examples but for the end
+                assert cached[0] == 0 and min(cached[1:]) > 1.5 * length  # both examples except for their ends
                 assert cached[4] == cached[2] > cached[3] + 2 * len(engine.tokenizer.encode(PROMPT)) - 4
     for one, other in zip(*found, strict=True):
         assert one.tokens == other.tokens

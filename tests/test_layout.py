@@ -1,4 +1,4 @@
-"""How prompts are written for a lane."""
+"""Layouts: the text of a lane's prompt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokenizer(family: dict[str, Path]) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def plain(family: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """The same without a chat template."""
+    """The same tokenizer without a chat template."""
     folder = tmp_path_factory.mktemp("plain")
     (folder / "tokenizer.json").write_bytes((family["base"] / "tokenizer.json").read_bytes())
     return Tokenizer(folder)

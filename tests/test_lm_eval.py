@@ -1,4 +1,4 @@
-"""dlf as a model of lm-evaluation-harness: its real command, and its own ``hf`` class beside ours."""
+"""dlf as a model of lm-evaluation-harness: the harness's own command, and its ``hf`` class compared with ours."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_loglikelihood_is_that_of_hf(ours: DLF, hf: Any) -> None:
 
 
 def test_loglikelihood_of_what_greedy_decoding_gives(ours: DLF) -> None:
-    prompt = "4 * 24 = 96, 5 *"  # goes on for long
+    prompt = "4 * 24 = 96, 5 *"  # a long greedy text
     text = ours.engine.generate(prompt, max_new_tokens=12).text
     [(logprob, greedy)] = ours.loglikelihood(requests((prompt, text)))
     assert greedy and logprob < 0

@@ -1,4 +1,4 @@
-"""What lm-evaluation-harness' ``hf`` class does with a model's files and with its arguments, done in the same way."""
+"""A model's files and arguments have the same effect as in the ``hf`` class of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def changed(folder: Path, model: str = "small-base", **files: dict[str, Any]) -> Path:
-    """A copy of a model with other values in its files; a file that has none goes."""
+    """Copy a model and change values in its files; a file with no values is removed."""
     shutil.copytree(zoo.path(model), folder)
     for name, values in files.items():
         path = folder / f"{name}.json"

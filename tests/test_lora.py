@@ -1,4 +1,4 @@
-"""LoRA adapters: read as PEFT writes them, and run as PEFT runs them."""
+"""LoRA adapters as PEFT writes them, with the results of PEFT."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def make_adapter(folder: Path, base: Path, seed: int, **config: Any) -> Path:
-    """A PEFT folder whose updates are as large as the weights."""
+    """Write a PEFT folder whose updates are as large as the weights."""
     model = peft.get_peft_model(
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         peft.LoraConfig(task_type="CAUSAL_LM", **config),
@@ -56,7 +56,7 @@ def make_adapter(folder: Path, base: Path, seed: int, **config: Any) -> Path:
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
                 spread = 0.5 if parameter.dim() == 2 else 0.1
-                # In place of PEFT's own, which other tests' seeds decide.
+                # Replaces PEFT's initial values, which depend on other tests' seeds.
                 parameter.copy_(
                     spread * torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
                 )
@@ -98,7 +98,7 @@ def test_logits_are_those_of_peft(bases: dict[str, Path], name: str, kind: str, 
     plain = decoder.prefill(tokens, 1, 0)
     scale = expected.abs().max()
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5 * scale)
-    assert (plain - expected).abs().max() > 0.05 * scale  # the adapter does something
+    assert (plain - expected).abs().max() > 0.05 * scale  # the adapter has an effect
     decoder.prefill(tokens[:4], 2, 0, 0)
     for i in range(4, len(tokens)):
         step = decoder.decode([tokens[i]], [2], [i], [0])
@@ -115,7 +115,7 @@ def test_bfloat16_is_within_its_rounding(bases: dict[str, Path], adapter: Path) 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_rows_do_not_depend_on_the_others(bases: dict[str, Path], adapter: Path, dtype: str, tmp_path: Path) -> None:
-    """Adapters of several ranks, and none, in any order of the rows."""
+    """Rows with adapters of several ranks and with none, in any order."""
     base = bases["llama"]
     adapters = [adapter] + [make_adapter(tmp_path / kind, base, 2, **KINDS[kind]) for kind in ("attention", "wide")]
     decoder = decoder_of(base, adapters, dtype, slots=8)
@@ -133,7 +133,7 @@ def test_rows_do_not_depend_on_the_others(bases: dict[str, Path], adapter: Path,
 
 
 def test_a_prompt_of_several_pieces(tmp_path: Path) -> None:
-    """Which goes through the model 256 tokens at a time."""
+    """The prompt of 300 tokens is read in chunks of 256."""
     base = make_model(tmp_path / "base", "llama", max_position_embeddings=512)
     adapter = make_adapter(tmp_path / "adapter", base, 1, **KINDS["all"])
     tokens = [(7 * i + i // 5) % 384 for i in range(300)]
@@ -146,7 +146,7 @@ def test_a_prompt_of_several_pieces(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_base_is_refused(bases: dict[str, Path], adapter: Path, tmp_path: Path) -> None:
-    """Before it is read beyond its end."""
+    """The shapes are checked before memory beyond them is read."""
     config = read_config(bases["llama"])
     loaded = load_adapter(adapter, config, torch.float32)
     for sizes, message in (
@@ -188,7 +188,7 @@ def fuse(large: np.ndarray, base: np.ndarray, experts: np.ndarray) -> tuple[np.n
 
 
 def test_adapters_in_an_engine(family: dict[str, Path], tmp_path: Path) -> None:
-    """Several on one base beside other kinds of experts; all of them and some."""
+    """Several adapters on one base beside other kinds of experts; requests with all or some of them."""
     base = family["base"]
     one, two = (
         make_adapter(tmp_path / kind, base, seed, **KINDS[kind]) for seed, kind in enumerate(("all", "attention"))
@@ -285,7 +285,7 @@ def test_configurations_that_are_refused(
         dlf.Engine(family["large"], [dlf.Lora(bases["llama"], changed)])
 
 
-# In the order of the alphabet, in which PEFT writes them: the first that matches counts.
+# In alphabetical order, as PEFT writes them: the first match counts.
 PATTERNS: list[dict[str, Any]] = [
     {"rank_pattern": {r".*\.[02]\..*": 3, ".*_proj": 5}},
     {"rank_pattern": {"(q|k)_proj": 3, "self_attn.(v|o)_proj": 5, "up": 7}, "alpha_pattern": {r".*\.mlp\..*": 30}},
@@ -321,7 +321,7 @@ TARGETS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 def test_a_layer_that_is_missing_is_noticed(bases: dict[str, Path], targets: dict[str, Any], tmp_path: Path) -> None:
-    """Whichever way the configuration says that there is one."""
+    """Each way of the configuration to name layers is checked."""
     config = read_config(bases["llama"])
     folder = make_adapter(tmp_path / "adapter", bases["llama"], 1, r=4, lora_alpha=8, **targets)
     assert AdapterFile(folder).read(config)
@@ -364,7 +364,7 @@ def test_keys_that_nobody_knows_are_a_warning(adapter: Path, bases: dict[str, Pa
 
 
 def test_keys_of_peft_are_known() -> None:
-    """Whatever the installed version can write has been looked at: a new one may change what an adapter computes."""
+    """Every key of the installed version is classified: a new one may change what an adapter computes."""
     from dlf.adapters.config import COMPUTED, OTHERS, TRAINING
 
     known = {field.name for field in dataclasses.fields(peft.LoraConfig)}

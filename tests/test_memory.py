@@ -1,4 +1,4 @@
-"""What an engine says of the memory that it takes."""
+"""The memory that an engine reports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_parts_on_the_cpu(family: dict[str, Path], caplog: pytest.LogCapture
     assert memory.total == sum(part.bytes for part in memory.parts) == memory.on("cpu")
     assert memory.by_part() == {
         "weights": sum(model.weights.nbytes for model in models),
-        # One place more than sequences, for scoring.
+        # One slot more than sequences, for scoring.
         "KV cache": sum(model.config.kv_bytes_per_token(4) * 64 * 3 for model in models),
         "prefix cache": 1 << 20,
     }
@@ -77,7 +77,7 @@ def test_the_parts_on_a_card(family: dict[str, Path], caplog: pytest.LogCaptureF
     assert str(memory) in caplog.messages and memory.cards["cuda:0"] in str(memory)
     with make(family, **CUDA | {"weights": "int8"}) as engine:
         assert engine.memory.by_part()["weights"] < found["weights"]
-        assert engine.memory.by_part()["workspace"] > found["workspace"]  # where matrices are dequantized
+        assert engine.memory.by_part()["workspace"] > found["workspace"]  # for dequantized matrices
 
 
 @pytest.mark.cuda
@@ -89,7 +89,7 @@ def test_each_card_has_its_own_sum(family: dict[str, Path]) -> None:
     assert set(memory.free) == {"cuda:0", "cuda:1"} and len(str(memory).splitlines()) == 2
     assert memory.total == memory.on("cuda:0") + memory.on("cuda:1")
     logits = [part.device for part in memory.parts if part.name == "logits" and part.model == "base"]
-    assert sorted(logits) == ["cuda:0", "cuda:1"]  # made on one, fused on the other
+    assert sorted(logits) == ["cuda:0", "cuda:1"]  # computed on one, fused on the other
 
 
 @pytest.mark.cuda
@@ -99,7 +99,7 @@ def test_what_is_refused_is_this_sum(family: dict[str, Path], monkeypatch: pytes
     real = _C.cuda_devices
 
     class Card:
-        """The first device, with as much free as a test wants."""
+        """The first device, with `free_bytes` of free memory."""
 
         free_bytes = 0
 
@@ -118,7 +118,7 @@ def test_what_is_refused_is_this_sum(family: dict[str, Path], monkeypatch: pytes
 
 @pytest.mark.cuda
 def test_an_engine_may_take_its_own_place(family: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies on the card goes before what takes its place comes."""
+    """The memory of the present loop counts as free, since it is freed before the new loop is made."""
     from dlf import memory
 
     free = {}
@@ -130,7 +130,7 @@ def test_an_engine_may_take_its_own_place(family: dict[str, Path], monkeypatch: 
         return found
 
     monkeypatch.setattr("dlf.ensemble.plan_memory", plan)
-    devices = _C.cuda_devices()  # what is free changes by itself
+    devices = _C.cuda_devices()  # fixed here, since the free memory changes by itself
     monkeypatch.setattr(_C, "cuda_devices", lambda: devices)
     with dlf.Engine(family["large"], base=family["base"], **SMALL | CUDA) as engine:
         engine.add_expert(family["expert-a"])

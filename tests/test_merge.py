@@ -37,7 +37,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders that are written to."""
+    """List the folders that are written."""
     folders: list[Path] = []
     write = merge.Merge.write
 
@@ -92,7 +92,7 @@ def test_an_engine_takes_it_in_place_of_an_expert(
         with dlf.Engine(family["large"], [expert], weights=width) as engine:
             found.append(engine.generate("the quick", max_new_tokens=12))
             assert engine.experts == [expert.label]
-    assert len(writes) == 2  # saved, and kept
+    assert len(writes) == 2  # once by save, once for the cache
     for one in found[1:]:
         assert one.tokens == found[0].tokens
         np.testing.assert_array_equal(one.alpha, found[0].alpha)
@@ -117,7 +117,7 @@ def test_an_engine_without_a_cache(
 
 
 def kept(expert: dlf.TaskArithmetic) -> Path:
-    """The folder of a merged expert, without a warning."""
+    """Return the folder of a merged expert; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with merged.merged_experts([expert]) as (one,):
@@ -197,7 +197,7 @@ else:
 
 
 def start(family: dict[str, Path], output: str) -> subprocess.Popen[str]:
-    """A process that says half and waits when half of a folder is written."""
+    """Start a process that prints "half" when half of a folder is written, and then waits."""
     arguments = [sys.executable, "-c", PROCESS, str(family["base"]), str(family["expert-a"]), output]
     process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "half\n"
@@ -207,7 +207,7 @@ def start(family: dict[str, Path], output: str) -> subprocess.Popen[str]:
 def test_two_processes_at_once(family: dict[str, Path], cache: Path) -> None:
     processes = [start(family, "cache") for _ in range(2)]
     assert len(list(cache.glob(".merged-*"))) == 2
-    clear_cache(cache)  # what is being written stays
+    clear_cache(cache)  # a folder that is being written stays
     for process in processes:
         out, _ = process.communicate("\n", timeout=60)
         assert process.returncode == 0
@@ -225,7 +225,7 @@ def test_a_killed_process_leaves_no_half_folder(family: dict[str, Path], tmp_pat
     process.send_signal(kind)
     process.communicate(timeout=60)
     assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGKILL: -9}[kind]
-    # Nobody can tidy up after SIGKILL but the next to come.
+    # After SIGKILL only the next writer can clean up.
     assert len(everything(place)) == (kind == signal.SIGKILL)
     recipe(family).save(output)
     assert everything(place) == ["merged"]
@@ -336,7 +336,7 @@ def test_models_of_other_shapes(family: dict[str, Path], tmp_path: Path, values:
 
 @pytest.mark.parametrize("whose", ["base", "expert"])
 def test_a_head_that_only_one_model_has_is_merged(tmp_path: Path, whose: str) -> None:
-    """The other's is its embedding, and the merged model has a head of its own."""
+    """The other model's head is its embedding; the merged model has a head of its own."""
     tied = make_model(tmp_path / "tied", "smollm", seed=1)
     own = Path(shutil.copytree(tied, tmp_path / "own"))
     tensors = load_file(tied / "model.safetensors")
@@ -370,7 +370,7 @@ def test_further_chat_templates_are_taken_along(family: dict[str, Path], tmp_pat
     writes.clear()
     for _ in range(2):
         dlf.Engine(family["large"], [merged]).close()
-    assert len(writes) == 1  # and found again
+    assert len(writes) == 1  # the second time it is found
 
 
 def test_a_head_that_is_the_embedding_stays_tied(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""dlf merge, and what dlf cache says of merged models."""
+"""``dlf merge``, and merged models in ``dlf cache``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merged folders beside those that mergekit writes, where it is installed."""
+"""Merged folders compared with mergekit's, if it is installed."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_mergekit_gets_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def drop(vector: torch.Tensor, density: float, *_: object, **__: object) -> torch.Tensor:
-        """Neither's random numbers, but a rule that both can follow."""
+        """Drop by a fixed rule that replaces the random numbers of both."""
         return vector * ((vector * 1e4).round() % 3 == 0) / density
 
     monkeypatch.setattr(methods, "drop", drop)

@@ -1,4 +1,4 @@
-"""The mathematics of merging, against loops in float64."""
+"""The mathematics of merging, compared with loops in float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recipe(method: str, weights: tuple[float, ...], density: float = 1.0, **opti
 
 
 def models(seed: int, count: int, shape: tuple[int, ...] = (5, 7)) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """A base and experts of multiples of an eighth: sums are exact, many changes equal, some none."""
+    """Return a base and experts in multiples of 1/8: sums are exact, many differences are equal, some are zero."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randint(-16, 17, shape, generator=generator) / 8
     deltas = torch.randint(-4, 5, (count, *shape), generator=generator) / 8
@@ -66,13 +66,13 @@ def test_every_method_is_the_reference(
         options["scale"] = scale
     if METHODS[method].sparsify == "random":
         options["seed"] = seed
-        density = 2.0 ** round(math.log2(density))  # to divide by it is exact, and so is whether a sum is 0
+        density = 2.0 ** round(math.log2(density))  # division by it is exact, so sums that are 0 stay 0
     chosen = recipe(method, tuple(weights), density, **options)
     base, experts = models(seed, len(weights))
     kept = [tensor.clone() for tensor in (base, *experts)]
     merged = merge_tensor(chosen, "x", base, experts)
     torch.testing.assert_close(merged.double().numpy(), expected(chosen, "x", base, experts), rtol=1e-5, atol=1e-5)
-    assert all(map(torch.equal, kept, (base, *experts)))  # they may be views of a file
+    assert all(map(torch.equal, kept, (base, *experts)))  # inputs are unchanged: they may be views of a file
 
 
 @pytest.mark.parametrize("apart", [0.001, 0.5, 3.0])
@@ -84,7 +84,7 @@ def test_slerp(apart: float, t: float) -> None:
     np.testing.assert_allclose(merged, reference.slerp(base.double().numpy(), expert.double().numpy(), t), atol=1e-5)
     zero = torch.zeros(4)
     assert torch.equal(merge_tensor(recipe("slerp", (t,)), "x", zero, [zero]), zero)
-    straight = merge_tensor(recipe("slerp", (0.5,)), "x", base, [-base])  # there are many ways to the other pole
+    straight = merge_tensor(recipe("slerp", (0.5,)), "x", base, [-base])  # opposite poles: the way is not unique
     assert torch.isfinite(straight).all()
 
 
@@ -115,7 +115,7 @@ def test_what_is_dropped_depends_on_seed_place_and_name_alone() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        merged(7, "z")  # in between
+        merged(7, "z")  # has no influence
         assert torch.equal(merged(0, "x"), first)
     finally:
         torch.set_num_threads(threads)

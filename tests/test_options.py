@@ -87,7 +87,7 @@ def test_flags_of_a_command() -> None:
         assert found.exit_code == 0, found.output
         return seen.pop()
 
-    assert called() == ({}, {})  # what nobody gives is the engine's, or a recipe's, to say
+    assert called() == ({}, {})  # options not given are left to the engine or a recipe
     zeros = ("--temperature", "0", "--top-k", "0", "--ignore-eos", "--stop", "a", "--stop", "b", "--stop-token-id", "7")
     options = {"temperature": 0.0, "top_k": 0, "ignore_eos": True, "stop_strings": ["a", "b"], "stop_token_ids": [7]}
     assert called(*zeros) == ({}, options)

@@ -1,4 +1,4 @@
-"""The package as it is installed: its version, its types, and the torch that it was built for."""
+"""The installed package: its version, its types, and the torch for which it was built."""
 
 import importlib.metadata
 import re
@@ -80,7 +80,7 @@ def test_devices_are_listed_where_there_are_none():
 
 
 def run_python(code, folder, **options):
-    """Run `code` elsewhere: in the repository the sources would be imported in place of the installed package."""
+    """Run `code` in `folder`; in the repository the sources would be imported in place of the installed package."""
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, **options)
 
 

@@ -73,7 +73,7 @@ def test_line_wraps_between_tokens_and_at_line_breaks() -> None:
     lines = text.splitlines()
     assert lines[0].rstrip() == "aaaabbbb"
     assert lines[2].rstrip() == "日本語x⏎"
-    assert "\x1b" not in text  # a model's control codes must not reach the terminal
+    assert "\x1b" not in text  # control codes of a model must not reach the terminal
 
 
 @pytest.mark.parametrize(("steps", "experts"), [(1, 1), (40, 1), (30, 3), (300, 2)])

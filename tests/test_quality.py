@@ -1,4 +1,4 @@
-"""The tables of ``python -m bench quality``: their arithmetic on scores that are known, and one run from end to end."""
+"""The tables of ``python -m bench quality``: their arithmetic on known scores, and one whole run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
 def test_differences_are_of_the_same_items():
     one = scores(0.5)
     better = one.copy()
-    better[np.flatnonzero(one == 0)[:20]] = 1  # right wherever the other is, and 20 times more
+    better[np.flatnonzero(one == 0)[:20]] = 1  # right wherever `one` is, and on 20 items more
     difference = Estimate.of(better, "items") - Estimate.of(one, "items")
     low, high = difference.interval()
     assert difference.value == pytest.approx(0.05) and 0.025 < low < 0.05 < high < 0.075
@@ -69,7 +69,7 @@ def test_a_table_has_both_figures_of_the_gap():
     assert table.cells[3] == [None, None, None]
     assert "| fused | 60.0 ± " in table.as_markdown() and "| missing | – | – | – |" in table.as_markdown()
     assert table.as_json()["value, low, high"]["missing"] == {}
-    # Without an upper bound there is nothing to measure against.
+    # Without an upper bound the gap has no scale.
     assert filled(Table("T", [column], list(rows.values()), rows["base"]), scorer).headings == ["t"]
 
 
@@ -133,12 +133,12 @@ def test_a_recipe_through_tasks_of_the_harness(tmp_path: Path, monkeypatch: pyte
     assert all(len(row["dlf_truths"]) == 3 for row in together.values())
     kept = sorted((tmp_path / "work").glob("*.json"))
     before = [file.stat().st_mtime_ns for file in kept]
-    main(**arguments)  # nothing is run again
+    main(**arguments)  # runs nothing again
     assert [file.stat().st_mtime_ns for file in kept] == before
 
 
 def test_scores_do_not_depend_on_who_scores(tmp_path: Path):
-    """In this process or in two others; what one has kept, the other need not run again."""
+    """Scores in this process and in two others are equal and are kept under the same names."""
     lineup = systems.family(zoo.FOLDER, None, {"threads": 1, "max_batch": 4})
     wanted = [(key, lineup.systems[key], ["dlf_facts", "dlf_truths"]) for key in ("base", "facts/dynamic")]
     found = []

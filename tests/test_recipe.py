@@ -1,4 +1,4 @@
-"""Recipes: what they say, what they refuse and where."""
+"""Recipes: their fields, and errors with line and field."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_the_shortest(tmp_path: Path) -> None:
         ("large: x\nsampling:\n  logit_bias: {-1: 0.5}\n", ["3: sampling.logit_bias: a token of logit_bias is -1"]),
         ("large: x\n3: y\n", ["2: [3]: no such key here; there are: large, base"]),
         ('large: x\n"\\e[31mred": y\n', ["2: \\x1b[31mred: no such key here"]),
-        (  # what is sound beside a mistake is looked at too
+        (  # valid fields beside a mistake are checked too
             "large: 1\ntemplate: hello\nexperts:\n  - modle: a\n  - model: a\n    base: b\n    template: no\n"
             "  - model: c\n",
             [
@@ -378,7 +378,7 @@ def test_check(family: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_check_prints_what_is_written(family: dict[str, Path], tmp_path: Path) -> None:
-    """Neither markup nor what steers a terminal."""
+    """Markup and control codes are printed as text."""
     shots = [{"examples": [["a", "b"]], "name": "[red]\x1b[31m[/]", "template": "\x9b31m\n{prompt}"}]
     path = family_recipe(family, tmp_path, experts=shots, sampling={"stop_strings": ["[/]\x1b"]})
     found = CliRunner().invoke(app, ["recipe", "check", str(path)], env={"COLUMNS": "200"})
@@ -469,7 +469,7 @@ def test_what_the_engine_would_refuse(
 
 
 def test_what_runs_on_a_device_is_let_be(family: dict[str, Path], tmp_path: Path) -> None:
-    """A recipe may be for another machine: its devices need not be here."""
+    """A recipe may be for another machine: its devices need not exist here."""
     experts = [{"model": str(family["expert-a"]), "weights": "fp16"}]
     assert checked(family, tmp_path, experts=experts, engine={"dtype": "auto", "device": "cuda:7"}) == []
     [found] = checked(family, tmp_path, experts=experts)

@@ -1,4 +1,4 @@
-"""Recipes and their files of examples as files: what is refused, and what other programs write."""
+"""Files of recipes and examples: those that are refused, and those of other programs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "shots.jsonl").write_bytes(b"\n \n")
     with pytest.raises(RecipeError, match="shots.jsonl is empty"):
         load_recipe(path)
-    # A line of JSON may hold what Unicode takes for the end of one.
+    # A line of JSON may hold a Unicode line separator.
     (tmp_path / "shots.jsonl").write_text('{"question": "a\u2028b", "answer": "c"}', "utf-8")
     [expert] = load_recipe(path).experts
     assert isinstance(expert, dlf.InContext) and expert.examples == (("a\u2028b", "c"),)

@@ -1,4 +1,4 @@
-"""Rules of requests: what they say, and that they share a batch."""
+"""Rules of requests: their options, and several rules in one batch."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_a_request_has_what_an_engine_of_its_rule_has(family: dict[str, Path], e
 
 @pytest.mark.parametrize("speculate", [False, dlf.Speculation("expert-a", 3, adaptive=False)])
 def test_a_batch_of_many_rules_changes_nothing(engine: dlf.Engine, speculate: Any) -> None:
-    # On CUDA a pass over up to eight rows gives each what it gets alone: two sequences with three drafts each. The two
-    # take two kernels.
+    # On CUDA rows are bit-identical in passes of up to eight rows: two sequences with three drafts each. Their rules
+    # need two different kernels.
     rules = RULES[2:4] if speculate and engine._ensemble.options.placement.cuda else RULES
     alone = [engine.generate(PROMPT, **rule, **OPTIONS) for rule in rules]
     streams = [engine.stream(PROMPT, speculate=speculate, **rule, **OPTIONS) for rule in rules]
@@ -98,7 +98,7 @@ def test_weights_by_order_and_by_name(family: dict[str, Path], engine: dlf.Engin
 
     assert alpha(combine="static", alpha=[0.5, 0.25]) == [0.5, 0.25]
     assert alpha(combine="static", alpha={"expert-b": 0.25, "expert-a": 0.5}) == [0.5, 0.25]
-    # As the request names its experts; the columns of alpha are in the engine's order.
+    # Given weights follow the request's order of experts, the columns of alpha the engine's.
     assert alpha(combine="static", alpha=[0.25, 0.5], experts=["expert-b", "expert-a"]) == [0.5, 0.25]
     assert alpha(combine="static", alpha=[0.25], experts=["expert-b"]) == [0.25]
     assert alpha(combine="static", alpha={"expert-b": 0.25}, experts=["expert-b"]) == [0.25]

@@ -1,4 +1,4 @@
-"""The program that compares the bits of two builds runs all its cases, and finds what differs."""
+"""The program that compares the bits of two builds runs all its cases and finds differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import same_bits
 
 @pytest.fixture(scope="module")
 def recording() -> dict[str, Any]:
-    """What this build gives, in few tokens."""
+    """Results of this build, in few tokens."""
     return same_bits.record(small=True)
 
 
@@ -24,7 +24,7 @@ def test_every_topic_is_recorded(recording: dict[str, Any]) -> None:
     topics = {name.split("/")[0] for name in recording}
     assert topics >= {"solve", "family", "rope", "zoo", "errors", "fusion", "sampling", "ends", "company", "lanes"}
     assert topics >= {"adapters", "merged", "drafts", "recipe", "long"}
-    assert json.loads(json.dumps(recording)) == recording  # a file loses nothing
+    assert json.loads(json.dumps(recording)) == recording  # JSON loses nothing
 
 
 def test_cases_exercise_what_they_are_named_for(recording: dict[str, Any]) -> None:
@@ -68,11 +68,11 @@ def test_one_bit_is_found(recording: dict[str, Any], field: str, change: Any, tm
 def test_a_missing_case_is_found(recording: dict[str, Any]) -> None:
     fewer = {name: value for name, value in recording.items() if name != "recipe"}
     assert same_bits.compare(recording, fewer) == ["recipe: missing in the second"]
-    assert same_bits.compare(fewer, recording) == []  # a newer build may do more
+    assert same_bits.compare(fewer, recording) == []  # a newer build may have more cases
 
 
 def test_a_changed_option_is_found(recording: dict[str, Any], tmp_path: Path) -> None:
-    """A bound of the weights that differs by little shows in every case that it bounds."""
+    """A slightly different bound of the weights shows in every case with that bound."""
     recorder = same_bits.Recorder(tmp_path, small=True)
     bit_cases.fusion(recorder, bit_cases.make_trio(tmp_path / "trio"), bound=0.49)
     lines = same_bits.compare({name: recording[name] for name in recorder.cases}, recorder.cases)

@@ -1,4 +1,4 @@
-"""The C++ sampler against its NumPy reference, transformers' processors and the distributions it must draw from."""
+"""The C++ sampler compared with its NumPy reference, transformers' processors and exact distributions."""
 
 import math
 
@@ -35,7 +35,7 @@ def sampler(options, vocab, prompt=(), generated=()):
 
 @pytest.mark.parametrize(
     ("seed", "step", "stream", "words"),
-    [  # the known answers of Random123
+    [  # known answers of Random123
         (0, 0, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
         (2**64 - 1, 2**64 - 1, 2**64 - 1, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
         (
@@ -74,7 +74,7 @@ def test_draws_are_those_of_the_reference(options, vocab):
         distribution = reference.probabilities(logits.astype(np.float64), options)
         uniforms = [_C.philox_uniform(5, step, 2) for step in range(draws)]
         cumulative = np.cumsum(distribution)
-        for token, uniform in zip(tokens, uniforms, strict=True):  # a rounding error may move a boundary
+        for token, uniform in zip(tokens, uniforms, strict=True):  # rounding may move a boundary
             assert np.isfinite(logits[token])
             below = cumulative[token - 1] if token > 0 else 0.0
             assert below - 1e-5 <= uniform <= cumulative[token] + 1e-5
@@ -83,7 +83,7 @@ def test_draws_are_those_of_the_reference(options, vocab):
 
 
 def kept_tokens(logits, options, vocab):
-    """The tokens that may be drawn, seen by drawing often from few tokens."""
+    """Return the tokens that may be drawn, by drawing often from few tokens."""
     return set(_C.sample_many(logits, _C.SamplingOptions(temperature=1.0, **options), 4000 * vocab).tolist())
 
 
@@ -138,7 +138,7 @@ def test_ties_go_to_the_lowest_id():
 
 
 def processed_scores(logits, options, prompt=(), generated=(), step=0):
-    """Recovers the processed logits, up to a constant, from greedy choices: bias a token until it wins."""
+    """Recover the processed logits, up to a constant, from greedy choices: bias a token until it wins."""
     best = sampler(options, len(logits), prompt, generated).sample(logits, step)[0]
     gaps = np.zeros(len(logits))
     for token in range(len(logits)):

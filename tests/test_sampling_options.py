@@ -1,4 +1,4 @@
-"""The options as a user writes them, and stop strings."""
+"""Sampling options as users write them, and stop strings."""
 
 import dataclasses
 import math
@@ -183,7 +183,7 @@ def scan(strings, pieces):
 
 
 def cut_at_first_stop(strings, text):
-    """The text up to the stop string that is complete first (the longest of several); and whether there is one."""
+    """Return the text before the stop string that ends first (the longest of several), and whether there is one."""
     for end in range(1, len(text) + 1):
         found = [len(string) for string in strings if text[:end].endswith(string)]
         if found:

@@ -1,4 +1,4 @@
-"""Scores of given continuations, against decoding step by step."""
+"""Scores of given continuations, compared with decoding step by step."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def engine(family: dict[str, Path], request: pytest.FixtureRequest) -> dlf.Engin
 
 
 def assert_score_is(score: dlf.Score, completion: dlf.Completion, atol: float = 2e-4) -> None:
-    """What decoding gave, whose sums are those of single tokens."""
+    """Compare a score with the completion of the same tokens; `atol` covers the different order of sums."""
     assert score.tokens == completion.tokens
     assert score.experts == completion.experts
     np.testing.assert_allclose(score.logprobs, completion.logprobs, atol=atol)
@@ -87,7 +87,7 @@ def test_the_large_model_alone_is_that_of_transformers(family: dict[str, Path]) 
 
 
 def test_longer_than_a_piece(tmp_path: Path) -> None:
-    """A prompt of several pieces and a continuation of several chunks, in a context that holds just both."""
+    """A prompt and a continuation of several chunks each, in a context that just holds both."""
     sizes: dict[str, Any] = {"max_position_embeddings": 1024, "num_hidden_layers": 1}
     large = make_model(tmp_path / "large", "mistral", seed=3, **sizes)
     base, expert = (make_model(tmp_path / name, "llama", seed=seed, **sizes) for name, seed in (("b", 4), ("e", 5)))
@@ -123,7 +123,7 @@ def test_texts_are_split_as_by_the_harness(engine: dlf.Engine) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_lanes_of_every_kind(family: dict[str, Path], tmp_path: Path, device: str) -> None:
-    """Templates, examples, adapters, an anti-expert; some of the experts; messages."""
+    """Templates, examples, adapters, an anti-expert, requests with some of the experts, and messages."""
     base = family["base"]
     shots = [(f"Question: {i} and {i + 1}?", f"the sum is {2 * i + 1}") for i in range(6)]
     experts = [
@@ -165,7 +165,7 @@ def test_smaller_types(family: dict[str, Path], types: dict[str, str]) -> None:
 def test_what_is_running_is_not_disturbed(engine: dlf.Engine) -> None:
     whole = [engine.generate(prompt, **OPTIONS) for prompt in (PROMPT, "x", "lazy dog")]
     expected = engine.score(PROMPT, " of 12 and 30")
-    streams = [engine.stream(prompt, **OPTIONS) for prompt in (PROMPT, "x", "lazy dog")]  # one more than places
+    streams = [engine.stream(prompt, **OPTIONS) for prompt in (PROMPT, "x", "lazy dog")]  # one more than slots
     tokens: list[list[int]] = [[], [], []]
     for _ in range(OPTIONS["max_new_tokens"]):
         for stream, own in zip(streams, tokens, strict=True):
@@ -187,7 +187,7 @@ def test_errors_name_the_model_and_the_token(family: dict[str, Path], tmp_path: 
     broken = tmp_path / "broken"
     shutil.copytree(family["expert-a"], broken)
     tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)  # finite, but its logits are not
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)  # finite, but logits overflow
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with dlf.Engine(family["large"], [dlf.Expert(broken, family["base"])]) as engine:
         with pytest.raises(FloatingPointError, match="logits of expert 0 at token 0"):

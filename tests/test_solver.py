@@ -1,4 +1,4 @@
-"""The fusion solver against the float64 reference."""
+"""The fusion solver compared with the float64 reference."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SCALES = [0.1, 0.5, 1.0, 2.0, 4.0, 6.0, 10.0]
 
 
 def draw(rng: np.random.Generator, vocab: int, experts: int, scale: float) -> tuple[Array, Array, Array]:
-    """Logits of large [V], base [V] and experts [T, V] that know nothing of each other."""
+    """Return independent logits of large [V], base [V] and experts [T, V]."""
     return tuple((rng.normal(size=shape) * scale).astype(np.float32) for shape in (vocab, vocab, (experts, vocab)))
 
 
 def language(rng: np.random.Generator, vocab: int, experts: int) -> tuple[Array, Array, Array]:
-    """Logits as language models have them: a peaked shape that all share, and what each makes of it."""
+    """Return logits like those of language models: a shared peaked shape, varied by each model."""
     shared = rng.gumbel(size=vocab) * 2.0
     large = 1.3 * shared + rng.normal(size=vocab)
     base = shared + rng.normal(size=vocab)
@@ -43,7 +43,7 @@ def prepare(large: Array, base: Array, experts: Array) -> reference.Row:
 
 
 def check_one(large: Array, base: Array, expert: Array, match: str, alpha_max: float = 2.0) -> fusion.Fusion[Array]:
-    """One expert: weight, loss, divergences and logits are the reference's."""
+    """Compare the weight, loss, divergences and logits of one expert with the reference."""
     found = solve_row(large, base, expert[None], match=match, alpha_max=alpha_max)
     row = prepare(large, base, expert[None])
     a, b = row.target_f[0], row.target_g[0]
@@ -53,7 +53,7 @@ def check_one(large: Array, base: Array, expert: Array, match: str, alpha_max: f
     assert 0.0 <= ours <= alpha_max
     our_loss = reference.losses(row, 0, np.array([ours]), a, b, match)[0]
     assert our_loss <= loss + min(1e-5, 1e-6 * (a + b) ** 2) + 1e-20
-    # Where a step of a thousandth costs something, the weight itself must agree.
+    # Where a step of 0.001 raises the loss, the weight itself must agree.
     aside = reference.losses(row, 0, np.clip([ours - 1e-3, ours + 1e-3], 0.0, alpha_max), a, b, match)
     if (aside - our_loss > 1e-9 * (a + b) ** 2 + 1e-16).all() and abs(our_loss - loss) < 1e-9 * (a + b) ** 2:
         assert abs(ours - alpha) < 1e-3
@@ -90,7 +90,7 @@ def test_large_vocabulary() -> None:
 
 
 def test_rare_token_with_the_largest_difference() -> None:
-    """Nearly all of the fused mass moves to a token that the large model gives e^-60."""
+    """Nearly all of the fused mass moves to a token to which the large model gives e^-60."""
     rng = np.random.default_rng(3)
     large, base, experts = draw(rng, 5000, 1, 1.0)
     large[4321] = -60.0
@@ -107,7 +107,7 @@ def test_other_alpha_max(alpha_max: float) -> None:
 
 
 def test_target_out_of_reach() -> None:
-    """The large model knows little of where the expert moves to, and the base much: alpha is alpha_max."""
+    """The large model gives the tokens that the expert changes little mass, the base much: alpha is alpha_max."""
     large = np.array([8.0, 0.0, 0.0], np.float32)
     base = np.array([0.0, 0.0, 0.0], np.float32)
     expert = np.array([0.3, 0.0, -3.0], np.float32)
@@ -126,7 +126,7 @@ def test_expert_that_equals_its_base() -> None:
 
 
 def test_two_minima() -> None:
-    """Among objectives with two minima, seeded and searched for, the global one is found."""
+    """The global minimum is found for random objectives with two minima."""
     rng = np.random.default_rng(6)
     met = 0
     alphas = np.linspace(0.0, 2.0, 1001)
@@ -161,7 +161,7 @@ def test_one_sweep_and_one_to_fuse_are_the_rule() -> None:
 
 
 def test_bases_shared_or_repeated() -> None:
-    """What is computed once for experts with one base is what is computed for each alone."""
+    """Results are bit-identical whether experts share a base or have copies of it."""
     large, base, tuned = language(np.random.default_rng(29), 3000, 3)
     for combine in ("select", "centroid", "joint", "grid"):
         shared = fusion.solve(large[None], base[None], tuned[None], combine=combine, threads=1)
@@ -216,7 +216,7 @@ def test_static_takes_any_weights() -> None:
 
 
 def check_joint(large: Array, base: Array, tuned: Array, alpha_max: Any = 2.0) -> fusion.Fusion[Array]:
-    """The conditions of Karush, Kuhn and Tucker: a constraint is met, or its weight is 0, or at alpha_max."""
+    """Check the Karush-Kuhn-Tucker conditions: a constraint is met, or its weight is 0 or alpha_max."""
     found = solve_row(large, base, tuned, combine="joint", alpha_max=alpha_max)
     row = prepare(large, base, tuned)
     moments = reference.joint_moments(row, alpha_max=alpha_max)
@@ -256,7 +256,7 @@ def test_given_weights_are_added_to_what_is_solved_without_them(combine: str) ->
     np.testing.assert_allclose([found.f[0], found.g[0]], reference.fused_divergences(row, found.alpha[0]), rtol=1e-8)
     np.testing.assert_allclose(found.target_f[0], row.target_f, rtol=1e-8)
     np.testing.assert_allclose(found.logits[0], large + found.alpha[0] @ (tuned - base), atol=1e-4)
-    alone = solve_row(large, base, tuned[:1], combine=combine, alpha=[-0.5])  # nothing is left to solve
+    alone = solve_row(large, base, tuned[:1], combine=combine, alpha=[-0.5])  # no expert is left to solve
     static = solve_row(large, base, tuned[:1], combine="static", alpha=[-0.5])
     assert alone.alpha[0, 0] == -0.5 and (alone.logits == static.logits).all()
 
@@ -274,7 +274,7 @@ def test_joint_at_high_divergence() -> None:
 
 
 def test_joint_where_the_distribution_is_all_but_certain() -> None:
-    """There the Hessian vanishes but the gradient doesn't: what Newton's method alone gets wrong."""
+    """The Hessian vanishes there but not the gradient, so Newton's method alone would fail."""
     rng = np.random.default_rng(27)
     for _ in range(20):
         check_joint(*draw(rng, int(rng.choice([3, 10, 60])), int(rng.choice([3, 5, 16])), 6.0), alpha_max=10.0)
@@ -338,7 +338,7 @@ def test_single_token_left() -> None:
 
 @pytest.mark.parametrize("which", range(3))
 def test_one_hot_distributions(which: int) -> None:
-    """Logits so far apart that all but one probability is 0 in double precision."""
+    """Logits so far apart that all probabilities but one are 0 in double precision."""
     logits = [np.zeros(100, np.float32) for _ in range(3)]
     rng = np.random.default_rng(19)
     for index, some in enumerate(logits):
@@ -351,7 +351,7 @@ def test_one_hot_distributions(which: int) -> None:
 
 
 def test_steep_curves() -> None:
-    """Differences of hundreds: the answer is near 0, far below the first points."""
+    """With differences of hundreds the answer is near 0, far below the first points."""
     rng = np.random.default_rng(20)
     for scale in (30.0, 100.0, 1000.0):
         large, base, experts = draw(rng, 500, 1, 1.0)
@@ -407,7 +407,7 @@ print(_C.cpu_capability())
 
 @pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
 def test_every_instruction_set(capability: str, tmp_path: Path) -> None:
-    """Where the processor lacks one, the next lesser runs."""
+    """If the processor lacks one, the next lower one runs."""
     ran = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=os.environ | {"DLF_CPU_CAPABILITY": capability, "PYTHONPATH": str(Path(__file__).parent)},

@@ -1,4 +1,4 @@
-"""What the solver takes and what it refuses."""
+"""Arguments that the solver takes and that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fusion solver on a CUDA device, or an emulated one, against the float64 reference and the CPU's."""
+"""The fusion solver on a CUDA device, or an emulated one, compared with the float64 reference and the CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def solve(large: Array, base: Array, experts: Array, **options: Any) -> fusion.F
 
 
 def check_one(large: Array, base: Array, expert: Array, match: str) -> None:
-    """What check_one of the CPU's tests asks for, as far as float32 goes."""
+    """As check_one of the CPU's tests, within the precision of float32."""
     found = solve(large, base, expert[None], match=match)
     row = prepare(large, base, expert[None])
     a, b = row.target_f[0], row.target_g[0]
@@ -34,7 +34,7 @@ def check_one(large: Array, base: Array, expert: Array, match: str) -> None:
     aside = reference.losses(row, 0, np.clip([ours - 1e-3, ours + 1e-3], 0.0, 2.0), a, b, match)
     if (aside - our_loss > 1e-8 * (a + b) ** 2 + 1e-16).all() and abs(our_loss - loss) < 1e-8 * (a + b) ** 2:
         assert abs(ours - alpha) < 1e-3
-    # float32 sums near one lose so much of their logarithm, however small the divergence is.
+    # Rounding of float32 sums near 1 gives their logarithms this absolute error, however small the divergence is.
     np.testing.assert_allclose([found.f[0], found.g[0]], reference.fused_divergences(row, [ours]), rtol=1e-5, atol=3e-7)
     fused = large.astype(np.float64) + ours * (expert.astype(np.float64) - base)
     np.testing.assert_allclose(found.logits[0], fused, rtol=1e-5, atol=1e-5)

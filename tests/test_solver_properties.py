@@ -1,4 +1,4 @@
-"""What must hold of every fusion, tried on logits that hypothesis makes up."""
+"""Properties of every fusion, checked on logits that hypothesis generates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = tuple[Array, Array, Array]
 
 @st.composite
 def rows(draw: st.DrawFn, most_experts: int = 3) -> Row:
-    """Large [V], bases [T, V] and experts [T, V], normal at scales of their own, with rare −inf and repeated logits."""
+    """Draw large [V], bases [T, V] and experts [T, V], normal at several scales, with rare −inf and repeated logits."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     vocab = draw(st.sampled_from([2, 3, 10, 100, 1023, 1024, 1025, 2050]))
     experts = draw(st.integers(1, most_experts))

@@ -1,4 +1,4 @@
-"""Tokens that tokenizer.json lacks and other files have, as transformers reads them."""
+"""Tokens that only other files than tokenizer.json have, read as transformers does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Speculative decoding gives to the bit what plain decoding gives, and fewer passes for it."""
+"""Speculative decoding is bit-identical to plain decoding and needs fewer passes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SAMPLING: dict[str, dict[str, Any]] = {
 
 
 def always(drafter: str = "auto", max_draft: int = 5) -> dlf.Speculation:
-    """Drafts whether that is faster or not."""
+    """Return a speculation that drafts whether it is faster or not."""
     return dlf.Speculation(drafter, max_draft, adaptive=False)
 
 
@@ -53,7 +53,7 @@ def assert_same(found: dlf.Completion, expected: dlf.Completion) -> None:
 
 @pytest.fixture(scope="module")
 def engine() -> dlf.Engine:
-    """The shipped family, where drafts are accepted as in earnest."""
+    """Engine with the shipped family, in which drafts are accepted about as often as in real use."""
     return dlf.Engine(
         zoo.path("large-base"), [dlf.Expert(zoo.path("math-expert"), zoo.path("small-base"))], threads=2, max_batch=8
     )
@@ -61,13 +61,13 @@ def engine() -> dlf.Engine:
 
 @pytest.fixture(scope="module")
 def random_engine(family: dict[str, Path]) -> dlf.Engine:
-    """Models that know nothing, whose drafts are mostly wrong."""
+    """Engine with random models, whose drafts are mostly wrong."""
     return dlf.Engine(family["large"], [dlf.Expert(family["expert-a"], family["base"])], threads=2, max_batch=3)
 
 
 @pytest.fixture(scope="module")
 def plain(engine: dlf.Engine) -> list[dlf.Completion]:
-    """All shipped problems, decoded plainly."""
+    """All shipped problems, decoded without drafts."""
     return engine.generate([problem.prompt for problem in zoo.problems("math")], max_new_tokens=60, speculate=False)
 
 
@@ -81,7 +81,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(
         assert_same(found, expected)
     assert all(one.passes == len(one.tokens) and one.drafted == 0 for one in plain)
     accepted = sum(len(one.tokens) - one.passes for one in drafted)
-    # Most of what an expert or its base says is right here; what came before seldom comes again.
+    # Most drafts of the expert and the base are right here; text seldom repeats.
     assert accepted > (0.1 if drafter == "prompt_lookup" else 0.5) * sum(len(one.tokens) for one in drafted)
 
 
@@ -151,7 +151,7 @@ def test_every_type_of_weights(weights: str) -> None:
 def test_what_ends_a_text_inside_a_draft(engine: dlf.Engine) -> None:
     prompt = zoo.problems("math")[0].prompt
     whole = engine.generate(prompt, max_new_tokens=100, speculate=False)
-    assert whole.finish_reason == "stop"  # at the end-of-sequence token
+    assert whole.finish_reason == "stop"  # by the end-of-sequence token
     assert_same(engine.generate(prompt, max_new_tokens=100, speculate=always(max_draft=16)), whole)
     for options in (
         {"max_new_tokens": 17},
@@ -184,7 +184,7 @@ def test_a_callback_ends_a_text_inside_a_draft(engine: dlf.Engine) -> None:
 
 
 def test_the_end_of_the_context(family: dict[str, Path]) -> None:
-    experts = [dlf.InContext(family["base"], [("2 + 2", "4")])]  # whose lane is longer than the others
+    experts = [dlf.InContext(family["base"], [("2 + 2", "4")])]  # its lane is longer than the others
     with dlf.Engine(family["large"], experts, max_context=40, threads=1, drafter=family["base"]) as engine:
         plain = engine.generate("x", max_new_tokens=100, ignore_eos=True, speculate=False)
         assert plain.finish_reason == "length" and len(plain.tokens) < 40
@@ -201,7 +201,7 @@ def test_a_further_model_drafts() -> None:
         for found, expected in zip(drafted, plain, strict=True):
             assert_same(found, expected)
         assert sum(one.passes for one in drafted) < 0.7 * sum(len(one.tokens) for one in drafted)
-        # Behind what it has not read meanwhile: it drafts for some requests and not for others.
+        # Without experts, the base is not a drafter.
         with pytest.raises(ValueError, match="there are: prompt_lookup, drafter"):
             engine.generate("x", speculate=dlf.Speculation("base"))
 
@@ -220,7 +220,7 @@ def test_scoring_and_streams_beside_drafts(engine: dlf.Engine) -> None:
 
 
 def test_frequencies_are_those_of_the_fused_distribution(random_engine: dlf.Engine) -> None:
-    """The second token, which is drafted, after the first that comes most often: against its scores."""
+    """Compare the frequencies of the drafted second token, after the most frequent first one, with its scores."""
     options = {"temperature": 1.0, "max_new_tokens": 3, "num_return_sequences": 1000}
     drawn = [
         completion

@@ -1,4 +1,4 @@
-"""The step loop as Python holds it: who owns what it gives, and what it does with values that no engine passes on."""
+"""The step loop from Python: who owns its outputs, and values that no engine passes to it."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_forked_process_goes_on(weights: _C.Weights) -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-# A kernel that the matrix library keeps takes 0.6 MB; 230 of them for each of a model's matrices would be 1 GB.
+# The matrix library keeps each kernel, 0.6 MB; one for each length and each of a model's matrices would be 1 GB.
 GROWTH = """
 import sys
 from dlf import _C

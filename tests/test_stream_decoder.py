@@ -1,4 +1,4 @@
-"""Streamed pieces join to the decoded text, whatever the decoder, the tokens and their order."""
+"""Streamed pieces join to the decoded text, for any decoder and any tokens in any order."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ TOKENS = [
 
 
 def make(folder: Path, decoder: dict[str, Any] | None) -> Tokenizer:
-    """A tokenizer of odd tokens, with holes between their ids."""
+    """Make a tokenizer of odd tokens, with gaps between their ids."""
     vocab = {token: i + (3 if i > 20 else 0) for i, token in enumerate(dict.fromkeys(TOKENS))}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     values = {
@@ -97,7 +97,7 @@ def test_pieces_join_to_the_text(tokenizers: dict[str, Tokenizer], name: str, da
     stream = StreamDecoder(tokenizer, skip)
     try:
         text = tokenizer.decode(ids, skip)
-    except ValueError:  # decoders strip more than there is
+    except ValueError:  # some decoders strip more than the text has
         return
     assert "".join(map(stream.push, ids)) + stream.flush() == text
 

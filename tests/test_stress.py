@@ -1,4 +1,4 @@
-"""Random calls from several threads, with interrupts, closes and streams that nobody wants any more."""
+"""Random calls from several threads, with interrupts, closes and abandoned streams."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def make_engine() -> dlf.Engine:
 
 
 class GivenUpError(Exception):
-    """What a callback raises."""
+    """Raised by a callback."""
 
 
 @dataclass
 class Caller:
-    """Makes one random call after another, and compares what it gets with what one thread alone gets."""
+    """Makes one random call after another and compares the results with those of a single thread."""
 
     engines: list[dlf.Engine]  # the last one is in use
     tokens: dict[Any, list[int]]
@@ -49,7 +49,7 @@ class Caller:
     counts: Counter[str] = field(default_factory=Counter)
 
     def call(self) -> None:
-        """Make one call; a closed engine is the only excuse."""
+        """Make one call; the only error allowed is that of a closed engine."""
         kind = self.random.choice([self.list, self.stream, self.leave, self.stop, self.fail, self.close, self.score])
         try:
             kind(self.engines[-1])

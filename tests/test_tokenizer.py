@@ -1,4 +1,4 @@
-"""Encoding, decoding by pieces, chat templates, and whether two tokenizers are the same."""
+"""Encoding, streamed decoding, chat templates, and comparison of tokenizers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_stream_equals_decode_for_any_ids(tokenizer: Tokenizer, data: st.DataObj
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_stream_equals_decode_for_any_bytes(tokenizer: Tokenizer, data: st.DataObject) -> None:
-    """Any bytes, valid or not, one token each; the leading ones of long characters are frequent."""
+    """Any bytes, valid UTF-8 or not, one token each; lead bytes of long characters are frequent."""
     byte = st.one_of(st.integers(0, 255), st.sampled_from([0xF0, 0x9F, 0x98, 0x80, 0xE4, 0xBD, 0xC3, 0xFF, 0x20]))
     table = byte_tokens(tokenizer)
     ids = [table[value] for value in data.draw(st.lists(byte, max_size=60))]
@@ -191,7 +191,7 @@ def test_missing_tokenizer(tmp_path: Path) -> None:
 
 
 def edit_vocab(folder: Path, edit: Callable[[dict[str, int]], None]) -> Tokenizer:
-    """A tokenizer without merges whose vocabulary is edited."""
+    """Make a tokenizer without merges and with an edited vocabulary."""
     path = make_tokenizer(folder) / "tokenizer.json"
     values = json.loads(path.read_text())
     values["model"]["merges"] = []

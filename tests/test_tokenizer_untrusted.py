@@ -1,4 +1,4 @@
-"""A tokenizer.json is untrusted: whatever is in it, there is a tokenizer or one of our errors, in bounded time."""
+"""A tokenizer.json is untrusted: any content gives a tokenizer or one of our errors, in bounded time."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_what_makes_the_library_panic(
 
 def test_a_confined_tokenizer_is_like_a_plain_one(tmp_path: Path) -> None:
     plain = load(tmp_path)
-    # The same split, written in a way that the check does not know.
+    # The same split in a form that the check does not know.
     (tmp_path / "confined").mkdir()
     confined = load(
         tmp_path / "confined",
@@ -129,7 +129,7 @@ def test_after_a_text_that_takes_too_long(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_key_that_stands_twice_is_not_trusted(tmp_path: Path) -> None:
     text = json.dumps(document())
     (tmp_path / "tokenizer.json").write_text(text.replace('"normalizer"', '"normalizer": null, "normalizer"', 1))
-    with contextlib.suppress(CheckpointError):  # the library may refuse it, too
+    with contextlib.suppress(CheckpointError):  # the library may refuse it too
         assert isinstance(Tokenizer(tmp_path)._codec, ConfinedCodec)
 
 
@@ -155,7 +155,7 @@ def test_a_helper_that_cannot_start_is_an_error(tmp_path: Path, monkeypatch: pyt
     assert issubclass(HelperError, ValueError)
 
 
-# Of Llama 3, Qwen2, GPT-2, GPT-4o and Mistral, DeepSeek-V3, and others.
+# Regexes of Llama 3, Qwen2, GPT-2, GPT-4o and Mistral, DeepSeek-V3, and others.
 LINEAR = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+",

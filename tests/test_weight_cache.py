@@ -1,4 +1,4 @@
-"""Quantized weights on disk: found again, and never believed when something is wrong with them."""
+"""Quantized weights on disk: they are reused, and damaged files are noticed and rebuilt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the models that were quantized rather than found."""
+    """List the names of the models that were quantized, not read from the cache."""
     names: list[str] = []
     quantize = quantized._quantize
 
@@ -86,7 +86,7 @@ def test_each_width_and_each_content_has_its_file(folder: Path, cache: Path, bui
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     changed = load(folder, "int8")
     assert len(entries(cache)) == 3 and len(built) == 3
-    shutil.copytree(folder, folder.with_name("copy"))  # the same content elsewhere is the same
+    shutil.copytree(folder, folder.with_name("copy"))  # equal content in another folder has the same file
     assert same(load(folder.with_name("copy")), changed) and len(built) == 3
 
 
@@ -100,7 +100,7 @@ def test_a_head_that_is_tied_later_is_another_source(folder: Path, cache: Path) 
 
 
 def rewrite_header(content: bytes, **changes: str) -> bytes:
-    """Other metadata, the checksum made right: a file that somebody wrote on purpose, or another version."""
+    """Change metadata and correct the checksum, as in a forged file or one of another version."""
     end = 8 + struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:end])
     header["__metadata__"] |= changes
@@ -171,7 +171,7 @@ def test_what_is_no_file_is_not_opened(folder: Path, cache: Path, built: list[st
     whole = load(folder)
     (path,) = entries(cache)
     path.unlink()
-    path.mkdir()  # cannot be replaced either
+    path.mkdir()  # a folder cannot be replaced
     with pytest.warns(RuntimeWarning) as caught:
         found = load_quantized(folder, read_config(folder), torch.float32, QUANTIZATIONS["int8"])
     assert same(found, whole)
@@ -182,11 +182,11 @@ def test_what_is_no_file_is_not_opened(folder: Path, cache: Path, built: list[st
     path.symlink_to(target)
     with pytest.warns(RuntimeWarning, match="damaged"):
         load_quantized(folder, read_config(folder), torch.float32, QUANTIZATIONS["int8"])
-    assert target.read_bytes() == b"precious" and not path.is_symlink()  # the link is replaced, not what it leads to
+    assert target.read_bytes() == b"precious" and not path.is_symlink()  # the link is replaced, not its target
     os.replace(path, cache.parent / "moved")
-    path.symlink_to(cache.parent / "moved")  # a cache kept elsewhere is as good
+    path.symlink_to(cache.parent / "moved")  # a link to a valid file is read
     assert same(load(folder), whole)
-    assert len(built) == 4  # at first, in place of the folder both for the cache and without it, in place of the link
+    assert len(built) == 4  # the first load, two tries for the folder, one for the link
 
 
 def test_mapped_weights_outlive_their_file(folder: Path, cache: Path) -> None:
@@ -195,7 +195,7 @@ def test_mapped_weights_outlive_their_file(folder: Path, cache: Path) -> None:
     assert cache_bytes(cache) > sum(tensor.nbytes for name, tensor in first.items() if "proj" in name)
     (cache / "mine-int8.safetensors").touch()
     assert clear_cache(cache) > 0 and cache_bytes(cache) == 0
-    assert entries(cache) == [cache / "mine-int8.safetensors"]  # what dlf has not written stays
+    assert entries(cache) == [cache / "mine-int8.safetensors"]  # files of others stay
     assert same(first, copies)
 
 
@@ -204,7 +204,7 @@ def test_a_cache_that_cannot_be_written(
     folder: Path, cache: Path, built: list[str], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind == "no folder":
-        cache.write_text("in the way")  # permissions would not stop root, who runs tests in containers
+        cache.write_text("in the way")  # permissions would not stop root, as in containers
     else:
         monkeypatch.setattr(os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
     with pytest.warns(RuntimeWarning, match=f"{cache}.*DLF_CACHE") as caught:
@@ -231,7 +231,7 @@ def test_a_cache_that_cannot_be(folder: Path, cache: Path, monkeypatch: pytest.M
 
 
 def test_without_threads(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the system gives no more of them."""
+    """Loading works if the system starts no more threads."""
     first = load(folder)
 
     def refuse(*_: object) -> None:
@@ -319,7 +319,7 @@ def test_hashes_are_remembered_until_a_file_changes(folder: Path, cache: Path, m
     path = folder / "model.safetensors"
     shards = {path: ["a"]}
     first = content_hash.content_hash(shards, cache)
-    assert not (cache / content_hash.MEMORY).exists()  # too new: it may still be changing
+    assert not (cache / content_hash.MEMORY).exists()  # the file is too new and may still change
     monkeypatch.setattr(content_hash, "SETTLED_SECONDS", 0.02)
     time.sleep(0.1)
     assert content_hash.content_hash(shards, cache) == first
@@ -334,7 +334,7 @@ def test_hashes_are_remembered_until_a_file_changes(folder: Path, cache: Path, m
         note.write_text(junk)
         assert content_hash.content_hash(shards, cache) == first
 
-    # Changed in place and given its old time back.
+    # Changed in place, with its old modification time restored.
     before = path.stat()
     with path.open("r+b") as file:
         file.seek(-4, os.SEEK_END)
@@ -363,7 +363,7 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
 MEASURE = """
 import resource, sys
 from dlf.model import load_model
-load_model(sys.argv[1], weights=sys.argv[3])  # a tiny one, so that libraries are there
+load_model(sys.argv[1], weights=sys.argv[3])  # a tiny model, so that libraries are loaded
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 model = load_model(sys.argv[2], weights=sys.argv[3])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, model.weights.nbytes)
@@ -372,7 +372,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, mode
 
 @pytest.mark.parametrize("width", ["int8", "int4"])
 def test_peak_memory_while_quantizing(folder: Path, tmp_path: Path, width: str) -> None:
-    """Built, and found again: what the weights take, and one large tensor with its tiles."""
+    """Peak memory, built and reused: the weights, and one large tensor with its tiles."""
     from bench.shapes import write_checkpoint
 
     big = write_checkpoint(tmp_path / "big", "135M", 0, torch.float32)

@@ -38,7 +38,7 @@ def test_names_that_are_not_there():
 
 
 def test_fusion_answers_what_neither_model_answers_alone():
-    """On the first 40 problems; `dlf demo` scores all 200."""
+    """Checked on the first 40 problems; `dlf demo` scores all 200."""
     problems = zoo.problems("math")[:40]
     right = {}
     for system in systems("math", zoo.path):
@@ -49,7 +49,7 @@ def test_fusion_answers_what_neither_model_answers_alone():
 
 
 def test_quantized_weights_know_what_float_ones_know():
-    """Rounded weights of a trained model, unlike random ones; `python -m bench quantization` measures all."""
+    """A trained model's weights survive rounding, unlike random ones; `python -m bench quantization` measures all."""
     from bench.quantization import perplexity, texts
 
     documents = texts(20)["large-base"]
@@ -63,7 +63,7 @@ def test_empty_text_is_no_prompt_even_where_the_tokenizer_begins_texts_with_a_to
     with dlf.Engine(zoo.path("small-base")) as engine:
         with pytest.raises(ValueError, match="empty"):
             engine.generate("")
-        assert engine.generate([0], max_new_tokens=3).tokens  # <s> alone, asked for
+        assert engine.generate([0], max_new_tokens=3).tokens  # <s> alone, given as a token
 
 
 def test_readme_example():

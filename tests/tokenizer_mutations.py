@@ -1,4 +1,4 @@
-"""Random changes of a ``tokenizer.json``: any component with any parameters, anywhere, and damaged values."""
+"""Random changes of a ``tokenizer.json``: components with random parameters, and damaged values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHARSMAPS = [b"", b"\0\0\0", struct.pack("<I", 8) + b"\xff" * 12, struct.pack("<
 
 
 def model(values: dict[str, Any], pick: random.Random) -> dict[str, Any]:
-    """Another model, with the tokens of this one."""
+    """Return another model with the tokens of this one."""
     vocab = values["model"]["vocab"]
     tokens = [entry[0] for entry in vocab] if isinstance(vocab, list) else list(vocab)
     tokens += pick.sample(TEXTS, 3)
@@ -194,7 +194,7 @@ def damage(value: Any, pick: random.Random) -> Any:
 
 
 def mutate(values: dict[str, Any], pick: random.Random) -> bytes:
-    """A changed copy, as the content of a file."""
+    """Return a changed copy as the content of a file."""
     values = dict(values)
     for _ in range(pick.randrange(1, 4)):
         what = pick.choice([*PARTS, *PARTS, "model", "added_tokens", "damage", "damage"])

@@ -27,7 +27,7 @@ def gamma_survival(a, x):
 
 
 def chi_square_survival(counts, expected):
-    """Probability of a statistic at least as great; outcomes expected less than 10 times are counted together."""
+    """Return the probability of a statistic at least as large; outcomes expected less than 10 times are pooled."""
     rare = expected < 10
     if rare.any():
         counts = np.append(counts[~rare], counts[rare].sum())

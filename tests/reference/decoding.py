@@ -1,4 +1,4 @@
-"""The obvious version of fused decoding: transformers' models in a Python loop, whole prompts again at every step."""
+"""Fused decoding with transformers' models in a Python loop that reads the whole text again at every step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 
 class Reference:
-    """Greedy decoding by fused logits; `fuse(large, base, experts)` gives alpha [T] and logits [V]."""
+    """Greedy decoding by fused logits; `fuse(large, base, experts)` returns alpha [T] and logits [V]."""
 
     def __init__(self, large: Path, base: Path, experts: list[Path], vocab: int) -> None:
         self.models = [
@@ -27,7 +27,7 @@ class Reference:
         expert_prompts: list[list[int]] | None = None,
         base_prompt: list[int] | None = None,
     ) -> tuple[list[int], np.ndarray]:
-        """Tokens and weights; the experts and the base read `prompt` too, unless they have their own."""
+        """Return tokens and weights; the experts and the base read `prompt` unless they have their own."""
         prompts = [prompt, base_prompt or prompt, *(expert_prompts or [prompt] * (len(self.models) - 2))]
         tokens: list[int] = []
         weights = []

@@ -1,4 +1,4 @@
-"""The mathematics of fusion in float64 NumPy, as plainly as it can be written: slow, and obviously right.
+"""The mathematics of fusion in float64 NumPy, as plainly as it can be written: slow but obviously right.
 
 Section 2 of docs/design.md. One row at a time: `large` is [V], `bases` and `experts` are [T, V].
 """
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 Vector = npt.NDArray[np.float64]
-Bound = float | Vector  # of all weights, or of each
+Bound = float | Vector  # one for all weights, or one for each
 
 DENSE = 4001  # points of the dense search
 WEIGHTS = {"symmetric": (1.0, 1.0), "forward": (1.0, 0.0), "reverse": (0.0, 1.0)}
@@ -29,7 +29,7 @@ def divergence(log_p: Vector, log_q: Vector) -> float:
 
 @dataclass
 class Row:
-    """One row's distributions on the tokens that every model allows."""
+    """Distributions of one row on the tokens that every model allows (the support)."""
 
     log_large: Vector  # log P, [support]
     delta: Vector  # [T, support]
@@ -52,13 +52,13 @@ def prepare(large: Vector, bases: Vector, experts: Vector) -> Row:
 
 
 def fused_divergences(row: Row, alpha: Vector) -> tuple[float, float]:
-    """f = KL(P~ || P) and g = KL(P || P~) under the weights [T]."""
+    """Return f = KL(P~ || P) and g = KL(P || P~) under the weights [T]."""
     log_fused = log_softmax(row.log_large + np.asarray(alpha, np.float64) @ row.delta)
     return divergence(log_fused, row.log_large), divergence(row.log_large, log_fused)
 
 
 def curve(row: Row, expert: int, alphas: Vector) -> tuple[Vector, Vector]:
-    """f and g of one expert at many values of its weight."""
+    """Return f and g of one expert at many values of its weight."""
     f, g = np.empty(len(alphas)), np.empty(len(alphas))
     step = max(1, 2_000_000 // row.log_large.size)
     for start in range(0, len(alphas), step):
@@ -79,11 +79,11 @@ def losses(row: Row, expert: int, alphas: Vector, a: float, b: float, match: str
 def solve_one(
     row: Row, expert: int, a: float, b: float, match: str = "symmetric", alpha_max: float = 2.0, dense: int = DENSE
 ) -> tuple[float, float]:
-    """The global minimum over [0, alpha_max]: (alpha, loss). A dense grid, then finer ones around its best points."""
+    """Return the global minimum over [0, alpha_max] as (alpha, loss), by a dense grid and finer ones in it."""
     f_weight, g_weight = WEIGHTS[match]
     if max(f_weight * a, g_weight * b) <= 1e-11:
         return 0.0, f_weight * a**2 + g_weight * b**2
-    # Steep curves decide near 0, hence a grid in the logarithm beside the even one.
+    # Steep curves have their minimum near 0, so a logarithmic grid is added to the even one.
     alphas = np.unique(
         np.concatenate([np.linspace(0, alpha_max, dense), alpha_max * np.geomspace(1e-6, 1, dense // 8)])
     )
@@ -103,7 +103,7 @@ def solve_one(
 
 
 def bounds(row: Row, alpha_max: Bound) -> Vector:
-    """The bound of every expert."""
+    """Return the bound of every expert."""
     return np.broadcast_to(alpha_max, len(row.delta))
 
 
@@ -131,7 +131,7 @@ def grid(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
 
 
 def alone(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
-    """Every expert's weight when it is solved alone against its own targets."""
+    """Return every expert's weight, solved alone against its own targets."""
     return np.array(
         [
             solve_one(row, t, row.target_f[t], row.target_g[t], match, bound)[0]
@@ -145,19 +145,19 @@ def centroid(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vect
 
 
 def fused_means(row: Row, alpha: Vector) -> Vector:
-    """E[delta_t] under the fused distribution, [T]."""
+    """Return E[delta_t] under the fused distribution, [T]."""
     fused = np.exp(log_softmax(row.log_large + np.asarray(alpha, np.float64) @ row.delta))
     return row.delta @ fused
 
 
 def joint_moments(row: Row, match: str = "symmetric", alpha_max: Bound = 2.0) -> Vector:
-    """What every expert's mean delta becomes when it is solved alone: the constraints of the joint solution."""
+    """Return each expert's mean delta when it is solved alone: the constraints of the joint solution."""
     weights = alone(row, match, alpha_max)
     return np.array([fused_means(row, weight * np.eye(len(weights))[t])[t] for t, weight in enumerate(weights)])
 
 
 def joint_dual(row: Row, alpha: Vector, moments: Vector) -> float:
-    """What the joint weights minimise."""
+    """Return the dual that the joint weights minimise."""
     logits = row.log_large + np.asarray(alpha, np.float64) @ row.delta
     peak = logits.max()
     return float(peak + np.log(np.exp(logits - peak).sum()) - np.dot(alpha, moments))

@@ -1,6 +1,6 @@
-"""Merging of models in float64 NumPy, as plainly as the papers say it: slow, and obviously right.
+"""Merging of models in float64 NumPy, as plainly as in the papers: slow but obviously right.
 
-`base` is any array, `experts` are [T, ...] of its shape, `masks` are what DARE drew.
+`base` is any array, `experts` are [T, ...] with its shape, `masks` are those that DARE drew.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def trim(vector, density):
-    """TIES, algorithm 1, step 1: keep the k largest in magnitude, of equal ones the first."""
+    """TIES, algorithm 1, step 1: keep the k largest magnitudes, the first ones of equals."""
     flat = vector.reshape(-1)
     keep = max(1, int(density * flat.size))
     order = sorted(range(flat.size), key=lambda i: (-abs(flat[i]), i))

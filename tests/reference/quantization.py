@@ -1,4 +1,4 @@
-"""What the tiles of quantized weights stand for (cpp/ops/matrix.h), read back the obvious way."""
+"""The values of quantized weights, decoded from their tiles (cpp/ops/matrix.h)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def dequantize(tiles: torch.Tensor, scale: torch.Tensor, out: int, columns: int) -> torch.Tensor:
-    """The matrix ``[out, columns]`` as float32."""
+    """Return the matrix ``[out, columns]`` as float32."""
     if tiles.dtype == torch.int8:  # [out / 16, in / 4, 16, 4]
         values = tiles.permute(0, 2, 1, 3).flatten(2).float()
         scales = scale.reshape(len(tiles), 16, 1)

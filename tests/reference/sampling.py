@@ -1,4 +1,4 @@
-"""The sampler in float64 NumPy, written to be read."""
+"""The sampler in float64 NumPy, as plainly as it can be written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def process(logits, options, prompt=(), generated=(), step=0):
-    """Logits after penalties, biases and bans; `options` holds fields of `_C.SamplingOptions` by name."""
+    """Return the logits after penalties, biases and bans; `options` has names of `_C.SamplingOptions` as keys."""
     scores = np.array(logits, np.float64)
     for token in {*prompt, *generated}:
         penalty = options.get("repetition_penalty", 1.0)
@@ -26,9 +26,9 @@ def process(logits, options, prompt=(), generated=(), step=0):
 
 
 def probabilities(scores, options):
-    """The distribution that is drawn from: softmax at the temperature, top-k, top-p, min-p, renormalised."""
+    """Return the sampled distribution: softmax at the temperature, top-k, top-p, min-p, renormalised."""
     weights = np.exp((scores - scores.max()) / options["temperature"])
-    order = np.lexsort((np.arange(len(scores)), -scores))  # the greater score first, then the lower id
+    order = np.lexsort((np.arange(len(scores)), -scores))  # the higher score first, then the lower id
     kept = order[: options.get("top_k", 0) or None]
     if options.get("top_p", 1.0) < 1:
         cumulative = np.cumsum(weights[kept]) / weights[kept].sum()
@@ -40,7 +40,7 @@ def probabilities(scores, options):
 
 
 def draw(distribution, uniform):
-    """The first token at which the cumulative distribution, in the order of the ids, exceeds a uniform number."""
+    """Return the first token, in the order of ids, at which the cumulative distribution exceeds a uniform number."""
     cumulative = np.cumsum(distribution)
     return int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
 
@@ -52,7 +52,7 @@ def log_softmax(logits):
 
 
 def philox(seed, step, stream):
-    """Philox4x32-10: the four words of the counter (step, stream) under the key `seed`."""
+    """Return the four words of Philox4x32-10 for the counter (step, stream) and the key `seed`."""
     mask = 0xFFFFFFFF
     key = [seed & mask, seed >> 32]
     x = [step & mask, step >> 32, stream & mask, stream >> 32]
