@@ -18,7 +18,7 @@ extern dim3 gridDim;
 // barrier threads get far out of step: a missing barrier gives different results in different orders.
 namespace dlf::emulation {
 
-// ---- what tests choose
+// ---- the order, chosen by tests
 
 enum class Order { forward, backward, random };
 
@@ -65,7 +65,7 @@ void* map_shared(void* pointer, unsigned rank);
 
 [[noreturn]] void fail(const char* problem);  // in a kernel: ends it with an error
 
-// ---- what a launch is made of
+// ---- launches
 
 struct Launch {
   const void* kernel;

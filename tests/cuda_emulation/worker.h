@@ -87,7 +87,7 @@ class Worker {
   // The host waits. Throws the first error since the last call of drain(), finished() or enqueue().
   void drain(CUstream_st& stream);
   void drain();
-  bool finished(CUstream_st& stream);  // throws likewise
+  bool finished(CUstream_st& stream);  // throws as drain() does
 
  private:
   void push(CUstream_st& stream, CUstream_st::Work work);
