@@ -7,7 +7,7 @@
 
 namespace dlf {
 
-// What solving a batch gives, as tensors.
+// Result of solving a batch, as tensors.
 struct FusionTensors {
   FusionTensors(at::Tensor fused, int64_t experts)
       : logits(std::move(fused)),
@@ -19,8 +19,8 @@ struct FusionTensors {
         sweeps(at::empty({logits.size(0)}, at::kLong)),
         bad_model(at::empty({logits.size(0)}, at::kLong)) {}
 
-  at::Tensor logits;     // [B, V] float32, where the solver ran
-  at::Tensor alpha;      // [B, T] double, as all that follow on the CPU
+  at::Tensor logits;     // [B, V] float32, on the solver's device
+  at::Tensor alpha;      // [B, T] double; this and all below are on the CPU
   at::Tensor f;          // [B]
   at::Tensor g;          // [B]
   at::Tensor target_f;   // [B, T]

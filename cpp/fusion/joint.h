@@ -4,11 +4,11 @@
 
 namespace dlf {
 
-// How far the joint search goes. The sums that it is given are those of double or of float32 numbers.
+// Precision of the joint search: by default for sums of doubles, of_float() for sums of float32 numbers.
 struct JointPrecision {
   double tolerance = 1e-7;  // of α, as a share of α_max
-  double ridge = 1e-9;      // of the Hessian: experts that say the same make it singular
-  double gain = 1e-15;      // of D, as a share of it: the least that is worth another step
+  double ridge = 1e-9;      // added to the Hessian, as a share of it: experts that agree make it singular
+  double gain = 1e-15;      // least gain in D that is worth another step, as a share of D
 
   DLF_HOST_DEVICE static JointPrecision of_float() { return {1e-5, 1e-6, 1e-9}; }
 };
@@ -17,13 +17,13 @@ struct JointPrecision {
 // convex dual is
 //     minimise  D(α) = log E_P[exp(Σ α_tΔ_t)] − Σ α_tτ_t   over  0 <= α_t <= α_max,t,
 // with gradient E[Δ_t] − τ_t and the covariance of the Δ_t as Hessian: Newton's method inside the box. A step that goes
-// too far is shortened along its line, which reaches the minimum also where P̃ is all but certain and the Hessian
+// too far is shortened along its line, so that the minimum is reached also where P̃ is nearly certain and the Hessian
 // vanishes.
 class JointSearch {
  public:
   static constexpr int kMost = 16;  // experts
 
-  // An expert whose bound is 0 stays out.
+  // Begins a search at `alpha`. An expert whose alpha_max is 0 stays out.
   DLF_HOST_DEVICE void start(int count, const double* alpha_max, const double* alpha, const double* moments,
                              const JointPrecision& precision = {});
 
@@ -37,7 +37,7 @@ class JointSearch {
  private:
   static constexpr int kEvaluations = 60;
   static constexpr int kRounds = 100;
-  static constexpr int kFew = 4;  // experts whose step has its numbers in registers
+  static constexpr int kFew = 4;  // most experts for which a step keeps its numbers in registers
 
   template <int kSize>
   DLF_HOST_DEVICE bool newton_step();
@@ -53,7 +53,7 @@ class JointSearch {
   double slope_;   // of D along move_, at alpha_
   double length_;  // of the trial, as a share of move_
   double alpha_max_[kMost];
-  double per_bound_[kMost];  // 1 / alpha_max_, where that is not 0
+  double per_bound_[kMost];  // 1 / alpha_max_, or 0 if that is 0
   double alpha_[kMost];
   double move_[kMost];
   double trial_[kMost];
@@ -80,7 +80,7 @@ DLF_HOST_DEVICE inline void JointSearch::start(int count, const double* alpha_ma
     target_[t] = moments[t];
     move_[t] = 0.0;
   }
-  for (int t = count; t < kFew; ++t) {  // these rest
+  for (int t = count; t < kFew; ++t) {  // fill up to kFew with experts at 0
     alpha_max_[t] = 0.0;
     per_bound_[t] = 0.0;
     alpha_[t] = 0.0;
@@ -109,7 +109,7 @@ DLF_HOST_DEVICE inline bool JointSearch::take(double cumulant, const double* mea
         hessian_[t][s] = *products++ - means[t] * means[s];
         hessian_[s][t] = hessian_[t][s];
       }
-      hessian_[t][t] = larger(hessian_[t][t], 0.0);  // but for rounding
+      hessian_[t][t] = larger(hessian_[t][t], 0.0);  // rounding may make it negative
     }
     return ++taken_ < kEvaluations && (count_ <= kFew ? newton_step<kFew>() : newton_step<kMost>());
   }
@@ -117,7 +117,8 @@ DLF_HOST_DEVICE inline bool JointSearch::take(double cumulant, const double* mea
   return ++taken_ < kEvaluations && -slope_ * length_ > precision_.gain * fabs(value_);
 }
 
-// The least of the quadratic from where its slope is `slope`, over the weights that are `free`; the others rest.
+// Computes the step to the quadratic's minimum over the `free` weights from where its slope is `slope`; the other
+// weights stay.
 template <int kSize>
 DLF_HOST_DEVICE inline void JointSearch::eliminate(double ridge, unsigned free, const double* slope,
                                                    double* step) const {
@@ -139,7 +140,7 @@ DLF_HOST_DEVICE inline void JointSearch::eliminate(double ridge, unsigned free, 
       pivot -= scaled[t][s] * lower[t][s];
       rest -= scaled[t][s] * step[s];
     }
-    per_pivot[t] = 1.0 / larger(pivot, ridge);  // which it is but for rounding
+    per_pivot[t] = 1.0 / larger(pivot, ridge);  // less only by rounding
     step[t] = (free >> t & 1U) != 0 ? rest * per_pivot[t] : 0.0;
   }
   for (int t = count - 1; t >= 0; --t) {
@@ -149,9 +150,9 @@ DLF_HOST_DEVICE inline void JointSearch::eliminate(double ridge, unsigned free, 
   }
 }
 
-// To the quadratic's minimum in the box: to that over the weights that are free, or to the first bound on the way,
-// which then holds one more; once there, the weight that is pulled most into the box is free again. The quadratic falls
-// all along, so no set of free weights comes twice. False where the answer is known.
+// Moves to the quadratic's minimum in the box: goes to the minimum over the free weights, or to the first bound on the
+// way, which then holds one more weight; at the minimum, frees the weight that is pulled most into the box. The
+// quadratic falls in every round, so no set of free weights occurs twice. Returns false when the answer is known.
 template <int kSize>
 DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
   const int count = kSize == kFew ? kFew : count_;
@@ -231,7 +232,7 @@ DLF_HOST_DEVICE inline bool JointSearch::newton_step() {
   return moved > precision_.tolerance * largest_ && -slope_ > precision_.gain * fabs(value_);
 }
 
-// To where the slope vanishes if it changes evenly from the start of the line to the trial.
+// Moves the trial back to where the slope vanishes if it changes linearly from the start of the line to the trial.
 DLF_HOST_DEVICE inline void JointSearch::shorten(double slope_at_trial) {
   length_ *= clamp(slope_ / (slope_ - slope_at_trial), 0.1, 0.6);
   for (int t = 0; t < count_; ++t) {

@@ -10,7 +10,7 @@
 namespace dlf {
 namespace {
 
-constexpr double kMostAlpha = 1e6;  // so that float32 holds what it makes of any logit
+constexpr double kMostAlpha = 1e6;  // so that float32 holds its product with any logit
 
 constexpr bool in_order() {
   for (size_t i = 0; i < kCombineTable.size(); ++i) {
@@ -23,7 +23,7 @@ constexpr bool in_order() {
 }
 static_assert(in_order(), "a row is found by its number");
 
-// The row with this name.
+// Finds the row with this name.
 template <typename Row, size_t count>
 const Row& find(const std::array<Row, count>& table, const char* option, std::string_view name) {
   std::string choices;
@@ -42,9 +42,9 @@ std::vector<ExpertWeight> expert_weights(const std::vector<std::optional<double>
                                          const std::vector<double>& alpha_max, int experts) {
   const auto count = static_cast<size_t>(experts);
   check_option(alpha.empty() || alpha.size() == count, "alpha", " holds ", alpha.size(), " weights for ", experts,
-               " experts; give one an expert, None where it is solved");
+               " experts; give one per expert, None to solve it");
   check_option(alpha_max.size() == 1 || alpha_max.size() == count, "alpha_max", " holds ", alpha_max.size(),
-               " bounds for ", experts, " experts; give one for all or one an expert");
+               " bounds for ", experts, " experts; give one for all or one per expert");
   std::vector<ExpertWeight> weights(count);
   for (size_t t = 0; t < count; ++t) {
     weights[t].alpha_max = alpha_max[alpha_max.size() == 1 ? 0 : t];
@@ -67,7 +67,7 @@ void validate(const Rule& rule, int experts) {
   TORCH_CHECK_VALUE(rule.weights.empty() || rule.weights.size() == static_cast<size_t>(experts), "got ",
                     rule.weights.size(), " weights for ", experts, " experts");
   check_option(!rule.takes_given() || !rule.weights.empty() || experts == 0, "combine", "='", rule.combining().name,
-               "' takes the weights: give alpha, one number an expert");
+               "' takes the weights: give alpha, one number per expert");
   for (size_t t = 0; t < rule.weights.size(); ++t) {
     const ExpertWeight& weight = rule.weights[t];
     check_option(weight.alpha_max > 0.0 && weight.alpha_max <= kMostAlpha, "alpha_max", " is ", weight.alpha_max,
@@ -76,7 +76,7 @@ void validate(const Rule& rule, int experts) {
     check_option(std::abs(given) <= kMostAlpha, "alpha", "[", t, "] is ", given, "; give finite numbers of at most ",
                  kMostAlpha);
     check_option(!rule.takes_given() || !weight.solved(), "combine", "='", rule.combining().name,
-                 "' takes the weights as given, but expert ", t, " has none; give alpha, one number an expert");
+                 "' takes the weights as given, but expert ", t, " has none; give alpha, one number per expert");
   }
 }
 

@@ -10,7 +10,7 @@ namespace dlf {
 
 inline constexpr int kMaxExperts = 16;
 
-// How the weights of several experts come together.
+// How the weights of several experts are combined.
 enum class Combine { select, centroid, joint, static_alpha, grid };
 
 // Which divergences are matched with the expert's: f = KL(P̃‖P) with a, g = KL(P‖P̃) with b.
@@ -24,12 +24,12 @@ struct CombineRow {
     joint,     // likewise, and from there by the least change of P that reaches every expert's moment
   };
   enum class Targets {
-    own,   // an expert's curve is to pass near its own a and b, and its weight is divided by the number of experts
-    mean,  // near the means of all, which the one expert reaches that passes nearest; the others get 0
+    own,   // each expert is searched for its own a and b, and its weight divided by the number of experts
+    mean,  // the expert whose curve passes nearest the means of all a and b gets the weight; the others get 0
   };
   enum class Points {
-    refined,  // until α is known
-    grid,     // at the 21 values of the paper, a tenth apart, up to α_max
+    refined,  // chosen by the search until α is known
+    grid,     // the 21 values of the paper, a tenth apart, up to α_max
   };
 
   Combine combine;
@@ -49,7 +49,7 @@ inline constexpr std::array<CombineRow, 5> kCombineTable = {{
     {Combine::grid, "grid", CombineRow::Weights::searched, CombineRow::Targets::mean, CombineRow::Points::grid},
 }};
 
-// What the squares of f − a and of g − b count for in the loss.
+// Weights of the squares of f − a and g − b in the loss.
 struct MatchRow {
   Match match;
   std::string_view name;
@@ -63,7 +63,7 @@ inline constexpr std::array<MatchRow, 3> kMatchTable = {{
     {Match::reverse, "reverse", 0.0, 1.0},
 }};
 
-// How an expert's weight comes about. Given ones are added to what is solved as if those experts were not there.
+// How an expert gets its weight. The others are solved as if the experts with given weights were not there.
 struct ExpertWeight {
   double alpha_max = 2.0;       // solved in [0, alpha_max]
   std::optional<double> given;  // or this, which may be negative
@@ -75,7 +75,7 @@ struct ExpertWeight {
 struct Rule {
   Combine combine = Combine::select;
   Match match = Match::symmetric;
-  std::vector<ExpertWeight> weights;  // one an expert of the request; empty: all solved, up to the default bound
+  std::vector<ExpertWeight> weights;  // one per expert of the request; empty: all solved, up to the default bound
 
   const CombineRow& combining() const { return kCombineTable[static_cast<size_t>(combine)]; }
   const MatchRow& matching() const { return kMatchTable[static_cast<size_t>(match)]; }
@@ -86,15 +86,15 @@ struct Rule {
   ExpertWeight weight(size_t expert) const { return weights.empty() ? ExpertWeight() : weights[expert]; }
 };
 
-// The rule for so many experts: `alpha` is empty or has a number, or none, for each; `alpha_max` has one bound for all
-// or one for each. Throws a ValueError for an unknown name, which lists the choices, and where validate() does.
+// Makes the rule for this number of experts. `alpha` is empty or has a number, or none, for each; `alpha_max` has one
+// bound for all or one for each. Throws a ValueError where validate() does, and one with the choices for unknown names.
 Rule parse_rule(std::string_view combine, std::string_view match, const std::vector<std::optional<double>>& alpha,
                 const std::vector<double>& alpha_max, int experts);
 
-// Throws a ValueError where the rule doesn't suit so many experts.
+// Throws a ValueError if the rule doesn't fit this number of experts.
 void validate(const Rule& rule, int experts);
 
-// Throws a ValueError where nobody can fuse so many experts.
+// Throws a ValueError unless `experts` is 1 to kMaxExperts.
 void check_expert_count(int experts);
 
 }  // namespace dlf

@@ -5,7 +5,7 @@
 #include "fusion/cpu/sweep.h"
 #include "support/host_device.h"
 
-// The equations of fusion, once, for the CPU and CUDA solvers. Section 2 of docs/design.md derives them.
+// The equations of fusion, shared by the CPU and CUDA solvers. Section 2 of docs/design.md derives them.
 //
 // P is the large model's distribution, Δ an expert's logits less its base's, and P_α ∝ P·exp(αΔ). Everything follows
 // from the cumulant function A(α) = log E_P[exp(αΔ)] and its slopes m = A' = E_{P_α}[Δ] and v = A'' = Var_{P_α}(Δ).
@@ -15,7 +15,7 @@ DLF_HOST_DEVICE inline double larger(double x, double y) { return x > y ? x : y;
 DLF_HOST_DEVICE inline double smaller(double x, double y) { return x < y ? x : y; }
 DLF_HOST_DEVICE inline double clamp(double x, double low, double high) { return larger(low, smaller(x, high)); }
 
-// The value number k of a range. Its ends are met exactly.
+// Value number k of a range, exact at both ends.
 DLF_HOST_DEVICE inline double alpha_of(const AlphaRange& range, int k) {
   return range.count > 1 ? range.first + (range.last - range.first) * k / (range.count - 1) : range.first;
 }
@@ -38,7 +38,7 @@ DLF_HOST_DEVICE inline BlockSum merge(const BlockSum* sums, int64_t count, int64
   return total;
 }
 
-// What a sum says of its distribution: the logarithm of the normaliser, and the mean and variance of Δ.
+// Logarithm of a distribution's normaliser, and the mean and variance of Δ.
 struct Moments {
   double log_sum;
   double mean;

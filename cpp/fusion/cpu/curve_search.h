@@ -2,24 +2,24 @@
 
 #include "fusion/solver_math.h"
 
-// The search for the α of one expert: which points of its curve the next sweep evaluates, and when the answer is known.
+// Searches the α of one expert: chooses the points of its curve for the next sweep until the answer is known.
 //
 // The loss may have two minima, so this is branch and bound: the points evaluated so far cut [0, α_max] into cells, and
-// a cell is dropped once nothing in it can beat the best known loss — by the box that f and g can't leave, or by a
-// model of the curve whose error is known to be small. Points go into the cells that are left until the minimum is
-// known to a millionth.
+// a cell is dropped once nothing in it can beat the best known loss, by the box that f and g can't leave or by a model
+// of the curve whose error is known to be small. Points go into the remaining cells until the minimum is known to a
+// millionth.
 namespace dlf {
 
-inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
+inline constexpr double kNoDistance = 1e-11;  // divergences up to this are rounding of float32 logits
 inline constexpr double kTolerance = 1e-11;   // of the loss at α = 0: the least gain that is worth another sweep
-inline constexpr double kSettled = 1e-6;      // an error of α, as a share of it, that is not worth another sweep
+inline constexpr double kSettled = 1e-6;      // relative error of α that is not worth another sweep
 inline constexpr int kSearchSweeps = 11;
-inline constexpr int kTrustedSweeps = 2;  // after so many, points are spread out too
+inline constexpr int kTrustedSweeps = 2;  // after this many, points are also spread over a cell
 inline constexpr int kSearchCapacity = kSearchSweeps * kSweepPoints;
 
 class CurveSearch {
  public:
-  // α of the first sweep.
+  // Values of α in the first sweep.
   static constexpr int kFirstPoints = 9;
   static AlphaRange first_points(double alpha_max) { return {0.0, alpha_max, kFirstPoints}; }
 
@@ -28,7 +28,7 @@ class CurveSearch {
     sweeps_ = 0;
   }
 
-  // May follow the first points: the targets come from the same sweep.
+  // May be called after the first points were added: the targets come from the same sweep.
   void set_loss(const Loss& loss) {
     loss_ = loss;
     scale_ = loss.value(0.0, 0.0);
@@ -37,7 +37,7 @@ class CurveSearch {
   void add(const CurvePoint& point) {
     for (int i = 0; i < count_; ++i) {
       if (points_[i].alpha == point.alpha) {
-        return;  // a cell has a width
+        return;  // no cell has a width of 0
       }
     }
     int at = count_++;
@@ -47,11 +47,11 @@ class CurveSearch {
     points_[at] = point;
   }
 
-  // Sees what the points evaluated so far tell.
+  // Updates the answer and the open cells from the points evaluated so far.
   void look();
 
-  // Then writes the α that the next sweep should evaluate and returns in how many ranges they lie; 0 when the answer is
-  // known, or known not to get below the loss `rival`.
+  // Plans the next sweep after look(): writes its ranges of α and returns how many they are; 0 when the answer is
+  // known, or cannot get below the loss `rival`.
   int plan(double rival, AlphaRange* ranges) const;
 
   // Makes the best of the points evaluated so far the answer.
@@ -64,18 +64,18 @@ class CurveSearch {
   double scale() const { return scale_; }  // the loss at α = 0
 
  private:
-  // What the model says about one cell.
+  // The model's prediction for one cell.
   struct Report {
     int cell;
-    double alpha;  // of the least loss
+    double alpha;  // where the loss is least
     double loss;
-    double floor;  // no less than this, with the model's error counted against it
+    double floor;  // lower bound of the loss: the model's, less its error
     double error;  // of alpha
     bool settled;  // alpha is known well enough
     CurvePoint point;
   };
 
-  static constexpr int kOpen = 4;  // cells that one sweep serves; the others wait
+  static constexpr int kOpen = 4;  // most cells that one sweep refines; the others wait
   static_assert(2 * kOpen <= kSweepRanges);
 
   Report examine(int cell) const;
@@ -110,9 +110,9 @@ inline void CurveSearch::choose() {
   }
 }
 
-// The difference of the two models is the coarse one's error. How much smaller the fine one's is can be seen one size
-// up: over this cell and the one beside it, both models are tried at the point between them. Halving the width makes
-// the share four times smaller still, which is left as a margin.
+// Estimates the fine model's error as a share of |fine − coarse|, which is about the coarse model's error. It is
+// measured one size up: over this cell and the one beside it, both models are compared with the known point between
+// them. Halving the width makes the share four times smaller still; that is left as a margin.
 inline double CurveSearch::fine_share(int cell) const {
   double share = 0.0;
   for (int i = cell > 0 ? cell - 1 : 0; i <= cell && i + 2 < count_; ++i) {
@@ -123,7 +123,7 @@ inline double CurveSearch::fine_share(int cell) const {
     const Divergences coarse = model.coarse(t);
     const double missed = loss_.f_weight * fabs(fine.f - truth.f) + loss_.g_weight * fabs(fine.g - truth.g);
     const double against = loss_.f_weight * fabs(coarse.f - truth.f) + loss_.g_weight * fabs(coarse.g - truth.g);
-    // Cells of other widths say little.
+    // Two cells of unequal widths say little.
     share = fabs(t - 0.5) < 0.2 && missed < against ? larger(share, missed / against) : 1.0;
   }
   return share > 0.0 ? larger(share, 1.0 / 64) : 1.0;
@@ -181,7 +181,7 @@ inline void CurveSearch::look() {
   if (larger(loss_.f_weight * loss_.a, loss_.g_weight * loss_.b) <= kNoDistance) {
     answer_ = points_[0];
     answer_loss_ = scale_;
-    return;  // the expert says what its base says
+    return;  // the expert agrees with its base
   }
   for (int i = 0; i + 1 < count_; ++i) {
     if (loss_.bound(divergences(points_[i]), divergences(points_[i + 1])) >= answer_loss_ - kTolerance * scale_) {
@@ -208,7 +208,7 @@ inline void CurveSearch::look() {
 }
 
 inline int CurveSearch::plan(double rival, AlphaRange* ranges) const {
-  // A settled cell may have beaten the others meanwhile.
+  // A settled cell may have lowered the best loss since look() listed the open ones.
   const double ceiling = smaller(answer_loss_ - kTolerance * scale_, rival);
   int open = opened_;
   while (open > 0 && open_[open - 1].floor >= ceiling) {
@@ -230,13 +230,13 @@ inline int CurveSearch::plan(double rival, AlphaRange* ranges) const {
     const double right = points_[report.cell + 1].alpha;
     const double width = right - left;
     if (report.error < width / 8) {
-      // The minimum is about known: close it in.
+      // The minimum is nearly known: bracket it.
       const double around = larger(2.0 * report.error, width / 256);
       const bool before = report.alpha - around > left + 0.1 * around;
       const bool after = report.alpha + around < right - 0.1 * around;
       ranges[planned++] = {report.alpha - (before ? around : 0.0), report.alpha + (after ? around : 0.0),
                            1 + (before ? 1 : 0) + (after ? 1 : 0)};
-      // If it wasn't there, the model is wrong about this curve: make sure of shrinking the cell all the same.
+      // After several sweeps the model may be wrong about this curve: spread points too, so that the cell shrinks.
       if (sweeps_ <= kTrustedSweeps || share <= 3) {
         continue;
       }

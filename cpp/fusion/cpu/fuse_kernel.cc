@@ -6,7 +6,7 @@ namespace {
 
 constexpr float kLargestF = __FLT_MAX__;
 
-// The experts that weigh something.
+// The experts whose weight is not 0.
 struct Weighted {
   int count = 0;
   double alpha[kSweepExperts];

@@ -9,8 +9,8 @@ namespace dlf {
 namespace {
 
 constexpr int kGridPoints = 21;
-constexpr double kGridSteps = 10.0;  // to the unit
-constexpr double kTie = 1e-10;       // losses so near, as shares of the loss at α = 0, are equal
+constexpr double kGridSteps = 10.0;  // per unit of α
+constexpr double kTie = 1e-10;       // losses that differ by at most this share of the loss at α = 0 are equal
 constexpr int kCentreSamples = 32;
 
 static_assert(kMaxExperts == kSweepExperts);
@@ -39,7 +39,7 @@ FusionSolver::FusionSolver(int experts, int64_t vocab, int max_batch, ThreadTeam
   flags_ = std::make_unique_for_overwrite<uint32_t[]>(curves * blocks_);
   ranges_.resize(curves);
   centres_.resize(curves);
-  if (experts > 1) {  // memory that no rule needs stays untouched
+  if (experts > 1) {  // only `joint` of several experts needs these
     joint_sum_size_ = joint_sums(experts);
     joints_ = std::make_unique_for_overwrite<JointSearch[]>(rows);
     joint_sums_ = std::make_unique_for_overwrite<double[]>(rows * blocks_ * joint_sum_size_);
@@ -74,7 +74,7 @@ void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionRe
   fuse();
 }
 
-// About the mean of Δ, from a few tokens: the sweeps lose digits of its square where Δ has a large common part.
+// Estimates the mean of Δ from a few tokens. The sweeps subtract it: a large common part of Δ would cost digits of Δ².
 double FusionSolver::find_centre(int curve) const {
   const FusionInput& input = inputs_[curve / experts_];
   const float* large = large_[curve / experts_];
@@ -99,7 +99,7 @@ int FusionSolver::name(int curve) const {
   return names == nullptr ? expert : names[expert];
 }
 
-// How many of a row's experts have a solved weight.
+// Number of a row's experts whose weight is solved.
 int FusionSolver::solved(int row) const {
   const Curve* curves = &curves_[row * experts_];
   return static_cast<int>(
@@ -234,8 +234,8 @@ void FusionSolver::check_rows() {
   }
 }
 
-// A −inf of an expert or a base takes the token from every distribution of its row, which then starts anew, on a
-// copy of large that is kept where the fused logits will go.
+// Removes each token that is −inf in an expert or a base from every distribution of its row, and sweeps the row again.
+// The row's large logits are replaced by a copy with −inf there, kept where the fused logits will go.
 void FusionSolver::shrink_supports() {
   const auto kernel = DLF_CPU_DISPATCH(sweep_support);
   for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
@@ -298,15 +298,15 @@ void FusionSolver::search() {
   }
 }
 
-// Whether a curve takes another sweep.
+// Plans a curve's next sweep; returns whether it takes one.
 bool FusionSolver::plan(int index) {
   Curve& curve = curves_[index];
   curve.ranges = rule(index).on_grid() ? 0 : curve.search.plan(rival(index / experts_), curve.alpha);
   return curve.ranges > 0;
 }
 
-// The loss that a curve of this row must be able to get below: where one expert is selected, those that can't be the
-// best needn't be known well. Those that tie must be.
+// Loss that a curve of this row must be able to beat, or its search ends. Where one expert is selected, those that
+// can't be the best needn't be known well; those that tie with the best must be.
 double FusionSolver::rival(int row) const {
   if (!inputs_[row].rule->meets_mean()) {
     return HUGE_VAL;
@@ -329,7 +329,7 @@ void FusionSolver::combine(int row) {
   }
   result.sweeps += most;
   const bool one = inputs_[row].rule->meets_mean();
-  // Experts that all reach the targets tie but for the last digits: the first of them is taken.
+  // Experts that all reach the targets tie up to rounding: take the first.
   const double tie = kTie * curves[0].search.scale();
   const int among = solved(row);
   int best = -1;
@@ -339,7 +339,7 @@ void FusionSolver::combine(int row) {
       continue;
     }
     const double alone = curves[t].search.answer().alpha;
-    result.alpha[t] = one ? 0.0 : alone / among;  // where `joint` starts
+    result.alpha[t] = one ? 0.0 : alone / among;  // `joint` starts there too
     const double loss = curves[t].search.answer_loss();
     best = best < 0 || loss < curves[best].search.answer_loss() - tie ? t : best;
   }

@@ -34,15 +34,15 @@ struct FusionResult {
 
   double f;       // KL(P̃‖P) of the fused distribution
   double g;       // KL(P‖P̃)
-  int sweeps;     // over the vocabulary, fusing included: the most that any one expert took
-  int bad_model;  // where it is not kNoBadModel, the rest is undefined
+  int sweeps;     // sweeps over the vocabulary for the expert that took most, fusing included
+  int bad_model;  // unless this is kNoBadModel, the rest is undefined
 };
 
 // Solves the weights of every row of a batch, each by its own rule, and fuses its logits. A row's result depends on
-// nothing but its input. Allocates only when it is made.
+// nothing but its input. Allocates in the constructor only.
 class FusionSolver {
  public:
-  // `experts`: the most of a row.
+  // `experts`: most experts of a row.
   FusionSolver(int experts, int64_t vocab, int max_batch, ThreadTeam& threads);
 
   void solve(std::span<const FusionInput> inputs, std::span<FusionResult> results);
@@ -61,7 +61,7 @@ class FusionSolver {
     AlphaRange alpha[kSweepRanges];
   };
 
-  // Curve number row * T + expert.
+  // A curve's number is row * T + expert.
   double find_centre(int curve) const;
   int name(int curve) const;
   int experts(int row) const { return inputs_[row].count; }
@@ -89,8 +89,8 @@ class FusionSolver {
   template <typename Body>
   void for_blocks(size_t items, Body&& body);
 
-  static constexpr int64_t kSums = kSweepPoints + 2;  // of a curve in a block
-  // What sweep_joint gives for a block.
+  static constexpr int64_t kSums = kSweepPoints + 2;  // per curve and block
+  // Count of numbers that sweep_joint writes for a block.
   static constexpr int joint_sums(int experts) { return 2 + experts + experts * (experts + 1) / 2; }
 
   int experts_;
@@ -99,17 +99,17 @@ class FusionSolver {
   int max_batch_;
   ThreadTeam& threads_;
 
-  std::span<const FusionInput> inputs_;  // of the solve that runs
+  std::span<const FusionInput> inputs_;  // of the current solve()
   std::span<FusionResult> results_;
-  std::vector<Curve> curves_;         // max_batch × T
-  std::vector<AlphaRange> ranges_;    // per curve: of the first sweep
-  std::vector<double> centres_;       // per curve: subtracted from Δ in the sweeps, so that its square keeps its digits
-  std::vector<int> active_;           // curves of the next sweep
-  std::vector<int> active_rows_;      // rows of the next sweep
-  std::vector<const float*> large_;   // per row: the logits, or their copy on the common support
-  std::unique_ptr<BlockSum[]> sums_;  // per curve and block
+  std::vector<Curve> curves_;              // max_batch × T
+  std::vector<AlphaRange> ranges_;         // per curve: of the first sweep
+  std::vector<double> centres_;            // per curve: subtracted from Δ in the sweeps, so that Δ² keeps its digits
+  std::vector<int> active_;                // curves of the next sweep
+  std::vector<int> active_rows_;           // rows of the next sweep
+  std::vector<const float*> large_;        // per row: the logits, or their copy on the common support
+  std::unique_ptr<BlockSum[]> sums_;       // per curve and block
   std::unique_ptr<uint32_t[]> flags_;      // per curve and block
-  std::unique_ptr<JointSearch[]> joints_;  // per row; null where a row has one expert at most
+  std::unique_ptr<JointSearch[]> joints_;  // per row; null if no row has more than one expert
   std::unique_ptr<double[]> joint_sums_;   // per row and block
   int joint_sum_size_ = 0;
 };

@@ -3,7 +3,7 @@
 
 #include "fusion/cpu/solver.h"
 
-// `joint`: the weights of all experts together, by Newton steps that cost one sweep each.
+// `joint`: solves the weights of all experts together, by Newton steps that cost one sweep each.
 namespace dlf {
 
 void FusionSolver::solve_joint() {
@@ -12,7 +12,7 @@ void FusionSolver::solve_joint() {
     if (!alive(row) || !inputs_[row].rule->is_joint() || solved(row) < 2) {
       continue;
     }
-    // Those with given weights stand at 0 meanwhile.
+    // Experts with given weights have a bound of 0 here, which keeps them out of the search.
     double moments[kMaxExperts] = {};
     double start[kMaxExperts] = {};
     double bounds[kMaxExperts] = {};

@@ -4,17 +4,17 @@
 
 #include "support/cpu_capability.h"
 
-// The sweeps over the vocabulary: what they take and give. Plain structs without functions, because the kernels are
-// compiled for several instruction sets and nothing inline may be shared among them.
+// Arguments and results of the sweeps over the vocabulary. They are plain structs without functions, because the
+// kernels are compiled for several instruction sets and nothing inline may be shared among them.
 namespace dlf {
 
-inline constexpr int64_t kSweepBlock = 1024;  // tokens that one call handles: 8 KB of doubles for each of their numbers
-inline constexpr int kSweepPoints = 21;       // values of α of one sweep
-inline constexpr int kSweepRanges = 8;        // in so many ranges
+inline constexpr int64_t kSweepBlock = 1024;  // tokens per kernel call; a double for each is 8 KB
+inline constexpr int kSweepPoints = 21;       // most values of α in one sweep
+inline constexpr int kSweepRanges = 8;        // most ranges in which they lie
 inline constexpr int kSweepExperts = 16;
 
 // Values of α an equal step apart, both ends included; a count of 1 is `first` alone. e^{(α+h)Δ} = e^{αΔ}·e^{hΔ}, so
-// all of them cost two exponentials a token.
+// all of them cost two exponentials per token.
 struct AlphaRange {
   double first;
   double last;
@@ -29,8 +29,7 @@ struct BlockSum {
   double second;  // Σ wΔ²
 };
 
-// What a block's logits hold besides finite numbers: a NaN or +inf, or a −inf of the expert or the base where large has
-// none.
+// Logits of a block that are not finite: NaN or +inf, or −inf in the expert or the base where large has none.
 enum SweepFlag : uint32_t {
   kBadLarge = 1,
   kBadExpert = 2,
@@ -48,16 +47,16 @@ struct RowBlock {
   int count;
   int64_t begin;
   int64_t end;
-  const AlphaRange* ranges;  // of every expert; they start at 0
-  // Of expert t from t * stride on: under large + αΔ_t for every α, then under base (= Q) and base + Δ_t (= Q_t), whose
-  // `second` stays empty.
+  const AlphaRange* ranges;  // one per expert, starting at α = 0
+  // Those of expert t begin at t * sums_stride: under large + αΔ_t for every α, then under base (= Q) and base + Δ_t
+  // (= Q_t), whose `second` has no meaning.
   BlockSum* sums;
-  uint32_t* flags;  // of expert t at t * flags_stride; may be null
+  uint32_t* flags;  // that of expert t is at t * flags_stride; may be null
   int64_t sums_stride;
   int64_t flags_stride;
 };
 
-// The same sums under large + αΔ for one expert and any values of α.
+// The same sums under large + αΔ, for one expert and any ranges of α.
 struct CurveBlock {
   const float* large;
   const float* expert;
@@ -70,7 +69,7 @@ struct CurveBlock {
   BlockSum* sums;
 };
 
-// The fused logits of a block, and the sum of δ = Σ α_tΔ_t under large + δ, whose `second` stays empty.
+// Fused logits of a block, and its sums of δ = Σ α_tΔ_t under large + δ, without `second`.
 struct FuseBlock {
   const float* large;
   const float* const* experts;
@@ -84,7 +83,7 @@ struct FuseBlock {
   BlockSum* sum;
 };
 
-// Under large + Σ α_tΔ_t: peak, Σ w, then Σ wΔ_t for every expert, then Σ wΔ_tΔ_s for s <= t.
+// Sums under large + Σ α_tΔ_t: peak, Σ w, then Σ wΔ_t for every expert, then Σ wΔ_tΔ_s for s <= t.
 struct JointBlock {
   const float* large;
   const float* const* experts;

@@ -4,9 +4,9 @@
 namespace dlf::DLF_CPU {
 namespace {
 
-// How far the exponents αΔ may move along a range before the weights are computed anew. From weights e^0 (the token at
-// the peak) and 0 below e^−500, a walk of 200 nats stays within what a double holds; and what counts as 0 then weighs
-// less than e^(−500+200) beside more than e^−200: nothing.
+// Most nats that the exponents αΔ may move along a range before the weights are computed anew. Weights begin at e^0 for
+// the token at the peak, and those below e^−500 count as 0. After 200 nats all still fit a double, and a token that
+// counts as 0 would weigh less than e^(−500+200) beside more than e^−200: nothing.
 constexpr double kReach = 200.0;
 static_assert(kNegligible >= 2 * kReach + 50);
 
@@ -14,7 +14,8 @@ inline double step_of(const AlphaRange& range) {
   return range.count > 1 ? (range.last - range.first) / (range.count - 1) : 0.0;
 }
 
-// Sums at `count` values of α a step apart, from the weights at the first; leaves those of the value after the last.
+// Sums at `count` values of α a step apart, from the weights `start` at the first. Leaves in `weight` the weights at
+// the value after the last.
 template <int count>
 inline void walk(const Buffer& start, const Buffer& delta, const Buffer& ratio, double peak, int64_t size,
                  Buffer& weight, BlockSum* sums) {
@@ -39,7 +40,7 @@ inline void walk(const Buffer& start, const Buffer& delta, const Buffer& ratio, 
   }
 }
 
-// Four at a time: their sums stay in registers.
+// Walks four values at a time, so that their sums stay in registers.
 inline void walk(const Buffer& start, const Buffer& delta, const Buffer& ratio, double peak, int count, int64_t size,
                  Buffer& weight, BlockSum* sums) {
   const Buffer* from = &start;
@@ -62,19 +63,19 @@ inline void walk(const Buffer& start, const Buffer& delta, const Buffer& ratio, 
 struct Differences {
   Buffer delta;
   Buffer ratio;
-  double most;  // |Δ|
+  double most;  // largest |Δ|
 
   void read(const float* large, const float* expert, const float* base, double centre, int64_t tokens) {
     most = read_delta(large, expert, base, centre, tokens, delta);
   }
 
-  // How many values of a range one walk serves.
+  // Number of values of a range that one walk can serve.
   int stretch(const AlphaRange& range) const {
     const double steps = kReach / (step_of(range) * most + 1e-300);
     return steps < range.count ? 1 + static_cast<int>(steps) : range.count;
   }
 
-  // Without meaning, and without use, where a step alone goes too far.
+  // Writes the ratio; it has no meaning, and is not used, where a single step exceeds kReach.
   void set_step(double step, int64_t size) {
     for (int64_t i = 0; i < size; i += kWidth) {
       ratio.store(i, exponential(step * delta.load(i)));
@@ -82,7 +83,7 @@ struct Differences {
   }
 };
 
-// Sums at every α of a range. `start` holds the weights at the first, less the peak.
+// Sums at every α of a range. `start` holds the weights at the first, relative to `peak`.
 inline void scan(const Buffer& logit, const Differences& differences, const AlphaRange& range, const Buffer& start,
                  double peak, int64_t size, Buffer& weight, BlockSum* sums) {
   const Buffer& delta = differences.delta;
@@ -97,8 +98,8 @@ inline void scan(const Buffer& logit, const Differences& differences, const Alph
   }
 }
 
-// Sums of w and wΔ under the weights w = base·e^Δ. Where α = 1 is a small power of two of steps away from 0, as by
-// default, the ratio squared a few times is e^Δ; its error doubles with each.
+// Sums of w and wΔ under the weights w = base and w = base·e^Δ. Where α = 1 is 1, 2, 4, 8 or 16 steps away from 0, as
+// by default, e^Δ is the ratio squared a few times; each squaring doubles its error.
 inline void sum_target(const Buffer& base, const Differences& differences, double step, double peak, int64_t size,
                        BlockSum* sums) {
   constexpr int kSquarings = 4;
@@ -148,7 +149,7 @@ inline uint32_t flags_of(const float* large, const float* expert, const float* b
 
 }  // namespace
 
-// What all experts share is computed once: the weights under the large model and, where they have one base, under it.
+// Computes once what experts share: the weights under the large model and, for neighbours with one base, under that.
 void sweep_row(const RowBlock& block) {
   const int64_t tokens = block.end - block.begin;
   const int64_t size = padded(tokens);

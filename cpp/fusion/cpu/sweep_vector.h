@@ -2,8 +2,8 @@
 
 #include "fusion/cpu/sweep.h"
 
-// Vectors for the sweeps' kernels, as the compiler knows them and as wide as the instruction set's. Included only by
-// *_kernel.cc files: everything here is local to the file and the instruction set that it is compiled for, so that
+// Vector types of the compiler for the sweeps' kernels, as wide as the instruction set's registers. Only *_kernel.cc
+// files include this: everything here is local to the file and the instruction set that it is compiled for, so that
 // nothing of one instruction set can be linked into another's.
 namespace dlf::DLF_CPU {
 namespace {
@@ -24,7 +24,7 @@ static_assert(kSweepBlock % kWidth == 0);
 constexpr float kInfinityF = __builtin_huge_valf();
 constexpr double kInfinity = __builtin_huge_val();
 
-// Weights so many nats below the peak count as 0.
+// Weights this many nats below the peak count as 0.
 constexpr double kNegligible = 500.0;
 
 // One number for every token of a block.
@@ -53,9 +53,8 @@ inline double largest(Vector x) {
   return most;
 }
 
-// e^x for x <= 700, within 1e-13; 0 below −kNegligible, −inf included. Two to the nearest power by adding 1.5·2⁵²,
-// which leaves the integer in the low bits, then a polynomial 1 + r + r²q(r) on |r| <= ln 2 / 2, q interpolating at
-// Chebyshev's nodes.
+// e^x for x <= 700, within 1e-13; 0 below −kNegligible, −inf included. Adding 1.5·2⁵² rounds x / ln 2 to an integer in
+// the low bits; a polynomial 1 + r + r²q(r), with q interpolated at Chebyshev nodes, covers the rest |r| <= ln 2 / 2.
 inline Vector exponential(Vector x) {
   constexpr double kRound = 6755399441055744.0;
   const Vector shifted = x * 1.4426950408889634 + kRound;
@@ -76,10 +75,10 @@ inline Vector exponential(Vector x) {
   return x > -kNegligible ? reinterpret_cast<Vector>(scaled) : zero;
 }
 
-// Rounds a number of tokens up to whole vectors: the buffers are filled up with tokens that take no part.
+// Rounds a number of tokens up to whole vectors: buffers are padded with tokens that take no part.
 inline int64_t padded(int64_t tokens) { return (tokens + kWidth - 1) / kWidth * kWidth; }
 
-// The logits of tokens i, i + 1, …, and −inf after the last.
+// Logits of tokens i, i + 1, …, and −inf after the last.
 inline Vector load(const float* logits, int64_t i, int64_t tokens) {
   if (i + kWidth <= tokens) {
     return __builtin_convertvector(*reinterpret_cast<const Floats*>(logits + i), Vector);
@@ -102,8 +101,7 @@ inline void store(Vector x, float* logits, int64_t i, int64_t tokens) {
   }
 }
 
-// A model's logits in double; −inf for tokens that take no part, which are those where large is −inf. Returns their
-// peak.
+// Reads a model's logits into doubles, with −inf for tokens that take no part (large is −inf). Returns their peak.
 inline double read_logits(const float* logits, const float* large, int64_t tokens, Buffer& out) {
   Vector peak = Vector{} - kInfinity;
   for (int64_t i = 0; i < tokens; i += kWidth) {
@@ -116,7 +114,7 @@ inline double read_logits(const float* logits, const float* large, int64_t token
   return largest(peak);
 }
 
-// The differences Δ = expert − base − centre, 0 for tokens that take no part. Returns the largest |Δ|.
+// Reads the differences Δ = expert − base − centre, 0 for tokens that take no part. Returns the largest |Δ|.
 inline double read_delta(const float* large, const float* expert, const float* base, double centre, int64_t tokens,
                          Buffer& out) {
   Vector most = {};
@@ -129,7 +127,7 @@ inline double read_delta(const float* large, const float* expert, const float* b
   return largest(most);
 }
 
-// The largest logit + αΔ.
+// Largest logit + αΔ.
 inline double peak_of(const Buffer& logit, const Buffer& delta, double alpha, int64_t size) {
   Vector peak = Vector{} - kInfinity;
   for (int64_t i = 0; i < size; i += kWidth) {
@@ -138,7 +136,7 @@ inline double peak_of(const Buffer& logit, const Buffer& delta, double alpha, in
   return largest(peak);
 }
 
-// exp(logit + αΔ − peak) of every token.
+// Writes exp(logit + αΔ − peak) of every token.
 inline void weigh(const Buffer& logit, const Buffer& delta, double alpha, double peak, int64_t size, Buffer& weight) {
   for (int64_t i = 0; i < size; i += kWidth) {
     weight.store(i, exponential(logit.load(i) + alpha * delta.load(i) - peak));

@@ -6,7 +6,7 @@
 // The sweeps over several experts at once: the fused logits, and the moments of all differences together.
 namespace dlf::cuda {
 
-// Of δ = Σ α_tδ_t over the tokens of a block, wide where a float's e^δ would not do.
+// The mixed difference δ = Σ α_tδ_t of the tokens of a block; wide where e^δ needs more range than a float has.
 struct Mixture {
   const float* alpha;   // [T]
   const Curve* curves;  // [T]
@@ -22,9 +22,9 @@ struct Mixture {
     return !(most <= kReach);
   }
 
-  // The logits of the first expert that has weight, fetched before they are needed.
+  // Prefetched logits of the first expert whose weight is not 0.
   struct Ahead {
-    int expert = -1;  // none, also where its differences are on the chip
+    int expert = -1;  // −1 for none, or if its differences are on the chip
     Slice::Source source = {};
     Four next = {};
   };
@@ -44,7 +44,7 @@ struct Mixture {
     }
   }
 
-  // δ of four tokens, and the same without centres in `raw`.
+  // Computes δ of four tokens in `sum`, and the same without centres in `raw`.
   __device__ __forceinline__ void delta(const Slice& slice, int group, const Four& large, const Ahead& ahead, Four& sum,
                                         Four& raw) const {
     sum = Four{};
@@ -64,7 +64,7 @@ struct Mixture {
     }
   }
 
-  // The largest exponent of a block; what `parts` needs is said at largest_of_block().
+  // Largest exponent of a block; largest_of_block() describes `parts`.
   __device__ float peak(const Slice& slice, float* parts) const {
     float most[1] = {-kInfinity};
     for_groups(slice, [&](int group) {
@@ -82,7 +82,7 @@ struct Mixture {
   }
 };
 
-// Writes the fused logits. Sums Σpδ, Σpy, Σpyδ; or, where it is wide, nothing, Σw, Σwδ below the peak.
+// Writes the fused logits. Adds Σpδ, Σpy, Σpyδ to x; if wide, adds Σw, Σwδ relative to the peak to x[1] and x[2].
 __device__ __forceinline__ void fuse(const Slice& slice, const Mixture& mixture, float peak, float (&x)[4]) {
   Mixture::Ahead ahead = mixture.ahead(slice);
   for_groups(slice, [&](int group) {
@@ -136,7 +136,7 @@ struct Tile {
     }
     return tiles;
   }
-  // Where the sum of u_row·u_column lies; column <= row.
+  // Index of the sum of u_row·u_column; column <= row.
   __device__ static int place(int experts, int row, int column) {
     if (experts <= kFew) {
       return row * (row + 1) / 2 + column;
@@ -157,7 +157,7 @@ struct Tile {
   }
 };
 
-// The weights w of four tokens. Adds up w − p, or w where it is wide, in `total`.
+// Weights w of four tokens. Writes the sum of w − p, or of w if wide, to `total`.
 __device__ __forceinline__ Four fused_weights(const Mixture& mixture, const Four& large, const Four& sum, float peak,
                                               float& total) {
   Four weight;
@@ -177,8 +177,8 @@ __device__ __forceinline__ Four fused_weights(const Mixture& mixture, const Four
   return weight;
 }
 
-// Adds the sums of w·u_row·u_column for up to kFew experts. That of the weights themselves is of w − p where it is not
-// wide, so that A keeps its digits.
+// Adds the sums of w·u_row·u_column for up to kFew experts. Unless wide, the first is the sum of w − p instead of w, so
+// that A keeps its digits.
 __device__ __forceinline__ void sum_few(const Slice& slice, const Mixture& mixture, float peak, float (&x)[kWarp]) {
   float alpha[kFew];
   float centre[kFew];
@@ -220,7 +220,7 @@ __device__ __forceinline__ void sum_few(const Slice& slice, const Mixture& mixtu
   });
 }
 
-// Adds a tile's sums, as sum_few() to the bit.
+// Adds a tile's sums, bit-identical to those of sum_few().
 __device__ __forceinline__ void sum_tile(const Slice& slice, const Mixture& mixture, const Tile& tile, float peak,
                                          float (&x)[kWarp]) {
   const int rows = mixture.experts + 1;

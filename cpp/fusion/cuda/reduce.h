@@ -8,16 +8,16 @@ namespace dlf::cuda {
 
 inline constexpr int kSolverThreads = 512;
 inline constexpr int kSolverWarps = kSolverThreads / kWarp;
-inline constexpr int kSolverBlocks = 16;  // the most of a cluster
+inline constexpr int kSolverBlocks = 16;  // most blocks of a cluster
 
-// What a function that is not inlined cannot see: its argument lies in shared memory.
+// Tells the compiler that an address lies in shared memory, which a function that is not inlined cannot know.
 __device__ __forceinline__ void assume_shared([[maybe_unused]] const void* address) {
 #ifdef __CUDA_ARCH__
   __builtin_assume(__isShared(address) != 0);
 #endif
 }
 
-// One step for each halving of the numbers: a lane gives away the half that its partner keeps.
+// Halves the numbers at each step: a lane gives away the half that its partner keeps.
 template <int kNumbers, int kDistance>
 __device__ __forceinline__ void fold(float* x) {
   if constexpr (kNumbers > 1) {
@@ -36,24 +36,24 @@ __device__ __forceinline__ void fold(float* x) {
   }
 }
 
-// Sums several numbers over the lanes of a warp at once: 31 shuffles for 32 numbers, where one by one takes 160. The
-// result in lane i is the sum of number i * kNumbers / 32. Overwrites x.
+// Sums several numbers over the lanes of a warp at once: 32 numbers take 31 shuffles, instead of 160 one by one. Lane i
+// gets the sum of number i * kNumbers / 32. Overwrites x.
 template <int kNumbers>
 __device__ __forceinline__ float sum_lanes(float (&x)[kNumbers]) {
   fold<kNumbers, kWarp / 2>(x);
   return x[0];
 }
 
-// The largest of a warp's numbers, by the whole-number instruction: bits of floats order as they do, once those of
-// negative ones are turned round.
+// Largest of a warp's numbers, by the integer instruction: the bits of floats sort like the floats once those of
+// negative ones are inverted.
 __device__ inline float largest_lane(float x) {
   const int bits = __float_as_int(x);
   const int most = __reduce_max_sync(kAllLanes, bits >= 0 ? bits : bits ^ 0x7fffffff);
   return __int_as_float(most >= 0 ? most : most ^ 0x7fffffff);
 }
 
-// Of a power of two numbers, pairwise: it rounds less than one after the other, and waits less. Overwrites x, which
-// stays in registers as no index is left to the run.
+// Sums a power of two numbers pairwise, which rounds less and waits less than one after the other. Overwrites x, which
+// stays in registers because every index is a constant.
 template <int kNumbers>
 __device__ __forceinline__ float sum_tree(float* x) {
   if constexpr (kNumbers == 1) {
@@ -68,16 +68,15 @@ __device__ __forceinline__ float sum_tree(float* x) {
   }
 }
 
-// The sums of a block, one set of 32 numbers after another. There are two of each buffer, so that one barrier a set
-// is enough.
+// Sums over a block, one set of up to 32 numbers after another. Two buffers take turns: one barrier per set is enough.
 struct BlockSums {
   float* parts;  // [2, kSolverWarps, kWarp]
   int turn = 0;
 
   static constexpr int kFloats = 2 * kSolverThreads;
 
-  // Calls take(sum) in all lanes of one warp, with the sums of the block as sum_lanes() gives them. What it writes is
-  // for who waits at the next barrier.
+  // Calls take(sum) in all lanes of one warp, with the sums of the block as sum_lanes() gives them. Other warps see
+  // what it writes after the next barrier.
   template <int kNumbers, typename Take>
   __device__ __forceinline__ void reduce(float (&x)[kNumbers], Take&& take) {
     float* buffer = parts + turn % 2 * kSolverThreads;
@@ -104,12 +103,12 @@ struct BlockSums {
   }
 };
 
-// Number `index` of every block's exchange, summed over the cluster.
+// Sums number `index` of every block's exchange over the cluster.
 __device__ inline float sum_cluster(const Cluster& cluster, float* exchange, int index) {
   float column[kSolverBlocks];
 #pragma unroll
   for (int block = 0; block < kSolverBlocks; ++block) {
-    // Without a branch, so that none waits for another.
+    // No branch, so that no read waits for another.
     const float x = cluster.of(exchange, block < cluster.blocks ? block : cluster.rank)[index];
     column[block] = block < cluster.blocks ? x : 0.0F;
   }

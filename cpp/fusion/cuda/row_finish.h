@@ -9,7 +9,7 @@ template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::combine() {
   __syncthreads();
   if (threadIdx.x == 0) {
-    // Experts that all reach the targets tie but for the last digits: the first of them is taken.
+    // Experts that all reach the targets tie up to rounding: take the first.
     int best = __ffs(static_cast<int>(solved())) - 1;
     for (int t = best + 1; t < experts() && best >= 0 && by_mean(); ++t) {
       const double tie = kTie * curves_[best].search.scale();
@@ -20,7 +20,7 @@ __device__ void RowSolver<kKind, kHeld>::combine() {
       double alpha = slice_.chosen(t) ? rule().alpha[t] : 0.0F;
       if (solved(t)) {
         const double alone = curves_[t].search.answer().alpha;
-        alpha = !by_mean() ? alone / __popc(solved()) : t == best ? alone : 0.0;  // the first is where `joint` starts
+        alpha = !by_mean() ? alone / __popc(solved()) : t == best ? alone : 0.0;  // `joint` starts at the first
       }
       shared_.alpha[t] = static_cast<float>(alpha);
     }
@@ -28,10 +28,10 @@ __device__ void RowSolver<kKind, kHeld>::combine() {
   __syncthreads();
 }
 
-// Fuses, and the first block reports: the others send it their sums and are done.
+// Fuses the logits. The other blocks send their sums to the first, which writes the record.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::finish() {
-  constexpr int kNumbers = 8;  // a block: three sums, and at the end its peak
+  constexpr int kNumbers = 8;  // per block: three sums and, last, its peak
   const Mixture mixture = {shared_.alpha, curves_, experts(), Mixture::is_wide(shared_.alpha, curves_, experts())};
   float peak = mixture.wide ? mixture.peak(slice_, shared_.peaks) : shared_.peak;
   float x[4] = {};

@@ -2,10 +2,10 @@
 
 #include "fusion/cuda/row_solver.h"
 
-// The first sweep: every curve at nine values of α, the targets, and what the searches begin with.
+// The first sweep: every curve at nine values of α, the targets, and the start of the searches.
 namespace dlf::cuda {
 
-// Evaluates the first values on every curve, and the targets. Whether some curve needs sweep_wide_first() too.
+// Evaluates every curve at the first values, and the targets. Returns whether a curve needs sweep_wide_first() too.
 template <SolverKind kKind, bool kHeld>
 __device__ bool RowSolver<kKind, kHeld>::sweep_first() {
 #pragma unroll 1
@@ -17,7 +17,7 @@ __device__ bool RowSolver<kKind, kHeld>::sweep_first() {
     const float centre = out[kMeans] > 0.0F ? out[kMeans + 1] / out[kMeans] : 0.0F;
     const float base_centre = out[kMeans + 2] > 0.0F ? out[kMeans + 3] / out[kMeans + 2] : 0.0F;
     const float most = out[kMost];
-    // A block without tokens is no obstacle.
+    // Stays false for a block without tokens.
     const bool too_far = kFirstSteps * step(t) * (most - centre) > kReach || most - base_centre > kReach;
     if (threadIdx.x == 0) {
       out[kSummed] = too_far ? 0.0F : 1.0F;
@@ -35,7 +35,8 @@ __device__ bool RowSolver<kKind, kHeld>::sweep_first() {
   return __syncthreads_or(wide ? 1 : 0) != 0;
 }
 
-// A lane reads what one block has to say, all at once: another block's memory is far. Whether the curve is wide.
+// Each lane reads the numbers of one block, all at once because another block's memory is far. Returns whether the
+// curve is wide.
 template <SolverKind kKind, bool kHeld>
 __device__ bool RowSolver<kKind, kHeld>::take_first() {
   const int t = warp_index();
@@ -87,7 +88,7 @@ __device__ bool RowSolver<kKind, kHeld>::take_first() {
   return wide;
 }
 
-// Moves a block's sums to the common centre, which its own lies `apart` from: δ = δ_b + d and
+// Moves a block's sums from its own centre to the common one, a distance d (`apart`) away: δ = δ_b + d and
 // y = e^{αd}(1 + y_b) − 1.
 struct Moved {
   double apart;
@@ -95,7 +96,7 @@ struct Moved {
 
   __device__ Moved(float block_centre, float centre, float alpha)
       : apart(static_cast<double>(block_centre) - centre), growth(expm1_fast(alpha * static_cast<float>(apart))) {}
-  // Of Σp, Σpδ, Σpδ² and Σpy, Σpyδ, Σpyδ², or of as many as there are.
+  // `zero`, `one`, `two` are Σp, Σpδ, Σpδ² or Σpy, Σpyδ, Σpyδ².
   __device__ double first(double zero, double one) const { return one + apart * zero; }
   __device__ double second(double zero, double one, double two) const {
     return two + apart * (2.0 * one + apart * zero);
@@ -103,7 +104,7 @@ struct Moved {
   __device__ double grown(double sum, double rise) const { return rise + growth * (rise + sum); }
 };
 
-// A lane looks after one value and every fourth block. It reads all before it needs any.
+// Each lane handles one value of α in every fourth block. It issues all reads before it uses any.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::take_narrow(const Scales& scales) {
   static_assert(kFirstSteps == 8);
@@ -136,7 +137,7 @@ __device__ void RowSolver<kKind, kHeld>::take_narrow(const Scales& scales) {
     if (turn * kShares >= cluster_.blocks) {
       continue;
     }
-    const int block = lane / kFirstSteps + turn * kShares;  // what its lane has read of its means
+    const int block = lane / kFirstSteps + turn * kShares;  // lane `block` has read its means
     const float share = __shfl_sync(kAllLanes, scales.scale, block);
     const float block_weight = __shfl_sync(kAllLanes, scales.means.at[0], block);
     const float block_first = __shfl_sync(kAllLanes, scales.means.at[1], block);
@@ -165,7 +166,7 @@ __device__ void RowSolver<kKind, kHeld>::take_narrow(const Scales& scales) {
       sum += __shfl_xor_sync(kAllLanes, sum, distance);
     }
   }
-  // A lane looks after one block.
+  // Here each lane handles one block.
   double targets[3] = {};  // Σqδ, Σqy, Σqyδ
   if (speaks && scales.means.at[2] > 0.0F) {
     const double weight = scales.means.at[2];
@@ -183,7 +184,7 @@ __device__ void RowSolver<kKind, kHeld>::take_narrow(const Scales& scales) {
       sum += __shfl_xor_sync(kAllLanes, sum, distance);
     }
   }
-  // The point of lane k is that of number k − 1; the first lane's is the target, under the base at α = 1.
+  // Lane k takes the point of number k − 1; lane 0 takes the target, under the base at α = 1.
   const bool is_target = lane == 0;
   const double per = is_target ? scales.per_base : scales.per_weight;
   PointSums zero = {0.0, sums[3] * per, sums[4] * per};
@@ -209,7 +210,7 @@ __device__ void RowSolver<kKind, kHeld>::take_narrow(const Scales& scales) {
   put_first(point);
 }
 
-// Lane k has the point of number k.
+// Puts the first points into the search: lane k has number k.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::put_first(CurvePoint point) {
   Curve& curve = own();

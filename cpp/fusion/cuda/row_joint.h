@@ -2,12 +2,12 @@
 
 #include "fusion/cuda/row_solver.h"
 
-// `joint`: the weights of all experts together, by Newton steps that cost one sweep each.
+// `joint`: solves the weights of all experts together, by Newton steps that cost one sweep each.
 namespace dlf::cuda {
 
 inline constexpr int kMostEvaluations = 64;
 
-// Out of line as SearchWarp's, and with registers of its own.
+// Not inlined, as the functions of SearchWarp, which also gives it registers of its own.
 __device__ __noinline__ void take_evaluation(JointState& state, double cumulant) {
   assume_shared(&state);
   state.searching = state.search.take(cumulant, state.means, state.products);
@@ -20,7 +20,7 @@ __device__ void RowSolver<kKind, kHeld>::solve_joint() {
   }
   const int experts = args_.expert_count;
   if (threadIdx.x == 0) {
-    // Those with given weights stand at 0 meanwhile.
+    // Experts with given weights have a bound of 0 here, which keeps them out of the search.
     double alpha[kMaxExperts];
     double moments[kMaxExperts];
     double bounds[kMaxExperts];
@@ -78,7 +78,7 @@ __device__ void RowSolver<kKind, kHeld>::solve_joint() {
   }
 }
 
-// A warp adds up one tile. Where it is wide, the totals lie below the cluster's peak, which goes to `means[0]`.
+// Each warp adds up one tile. If wide, the totals are relative to the cluster's peak, which goes to `means[0]`.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::gather_joint(bool wide) {
   const int tiles = Tile::count(experts());
@@ -106,7 +106,7 @@ __device__ void RowSolver<kKind, kHeld>::gather_joint(bool wide) {
   }
 }
 
-// Moves the totals to Δ centred under P, and hands them to the search. A lane looks after some of them.
+// Moves the totals to Δ centred under P, and hands them to the search. Each lane handles some of them.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::take_joint(bool wide) {
   JointState& state = *joint_;

@@ -2,10 +2,10 @@
 
 #include "fusion/cuda/row_solver.h"
 
-// A row's logits on their way in: what is wrong with them, and the peaks and means that the sweeps need.
+// Reads a row's logits: finds bad ones, and the peaks and means that the sweeps need.
 namespace dlf::cuda {
 
-// A row without experts.
+// Copies a row without experts.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::copy() {
   for_groups(slice_, [&](int group) { slice_.copy(group); });
@@ -17,10 +17,10 @@ __device__ void RowSolver<kKind, kHeld>::copy() {
   }
 }
 
-// The logits come in. Every block finds the peaks and means of its own part.
+// Reads the logits. Every block finds the peaks and means of its own part.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::read() {
-  // The maxima of the warps wait in the buffer that the first exchange leaves free: three an expert, then two.
+  // The buffer that the first exchange leaves free holds the maxima of the warps: three per expert, then two.
   float* maxima = exchange_ + SharedPlan::exchange_floats(experts());
   const int common = 3 * experts();
   const auto keep = [&](int kind, float most) {
@@ -60,7 +60,7 @@ __device__ void RowSolver<kKind, kHeld>::read() {
   }
   const float peak = block_most(common + 1);
   constexpr int kShare = kKind == SolverKind::one ? 1 : kMostShare;
-  constexpr int kApart = kWarp / (4 * kShare);  // of what reduce() gives
+  constexpr int kApart = kWarp / (4 * kShare);  // lanes from one number of reduce() to the next
 #pragma unroll 1
   for (int t = 0; t < experts();) {
     if (!slice_.chosen(t)) {

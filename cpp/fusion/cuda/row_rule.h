@@ -7,14 +7,14 @@
 
 namespace dlf::cuda {
 
-// The kernels that solve rows of several experts. A row has its rule's alone, whatever the others have, so that company
-// changes no bit.
+// The kernels that solve rows of several experts. The rule of a row alone chooses its kernel, so that other rows change
+// no bit of it.
 enum SolverKernel : uint32_t {
   kSearchKernel = 1,
   kJointKernel = 2,
 };
 
-// What the kernels know of a row's rule: numbers in device memory, so that one launch or graph serves any rules.
+// A row's rule as the kernels read it: numbers in device memory, so that one launch or graph serves any rules.
 struct RowRule {
   uint32_t chosen;  // bit t: expert t is fused, else its logits are not read
   uint32_t given;   // bit t: its weight is alpha[t]
@@ -27,7 +27,7 @@ struct RowRule {
   float alpha_max[kMaxExperts];  // of the weights that are solved
 };
 
-// The rule of a row that fuses these of `all` experts.
+// Rule of a row that fuses `experts`, which are some of `all` experts.
 inline RowRule row_rule(const Rule& rule, std::span<const int> experts, int all) {
   RowRule row = {};
   row.kernel = rule.is_joint() && all > 1 ? kJointKernel : kSearchKernel;

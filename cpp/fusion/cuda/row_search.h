@@ -2,10 +2,10 @@
 
 #include "fusion/cuda/row_solver.h"
 
-// The search for every expert's α: sweeps that evaluate more of its curve until the answer is known.
+// Searches every expert's α: sweeps evaluate more of its curve until the answer is known.
 namespace dlf::cuda {
 
-// The next values, where a curve needs some.
+// Plans the next values of every curve; returns false if no curve needs any.
 template <SolverKind kKind, bool kHeld>
 __device__ bool RowSolver<kKind, kHeld>::plan() {
   if (on_grid()) {
@@ -24,7 +24,7 @@ __device__ bool RowSolver<kKind, kHeld>::plan() {
     }
     __syncthreads();
     if (owns_search()) {
-      // Where one expert is selected, those that can't be the best needn't be known well. Those that tie must be.
+      // Where one expert is selected, those that can't be the best needn't be known well; those that tie must be.
       double rival = HUGE_VAL;
       if (by_mean()) {
         for (int t = 0; t < experts(); ++t) {
@@ -51,7 +51,7 @@ __device__ bool RowSolver<kKind, kHeld>::plan() {
   return any;
 }
 
-// The rest of the paper's values, up to α_max.
+// Plans the rest of the paper's values of α, up to α_max.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::plan_grid() {
   SearchWarp& search = own().search;
@@ -82,7 +82,7 @@ __device__ void RowSolver<kKind, kHeld>::search() {
   }
 }
 
-// The warps share out the cells of all curves.
+// Examines the cells of all curves, shared out among the warps.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::examine() {
   int job = 0;
@@ -95,7 +95,7 @@ __device__ void RowSolver<kKind, kHeld>::examine() {
   }
 }
 
-// Evaluates every curve's values, where it has some.
+// Evaluates the planned values of every curve.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::sweep_values() {
 #pragma unroll 1

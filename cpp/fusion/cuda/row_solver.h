@@ -2,25 +2,25 @@
 
 #include "fusion/cuda/combine.h"
 
-// A row is solved by the blocks of one cluster. Each looks after a part of the vocabulary, which stays in its shared
-// memory as far as it fits; after every sweep each block adds up the sums of all, in one order, and then searches for
-// itself what all others search too, so that a sweep costs the cluster one barrier. In the first sweep each block has
-// peaks and centres of its own, which are moved to common ones when the sums are added up.
+// The blocks of one cluster solve a row. Each handles a part of the vocabulary, which stays in its shared memory as far
+// as it fits. After every sweep each block adds up the sums of all blocks in one order, and repeats the search that all
+// others do too, so that a sweep costs the cluster one barrier. In the first sweep each block has peaks and centres of
+// its own; its sums are moved to common ones when they are added up.
 namespace dlf::cuda {
 
-inline constexpr double kTie = 1e-9;  // losses so near, as shares of the loss at α = 0, are equal
+inline constexpr double kTie = 1e-9;  // losses that differ by at most this share of the loss at α = 0 are equal
 inline constexpr float kGridStep = 0.1F;
 inline constexpr int kGridSteps = 20;
-inline constexpr int kExchangeFloats = 64;  // an expert
-inline constexpr int kPeaksAt = 40;         // of these
+inline constexpr int kExchangeFloats = 64;  // per expert
+inline constexpr int kPeaksAt = 40;         // index of the peaks among them
 
-// What an expert's part of the first exchange holds behind its 32 sums: Σp, ΣpΔ, Σq, ΣqΔ of the block, its extremes,
-// what is wrong, and whether the sums are there.
+// Layout of an expert's part of the first exchange after its 32 sums: Σp, ΣpΔ, Σq, ΣqΔ of the block, its extremes, the
+// bad model, and whether the block made the sums.
 enum : int { kMeans = 32, kPeak = 36, kBasePeak, kMost, kLeast, kBad = 52, kSummed };
 static_assert(kPeaksAt + kTargetPeak < kBad && kSummed < kExchangeFloats);
 static_assert(kMeans % 4 == 0 && kPeak % 4 == 0 && kBad % 4 == 0);  // read by fours
 
-// The joint search of a row and what it is given.
+// The joint search of a row and its input.
 struct JointState {
   JointSearch search;
   float totals[kMostTiles * kWarp];
@@ -29,7 +29,7 @@ struct JointState {
   bool searching;
 };
 
-// What the threads of a block share, before the logits.
+// Shared memory of a block, before the logits.
 struct Shared {
   float peak;         // the row's largest logit
   double per_weight;  // 1 / Σp
@@ -40,7 +40,7 @@ struct Shared {
   float peaks[kSolverWarps];
 };
 
-// Bytes from the beginning of shared memory.
+// Offsets in shared memory, in bytes.
 struct SharedPlan {
   int curves;
   int joint;
@@ -66,7 +66,7 @@ struct PointSums {  // total weight or Σpy, first and second moments
   double second;
 };
 
-// What a block's sums and means count for in those of the cluster.
+// Factors by which a block's sums and means enter those of the cluster.
 struct Scales {
   double per_weight;  // 1 / Σp and 1 / Σq of the row
   double per_base;
@@ -75,7 +75,7 @@ struct Scales {
   Four means;
 };
 
-// f and g at α = 1 of what `fuse` and `sum_target` sum.
+// f and g at α = 1 from the sums of `fuse` or `sum_target`.
 __device__ inline Divergences at_one(double per_weight, double first, double y, double y_first) {
   const double zero = first * per_weight;
   const double rise = y * per_weight;
@@ -83,8 +83,8 @@ __device__ inline Divergences at_one(double per_weight, double first, double y, 
   return divergences({1.0, log1p(rise) - zero, mean, 0.0});
 }
 
-// What a kernel is for; and, `kHeld`, that a row's logits all fit on the chip. The less is left to ask in the loops
-// over the tokens, the better.
+// What a kernel solves. This and `kHeld`, that all logits of a row fit on the chip, are known at compile time, so that
+// the loops over tokens branch less.
 enum class SolverKind { one, some, joint };
 
 template <SolverKind kKind, bool kHeld>
@@ -101,7 +101,7 @@ class RowSolver {
     curves_ = reinterpret_cast<Curve*>(memory + plan.curves);
     joint_ = reinterpret_cast<JointState*>(memory + plan.joint);
     exchange_ = reinterpret_cast<float*>(memory + plan.exchange);
-    // On its way while the logits are; read() ends with a barrier, and nobody asks for it before.
+    // The rule loads while the logits do; read() ends with a barrier, and nothing uses the rule before.
     static_assert(sizeof(RowRule) % sizeof(uint32_t) == 0 && sizeof(RowRule) / sizeof(uint32_t) <= kSolverThreads);
     if (threadIdx.x < sizeof(RowRule) / sizeof(uint32_t)) {
       reinterpret_cast<uint32_t*>(&shared_.rule)[threadIdx.x] = reinterpret_cast<const uint32_t*>(&rule)[threadIdx.x];
@@ -137,28 +137,28 @@ class RowSolver {
   __device__ int experts() const { return kKind == SolverKind::one ? 1 : args_.expert_count; }
   __device__ const RowRule& rule() const { return shared_.rule; }
   __device__ bool first_lane() const { return lane_index() == 0; }
-  // Bit t: expert t of this row has a weight that is to be solved.
+  // Bit t: the weight of expert t is solved.
   __device__ uint32_t solved() const { return slice_.chosen() & ~rule().given; }
   __device__ bool solved(int t) const { return (solved() >> t & 1U) != 0; }
-  // Whose warp of the block adds up an expert's curve, and whose searches it too.
+  // Whether this warp adds up the curve of expert warp_index(), and whether it also searches it.
   __device__ bool owns_curve() const { return slice_.chosen(warp_index()); }
   __device__ bool owns_search() const { return solved(warp_index()); }
   __device__ Curve& own() const { return curves_[warp_index()]; }
   __device__ bool by_mean() const { return rule().meets_mean != 0; }
   __device__ bool on_grid() const { return rule().on_grid != 0; }
-  // A value of the grid is tried up to here: α_max, but for the rounding of a float.
+  // Bound of the grid's values: α_max, with a margin for the rounding of a float.
   __device__ double grid_bound(int t) const { return rule().alpha_max[t] * (1.0 + 1e-6); }
   __device__ static bool in_grid(double bound, int value) { return value * 0.1 <= bound; }
   __device__ float step(int t) const {
     if (!solved(t)) {
-      return 0.0F;  // the targets alone
+      return 0.0F;  // the sweep gives the targets alone
     }
     return on_grid() ? kGridStep : rule().alpha_max[t] / kFirstSteps;
   }
   __device__ float* exchange(int t) const {
     return exchange_ + round_ % 2 * SharedPlan::exchange_floats(experts()) + t * kExchangeFloats;
   }
-  // The next exchange has the other buffer, so no block overwrites what another still reads.
+  // Waits for all blocks. The next exchange has the other buffer, so no block overwrites what another still reads.
   __device__ void meet() { cluster_.sync(); }
 
   __device__ void copy();
@@ -184,15 +184,15 @@ class RowSolver {
   __device__ void take_joint(bool wide);
   __device__ void finish();
 
-  // This lane's number of the expert's exchange, summed over the cluster; those with a peak (of index `peak_index`, −1
-  // for none) above their common peak, which is returned in it.
+  // Sums this lane's number of the expert's exchange over the cluster. With a `peak_index` (−1 for none), each block's
+  // number is relative to the block's peak, and the sum to the largest of these, which is returned in `peak`.
   __device__ float total(int t, int peak_index, float& peak) const;
   __device__ PointSums sums_of(float total, int index) const {
     const int at = index < 0 ? 0 : 3 * index;
     return {__shfl_sync(kAllLanes, total, at), __shfl_sync(kAllLanes, total, at + 1),
             __shfl_sync(kAllLanes, total, at + 2)};
   }
-  // Under weights whose sum is 1 / per, and whose own sums are those of `zero`, as shares.
+  // Point of a curve from the sums of y = e^{αδ} − 1 under weights whose sum is 1 / per and whose moments are `zero`.
   __device__ CurvePoint narrow_point(const PointSums& zero, double per, double alpha, const PointSums& sums) const {
     const double rise = sums.weight * per;
     const double per_total = 1.0 / (1.0 + rise);

@@ -2,11 +2,11 @@
 
 #include "fusion/cuda/row_solver.h"
 
-// The first sweep of curves whose weights would leave the range of a float: one value of α at a time, each below a peak
-// of its own.
+// The first sweep of curves whose weights would leave the range of a float: one value of α at a time, each relative to
+// a peak of its own.
 namespace dlf::cuda {
 
-// Evaluates the first values and the targets of those curves for which one sum over all values does not do.
+// Evaluates the first values and the targets of the wide curves.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::sweep_wide_first() {
 #pragma unroll 1
@@ -42,7 +42,7 @@ __device__ void RowSolver<kKind, kHeld>::sweep_wide_first() {
   __syncthreads();
 }
 
-// Evaluates the curve's first values one by one.
+// Evaluates the first `count` values of a curve one by one.
 template <SolverKind kKind, bool kHeld>
 __device__ void RowSolver<kKind, kHeld>::sweep_wide(int t, int count) {
   const Curve& curve = curves_[t];
@@ -80,7 +80,7 @@ __device__ void RowSolver<kKind, kHeld>::take_wide() {
   const float point_peak = __shfl_sync(kAllLanes, peak, 3 * number);
   Divergences target;
   if (curve.target_wide) {
-    // Q's own mean is base_centre, but for its rounding.
+    // Q's own mean is base_centre, up to rounding.
     const double mean = target_second / target_weight;
     target = divergences(
         {1.0, target_peak - static_cast<double>(curve.base_peak) + log(target_weight * curve.per_base), mean, 0.0});

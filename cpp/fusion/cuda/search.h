@@ -3,28 +3,28 @@
 #include "fusion/cuda/reduce.h"
 #include "fusion/solver_math.h"
 
-// The search of curve_search.h, by the warps of a block: a lane looks after one evaluated point and the cell to its
-// right, and a warp examines a cell with all its lanes. The sums are of float32, so the answer is closed in less far.
+// The search of curve_search.h, by the warps of a block: a lane handles one evaluated point and the cell to its right,
+// and a warp examines a cell with all its lanes. The sums are of float32, so the tolerances are larger.
 namespace dlf::cuda {
 
-inline constexpr double kNoDistance = 1e-11;  // divergences up to here are the rounding of float32 logits
-inline constexpr double kLeastGain = 1e-8;    // of the loss at α = 0: the least that is worth another sweep
-inline constexpr double kSettledLoss = 1e-7;  // an error of the least loss, as a share of that at α = 0
-// Steps of α, by the share of f and g that they change.
-inline constexpr double kSettled = 1e-4;    // an error that is not worth another sweep,
-inline constexpr double kSettledBy = 2e-3;  // nor by how much it changes f or g
-// A model of a narrow cell would amplify the rounding of the sums, in the slopes by the width and in their slopes by
-// its square; but what the sums say of its ends is good, and between them a straight line is enough.
+inline constexpr double kNoDistance = 1e-11;  // divergences up to this are rounding of float32 logits
+inline constexpr double kLeastGain = 1e-8;    // least gain that is worth another sweep, as a share of the loss at α = 0
+inline constexpr double kSettledLoss = 1e-7;  // tolerated error of the least loss, as a share of that at α = 0
+// Errors and widths in α, measured by the relative change of f or g over them.
+inline constexpr double kSettled = 1e-4;    // errors up to this are not worth another sweep,
+inline constexpr double kSettledBy = 2e-3;  // unless they change f or g by more than this
+// Cells narrower than this have no model: it would amplify the rounding of the sums, in the slopes by the width and in
+// their slopes by its square. Their ends are accurate, and between them a straight line is enough.
 inline constexpr double kNarrow = 1e-2;
-inline constexpr double kNarrowest = 4e-3;  // of a cell beside a minimum that is about known
-inline constexpr double kModelled = 8e-2;   // of one that takes a model still
-inline constexpr double kClosed = 1e-4;     // a width, as a share of α, that holds no secret
+inline constexpr double kNarrowest = 4e-3;  // width of a cell beside a minimum that is nearly known
+inline constexpr double kModelled = 8e-2;   // width of a cell that still has a model
+inline constexpr double kClosed = 1e-4;     // cells up to this width, as a share of α, are narrow too
 inline constexpr int kMostSweeps = 8;
-inline constexpr int kTrusted = 3;       // after so many sweeps, points are spread out evenly
-inline constexpr int kSweepValues = 10;  // of α in one sweep
+inline constexpr int kTrusted = 3;       // after this many sweeps, points are spread out evenly
+inline constexpr int kSweepValues = 10;  // most values of α in one sweep
 
-// Its longer functions stay out of line: all kernels share them, to the bit, for where a product and a sum are rounded
-// only once may depend on what surrounds them.
+// Its longer functions are not inlined, so that all kernels share them and agree to the bit: which products and sums
+// the compiler contracts to one rounding may depend on the code around them.
 class SearchWarp {
  public:
   __device__ void start(const Loss& loss) {
@@ -38,7 +38,7 @@ class SearchWarp {
     __syncwarp();
   }
 
-  // The first points, in order: lane i writes that of number i.
+  // Puts the first points, in order: lane i has number i.
   __device__ void put(const CurvePoint& point, int count) {
     if (lane_index() < count) {
       points_[lane_index()] = point;
@@ -49,7 +49,7 @@ class SearchWarp {
     }
     __syncwarp();
   }
-  // More points behind the last, for a search that only chooses among them.
+  // Appends points, for a search that only chooses among them.
   __device__ void append(const CurvePoint& point) {
     if (lane_index() < value_count) {
       points_[count_ + lane_index()] = point;
@@ -61,7 +61,7 @@ class SearchWarp {
     }
     __syncwarp();
   }
-  // The points that plan() asked for: lane k writes the point of values[k].
+  // Takes the points that plan() asked for: lane k has that of values[k].
   __device__ void take(const CurvePoint& point) {
     if (lane_index() < value_count) {
       points_[slots_[lane_index()]] = point;
@@ -74,7 +74,7 @@ class SearchWarp {
 
   // Makes the best of the points the answer, and finds the cells that may hold a better one.
   __device__ void survey();
-  // What the model says about a cell. Any warp may do this for any search.
+  // Reports what the model predicts for a cell. Any warp may do this for any search.
   __device__ __noinline__ void examine(int cell) {
     assume_shared(this);
     if (is_narrow(points_[cell], points_[cell + 1])) {
@@ -83,9 +83,9 @@ class SearchWarp {
       examine_model(cell);
     }
   }
-  // From the reports: the answer, and the cells that are open still.
+  // Updates the answer and the open cells from the reports.
   __device__ void conclude();
-  // The values of the next sweep, none when the answer is known, or known not to get below the loss `rival`.
+  // Plans the values of the next sweep: none when the answer is known, or cannot get below the loss `rival`.
   __device__ void plan(double rival);
 
   __device__ unsigned candidates() const { return candidates_; }
@@ -98,16 +98,16 @@ class SearchWarp {
   int sweeps;
 
  private:
-  static constexpr int kServed = 6;   // cells that one sweep serves
-  static constexpr int kWaiting = 5;  // that may wait for the next
+  static constexpr int kServed = 6;   // most cells that one sweep refines
+  static constexpr int kWaiting = 5;  // most cells that wait for the next
   static constexpr int kSamples = 30;
   static_assert(kSweepValues + 2 * (kServed + kWaiting) <= kWarp);
 
   struct Report {
-    CurvePoint point;  // of the least loss
+    CurvePoint point;  // where the loss is least
     double loss;
     double error;  // of α
-    float floor;   // no loss less than this, with the model's error counted against it
+    float floor;   // lower bound of the loss: the model's, less its error
     int settled;   // α is known well enough
   };
 
@@ -123,7 +123,7 @@ class SearchWarp {
            ((loss_.f_weight == 0.0 || straight(left.f, right.f, left.f_slope, right.f_slope)) &&
             (loss_.g_weight == 0.0 || straight(left.g, right.g, left.g_slope, right.g_slope)));
   }
-  // How fast f and g change with α, as a share of them: 2/α where they are quadratic.
+  // Relative rate at which f or g changes with α, the larger of both: 2/α where they are quadratic.
   __device__ double rate_at(const CurvePoint& point) const {
     const Divergences at = divergences(point);
     return larger(loss_.f_weight * at.f_slope / (at.f + 1e-30), loss_.g_weight * at.g_slope / (at.g + 1e-30)) + 1e-30;
@@ -136,15 +136,15 @@ class SearchWarp {
   double answer_loss_;
   CurvePoint answer_;
   int count_;
-  unsigned last_;  // points that no cell follows: neighbours in this list need not be neighbours on the curve
+  unsigned last_;  // points that no cell follows: the next one in this list need not be the next on the curve
   unsigned candidates_;
   unsigned open_;
-  int slots_[kSweepValues];  // where the points of the values will lie
+  int slots_[kSweepValues];  // indices of the values' points
   CurvePoint points_[kWarp];
   Report reports_[kWarp];  // of the cells, by their left points
 };
 
-// Which lane holds the least of some numbers >= 0; the first of equals.
+// Lane that holds the least of the lanes' numbers, all >= 0; the first of equals.
 __device__ inline int least_lane(double x) {
   const unsigned bits = __float_as_uint(static_cast<float>(x));
   return __ffs(static_cast<int>(__ballot_sync(kAllLanes, bits == __reduce_min_sync(kAllLanes, bits)))) - 1;
@@ -171,7 +171,7 @@ __device__ __noinline__ void SearchWarp::survey() {
   if (lane == 0) {
     candidates_ = candidates;
     open_ = 0;
-    if (silent) {  // the expert says what its base says
+    if (silent) {  // the expert agrees with its base
       answer_ = CurvePoint{};
       answer_loss_ = scale_;
     } else if (best_loss < answer_loss_) {
@@ -182,7 +182,7 @@ __device__ __noinline__ void SearchWarp::survey() {
   __syncwarp();
 }
 
-// The loss has its least where the straight line between the slopes at both ends crosses 0.
+// Puts the least loss where the straight line between the slopes at both ends crosses 0.
 __device__ inline void SearchWarp::examine_narrow(int cell) {
   const CurvePoint& left = points_[cell];
   const CurvePoint& right = points_[cell + 1];
@@ -205,8 +205,8 @@ __device__ inline void SearchWarp::examine_narrow(int cell) {
   __syncwarp();
 }
 
-// All lanes but two sample the cell's model. These two take a model twice as wide, over this cell and a neighbour, to
-// see at the point between how much smaller the fine model's error is than its difference from the coarse one.
+// All lanes but two sample the cell's model. Each of the two takes a model over this cell and a neighbour, and measures
+// at the point between them how much smaller the fine model's error is than its difference from the coarse one.
 __device__ inline void SearchWarp::examine_model(int cell) {
   const int lane = lane_index();
   const bool judge = lane >= kSamples;
@@ -226,7 +226,7 @@ __device__ inline void SearchWarp::examine_model(int cell) {
   const Divergences truth = divergences(between);
   const double missed = loss_.f_weight * fabs(fine.f - truth.f) + loss_.g_weight * fabs(fine.g - truth.g);
   const double against = loss_.f_weight * fabs(coarse.f - truth.f) + loss_.g_weight * fabs(coarse.g - truth.g);
-  // Cells of other widths say little.
+  // Two cells of unequal widths say little.
   const double judged = fabs(t - 0.5) < 0.2 && missed < against ? missed / against : 1.0;
   const double share_here = judges ? judged : 0.0;
   double share = larger(of_lane(share_here, kSamples), of_lane(share_here, kSamples + 1));
@@ -322,7 +322,7 @@ __device__ __noinline__ void SearchWarp::plan(double rival) {
     __syncwarp();
     return;
   }
-  // The most promising first.
+  // Rank the cells, the most promising first.
   const int cells = __popc(open);
   const float floor = kept ? report.floor : HUGE_VALF;
   int rank = 0;
@@ -354,18 +354,18 @@ __device__ __noinline__ void SearchWarp::plan(double rival) {
     around = kNarrowest / rate;
   }
   if (share >= 3 && around < width / 4 && sweeps <= kTrusted) {
-    // The minimum is about known: close it in.
+    // The minimum is nearly known: bracket it.
     propose(report.point.alpha - around);
     propose(report.point.alpha);
     propose(report.point.alpha + around);
   } else {
     for (int k = 1; k <= share; ++k) {
       const double part = static_cast<double>(k) / (share + 1);
-      // A steep curve decides near 0.
+      // A steep curve has its minimum near 0: the first cell has more points there.
       propose(left.alpha + width * (left.alpha > 0.0 ? part : part * part * part));
     }
   }
-  // Where the cell's points and values go: behind those of the lanes before.
+  // The cell's points and values go behind those of the lanes before.
   const unsigned keeping = __ballot_sync(kAllLanes, kept);
   int at = 0;
   int value = 0;

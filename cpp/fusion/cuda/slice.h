@@ -3,20 +3,20 @@
 #include "fusion/cuda/reduce.h"
 #include "fusion/cuda/solver.h"
 
-// The part of a row that one block looks after, four tokens at a time.
+// The part of a row that one block handles, four tokens at a time.
 namespace dlf::cuda {
 
 constexpr float kInfinity = HUGE_VALF;
 constexpr float kLargest = 3.402823466e38F;
 constexpr float kMostDifference = 1e15F;  // nats; its square and a sum of them stay finite
 
-// Where the numbers of a row lie, the same for all rows.
+// Memory layout of a row, the same for all rows.
 struct SolverLayout {
-  int groups;    // of four tokens, a block
+  int groups;    // groups of four tokens per block
   int resident;  // arrays in shared memory: the large model's, then the bases, then the differences, as far as they fit
   bool aligned;  // all rows can be read 16 bytes at a time
-  int base_slot[kMaxExperts];  // bases without repetition: which of them expert t has
-  int bases;                   // how many
+  int base_slot[kMaxExperts];  // index of expert t's base among the different bases
+  int bases;                   // number of different bases
   int logits_at;               // bytes of shared memory before the arrays
 };
 
@@ -28,10 +28,10 @@ __device__ inline float difference(float expert, float base) {
   return fminf(fmaxf(expert - base, -kMostDifference), kMostDifference);
 }
 
-// What is not on the chip, or not aligned, or at the end of a row takes long anyway. It stays out of line, so that the
-// instructions of the other cases are few: they too have to come from memory first.
+// Unaligned rows and the ends of rows take long anyway. They are not inlined, so that the common path has few
+// instructions, which must come from memory too.
 
-// Tokens first, first + 1, … of a row, −inf behind the last.
+// Loads tokens first, first + 1, … of a row, with −inf after the last.
 __device__ __noinline__ Four load_ends(const float* row, int64_t first, int64_t vocab) {
   Four x;
 #pragma unroll
@@ -50,7 +50,7 @@ __device__ __noinline__ void store_ends(float* row, int64_t first, int64_t vocab
   }
 }
 
-// Of the logits that a thread has seen.
+// Extremes of the logits that a thread has read.
 struct Extremes {
   float peak = -kInfinity;       // the large model's largest logit
   float base_peak = -kInfinity;  // the base's
@@ -91,18 +91,18 @@ class Slice {
   // What read() finds wrong with the logits.
   struct Found {
     int bad = kNone;    // the first bad model
-    bool late = false;  // a token was ruled out that an earlier expert had counted in
+    bool late = false;  // a token was ruled out that earlier experts had counted
   };
   static constexpr int kNone = 1 << 20;
 
-  // Reads the logits of expert t, and those of the large model and of the base that are not there yet, and keeps what
-  // fits. To be called for all experts of the row in order. A token that any model rules out gets the large model's
-  // −inf; what the others say of it is 0 and −inf from then on.
-  template <int kAhead>  // groups whose logits are on their way at once
+  // Reads the logits of expert t, and those of the large model and of the base unless already read, and keeps what
+  // fits. Call it for all experts of the row in order. A token that any model rules out becomes −inf in the large model
+  // and the bases, and 0 in the differences.
+  template <int kAhead>  // groups whose logits are loaded at once
   __device__ void read(int t, Extremes& extremes, Found& found) const;
 
   __device__ Four large(int group) const { return holds(0) ? held(0, group) : load(fused(), group); }
-  // Where Δ_t comes from: the chip, or the expert's logits. These are to be fetched before they are needed.
+  // Source of Δ_t: the chip, or the expert's logits, which are better prefetched.
   struct Source {
     const float* row;
     int array;
@@ -175,14 +175,14 @@ class Slice {
   const SolverLayout& layout_;
   int row_;
   uint32_t chosen_;
-  bool all_held_;  // known, where a kernel is for no other case
+  bool all_held_;  // a constant in each kernel
   float* shared_;
   int64_t begin_;
   int count_;
-  int whole_;  // so many groups, the first, can be moved 16 bytes at a time
+  int whole_;  // number of groups, from the first, that can be moved 16 bytes at a time
 };
 
-// Mends what was kept of tokens that are ruled out now.
+// Overwrites what was kept of tokens that are ruled out now.
 __device__ __noinline__ void mend(Four* place, int64_t stride, int arrays, int bases, unsigned out) {
   for (int array = 1; array < arrays; ++array) {
     for (int j = 0; j < 4; ++j) {

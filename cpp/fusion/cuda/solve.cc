@@ -15,7 +15,7 @@
 namespace dlf {
 namespace {
 
-// Whoever computed the logits did so on torch's current stream.
+// Waits for torch's current stream, on which the caller computed the logits.
 void wait_for(const at::Tensor& tensor) {
   if (tensor.is_cuda()) {
     const c10::impl::VirtualGuardImpl guard(at::kCUDA);

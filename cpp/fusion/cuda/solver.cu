@@ -13,7 +13,7 @@
 namespace dlf::cuda {
 namespace {
 
-// A single expert is searched for, whatever the rule.
+// Whether a kernel of this kind solves the rows of `kernel`. A single expert is searched, whatever the rule.
 template <SolverKind kKind>
 __device__ bool solves(uint32_t kernel) {
   return kKind == SolverKind::one || kernel == (kKind == SolverKind::joint ? kJointKernel : kSearchKernel);
@@ -32,9 +32,9 @@ __global__ void __launch_bounds__(kSolverThreads, 1)
   solver.solve();
 }
 
-// What the launcher wants to know of a device.
+// Properties of a device that the launcher needs.
 struct Card {
-  int shared_bytes;  // the most of a block
+  int shared_bytes;  // most for a block
   bool has_clusters;
 };
 
@@ -97,9 +97,9 @@ void launch_kind(const FusionArgs& args, const FusionShape& shape, Stream stream
 }  // namespace
 
 FusionShape fusion_shape(int64_t vocab) {
-  // Sums are added by block, so what decides is the vocabulary alone: a row's result depends neither on the other rows
-  // nor on experts that it doesn't use.
-  constexpr int kMostBlocks = 8;  // any card runs clusters of so many
+  // Sums are added block by block, so the vocabulary alone decides how many blocks there are: a row's result depends
+  // neither on the other rows nor on experts that it doesn't use.
+  constexpr int kMostBlocks = 8;  // every card with clusters runs this many
   const int64_t groups = (vocab + 3) / 4;
   int cluster = 1;
   while (card().has_clusters && cluster < kMostBlocks && groups > int64_t{cluster} * kSolverThreads) {

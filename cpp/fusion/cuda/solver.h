@@ -7,7 +7,7 @@
 #include "fusion/cuda/row_rule.h"
 #include "support/cuda/stream.h"
 
-// The fusion solver on CUDA: what solver.h does on the CPU, for all rows of a batch in one launch.
+// The fusion solver on CUDA: does what fusion/cpu/solver.h does, for all rows of a batch in one launch per kernel.
 namespace dlf::cuda {
 
 struct Logits {
@@ -33,25 +33,25 @@ struct FusionArgs {
   float* fused;               // [rows, vocab], row r at fused + r * fused_stride
   int64_t fused_stride;
   FusionRecord* records;  // [rows]
-  const int32_t* active;  // [rows], 0 where the row is skipped; null where none is
+  const int32_t* active;  // [rows], 0 to skip a row; null to skip none
   const RowRule* rules;   // that of row r at r % rule_count
   int rule_count;
-  uint32_t kernels;  // those of all rules: a row whose rule has another is left alone
+  uint32_t kernels;  // SolverKernels to launch; a row whose rule has another is left alone
   int rows;
   int expert_count;
   int64_t vocab;
 };
 
-// How the work lies on the card.
+// How the work is spread over the card.
 struct FusionShape {
-  int cluster;       // blocks a row: 1, 2, 4, 8 or 16
-  int shared_bytes;  // the most of a block, for what doesn't change with the vocabulary and for as many logits as fit
+  int cluster;       // blocks per row: 1, 2, 4, 8 or 16
+  int shared_bytes;  // most for a block: parts that don't grow with the vocabulary, and as many logits as fit
 };
 
-// The shape that suits the current device and the vocabulary; nothing else has a say in it.
+// Shape for the current device and the vocabulary; it depends on nothing else.
 FusionShape fusion_shape(int64_t vocab);
 
-// A row whose record names a bad model has undefined fused logits.
+// Solves and fuses all rows. The fused logits of a row whose record names a bad model are undefined.
 void solve(const FusionArgs& args, Stream stream);
 void solve(const FusionArgs& args, const FusionShape& shape, Stream stream);
 

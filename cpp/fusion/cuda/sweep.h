@@ -5,19 +5,19 @@
 
 // The sweeps over a block's tokens. Each leaves the sums of one thread in an array of 32 numbers.
 //
-// float32 holds seven digits, so what is summed is y = e^{αδ} − 1 with Δ centred, δ = Δ − E_P[Δ]: A = log(1 + E_P[y])
-// then keeps its digits however near the expert is to its base. And as E_P[e^{αδ}] >= 1, a token whose probability
-// float32 cannot hold is nothing as long as its e^{αδ} stays below e^kReach. Beyond that (a curve is `wide` there)
-// every α has weights of its own below their peak, with exponents taken in double, one α after another.
+// float32 holds seven digits, so the sums are of y = e^{αδ} − 1 with Δ centred, δ = Δ − E_P[Δ]: A = log(1 + E_P[y])
+// then keeps its digits however near the expert is to its base. Since E_P[e^{αδ}] >= 1, a token whose probability
+// float32 cannot hold adds nothing as long as its e^{αδ} stays below e^kReach. A curve beyond that is `wide`: every α
+// has weights of its own, relative to their peak, with exponents in double, one α after another.
 namespace dlf::cuda {
 
 constexpr float kReach = 55.0F;
 constexpr float kLog2E = 1.442695040888963F;
-constexpr int kFirstSteps = 8;  // of the first sweep, from 0
+constexpr int kFirstSteps = 8;  // steps of α from 0 in the first sweep
 
-// Which of the 32 sums is what: those of value number k lie at 3k, and behind them in the first sweep
+// Layout of the 32 sums: those of value number k are at 3k; in the first sweep these follow.
 constexpr int kZeroSums = 24;    // Σpδ, Σpδ²
-constexpr int kTargetSums = 27;  // Σqδ, Σqy, Σqyδ; or, where it is wide, nothing, Σw, Σwδ
+constexpr int kTargetSums = 27;  // Σqδ, Σqy, Σqyδ; if wide: unused, Σw, Σwδ
 constexpr int kTargetPeak = kSweepValues;
 
 // One expert's curve.
@@ -27,17 +27,17 @@ struct alignas(16) Curve {
   float most;          // the largest Δ
   float least;         // the smallest
   float base_peak;     // the base's largest logit
-  bool wide;           // in this sweep
-  bool target_wide;    // Q_t beside Q
+  bool wide;           // weights of this sweep may leave a float's range
+  bool target_wide;    // those of Q_t relative to Q do
   double per_base;     // 1 / Σq
-  double zero_mean;    // E_P[δ], what the centre is off by
+  double zero_mean;    // E_P[δ], the error of the centre
   double zero_square;  // E_P[δ²]
   double a;            // a_t = KL(Q_t‖Q)
   double b;            // b_t = KL(Q‖Q_t)
   SearchWarp search;
 };
 
-// 2^x; what float32 holds only with fewer digits is 0.
+// 2^x, with subnormal results flushed to 0.
 __device__ inline float exp2_fast(float x) {
 #ifdef __CUDA_ARCH__
   float y;
@@ -48,7 +48,7 @@ __device__ inline float exp2_fast(float x) {
 #endif
 }
 
-// e^x − 1 to a few units of its last digit: near 0 by its series.
+// e^x − 1 to a few units in the last place; near 0 by its series.
 __device__ inline float expm1_fast(float x) {
   float series = fmaf(x, 1.0F / 5040, 1.0F / 720);
   series = fmaf(x, series, 1.0F / 120);
@@ -60,10 +60,10 @@ __device__ inline float expm1_fast(float x) {
 }
 
 __device__ inline float weight_of(float logit, float peak) { return exp2_fast((logit - peak) * kLog2E); }
-// Of a block without tokens.
+// Replaces the peak of a block without tokens by 0.
 __device__ inline float finite_peak(float peak) { return peak > -kInfinity ? peak : 0.0F; }
 
-// Calls body(group) for those of this thread.
+// Calls body(group) for every group of this thread.
 template <typename Body>
 __device__ __forceinline__ void for_groups(const Slice& slice, Body&& body) {
 #pragma unroll 1
@@ -72,8 +72,8 @@ __device__ __forceinline__ void for_groups(const Slice& slice, Body&& body) {
   }
 }
 
-// Over the whole block, of numbers that each thread has: reads `parts` [kNumbers, kSolverWarps] of shared memory, which
-// may be written anew after the next barrier.
+// Replaces each number by its largest in the block. `parts` [kNumbers, kSolverWarps] lies in shared memory and may be
+// written again after the next barrier.
 template <int kNumbers>
 __device__ __forceinline__ void largest_of_block(float (&x)[kNumbers], float* parts) {
 #pragma unroll
@@ -90,7 +90,7 @@ __device__ __forceinline__ void largest_of_block(float (&x)[kNumbers], float* pa
   }
 }
 
-// Where a thread's tokens were ruled out after it had counted them in.
+// Extremes for a row where tokens were ruled out after they had been counted.
 __device__ __noinline__ Extremes extremes_of(Slice slice, int t) {
   Extremes extremes;
   for_groups(slice, [&](int group) {
@@ -120,7 +120,7 @@ struct Sharing {
   }
 };
 
-// Σp, Σq, and ΣpΔ_t, ΣqΔ_t of each expert in turn, under the block's own peaks.
+// Sums Σp, Σq, then ΣpΔ_t, ΣqΔ_t of each expert, under the block's own peaks.
 template <int kMost>
 __device__ __forceinline__ void sum_means(const Slice& slice, const Sharing<kMost>& sharing, float peak,
                                           float base_peak, float (&x)[4 * kMost]) {
@@ -162,7 +162,7 @@ __device__ __forceinline__ void sum_means(const Slice& slice, const Sharing<kMos
   });
 }
 
-// Σpy, Σpyδ, Σpyδ² for one α after another: adds one token's.
+// Adds one token's part of Σpy, Σpyδ, Σpyδ², for one α after another.
 struct TokenSums {
   float weight;
   float first;
@@ -199,7 +199,7 @@ __device__ __forceinline__ void for_tokens(const Slice& slice, int t, const Curv
   });
 }
 
-// What a block of tokens says of its own distributions: those of the other blocks have other peaks and centres.
+// Peaks and centres of a block's own distributions; those of other blocks differ.
 struct BlockMeans {
   float peak;
   float base_peak;
@@ -207,8 +207,8 @@ struct BlockMeans {
   float base_centre;  // about E_Q[Δ]
 };
 
-// At α = step, 2·step, …, 8·step, and of the targets. With r = e^{hδ} − 1, y_k − y_{k−1} = r·e^{(k−1)hδ}: what is
-// summed for number k is this difference, and add_steps() adds up those before it.
+// Sums at α = step, 2·step, …, 8·step, and for the targets. With r = e^{hδ} − 1, y_k − y_{k−1} = r·e^{(k−1)hδ}: the
+// sums of number k are of this difference, and add_steps() adds those before it.
 __device__ __forceinline__ void sum_steps(const Slice& slice, int t, const BlockMeans& means, float step,
                                           float (&x)[kWarp]) {
   const Slice::Source source = slice.source(t);
@@ -242,7 +242,7 @@ __device__ __forceinline__ void sum_steps(const Slice& slice, int t, const Block
   });
 }
 
-// Of the sum that a lane has.
+// Turns the lanes' sums of differences into sums at each α.
 __device__ inline float add_steps(float sum) {
 #pragma unroll
   for (int distance = 3; distance < 3 * kFirstSteps; distance *= 2) {
@@ -265,7 +265,7 @@ __device__ __forceinline__ void sum_values(const Slice& slice, int t, const Curv
   });
 }
 
-// Σqδ, Σqy, Σqyδ under the base, at α = 1.
+// Sums Σqδ, Σqy, Σqyδ under the base, at α = 1.
 __device__ __forceinline__ void sum_target(const Slice& slice, int t, const Curve& curve, float* x) {
   for_groups(slice, [&](int group) {
     const Four large = slice.large(group);
@@ -283,7 +283,8 @@ __device__ inline float wide_weight(double exponent, float peak) {
   return exp2_fast(static_cast<float>((exponent - peak) * 1.4426950408889634));
 }
 
-// The tokens of a slice under a model's logits and α: Σw, Σwδ, Σwδ² below the largest exponent, which comes fourth.
+// Sums over a slice's tokens under a model's logits and α: Σw, Σwδ, Σwδ² relative to the largest exponent, which is the
+// fourth number.
 struct WideSums {
   float at[4];
 };
