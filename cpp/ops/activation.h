@@ -4,13 +4,13 @@
 
 namespace dlf::ops {
 
-// SwiGLU: y = gate * sigmoid(gate) * up (Shazeer, arXiv 2002.05202). All are activations: of dtype, which on the CPU is
+// SwiGLU: y = gate * sigmoid(gate) * up (Shazeer, arXiv 2002.05202). All are activations of dtype, which on the CPU is
 // always float32.
 struct SwiGluArgs {
   const void* gate;  // [rows, stride]
   const void* up;    // [rows, stride]
   int stride;
-  void* y;  // [rows, size]; may be gate where stride is size
+  void* y;  // [rows, size]; may be gate if stride is size
   int rows;
   int size;
   DType dtype;

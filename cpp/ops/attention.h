@@ -9,10 +9,10 @@ namespace dlf::ops {
 // row sees the positions of its slot up to its own. The result does not depend on the other rows.
 struct AttentionArgs {
   const void* q;        // rows [heads, head_dim] of activations, q_stride apart
-  int q_stride;         //
+  int q_stride;         // elements
   const void* k_cache;  // one layer's, as the backend lays it out, of dtype
   const void* v_cache;
-  void* y;  // [rows, heads, head_dim], activations; zeros where a row is idle
+  void* y;  // [rows, heads, head_dim], activations; zeros for idle rows
   Places places;
   int heads;
   int kv_heads;

@@ -4,10 +4,10 @@
 
 namespace dlf::ops {
 
-// The product of a linear layer, y = x W^T + bias, as far as all backends have it alike. A row's result does not depend
-// on the other rows (its sums run in one fixed order), so a sequence decodes to the same tokens in any batch.
+// The product of a linear layer, y = x W^T + bias, as all backends share it. A row's result does not depend on the
+// other rows (its sums run in one fixed order), so a sequence decodes to the same tokens in any batch.
 //
-// How x comes is the backend's own: the CPU rounds or quantizes it once for all products of it (cpu/linear.h), the
+// Each backend adds x in its own form: the CPU rounds or quantizes it once for all products of it (cpu/linear.h), the
 // GPU's kernels read activations as they are (cuda/linear.h).
 struct LinearProduct {
   Matrix weight;      // [out, in]

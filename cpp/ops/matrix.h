@@ -9,8 +9,8 @@ namespace dlf::ops {
 // How a weight matrix [out, in] is stored; float16 is for CUDA alone.
 enum class MatrixType : int8_t { float32, bfloat16, float16, int8, int4 };
 
-// Matrices of floats lie row by row, as in the file that they are mapped from. int8 and int4 ones lie in
-// tiles of 16 output channels, so that a vector register holds the same place of 16 channels, their sums need no final
+// Matrices of floats are stored row by row, as in the file that they are mapped from. int8 and int4 ones are stored in
+// tiles of 16 output channels, so that a vector register holds the same input of 16 channels, their sums need no final
 // addition across the register, and a tile is one stream of memory:
 //   int8  data [out / 16][in / 4][16][4], values −127 .. 127; scale float32 [out / 16][16]
 //   int4  data [out / 16][in / 8][16][4 bytes], value + 8 of inputs 0 .. 3 in the low halves and of 4 .. 7 in the high

@@ -10,7 +10,7 @@ struct NormArgs {
   float* x;             // [rows, size]
   const void* branch;   // [rows, size], activations: added to x first, which is written back; or null
   const float* weight;  // [size]
-  void* y;              // [rows, size], activations; may be x where they are float32
+  void* y;              // [rows, size], activations; may be x if they are float32
   int rows;
   int size;
   float epsilon;

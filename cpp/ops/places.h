@@ -6,10 +6,10 @@
 
 namespace dlf::ops {
 
-// Where the rows of a pass stand in the KV cache.
+// Positions and slots of a pass's rows in the KV cache.
 struct Places {
   int rows;
-  const int32_t* position;  // [rows], −1: the row is idle; null: row r stands at start + r
+  const int32_t* position;  // [rows], −1: the row is idle; null: row r is at start + r
   int start;
   const int32_t* slot;  // [rows]; null: row r has slot first_slot + r % slots
   int first_slot;
@@ -19,7 +19,7 @@ struct Places {
   DLF_HOST_DEVICE int slot_of(int row) const { return slot != nullptr ? slot[row] : first_slot + row % slots; }
 };
 
-// A prompt's neighbouring positions in one slot.
+// Places of a prompt's neighbouring positions in one slot.
 constexpr Places prompt_places(int rows, int start, int slot) { return {rows, nullptr, start, nullptr, slot, 1}; }
 
 }  // namespace dlf::ops

@@ -6,7 +6,7 @@
 namespace dlf::ops {
 
 // Rotary position embedding (Su et al., arXiv 2104.09864; halves rotated as in Llama) of q, in place, and of k, which
-// goes with v into the cache at each row's slot and position. Rows that are idle write nothing.
+// goes with v into the cache at each row's slot and position. Idle rows write nothing.
 struct RopeArgs {
   void* q;  // rows [heads, head_dim] of activations, q_stride apart
   void* k;  // rows [kv_heads, head_dim], kv_stride apart; overwritten

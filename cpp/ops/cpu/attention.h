@@ -7,11 +7,11 @@
 
 namespace dlf::ops {
 
-// The cache lies as cpu/cache_layout.h says; a slot's capacity is a multiple of kCacheBlock. Takes no scratch memory.
-// Up to kAttentionHeads query heads of one key-value head read the cache together.
+// Needs the cache as cpu/cache_layout.h lays it out; a slot's capacity is a multiple of kCacheBlock. Takes no scratch
+// memory. Up to kAttentionHeads query heads of one key-value head read the cache together.
 void attention(const AttentionArgs& args, ThreadTeam& team);
 
-// The same for many rows at consecutive positions of one slot: the cache is read once for a chunk of them. Takes
+// Does the same for many rows at consecutive positions of one slot, and reads the cache once per chunk of them. Takes
 // scratch memory.
 void prefill_attention(const AttentionArgs& args, ThreadTeam& team);
 

@@ -33,7 +33,7 @@ struct Heads {
   float scores[H][kBlock];
 };
 
-// scores = q · k * scale for the positions [low, high) of a block, and some beside them.
+// scores = q · k * scale for the positions [low, high) of a block, and for some beside them.
 template <int64_t H, typename Element>
 void score(Heads<H>& heads, const Element* keys, int64_t low, int64_t high, int64_t dim, float scale) {
   for (int64_t first = low / kPair * kPair; first < high; first += kPair) {

@@ -13,7 +13,7 @@ using Vec = at::vec::Vectorized<float>;
 constexpr int64_t kBlock = kCacheBlock;
 constexpr int64_t kScores = kBlock / Vec::size();  // vectors of one query's scores
 
-// A block of the cache as float32: keys [dim, kBlock] and values [kBlock, dim].
+// Converts a block of the cache to float32: keys [dim, kBlock] and values [kBlock, dim].
 template <typename Element>
 void unpack(const Element* k, const Element* v, int64_t count, int64_t dim, float* keys, float* values) {
   for (int64_t i = 0; i < dim * kBlock; ++i) {
@@ -63,7 +63,7 @@ int64_t average(const float* scores, const float* values, int64_t low, int64_t h
   return i;
 }
 
-// One query against the positions [low, high) of a block.
+// Attends from one query to the positions [low, high) of a block.
 void attend(const float* q, const float* keys, const float* values, int64_t low, int64_t high, int64_t dim, float scale,
             RunningSoftmax& state, float* sums) {
   float scores[kBlock];
@@ -80,7 +80,7 @@ void attend(const float* q, const float* keys, const float* values, int64_t low,
   }
 }
 
-// All query heads of one key-value head for kPrefillChunk rows: a block of the cache is unpacked once for all of them.
+// Attends all query heads of one key-value head for kPrefillChunk rows: each block of the cache is unpacked once.
 template <typename Element>
 void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row, const PrefillScratch& scratch) {
   const int64_t dim = args.head_dim;

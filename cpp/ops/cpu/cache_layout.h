@@ -4,19 +4,19 @@
 
 namespace dlf::ops {
 
-// How one layer's keys and values lie in the KV cache:
+// Layout of one layer's keys and values in the KV cache:
 //   keys    [slots, kv_heads, capacity / kCacheBlock, head_dim, kCacheBlock]
 //   values  [slots, kv_heads, capacity, head_dim]
 // A query's scores are sums over head_dim, so the keys of a block's positions lie side by side: a vector register holds
-// the scores of neighbouring positions, and needs no addition across itself.
+// the scores of neighbouring positions, and needs no sum across its lanes.
 inline constexpr int64_t kCacheBlock = 64;
 
-// Where the keys and values of a slot's head begin, in elements.
+// Offset of a slot's head in the keys and in the values, in elements.
 constexpr int64_t cache_offset(int64_t slot, int64_t head, int64_t kv_heads, int64_t capacity, int64_t head_dim) {
   return (slot * kv_heads + head) * capacity * head_dim;
 }
 
-// Element i of the key at a position, from there.
+// Offset of element i of the key at a position, from cache_offset().
 constexpr int64_t key_offset(int64_t position, int64_t i, int64_t head_dim) {
   return position / kCacheBlock * kCacheBlock * head_dim + i * kCacheBlock + position % kCacheBlock;
 }

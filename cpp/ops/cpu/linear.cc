@@ -15,15 +15,15 @@ namespace {
 
 using LinearKernel = void(const LinearInputRows&, const LinearArgs&, int64_t, int64_t);
 
-constexpr int64_t kFewRows = 16;         // up to here, reading the weights costs more than multiplying
-constexpr int64_t kLibraryOutputs = 32;  // a multiple of which one product of the library has
+constexpr int64_t kFewRows = 16;         // up to this, reading the weights costs more than multiplying
+constexpr int64_t kLibraryOutputs = 32;  // a product of the library has a multiple of these outputs
 
 LinearKernel* kernel_of(MatrixType type) {
   return is_quantized(type) ? DLF_CPU_DISPATCH_BF16(linear_tiles_kernel) : DLF_CPU_DISPATCH_BF16(linear_kernel);
 }
 
-// torch's own threads spin for milliseconds after a product and would keep ours from their cores: here it has one.
-// The number belongs to each thread; what a new thread starts with is put back in the end.
+// Limits torch to one thread: its own threads spin for milliseconds after a product and would keep ours from their
+// cores. Each thread has a limit of its own; the destructor restores the one that new threads start with.
 class TorchThreads {
  public:
   TorchThreads() : before_(at::get_num_threads()) { at::set_num_threads(1); }
@@ -39,11 +39,11 @@ at::Tensor view(const void* data, int64_t rows, int64_t columns, at::ScalarType 
   return at::from_blob(const_cast<void*>(data), {rows, columns}, at::TensorOptions().dtype(type));
 }
 
-// For every number of rows the library compiles a kernel of its own and keeps it, 0.6 MB each. It is asked for few
-// numbers, at most 15 above the wanted one, or 31 beyond 128.
+// Rounds the number of rows up, by at most 15, or 31 beyond 128: the library compiles and keeps a kernel of 0.6 MB for
+// every number that it is asked for.
 int64_t library_rows(int64_t rows) { return round_up(rows, rows <= 128 ? 16 : 32); }
 
-// The rows of a product, and rows of zeros behind them.
+// Copies the rows of a product, with rows of zeros behind them.
 at::Tensor with_library_rows(const uint16_t* data, int64_t rows, int64_t columns) {
   at::Tensor input = at::empty({library_rows(rows), columns}, at::kBFloat16);
   auto* const to = static_cast<uint16_t*>(input.mutable_data_ptr());
@@ -103,7 +103,7 @@ void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam
                            : library_rows(args.rows) == args.rows ? view(x.bfloat16, args.rows, x.in, type)
                                                                   : with_library_rows(x.bfloat16, args.rows, x.in);
   const at::Tensor weight = view(matrix.data, matrix.out, matrix.in, type);
-  // Each product reads x anew: two for each thread, so that a thread without a core doesn't hold up the others.
+  // Each product reads x again. Two per thread keep a thread without a core from holding up the others.
   const int64_t share = round_up(matrix.out / (2 * team.size()) + 1, kLibraryOutputs);
   team.parallel_for(matrix.out, share, [&](int64_t begin, int64_t end) {
     at::set_num_threads(1);

@@ -14,20 +14,20 @@ struct LinearArgs : LinearProduct {
   bool accumulate;  // y += x W^T + bias instead of y =
 };
 
-// For the few rows of a decode step: bound by reading W once.
+// Multiplies the few rows of a decode step; reading W once bounds the time.
 void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 
-// Several products of one x, whose weights have one type, in one loop: query, key and value.
+// Makes several products of one x in one loop (query, key and value). Their weights have one type.
 void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team);
 
 // gate.y = silu(x Wg^T) * (x Wu^T), the SwiGLU of two products that have one shape, in one loop.
 void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, ThreadTeam& team);
 
-// The same product for the many rows of a prompt: float32 and bfloat16 by the matrix library that torch carries,
-// int8 and int4 by the kernels of the few rows, which are bound by arithmetic then and faster than it.
+// Multiplies the many rows of a prompt: float32 and bfloat16 with torch's matrix library, int8 and int4 with the
+// kernels for few rows, which are then bound by arithmetic and faster than the library.
 void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 
-// kTileOutputs output channels for each of [begin, end): of float32 and bfloat16 weights, and of int8 and int4 ones.
+// Tiles [begin, end) of kTileOutputs output channels: of float32 and bfloat16 weights, and of int8 and int4 weights.
 DLF_CPU_KERNEL(linear_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 DLF_CPU_KERNEL(linear_tiles_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 

@@ -18,16 +18,16 @@ struct LinearInputRows {
   // For int8 and int4 weights: x = value * scale, in groups of kInputGroup with their own scale, zero beyond in.
   int8_t* value;  // [rows, stride]
   float* scale;   // [rows, stride / kInputGroup]
-  int32_t* sum;   // of a group's values: what an offset that all weights have adds to a product
+  int32_t* sum;   // of a group's values; takes the offset of all weights out of a product
 };
 
-// Scratch memory for the input of linear layers: weights of 16 bits multiply activations of 16 bits, weights of 8 and
-// fewer multiply activations of 8, as elsewhere in the field.
+// Scratch memory for the input of linear layers: weights of 16 bits multiply activations of 16 bits, weights of 8 bits
+// and fewer multiply activations of 8 bits, as is common.
 class LinearInput {
  public:
   LinearInput(int64_t max_rows, int64_t max_in);
 
-  // The rows of x as `type` reads them; they hold until the next call.
+  // Converts the rows of x for weights of `type`; the result is valid until the next call.
   LinearInputRows prepare(const float* x, int64_t rows, int64_t in, MatrixType type, ThreadTeam& team);
 
  private:

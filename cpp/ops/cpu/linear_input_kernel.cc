@@ -1,13 +1,13 @@
 #include "ops/cpu/linear_input.h"
 #include "ops/cpu/rounding.h"
 
-// Plain loops that the compiler vectorises: comparisons are of integers, whose order the bits of a float keep.
+// Plain loops that the compiler vectorises. Magnitudes are compared as integers, which have the order of the floats.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
 constexpr int32_t kInfinite = 0x7f800000;
 
-// The integer nearest to a value of at most 2²², by adding 1.5·2²³, which leaves it in the low bits.
+// Integer nearest to a value of at most 2²²: adding 1.5·2²³ leaves it in the low bits.
 inline int32_t nearest(float value) { return std::bit_cast<int32_t>(value + 12582912.0F) - 0x4b400000; }
 
 void quantize_group(const float* x, int8_t* value, float& scale, int32_t& sum) {
@@ -18,7 +18,7 @@ void quantize_group(const float* x, int8_t* value, float& scale, int32_t& sum) {
   }
   const auto magnitude = std::bit_cast<float>(largest);
   scale = magnitude < kLeast ? 0.0F : magnitude / 127.0F;
-  scale = largest >= kInfinite ? std::bit_cast<float>(kInfinite + 1) : scale;  // a NaN, which the product shows
+  scale = largest >= kInfinite ? std::bit_cast<float>(kInfinite + 1) : scale;  // a NaN, so that the product is one
   const float inverse = magnitude < kLeast ? 0.0F : 127.0F / magnitude;
   int32_t total = 0;
   for (int64_t i = 0; i < kInputGroup; ++i) {

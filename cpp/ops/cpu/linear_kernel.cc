@@ -8,7 +8,7 @@
 #include "ops/cpu/linear.h"
 #include "ops/cpu/rounding.h"
 
-// float32 and bfloat16 weights, which lie row by row.
+// Products with float32 and bfloat16 weights, which are stored row by row.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
@@ -83,9 +83,9 @@ struct BFloat16 {
 #endif
 };
 
-// Each dot product is summed in the same order, whichever way and with however many others it is computed.
+// Every dot product is summed in the same order, on both paths and with any number of rows.
 
-// Ends a dot product with the inputs that make no whole step.
+// Adds the inputs that make no whole step to a dot product, and writes it.
 template <typename Type>
 void write(const LinearInputRows& input, const LinearArgs& args, const typename Type::Sum& sum, int64_t row,
            int64_t output) {
@@ -102,11 +102,11 @@ void write(const LinearInputRows& input, const LinearArgs& args, const typename 
   y = args.accumulate ? y + total : total;
 }
 
-// One or two rows, which memory keeps waiting: the weights are one stream.
+// Multiplies one or two rows, which wait for memory: reads the weights as one stream.
 template <typename Type, int64_t R>
 void stream(const LinearInputRows& input, const LinearArgs& args, int64_t row, int64_t begin, int64_t end) {
   using Element = typename Type::Element;
-  constexpr int64_t kAhead = 4096;  // bytes of W that are on their way: the processor alone stops at each 4 KB page
+  constexpr int64_t kAhead = 4096;  // bytes of W to prefetch: the processor's own prefetch stops at each 4 KB page
   constexpr int64_t kBytes = Type::kStep * static_cast<int64_t>(sizeof(Element));
   const int64_t in = args.weight.in;
   const Element* x = Type::input(input) + row * in;
@@ -128,16 +128,16 @@ void stream(const LinearInputRows& input, const LinearArgs& args, int64_t row, i
   }
 }
 
-// A block of rows among others that share a tile of output channels.
+// One of the blocks of rows that share a tile of output channels.
 struct Block {
   int64_t row;
   int64_t index;
   int64_t count;
 };
 
-// More rows, for which arithmetic counts as well. Two channels share the loads of x, and inputs come in stretches, so
-// that x stays in the first cache. The tile comes from the second: while the blocks of rows are at this one, each sends
-// for its share of the next.
+// Multiplies more rows, for which arithmetic counts as well. Two channels share the loads of x, and inputs come in
+// stretches, so that x stays in the L1 cache. The tile comes from L2: while the blocks of rows work on one tile, each
+// prefetches its share of the next.
 template <typename Type, int64_t R>
 void multiply(const LinearInputRows& input, const LinearArgs& args, const Block& block, int64_t begin, int64_t end) {
   using Element = typename Type::Element;
@@ -155,7 +155,7 @@ void multiply(const LinearInputRows& input, const LinearArgs& args, const Block&
     const int64_t last = first + kStretch < whole ? first + kStretch : whole;
     for (int64_t output = begin; output < end; output += C) {
       const Element* w = static_cast<const Element*>(args.weight.data) + output * in;
-      // The last channel of an odd number is done twice, in the place of one that there is not.
+      // If the number of channels is odd, the last one is also computed in place of the missing one.
       const int64_t next = output + 1 < end ? in : 0;
       Sum part[C][R];
       for (int64_t c = 0; c < C; ++c) {
@@ -195,7 +195,7 @@ void multiply(const LinearInputRows& input, const LinearArgs& args, const Block&
 
 template <typename Type>
 void dot_rows(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end) {
-  constexpr int64_t kMost = 5;  // rows of a block, whose sums are held in registers
+  constexpr int64_t kMost = 5;  // most rows of a block, whose sums stay in registers
   const int64_t count = (args.rows + kMost - 1) / kMost;
   for (int64_t tile = begin; tile < end; ++tile) {
     const int64_t first = tile * kTileOutputs;

@@ -2,12 +2,12 @@
 #include "ops/cpu/row_blocks.h"
 #include "ops/cpu/tile_dot.h"
 
-// int8 and int4 weights, which lie in tiles (matrix.h), times activations of 8 bits: sums of a group of 32 inputs are
-// exact integers, which the scales turn into floats. Nothing here depends on how many rows go together.
+// Products of int8 and int4 weights, stored in tiles (matrix.h), and activations of 8 bits. The sums of a group of 32
+// inputs are exact integers, which the scales turn into floats. A row's result does not depend on the number of rows.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
-constexpr int64_t kAhead = 4096;  // bytes of W that are on their way
+constexpr int64_t kAhead = 4096;  // bytes of W to prefetch
 constexpr int64_t kQuads = kInputGroup / 4;
 
 inline int32_t load_quad(const int8_t* from) {

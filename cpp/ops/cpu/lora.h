@@ -14,18 +14,18 @@ namespace dlf::ops {
 struct LoraRun {
   LoraUpdate update;
   float* y;  // [rows, out]
-  int row;   // of x, the first
+  int row;   // first row of x
   int rows;
-  float* inner;  // [rows, rank]: what x A^T is put into
+  float* inner;  // [rows, rank], for x A^T
 };
 
-// All updates of one x, whose matrices are float32 or bfloat16, in two loops: the projections to the low rank, then
-// back. A row's result does not depend on the other rows.
+// Adds all updates of one x, whose matrices are float32 or bfloat16, in two loops: down to the low rank, then back. A
+// row's result does not depend on the other rows.
 void lora(const LinearInputRows& x, std::span<const LoraRun> runs, MatrixType type, ThreadTeam& team);
 
-inline constexpr int64_t kLoraOutputs = 256;  // of a chunk
+inline constexpr int64_t kLoraOutputs = 256;  // outputs per chunk
 
-// Chunks [begin, end) of the outputs: the way back.
+// Chunks [begin, end) of the outputs, from the low rank back.
 DLF_CPU_KERNEL(lora_kernel, const LoraRun& run, MatrixType type, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

@@ -29,7 +29,7 @@ struct BFloat16 {
   static float value(Element element) { return from_bfloat16(element); }
 };
 
-// Outputs [begin, end) of one row: sums along the rank, in its order, side by side.
+// Adds outputs [begin, end) of one row: each sum runs along the rank in order, several outputs side by side.
 template <typename Type>
 void add_outputs(const LoraUpdate& update, const float* inner, float* y, int64_t begin, int64_t end) {
   using Element = typename Type::Element;

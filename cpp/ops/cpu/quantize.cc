@@ -10,7 +10,7 @@
 namespace dlf::ops {
 namespace {
 
-// One output channel's weights into their place in a tile [in, kTileOutputs].
+// Writes one output channel's weights into a tile [in, kTileOutputs].
 template <typename Element>
 void spread(const Element* from, int64_t count, float* to) {
   for (int64_t i = 0; i < count; ++i) {

@@ -1,7 +1,7 @@
 #include "ops/cpu/quantize.h"
 #include "ops/cpu/rounding.h"
 
-// The 16 channels of a tile side by side: the compiler makes one vector operation of each loop over them.
+// Handles the 16 channels of a tile side by side: the compiler makes one vector operation of each loop over them.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
@@ -13,7 +13,7 @@ struct Lanes {
   float at[kLanes];
 };
 
-// The nearest integer, as a float, of a value of at most 2²².
+// Nearest integer, as a float, of a value of at most 2²².
 inline float nearest(float value) { return value + 12582912.0F - 12582912.0F; }
 
 // 1 / scale, and 0 for a scale of 0.
@@ -36,7 +36,7 @@ Lanes extremes(const float* weight, int64_t count) {
   return extreme;
 }
 
-// Scales of a group of int4 weights: keeps those that leave the least squared error of all that were offered.
+// Searches the scales of a group of int4 weights: keeps the offered ones that leave the least squared error.
 class ScaleSearch {
  public:
   ScaleSearch(const float* weight, int64_t count) : weight_(weight), count_(count) {
@@ -76,7 +76,7 @@ class ScaleSearch {
   }
 
   const Lanes& best() const { return best_; }
-  // The scale that suits the values of best() best, by least squares.
+  // Least-squares scales for the rounded values of best().
   const Lanes& better() const { return better_; }
 
  private:
@@ -87,10 +87,10 @@ class ScaleSearch {
   Lanes better_;
 };
 
-// The extreme weight takes −8, which has no opposite, so a scale may be negative; a somewhat smaller scale cuts that
-// weight short and serves the others better.
+// The extreme weight becomes −8, which has no positive counterpart, so a scale may be negative. A somewhat smaller
+// scale clips that weight and serves the others better.
 Lanes choose_scales(const float* weight, int64_t count) {
-  constexpr float kSteps[] = {-8.0F, -7.5F, -7.0F, 7.0F, 7.5F, -8.7F, -9.5F, 8.3F};  // what the extreme is divided by
+  constexpr float kSteps[] = {-8.0F, -7.5F, -7.0F, 7.0F, 7.5F, -8.7F, -9.5F, 8.3F};  // divisors of the extreme
   const Lanes extreme = extremes(weight, count);
   ScaleSearch search(weight, count);
   for (const float step : kSteps) {

@@ -5,7 +5,7 @@
 namespace dlf::ops {
 namespace {
 
-// RMSNorm of each head of rows that lie close together.
+// Applies RMSNorm to each head of contiguous rows.
 void norm_heads(void* rows, const float* weight, int heads, const RopeArgs& args, ThreadTeam& team) {
   if (weight != nullptr) {
     auto* const x = static_cast<float*>(rows);

@@ -8,11 +8,11 @@
 namespace dlf::ops::DLF_CPU {
 namespace {
 
-constexpr float kLeast = 1e-30F;  // what is smaller counts as zero, so that every other value has a finite reciprocal
+constexpr float kLeast = 1e-30F;  // smaller magnitudes count as zero, so that every other value has a finite reciprocal
 
 inline float magnitude(float value) { return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0x7fffffffU); }
 
-// To the nearest bfloat16, ties to even; a NaN stays one.
+// Rounds to the nearest bfloat16, ties to even; a NaN stays one.
 inline uint16_t to_bfloat16(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;

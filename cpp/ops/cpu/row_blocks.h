@@ -6,7 +6,7 @@
 namespace dlf::ops::DLF_CPU {
 namespace {
 
-// Calls body<R>(row) on blocks of R rows that cover [row, rows): as many of Most as there are, then of 4, 3, 2 and 1.
+// Calls body<R>(row) on blocks of R rows that cover [row, rows): as many of Most rows as fit, then of 4, 3, 2 and 1.
 template <int64_t Most, typename Body>
 inline void for_row_blocks(int64_t rows, Body&& body, int64_t row = 0) {
   for (; row + Most <= rows; row += Most) {

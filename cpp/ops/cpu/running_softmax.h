@@ -10,8 +10,8 @@
 namespace dlf::ops::DLF_CPU {
 namespace {
 
-// The scores [low, high) of a block become weights relative to the largest score so far. Returns what the sums of
-// earlier weights are to be multiplied by. Scores beside them, up to whole vectors, are overwritten.
+// Turns the scores [low, high) of a block into weights relative to the largest score so far. Returns the factor for the
+// sums of earlier weights. Overwrites scores beside them, up to whole vectors.
 inline float soften(float* scores, int64_t low, int64_t high, RunningSoftmax& softmax) {
   using Vec = at::vec::Vectorized<float>;
   float maximum = softmax.maximum;

@@ -8,7 +8,7 @@
 
 #include "ops/matrix.h"
 
-// What linear_tiles_kernel.cc asks of an instruction set: 16 channels side by side, each with 4 inputs in its 32 bits.
+// Operations of linear_tiles_kernel.cc per instruction set: 16 channels side by side, each with 4 inputs in 32 bits.
 //   Bytes   4 weights of each of 16 channels
 //   Ints    16 sums of products
 //   Floats  16 channels of the result
@@ -21,7 +21,7 @@ namespace dlf::ops::DLF_CPU {
 using Ints = __m512i;
 using Floats = __m512;
 using Bytes = __m512i;
-constexpr int64_t kMostRows = 8;  // of x that share one reading of W: as many as the registers hold
+constexpr int64_t kMostRows = 8;  // rows of x that share one reading of W: as many as the registers hold
 
 inline Ints broadcast(int32_t value) { return _mm512_set1_epi32(value); }
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
@@ -52,7 +52,7 @@ inline Ints dot_signed(Ints sum, Bytes weights, int32_t x) {
 }
 #else
 constexpr int32_t kInt8Offset = 0;
-// Pairs of products in 16 bits, which 2 · 127 · 127 doesn't overflow, then pairs of those.
+// Sums pairs of products in 16 bits, which 2 · 127 · 127 doesn't overflow, then pairs of those.
 inline Ints dot_unsigned(Ints sum, Bytes weights, int32_t x) {
   return add(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(weights, broadcast(x)), _mm512_set1_epi16(1)));
 }
@@ -108,7 +108,7 @@ inline void store(float* to, Floats values) {
   _mm256_storeu_ps(to, values.low);
   _mm256_storeu_ps(to + 8, values.high);
 }
-// Pairs of products in 16 bits, which 2 · 127 · 127 doesn't overflow, then pairs of those.
+// Sums pairs of products in 16 bits, which 2 · 127 · 127 doesn't overflow, then pairs of those.
 inline __m256i dot_pairs(__m256i sum, __m256i magnitudes, __m256i x) {
   const __m256i pairs = _mm256_maddubs_epi16(magnitudes, x);
   return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

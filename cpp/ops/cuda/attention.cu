@@ -6,16 +6,16 @@
 #include "support/cuda/cluster.h"
 
 // A context is cut into kGroups * kMembers streams of neighbouring positions. A warp takes a stream; the results of a
-// group's members are merged one after the other, and then those of the groups. One block does all of it, a group each
-// warp; or a cluster of kGroups blocks does, a member each warp. Both add in the same order, so the answer depends
-// neither on the number of blocks nor, with that, on the other rows.
+// group's members are merged one after the other, and then those of the groups. One block does all of it, one group per
+// warp; or a cluster of kGroups blocks does, one member per warp. Both add in the same order, so the result depends
+// neither on the number of blocks nor on the other rows.
 namespace dlf::cuda {
 namespace {
 
 constexpr int kGroups = 8;
 constexpr int kMembers = 8;  // also the warps of a block: kGroups == kMembers
 constexpr int kThreads = kMembers * kWarp;
-constexpr int kMaxHeads = 4;  // query heads that read the cache together
+constexpr int kMaxHeads = 4;  // most query heads that read the cache together
 constexpr int kMaxHeadDim = kElements * kWarp;
 
 template <typename T, int H, int Lanes, bool Vectors>
@@ -50,11 +50,11 @@ __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2)
   const int group = split ? block : warp;
   const int members = split ? warp + 1 : kMembers;
   float* warps = shared_memory<float>();            // [kMembers, H, kStride]
-  float* whole = warps + kMembers * Layout::kSize;  // [H, kStride]: all of this block's together
+  float* whole = warps + kMembers * Layout::kSize;  // [H, kStride]: this block's result
   float* mine = warps + warp * Layout::kSize;
   attention.clear(mine);
   for (int member = split ? warp : 0; member < members; ++member) {
-    const int begin = (member * kGroups + group) * stream_tiles;  // the first streams are of different groups
+    const int begin = (member * kGroups + group) * stream_tiles;  // the first streams belong to different groups
     if (begin < tiles) {
       State states[H];
       attention.add(begin, min(begin + stream_tiles, tiles), states);
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2)
     }
     write(head, i, merged);
   }
-  cluster.sync();  // nobody leaves while others read its memory
+  cluster.sync();  // no block exits while others read its memory
 }
 
 template <typename T, int H, int Lanes, bool Vectors>
@@ -116,7 +116,7 @@ void start(const AttentionArgs& args, int splits, Stream stream) {
                {grid, dim3(kThreads), sizeof(float) * (kMembers + 1) * Layout::kSize, blocks}, stream, args, splits);
 }
 
-// The kernels for models as they are have vectors and heads of 64 or 128; one more serves all others, and float32.
+// Kernels for usual models have vectors, and heads of up to 64 or 128; one more serves all others, and float32.
 template <typename T>
 void start(const AttentionArgs& args, int splits, Stream stream) {
   if constexpr (sizeof(T) == 2) {
@@ -134,7 +134,7 @@ void start(const AttentionArgs& args, int splits, Stream stream) {
 }  // namespace
 
 int attention_splits(int rows, int kv_heads, int capacity, int multiprocessors, int compute_capability) {
-  constexpr int kShort = 128;  // positions that one block reads as fast
+  constexpr int kShort = 128;  // positions that one block reads as fast as a cluster
   constexpr int kClusters = 90;
   const bool fills = rows * kv_heads >= 2 * multiprocessors;
   return fills || capacity <= kShort || compute_capability < kClusters ? 1 : kGroups;
@@ -144,8 +144,9 @@ void attention(const AttentionArgs& args, int splits, Stream stream) {
   if (args.head_dim > kMaxHeadDim || args.head_dim % 2 != 0 || args.heads % args.kv_heads != 0 ||
       (splits != 1 && splits != kGroups)) {
     throw std::invalid_argument("attention: head_dim is " + std::to_string(args.head_dim) + " and splits " +
-                                std::to_string(splits) + "; it must be even and at most " +
-                                std::to_string(kMaxHeadDim) + ", splits 1 or " + std::to_string(kGroups));
+                                std::to_string(splits) + "; head_dim must be even and at most " +
+                                std::to_string(kMaxHeadDim) + ", kv_heads must divide heads, and splits be 1 or " +
+                                std::to_string(kGroups));
   }
   for_dtype(args.dtype, [&]<typename T>() { start<T>(args, splits, stream); });
 }

@@ -3,13 +3,13 @@
 #include "ops/cuda/attention.h"
 #include "ops/cuda/vector.h"
 
-// What one warp does of attention: a softmax over some positions and the average of their values, and how the results
-// of several are merged.
+// One warp's part of attention: a softmax over some positions and the average of their values; and the merging of
+// several such results.
 namespace dlf::cuda {
 
 using ops::AttentionArgs;
 
-inline constexpr int kElements = 8;  // of a head that a lane holds
+inline constexpr int kElements = 8;  // elements of a head that a lane holds
 
 using Elements = Vector<float, kElements>;
 
@@ -19,8 +19,8 @@ struct alignas(16) Raw {
   T at[kElements];
 };
 
-// A lane's part of one position's key or value. Where the head is not a multiple of kElements, rows of the cache are
-// not aligned to that, and its last lane has less.
+// Loads a lane's part of one position's key or value. If head_dim is not a multiple of kElements, rows of the cache are
+// not aligned, and the last lane has fewer elements.
 template <typename T, bool Vectors>
 __device__ Raw<T> load_raw(const T* from, int count) {
   Raw<T> raw;
@@ -41,18 +41,18 @@ struct Softmax {
   float total = 0.0F;
 };
 
-// And a lane's part of Σ 2^(score - maximum) value.
+// A running softmax and a lane's part of Σ 2^(score - maximum) value.
 struct State {
   Softmax softmax;
   Elements sums = {};
 };
 
-// By how much sums relative to `maximum` shrink when they become relative to `other`.
+// Factor by which sums relative to `maximum` shrink when they become relative to `other`.
 __device__ inline float shrink(float maximum, float other) {
   return maximum == -INFINITY ? 0.0F : exp2f(maximum - other);
 }
 
-// Two sets of positions in one. Spelled out, so that every place that merges gets the same to the bit.
+// Merges two sets of positions. All code merges with this, so that the results are bit-identical.
 struct Merge {
   float maximum;
   float a;
@@ -64,14 +64,14 @@ struct Merge {
   __device__ float operator()(float of_a, float of_b) const { return fmaf(of_a, a, of_b * b); }
 };
 
-// States in shared memory: of some parts of a context, and of H heads each.
+// Layout of states in shared memory: one part of a context after another, H heads each.
 template <int H, int Lanes>
 struct Parts {
   static constexpr int kDim = Lanes * kElements;
   static constexpr int kStride = kDim + 2;  // sums [kElements, Lanes], the maximum, the total
   static constexpr int kSize = H * kStride;
 
-  // Which element of a head sums[i] is of.
+  // Element of a head that sums[i] belongs to.
   __device__ static int element(int i) { return i % Lanes * kElements + i / Lanes; }
 };
 
@@ -80,7 +80,7 @@ struct Merged {
   Softmax softmax;
   float sum = 0.0F;
 
-  // `part` is one head's, of `dim` sums.
+  // `part` is the state of one head, with `dim` sums.
   __device__ void add(const float* part, int dim, int i) {
     const Merge merge(softmax.maximum, part[dim]);
     softmax = {merge.maximum, merge(softmax.total, part[dim + 1])};
@@ -93,7 +93,7 @@ template <typename T, int H, int Lanes, bool Vectors>
 class AttentionWarp {
  public:
   static constexpr int kTogether = kWarp / Lanes;                            // positions that a warp reads at once
-  static constexpr int kLoads = (sizeof(T) == 2 ? 4 : 2) / (H > 1 ? 2 : 1);  // on their way together
+  static constexpr int kLoads = (sizeof(T) == 2 ? 4 : 2) / (H > 1 ? 2 : 1);  // loads in flight together
   static constexpr int kTile = kTogether * kLoads;                           // positions between two rescalings
 
   __device__ AttentionWarp(const AttentionArgs& args, int row, int kv_head, int first_head, int heads, int end)
@@ -111,7 +111,7 @@ class AttentionWarp {
     const T* q = static_cast<const T*>(args.q) + static_cast<int64_t>(row) * args.q_stride;
 #pragma unroll
     for (int h = 0; h < H; ++h) {
-      const int head = first_head + min(h, heads - 1);  // the last one again where there are fewer; nobody reads it
+      const int head = first_head + min(h, heads - 1);  // repeats the last one if there are fewer; then unused
 #pragma unroll
       for (int i = 0; i < kElements; ++i) {
         const float value = i < count_ ? to_float(q[head * dim_ + lane_ * kElements + i]) : 0.0F;
@@ -122,7 +122,7 @@ class AttentionWarp {
 
   __device__ int tiles() const { return (end_ - begin_ + kTile - 1) / kTile; }
 
-  // Adds the tiles [first, last). The lanes that hold one position go together, each such group on its own.
+  // Adds the tiles [first, last). Each group of lanes that holds one position has a state of its own.
   __device__ void add(int first, int last, State (&states)[H]) const {
     for (int tile = first; tile < last; ++tile) {
       const int position = begin_ + tile * kTile + place_;
@@ -146,7 +146,7 @@ class AttentionWarp {
     }
   }
 
-  // Merges the groups of lanes; the result is in the first.
+  // Merges the states of the groups of lanes; the first group has the result.
   __device__ void gather(State (&states)[H]) const {
 #pragma unroll
     for (int h = 0; h < H; ++h) {
@@ -164,7 +164,8 @@ class AttentionWarp {
     }
   }
 
-  // Shared memory keeps what a warp has so far, for registers are few; each lane of the first group its own sums.
+  // Clears a warp's state in shared memory, where it is kept because registers are few. Each lane of the first group
+  // has its own sums there.
   __device__ void clear(float* part) const {
     for (int i = static_cast<int>(threadIdx.x) % kWarp; i < Parts<H, Lanes>::kSize; i += kWarp) {
       part[i] = i % Parts<H, Lanes>::kStride == Parts<H, Lanes>::kDim ? -INFINITY : 0.0F;
@@ -172,7 +173,7 @@ class AttentionWarp {
     __syncwarp();
   }
 
-  // Merges the result of gather() into it.
+  // Merges the result of gather() into `part`.
   __device__ void merge_into(float* part, const State (&states)[H]) const {
     using Layout = Parts<H, Lanes>;
 #pragma unroll
@@ -240,7 +241,7 @@ class AttentionWarp {
     }
   }
 
-  // scores become weights relative to the new maximum.
+  // Turns scores into weights relative to the new maximum.
   __device__ static void soften(float (&scores)[kLoads], State& state) {
     float maximum = state.softmax.maximum;
 #pragma unroll
@@ -280,8 +281,8 @@ class AttentionWarp {
   int dim_;
   int begin_;
   int end_;
-  int lane_;   // among those of its position
-  int place_;  // of its position among those read at once
+  int lane_;   // index among the lanes of its position
+  int place_;  // index of its position among those read at once
   int count_;  // elements of this lane
   Elements queries_[H];
 };

@@ -14,7 +14,7 @@ struct BiasArgs {
   DType dtype;
 };
 
-// y += bias, for the products of the matrix library.
+// Adds the bias to y, for products of the matrix library.
 void add_bias(const BiasArgs& args, Stream stream);
 
 }  // namespace dlf::cuda

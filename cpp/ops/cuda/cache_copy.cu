@@ -7,10 +7,10 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A column of blocks for the keys or values of one head of one layer, which lie in one stretch on both sides.
+// A column of blocks copies the keys or values of one head of one layer, which are contiguous on both sides.
 template <typename Unit, bool kSave>
 __global__ void cache_copy_kernel(CacheCopyArgs args) {
-  const int head = static_cast<int>(blockIdx.y) / 2;  // of all layers
+  const int head = static_cast<int>(blockIdx.y) / 2;  // counted over all layers
   const bool is_value = blockIdx.y % 2 != 0;
   const int64_t width = args.head_bytes / static_cast<int64_t>(sizeof(Unit));
   const int64_t size = args.count * width;

@@ -20,7 +20,7 @@ struct CacheCopyArgs {
   int count;  // of positions
 };
 
-// Keys and values of `count` positions of one slot into a piece of memory, and back.
+// Copy the keys and values of `count` positions of one slot to `piece`, and back.
 void save_cache(const CacheCopyArgs& args, Stream stream);
 void restore_cache(const CacheCopyArgs& args, Stream stream);
 

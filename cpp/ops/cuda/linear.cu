@@ -13,9 +13,9 @@ namespace {
 using ops::kTileOutputs;
 using ops::MatrixType;
 
-// A block makes the channels of one tile, or two, of up to kLinearRows rows. Its warps take the inputs in turn, kStage
-// at a time, and keep Weights::kAhead stages on their way from memory, the first of them before x is there. x is small
-// and stays in the first cache.
+// A block computes the channels of one tile, or two, for up to kLinearRows rows. Its warps take the inputs in turn,
+// kStage at a time, and keep Weights::kAhead stages in flight from memory, the first of them before x is ready. x is
+// small and stays in the L1 cache.
 template <typename T, typename Weights, int Warps>
 __global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_kernel(LinearArgs args) {
   const Lane lane(threadIdx.x);
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_
   const int tile = static_cast<int>(blockIdx.y) * Weights::kTiles;
   const int in = static_cast<int>(args.weight.in);
   const bool active = is_active(args, first_row + lane.group);
-  const bool any_active = __any_sync(kAllLanes, active) != 0;  // all warps alike: each has all rows
+  const bool any_active = __any_sync(kAllLanes, active) != 0;  // the same in all warps: each has all rows
   const T* x = static_cast<const T*>(args.x) + static_cast<int64_t>(first_row + lane.group) * in + 8 * lane.member;
   const int end = active ? lane.end(in) : 0;
   const Weights weights(args.weight, tile, lane);
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(Warps* kWarp, Weights::kWarps / Warps) linear_
     return;
   }
   float sums[4 * Weights::kTiles] = {};
-  // One round takes all stages that are on their way, and sends for as many more.
+  // One round uses all stages in flight, and prefetches as many more.
   const auto round = [&]<bool Inside>(int first) {
 #pragma unroll
     for (int s = 0; s < Weights::kAhead; ++s) {
@@ -103,8 +103,8 @@ void start(const LinearArgs& args, int64_t blocks, Stream stream) {
 
 template <typename T, typename Weights>
 void start(const LinearArgs& args, Stream stream) {
-  // Few channels need more warps each to keep all of the device busy, and few inputs have no work for many. This must
-  // not depend on the number of rows.
+  // With few channels, a block needs more warps to keep the device busy; with few inputs, many warps have no work. This
+  // must not depend on the number of rows.
   constexpr int64_t kFewBlocks = 256;
   constexpr int64_t kFewInputs = 4 * kStage;
   const int64_t blocks = (ops::tiles(args.weight.out) + Weights::kTiles - 1) / Weights::kTiles;
@@ -129,7 +129,7 @@ void start(const LinearArgs& args, Stream stream) {
 
 bool uses_tensor_cores(const LinearArgs& args) { return args.dtype != DType::float32 && args.weight.in % 8 == 0; }
 
-// The ring takes most of a multiprocessor, beside which the products of a small model find no room.
+// Only large products use the ring: it takes most of a multiprocessor, and small models' products must fit beside it.
 bool uses_ring(const LinearArgs& args) {
   constexpr int64_t kLarge = int64_t{48} << 20;
   return uses_tensor_cores(args) && !ops::is_quantized(args.weight.type) &&

@@ -3,7 +3,7 @@
 #include "ops/cuda/linear.h"
 #include "support/cuda/launch.h"
 
-// What the kernels of a product have in common: which rows there are, and where a sum goes.
+// Shared by the kernels of a product: which rows are active, and how a sum is written.
 namespace dlf::cuda {
 
 __device__ inline bool is_active(const LinearArgs& args, int row) {

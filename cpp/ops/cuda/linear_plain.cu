@@ -10,14 +10,14 @@ using ops::kTileOutputs;
 using ops::Matrix;
 using ops::MatrixType;
 
-constexpr int kWarps = 8;    // of a block
-constexpr int kQuads = 256;  // of each channel that a block dequantizes
+constexpr int kWarps = 8;    // per block
+constexpr int kQuads = 256;  // quads of each channel that a block dequantizes
 
 struct Quad {
   float at[4];
 };
 
-// Four inputs of a row, zero beyond its end.
+// Loads four inputs of a row, zeros beyond its end.
 template <typename T>
 __device__ Quad load_quad(const T* row, int64_t in, int quad) {
   Quad values;
@@ -37,7 +37,7 @@ __device__ Quad load_quad(const T* row, int64_t in, int quad) {
   return values;
 }
 
-// Inputs 4 * quad .. 4 * quad + 3 of one channel, for each type of weights.
+// Each type of weights loads inputs 4 * quad .. 4 * quad + 3 of one channel.
 template <typename T>
 struct Rows {
   __device__ static Quad load(const Matrix& matrix, int64_t channel, int quad) {
@@ -79,7 +79,7 @@ struct Int4 {
   }
 };
 
-// A warp makes one channel of up to kLinearRows rows.
+// A warp computes one channel for up to kLinearRows rows.
 template <typename T, typename Weights>
 __global__ void linear_plain_kernel(LinearArgs args) {
   await_inputs();
@@ -133,8 +133,8 @@ __global__ void linear_plain_kernel(LinearArgs args) {
   }
 }
 
-// A block takes a tile's channels one after the other, kQuads quads of each: neighbouring threads write neighbouring
-// values, and what they read between them comes from the cache.
+// A block takes a tile's channels one after the other, kQuads quads of each. Neighbouring threads write neighbouring
+// values; the channels that lie between their reads come from the cache later.
 template <typename T, typename Weights>
 __global__ void dequantize_kernel(Matrix matrix, T* y) {
   const int quad = static_cast<int>(blockIdx.x * kQuads + threadIdx.x);

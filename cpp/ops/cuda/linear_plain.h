@@ -4,7 +4,7 @@
 
 namespace dlf::cuda {
 
-// linear() without tensor cores, and the obvious way: for float32 and for inputs that are not a multiple of 8.
+// linear() without tensor cores, in the obvious way: for float32, and where `in` is not a multiple of 8.
 void linear_plain(const LinearArgs& args, Stream stream);
 
 }  // namespace dlf::cuda

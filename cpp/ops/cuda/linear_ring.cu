@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kThreads = (kReaders + 1) * kWarp;
 
-// What a block keeps in shared memory: the ring, then two sets of all readers' sums, so that the next tile can begin
-// while the last one is added up.
+// Shared memory of a block: the ring, then two sets of all readers' sums, so that the next tile can begin while the
+// last one is added up.
 template <typename Weights>
 struct Layout {
   static constexpr int kSums = kReaders * kLinearRows * Weights::kChannels;
@@ -26,8 +26,8 @@ DLF_HOST_DEVICE int tiles_of(const LinearArgs& args) {
   return static_cast<int>((outputs_of(args) + Weights::kOutputs - 1) / Weights::kOutputs);
 }
 
-// Each block takes every gridDim.x-th tile. Its last warp fills the ring, the first time before x is there; the others
-// take kStage inputs of each chunk. How many blocks there are changes no sum.
+// Each block takes every gridDim.x-th tile. Its last warp fills the ring, the first time before x is ready; the others
+// take kStage inputs of each chunk. The number of blocks changes no sum.
 template <typename T, typename Weights>
 __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs args) {
   using Shared = Layout<Weights>;
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
   const int warp = warp_index();
   const int first_row = static_cast<int>(blockIdx.y) * kLinearRows;
   const bool active = is_active(args, first_row + lane.group);
-  if (__any_sync(kAllLanes, active) == 0) {  // all warps alike: each has all rows
+  if (__any_sync(kAllLanes, active) == 0) {  // the same in all warps: each has all rows
     return await_inputs();
   }
   const int in = static_cast<int>(args.weight.in);
@@ -88,11 +88,11 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
   load_x(0, next);
   int use = 0;
   for (int tile = block; tile < tiles; tile += blocks) {
-    float halves[2][4] = {};  // the last two of each are of rows that nobody has
+    float halves[2][4] = {};  // the last two of each belong to rows that don't exist
     for (int chunk = 0; chunk < chunks; ++chunk, ++use) {
       const int first = chunk * kChunk + warp * kStage;
       const uint4 values[2] = {next[0], next[1]};
-      load_x(chunk + 1 < chunks ? chunk + 1 : 0, next);  // on its way while the weights are waited for
+      load_x(chunk + 1 < chunks ? chunk + 1 : 0, next);  // loads while the warp waits for weights
       ring.await(use);
       const unsigned char* place = places + use % kPlaces * Weights::kPlaceBytes;
 #pragma unroll

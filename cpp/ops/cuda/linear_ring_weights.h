@@ -9,12 +9,12 @@ namespace dlf::cuda {
 
 inline constexpr int kReaders = 16;  // warps that multiply
 inline constexpr int kChunk = kReaders * kStage;
-// Of the ring: enough for the memory to be busy, and so few that the kernels between two products find room beside it.
+// Places of the ring: enough to keep the memory busy, few enough that the kernels between two products fit beside it.
 inline constexpr int kPlaces = 8;
 
 using Ring = CopyRing<kPlaces>;
 
-// Where a chunk goes, and which one it is.
+// A chunk and its place in the ring.
 struct Chunk {
   const Ring& ring;
   int use;
@@ -23,19 +23,19 @@ struct Chunk {
   int first;  // input
 };
 
-// float16 and bfloat16, 8 channels at a time, as the second operand of the product: with tiles of 16 the last ones
-// would keep part of the device for long. Rows lie 64 bytes apart beyond their size, so that no two lanes of a quarter
-// of a warp meet in a bank.
+// float16 and bfloat16 weights, 8 channels at a time, as the second operand of the product: with tiles of 16 the last
+// ones would keep a part of the device busy for long. 64 bytes follow each row, so that the lanes of a quarter of a
+// warp have no bank conflict.
 //
-// Gated, a tile is four channels of the gate and the four that they gate.
+// If Gated, a tile is four channels of the gate and the four that they gate.
 template <typename T, bool Gated>
 struct RingRows {
   static constexpr int kChannels = 8;
-  static constexpr int kOutputs = Gated ? kChannels / 2 : kChannels;  // of a tile
+  static constexpr int kOutputs = Gated ? kChannels / 2 : kChannels;  // per tile
   static constexpr int kPitch = kChunk * static_cast<int>(sizeof(T)) + 64;
   static constexpr int kPlaceBytes = kChannels * kPitch;
 
-  // Beyond the last channel stands the last one again; nobody writes its sum.
+  // Channels beyond the last repeat it; their sums are not written.
   __device__ static int64_t channel(const LinearArgs& args, int tile, int index) {
     const int64_t first = static_cast<int64_t>(tile) * kOutputs + index % kOutputs;
     return Gated ? min(first, int64_t{args.gated} - 1) + index / kOutputs * args.up_offset
@@ -56,7 +56,7 @@ struct RingRows {
     }
   }
 
-  // A half's inputs; `inside` of a lane, whether its eight are.
+  // Multiplies a half's inputs; `inside`: whether this lane's eight exist.
   __device__ static void multiply(const unsigned char* place, int warp, const Lane& lane, int half, bool inside,
                                   const uint4& x, float (&sums)[4]) {
     uint4 weights = {};

@@ -3,12 +3,12 @@
 #include "ops/cuda/tensor_core.h"
 #include "ops/matrix.h"
 
-// How each type of weights comes from memory to the tensor cores.
+// How each type of weights gets from memory to the tensor cores.
 //
 // A warp takes a tile of 16 output channels, kStage inputs at a time, in two halves of 32. A lane (g = lane / 4, t =
-// lane % 4) owns two of the channels and, in each half, the eight inputs from 8t on, of W and of x alike. That is not
-// the order of inputs that the instruction thinks of, but a sum has no order of its own; so both come from memory 16
-// bytes at a time, or 8, straight into the registers where they are needed.
+// lane % 4) owns two of the channels and, in each half, the eight inputs from 8t on, of W and of x alike. The
+// instruction numbers the inputs in another order, but any order will do that W and x share; so both come from memory
+// 16 bytes at a time, or 8, straight into the registers where they are needed.
 namespace dlf::cuda {
 
 using ops::Matrix;
@@ -23,7 +23,7 @@ struct Lane {
   __device__ explicit Lane(unsigned thread)
       : group(static_cast<int>(thread % kWarp / 4)), member(static_cast<int>(thread % 4)) {}
 
-  // Where a lane's first eight inputs of a half must begin before, to be inside.
+  // A lane's eight inputs of a stage's first half exist if the stage begins before this.
   __device__ int end(int64_t in) const { return static_cast<int>(in) - 8 * member; }
 };
 
@@ -37,17 +37,17 @@ __device__ T stream(const void* from) {
 template <typename T>
 class RowWeights {
  public:
-  static constexpr int kAhead = 4;           // stages on their way: 64 bytes each
-  static constexpr int kTiles = 1;           // that a warp takes
-  static constexpr int kWarps = 16;          // of a multiprocessor, for which there must be registers
-  static constexpr bool kUnchecked = false;  // whether rounds that are inside get a loop without checks
+  static constexpr int kAhead = 4;           // stages in flight: 64 bytes each
+  static constexpr int kTiles = 1;           // tiles per warp
+  static constexpr int kWarps = 16;          // warps per multiprocessor that must have registers
+  static constexpr bool kUnchecked = false;  // whether rounds inside the matrix get a loop without checks
   struct Stage {
     uint4 at[2][2];  // [half][channel]
   };
 
   __device__ RowWeights(const Matrix& matrix, int tile, Lane lane) : end_(lane.end(matrix.in)) {
     for (int i = 0; i < 2; ++i) {
-      // Beyond the last channel stands the last one again; nobody writes its sum.
+      // Channels beyond the last repeat it; their sums are not written.
       const int64_t channel = min(static_cast<int64_t>(tile) * ops::kTileOutputs + channel_of(lane, i), matrix.out - 1);
       row_[i] = static_cast<const T*>(matrix.data) + channel * matrix.in + 8 * lane.member;
     }
@@ -56,7 +56,7 @@ class RowWeights {
   __device__ static int channel_of(Lane lane, int index) { return lane.group + 8 * index; }
   __device__ static float scale(const Matrix&, int64_t) { return 1.0F; }
 
-  // The inputs from `first` on. What lies beyond the last, where not all are inside, stays as it is: x is zero there.
+  // Loads the inputs from `first` on. Unless Inside, inputs beyond the last stay as they are: x is zero there.
   template <bool Inside>
   __device__ void load(int first, Stage& stage) const {
     const T* from[2] = {row_[0] + first, row_[1] + first};
@@ -130,12 +130,12 @@ class Int8Weights {
     multiply_add<T>(sums, {first[0], second[0], first[1], second[1]}, x0, x1);
   }
 
-  // Four signed bytes as two pairs. A byte put into the low bits of a float of a suitable exponent adds its value,
-  // which is made positive for that: value + 128.
+  // Converts four signed bytes to two pairs. A byte put into the low bits of a float of a suitable exponent adds its
+  // value, which is made positive for that: value + 128.
   __device__ static void widen(uint32_t bytes, uint32_t (&pairs)[2]) {
     const uint32_t positive = bytes ^ 0x80808080U;
     if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      // bfloat16 has one bit too few for this, so it goes by float32, whose upper half it is.
+      // bfloat16 has one bit too few for this, so it is the upper half of a float32 made this way.
       constexpr uint32_t kExponent = 0x4b000000U;  // 2^23
       constexpr float kOffset = 8388608.0F + 128.0F;
       uint32_t values[4];
@@ -157,8 +157,8 @@ class Int8Weights {
   int end_;
 };
 
-// int4 tiles, two at a time: lanes with g < 4 take the first, the others the second, four channels side by side each
-// and eight inputs of each.
+// int4 tiles, two at a time: lanes with g < 4 take the first, the others the second; each takes four neighbouring
+// channels and eight inputs of each.
 template <typename T, int Group>
 class Int4Weights {
  public:
@@ -166,7 +166,7 @@ class Int4Weights {
   static constexpr int kTiles = 2;
   static constexpr int kWarps = 24;
   static constexpr bool kUnchecked = true;
-  static constexpr int kScales = kStage / Group;  // of a channel in a stage
+  static constexpr int kScales = kStage / Group;  // per channel and stage
   struct Stage {
     uint4 at[2];           // [half], the four channels
     uint2 scale[kScales];  // bfloat16, of the four channels
@@ -175,7 +175,7 @@ class Int4Weights {
   __device__ Int4Weights(const Matrix& matrix, int tile, Lane lane)
       : end_(lane.end(matrix.in)), in_(static_cast<int>(matrix.in)) {
     const int64_t padded = ops::padded_inputs(matrix.in, Group);
-    // Beyond the last tile stands the last one again; nobody writes its sums.
+    // Tiles beyond the last repeat it; their sums are not written.
     const int64_t own = min(tile + lane.group / 4, static_cast<int>(ops::tiles(matrix.out)) - 1);
     const int quad = lane.group % 4;
     data_ =
@@ -203,8 +203,8 @@ class Int4Weights {
     }
   }
 
-  // The tensor cores take what widen() makes of a value; what that is too much, the same for every channel, is in the
-  // sum from the start.
+  // The tensor cores multiply the results of widen(). The offset that it adds, the same for every channel, is taken out
+  // of the sum from the start.
   __device__ static void multiply(const Stage& stage, int half, const uint4& x, float (&sums)[4 * kTiles]) {
     const uint32_t inputs[4] = {__byte_perm(x.x, x.y, 0x5410U), __byte_perm(x.x, x.y, 0x7632U),
                                 __byte_perm(x.z, x.w, 0x5410U), __byte_perm(x.z, x.w, 0x7632U)};
@@ -236,12 +236,12 @@ class Int4Weights {
  private:
   static constexpr bool kIsBFloat16 = std::is_same_v<T, __nv_bfloat16>;
   static constexpr uint32_t kExponent = kIsBFloat16 ? 0x43004300U : 0x64006400U;  // 128 or 1024
-  static constexpr int kBit = kIsBFloat16 ? 3 : 6;  // of the mantissa, where a value's lowest is: as high as it can be
-  static constexpr uint32_t kZero = 0x00080008U;    // as it is stored
-  static constexpr int kGroupBytes = 2 * ops::kTileOutputs;  // of the scales of a tile's group
+  static constexpr int kBit = kIsBFloat16 ? 3 : 6;  // mantissa bit of a value's lowest bit: as high as possible
+  static constexpr uint32_t kZero = 0x00080008U;    // zero as it is stored
+  static constexpr int kGroupBytes = 2 * ops::kTileOutputs;  // scales of one group of a tile
 
-  // Eight values + 8 as four pairs: of inputs 0 and 2, 1 and 3, 4 and 6, 5 and 7. The bits of a value in the mantissa
-  // add 2^kBit times the value to the power of two that the exponent says.
+  // Converts eight stored values (value + 8) to four pairs: of inputs 0 and 2, 1 and 3, 4 and 6, 5 and 7. The bits of a
+  // value in the mantissa add 2^kBit times the value to the power of two of the exponent.
   __device__ static void widen(uint32_t word, uint32_t (&pairs)[4]) {
     constexpr int kPlaces[4] = {0, 8, 4, 12};
 #pragma unroll

@@ -10,9 +10,9 @@ using ops::LoraUpdate;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
-// A block for each row and product: x A^T goes to shared memory, a warp for each of the rank, and comes back from
-// there. Both thin matrices are read along their long side, once for a row: they are small, and the second row has them
-// from the cache.
+// One block per row and product: its warps put x A^T into shared memory, an element each, and multiply it by B^T from
+// there. Both thin matrices are read along their long side, once per row: they are small, and the second row finds them
+// in the cache.
 template <typename T>
 __global__ void lora_kernel(LoraArgs args) {
   await_inputs();

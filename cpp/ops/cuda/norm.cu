@@ -13,8 +13,8 @@ constexpr int kMaxThreads = 512;
 constexpr int kMaxWarps = kMaxThreads / kWarp;
 constexpr int kHeld = 4;  // vectors of a row that a thread keeps in registers
 
-// A block for each row. It needs next to no shared memory, so that it finds room beside the product that comes before.
-// Weights are prefetched before the row is there.
+// One block per row. It needs almost no shared memory, so that it fits beside the product before it. Weights are
+// prefetched before the row is ready.
 template <typename T, int N>
 __global__ void __launch_bounds__(kMaxThreads, 3) rms_norm_kernel(NormArgs args) {
   using Floats = Vector<float, N>;

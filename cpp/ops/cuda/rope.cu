@@ -7,9 +7,9 @@ namespace {
 
 using ops::RopeArgs;
 
-constexpr int kWarps = 4;  // of a block
+constexpr int kWarps = 4;  // per block
 
-// One head: normed if `norm` is there, then rotated. A lane reads and writes the same pairs, so `to` may be `from`.
+// Rotates one head, after RMSNorm unless `norm` is null. A lane reads and writes the same pairs, so `to` may be `from`.
 template <typename T>
 __device__ void rotate(const T* from, T* to, const float* norm, const RopeArgs& args, int position, int lane) {
   const int half = args.head_dim / 2;
@@ -24,7 +24,7 @@ __device__ void rotate(const T* from, T* to, const float* norm, const RopeArgs& 
     }
     scale = 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(args.head_dim) + args.epsilon);
   }
-  // Only a normed head is read by other lanes too, and they have it by now: the sum needed all of it.
+  // With a norm, other lanes read the head too, but they have done so by now: the sum needed all of it.
   for (int i = lane; i < half; i += kWarp) {
     const float a = to_float(from[i]) * scale * (norm != nullptr ? norm[i] : 1.0F);
     const float b = to_float(from[i + half]) * scale * (norm != nullptr ? norm[i + half] : 1.0F);
@@ -33,7 +33,7 @@ __device__ void rotate(const T* from, T* to, const float* norm, const RopeArgs& 
   }
 }
 
-// A warp for each head of q, k and v.
+// One warp per head of q, k and v.
 template <typename T>
 __global__ void rope_kernel(RopeArgs args) {
   await_inputs();

@@ -5,8 +5,8 @@
 
 #include "ops/cuda/vector.h"
 
-// The tensor cores, and arithmetic on pairs of numbers. A register holds a pair of values of
-// 16 bits, the first in its low half. What only the hardware has gets a plain twin here for the host.
+// The tensor cores, and arithmetic on pairs of numbers. A register holds a pair of values of 16 bits, the first in its
+// low half. Each hardware instruction has a plain version for the host.
 namespace dlf::cuda {
 
 // Value 0 or 1 of a pair.
@@ -78,7 +78,7 @@ __device__ uint32_t subtract(uint32_t a, uint32_t b) {
 #endif
 }
 
-// The bits of a word under a mask, and others. Left to itself the compiler makes two instructions of it.
+// Returns (word & Mask) | Others in one instruction; the compiler would make two.
 template <uint32_t Mask, uint32_t Others>
 __device__ uint32_t put_bits(uint32_t word) {
 #ifdef __CUDACC__

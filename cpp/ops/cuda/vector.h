@@ -20,14 +20,14 @@ __device__ void store(T* to, const Vector<T, N>& values) {
   *reinterpret_cast<Vector<T, N>*>(to) = values;
 }
 
-// Prefetches.
+// Fetches into the L1 cache, without waiting.
 __device__ inline void prefetch([[maybe_unused]] const void* from) {
 #ifdef __CUDACC__
   asm volatile("prefetch.L1 [%0];" : : "l"(from));
 #endif
 }
 
-// The sum over all lanes, the same in each of them.
+// Sum over all lanes, the same in each of them.
 __device__ inline float warp_sum(float value) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     value += __shfl_xor_sync(kAllLanes, value, offset);
