@@ -12,7 +12,7 @@ enum class SampleFailure : int32_t {
   all_excluded,
 };
 
-// In words, with the remedy.
+// Describes a failure, with the remedy.
 std::string describe(SampleFailure failure, int64_t step);
 
 }  // namespace dlf

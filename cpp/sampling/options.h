@@ -6,16 +6,16 @@
 
 namespace dlf {
 
-// How the next token is chosen. The fields apply in the order in which they stand here.
+// How the next token is chosen. The fields apply in this order.
 struct SamplingOptions {
   double repetition_penalty = 1;  // of prompt and generated tokens: divides positive logits, multiplies negative ones
   double presence_penalty = 0;    // subtracted once from every generated token
-  double frequency_penalty = 0;   // subtracted as often as the token was generated
+  double frequency_penalty = 0;   // subtracted once for each time that the token was generated
   std::vector<std::pair<int64_t, double>> logit_bias;
   std::vector<std::vector<int64_t>> bad_words;
   std::vector<int64_t> stop_token_ids;  // end-of-sequence tokens included; suppressed before step min_new_tokens
   int64_t min_new_tokens = 0;
-  double temperature = 0;  // 0: greedy, and nothing below but logprobs matters
+  double temperature = 0;  // 0: greedy; of the fields below only logprobs matters then
   int64_t top_k = 0;       // 0: off
   double top_p = 1;
   double min_p = 0;

@@ -29,7 +29,7 @@ DLF_HOST_DEVICE inline Philox4 philox4x32(uint64_t seed, uint64_t step, uint64_t
   return counter;
 }
 
-// Uniform in [0, 1), of 53 bits.
+// Uniform number in [0, 1) of 53 random bits.
 DLF_HOST_DEVICE inline double philox_uniform(uint64_t seed, uint64_t step, uint64_t stream = 0) {
   const Philox4 random = philox4x32(seed, step, stream);
   const uint64_t bits = (uint64_t{random.word[0]} << 32) | random.word[1];

@@ -15,9 +15,9 @@ namespace {
 
 constexpr float kExcluded = -std::numeric_limits<float>::infinity();
 constexpr int32_t kOnlyInPrompt = -1;
-constexpr int64_t kMostNewTokens = int64_t{1} << 28;  // each takes memory from the beginning
+constexpr int64_t kMostNewTokens = int64_t{1} << 28;  // memory for each is taken at the start
 
-// Throws when nothing can be chosen from the logits or scores whose peak is given.
+// Throws if no token can be chosen from logits or scores with this peak.
 void check_peak(Peak peak, const float* values, int64_t vocab, int64_t step) {
   if (peak.value > kExcluded && peak.value < -kExcluded) {
     return;
@@ -187,8 +187,8 @@ int64_t Sampler::draw(const float* scores, Peak peak, int64_t step) {
   return find_weight(philox_uniform(options_.seed, static_cast<uint64_t>(step), options_.stream) * sum_blocks());
 }
 
-// Each of top-k, top-p and min-p keeps the tokens down to some rank, so all of them together are one comparison per
-// token.
+// Makes one rule of top-k, top-p and min-p. Each of them keeps the tokens down to some rank, so together they are one
+// comparison per token.
 KeepRule Sampler::filter(const float* scores, Peak peak, float scale) {
   static const auto score_bands = DLF_CPU_DISPATCH(score_bands);
   KeepRule rule{kExcluded, std::numeric_limits<int32_t>::max(), static_cast<float>(options_.min_p)};
@@ -205,7 +205,7 @@ KeepRule Sampler::filter(const float* scores, Peak peak, float scale) {
       last = nucleus_end(keys, weights_.data(), options_.top_p * total);
     }
   } else if (options_.top_p < 1) {
-    // 16 bands to a factor of e in weight: few tokens in any of them, and no weight left below them all.
+    // 16 bands per factor of e in weight leave few tokens in each, and no weight below the last.
     score_bands(scores, vocab_, peak.value, 16 * scale, bands_.data());
     last = nucleus_end(all, bands_.data(), weights_.data(), options_.top_p * sum_blocks(), keys_);
   } else {
@@ -218,8 +218,7 @@ KeepRule Sampler::filter(const float* scores, Peak peak, float scale) {
 
 double Sampler::sum_blocks() const { return std::accumulate(block_sums_.begin(), block_sums_.end(), 0.0); }
 
-// The inverse of the cumulative weights, in the order of the ids: the first token at which their sum exceeds the
-// target.
+// Inverts the cumulative weights: returns the first token, by id, at which their sum exceeds the target.
 int64_t Sampler::find_weight(double target) const {
   int64_t chosen = -1;
   for (int64_t block = 0; block < sampling_blocks(vocab_); ++block) {
@@ -232,7 +231,7 @@ int64_t Sampler::find_weight(double target) const {
       break;
     }
   }
-  int64_t last = -1;  // stays where rounding leaves the sum short of the target
+  int64_t last = -1;  // the answer if rounding leaves the sum short of the target
   for (int64_t token = chosen * kSamplingBlock; token < std::min((chosen + 1) * kSamplingBlock, vocab_); ++token) {
     if (weights_[token] > 0) {
       last = token;

@@ -19,10 +19,10 @@ struct Sample {
   float logprob;              // log-probabilities are those of the raw logits, before any option
   const int64_t* top_tokens;  // the most probable first, valid until the next sample()
   const float* top_logprobs;
-  int64_t top_count;  // below options.logprobs where fewer tokens have logits above -inf
+  int64_t top_count;  // below options.logprobs if fewer tokens have logits above -inf
 };
 
-// No token could be chosen: a ValueError.
+// ValueError for a step at which no token can be chosen.
 class SampleError : public c10::ValueError {
  public:
   SampleError(SampleFailure failure, int64_t step)
@@ -34,17 +34,17 @@ class SampleError : public c10::ValueError {
   SampleFailure failure_;
 };
 
-// Chooses the tokens of one sequence. All memory is taken by the constructor.
+// Chooses the tokens of one sequence. The constructor takes all memory.
 class Sampler {
  public:
-  // Throws a ValueError for options or a prompt that make no sense for the vocabulary.
+  // Throws a ValueError for invalid options, and for prompt tokens outside the vocabulary.
   Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t> prompt, int64_t max_new_tokens);
 
-  // Chooses a token by logits[vocab], which may hold -inf for tokens that must not come. `step` counts the generated
-  // tokens and is the random counter. Throws a SampleError when every token is excluded or a logit is NaN or +inf.
+  // Chooses a token by logits[vocab], which may hold -inf to exclude tokens. `step` counts the generated tokens and is
+  // the random counter. Throws a SampleError when every token is excluded or a logit is NaN or +inf.
   Sample sample(const float* logits, int64_t step);
 
-  // Records a token that was chosen, and forgets the last `count` of them.
+  // Record a chosen token, and forget the last `count` of them.
   void append(int64_t token);
   void rewind(int64_t count);
 

@@ -23,7 +23,7 @@ std::span<RankKey> select_top_k(std::span<const float> scores, int64_t k, std::s
   float threshold = -std::numeric_limits<float>::infinity();
   size_t filled = 0;
   for (size_t token = 0; token < scores.size(); ++token) {
-    if (!(scores[token] > threshold)) {  // a later token loses a tie, so equal to the threshold is too little
+    if (!(scores[token] > threshold)) {  // a later token loses a tie, so it must exceed the threshold
       continue;
     }
     if (filled == capacity) {
@@ -69,7 +69,7 @@ RankKey nucleus_end(std::span<RankKey> keys, const float* weights, double mass) 
       return *key;
     }
   }
-  return *(end - 1);  // rounding left the sum a hair short
+  return *(end - 1);  // rounding left the sum slightly short
 }
 
 RankKey nucleus_end(std::span<const float> scores, const uint16_t* bands, const float* weights, double mass,

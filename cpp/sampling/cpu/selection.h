@@ -5,8 +5,8 @@
 
 namespace dlf {
 
-// A score and its token in one integer whose order is the sampler's: the greater score first, among equal ones the
-// lower id. Selecting by these keys needs no indirection and leaves no ties.
+// A score and its token in one integer; a greater key ranks higher: the greater score, among equal ones the lower id.
+// Selecting by these keys needs no indirection and leaves no ties.
 using RankKey = uint64_t;
 
 RankKey rank_key(float score, int64_t token);

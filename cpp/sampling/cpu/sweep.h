@@ -12,7 +12,7 @@ constexpr int64_t sampling_blocks(int64_t count) { return (count + kSamplingBloc
 
 struct Peak {
   int64_t index;  // of the first greatest value
-  float value;    // -inf when there is nothing above it
+  float value;    // -inf if no value is above it
 };
 
 // Keeps a value above `score`, or equal to it at an index up to `index`, whose weight is at least `weight`.
@@ -24,8 +24,8 @@ struct KeepRule {
 
 DLF_CPU_KERNEL(find_peak, const float* values, int64_t count, Peak* peak);
 
-// weights[i] = exp((values[i] - peak) * scale), where peak is the greatest value; their sums per block. No weights are
-// written to a null pointer. A NaN or +inf among the values makes its block's sum NaN.
+// Writes weights[i] = exp((values[i] - peak) * scale), with peak the greatest value, unless `weights` is null, and
+// their sums per block. A NaN or +inf among the values makes its block's sum NaN.
 DLF_CPU_KERNEL(exp_weights, const float* values, int64_t count, float peak, float scale, float* weights,
                double* block_sums);
 
@@ -33,7 +33,7 @@ DLF_CPU_KERNEL(exp_weights, const float* values, int64_t count, float peak, floa
 DLF_CPU_KERNEL(keep_weights, const float* values, int64_t count, const KeepRule& rule, float* weights,
                double* block_sums);
 
-// bands[i] = the whole part of (peak - values[i]) * scale, at most kBands - 1.
+// Writes bands[i] = the whole part of (peak - values[i]) * scale, at most kBands - 1.
 inline constexpr int kBands = 1024;
 DLF_CPU_KERNEL(score_bands, const float* values, int64_t count, float peak, float scale, uint16_t* bands);
 

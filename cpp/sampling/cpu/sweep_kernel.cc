@@ -11,7 +11,7 @@ constexpr int64_t kLanes = 16;  // the same on every instruction set, so that su
 
 // e^x for x <= 0 to about 1 ulp (Cephes' expf): e^x = 2^n e^r with |r| <= ln(2) / 2. NaN stays NaN.
 inline float exp_nonpositive(float x) {
-  const float clamped = x < -88.0f ? -88.0f : x;              // there n is -127, whose power of two below is 0
+  const float clamped = x < -88.0f ? -88.0f : x;              // there n is -127, so that `power` is 0
   const float shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23 leaves n in the low bits of the mantissa
   const float n = shifted - 12582912.0f;
   const float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
@@ -26,8 +26,8 @@ inline float exp_nonpositive(float x) {
   return p * power;
 }
 
-// Floats as integers of the same order (and NaN at its ends): their maximum vectorises, as it does not depend on the
-// order.
+// Maps floats to integers of the same order (NaN at its ends), whose maximum vectorises: it does not depend on the
+// order of the comparisons.
 inline int32_t ordered(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
 
 inline double sum(const float* values, int64_t count) {

@@ -3,11 +3,11 @@
 #include "sampling/cuda/rank_search.h"
 #include "sampling/cuda/sampler.h"
 
-// The likely tokens of a row. What top-k and top-p keep are nearly always a few hundred of them, so each warp lists
-// those of its stretch, and the searches look at nothing else.
+// The likely tokens of a row. Top-k and top-p nearly always keep a few hundred of them, so each warp lists those of its
+// stretch, and the searches look at nothing else.
 namespace dlf::cuda {
 
-inline constexpr int kFewTokens = 256;  // of a row: the first block ranks them by itself
+inline constexpr int kFewTokens = 256;  // most tokens of a row that its first block ranks alone
 
 struct CandidateLists {
   int32_t tokens[kRowWarps * kMostListed];
@@ -17,11 +17,11 @@ __device__ inline bool limits_ranks(const SampleRow& options, int32_t vocab) {
   return options.scale > 0 && ((options.top_k > 0 && options.top_k < vocab) || options.top_p < 1);
 }
 
-// Lists the tokens of this warp, in rising order, that may be kept, and how many there are, which may be more than fit.
-// The sum of the measures of all its tokens.
+// Lists this warp's tokens that may be kept, in rising order, and their number, which may be more than fit. Returns the
+// sum of the measures of all its tokens.
 __device__ inline uint64_t list_candidates(const RowBlocks& row, const SampleRow& options, const Slice& slice,
                                            const Measure& measure, RowShared& shared, CandidateLists& lists) {
-  // A guess: whether they are enough is seen when the sums are known.
+  // A guess: draw() checks whether the listed tokens are enough once the sums are known.
   constexpr float kShare = 2e-3F;
   constexpr float kLeast = 1e-6F;
   const float least = fmaxf(kShare * static_cast<float>(1 - options.top_p), kLeast);
@@ -87,9 +87,9 @@ __device__ inline uint64_t list_candidates(const RowBlocks& row, const SampleRow
   return RowBlocks::warp_sum(sum);
 }
 
-// Of all warps of the row, after a barrier.
+// Totals over all warps of the row, after a barrier.
 struct Listed {
-  int32_t count;  // INT_MAX where some did not fit
+  int32_t count;  // INT_MAX if some did not fit
   uint64_t sum;
 };
 __device__ inline Listed all_listed(const RowBlocks& row, RowShared* shared) {
@@ -107,19 +107,19 @@ __device__ inline Listed all_listed(const RowBlocks& row, RowShared* shared) {
   return {__all_sync(kAllLanes, fits) != 0 ? static_cast<int32_t>(count) : INT_MAX, sum};
 }
 
-// Draws from up to kFewTokens candidates, one a thread; for the row's first block. `total`: the sum of all measures.
+// Draws from up to kFewTokens candidates, one per thread, in the row's first block. `total`: the sum of all measures.
 __device__ inline int32_t draw_from_few(RowBlocks& row, const SampleRow& options, const Slice& slice,
                                         const Measure& measure, uint64_t total, int32_t vocab, RowShared* shared,
                                         CandidateLists* lists, double uniform) {
   static_assert(kRowThreads % (8 * kRowWarps) == 0 && kMaxRowBlocks == 8);
-  constexpr int kReaders = kRowThreads / (8 * kRowWarps);  // of each warp's list
+  constexpr int kReaders = kRowThreads / (8 * kRowWarps);  // threads per warp's list
   struct Entry {
     uint64_t key;
     uint64_t measure;
   };
-  auto* entries = reinterpret_cast<Entry*>(shared->low);  // no histogram is there
+  auto* entries = reinterpret_cast<Entry*>(shared->low);  // no histogram uses it now
   static_assert(kFewTokens * sizeof(Entry) <= sizeof(shared->low));
-  // In the order of ids.
+  // Collect the entries in the order of ids.
   const int list = row.thread / kReaders;
   const int block = list / kRowWarps;
   int32_t count = 0;
@@ -137,7 +137,7 @@ __device__ inline int32_t draw_from_few(RowBlocks& row, const SampleRow& options
   __syncthreads();
   const bool is_one = row.thread < all;
   const Entry mine = is_one ? entries[row.thread] : Entry{0, 0};
-  uint64_t above = 0;  // the measures of those that rank higher
+  uint64_t above = 0;  // sum of the measures of those that rank higher
   int32_t rank = 0;
   if (is_one) {
 #pragma unroll 4

@@ -4,11 +4,11 @@
 
 #include "sampling/cuda/row_blocks.h"
 
-// Finds where a set of tokens ends that is chosen by rank (top-k, top-p) or by id (a draw), without sorting: histograms
-// over ever narrower ranges of scores.
+// Finds the end of a set of tokens that is chosen by rank (top-k, top-p) or by id (a draw), without sorting: by
+// histograms over ever narrower ranges of scores.
 namespace dlf::cuda {
 
-// Scores as integers of the same order; -0 counts as 0.
+// Maps scores to integers of the same order; -0 counts as 0.
 __device__ inline uint32_t ordered(float score) {
   const uint32_t bits = __float_as_uint(score + 0.0f);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
@@ -35,15 +35,15 @@ struct Limit {
   }
 };
 
-// The weight of a token as an integer: sums are exact. It is 2^44 for the peak, and at most 2^19 tokens are added.
+// Weight of a token, and the same as an integer, so that sums are exact: it is 2^44 for the peak, and at most 2^19
+// tokens are added.
 __device__ inline float weight(float score, float peak, float scale) { return expf((score - peak) * scale); }
 __device__ inline uint64_t fixed_point(float weight) { return static_cast<uint64_t>(weight * 0x1p44f); }
 inline constexpr double kFixedPointUnit = 0x1p-44;
 
-inline constexpr int kMostListed = 128;  // tokens of a warp
+inline constexpr int kMostListed = 128;  // most tokens that a warp lists
 
-// The tokens of a row that are this block's. Each warp looks after a stretch of them, or of it only after those that
-// are listed.
+// This block's tokens of a row. Each warp handles a stretch of them, or only the listed ones of its stretch.
 struct Slice {
   float* scores;  // [end - begin]
   int32_t begin;
@@ -68,7 +68,7 @@ struct Measure {
   float peak;
   float scale;
   float least_weight = 0;
-  Limit within = {};  // other tokens count for nothing
+  Limit within = {};  // other tokens count 0
   uint32_t highest_key = kInfiniteKey;
 
   __device__ uint64_t of_score(float score) const {
@@ -84,7 +84,7 @@ struct Measure {
   }
 };
 
-// How much of the measures is wanted, from their total.
+// Wanted sum of the measures: a share of their total, or a given sum.
 struct Target {
   double share = 0;
   uint64_t sum = 0;
@@ -94,11 +94,11 @@ struct Target {
   }
 };
 
-// The first token, by id, at which the sum of the measures reaches the target, which is taken from 1 to their total.
-// Not inlined, as are the searches below: code that is read once takes longer to fetch than to run.
+// First token, by id, at which the sum of the measures reaches the target, which is clamped to 1 .. their total. Not
+// inlined, like the search below: code that runs once takes longer to fetch than to run.
 __attribute__((noinline)) __device__ inline int32_t find_token(RowBlocks& row, const Slice& slice,
                                                                const Measure& measure, const Target& target) {
-  // First which warp's stretch of ids, then which token of it.
+  // Find the warp's stretch of ids first, then the token in it.
   uint64_t sum = 0;
   const int32_t own = slice.count(row.warp);
 #pragma unroll 4
@@ -151,7 +151,7 @@ struct Bands {
     const float distance = (peak - score) * per_unit;
     return distance < kBins - 1 ? static_cast<int>(distance) : kBins - 1;
   }
-  // The lowest key of a band, by bisection, because of() rounds. Of band -1: the key above the peak's.
+  // Lowest key of a band, found by bisection because of() rounds. For band -1, the key above the peak's.
   __device__ uint32_t lowest_key(int band) const {
     uint32_t low = kExcludedKey + 1;
     uint32_t high = ordered(peak) + 1;
@@ -167,13 +167,13 @@ struct Bands {
   }
 };
 
-// The limit of the smallest set of highest rank whose measures reach the target, or that of the measure itself where
-// this takes all its tokens. `total` is the sum of all measures, where the slice lists only some of them, or 0.
+// Limit of the smallest set of highest rank whose measures reach the target, or the measure's own limit if this takes
+// all its tokens. `total`: the sum of all measures if the slice lists only some tokens, else 0.
 __attribute__((noinline)) __device__ inline Limit find_limit(RowBlocks& row, const Slice& slice, const Measure& measure,
                                                              const Target& target, uint64_t total) {
-  // First the band in which the set ends, then ever fewer keys from low to high, until there is one, or one token.
-  // Eighths of a unit, of score or of log-weight, whichever is finer, spread the tokens so that few threads add to one
-  // bin at once.
+  // Find the band in which the set ends first, then ever fewer keys from low to high, down to one key or one token.
+  // Bands of an eighth of a unit, of score or of log-weight, whichever is finer, spread the tokens so that few threads
+  // add to one bin at once.
   const Bands bands{measure.peak, 8 * fmaxf(measure.scale, 1.0f)};
   constexpr int kBands = -1;
   int shift = kBands;
@@ -222,7 +222,7 @@ __attribute__((noinline)) __device__ inline Limit find_limit(RowBlocks& row, con
     shift = max(0, 32 - __clz(static_cast<int>(high - low)) - kBinBits);
   } while (low < high);
 
-  // Of the tokens that share this key, those of the lowest ids.
+  // Among the tokens that share this key, the set takes those of the lowest ids.
   const uint64_t each = measure.of_score(score_of(low));
   const uint64_t wanted = (missing + each - 1) / each;
   Measure tied{false, measure.peak, measure.scale, 0, {low, INT_MAX}, low};

@@ -3,15 +3,15 @@
 #include "support/cuda/cluster.h"
 #include "support/cuda/warp.h"
 
-// How the blocks that work on one row share what they find. Everything shared is an integer, so it does not matter in
-// which order it is added, nor among how many blocks the row is divided.
+// Shares results among the blocks that work on one row. All shared numbers are integers, so neither the order of
+// additions nor the number of blocks changes a result.
 namespace dlf::cuda {
 
-inline constexpr int kRowThreads = 512;  // of each block
+inline constexpr int kRowThreads = 512;  // per block
 inline constexpr int kRowWarps = kRowThreads / kWarp;
 inline constexpr int kMaxRowBlocks = 8;
 inline constexpr int kBinBits = 9;
-inline constexpr int kBins = 1 << kBinBits;  // of a histogram: each thread looks after one
+inline constexpr int kBins = 1 << kBinBits;  // bins of a histogram, one per thread
 static_assert(kBins == kRowThreads);
 
 // The first place of a sequence of measures at which their sum reaches a target.
@@ -21,8 +21,8 @@ struct Place {
   uint64_t here;    // its own measure
 };
 
-// The part of a block's shared memory that the other blocks of the row look into. What is there twice is used in
-// turns: a block may write the one while others still read the other, and each turn has a barrier.
+// The part of a block's shared memory that the other blocks of the row read. Two copies of a member are used in turns:
+// a block may write the one while others still read the other, and each turn has a barrier.
 struct RowShared {
   uint32_t low[2][kBins];  // the histogram's sums
   uint32_t high[2][kBins];
@@ -54,16 +54,16 @@ class RowBlocks {
   const int blocks;  // of the row
   const int rank;    // of this block among them
 
-  // All threads of the row wait for each other.
+  // Waits for all threads of the row.
   __device__ void sync() const { cluster_.sync(); }
 
-  // Where another block keeps what this one keeps at `pointer` in its shared memory.
+  // Address in another block's shared memory of what this block keeps at `pointer`.
   template <typename T>
   __device__ T* at_block(T* pointer, int block) const {
     return cluster_.of(pointer, block);
   }
 
-  // Each warp shows two numbers, the same in all its lanes, to all threads of the row.
+  // Shows two numbers of each warp, the same in all its lanes, to all threads of the row.
   __device__ void show(uint64_t first, uint64_t second = 0) {
     turn_ ^= 1;
     if (lane == 0) {
@@ -72,7 +72,7 @@ class RowBlocks {
     }
     sync();
   }
-  // What a warp of the row showed: they are numbered in the order of blocks.
+  // Number that a warp of the row showed; warps are numbered in the order of blocks.
   __device__ uint64_t shown(int which, int row_warp) const {
     return at_block(shared_, row_warp / kRowWarps)->shown[turn_][which][row_warp % kRowWarps];
   }
@@ -104,7 +104,8 @@ class RowBlocks {
     return value;
   }
 
-  // A histogram of the row: begin, then add from any thread, then bin_sum gives each thread its bin's total.
+  // Makes a histogram of the row: begin_histogram(), then add() from any thread, then bin_sum() gives each thread its
+  // bin's total.
   __device__ void begin_histogram() {
     histogram_turn_ ^= 1;
     shared_->low[histogram_turn_][thread] = 0;
@@ -112,7 +113,7 @@ class RowBlocks {
     __syncthreads();
   }
   __device__ void add(int bin, uint64_t measure) {
-    // 64 bits in two halves: the hardware adds 32 bits in shared memory by itself and 64 only in a loop.
+    // Add 64 bits in two halves: the hardware adds 32 bits in shared memory directly, but 64 only in a loop.
     const uint32_t low = static_cast<uint32_t>(measure);
     const uint32_t old = atomicAdd(&shared_->low[histogram_turn_][bin], low);
     const uint32_t high = static_cast<uint32_t>(measure >> 32) + (old + low < old ? 1 : 0);
@@ -130,7 +131,7 @@ class RowBlocks {
     return sum;
   }
 
-  // The sum of the measures of this block's threads up to this one, and of all of them.
+  // Sums of the measures of this block's threads: of those up to this one, and of all.
   struct Sums {
     uint64_t upto;
     uint64_t total;
@@ -152,7 +153,7 @@ class RowBlocks {
     }
     return sums;
   }
-  // The first thread at which the sum reaches a target from 1 to the total. After scan(), and before the next.
+  // First thread at which the sum reaches a target from 1 to the total. Call it after scan(), before the next scan().
   __device__ Place reach(uint64_t measure, uint64_t upto, uint64_t target) {
     if (upto >= target && upto - measure < target) {
       shared_->place = {thread, upto - measure, measure};

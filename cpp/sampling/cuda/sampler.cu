@@ -10,11 +10,11 @@ namespace {
 constexpr size_t kClusterScoreBytes = 192 * 1024;  // of a block's shared memory, with clusters (sm_90)
 constexpr size_t kScoreBytes = 80 * 1024;          // without them
 
-// What a block keeps in shared memory ahead of its scores.
+// Shared memory of a block, before its scores.
 struct alignas(16) BlockShared {
   RowShared row;
   SampleRow options;
-  uint64_t top[kMaxTopTokens];  // of the row's first block: the most probable tokens
+  uint64_t top[kMaxTopTokens];  // in the row's first block: the most probable tokens
   int32_t top_count;
   CandidateLists lists;
 };
@@ -23,8 +23,8 @@ __host__ __device__ int32_t slice_length(int32_t vocab, int blocks) {
   return ((vocab + blocks - 1) / blocks + 3) / 4 * 4;  // so that a slice of aligned logits is aligned
 }
 
-// Copies the logits to the slice's scores. The greatest of them, as far as this thread sees; what is not a logit
-// (NaN, +inf) is greater than any.
+// Copies the logits to the slice's scores. Returns the greatest of those that this thread reads; NaN and +inf are
+// greater than any.
 __device__ uint64_t read_logits(const RowBlocks& row, const float* logits, const Slice& slice) {
   const float* from = logits + slice.begin;
   float best = -INFINITY;
@@ -112,7 +112,7 @@ __device__ void gather_top(RowBlocks& row, const Slice& slice, float peak, uint6
   }
 }
 
-// `ahead` tokens behind those that were counted are drafted.
+// Count of a token, including the `ahead` drafted tokens behind those that were counted.
 __device__ int32_t count_of(int32_t token, const int32_t* counts, const int32_t* drafted, int32_t ahead) {
   int32_t count = __ldg(counts + token);
   for (int32_t i = 0; i < ahead; ++i) {
@@ -154,8 +154,8 @@ __device__ void add_biases(const RowBlocks& row, const SampleRow& options, const
   }
 }
 
-// Excludes the last token of every word whose others end the history, and the stop tokens of a sequence that is too
-// short.
+// Excludes the last token of every bad word whose other tokens end the history, and the stop tokens of a sequence that
+// is too short.
 __device__ void exclude(const RowBlocks& row, const SampleRow& options, const int32_t* lists, const int32_t* history,
                         const Slice& slice) {
   const SampleListBegins begins = list_begins(options);
@@ -183,7 +183,7 @@ __device__ void exclude(const RowBlocks& row, const SampleRow& options, const in
   }
 }
 
-// The token is that of the row's first block; the others may have none.
+// Draws a token. The result of the row's first block is valid; those of the others may not be.
 __device__ int32_t draw(RowBlocks& row, const SampleRow& options, Slice slice, float peak, uint64_t total,
                         int32_t vocab, BlockShared* shared) {
   const double uniform = philox_uniform(options.seed, static_cast<uint64_t>(options.step), options.stream);
@@ -215,7 +215,7 @@ __device__ int32_t draw(RowBlocks& row, const SampleRow& options, Slice slice, f
   return find_token(row, slice, measure, {uniform, 0});
 }
 
-// Takes a sequence a step further; its history has the token already.
+// Moves a sequence one step on; its history has the token already.
 __device__ void append(const SampleArgs& args, int sequence, int32_t token) {
   SampleRow& state = args.rows[sequence];
   ++state.step;
@@ -228,7 +228,7 @@ __device__ void append(const SampleArgs& args, int sequence, int32_t token) {
   }
 }
 
-// What the first block of a row does at last: it writes down the choice. log_total is that of the raw logits.
+// Writes the choice of a row, in its first block. `log_total` is that of the raw logits.
 __device__ void record(const RowBlocks& row, const SampleArgs& args, const SampleRow& options, int index, int32_t token,
                        double log_total, const BlockShared* shared) {
   const int32_t top_count = shared->top_count;
@@ -262,7 +262,7 @@ __device__ void record_failure(const RowBlocks& row, const SampleArgs& args, int
   if (row.rank == 0 && row.thread == 0) {
     args.records[index] = {0, 0, failure, 0};
   }
-  row.sync();  // a block ends only when none looks into its shared memory
+  row.sync();  // a block exits only when no other reads its shared memory
 }
 
 template <bool kScoresAreShared>
@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
     shared->options.step += ahead;
     shared->options.history_length += ahead;
     if (args.chosen == Chosen::drafted) {
-      shared->options.logprobs = 0;  // nobody reads them
+      shared->options.logprobs = 0;  // not used for drafts
     }
     shared->top_count = 0;
   }
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
   const bool processes = options.penalizes != 0 || options.bias_count > 0 || options.word_count > 0 ||
                          (options.step < options.min_new_tokens && options.stop_count > 0);
   if (processes) {
-    __syncthreads();  // everyone has read the raw scores
+    __syncthreads();  // all threads have read the raw scores
     if (options.penalizes != 0) {
       penalize(row, options, args.counts + sequence * args.counts_stride, history + options.history_length - ahead,
                ahead, slice);
@@ -353,7 +353,7 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
     const double log_total = log(static_cast<double>(total) * kFixedPointUnit) + static_cast<double>(raw_peak);
     record(row, args, options, index, token, log_total, shared);
   }
-  row.sync();  // a block ends only when none looks into its shared memory
+  row.sync();  // a block exits only when no other reads its shared memory
 }
 
 __global__ void append_drafted_kernel(SampleArgs args, const int32_t* accepted) {

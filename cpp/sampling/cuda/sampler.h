@@ -8,15 +8,15 @@
 
 namespace dlf::cuda {
 
-// What a row chose. After a failure the token is 0, which can be looked up, and the row stays as it was.
+// Choice of a row. After a failure the token is 0, which the embedding has, and the row stays as it was.
 struct SampleRecord {
   int32_t token;
   float logprob;  // of the raw logits, before any option
   SampleFailure failure;
-  int32_t top_count;  // below `logprobs` where fewer tokens have logits above -inf
+  int32_t top_count;  // below `logprobs` if fewer tokens have logits above -inf
 };
 
-// The options of a row and where its sequence stands, in device memory.
+// Options of a row and progress of its sequence, in device memory.
 struct SampleRow {
   double presence_penalty;
   double frequency_penalty;
@@ -31,15 +31,15 @@ struct SampleRow {
   int32_t top_k;  // 0: off
   int32_t logprobs;
   int32_t penalizes;       // whether the row's counts are kept
-  int32_t bias_count;      // how many there are of each kind in the row's lists
-  int32_t word_count;      //
-  int32_t word_tokens;     // of all words together
-  int32_t stop_count;      //
+  int32_t bias_count;      // entries of each kind in the row's lists
+  int32_t word_count;      // bad words
+  int32_t word_tokens;     // of all bad words together
+  int32_t stop_count;      // stop tokens
   int32_t history_length;  // prompt and chosen tokens
   uint32_t ticket;         // tells the host which set() has arrived
 };
 
-// Where the parts of a row's lists begin, which lie behind one another:
+// Offsets of the parts of a row's lists, which lie one behind the other:
 // bias tokens in rising order, their values, the words' begins and the end of the last, the words' tokens, stop tokens.
 struct SampleListBegins {
   int64_t bias_values;
@@ -59,19 +59,19 @@ DLF_HOST_DEVICE inline SampleListBegins list_begins(const SampleRow& row) {
   return begins;
 }
 
-// What becomes of a token that was chosen.
+// What happens to a chosen token.
 enum class Chosen : int32_t {
-  appended,  // the sequence is a step further
-  drafted,   // it comes behind the sequence's tokens, for choices further ahead to see
-  recorded,  // nothing more
+  appended,  // the sequence moves one step on
+  drafted,   // it is put behind the sequence's tokens, where choices further ahead see it
+  recorded,  // it is only recorded
 };
 
 struct SampleArgs {
   const float* logits;  // [rows, logits_stride]
   int64_t logits_stride;
   const int32_t* active;  // [rows], 0: the row is skipped
-  // Row r is of sequence r % sequences, and `ahead` + r / sequences tokens ahead of its next one: as if what was
-  // drafted until then had been appended.
+  // Row r belongs to sequence r % sequences, `ahead` + r / sequences tokens ahead of its next one, as if the tokens
+  // drafted before had been appended.
   int32_t sequences;
   int32_t ahead;
   Chosen chosen;
@@ -83,7 +83,7 @@ struct SampleArgs {
   // [sequences, counts_stride]: how often a token was chosen; -1 if it is only in the prompt, 0 if nowhere
   int32_t* counts;
   int64_t counts_stride;
-  float* scores;  // [rows, scores_stride], used where they do not fit into shared memory
+  float* scores;  // [rows, scores_stride], used if they do not fit into shared memory
   int64_t scores_stride;
   SampleRecord* records;  // [rows]
   int32_t* top_tokens;    // [rows, top_capacity], the most probable first
@@ -103,10 +103,10 @@ bool needs_scores(int32_t vocab, int blocks_per_row);
 // Chooses a token for every active row as Sampler does.
 void sample(const SampleArgs& args, Stream stream);
 
-// Appends the first accepted[s] tokens that were drafted of every sequence s.
+// Appends the first accepted[s] drafted tokens of every sequence s.
 void append_drafted(const SampleArgs& args, const int32_t* accepted, Stream stream);
 
-// Marks the tokens of a row's history, its prompt, in its counts, which are zero.
+// Marks the tokens of a row's history, which is its prompt, in its counts, which must be zero.
 void count_prompt(const SampleArgs& args, int row, int32_t length, Stream stream);
 
 }  // namespace dlf::cuda

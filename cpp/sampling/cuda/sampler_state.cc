@@ -13,12 +13,12 @@
 namespace dlf::cuda {
 namespace {
 
-// Behind one another: the biases' tokens and values, where words begin and end, their tokens, stop tokens.
+// Most entries of a row's lists: the biases' tokens and values, begins and ends of words, their tokens, stop tokens.
 constexpr int64_t kListsLength = 2 * kMaxLogitBiases + (kMaxBadWordTokens + 1) + kMaxBadWordTokens + kMaxStopTokens;
 constexpr int64_t kTokensPerBlock = 4096;  // below this, more blocks cost more than they save
 
 int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
-int64_t padded(int64_t count) { return (count + 3) / 4 * 4; }  // rows that begin at 16 bytes
+int64_t padded(int64_t count) { return (count + 3) / 4 * 4; }  // aligns rows to 16 bytes
 
 int suitable_blocks(int device, int64_t vocab) {
   if (devices().at(device).compute_capability < 90) {
@@ -31,7 +31,7 @@ int suitable_blocks(int device, int64_t vocab) {
   return blocks;
 }
 
-// Assigns memory to the pointers of args, from `base` on where there is one, and returns how many bytes this takes.
+// Assigns memory to the pointers of args, from `base` on unless it is null, and returns how many bytes this takes.
 int64_t lay_out(SampleArgs& args, std::byte* base, const SamplerState::Size& size) {
   int64_t bytes = 0;
   const auto take = [&]<typename T>(T*& pointer, int64_t count, int64_t each) {
@@ -58,7 +58,7 @@ int64_t lay_out(SampleArgs& args, std::byte* base, const SamplerState::Size& siz
 SampleArgs sized_args(int device, const SamplerState::Size& size) {
   TORCH_CHECK_VALUE(size.max_sequences > 0, "max_sequences is ", size.max_sequences, ": give a count > 0");
   TORCH_CHECK_VALUE(size.max_rows >= size.max_sequences, "max_rows is ", size.max_rows, " for ", size.max_sequences,
-                    " sequences: give a row for each at least");
+                    " sequences: give at least one per sequence");
   TORCH_CHECK_VALUE(size.vocab > 0 && size.vocab <= kMaxSampledVocab, "a vocabulary of ", size.vocab,
                     " tokens cannot be sampled from on CUDA: at most ", kMaxSampledVocab, " are supported");
   TORCH_CHECK_VALUE(size.max_tokens > 0 && size.max_tokens <= INT32_MAX, "max_tokens is ", size.max_tokens,
@@ -67,7 +67,7 @@ SampleArgs sized_args(int device, const SamplerState::Size& size) {
                     ": give a count from 0 to ", kMaxTopTokens);
   const int blocks = size.blocks_per_row;
   TORCH_CHECK_VALUE(blocks >= 0 && blocks <= 8 && (blocks == 0 || std::has_single_bit(static_cast<unsigned>(blocks))),
-                    "blocks_per_row is ", blocks, ": give 1, 2, 4 or 8, or 0 for what suits the device");
+                    "blocks_per_row is ", blocks, ": give 1, 2, 4 or 8, or 0 for the device's default");
   SampleArgs args = {};
   args.vocab = static_cast<int32_t>(size.vocab);
   args.top_capacity = size.top_capacity;
@@ -161,8 +161,8 @@ void SamplerState::check_request(const SamplingOptions& options, std::span<const
   }
 }
 
-// The pinned memory of a place, once nothing is read from it any more. A ticket that travels to the device and back
-// tells.
+// Returns the pinned memory of a place once the device no longer reads from it, which a ticket that travels to the
+// device and back shows.
 void* SamplerState::staging(int place, Queue& queue) {
   std::atomic_ref<int32_t> arrived(arrivals_.data_ptr<int32_t>()[place]);
   if (static_cast<uint32_t>(arrived.load(std::memory_order_acquire)) != tickets_[place]) {
@@ -172,8 +172,8 @@ void* SamplerState::staging(int place, Queue& queue) {
 }
 
 void SamplerState::set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue) {
-  TORCH_CHECK_INDEX(place >= 0 && place < size_.max_sequences, "place ", place, " of a sampler of ",
-                    size_.max_sequences, " sequences");
+  TORCH_CHECK_INDEX(place >= 0 && place < size_.max_sequences, "place is ", place, "; the sampler has ",
+                    size_.max_sequences, " places");
   check_request(options, prompt, size_.vocab, size_.max_tokens, size_.top_capacity);
   auto* staged = static_cast<SampleRow*>(staging(place, queue));
   auto* lists = reinterpret_cast<int32_t*>(staged + 1);
@@ -190,7 +190,7 @@ void SamplerState::set(int place, const SamplingOptions& options, std::span<cons
   if (!prompt.empty()) {
     queue.copy(args_.history + place * args_.history_stride, history, static_cast<int64_t>(prompt.size()) * kItem);
   }
-  if (staged->penalizes != 0) {  // nothing else reads what an earlier sequence left in the counts
+  if (staged->penalizes != 0) {  // otherwise nothing reads the counts of an earlier sequence
     queue.clear(args_.counts + place * args_.counts_stride, args_.counts_stride * kItem);
     count_prompt(args_, place, staged->history_length, queue.stream());
   }
@@ -212,7 +212,8 @@ void SamplerState::verify(const Rows& rows, int sequences, int count, Queue& que
 void SamplerState::choose(const Rows& rows, int sequences, int ahead, int count, Chosen chosen, Queue& queue) {
   const int row_count = count * sequences;
   TORCH_CHECK(sequences >= 0 && sequences <= size_.max_sequences && row_count <= size_.max_rows, row_count, " rows of ",
-              sequences, " sequences for a sampler of ", size_.max_rows, " and ", size_.max_sequences);
+              sequences, " sequences; this sampler takes at most ", size_.max_rows, " rows, and sequences up to ",
+              size_.max_sequences);
   if (row_count == 0) {
     return;
   }

@@ -12,18 +12,18 @@
 
 namespace dlf::cuda {
 
-// What a request may list, so that every row's lists have one size.
+// Bounds of a request's lists, so that the lists of all rows have one size.
 inline constexpr int64_t kMaxLogitBiases = 4096;
 inline constexpr int64_t kMaxBadWordTokens = 4096;
 inline constexpr int64_t kMaxStopTokens = 256;
 
-// Sampler's twin on a device: the options, histories and counts of up to max_sequences sequences. All memory is taken
-// by the constructor and stays where it is, so that graphs may hold on to it. One queue does all of its work.
+// The Sampler of a device: options, histories and counts of up to max_sequences sequences. The constructor takes all
+// memory, which stays where it is, so that graphs may use it. One queue does all of its work.
 class SamplerState {
  public:
   // max_rows bounds the tokens that are chosen at once, max_tokens a sequence's prompt and generated tokens together,
-  // top_capacity what a request may ask for as `logprobs`. blocks_per_row: how many blocks work on a row (1, 2, 4 or
-  // 8); 0: what suits the device.
+  // top_capacity a request's `logprobs`. blocks_per_row: how many blocks work on a row (1, 2, 4 or 8); 0 for
+  // the device's default.
   struct Size {
     int max_sequences;
     int max_rows;
@@ -34,7 +34,7 @@ class SamplerState {
   };
   SamplerState(int device, const Size& size);
 
-  // Device memory that it takes.
+  // Device memory of a state of this size.
   static int64_t bytes(int device, const Size& size);
 
   // Throws the errors that set() throws, without a device.
@@ -45,21 +45,21 @@ class SamplerState {
   // exceeds the bounds above. The host only waits if the last set() of that place is not done yet.
   void set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue);
 
-  // Logits of rows, of which some are skipped.
+  // Logits of rows, some of which are skipped.
   struct Rows {
     const float* logits;
     int64_t stride;
     const int32_t* active;
   };
 
-  // All of these work on the first `sequences` of them and can be captured.
+  // The following work on the first `sequences` sequences and can be captured in a graph.
   //
-  // Chooses a token for every one of them that is active, appends it and takes the sequence a step further.
+  // Chooses a token for every active sequence, appends it and moves the sequence one step on.
   void sample(const Rows& rows, int sequences, Queue& queue);
-  // Chooses tokens as if `ahead` ones that were drafted had been appended. They come behind the sequence's tokens.
+  // Chooses tokens as if `ahead` drafted ones had been appended, and puts them behind the sequence's tokens.
   void draft(const Rows& rows, int sequences, int ahead, Queue& queue);
-  // What sample() would choose next, after one drafted token, and so on: row j * sequences + s is sequence s, j tokens
-  // ahead.
+  // Records what sample() would choose next, after one drafted token, and so on: row j * sequences + s is sequence s,
+  // j tokens ahead.
   void verify(const Rows& rows, int sequences, int count, Queue& queue);
   // Appends the first accepted[s] drafted tokens of every sequence s.
   void append_drafted(const int32_t* accepted, int sequences, Queue& queue);
@@ -76,7 +76,7 @@ class SamplerState {
   Size size_;
   SampleArgs args_ = {};
   at::Tensor memory_;    // on the device
-  at::Tensor staging_;   // pinned [max_sequences]: options, lists and history, on their way to the device
+  at::Tensor staging_;   // pinned [max_sequences]: options, lists and history, until the device has them
   at::Tensor arrivals_;  // pinned [max_sequences]: the ticket of the last set() that is done
   std::vector<uint32_t> tickets_;
 };
