@@ -100,6 +100,8 @@ class Machine {
   bool run_turn();
   void prepare_shared_memory();
   void run_warp(unsigned warp);
+  bool take_lane(Warp& warp);
+  void suspend();
   void try_to_meet(Warp& warp, unsigned mask, Exchange exchange);
   void try_to_pass_block_barrier(Block& block);
   void try_to_pass_cluster_barrier();
@@ -116,6 +118,7 @@ class Machine {
   bool begun_ = false;           // whether run_ahead() has begun the first cluster
   bool inputs_are_there_ = false;
   unsigned last_warp_ = 0;
+  unsigned turn_ = 0;  // lanes of it that have yet to run, in a random order
   bool block_by_block_ = false;
   std::vector<std::unique_ptr<Thread>> threads_;  // pointers, since a fiber must not move
   std::vector<Warp> warps_;
@@ -291,20 +294,39 @@ bool Machine::run_turn() {
 void Machine::run_warp(unsigned index) {
   Warp& warp = warps_[index];
   barrier_passed_ = false;
-  unsigned turn = warp.ready;
-  while (turn != 0 && !barrier_passed_) {
-    const unsigned lane = schedule_.lane(turn);
-    warp.ready &= ~(1U << lane);
-    current_ = threads_[warp.first_thread + lane].get();
-    place = &current_->place;
+  turn_ = warp.ready;
+  while (take_lane(warp)) {
     current_->fiber.resume();
     if (!problem_.empty()) {
       throw std::runtime_error(describe(current_->place.block, problem_));
     }
-    turn = schedule_.is_random() ? turn & ~(1U << lane) : warp.ready;
   }
   warp.ready |= warp.paused;
   warp.paused = 0;
+}
+
+// Makes the next lane of the warp's turn the current one; false if the turn is over.
+bool Machine::take_lane(Warp& warp) {
+  const unsigned left = schedule_.is_random() ? turn_ : warp.ready;
+  if (left == 0 || barrier_passed_) {
+    return false;
+  }
+  const unsigned lane = schedule_.lane(left);
+  turn_ = left & ~(1U << lane);
+  warp.ready &= ~(1U << lane);
+  current_ = threads_[warp.first_thread + lane].get();
+  place = &current_->place;
+  return true;
+}
+
+// Runs the next lane at once: a detour over run_warp() would double the switches of a warp that exchanges values.
+void Machine::suspend() {
+  Thread& thread = *current_;
+  if (!take_lane(warps_[thread.warp])) {
+    thread.fiber.suspend();
+  } else if (current_ != &thread) {
+    thread.fiber.suspend(current_->fiber);
+  }
 }
 
 void Machine::thread_main() {
@@ -319,19 +341,19 @@ void Machine::thread_main() {
 
 void Machine::yield() {
   warps_[current_->warp].ready |= 1U << current_->lane;
-  current_->fiber.suspend();
+  suspend();
 }
 
 void Machine::pause() {
   warps_[current_->warp].paused |= 1U << current_->lane;
-  current_->fiber.suspend();
+  suspend();
 }
 
 void Machine::await_inputs() {
   current_->awaited = true;
   if (!inputs_are_there_) {
     warps_[current_->warp].at_inputs |= 1U << current_->lane;
-    current_->fiber.suspend();
+    suspend();
   }
 }
 
@@ -357,7 +379,7 @@ uint64_t Machine::meet_warp(unsigned mask, Exchange exchange, uint64_t value, in
   warp.meeting |= bit;
   try_to_meet(warp, mask, exchange);
   if ((warp.ready & bit) == 0) {
-    thread.fiber.suspend();
+    suspend();
   } else {
     warp.ready &= ~bit;  // the last lane to arrive need not wait
   }
@@ -393,7 +415,7 @@ Votes Machine::synchronize_block(bool vote) {
   block.votes += vote;
   warp.at_block_barrier |= bit;
   try_to_pass_block_barrier(block);
-  thread.fiber.suspend();  // the last thread to arrive waits for its turn too, so that others get ahead of it
+  suspend();  // the last thread to arrive waits for its turn too, so that others get ahead of it
   return block.result;
 }
 
@@ -426,7 +448,7 @@ void Machine::wait_cluster() {
   Thread& thread = *current_;
   if (thread.cluster_phase > cluster_phase_) {
     warps_[thread.warp].at_cluster_barrier |= 1U << thread.lane;
-    thread.fiber.suspend();
+    suspend();
   } else {
     yield();
   }

@@ -19,26 +19,33 @@ class Fiber {
   void start(void (*function)());  // the next resume() enters function, whatever the fiber did before
   void resume();                   // runs the fiber until it suspends
   void suspend();                  // from inside: returns to the caller of resume()
+  void suspend(Fiber& next);       // from inside: runs next, which returns to the caller of resume() in its turn
   void finish();                   // from inside, for the last time: function must never return
   bool overflowed() const;         // whether it used more than its stack
 
  private:
+  // Where something stopped, with what AddressSanitizer must know of its stack.
+  struct Context {
+#if defined(__x86_64__)
+    void* stack_pointer = nullptr;
+#else
+    ucontext_t registers = {};
+#endif
+    const void* stack = nullptr;
+    size_t bytes = 0;
+    void* fake_stack = nullptr;
+  };
+
   unsigned char* stack_;
   unsigned char* top_;  // end of the first frame
   void (*function_)() = nullptr;
-#if defined(__x86_64__)
-  void* inside_ = nullptr;  // stack pointers of the suspended fiber and of the caller of resume()
-  void* outside_ = nullptr;
-#else
-  ucontext_t inside_;
-  ucontext_t outside_;
-#endif
-  // The caller's stack, for AddressSanitizer.
-  const void* outside_stack_ = nullptr;
-  size_t outside_bytes_ = 0;
-  void* fake_stack_ = nullptr;
+  Context inside_;
 
-  void enter_outside(void** fake_stack);
+  static Context caller_;  // of resume(); only one thread at a time calls it
+  static Context* left_;   // by the last switch
+  static Fiber* entered_;  // by the last switch into a fiber
+  static void enter(Context& to, Context& from, bool for_good = false);
+  static void arrive(Context& context);
   static void first();
 };
 
