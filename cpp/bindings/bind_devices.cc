@@ -37,22 +37,22 @@ void bind_devices(py::module_& m) {
 
   m.attr("MAX_CUDA_BATCH") = cuda::kMaxBatch;
   m.def("cuda_devices", &cuda::devices, py::call_guard<GilRelease>(),
-        "The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.");
+        "CUDA devices that this process sees; empty without a driver or in a build without CUDA.");
 
-  py::class_<ModelSize>(m, "ModelSize", "What decides how much memory a model takes, before it is loaded.")
+  py::class_<ModelSize>(m, "ModelSize", "What decides how much memory a model takes; known before it is loaded.")
       .def(py::init([](ModelSpec spec, const std::string& dtype, bool quantized, int64_t weights, int64_t adapters) {
              return ModelSize{std::move(spec), dtype_named(dtype), quantized, weights, adapters};
            }),
            py::arg("spec"), py::arg("dtype"), py::arg("quantized"), py::arg("weights"), py::arg("adapters"));
 
-  py::class_<MemoryPart>(m, "MemoryPart", "A part of what a StepLoop takes of a CUDA device.")
+  py::class_<MemoryPart>(m, "MemoryPart", "A part of the memory that a StepLoop takes of a CUDA device.")
       .def_readonly("device", &MemoryPart::device)
       .def_readonly("model", &MemoryPart::model)
       .def_readonly("name", &MemoryPart::name)
       .def_readonly("bytes", &MemoryPart::bytes);
 
   m.def("cuda_memory", &memory_of, py::arg("models"), py::arg("plan"), py::arg("options"), py::call_guard<GilRelease>(),
-        "What a StepLoop on CUDA takes, by device and part; model -1 is all of them.");
+        "Memory that a StepLoop on CUDA takes, by device and part; model is -1 if all models share it.");
 }
 
 }  // namespace dlf

@@ -15,7 +15,7 @@ namespace py = pybind11;
 
 namespace {
 
-// Python's None stands for no pointer.
+// Checks that no pointer is null, which Python's None becomes.
 template <typename Shared, typename Given>
 std::vector<std::shared_ptr<Shared>> present(const std::vector<std::shared_ptr<Given>>& given) {
   for (const std::shared_ptr<Given>& one : given) {
@@ -33,7 +33,7 @@ std::vector<StepOutput> step(StepLoop& loop) {
   return outputs;
 }
 
-// What steps and scores give.
+// Results of steps and scores.
 void bind_results(py::module_& m) {
   py::enum_<FinishReason>(m, "FinishReason", "Why a sequence ended.")
       .value("none", FinishReason::none)
@@ -41,17 +41,17 @@ void bind_results(py::module_& m) {
       .value("length", FinishReason::length)
       .value("error", FinishReason::error);
 
-  py::enum_<FailureKind>(m, "FailureKind", "Why a sequence or a score ended before its time.")
+  py::enum_<FailureKind>(m, "FailureKind", "Why a sequence or a score ended early.")
       .value("none", FailureKind::none)
       .value("bad_logits", FailureKind::bad_logits)
       .value("no_token", FailureKind::no_token);
 
-  py::class_<Failure>(m, "Failure", "The same, with words.")
+  py::class_<Failure>(m, "Failure", "Why a sequence or a score ended early, with a message.")
       .def_readonly("kind", &Failure::kind)
       .def_readonly("message", &Failure::message)
       .def("__bool__", [](const Failure& failure) { return static_cast<bool>(failure); });
 
-  py::class_<StepOutput>(m, "StepOutput", "What one step gave one sequence.")
+  py::class_<StepOutput>(m, "StepOutput", "A token that a step gave a sequence.")
       .def_readonly("request", &StepOutput::request)
       .def_readonly("token", &StepOutput::token)
       .def_readonly("logprob", &StepOutput::logprob)
@@ -65,13 +65,14 @@ void bind_results(py::module_& m) {
       .def_readonly("finish", &StepOutput::finish)
       .def_readonly("failure", &StepOutput::failure);
 
-  py::class_<Prompt>(m, "Prompt", "Token ids that a lane reads, and where other prompts may go on differently.")
+  py::class_<Prompt>(m, "Prompt",
+                     "Token ids that a lane reads, and the positions after which other prompts may differ.")
       .def(py::init<std::vector<int64_t>, std::vector<int64_t>>(), py::arg("tokens") = std::vector<int64_t>(),
            py::arg("breaks") = std::vector<int64_t>())
       .def_readonly("tokens", &Prompt::tokens)
       .def_readonly("breaks", &Prompt::breaks);
 
-  py::class_<Score>(m, "Score", "What the fused distributions give the tokens of one continuation.")
+  py::class_<Score>(m, "Score", "Score of one continuation under the fused distributions.")
       .def_readonly("logprobs", &Score::logprobs)
       .def_readonly("greedy", &Score::greedy)
       .def_readonly("alpha", &Score::alpha)
@@ -89,7 +90,8 @@ void bind_results(py::module_& m) {
       .def_readonly("drafter", &StepTimings::drafter)
       .def_readonly("graph", &StepTimings::graph);
 
-  py::class_<Speculation>(m, "Speculation", "Whether and by what tokens of a sequence are drafted.")
+  py::class_<Speculation>(m, "Speculation",
+                          "Speculative decoding of a sequence: how many tokens are drafted, and by what.")
       .def(py::init([](int64_t max_draft, int64_t drafter, bool adaptive) {
              return Speculation{max_draft, drafter, adaptive};
            }),
@@ -102,9 +104,9 @@ void bind_results(py::module_& m) {
   m.attr("MAX_DRAFT") = kMaxDraft;
 }
 
-// What a loop is made of, and what it is asked for.
+// Arguments of a loop, and its requests.
 void bind_requests(py::module_& m) {
-  py::class_<FusionPlan>(m, "FusionPlan", "Which lanes a sequence has, and which of them are experts and bases.")
+  py::class_<FusionPlan>(m, "FusionPlan", "Lanes of each sequence, and which of them are experts and bases.")
       .def(py::init([](std::vector<int64_t> lane_model, const std::vector<std::pair<int64_t, int64_t>>& experts,
                        int64_t vocab, std::vector<int64_t> lane_adapter, int64_t drafter) {
              FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, vocab, drafter};
@@ -116,7 +118,7 @@ void bind_requests(py::module_& m) {
            py::arg("lane_model"), py::arg("experts"), py::arg("vocab"),
            py::arg("lane_adapter") = std::vector<int64_t>(), py::arg("drafter") = -1);
 
-  py::class_<EngineOptions>(m, "EngineOptions", "What a step loop may take of its machine.")
+  py::class_<EngineOptions>(m, "EngineOptions", "Sizes and devices of a step loop.")
       .def(py::init([](int64_t max_batch, int64_t max_context, int threads, int64_t prefix_cache_bytes,
                        int64_t prompt_budget, std::vector<int> devices, bool cuda_graph) {
              return EngineOptions{max_batch,     max_context,        threads,   prefix_cache_bytes,
@@ -125,8 +127,7 @@ void bind_requests(py::module_& m) {
            py::arg("max_batch"), py::arg("max_context"), py::arg("threads") = 1, py::arg("prefix_cache_bytes") = 0,
            py::arg("prompt_budget") = 0, py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true);
 
-  py::class_<Request>(m, "Request",
-                      "A prompt for each lane, empty where no chosen expert needs it, and what is wanted.")
+  py::class_<Request>(m, "Request", "A prompt for each lane, empty if no chosen expert needs it, and how to decode.")
       .def(py::init([](int64_t id, std::vector<Prompt> prompts, std::vector<int> experts, SamplingOptions sampling,
                        int64_t max_new_tokens, const Speculation& speculation, Rule rule) {
              return Request{id,
@@ -141,7 +142,7 @@ void bind_requests(py::module_& m) {
            py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"))
       .def_readonly("id", &Request::id);
 
-  py::class_<ScoreRequest>(m, "ScoreRequest", "Prompts as of a Request, and ways in which they may go on.")
+  py::class_<ScoreRequest>(m, "ScoreRequest", "Prompts as in a Request, and continuations to score.")
       .def(py::init([](std::vector<Prompt> prompts, std::vector<int> experts,
                        std::vector<std::vector<int64_t>> continuations, Rule rule) {
              return ScoreRequest{std::move(prompts), std::move(experts), std::move(rule), std::move(continuations)};
@@ -170,9 +171,10 @@ void bind_engine(py::module_& m) {
       .def("add", &StepLoop::add, py::arg("request"), "Queues a request.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its slot; unknown ids are ignored.")
       .def("step", &step, py::call_guard<GilRelease>(),
-           "Decodes every running sequence one token further, and more where they were drafted.")
+           "Decodes every running sequence one token further, or more if tokens were drafted.")
       .def("prepare", &StepLoop::prepare, py::call_guard<GilRelease>(),
-           "Does something that a later step would otherwise take time for, where the loop is idle; whether there was.")
+           "Does some work, if the loop is idle, that would otherwise slow down a later step; returns whether there "
+           "was any.")
       .def(
           "score",
           [](StepLoop& loop, const ScoreRequest& request, const std::optional<py::typing::Callable<void()>>& poll) {
@@ -184,8 +186,8 @@ void bind_engine(py::module_& m) {
             });
           },
           py::arg("request"), py::arg("poll") = py::none(),
-          "Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now "
-          "and then, and ends with what it raises.")
+          "Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an "
+          "exception from it ends the scoring.")
       .def_property_readonly("timings", [](const StepLoop& loop) { return loop.timings(); })
       .def_property_readonly("idle", &StepLoop::idle);
 }

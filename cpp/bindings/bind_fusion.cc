@@ -32,7 +32,7 @@ void check_batch(const at::Tensor& large, const at::Tensor& experts, const at::T
                     "shapes don't fit: large ", large.sizes(), ", experts ", experts.sizes(), ", base ", bases.sizes());
 }
 
-// One rule for all rows, or one for each.
+// Checks that there is one rule for all rows, or one for each.
 void check_rules(const std::vector<Rule>& rules, const at::Tensor& experts) {
   TORCH_CHECK_VALUE(rules.size() == 1 || static_cast<int64_t>(rules.size()) == experts.size(0), "got ", rules.size(),
                     " rules for ", experts.size(0), " rows; give one for all or one a row");
@@ -41,7 +41,7 @@ void check_rules(const std::vector<Rule>& rules, const at::Tensor& experts) {
   }
 }
 
-// What Python gets, where every row could be solved.
+// Returns the results for Python; throws if a row could not be solved.
 py::tuple checked(const FusionTensors& found) {
   for (int64_t row = 0; row < found.bad_model.size(0); ++row) {
     const int64_t bad = found.bad_model.const_data_ptr<int64_t>()[row];
@@ -98,7 +98,7 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
   return checked(found);
 }
 
-// The same on a CUDA device; the logits may be on any.
+// Solves on a CUDA device; the logits may be on any.
 py::tuple solve_cuda(const at::Tensor& large, const at::Tensor& experts, const at::Tensor& bases,
                      const std::vector<Rule>& rules, int device) {
   check_batch(large, experts, bases);
@@ -122,14 +122,14 @@ py::tuple names(const Table& table) {
 }  // namespace
 
 void bind_fusion(py::module_& m) {
-  py::class_<Rule>(m, "Rule", "How the weights of some experts come about.")
+  py::class_<Rule>(m, "Rule", "How the weights of a request's experts are found.")
       .def(py::init([](const std::string& combine, const std::string& match,
                        const std::vector<std::optional<double>>& alpha, const std::vector<double>& alpha_max,
                        int experts) { return parse_rule(combine, match, alpha, alpha_max, experts); }),
            py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("experts"),
-           "For so many experts: `alpha` is empty, or a weight or None for each; `alpha_max` is one bound, or one for "
-           "each.")
-      .def(py::init<>(), "Selects among any experts, their weights solved.")
+           "The rule for `experts` experts: `alpha` is empty, or has a weight or None for each; `alpha_max` has one "
+           "bound, or one for each.")
+      .def(py::init<>(), "The rule \"select\" for any number of experts, with solved weights.")
       .def_property_readonly(
           "takes_given", [](const Rule& rule) { return rule.takes_given(); }, "Whether all weights are given.");
   m.attr("COMBINES") = names(kCombineTable);
@@ -138,10 +138,10 @@ void bind_fusion(py::module_& m) {
   m.def(
       "fusion_solve", &solve, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("rules"),
       py::arg("threads"),
-      "alpha, logits, f, g, target_f, target_g and sweeps of the fusion of float32 logits, by one rule for all rows or "
-      "one for each.");
+      "Fuses float32 logits, by one rule for all rows or one for each. Returns alpha, logits, f, g, target_f, target_g "
+      "and sweeps.");
   m.def("cuda_fusion_solve", &solve_cuda, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("rules"),
-        py::arg("device"), "The same, solved on a CUDA device; its logits stay there.");
+        py::arg("device"), "fusion_solve on a CUDA device; the fused logits stay there.");
 }
 
 }  // namespace dlf

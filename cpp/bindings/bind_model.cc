@@ -17,7 +17,7 @@ namespace {
 
 namespace py = pybind11;
 
-// A model run by hand: what tests compare with other implementations.
+// A model run by hand, for tests that compare it with other implementations.
 class StandaloneDecoder {
  public:
   StandaloneDecoder(std::shared_ptr<Weights> weights, int64_t slots, int64_t max_context, int threads,
@@ -49,7 +49,7 @@ class StandaloneDecoder {
       TORCH_CHECK_INDEX(positions[i] >= 0 && positions[i] < decoder_.cache().max_context(), "position ", positions[i],
                         " is outside the context");
       const int64_t adapter = adapters.empty() ? -1 : adapters[i];
-      TORCH_CHECK_INDEX(adapter < adapters_, "adapter ", adapter, " of ", adapters_);
+      TORCH_CHECK_INDEX(adapter < adapters_, "adapter ", adapter, " does not exist; number of adapters: ", adapters_);
       rows.push_back({tokens[i], slots[i], positions[i], adapter});
     }
     at::Tensor logits = at::empty({static_cast<int64_t>(tokens.size()), vocab()}, at::kFloat);
@@ -109,9 +109,9 @@ py::tuple quantize(const at::Tensor& weight, int bits, int64_t group, int thread
   return py::make_tuple(result.data, result.scale);
 }
 
-// What a family's file says of a model, immutable; the meaning of each field is in model/spec.h.
+// Binds what a family's file says of a model, immutable; model/spec.h has the meaning of each field.
 void bind_spec(py::module_& m) {
-  py::class_<AttentionSpec>(m, "AttentionSpec", "What attention computes; the same in all layers.")
+  py::class_<AttentionSpec>(m, "AttentionSpec", "Attention; the same in all layers.")
       .def(py::init([](int64_t heads, int64_t kv_heads, int64_t head_dim, std::optional<double> query_scalar,
                        bool head_norm, bool bias, bool output_bias) {
              return AttentionSpec{heads,     kv_heads, head_dim,   query_scalar.value_or(static_cast<double>(head_dim)),
@@ -134,7 +134,7 @@ void bind_spec(py::module_& m) {
       .def_readonly("size", &FeedForwardSpec::size)
       .def_readonly("bias", &FeedForwardSpec::bias);
 
-  py::class_<RopeSpec>(m, "RopeSpec", "How positions turn queries and keys.")
+  py::class_<RopeSpec>(m, "RopeSpec", "How positions rotate queries and keys.")
       .def(py::init([](std::vector<float> inv_freq, double scaling, std::vector<float> long_inv_freq,
                        int64_t short_context) {
              return RopeSpec{std::move(inv_freq), scaling, std::move(long_inv_freq), short_context};
@@ -147,7 +147,7 @@ void bind_spec(py::module_& m) {
       .def_readonly("short_context", &RopeSpec::short_context)
       .def("frequencies", &RopeSpec::frequencies, py::arg("context"), "Frequencies for a context of this length.");
 
-  py::class_<LayerSpec>(m, "LayerSpec", "What a layer may differ in from others.")
+  py::class_<LayerSpec>(m, "LayerSpec", "What may differ from layer to layer.")
       .def(py::init([](int64_t window, int64_t rope) { return LayerSpec{window, rope}; }), py::kw_only(),
            py::arg("window") = 0, py::arg("rope") = 0)
       .def_readonly("window", &LayerSpec::window)
@@ -201,7 +201,7 @@ void bind_model(py::module_& m) {
       .def_property_readonly("dtype", [](const Adapter& adapter) { return name(adapter.dtype()); });
 
   m.def("quantize", &quantize, py::arg("weight"), py::arg("bits"), py::arg("group"), py::arg("threads"),
-        "Tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).");
+        "Returns tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).");
 
   py::class_<StandaloneDecoder>(m, "Decoder", "One model run by hand, without the step loop.")
       .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int, const std::vector<std::shared_ptr<Adapter>>&>(),

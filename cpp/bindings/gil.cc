@@ -12,7 +12,7 @@
 namespace dlf {
 namespace {
 
-std::atomic<int> at_work{0};  // threads without the GIL
+std::atomic<int> at_work{0};  // threads that have released the GIL
 
 [[noreturn]] void stop() {
   while (true) {
@@ -20,7 +20,7 @@ std::atomic<int> at_work{0};  // threads without the GIL
   }
 }
 
-// Python ends a thread that comes back too late by unwinding its stack: that goes no further than here.
+// Stops the thread before its stack is unwound further: that is how Python ends a thread that comes back too late.
 template <typename Body>
 auto or_stop(Body&& body) {
   try {
@@ -40,7 +40,7 @@ bool interpreter_ends() {
 
 std::terminate_handler before = nullptr;
 
-// torch's bindings, by which dlf.fusion takes tensors, have no such guard: the unwinding ends at their first
+// torch's bindings, through which dlf.fusion takes tensors, have no such guard: there the unwinding ends at the first
 // destructor, without an exception.
 void stop_or_terminate() {
   if (interpreter_ends() && !std::current_exception()) {
@@ -49,7 +49,7 @@ void stop_or_terminate() {
   before();
 }
 
-// Runs after the last Python code: a thread that is done from now on stops before it does anything else.
+// Runs after the last Python code: a thread that finishes its work from now on stops before it does anything else.
 void wait_for_work() {
   while (at_work.load() > 0) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));

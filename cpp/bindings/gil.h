@@ -4,10 +4,10 @@
 
 namespace dlf {
 
-// Lets other Python threads run while it lives, as pybind11's gil_scoped_release does; but where the interpreter ends
+// Releases the GIL while it lives, as pybind11's gil_scoped_release does, with one difference: if the interpreter ends
 // meanwhile, the thread stops for good when it comes back. Python up to 3.13 ends such a thread by unwinding its stack,
-// which aborts the process at the first destructor. The interpreter waits in the end for what is at work here, so that
-// nothing runs while the libraries are taken down.
+// which aborts the process at the first destructor. At its end the interpreter waits for threads at work here, so that
+// nothing runs while the libraries are unloaded.
 class GilRelease {
  public:
   GilRelease();
@@ -25,7 +25,7 @@ class GilRelease {
   PyThreadState* state_ = nullptr;
 };
 
-// Readies the process for the interpreter's end.
+// Prepares the process for the interpreter's end.
 void bind_gil();
 
 }  // namespace dlf

@@ -14,7 +14,7 @@
 
 namespace {
 
-// torch's allocators and its matrix library say in words alone that memory ran out.
+// Returns whether a message says that memory ran out: torch's allocators and its matrix library say so in words alone.
 bool is_out_of_memory(std::string_view what) {
   return std::ranges::any_of(std::array{"can't allocate memory", "not enough memory", "out of memory", "out_of_memory",
                                         "bad_alloc", "could not create a primitive"},
@@ -24,18 +24,17 @@ bool is_out_of_memory(std::string_view what) {
 void raise_memory_error(const std::string& what) {
   const std::string message = "memory ran out (" + what.substr(0, what.find('\n')) +
                               "); lower max_batch, max_context or prefix_cache_bytes, load smaller weights "
-                              "(weights=\"int8\" or \"int4\"), or give it shorter prompts";
+                              "(weights=\"int8\" or \"int4\"), or give shorter prompts";
   PyErr_SetString(PyExc_MemoryError, message.c_str());
 }
 
-// An option's error as dlf's own, torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python exceptions that
-// they name, and memory that ran out, on whatever device, as a MemoryError.
-// NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 asks for this signature.
+// Raises an option's error as dlf's own, torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python
+// exceptions that they name, and out-of-memory errors of any device as a MemoryError.
 void translate_exception(std::exception_ptr exception) {
   try {
     std::rethrow_exception(exception);
   } catch (const pybind11::builtin_exception&) {
-    throw;  // pybind11 knows its own
+    throw;  // pybind11 translates its own
   } catch (const pybind11::error_already_set&) {
     throw;
   } catch (const dlf::OptionError& error) {

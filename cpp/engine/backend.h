@@ -16,8 +16,7 @@ namespace dlf {
 
 using StepOutputs = std::vector<const StepOutput*>;
 
-// What a step loop runs on: the decoders and kernels of one kind of device, and the order in which a step launches
-// them.
+// Decoders and kernels of one kind of device, and the order in which a step launches them.
 class Backend {
  public:
   // Throws what check_plan() and check(options) throw.
@@ -32,21 +31,21 @@ class Backend {
 
   const FusionPlan& plan() const { return plan_; }
   const EngineOptions& options() const { return options_; }
-  const std::vector<int64_t>& vocab_sizes() const { return vocab_sizes_; }  // of the models
+  const std::vector<int64_t>& vocab_sizes() const { return vocab_sizes_; }  // of each model
 
-  // Throws a ValueError for what this backend, unlike another, cannot run.
+  // Throws a ValueError for a request that this backend cannot run.
   virtual void check(const Request& request) const = 0;
 
   virtual ChunkReader& chunks() = 0;
   virtual ScoringRows& scoring() = 0;
 
-  // A step in this order: what the last one gave has been read; prompts are read meanwhile; these sequences have read
-  // theirs; all of them give their next tokens.
+  // The parts of a step, in order: begin_step() frees the results of the last step; the loop reads prompts; start()
+  // takes each sequence that has read its prompts; decode() gives the decoding sequences their next tokens.
   virtual void begin_step() {}
   virtual void start(Sequence& sequence) = 0;
   virtual void decode(std::span<Sequence* const> sequences, StepOutputs& outputs) = 0;
 
-  // A sequence that has a slot leaves it before its end.
+  // Stops a sequence that has a slot.
   virtual void stop(Sequence& sequence) = 0;
 
   virtual bool prepare() { return false; }

@@ -8,8 +8,8 @@ namespace {
 constexpr std::array kBounds = {0.3, 0.5, 0.7, 0.85, 0.95, 0.99, 0.999};
 static_assert(kBounds.size() + 1 == Acceptance::kBins);
 
-constexpr double kEveryonesMemory = 1024;  // tokens of all sequences that count
-constexpr double kExpectation = 4;         // tokens that what others saw is worth
+constexpr double kEveryonesMemory = 1024;  // tokens in the running averages over all sequences
+constexpr double kExpectation = 4;         // weight of the other sequences' rate, in tokens
 
 }  // namespace
 
@@ -24,7 +24,7 @@ void Acceptance::add(int bin, bool accepted) {
   }
 }
 
-// Until there is experience, a drafter is right as often as it is sure to be.
+// The prior: a drafter is right about as often as it is sure to be.
 double Acceptance::own_rate(int bin) const { return bins_[bin].rate((bin + 1.0) / (kBins + 1), 1); }
 
 double Acceptance::rate(int bin, const Acceptance& others) const {

@@ -12,21 +12,21 @@
 
 namespace dlf {
 
-// How often what a drafter said was what came, by how sure it was: running rates that forget.
+// How often a drafter's tokens were right, by how sure it was of them: running averages.
 class Acceptance {
  public:
   static constexpr int kBins = 8;
 
-  // `memory` is the number of tokens that count.
+  // `memory`: tokens that the averages reach back.
   explicit Acceptance(double memory) : keep_(1 - 1 / memory) {}
 
-  // The bin of a token to which its drafter gave this probability.
+  // Returns the bin of a token to which its drafter gave this probability.
   static int bin_of(double probability);
 
   void add(int bin, bool accepted);
 
-  // The probability that a token of a bin is accepted, and that any token is. A sequence without experience expects
-  // what `others` saw.
+  // Probability that a token of a bin, or any token, is accepted. The less a sequence has seen, the more the rates of
+  // `others` count.
   double rate(int bin, const Acceptance& others) const;
   double mean(const Acceptance& others) const;
 
@@ -35,7 +35,7 @@ class Acceptance {
     double accepted = 0;
     double all = 0;
 
-    // With `weight` tokens' worth of an expectation.
+    // Rate with a prior of `weight` tokens.
     double rate(double expected, double weight) const { return (accepted + weight * expected) / (all + weight); }
   };
   double own_rate(int bin) const;
@@ -46,10 +46,10 @@ class Acceptance {
   Count total_;
 };
 
-// What one sequence drafts, and what it knows of its drafters.
+// Draft of one sequence, and the rates of its drafters.
 struct Draft {
-  static constexpr double kMemory = 64;        // tokens that count for its rates
-  static constexpr double kWeightMemory = 16;  // and for its weights
+  static constexpr double kMemory = 64;        // tokens in the averages of its rates
+  static constexpr double kWeightMemory = 16;  // tokens in the averages of its weights
 
   Draft() = default;
   Draft(const Speculation& speculation, size_t experts, const FusionPlan& plan)
@@ -58,27 +58,27 @@ struct Draft {
   }
 
   Speculation options;
-  std::vector<double> weight;          // of each expert of the request: |α|, lately
+  std::vector<double> weight;          // running average of |α| of each expert of the request
   std::vector<Acceptance> acceptance;  // of each lane of the plan, then of prompt lookup
 
-  // In this step.
+  // Draft of this step.
   int64_t drafter = kAutoDrafter;  // a lane, or kPromptLookup
-  PromptLookup::Match match;       // what prompt lookup would draft
+  PromptLookup::Match match;       // found by prompt lookup
   int64_t size = 0;                // tokens
-  int64_t limit = 0;               // tokens that there is room for
-  double reach = 1;                // the expected probability that all of them are accepted
-  std::vector<int> bins;           // of each, how sure the drafter was (Acceptance::bin_of)
+  int64_t limit = 0;               // most tokens to draft
+  double reach = 1;                // expected probability that all of them are accepted
+  std::vector<int> bins;           // Acceptance::bin_of() of each token
 
   int64_t idle = 0;  // steps in a row without a draft
 
-  // The weights that a token came with.
+  // Adds the weights α of a chosen token.
   void add_weights(const std::vector<double>& alpha) {
     for (size_t t = 0; t < weight.size(); ++t) {
       weight[t] += (std::abs(alpha[t]) - weight[t]) / kWeightMemory;
     }
   }
 
-  // What drafts a request with these of the plan's experts: a lane, or kPromptLookup where there is none.
+  // Returns the drafter of a request that fuses `experts`: a lane, or kPromptLookup if it has none.
   int64_t wanted_drafter(const FusionPlan& plan, const std::vector<int>& experts) const {
     if (options.drafter != kAutoDrafter) {
       return options.drafter;
@@ -94,20 +94,20 @@ struct Draft {
   }
 };
 
-// How often drafters are right: what each sequence saw (Draft::acceptance), and what all of them saw.
+// How often drafters are right: in each sequence (Draft::acceptance), and in all of them together.
 class DraftRates {
  public:
   explicit DraftRates(const FusionPlan& plan);
 
-  // The probability that a sequence accepts what a drafter is so sure of, and what it says on the whole.
+  // Probability that a sequence accepts a drafter's token of this bin, and any of its tokens.
   double rate(const Draft& draft, int64_t drafter, int bin) const;
   double mean(const Draft& draft, int64_t drafter) const;
 
   void learn(Draft& draft, int64_t drafter, int bin, bool accepted);
-  // Counts as if some sequence had seen it.
+  // Adds a token that no sequence saw, as a prior.
   void expect(int64_t drafter, bool accepted) { all_[index(drafter)].add(0, accepted); }
 
-  // Of a lane or kPromptLookup in arrays that have an entry for each.
+  // Index of a lane or kPromptLookup in arrays that have an entry for each.
   size_t index(int64_t drafter) const { return drafter == kPromptLookup ? plan_.lane_model.size() : drafter; }
 
  private:

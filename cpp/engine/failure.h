@@ -7,7 +7,7 @@
 
 namespace dlf {
 
-// Why a sequence, or the score of a continuation, ends before its time: for programs, and in words.
+// Why a sequence, or the score of a continuation, ended early: for programs, and in words.
 enum class FailureKind { none, bad_logits, no_token };
 
 struct Failure {
@@ -18,9 +18,9 @@ struct Failure {
   bool operator==(const Failure&) const = default;
 };
 
-// Of a row that could not be solved (fusion/bad_model.h), at `place`, such as "step 5".
+// Failure of a row that could not be solved (fusion/bad_model.h), at `place`, such as "step 5".
 Failure row_failure(int bad_model, const std::string& place);
-// Of a row from which no token could be chosen.
+// Failure of a row from which no token could be chosen.
 Failure sample_failure(SampleFailure failure, int64_t step);
 
 }  // namespace dlf

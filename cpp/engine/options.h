@@ -9,7 +9,7 @@ namespace dlf {
 inline constexpr int64_t kMostContext = int64_t{1} << 24;
 inline constexpr int64_t kMostBatch = 1024;
 
-// What a step loop may take of its machine.
+// Sizes and devices of a step loop.
 struct EngineOptions {
   int64_t max_batch = 1;
   int64_t max_context = 2;
@@ -20,25 +20,25 @@ struct EngineOptions {
   bool graph = true;               // on CUDA, capture a step and replay it; else launch its kernels one by one
 };
 
-// Throws a ValueError for what no backend can run.
+// Throws a ValueError for options that no backend can run.
 void check(const EngineOptions& options);
 
-// Seconds that the last step spent in each of its parts. All zero on a GPU, where nobody waits for a part; there, what
-// kind of step it was.
+// Seconds that the last step spent in each of its parts; all zero on a GPU, where parts are not timed. On a GPU alone,
+// also what kind of step it was.
 struct StepTimings {
   double large = 0;
   double small = 0;
   double solve = 0;
   double sample = 0;
-  int drafted = 0;      // tokens of each sequence
-  int64_t drafter = 0;  // if there are any: a lane, or kPromptLookup
-  bool graph = false;   // it was one launch
+  int drafted = 0;      // drafted tokens of each sequence
+  int64_t drafter = 0;  // if any are drafted: a lane, or kPromptLookup
+  bool graph = false;   // whether it was one launch
 };
 
-// A part of the memory that a step loop takes of a device.
+// A part of the device memory that a step loop takes.
 struct MemoryPart {
   int device;
-  int model;  // among the plan's; -1: all share it
+  int model;  // index of the model; -1: all models share it
   std::string name;
   int64_t bytes;
 };

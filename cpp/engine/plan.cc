@@ -25,21 +25,23 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
   TORCH_CHECK_VALUE(plan.vocab >= 1, "vocab is ", plan.vocab, "; it must be at least 1");
   for (const ExpertLanes& expert : plan.experts) {
     TORCH_CHECK_INDEX(std::min(expert.expert, expert.base) >= 0 && std::max(expert.expert, expert.base) < lanes,
-                      "an expert on the lanes ", expert.expert, " and ", expert.base, " of ", lanes);
+                      "an expert has the lanes ", expert.expert, " and ", expert.base,
+                      "; they must be at least 0 and below ", lanes);
   }
   for (const int64_t model : plan.lane_model) {
-    TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "lane on model ", model, " of ",
-                      models.size());
+    TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "a lane runs on model ", model,
+                      "; it must be at least 0 and below ", models.size());
   }
   TORCH_CHECK_VALUE(adapters.empty() || adapters.size() == models.size(), "adapters must be listed for each model");
   TORCH_CHECK_VALUE(plan.lane_adapter.empty() || plan.lane_adapter.size() == plan.lane_model.size(),
                     "lane_adapter must have an entry for each lane");
-  TORCH_CHECK_INDEX(plan.drafter == -1 || (plan.drafter > 0 && plan.drafter < lanes), "the drafter's lane ",
-                    plan.drafter, " of ", lanes);
+  TORCH_CHECK_INDEX(plan.drafter == -1 || (plan.drafter > 0 && plan.drafter < lanes), "the drafter's lane is ",
+                    plan.drafter, "; it must be at least 1 and below ", lanes);
   for (int64_t lane = 0; lane < lanes; ++lane) {
     const int64_t count = adapters.empty() ? 0 : static_cast<int64_t>(adapters[plan.lane_model[lane]].size());
     const int64_t adapter = plan.adapter_of(lane);
-    TORCH_CHECK_INDEX(adapter >= -1 && adapter < count, "lane ", lane, " has adapter ", adapter, " of ", count);
+    TORCH_CHECK_INDEX(adapter >= -1 && adapter < count, "lane ", lane, " has adapter ", adapter,
+                      "; number of its model's adapters: ", count);
   }
   if (!plan.experts.empty()) {
     check_expert_count(static_cast<int>(plan.experts.size()));

@@ -41,7 +41,7 @@ const PrefixChunk* PrefixCache::insert(const ChunkKey& key, std::span<const int6
                                        const std::function<void(at::Tensor)>& evict) {
   PrefixChunk chunk = {next_id_++, key, {tokens.begin(), tokens.end()}, {}, bytes};
   if (size(chunk) > capacity_ || (key.after != 0 && !by_id_.contains(key.after))) {
-    return nullptr;  // without the chunk before it nobody would find it
+    return nullptr;  // without the chunk before it, it could not be found
   }
   touch(key.after);
   while (bytes_ + size(chunk) > capacity_) {
@@ -51,7 +51,7 @@ const PrefixChunk* PrefixCache::insert(const ChunkKey& key, std::span<const int6
     evict(evict_last());
   }
   chunk.memory = allocate(bytes.cache + bytes.logits);
-  Chunks added;  // becomes one of the others when it can be found in both ways
+  Chunks added;  // moves to chunks_ once both maps have it
   added.push_front(std::move(chunk));
   const auto by_id = by_id_.emplace(added.front().id, added.begin()).first;
   try {
@@ -67,7 +67,8 @@ const PrefixChunk* PrefixCache::insert(const ChunkKey& key, std::span<const int6
   return &kept;
 }
 
-// The chunk, and then those before it, become the most recently used: a chunk is older than what comes before it.
+// Makes a chunk and those before it the most recently used. An earlier chunk ends up as more recent than the one after
+// it.
 void PrefixCache::touch(int64_t id) {
   for (auto found = by_id_.find(id); found != by_id_.end(); found = by_id_.find(id)) {
     chunks_.splice(chunks_.begin(), chunks_, found->second);
@@ -75,7 +76,7 @@ void PrefixCache::touch(int64_t id) {
   }
 }
 
-// Whether a chunk is `of` or comes before it.
+// Returns whether chunk `id` is `of` or comes before it.
 bool PrefixCache::is_before(int64_t id, int64_t of) const {
   for (auto found = by_id_.find(of); found != by_id_.end(); found = by_id_.find(found->second->key.after)) {
     if (found->first == id) {

@@ -12,25 +12,26 @@
 
 namespace dlf {
 
-// In place of the id of a chunk that was not kept: what comes after it cannot be found.
+// Stands for a chunk that was not kept: chunks after it cannot be found.
 inline constexpr int64_t kNoChunk = -1;
 
-// Finds a chunk of a prompt, together with its tokens: the model and the adapter that read it, and the chunk before it.
+// Identifies a chunk of a prompt, together with its tokens: the model and the adapter that read it, and the chunk
+// before.
 struct ChunkKey {
   int64_t model = 0;
   int64_t adapter = -1;
-  int64_t after = 0;  // PrefixChunk::id; 0 at the beginning of a prompt
+  int64_t after = 0;  // PrefixChunk::id of the chunk before; 0 at the beginning of a prompt
 
   bool operator==(const ChunkKey&) const = default;
 };
 
-// The memory of a chunk: keys and values, a multiple of four, then logits, if any.
+// Bytes of a chunk: keys and values, a multiple of four; then logits, or 0.
 struct ChunkBytes {
   int64_t cache;
   int64_t logits;
 };
 
-// A chunk of a prompt that was read, with its keys and values and, where a prompt ended with it, its logits.
+// A chunk of a prompt, with its keys and values and, if a prompt ended with it, its last logits.
 struct PrefixChunk {
   int64_t id;
   ChunkKey key;
@@ -42,19 +43,19 @@ struct PrefixChunk {
   float* logits() const { return reinterpret_cast<float*>(cache() + bytes.cache); }
 };
 
-// What prompts have in common at their beginning is read once: the chunks that were read last, up to a number of bytes.
-// A chunk is found by its tokens and, through the chunk before it, by all tokens before them: what is copied from here
-// is to the bit what reading it again would give. The chunk that was least recently used goes first, and never before
-// those that come after it.
+// Keeps the chunks that were used last, up to a number of bytes, so that a common beginning of prompts is read once. A
+// chunk is found by its tokens and, through the chunk before it, by all tokens before them: a copy is bit-identical to
+// reading it again. The least recently used chunk is evicted first, and never before those that come after it.
 class PrefixCache {
  public:
   explicit PrefixCache(int64_t capacity) : capacity_(capacity) {}
 
-  // Null where there is none, or none that has logits where they are needed. A chunk holds until the next insert().
+  // Returns null if there is no such chunk, or none with logits when they are needed. The chunk is valid until the next
+  // insert().
   const PrefixChunk* find(const ChunkKey& key, std::span<const int64_t> tokens, bool with_logits);
 
-  // Adds a chunk that is not there yet, to be filled; null where there is no room for it. `evict` is handed the memory
-  // of each chunk that goes: a device may still be copying from it.
+  // Adds a chunk that is not there yet, to be filled; returns null if there is no room for it. `evict` gets the memory
+  // of each evicted chunk: a device may still be copying from it.
   const PrefixChunk* insert(const ChunkKey& key, std::span<const int64_t> tokens, const ChunkBytes& bytes,
                             const std::function<at::Tensor(int64_t)>& allocate,
                             const std::function<void(at::Tensor)>& evict);

@@ -43,7 +43,7 @@ int64_t PromptReader::chunks_left(const Lane& lane) const {
 }
 
 int64_t PromptReader::most_left(const std::vector<Lane>& lanes) const {
-  int64_t most = 1;  // lanes that are not used have none
+  int64_t most = 1;  // unused lanes have none
   for (const Lane& lane : lanes) {
     most = std::max(most, chunks_left(lane));
   }
@@ -65,7 +65,7 @@ ChunkKey PromptReader::key(const Lane& lane, const Chunk& chunk) const {
   return {plan_.lane_model[chunk.lane], plan_.adapter_of(chunk.lane), lane.chunk};
 }
 
-// False where the prefix cache hasn't the chunk.
+// Copies a chunk from the prefix cache; returns false if it is not there.
 bool PromptReader::restore(Lane& lane, const Chunk& chunk, int64_t& cached_tokens) {
   const PrefixChunk* cached = prefixes_.find(key(lane, chunk), chunk.tokens, chunk.last);
   if (cached == nullptr) {
@@ -78,7 +78,7 @@ bool PromptReader::restore(Lane& lane, const Chunk& chunk, int64_t& cached_token
   return true;
 }
 
-// The chunk is then there for others.
+// Reads a chunk, and adds it to the prefix cache.
 void PromptReader::read(Lane& lane, const Chunk& chunk) {
   chunks_.read(chunk);
   const PrefixChunk* kept = prefixes_.insert(

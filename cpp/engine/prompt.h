@@ -12,37 +12,37 @@
 
 namespace dlf {
 
-// A stretch of a prompt that a lane reads in one go.
+// A part of a prompt that a lane reads in one pass.
 struct Chunk {
   int64_t lane;  // of the plan
   int64_t cache_slot;
   int64_t begin, end;  // positions
   std::span<const int64_t> tokens;
-  bool last;  // the prompt ends with it: the logits after it are wanted
+  bool last;  // the prompt ends with it, so that its last logits are needed
 };
 
-// What a backend does with a chunk. Where work is queued, it is done in this order.
+// Reads, saves and restores chunks on a backend. Queued work is done in the order of the calls.
 class ChunkReader {
  public:
   virtual ~ChunkReader() = default;
 
-  // Around the chunks that are read or restored between two steps.
+  // Called before and after the chunks that are read or restored between two steps.
   virtual void begin() {}
   virtual void end() {}
 
   virtual int64_t most_tokens() const = 0;    // of a chunk
-  virtual void read(const Chunk& chunk) = 0;  // by the model, into its cache
+  virtual void read(const Chunk& chunk) = 0;  // into the cache of its model
   virtual ChunkBytes bytes(const Chunk& chunk) const = 0;
   virtual void save(const Chunk& chunk, const PrefixChunk& to) = 0;
   virtual void restore(const Chunk& chunk, const PrefixChunk& from) = 0;
 
-  // Memory beside the model of a lane, and its release when nothing on its way needs it any more.
+  // Allocates memory on the device of a lane's model; releases it once no queued work needs it.
   virtual at::Tensor allocate(int64_t lane, int64_t bytes) = 0;
   virtual void release(at::Tensor memory) = 0;
 };
 
-// Reads prompts into the caches of their models, round by round: a chunk of each lane that is behind the most. Shorter
-// prompts of a request wait, so that the last logits of all its lanes come in the same step; those of other steps would
+// Reads prompts into the caches of their models, round by round: one chunk of each lane with the most chunks left.
+// Shorter prompts of a request wait, so that the last logits of all its lanes come in the same step; a later step would
 // overwrite them.
 class PromptReader {
  public:
@@ -51,11 +51,11 @@ class PromptReader {
   void begin() { chunks_.begin(); }
   void end() { chunks_.end(); }
 
-  // Copies what the prefix cache has, and counts it. Returns how many tokens of a lane the next round has to read; 0:
-  // the last chunks are there, too.
+  // Copies the chunks that the prefix cache has, up to the last ones, and counts their tokens. Returns how many tokens
+  // of a lane the next round has to read; 0 if the prefix cache has the last chunks, too.
   int64_t restore(std::vector<Lane>& lanes, int64_t& cached_tokens);
 
-  // One round, after restore(). True when the last logits of all lanes are there, or on their way.
+  // Reads one round, after restore(). Returns true when the last logits of all lanes are there or queued.
   bool read(std::vector<Lane>& lanes, int64_t& cached_tokens);
 
  private:

@@ -6,20 +6,20 @@
 
 namespace dlf {
 
-// Drafts what followed the last tokens of a text when they came before, as text that quotes its prompt repeats it
-// (prompt lookup decoding, Saxena 2023).
+// Drafts the tokens that followed the last ones where these occurred before, as in text that quotes its prompt (prompt
+// lookup decoding, Saxena 2023).
 class PromptLookup {
  public:
-  static constexpr int64_t kLongest = 8;  // tokens that are compared
+  static constexpr int64_t kLongest = 8;  // most tokens that are compared
 
-  // What may follow a text, found at the longest match, of these the last one. It points into the text.
+  // Tokens after the longest match, the last one if several are as long. They point into the text.
   struct Match {
     std::span<const int64_t> next;
-    int64_t length = 0;  // tokens that agreed, at most kLongest
+    int64_t length = 0;  // tokens that matched, at most kLongest
   };
   static Match find(std::span<const int64_t> tokens);
 
-  // How sure it is after so many tokens that agreed, as Acceptance counts.
+  // Acceptance's bin of a match of this length.
   static int bin_of(int64_t length) { return static_cast<int>(length < kLongest ? length : kLongest) - 1; }
 };
 

@@ -62,12 +62,12 @@ void check_request(const Request& request, const FusionPlan& plan, const std::ve
   TORCH_CHECK_VALUE(max_draft >= 0 && max_draft <= kMaxDraft, "max_draft is ", max_draft, "; it must be from 0 to ",
                     kMaxDraft);
   const int64_t lanes = plan.lanes();
-  TORCH_CHECK_INDEX(drafter == kAutoDrafter || drafter == kPromptLookup || (drafter > 0 && drafter < lanes), "drafter ",
-                    drafter, " of ", lanes, " lanes");
+  TORCH_CHECK_INDEX(drafter == kAutoDrafter || drafter == kPromptLookup || (drafter > 0 && drafter < lanes),
+                    "drafter is ", drafter, "; it must be a lane from 1 to ", lanes, " - 1");
   const bool drafts = plan.drafter >= 0 && max_draft > 0 && (drafter == kAutoDrafter || drafter == plan.drafter);
   check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, 1, drafts);
   validate(request.rule, static_cast<int>(request.experts.size()));
-  for (const int64_t token : request.prompts[0].tokens) {  // which penalties count
+  for (const int64_t token : request.prompts[0].tokens) {  // penalties count them
     TORCH_CHECK_VALUE(token < plan.vocab, "the prompt holds token ", token, ", but the vocabulary has ", plan.vocab,
                       " tokens");
   }
@@ -84,7 +84,7 @@ void check_score(const ScoreRequest& request, const FusionPlan& plan, const std:
                         plan.vocab);
     }
   }
-  // The last one is not read.
+  // The last token is not read.
   check_prompts(request.prompts, request.experts, plan, vocab_sizes, max_context, request.longest() - 1,
                 /*drafts=*/false);
   validate(request.rule, static_cast<int>(request.experts.size()));

@@ -11,47 +11,47 @@
 
 namespace dlf {
 
-// What a lane reads before it decodes.
+// Tokens that a lane reads before it decodes.
 struct Prompt {
   std::vector<int64_t> tokens;
-  // Where prompts may go on differently, in rising order: the end of the examples that all requests share. Others read
-  // up to there what this one has read.
+  // Positions, rising, after which other prompts may differ, such as the end of the examples that all requests share. A
+  // chunk ends at each, so that those prompts find it in the prefix cache.
   std::vector<int64_t> breaks;
 
   int64_t size() const { return static_cast<int64_t>(tokens.size()); }
 
-  // Prompts are read in chunks. Their ends depend on the prompt alone, because the sums of a matrix product may depend
-  // on its rows: the end of the chunk that begins here, of at most `most` tokens.
+  // Returns the end of the chunk that begins at `begin`, of at most `most` tokens. It depends on the prompt alone,
+  // because the sums of a matrix product may depend on its rows.
   int64_t chunk_end(int64_t begin, int64_t most) const;
   int64_t chunks_from(int64_t begin, int64_t most) const;
 };
 
-inline constexpr int64_t kMaxDraft = 16;      // tokens that one sequence may be drafted ahead
-inline constexpr int64_t kMaxDraftRows = 32;  // drafted tokens of all sequences of one step together
+inline constexpr int64_t kMaxDraft = 16;      // most drafted tokens of one sequence in a step
+inline constexpr int64_t kMaxDraftRows = 32;  // most drafted tokens of all sequences in a step
 
-// In place of a drafter's lane.
-inline constexpr int64_t kAutoDrafter = -1;   // the plan's drafter, or the expert with the most weight lately
-inline constexpr int64_t kPromptLookup = -2;  // what followed the last tokens when they came before
+// Values of a drafter that are no lane.
+inline constexpr int64_t kAutoDrafter = -1;   // the plan's drafter, or else the expert with the most weight lately
+inline constexpr int64_t kPromptLookup = -2;  // PromptLookup
 
-// Whether tokens of a sequence are drafted by something fast, and then verified by one pass of every model over all of
-// them (speculative decoding, Leviathan et al., arXiv 2211.17192).
+// Speculative decoding of a sequence: a fast drafter proposes tokens, and one pass of every model verifies all of them
+// (Leviathan et al., arXiv 2211.17192).
 struct Speculation {
-  int64_t max_draft = 0;           // tokens drafted before a pass at most; 0: plain decoding
+  int64_t max_draft = 0;           // most tokens drafted in a step; 0: plain decoding
   int64_t drafter = kAutoDrafter;  // a lane, or one of the above
-  bool adaptive = true;            // draft fewer, or none, where that is expected to be faster
+  bool adaptive = true;            // draft fewer, or none, if that is expected to be faster
 };
 
 struct Request {
   int64_t id = 0;
-  std::vector<Prompt> prompts;  // one for each lane of the plan; empty where no chosen expert needs it
+  std::vector<Prompt> prompts;  // one for each lane of the plan; empty if no chosen expert needs it
   std::vector<int> experts;     // which of the plan's experts are fused, in rising order
-  Rule rule;                    // and how
+  Rule rule;                    // how they are fused
   SamplingOptions sampling;
   int64_t max_new_tokens = 0;
   Speculation speculation;
 };
 
-// A request's prompts, and ways in which they may go on. The prompts are read once for all of them.
+// Prompts, and continuations to score. The prompts are read once for all of them.
 struct ScoreRequest {
   std::vector<Prompt> prompts;  // as in a Request
   std::vector<int> experts;
@@ -69,7 +69,7 @@ struct ScoreRequest {
 
 enum class FinishReason { none, stop, length, error };
 
-// A token that a step gave one sequence. Arrays belong to the sequence and hold until the next step.
+// A token that a step gave a sequence. It belongs to the sequence and is valid until the next step.
 struct StepOutput {
   int64_t request = 0;
   int64_t token = -1;
@@ -79,13 +79,13 @@ struct StepOutput {
   std::vector<double> alpha;  // of the request's experts
   double f = 0;               // KL(fused || large), nats
   double g = 0;               // KL(large || fused)
-  int64_t drafted = 0;        // tokens that this step had drafted; -1 if this is not the first token it gave
-  int64_t cached_tokens = 0;  // of the prompts of all lanes: those that the prefix cache had
+  int64_t drafted = 0;        // tokens that this step drafted; -1 on all but its first token
+  int64_t cached_tokens = 0;  // prompt tokens, of all lanes, that the prefix cache had
   FinishReason finish = FinishReason::none;
   Failure failure;
 };
 
-// Throw a ValueError or IndexError for what no step loop with this plan can run.
+// Throw a ValueError or IndexError for a request that no step loop with this plan can run.
 void check_request(const Request& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,
                    int64_t max_context);
 void check_score(const ScoreRequest& request, const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes,

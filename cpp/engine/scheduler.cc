@@ -52,7 +52,7 @@ void Scheduler::admit() {
 std::span<Sequence* const> Scheduler::read_prompts(PromptReader& reader) {
   const size_t before = decoding_.size();
   const bool nobody_waits = before == 0;  // for a token
-  // Turns that no budget bounds: the first that reads something; while nobody waits, one of each prompt.
+  // Turns outside the budget: the first that reads something; while nobody waits, one of each prompt.
   size_t free_turns = nobody_waits ? reading_.size() : 1;
   int64_t left = budget_;
   if (!reading_.empty()) {

@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kScoreBytes = 128 << 20;
 constexpr int64_t kMostRows = 256;  // of a matrix product: more are not faster
 
-// Ends what was begun, however scoring ends.
+// Calls begin(), and end() however scoring ends.
 class Begun {
  public:
   Begun(ScoringRows& rows, const ScoreRequest& request, int64_t most_rows) : rows_(rows) {
@@ -27,7 +27,7 @@ class Begun {
   ScoringRows& rows_;
 };
 
-// The last logits of all lanes hold until the next poll, which may be a step.
+// Reads the prompts. The last logits of all lanes are valid until the next poll, which may step.
 void read_prompts(std::vector<Lane>& lanes, PromptReader& prompts, ScoringRows& rows, const Poll& poll) {
   int64_t cached_tokens = 0;
   for (bool done = false; !done;) {
@@ -43,8 +43,8 @@ void read_prompts(std::vector<Lane>& lanes, PromptReader& prompts, ScoringRows& 
   }
 }
 
-// Solves the rows for these tokens, and adds what they have to a score each, or to the only one. A model that gives no
-// numbers is an error, the first of which stays.
+// Solves the rows for these tokens, and adds each result to a score of its own, or all to the only score. The first
+// failure of a score stays.
 void add(ScoringRows& rows, const ScoreRequest& request, std::span<const int64_t> tokens, std::span<Score> scores) {
   const size_t experts = request.experts.size();
   std::vector<double> alpha(tokens.size() * experts);
@@ -80,7 +80,7 @@ std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, i
   const Begun begun(rows, request, most_rows);
   read_prompts(lanes, prompts, rows, poll);
 
-  // What follows the prompt is one distribution for all.
+  // The first tokens of all continuations share one distribution.
   std::vector<Score> scores(request.continuations.size());
   std::vector<int64_t> first;
   first.reserve(scores.size());

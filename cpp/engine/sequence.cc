@@ -33,7 +33,7 @@ void Sequence::fail(StepOutput& output, Failure failure) {
   output.finish = finish = FinishReason::error;
 }
 
-// All memory that a sequence takes while it decodes.
+// Takes all memory that the sequence needs while it decodes.
 std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan, int64_t max_context) {
   auto sequence = std::make_unique<Sequence>();
   sequence->request = request.id;
@@ -41,8 +41,8 @@ std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan,
   sequence->draft_limit = request.max_new_tokens;
   for (int64_t lane = 0; lane < plan.lanes(); ++lane) {
     if (const int64_t prompt = request.prompts[lane].size(); prompt > 0) {
-      // The last position of the context is that of a token which is fed back; one more is chosen after it. The
-      // drafter's does not end the sequence, which goes on without.
+      // The token at the last position of the context is fed back, so one more is chosen after it. When the drafter's
+      // context is full, the sequence goes on without drafts.
       const int64_t most = max_context - prompt + 1;
       sequence->draft_limit = std::min(sequence->draft_limit, most);
       sequence->limit = lane == plan.drafter ? sequence->limit : std::min(sequence->limit, most);

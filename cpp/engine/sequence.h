@@ -13,12 +13,12 @@
 
 namespace dlf {
 
-// One context running on a model: where its keys and values are, and how far it has come.
+// One context running on a model: its prompt, its cache slot and how far it has come.
 struct Lane {
   Prompt prompt;
   int64_t cache_slot = -1;  // in its model's cache
   int64_t length = 0;       // positions in the cache that the host knows of
-  int64_t chunk = 0;        // of the prefix cache: the last one read
+  int64_t chunk = 0;        // PrefixChunk::id of the last chunk read
 
   bool used() const { return prompt.size() > 0; }
 };
@@ -27,17 +27,17 @@ struct Lane {
 struct Sequence {
   int64_t request = 0;
   int64_t slot = -1;         // its place in the batch; -1: it waits
-  std::vector<Lane> lanes;   // of the plan; not all need be used
+  std::vector<Lane> lanes;   // one for each of the plan's; some may be unused
   std::vector<int> experts;  // of the plan
   Rule rule;
   SamplingOptions sampling;
-  int64_t limit = 0;            // new tokens after which it ends: as many as were wanted, or as the context holds
-  int64_t draft_limit = 0;      // new tokens after which the drafter's context is full, too
+  int64_t limit = 0;            // most new tokens: as many as were asked for, or as the context holds
+  int64_t draft_limit = 0;      // new tokens up to which it drafts: the drafter's context counts, too
   std::vector<int64_t> tokens;  // the large model's prompt, the new tokens and, in a step, those that are drafted
   int64_t new_tokens = 0;
-  int64_t cached_tokens = 0;  // of its prompts: those that the prefix cache had
+  int64_t cached_tokens = 0;  // prompt tokens, of all lanes, that the prefix cache had
   Draft draft;
-  std::vector<StepOutput> outputs;  // of this step: one more than are drafted at most
+  std::vector<StepOutput> outputs;  // of this step: one more than it may draft
   FinishReason finish = FinishReason::none;
 
   int64_t prompt_size() const { return lanes[0].prompt.size(); }
@@ -51,19 +51,19 @@ struct Sequence {
   std::span<const int64_t> unread(const Lane& lane) const {
     return std::span(tokens).subspan(prompt_size() + lane.length - lane.prompt.size());
   }
-  // Tokens that may be drafted: they and the one after them must be wanted, and have places in every cache.
+  // Most tokens that may be drafted: they and the token after them must be wanted and fit every cache.
   int64_t draft_room() const { return std::min(draft.options.max_draft, draft_limit - new_tokens - 1); }
 
-  // The output of the next token that this step gives, of which it has given `given` already.
+  // Returns the output of this step's next token, after `given` tokens.
   StepOutput& next_output(int64_t given, int64_t drafted);
-  // Appends the output's token and says whether it was drafted. It may be the last one: see finished().
+  // Appends the output's token; returns whether it was drafted. The sequence may be finished() then.
   bool append(StepOutput& output);
   void fail(StepOutput& output, Failure failure);
 };
 
 std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan, int64_t max_context);
 
-// Lanes of the sequence in a slot, which read these prompts.
+// Lanes that read these prompts, and their cache slots for the sequence in `slot`.
 std::vector<Lane> make_lanes(std::vector<Prompt> prompts);
 void occupy(std::vector<Lane>& lanes, int64_t slot, const FusionPlan& plan);
 

@@ -13,7 +13,7 @@ int64_t budget_of(Backend& backend) {
   return budget > 0 ? budget : backend.chunks().most_tokens();
 }
 
-// Keeps the one slot for scoring while it lives.
+// Holds the one slot for scoring while it lives.
 class ScoringSlot {
  public:
   explicit ScoringSlot(bool& taken) : taken_(taken) {
@@ -37,7 +37,7 @@ StepLoop::StepLoop(std::unique_ptr<Backend> backend)
   outputs_.reserve(backend_->options().max_batch + kMaxDraftRows);
 }
 
-// First of all the backend, which waits for what is on its way: that may copy from the prefix cache.
+// Destroys the backend first: it waits for queued work, which may copy from the prefix cache.
 StepLoop::~StepLoop() { backend_.reset(); }
 
 void StepLoop::add(Request request) {
@@ -71,7 +71,7 @@ const StepOutputs& StepLoop::step() {
   return outputs_;
 }
 
-// After a step that broke off: what is in the caches of the sequences is unknown, so that none can go on.
+// Ends all sequences after a step that failed: the contents of their caches are unknown.
 void StepLoop::abandon() {
   outputs_.clear();
   try {

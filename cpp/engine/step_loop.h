@@ -12,8 +12,8 @@
 
 namespace dlf {
 
-// Decodes all running sequences one token further at each step, or more where tokens were drafted. The scheduler says
-// what a step does and the backend does it: cpu::make_step_loop() and cuda::make_step_loop() give loops.
+// Decodes all running sequences one token further at each step, or more if tokens were drafted. The scheduler decides
+// what a step does and the backend does it. cpu::make_step_loop() and cuda::make_step_loop() make loops.
 class StepLoop {
  public:
   explicit StepLoop(std::unique_ptr<Backend> backend);
@@ -21,21 +21,21 @@ class StepLoop {
   StepLoop(const StepLoop&) = delete;
   StepLoop& operator=(const StepLoop&) = delete;
 
-  void add(Request request);     // waits until one of max_batch slots is free
+  void add(Request request);     // it waits until one of max_batch slots is free
   void cancel(int64_t request);  // frees its slot; unknown ids are ignored
   bool idle() const { return scheduler_.idle(); }
 
-  // One step; the outputs, those of a sequence in their order, hold until the loop is called again. A sequence whose
-  // output says why it finished has left; where a step throws, all that were running have.
+  // Runs one step. The outputs, in order for each sequence, are valid until the loop is called again. A sequence whose
+  // output has a finish reason has left; if a step throws, all running sequences have left.
   const StepOutputs& step();
   const StepTimings& timings() const { return backend_->timings(); }
 
-  // Does something that a later step would otherwise take time for. Called while the loop is idle, until there is
-  // nothing left to do; returns whether there was.
+  // Does some work that would otherwise slow down a later step; returns whether there was any. Called while the loop is
+  // idle, until it returns false.
   bool prepare() { return idle() && backend_->prepare(); }
 
-  // Scores the continuations of a request, at once: it has a slot of its own, and neither waits for sequences nor moves
-  // them on. The poll may: it can add, cancel and step, but not score.
+  // Scores the continuations of a request, in a slot of its own: it neither waits for sequences nor advances them. The
+  // poll may add, cancel and step, but not score.
   std::vector<Score> score(const ScoreRequest& request, const Poll& poll);
 
  private:

@@ -10,8 +10,7 @@
 
 namespace dlf {
 
-// Sequences that wait for a slot, in the order in which they came. One that is given up is found by the id of its
-// request, however many wait.
+// Queue of sequences that wait for a slot. A cancelled one is found by its request's id, without a search.
 class Waiting {
  public:
   bool empty() const { return queue_.empty(); }
@@ -29,7 +28,7 @@ class Waiting {
   std::unique_ptr<Sequence> pop() {
     const auto first = queue_.begin();
     auto entry = by_request_.find((*first)->request);
-    while (entry->second != first) {  // of requests with one id
+    while (entry->second != first) {  // several requests may have one id
       ++entry;
     }
     by_request_.erase(entry);

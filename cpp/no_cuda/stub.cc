@@ -4,7 +4,7 @@
 #include "fusion/cuda/solve.h"
 #include "support/cuda/runtime.h"
 
-// What a build without CUDA has in place of dlf_cuda: all that the rest calls of it.
+// Replaces dlf_cuda in a build without CUDA: every function of it that the rest calls.
 namespace dlf {
 namespace {
 
@@ -27,7 +27,7 @@ std::vector<MemoryPart> cuda::plan_memory(const FusionPlan&, const std::vector<M
   not_built();
 }
 
-// NOLINTNEXTLINE(performance-unnecessary-value-param): the twin's signature.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): the signature of the CUDA version.
 std::unique_ptr<StepLoop> cuda::make_step_loop(FusionPlan, const Models&, EngineOptions, const Adapters&) {
   not_built();
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-// A function that kernels call too.
+// Marks a function that kernels call, too.
 #ifdef __CUDACC__
 #define DLF_HOST_DEVICE __host__ __device__
 #else

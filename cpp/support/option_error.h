@@ -7,7 +7,7 @@
 
 namespace dlf {
 
-// An option has an impossible value. In Python it is a ValueError whose `field` is the option's name.
+// Error of an option with an impossible value. In Python it is a ValueError whose `field` is the option's name.
 class OptionError : public c10::ValueError {
  public:
   OptionError(std::string field, std::string message)
@@ -19,7 +19,7 @@ class OptionError : public c10::ValueError {
   std::string field_;
 };
 
-// Throws one unless `ok`. The message is the option's name and these parts.
+// Throws an OptionError unless `ok`. The message is the option's name and these parts.
 template <typename... Parts>
 void check_option(bool ok, const char* field, const Parts&... parts) {
   if (!ok) {

@@ -6,7 +6,7 @@
 
 namespace dlf {
 
-// torch's name of a type.
+// torch's name for a type.
 constexpr at::ScalarType scalar_type(DType dtype) {
   switch (dtype) {
     case DType::float32:

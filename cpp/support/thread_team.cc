@@ -24,7 +24,7 @@ void pause() {
 #endif
 }
 
-// How often this process, or one that it comes from, was forked.
+// Counts the forks between the first process and this one.
 std::atomic<uint32_t>& forks() {
   static std::atomic<uint32_t> count{0};
   static const int registered = pthread_atfork(nullptr, nullptr, [] { count.fetch_add(1); });
@@ -55,7 +55,7 @@ class ThreadTeam::Crew {
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
 
-  // Whether the workers are of a process that this one was forked from, and do not exist here.
+  // Whether the workers belong to a parent process, and do not exist in this one.
   bool lost() const { return forks_ != forks().load(std::memory_order_relaxed); }
 
   void run(const Loop& loop);
@@ -70,10 +70,10 @@ class ThreadTeam::Crew {
   int64_t chunk_ = 1;                    // items that a thread takes at once
   std::atomic<int64_t> next_{0};         // first item that no thread has taken
   std::atomic<uint32_t> generation_{0};  // a new value starts a loop
-  std::atomic<int32_t> running_{0};      // workers still in it
+  std::atomic<int32_t> running_{0};      // workers still in the loop
   std::atomic<bool> stopping_{false};
   std::atomic<bool> failed_{false};
-  std::exception_ptr error_;  // the first that a body threw, where one has failed
+  std::exception_ptr error_;  // the first that a body threw, if failed_
   std::vector<std::thread> workers_;
 };
 
@@ -86,7 +86,7 @@ ThreadTeam::ThreadTeam(int size) : size_(size) {
 
 ThreadTeam::~ThreadTeam() = default;
 
-// Threads of another process can be neither joined nor destroyed.
+// Frees the crew, unless its threads are another process's, which can be neither joined nor destroyed.
 void ThreadTeam::Dismiss::operator()(Crew* crew) const {
   if (!crew->lost()) {
     const std::unique_ptr<Crew> owned(crew);

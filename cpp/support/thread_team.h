@@ -6,13 +6,13 @@
 
 namespace dlf {
 
-// A fixed team of threads that splits loops. A decode step holds hundreds of short loops, so the workers spin for the
+// A fixed team of threads that splits loops. A decode step has hundreds of short loops, so the workers spin for the
 // next one for a few tens of microseconds before they sleep: starting a loop costs about a microsecond and allocates
-// nothing. The caller is the team's first thread. Not reentrant: one loop at a time. A process that was forked has none
-// of the workers: there, the team's next loop makes them anew.
+// nothing. The caller is the team's first thread. Not reentrant: one loop at a time. A forked process has none of the
+// workers; the team's next loop there makes new ones.
 class ThreadTeam {
  public:
-  // Throws where the machine does not give as many threads.
+  // Throws if the machine does not give as many threads.
   explicit ThreadTeam(int size);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
@@ -20,9 +20,10 @@ class ThreadTeam {
 
   int size() const { return size_; }
 
-  // Calls body(begin, end) on disjoint ranges that cover [0, count), each but the last a multiple of grain long: a few
-  // for each thread, taken as it comes to them, because a thread may lose its core for a while. Where a body throws, no
-  // further range is begun, and the first exception reaches the caller when all threads have left the loop.
+  // Calls body(begin, end) on disjoint ranges that cover [0, count), each but the last a multiple of grain long. There
+  // are a few for each thread, which takes the next one when it is free, because a thread may lose its core for a
+  // while. If a body throws, no further range begins, and the first exception reaches the caller when all threads have
+  // left the loop.
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     if (count <= 0) {

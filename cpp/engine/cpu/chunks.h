@@ -10,10 +10,10 @@
 
 namespace dlf::cpu {
 
-// Reads chunks of prompts on the processor.
+// Reads chunks of prompts on the CPU.
 class ChunkReader final : public dlf::ChunkReader {
  public:
-  // Adds the seconds that it takes to `timings`.
+  // Adds its seconds to `timings`.
   ChunkReader(const FusionPlan& plan, std::vector<Model>& models, ThreadTeam& team, StepTimings& timings)
       : plan_(plan), models_(models), team_(team), timings_(timings) {}
 
@@ -23,7 +23,7 @@ class ChunkReader final : public dlf::ChunkReader {
   void save(const Chunk& chunk, const PrefixChunk& to) override;
   void restore(const Chunk& chunk, const PrefixChunk& from) override;
   at::Tensor allocate(int64_t lane, int64_t bytes) override;
-  void release(at::Tensor /*memory*/) override {}  // nothing is on its way
+  void release(at::Tensor /*memory*/) override {}  // no work is queued
 
  private:
   Model& model(const Chunk& chunk) const { return models_[plan_.lane_model[chunk.lane]]; }
@@ -35,7 +35,7 @@ class ChunkReader final : public dlf::ChunkReader {
   std::vector<Model>& models_;
   ThreadTeam& team_;
   StepTimings& timings_;
-  float* last_logits_ = nullptr;  // of the chunk that was read last
+  float* last_logits_ = nullptr;  // of the last chunk read
 };
 
 }  // namespace dlf::cpu

@@ -9,7 +9,7 @@
 namespace dlf::cpu {
 namespace {
 
-// After so many steps without a draft, every so many of them are enough to see whether that should change.
+// After kHopeless steps without a draft, every kGlance-th step is enough to see whether that should change.
 constexpr int64_t kHopeless = 16;
 constexpr int64_t kGlance = 8;
 
@@ -76,8 +76,8 @@ void Drafter::look_up(Sequence& sequence) const {
   draft.limit = draft.size;
 }
 
-// One more token of every sequence whose draft is to go on, a pass of each drafter for all of them. False if there are
-// none.
+// Drafts one more token of every sequence whose draft is to go on, with one pass of each drafter. Returns false if
+// there are none.
 bool Drafter::pass() {
   drafted_.clear();
   for (int64_t lane = 0; lane < plan_.lanes(); ++lane) {
@@ -105,7 +105,7 @@ bool Drafter::pass() {
   return !drafted_.empty();
 }
 
-// A drafter that is not fused has not read what came while others drafted, or nobody.
+// Reads the tokens that a drafter outside the fusion missed while it did not draft.
 void Drafter::catch_up(const Sequence& sequence, Lane& lane) {
   const auto lane_index = &lane - sequence.lanes.data();
   const std::span<const int64_t> unread = sequence.unread(lane);
@@ -117,7 +117,7 @@ void Drafter::catch_up(const Sequence& sequence, Lane& lane) {
   }
 }
 
-// What the sequence's sampler makes of a drafter's logits; nothing where it can choose no token by them.
+// Samples from a drafter's logits as the sequence does; nothing if no token can be chosen.
 std::optional<Sample> Drafter::sample(const Sequence& sequence, const float* logits, int64_t step) const {
   try {
     return sampler(sequence).sample(logits, step);

@@ -13,19 +13,19 @@
 
 namespace dlf::cpu {
 
-using Samplers = std::vector<std::unique_ptr<Sampler>>;  // by slot, of those that decode
+using Samplers = std::vector<std::unique_ptr<Sampler>>;  // by slot; null where none decodes
 
-// Drafts the next tokens of sequences, a pass of their drafters for each, before a step verifies them. A draft is what
-// the sequence's own sampler chooses by the drafter's logits, with the random number that will choose by the fused
-// ones: a drafter that agrees with them is accepted, and what is accepted is what would have come without it.
+// Drafts the next tokens of sequences, one pass of their drafters a token, before a step verifies them. The sequence's
+// own sampler draws a draft from the drafter's logits, with the random number that will draw from the fused ones. A
+// draft is accepted if both draws agree, so accepted tokens are those that come without drafts.
 class Drafter {
  public:
   Drafter(const FusionPlan& plan, std::vector<Model>& models, const Samplers& samplers, int64_t max_batch);
 
-  // Adds drafts to the tokens of those sequences that have new ones. Allocates nothing.
+  // Adds drafts to the tokens of the sequences that have new tokens. Allocates nothing.
   void draft(std::span<Sequence* const> sequences);
 
-  // What a drafter would say, or said, of one position, before that is known.
+  // Token that a drafter gave, or would give, for one position.
   struct Guess {
     int64_t drafter = kAutoDrafter;
     int64_t token = -1;
@@ -34,9 +34,9 @@ class Drafter {
   struct Guesses {
     Guess by_lane, by_lookup;
   };
-  // Guesses a sequence's next token, which the step has `position` tokens after the first one.
+  // Guesses a sequence's next token, `position` tokens after the step's first one.
   Guesses guess(Sequence& sequence, int64_t position) const;
-  // Takes in what came, and the weights it came with.
+  // Learns from the token that was chosen, and from its weights α.
   void learn(Sequence& sequence, const Guesses& guesses, const StepOutput& output);
 
  private:
@@ -53,7 +53,7 @@ class Drafter {
   const Samplers& samplers_;
   DraftPolicy policy_;
   std::vector<Sequence*> sequences_;  // of this step
-  std::vector<Sequence*> drafted_;    // in one pass
+  std::vector<Sequence*> drafted_;    // in this pass
 };
 
 }  // namespace dlf::cpu

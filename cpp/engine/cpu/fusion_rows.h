@@ -13,16 +13,15 @@
 
 namespace dlf::cpu {
 
-// The rows of one solve on the processor: each a position of a sequence or of a continuation, whose logits lie wherever
-// its models have written them. All memory is taken by the constructor; what no row needs stays untouched.
+// Rows of one solve on the CPU. Each is a position of a sequence or of a continuation, with its logits wherever the
+// models have written them. The constructor takes all memory; unused rows stay untouched.
 class FusionRows {
  public:
   FusionRows(const FusionPlan& plan, int64_t most_rows, ThreadTeam& team);
 
   void clear() { count_ = 0; }
 
-  // A row that fuses these experts by this rule, which hold until it is solved; logits(lane) is where a lane's logits
-  // are.
+  // Adds a row that fuses `experts` by `rule`, both valid until it is solved; logits(lane) returns a lane's logits.
   template <typename Logits>
   void add(std::span<const int> experts, const Rule& rule, Logits&& logits) {
     const size_t at = count_ * plan_.experts.size();
@@ -34,10 +33,10 @@ class FusionRows {
     add(experts, rule, logits(0), at);
   }
 
-  // α and the fused logits of the rows that were added.
+  // Computes α and the fused logits of the added rows.
   void solve();
 
-  // In the order of add(), until the next solve().
+  // Results in the order of add(), valid until the next solve().
   const FusionResult* results() const { return results_.data(); }
 
  private:

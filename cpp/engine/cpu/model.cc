@@ -28,7 +28,7 @@ void Model::clear() {
 }
 
 float* Model::add_logits(int64_t cache_slot) {
-  // There are as many rows as lanes of running sequences, and those of drafts: one is free.
+  // One row is always free: there is one for each lane of a running sequence, and one for each draft.
   float* row = logits_.mutable_data_ptr<float>() + used_++ * vocab();
   lane_logits_[cache_slot].push_back(row);
   return row;

@@ -14,10 +14,10 @@
 
 namespace dlf::cpu {
 
-// A model on the processor, the lanes that run on it, and their logits of this step.
+// A model on the CPU, the lanes that run on it, and their logits of this step.
 class Model {
  public:
-  // `rows` are the most that a lane's sequences have logits of in a step. Memory that no draft needs stays untouched.
+  // `rows`: most rows of logits in a step, of all lanes. Rows that no draft needs stay untouched.
   Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
         std::vector<std::shared_ptr<const Adapter>> adapters);
 
@@ -25,29 +25,29 @@ class Model {
   const PassTimes& times() const { return times_; }
   int64_t vocab() const { return logits_.size(1); }
 
-  // What a step gave is done with: all logits are free, and no token waits.
+  // Frees all logits of the last step, and drops the tokens of the next pass.
   void clear();
 
-  // The next row of logits, for the next token of the lane in a cache slot.
+  // Takes the next row of logits, for the next token of the lane in this cache slot.
   float* add_logits(int64_t cache_slot);
-  // Of a lane's tokens in this step: after the last one, then after each that was drafted.
+  // Logits of a lane in this step: after its last token, then after each drafted one.
   const std::vector<const float*>& logits(const Lane& lane) const { return lane_logits_[lane.cache_slot]; }
 
   // Adds the tokens that a lane has not read to the next pass.
   void add_rows(const Sequence& sequence, Lane& lane, int64_t adapter);
-  // One pass over what was added, if anything.
+  // Runs one pass over the added tokens, if any.
   void decode();
 
  private:
   std::unique_ptr<Decoder> decoder_;
   at::Tensor logits_;                                   // [rows, vocab]
-  int64_t used_ = 0;                                    // rows of these
+  int64_t used_ = 0;                                    // rows in use
   std::vector<std::vector<const float*>> lane_logits_;  // by cache slot
   std::vector<Row> rows_;                               // of the next pass
   PassTimes times_;
 };
 
-// Logits of a sequence's lane in this step: after its last token, and `position` that were drafted.
+// Logits of a sequence's lane in this step, after its last token and `position` drafted ones.
 inline const float* logits_of(const FusionPlan& plan, std::span<const Model> models, std::span<const Lane> lanes,
                               int64_t lane, int64_t position) {
   return models[plan.lane_model[lane]].logits(lanes[lane])[position];

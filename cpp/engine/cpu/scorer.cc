@@ -23,7 +23,7 @@ void Scorer::begin(const ScoreRequest& /*request*/, int64_t rows) {
   fusion_ = std::make_unique<FusionRows>(plan_, rows, team_);
 }
 
-// What steps and the round before gave is done with.
+// Frees the logits of steps and of the last round.
 void Scorer::begin_round() {
   for (Model& model : models_) {
     model.clear();
@@ -84,7 +84,7 @@ void Scorer::solve(const ScoreRequest& request, std::span<Target> targets) {
   }
 }
 
-// The most probable token and log Σ exp, as the sampler has them.
+// Finds the most probable token and log Σ exp, as the sampler does.
 void Scorer::find_total(Distribution& row, double* block_sums) const {
   static const auto find_peak = DLF_CPU_DISPATCH(find_peak);
   static const auto exp_weights = DLF_CPU_DISPATCH(exp_weights);
@@ -95,7 +95,7 @@ void Scorer::find_total(Distribution& row, double* block_sums) const {
   exp_weights(row.logits, plan_.vocab, row.peak.value, 1.0F, nullptr, block_sums);
   row.log_total = std::log(std::accumulate(block_sums, block_sums + sampling_blocks(plan_.vocab), 0.0));
   row.log_total += row.peak.value;
-  if (!std::isfinite(row.log_total)) {  // of the large model alone, as fused logits were looked at
+  if (!std::isfinite(row.log_total)) {  // of the large model alone: the solver has checked fused logits
     const bool empty = std::all_of(row.logits, row.logits + plan_.vocab,
                                    [](float logit) { return logit == -std::numeric_limits<float>::infinity(); });
     row.bad_model = empty ? kEmptySupport : 0;

@@ -15,8 +15,8 @@
 
 namespace dlf::cpu {
 
-// Scores continuations on the processor: their positions go through the models as those of prompts do, with the logits
-// of all of them, and are rows of one solve.
+// Scores continuations on the CPU: their positions go through the models as those of prompts do, all with logits, and
+// are rows of one solve.
 class Scorer final : public ScoringRows {
  public:
   Scorer(const FusionPlan& plan, std::vector<Model>& models, ThreadTeam& team)
@@ -30,7 +30,7 @@ class Scorer final : public ScoringRows {
   void solve(const ScoreRequest& request, std::span<Target> targets) override;
 
  private:
-  // A distribution that a token is drawn from, or would be.
+  // A row's distribution over the vocabulary.
   struct Distribution {
     const float* logits;
     Peak peak;
@@ -45,14 +45,14 @@ class Scorer final : public ScoringRows {
   std::vector<Model>& models_;
   ThreadTeam& team_;
 
-  // Taken when something is first scored. Memory that no request is long enough for stays untouched.
+  // Allocated by the first begin(). Rows beyond every continuation's length stay untouched.
   std::vector<at::Tensor> logits_;           // of each lane: [most rows, vocab]
   std::vector<Distribution> distributions_;  // [most rows]
   std::vector<double> block_sums_;           // [most rows, blocks]
   std::unique_ptr<FusionRows> fusion_;
 
-  int64_t rows_ = 0;                                     // that read() or use_prompts() made
-  std::vector<std::pair<const float*, int64_t>> lanes_;  // where a lane's rows are, and how far apart
+  int64_t rows_ = 0;                                     // made by read() or use_prompts()
+  std::vector<std::pair<const float*, int64_t>> lanes_;  // a lane's first row, and the stride of its rows
 };
 
 }  // namespace dlf::cpu

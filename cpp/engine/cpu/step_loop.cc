@@ -56,7 +56,7 @@ std::vector<Model> make_models(const FusionPlan& plan, const Models& weights, co
   models.reserve(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = plan.lanes_of(static_cast<int64_t>(i));
-    // One more slot for each lane is for scoring; until then nothing touches its memory.
+    // One slot more for each lane is for scoring; until then its memory stays untouched.
     models.emplace_back(weights[i], (options.max_batch + 1) * lanes, (options.max_batch + kMaxDraftRows) * lanes,
                         options.max_context, team, adapters.empty() ? Adapters::value_type() : adapters[i]);
   }
@@ -88,7 +88,7 @@ void Backend::start(Sequence& sequence) {
 void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs) {
   {
     const Timer timer(timings_.small);
-    drafter_.draft(sequences);  // what small models expect to come, for the next pass of all models to verify
+    drafter_.draft(sequences);  // the next pass of all models verifies the drafts
   }
   forward(sequences);
   solve(sequences);
@@ -96,7 +96,7 @@ void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs)
   last_timings_ = timings_;
 }
 
-// Every model once: the tokens that each lane has not read, the last one and the drafts, in one batch.
+// Runs every model once, over the tokens that each lane has not read: the last one and the drafts, in one batch.
 void Backend::forward(std::span<Sequence* const> sequences) {
   for (int64_t lane = 0; lane < plan_.lanes(); ++lane) {
     for (Sequence* sequence : sequences) {
@@ -111,7 +111,7 @@ void Backend::forward(std::span<Sequence* const> sequences) {
   }
 }
 
-// α and the fused logits of every sequence, after its last token and after each of its draft.
+// Computes α and the fused logits of every sequence, after its last token and after each drafted one.
 void Backend::solve(std::span<Sequence* const> sequences) {
   const Timer timer(timings_.solve);
   fusion_.clear();
@@ -134,8 +134,8 @@ void Backend::sample(std::span<Sequence* const> sequences, StepOutputs& outputs)
   }
 }
 
-// Draws a sequence's next token, and one more after each that was drafted rightly. As the draw of a position has a
-// random number of its own, these are the tokens that come without drafts.
+// Draws a sequence's next token, and one more after each right draft. Each position has a random number of its own, so
+// these are the tokens that come without drafts.
 void Backend::verify(Sequence& sequence, const FusionResult* fused, StepOutputs& outputs) {
   samplers_[sequence.slot]->rewind(sequence.draft.size);
   bool goes_on = true;
@@ -148,13 +148,13 @@ void Backend::verify(Sequence& sequence, const FusionResult* fused, StepOutputs&
   if (sequence.finished()) {
     return samplers_[sequence.slot].reset();
   }
-  // What caches hold of drafts that were wrong will be overwritten.
+  // Later tokens overwrite what wrong drafts left in the caches.
   for (Lane& lane : sequence.lanes) {
     lane.length = std::min(lane.length, lane.prompt.size() + sequence.new_tokens - 1);
   }
 }
 
-// Draws a sequence's token of this position. False where it can't: the sequence has failed.
+// Draws a sequence's token of this position. Returns false if it cannot: the sequence has failed.
 bool Backend::choose(Sequence& sequence, int64_t position, const FusionResult* fused, StepOutput& output) {
   const float* logits = logits_of(plan_, models_, sequence.lanes, 0, position);
   if (fused != nullptr) {

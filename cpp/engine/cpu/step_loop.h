@@ -6,7 +6,7 @@
 
 namespace dlf::cpu {
 
-// The step loop on the processor. A step in which no prompt is read allocates nothing.
+// Makes a step loop on the CPU. A step that reads no prompt allocates nothing.
 std::unique_ptr<StepLoop> make_step_loop(FusionPlan plan, const Models& models, EngineOptions options,
                                          const Adapters& adapters = {});
 

@@ -21,7 +21,7 @@ void ChunkReader::begin() {
   clock_.disturb();
   begun_->record(models_.main());
   for (DeviceModel& model : models_.all()) {
-    model.queue->wait(*begun_);  // steps on their way use the same buffers
+    model.queue->wait(*begun_);  // queued steps use the same buffers
   }
 }
 
@@ -77,13 +77,13 @@ void ChunkReader::free(int64_t steps_done) {
   }
 }
 
-// Of the sequence's last token, where the model writes them.
+// Logits of the sequence's last token, where the model writes them.
 float* ChunkReader::logits(const Chunk& chunk) const {
   Decoder& decoder = *model(chunk.lane).decoder;
   return decoder.logits() + chunk.cache_slot * decoder.vocab();
 }
 
-// Sends the tokens to the device of their model.
+// Copies the tokens to the device of their model.
 const int32_t* ChunkReader::send(const Chunk& chunk) {
   Queue& queue = *model(chunk.lane).queue;
   const auto size = static_cast<int64_t>(chunk.tokens.size());
@@ -98,7 +98,7 @@ const int32_t* ChunkReader::send(const Chunk& chunk) {
   return tokens;
 }
 
-// Brings a prompt's last logits to the device that solves.
+// Copies a prompt's last logits to the device that solves.
 void ChunkReader::publish(const Chunk& chunk) {
   DeviceModel& model = this->model(chunk.lane);
   if (chunk.last && model.remote) {

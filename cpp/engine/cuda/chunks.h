@@ -29,12 +29,12 @@ class ChunkReader final : public dlf::ChunkReader {
   at::Tensor allocate(int64_t lane, int64_t bytes) override;
   void release(at::Tensor memory) override;
 
-  // Frees what was released before steps that are done: a device may have used it until then.
+  // Frees the memory that was released before a step that is done now; until then a device may have used it.
   void free(int64_t steps_done);
 
  private:
   struct Released {
-    int64_t step;  // the next one to be launched
+    int64_t step;  // the first one launched after the release
     at::Tensor memory;
   };
 
@@ -46,7 +46,7 @@ class ChunkReader final : public dlf::ChunkReader {
   const FusionPlan& plan_;
   DeviceModels& models_;
   StepClock& clock_;
-  std::unique_ptr<Event> begun_;  // what comes before on the main stream
+  std::unique_ptr<Event> begun_;  // marks the work queued before on the main stream
   std::deque<Released> released_;
 };
 

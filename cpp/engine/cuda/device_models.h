@@ -16,17 +16,17 @@
 
 namespace dlf::cuda {
 
-// A model with its stream, and its copies of what lies on the large model's device.
+// A model, its stream, and its tensors on the large model's device.
 struct DeviceModel {
   std::unique_ptr<Queue> queue;
   std::unique_ptr<Decoder> decoder;
   std::unique_ptr<Event> ready;  // its logits are there
-  at::Tensor tokens, positions;  // the decoder's, or on another device what it copies before it runs
-  at::Tensor logits;             // likewise: what the solver reads
-  bool remote = false;
+  at::Tensor tokens, positions;  // the decoder's; of a remote one, the originals that it copies before a pass
+  at::Tensor logits;             // of a remote one, the copy that the solver reads
+  bool remote = false;           // on another device than the large model
 };
 
-// Which tokens of each sequence a pass of a model reads, as Decoder::decode counts them.
+// Tokens of each sequence that a pass of a model reads, counted as in Decoder::decode.
 struct Pass {
   int first;
   int count;  // 0: it does not run
@@ -38,15 +38,15 @@ class DeviceModels {
   DeviceModels(const FusionPlan& plan, const Models& weights, const EngineOptions& options, const Adapters& adapters);
 
   std::vector<DeviceModel>& all() { return models_; }
-  Queue& main() { return *models_[large_].queue; }  // where everything else happens, too
+  Queue& main() { return *models_[large_].queue; }  // everything else is queued here, too
   void synchronize();
 
   // Queues a pass of each model over tokens of the first `batch` sequences.
   void forward(int batch, const std::function<Pass(size_t)>& pass_of);
 
-  // A lane's logits, on the large model's device; those of its first row are at the beginning.
+  // A lane's logits on the large model's device, from its first row on.
   Logits logits(int64_t lane);
-  // Puts the logits after the last token that was accepted where those of a sequence's last token are.
+  // Copies the logits after a sequence's last accepted token to where those of its last token are.
   void keep_logits(int batch, const int32_t* active, const int32_t* accepted);
 
   std::vector<ModelRows> rows();
@@ -55,7 +55,7 @@ class DeviceModels {
   const FusionPlan& plan_;
   size_t large_;
   std::vector<DeviceModel> models_;
-  std::unique_ptr<Event> begun_;  // what comes before on the main stream
+  std::unique_ptr<Event> begun_;  // marks the work queued before on the main stream
 };
 
 }  // namespace dlf::cuda

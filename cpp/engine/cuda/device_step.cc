@@ -39,10 +39,9 @@ bool DeviceStep::launch(const Kind& kind) {
     launches.graph->replay(main());
     return true;
   }
-  enqueue(kind);  // the first one also readies kernels and libraries for the capture
+  enqueue(kind);  // the first run also loads kernels and libraries before the capture
   ++launches.runs;
-  // Several of one kind in a row take about as long without a graph, and before a plain one is timed nothing is
-  // drafted.
+  // Plain steps in a row take about as long without a graph, and one must be timed before anything is drafted.
   return launches.runs > 1 && (!graph_ || launches.fails || kind.draft.count == 0);
 }
 
@@ -59,7 +58,7 @@ bool DeviceStep::capture(int64_t least_runs) {
   try {
     graph->capture(main(), [&] { enqueue(kind); });
     launches.graph = std::move(graph);
-  } catch (const std::exception& error) {  // there may be no memory for it; what failed otherwise fails again in a step
+  } catch (const std::exception& error) {  // perhaps there is no memory for it; any other failure comes again in a step
     launches.fails = true;
     TORCH_WARN("a step could not be captured as a graph and runs without: ", error.what());
   }
@@ -71,8 +70,8 @@ bool DeviceStep::uses_graph(const Kind& kind) const {
   return found != kinds_.end() && found->second.graph != nullptr;
 }
 
-// One step: the logits that the last forward pass left -> solve and fuse -> sample -> every model once. Or, from there
-// on: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
+// Queues one step: the logits of the last forward pass -> solve and fuse -> sample -> every model once. If it drafts,
+// after sample: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
 void DeviceStep::enqueue(const Kind& kind) {
   const auto& [batch, draft, solvers] = kind;
   sampler_->sample(fuse(kind, 1, table().active), batch, main());
@@ -84,8 +83,8 @@ void DeviceStep::enqueue(const Kind& kind) {
   verify(kind);
 }
 
-// Each drafted token is what the sampler makes of the drafter's logits, with the random number of its position. In the
-// end every model has read all tokens.
+// Draws each drafted token from the drafter's logits, with the random number of its position. In the end every model
+// has read all tokens.
 void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
   const Stream stream = main().stream();
   const DraftTable& drafts = memory_->draft();
@@ -107,7 +106,7 @@ void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
                   [&](size_t model) { return model == drafter ? Pass{draft.count, 1} : Pass{0, draft.count + 1}; });
 }
 
-// Of the tokens that were drafted, those are right that are sampled now.
+// Samples all positions, and accepts the drafted tokens that agree.
 void DeviceStep::verify(const Kind& kind) {
   const auto& [batch, draft, solvers] = kind;
   const Stream stream = main().stream();
@@ -118,7 +117,7 @@ void DeviceStep::verify(const Kind& kind) {
   models_.keep_logits(batch, table().active, drafts.accepted);
 }
 
-// The logits to sample `count` tokens of each sequence from.
+// Fuses the logits, and returns those to sample `count` tokens of each sequence from.
 SamplerState::Rows DeviceStep::fuse(const Kind& kind, int count, const int32_t* active) {
   const Logits large = models_.logits(0);
   if (plan_.experts.empty()) {

@@ -17,27 +17,27 @@
 
 namespace dlf::cuda {
 
-// One step of all sequences: the models, the sampler and the memory that it runs on, and the graphs that replay it.
+// One step of all sequences: the models, the sampler and the memory that it uses, and the graphs that replay it.
 class DeviceStep {
  public:
   DeviceStep(const FusionPlan& plan, const Models& models, const EngineOptions& options, const Adapters& adapters);
 
-  // What tells one kind of step, and its graph, from another. The numbers of a rule lie in device memory, but which
-  // kernels solve the rules is the graph's.
+  // Kind of a step: each has a graph of its own. The numbers of a rule lie in device memory, but the kernels that solve
+  // the rules are part of the graph.
   struct Kind {
-    int batch = 0;  // the first sequences, so many
+    int batch = 0;  // works on the first `batch` slots
     StepDraft draft;
     uint32_t solvers = 0;  // SolverKernels of their rules
 
     auto operator<=>(const Kind&) const = default;
   };
 
-  // Puts a step on its way: as a graph, or as long as its kind has none kernel by kernel. Returns whether it takes as
-  // long as others of its kind will.
+  // Launches a step: its graph, or kernel by kernel while its kind has none. Returns whether it takes as long as later
+  // steps of its kind.
   bool launch(const Kind& kind);
 
-  // Captures a graph for the kind of step that ran most often without, where one ran so often. Takes the host
-  // milliseconds, in which the device has what was launched before. Returns whether there was one.
+  // Captures a graph for the kind of step that ran most often without one, at least `least_runs` times. This takes the
+  // host milliseconds, in which the device works on earlier launches. Returns whether there was such a kind.
   bool capture(int64_t least_runs);
 
   bool uses_graph(const Kind& kind) const;
@@ -51,7 +51,7 @@ class DeviceStep {
  private:
   struct Launches {
     std::unique_ptr<Graph> graph;
-    int64_t runs = 0;  // without
+    int64_t runs = 0;  // without a graph
     bool fails = false;
   };
 

@@ -7,7 +7,7 @@
 
 namespace dlf::cuda {
 
-inline constexpr int kTopCapacity = 64;  // what a request may ask for as `logprobs`
+inline constexpr int kTopCapacity = 64;  // most `logprobs` of a request
 
 // Most tokens of all sequences that a pass reads, and a step samples.
 int most_tokens(const EngineOptions& options);
@@ -16,8 +16,8 @@ int exact_tokens(const FusionPlan& plan);
 DecoderShape shape_of(const FusionPlan& plan, size_t model, const EngineOptions& options);
 SamplerState::Size sampler_size(const FusionPlan& plan, const EngineOptions& options);
 
-// The options, if every device is there and has room for what is to go to it. Throws otherwise, and says how many bytes
-// that takes and how many are free. Allocates nothing.
+// Returns the options if every device is there and has room for its part. Throws otherwise, with the bytes needed and
+// free. Allocates nothing.
 EngineOptions checked(const FusionPlan& plan, const Models& models, const EngineOptions& options,
                       const Adapters& adapters);
 

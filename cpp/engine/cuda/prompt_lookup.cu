@@ -7,14 +7,14 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A block for each sequence, whose threads compare a share of its places each.
+// A block for each sequence; each thread compares a share of its positions.
 __global__ void look_up_kernel(LookUpArgs args) {
   const int sequence = static_cast<int>(blockIdx.x);
   const int thread = static_cast<int>(threadIdx.x);
   if (args.active[sequence] == 0) {
     return;
   }
-  auto* best = shared_memory<unsigned long long>();  // how long it agrees, then where it ends: of the longest the last
+  auto* best = shared_memory<unsigned long long>();  // match length << 32 | its end: the maximum is the last longest
   if (thread == 0) {
     *best = 0;
   }

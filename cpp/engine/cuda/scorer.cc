@@ -59,7 +59,7 @@ void Scorer::begin(const ScoreRequest& request, int64_t rows) {
 void Scorer::end() noexcept {
   try {
     for (DeviceModel& model : models_.all()) {
-      model.queue->synchronize();  // nothing on its way may still need what goes now
+      model.queue->synchronize();  // queued work may still use what is freed now
       model.decoder->drop_spare();
     }
   } catch (const std::exception& error) {
@@ -71,13 +71,13 @@ void Scorer::end() noexcept {
   fused_ = at::Tensor();
 }
 
-// The host does not run further ahead.
+// Keeps the host from running further ahead.
 void Scorer::end_round() {
   main().synchronize();
   chunks_.free(clock_.launched() + 1);
 }
 
-// They hold until the next step, which a poll may be.
+// Uses the prompts' last logits, which are valid until the next step; a poll may step.
 void Scorer::use_prompts(std::span<const Lane> lanes) {
   count_ = 1;
   rows_.clear();
@@ -92,14 +92,14 @@ void Scorer::read(std::span<const Lane> lanes, std::span<const int64_t> tokens, 
   count_ = static_cast<int64_t>(tokens.size());
   const auto count = static_cast<int>(count_);
   const at::Tensor here = on_host(tokens, at::kInt);
-  std::vector<at::Tensor> there;  // until all of it is done
+  std::vector<at::Tensor> there;  // kept until the work is done
   begun_->record(main());
   for (size_t i = 0; i < lanes.size(); ++i) {
     if (!lanes[i].used()) {
       continue;
     }
     DeviceModel& model = this->model(i);
-    model.queue->wait(*begun_);  // steps on their way use the same buffers
+    model.queue->wait(*begun_);  // queued steps use the same buffers
     model.queue->run([&] { there.push_back(here.to(on_device(model.queue->device()).device())); });
     model.decoder->prefill(there.back().const_data_ptr<int32_t>(), count, static_cast<int>(lanes[i].cache_slot),
                            static_cast<int>(lanes[i].length + position), logits_[i]);

@@ -17,7 +17,7 @@
 
 namespace dlf::cuda {
 
-// Scores one request on GPUs, beside the steps that are on their way. All it takes of the devices' memory goes back.
+// Scores one request on GPUs, beside queued steps. end() frees all device memory that it took.
 class Scorer final : public ScoringRows {
  public:
   Scorer(const FusionPlan& plan, DeviceModels& models, ChunkReader& chunks, StepClock& clock);
@@ -42,8 +42,8 @@ class Scorer final : public ScoringRows {
   std::vector<at::Tensor> logits_;  // of each lane: [most rows, vocab]
   std::vector<at::Tensor> shared_;  // the same on the device that solves
   at::Tensor fused_;                // [most rows, vocab]
-  std::vector<at::Tensor> rows_;    // what is solved: these, or the last logits of the prompts
-  int64_t count_ = 0;               // rows
+  std::vector<at::Tensor> rows_;    // rows to solve: shared_, or the last logits of the prompts
+  int64_t count_ = 0;               // rows to solve
 };
 
 }  // namespace dlf::cuda

@@ -13,11 +13,10 @@
 
 namespace dlf::cuda {
 
-// The memory of a SequenceTable and its Ring: on the large model's device what steps read and write, on the host what
-// they gave.
+// Memory of a SequenceTable, on the large model's device, and of its Ring, on the host.
 class SequenceMemory {
  public:
-  // What steps work on beside it. max_tokens: of all sequences in one step.
+  // Other memory that steps use. max_tokens: of all sequences in one step.
   struct Parts {
     std::span<const ModelRows> models;
     const SamplerState& sampler;
@@ -31,12 +30,12 @@ class SequenceMemory {
   const SequenceTable& table() const { return args_.table; }
   const DraftTable& draft() const { return args_.draft; }
 
-  // Queues advance() of the first `batch` sequences: their next tokens, or `count` drafted ones each.
+  // Queues advance() for the first `batch` sequences: their next tokens, or `count` drafted ones each.
   void advance(int batch, int count, bool ends_step, Stream stream) const;
 
   int64_t steps_done() const;  // steps whose records the host can read
 
-  // What one of the last kRing steps gave a sequence: up to kStepTokens tokens.
+  // A token that one of the last kRing steps gave a sequence, out of up to kStepTokens.
   struct Given {
     const StepRecord& record;
     std::span<const int32_t> top_tokens;
@@ -46,7 +45,7 @@ class SequenceMemory {
 
  private:
   AdvanceArgs args_ = {};
-  std::vector<at::Tensor> memory_;  // that the arguments point to
+  std::vector<at::Tensor> memory_;  // args_ points into these
 };
 
 }  // namespace dlf::cuda

@@ -13,7 +13,7 @@ __device__ void set_positions(const SequenceTable& table, int sequence, int32_t 
   }
 }
 
-// `row` of those that were sampled is of `sequence`.
+// Result of a sampled row, which is one of `sequence`.
 __device__ StepResult result_of(const AdvanceArgs& args, int sequence, int row) {
   const SampleRecord& sample = args.samples[row];
   const SequenceTable& table = args.table;
@@ -61,7 +61,8 @@ __device__ void write_record(const AdvanceArgs& args, int row, int64_t place, St
   }
 }
 
-// A lane whose context is full is idle from there on: only a drafter's, as the others end their sequence.
+// Moves the sequence's positions by `by`. A lane whose context is full becomes idle: only a drafter's does, since the
+// others end their sequence.
 __device__ void move_positions(const SequenceTable& table, int sequence, int32_t by) {
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
@@ -73,7 +74,7 @@ __device__ void move_positions(const SequenceTable& table, int sequence, int32_t
   }
 }
 
-// Tells the host of a token that came, and ends the sequence where it was the last one.
+// Tells the host of a token, and ends the sequence if it was the last one.
 __device__ void take(const AdvanceArgs& args, int64_t step, int sequence, int row, int token, StepResult result) {
   write_record(args, row, place_of(args, step, sequence, token), result);
   ++args.table.step[sequence];
@@ -83,7 +84,7 @@ __device__ void take(const AdvanceArgs& args, int64_t step, int sequence, int ro
   }
 }
 
-// The sequence's next token, which no model has read. How many tokens the host is told of.
+// Takes the sequence's next token, which no model has read. Returns how many tokens of this step the host knows.
 __device__ int take_next(const AdvanceArgs& args, int64_t step, int sequence) {
   if (args.table.active[sequence] == 0) {
     return 0;
@@ -99,7 +100,8 @@ __device__ int take_next(const AdvanceArgs& args, int64_t step, int sequence) {
   return 1;
 }
 
-// The drafted tokens that were right. A row that failed is not: its failure is found, and told, in the next step.
+// Takes the drafted tokens that were right. A row that failed is not: the next step finds its failure and tells the
+// host. Returns how many tokens of this step the host knows.
 __device__ int take_drafted(const AdvanceArgs& args, int64_t step, int sequence) {
   int count = 0;
   while (count < args.count && args.table.active[sequence] != 0) {
@@ -117,7 +119,7 @@ __device__ int take_drafted(const AdvanceArgs& args, int64_t step, int sequence)
   return 1 + count;
 }
 
-// One block, a thread for each sequence.
+// One block, with a thread for each sequence.
 __global__ void advance_kernel(AdvanceArgs args) {
   const int64_t step = *args.ticket;
   const int sequence = static_cast<int>(threadIdx.x);
@@ -130,7 +132,7 @@ __global__ void advance_kernel(AdvanceArgs args) {
   if (!args.ends_step) {
     return;
   }
-  __threadfence_system();  // the records are there before the host is told so
+  __threadfence_system();  // the host must see the records before it sees that they are complete
   __syncthreads();
   if (threadIdx.x == 0) {
     *args.ticket = step + 1;
@@ -138,7 +140,7 @@ __global__ void advance_kernel(AdvanceArgs args) {
   }
 }
 
-// A thread for each drafted token of each sequence, and for the position after the last one.
+// A block for each drafted token, and one for the position after the last; in each, a thread for each sequence.
 __global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int batch, int count) {
   const int sequence = static_cast<int>(threadIdx.x);
   const int ahead = static_cast<int>(blockIdx.x);  // of the last token
@@ -151,7 +153,7 @@ __global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int ba
     draft.wanted[row] = goes_on && ahead < table.max_draft[sequence] ? 1 : 0;
   }
   if (ahead == 0) {
-    return;  // where the last token stands is known
+    return;  // the last token's position is known
   }
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
@@ -209,7 +211,7 @@ __global__ void start_kernel(StartArgs args) {
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
     for (int lane = 0; lane < model.lanes; ++lane) {
-      // One less: the first token moves it on before it is used.
+      // One less, since the first token moves it on before it is used.
       model.positions[slot * model.lanes + lane] = args.length[next++] - 1;
     }
   }
@@ -220,7 +222,7 @@ __global__ void stop_kernel(SequenceTable table, int slot) {
   set_positions(table, slot, -1);
 }
 
-// A thread for each sequence.
+// A thread for each sequence, in whole warps.
 unsigned threads_for(int batch) { return 32 * ((static_cast<unsigned>(batch) + 31) / 32); }
 
 }  // namespace

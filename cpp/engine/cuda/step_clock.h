@@ -6,7 +6,7 @@
 
 namespace dlf::cuda {
 
-// Counts the steps on their way, and times those that the device began right after the one before.
+// Counts the steps in flight, and times those that the device began right after the one before.
 class StepClock {
  public:
   int64_t launched() const { return launched_; }
@@ -15,8 +15,8 @@ class StepClock {
 
   void launch() { ++launched_; }
 
-  // The oldest step on its way has ended. Returns how many seconds it took, if the device went on at once and did
-  // nothing else.
+  // Notes that the oldest step in flight has ended. Returns how many seconds it took, if the device began it right
+  // after the step before and did nothing else.
   std::optional<double> collect() {
     const Clock::time_point now = Clock::now();
     std::optional<double> seconds;
@@ -28,7 +28,7 @@ class StepClock {
     return seconds;
   }
 
-  // Something else takes the device's time, before the next step or after the last one.
+  // Notes that other work takes the device's time: the steps in flight and the next one are not timed.
   void disturb() { timed_from_ = launched_ + 1; }
 
  private:
@@ -36,7 +36,7 @@ class StepClock {
 
   int64_t launched_ = 0;
   int64_t collected_ = 0;
-  int64_t timed_from_ = 0;  // steps before say nothing of how long their kind takes
+  int64_t timed_from_ = 0;  // earlier steps don't show how long their kind takes
   std::optional<Clock::time_point> last_end_;
 };
 

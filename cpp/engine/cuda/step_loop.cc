@@ -25,12 +25,12 @@
 namespace dlf::cuda {
 namespace {
 
-constexpr int kAhead = 1;  // steps that wait on the device while one runs, so that it never waits for the host
+constexpr int kAhead = 1;  // steps queued behind the running one, so that the device never waits for the host
 static_assert(kAhead + 2 <= kRing);
-// Steps of one kind that run kernel by kernel before a graph is captured while requests wait. Most kinds have theirs
-// from a gap between requests, and one that comes once or twice is not worth it.
+// Runs of one kind of step, kernel by kernel, before its graph is captured while requests wait. Most kinds are captured
+// in a gap between requests, and a kind that comes once or twice is not worth a graph.
 constexpr int64_t kRunsBeforeCapture = 4;
-constexpr size_t kLookupReach = 2048;  // last tokens in which the host looks for what prompt lookup would say
+constexpr size_t kLookupReach = 2048;  // last tokens in which the host tries prompt lookup
 
 class Backend final : public dlf::Backend {
  public:
@@ -47,16 +47,16 @@ class Backend final : public dlf::Backend {
   const StepTimings& timings() const override { return timings_; }
 
  private:
-  // A step that is on its way.
+  // A step in flight.
   struct Flight {
-    std::vector<int64_t> drafted;  // tokens of the sequence in each slot
+    std::vector<int64_t> drafted;  // drafted tokens of the sequence in each slot
     DeviceStep::Kind kind;
     bool graph;
   };
 
   // What the host keeps of a sequence's start.
   struct Start {
-    int64_t step;     // the first that it takes part in
+    int64_t step;     // the first one that it takes part in
     uint32_t solver;  // SolverKernels of its rule
   };
 
@@ -97,7 +97,7 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
 
 Backend::~Backend() {
   try {
-    step_.models().synchronize();  // what is still on its way writes to memory that goes now
+    step_.models().synchronize();  // queued work writes to memory that is freed now
   } catch (const std::exception& error) {
     TORCH_WARN("the device failed before its work was done: ", error.what());
   }
@@ -144,7 +144,7 @@ void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs)
     launch(sequences);
   }
   if (clock_.on_their_way() > 0) {
-    // The device has a step to go on with.
+    // A capture needs time, so the device must have a step to go on with.
     if (clock_.on_their_way() > kAhead && step_.capture(kRunsBeforeCapture)) {
       clock_.disturb();
     }
@@ -161,7 +161,7 @@ bool Backend::prepare() {
   return step_.capture(1);
 }
 
-// Steps on their way that give the sequence a token each at least.
+// Steps in flight, each of which gives the sequence at least one token.
 int64_t Backend::in_flight(const Sequence& sequence) const {
   return clock_.launched() - std::max(clock_.collected(), started_[sequence.slot].step);
 }
@@ -173,7 +173,7 @@ bool Backend::wanted(std::span<Sequence* const> sequences) const {
   });
 }
 
-// Slots that a step works on.
+// Number of slots that a step works on: a power of two, or max_batch.
 int Backend::batch_of(std::span<Sequence* const> sequences) const {
   int64_t slots = 1;
   for (const Sequence* sequence : sequences) {
@@ -196,7 +196,7 @@ StepDraft Backend::choose_draft(std::span<Sequence* const> sequences, int batch)
   return policy_.choose(sequences, batch);
 }
 
-// Puts one step for all slots on its way.
+// Launches one step for all slots.
 void Backend::launch(std::span<Sequence* const> sequences) {
   DeviceStep::Kind kind = {batch_of(sequences), {}, 0};
   kind.draft = choose_draft(sequences, kind.batch);
@@ -208,12 +208,12 @@ void Backend::launch(std::span<Sequence* const> sequences) {
   flight.kind = kind;
   flight.graph = step_.uses_graph(kind);
   if (!step_.launch(kind)) {
-    clock_.disturb();  // the host sees late when the step before is done
+    clock_.disturb();  // the host learns late that the step before has ended
   }
   clock_.launch();
 }
 
-// Reads what the oldest step on its way has given, when it has.
+// Waits for the oldest step in flight, and reads its results.
 void Backend::collect(std::span<Sequence* const> sequences, StepOutputs& outputs) {
   const int64_t step = clock_.collected();
   wait_for(step + 1);
@@ -249,7 +249,7 @@ void Backend::deliver(Sequence& sequence, int64_t step, StepOutputs& outputs) {
   }
 }
 
-// One token that the step gave a sequence.
+// Reads one token that the step gave a sequence.
 void Backend::take(Sequence& sequence, int64_t step, int token, StepOutput& output) {
   const auto& [record, top_tokens, top_logprobs] = step_.memory().given(step, sequence.slot, token);
   if (record.result == StepResult::bad_logits) {
@@ -274,14 +274,14 @@ void Backend::take(Sequence& sequence, int64_t step, int token, StepOutput& outp
   sequence.append(output);
 }
 
-// Sees whether prompt lookup would have said the token that comes next, whatever drafts it.
+// Records whether prompt lookup would have drafted this token, whatever drafted it.
 void Backend::look_up(Sequence& sequence, int64_t token) {
   const std::span<const int64_t> tokens(sequence.tokens);
   const PromptLookup::Match match = PromptLookup::find(tokens.last(std::min(tokens.size(), kLookupReach)));
   policy_.learn(sequence.draft, kPromptLookup, 1, match.length > 0 && match.next.front() == token ? 1 : 0);
 }
 
-// Until so many steps have written their records. The device doesn't wait meanwhile: the next step is there already.
+// Waits until `steps` steps have written their records. The device does not wait: it has the next step already.
 void Backend::wait_for(int64_t steps) {
   using namespace std::chrono_literals;
   const auto begin = std::chrono::steady_clock::now();

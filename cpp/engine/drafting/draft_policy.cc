@@ -5,7 +5,7 @@
 namespace dlf {
 namespace {
 
-constexpr int64_t kProbe = 64;  // steps after which a drafter is tried again that nothing is known of meanwhile
+constexpr int64_t kProbe = 64;  // steps without a draft after which a lane that only drafts is tried again
 
 }  // namespace
 
@@ -91,7 +91,7 @@ int64_t DraftPolicy::lane_of(const Sequence& sequence) const {
   return drafter == kPromptLookup ? -1 : drafter;
 }
 
-// As if all sequences had this drafter.
+// Estimates the times of steps in which all sequences have this drafter.
 void DraftPolicy::time_steps(int64_t drafter) {
   if (timed_[rates_.index(drafter)]) {
     return;
@@ -103,8 +103,8 @@ void DraftPolicy::time_steps(int64_t drafter) {
   }
 }
 
-// Passes of the drafter, then one of every model over the last tokens and the drafts. A fused drafter has read its own
-// drafts by then, but for the last one.
+// Adds up the drafter's passes and one pass of every model over the last tokens and the drafts. A fused drafter has
+// read its own drafts by then, except the last one.
 double DraftPolicy::step_time(int64_t drafter, int64_t drafted) const {
   double seconds = 0;
   for (size_t model = 0; model < times_.size(); ++model) {
@@ -118,7 +118,7 @@ double DraftPolicy::step_time(int64_t drafter, int64_t drafted) const {
   return seconds;
 }
 
-// With the best number of drafted tokens.
+// Tokens a second with the best number of drafted tokens.
 double DraftPolicy::tokens_per_second(const Sequence& sequence, int64_t drafter, double acceptance) const {
   const StepTimes& times = step_times_[rates_.index(drafter)];
   double most = 0;

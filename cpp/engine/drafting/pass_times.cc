@@ -4,7 +4,8 @@
 
 namespace dlf {
 
-// What takes far longer than expected, as when another program had the processor, counts less.
+// Counts a pass that took far longer than expected, as when another program had the processor, as twice the expected
+// time.
 void PassTimes::add(int64_t rows, double seconds) {
   const auto count = static_cast<double>(rows);
   const double known = weight_ > 1 ? std::min(seconds, 2 * of(rows)) : seconds;
@@ -26,7 +27,7 @@ double PassTimes::of(int64_t rows) const {
   return std::max(mean / 4, mean + slope() * (static_cast<double>(rows) - rows_ / weight_));
 }
 
-// Least squares, held to a small cost until there were passes of different rows.
+// Least-squares slope, held to a small cost until passes had different numbers of rows.
 double PassTimes::slope() const {
   const double mean = seconds_ / weight_;
   const double variance = rows_rows_ / weight_ - rows_ / weight_ * (rows_ / weight_);

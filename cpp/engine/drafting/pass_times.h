@@ -4,17 +4,17 @@
 
 namespace dlf {
 
-// How long a model's forward pass takes by its rows: a line through the passes of late. A pass that reads the weights
-// for all its rows takes hardly longer for a few more of them, and how much longer differs from machine to machine.
+// Predicts the time of a model's forward pass from its rows, by a line through recent passes. A pass reads the weights
+// once for all its rows, so a few more cost little; how much differs from machine to machine.
 class PassTimes {
  public:
   void add(int64_t rows, double seconds);
 
-  double of(int64_t rows) const;  // seconds; 0 for no rows, and as long as there was no pass
+  double of(int64_t rows) const;  // seconds; 0 for no rows and before the first pass
 
  private:
-  static constexpr double kMemory = 64;     // passes that count
-  static constexpr double kRowCost = 0.02;  // of a pass: what a further row is thought to cost until that is seen
+  static constexpr double kMemory = 64;     // passes in the running sums
+  static constexpr double kRowCost = 0.02;  // assumed cost of a further row, in passes, until it is measured
 
   double slope() const;
 

@@ -7,17 +7,17 @@
 namespace dlf {
 namespace {
 
-constexpr int kTimeMemory = 32;  // steps
+constexpr int kTimeMemory = 32;  // steps in a running mean
 constexpr int kProbe = 64;       // steps after which a lane that drafts nothing is tried
-// What a drafted token is thought to cost, of a plain step, until that is seen: little, so that it is tried. A lane has
-// a pass for each, and prompt lookup a row of a pass that reads the weights anyway.
+// Assumed cost of a drafted token, in plain steps, until it is measured: little, so that it is tried. A lane runs a
+// pass for each token; prompt lookup adds a row to a pass that reads the weights anyway.
 constexpr double kLaneCost = 0.2;
 constexpr double kLookupCost = 0.01;
-constexpr int kLookupDoubt = 8;  // tokens, of which it is thought to have said few: not all text repeats itself
-// Each is a graph. Where many are worth drafting, one more or less changes little.
+constexpr int kLookupDoubt = 8;  // tokens of its prior, a quarter of them right: not all text repeats itself
+// Numbers of tokens that a step may draft. Each is a graph; among the large ones, one more or less changes little.
 constexpr std::array kCounts = {1, 2, 3, 4, 5, 7};
 
-// The largest of kCounts up to this.
+// Returns the largest of kCounts up to `most`, or 0.
 int rounded(int64_t most) {
   int count = 0;
   for (const int each : kCounts) {
@@ -42,8 +42,8 @@ StepDraftPolicy::StepDraftPolicy(const FusionPlan& plan, const Limits& limits)
 
 StepDraft StepDraftPolicy::choose(std::span<Sequence* const> sequences, int batch) {
   const int64_t drafter = drafter_of_most(sequences);
-  int64_t most = 0;     // tokens that some sequence may be drafted now
-  int64_t allowed = 0;  // and anywhere in it
+  int64_t most = 0;     // most tokens of a sequence that may be drafted now
+  int64_t allowed = 0;  // and at any of its positions
   bool adaptive = true;
   bool looks_up = drafter == kPromptLookup;
   for (const Sequence* sequence : sequences) {
@@ -64,7 +64,7 @@ StepDraft StepDraftPolicy::choose(std::span<Sequence* const> sequences, int batc
     return {drafter, static_cast<int>(most)};
   }
   if (!times_.contains({batch, StepDraft()})) {
-    return {};  // how long a plain one takes comes first
+    return {};  // a plain step is timed first
   }
   StepDraft best;
   double best_rate = tokens(sequences, best) / seconds(batch, best);
@@ -75,7 +75,7 @@ StepDraft StepDraftPolicy::choose(std::span<Sequence* const> sequences, int batc
       best_rate = rate;
     }
   };
-  if (looks_up) {  // always as far as it may: its tokens cost next to nothing, and a graph is spared for each end
+  if (looks_up) {  // always in full: its tokens cost next to nothing, and shorter ends need no graph of their own
     consider({kPromptLookup, rounded(std::min(allowed, room))});
   }
   if (drafter == kPromptLookup) {
@@ -94,7 +94,7 @@ StepDraft StepDraftPolicy::choose(std::span<Sequence* const> sequences, int batc
   return best;
 }
 
-// A step that another program held up counts no more than twice what was expected.
+// Counts a step that another program held up as at most twice the expected time.
 void StepDraftPolicy::add_time(int batch, const StepDraft& draft, double seconds) {
   if (times_.contains({batch, StepDraft()})) {
     seconds = std::min(seconds, 2 * this->seconds(batch, draft));
@@ -122,7 +122,7 @@ int64_t StepDraftPolicy::drafter_of(const Sequence& sequence) const {
   return sequence.draft.wanted_drafter(plan_, sequence.experts);
 }
 
-// The one that most sequences want.
+// Returns the drafter that most sequences want.
 int64_t StepDraftPolicy::drafter_of_most(std::span<Sequence* const> sequences) const {
   int64_t best = kAutoDrafter;
   int64_t best_count = 0;
@@ -139,7 +139,7 @@ int64_t StepDraftPolicy::drafter_of_most(std::span<Sequence* const> sequences) c
   return best;
 }
 
-// That a step is expected to give.
+// Expected tokens of a step.
 double StepDraftPolicy::tokens(std::span<Sequence* const> sequences, const StepDraft& draft) const {
   double all = 0;
   for (const Sequence* sequence : sequences) {
@@ -156,7 +156,8 @@ double StepDraftPolicy::tokens(std::span<Sequence* const> sequences, const StepD
   return all;
 }
 
-// As measured, or on the line through what was: a step takes a pass of the drafter for each token that it drafts.
+// Measured time of a step, or else that of a line through the measured ones: a step takes a pass of the drafter for
+// each token that it drafts.
 double StepDraftPolicy::seconds(int batch, const StepDraft& draft) const {
   const auto known = times_.find({batch, draft});
   if (known != times_.end()) {
@@ -166,7 +167,7 @@ double StepDraftPolicy::seconds(int batch, const StepDraft& draft) const {
   return plain + token_seconds(batch, draft.drafter, plain) * draft.count;
 }
 
-// Least squares, of a line that begins at a plain step.
+// Least-squares slope of a line that begins at a plain step.
 double StepDraftPolicy::token_seconds(int batch, int64_t drafter, double plain) const {
   double product = 0;
   double squares = 0;

@@ -13,7 +13,7 @@
 
 namespace dlf {
 
-// What a step drafts, for all of its sequences alike: every kind of step is a graph of its own.
+// Draft of a step, the same for all of its sequences: every kind of step is a graph of its own.
 struct StepDraft {
   int64_t drafter = kAutoDrafter;  // a lane, or kPromptLookup
   int count = 0;                   // tokens of each sequence; 0: none
@@ -21,31 +21,32 @@ struct StepDraft {
   auto operator<=>(const StepDraft&) const = default;
 };
 
-// Decides what a step drafts where steps are graphs: DraftPolicy's rule with few lengths to choose from, and with
-// the times of whole steps, as the host sees nothing else. A lane that drafts nothing teaches nothing, so that now and
-// then a short draft is tried; what prompt lookup would have said the host finds out by itself.
+// Decides what a step drafts where steps are graphs. It follows DraftPolicy's rule, with few lengths to choose from,
+// and with the times of whole steps, since the host sees no others. A lane that drafts nothing has no measured rate, so
+// a short draft is tried now and then; prompt lookup's rate is measured by the host without drafts.
 class StepDraftPolicy {
  public:
   struct Limits {
-    int max_draft;     // tokens of one sequence that a step can draft
-    int max_tokens;    // of all sequences that a pass can read
-    int exact_tokens;  // up to here a pass gives to the bit what passes over single tokens give: unless a request
-                       // insists, it is not made longer
+    int max_draft;     // most tokens of a sequence that a step can draft
+    int max_tokens;    // most tokens of all sequences that a pass can read
+    int exact_tokens;  // most tokens for which a pass is bit-identical to single-token passes; only a request that is
+                       // not adaptive exceeds them
   };
   StepDraftPolicy(const FusionPlan& plan, const Limits& limits);
 
-  // What the next step of these sequences drafts, those of Draft::limit 0 included. `batch`: slots that it works on.
+  // Chooses what the next step of these sequences drafts; those with Draft::limit 0 are among them. `batch`: slots that
+  // it works on.
   StepDraft choose(std::span<Sequence* const> sequences, int batch);
 
-  // How long a step took.
+  // Records how long a step took.
   void add_time(int batch, const StepDraft& draft, double seconds);
 
-  // What became of `drafted` tokens of a sequence.
+  // Records how many of a sequence's `drafted` tokens were accepted.
   void learn(Draft& draft, int64_t drafter, int64_t drafted, int64_t accepted);
 
   // Whether prompt lookup may draft a sequence, so that its rate is worth knowing.
   bool looks_up(const Sequence& sequence) const;
-  // Whether a pass over so many slots can have a drafted token of each without ceasing to be exact.
+  // Whether a pass over `batch` slots stays exact with a drafted token of each.
   bool has_room(int batch) const { return 2 * batch <= limits_.exact_tokens; }
 
  private:
@@ -68,7 +69,7 @@ class StepDraftPolicy {
   Limits limits_;
   DraftRates rates_;
   std::map<std::pair<int, StepDraft>, Time> times_;  // by batch
-  int steps_without_ = 0;  // in a row, in which the lane that is wanted could have drafted and did not
+  int steps_without_ = 0;                            // in a row, in which the wanted lane could draft but did not
 };
 
 }  // namespace dlf

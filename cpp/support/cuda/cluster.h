@@ -4,7 +4,7 @@
 
 namespace dlf::cuda {
 
-// The blocks of one cluster. Below sm_90 there are none: one block is all.
+// The blocks of one cluster. Below sm_90 a cluster is one block.
 struct Cluster {
   int rank = 0;  // of this block
   int blocks = 1;
@@ -13,7 +13,7 @@ struct Cluster {
   __device__ Cluster()
       : rank(static_cast<int>(cooperative_groups::this_cluster().block_rank())),
         blocks(static_cast<int>(cooperative_groups::this_cluster().num_blocks())) {}
-  // All threads of the cluster wait for each other.
+  // Waits for all threads of the cluster.
   __device__ void sync() const {
     if (blocks > 1) {
       cooperative_groups::this_cluster().sync();
@@ -21,7 +21,7 @@ struct Cluster {
       __syncthreads();
     }
   }
-  // Where another block keeps what this one keeps at `shared` in its shared memory.
+  // Address in another block's shared memory of what this block keeps at `shared`.
   template <typename T>
   __device__ T* of(T* shared, int other) const {
     return blocks > 1 ? cooperative_groups::this_cluster().map_shared_rank(shared, static_cast<unsigned>(other))

@@ -2,13 +2,13 @@
 
 #include "support/cuda/warp.h"
 
-// A ring of places in shared memory: one warp has the copy engine fill them, ahead of the warps that read them.
-// The n-th use of the ring is of place n % Places. It needs sm_90.
+// A ring of places in shared memory: one warp has the copy engine fill them, ahead of the warps that read them. Use n
+// of the ring has place n % Places. Needs sm_90.
 namespace dlf::cuda {
 
 #if !defined(__CUDACC__)
 
-// The same with counters, for threads that take turns.
+// Emulates the ring with counters, for threads that take turns.
 template <int Places>
 class CopyRing {
  public:
@@ -51,8 +51,8 @@ class CopyRing {
   }
 
  private:
-  volatile int* filled_;  // how often each place was; behind all counters, how many warps read
-  volatile int* read_;    // by how many warps, in all
+  volatile int* filled_;  // how often each place was filled; behind all counters, the number of reading warps
+  volatile int* read_;    // how often each place was read, by all warps together
 };
 
 template <int Threads>
@@ -85,7 +85,7 @@ class CopyRing {
   __device__ explicit CopyRing(void* state)
       : filled_(static_cast<uint32_t>(__cvta_generic_to_shared(state))), free_(filled_ + Places * sizeof(uint64_t)) {}
 
-  // By one thread, before all threads of the block meet.
+  // Called by one thread, before all threads of the block meet.
   __device__ void start(int reading_warps) const {
     for (int place = 0; place < Places; ++place) {
       asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" : : "r"(filled(place)));
@@ -94,12 +94,12 @@ class CopyRing {
     asm volatile("fence.mbarrier_init.release.cluster;");
   }
 
-  // ---- the warp that fills
+  // ---- called by the warp that fills
 
   // Waits until all warps have read what an earlier use left in this one's place.
   __device__ void claim(int use) const { wait(free(use % Places), use / Places - 1); }
 
-  // By one lane, before the warp copies so many bytes in all.
+  // Called by one lane, before the warp copies `bytes` in all.
   __device__ void expect(int use, int bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
                  :
@@ -107,7 +107,7 @@ class CopyRing {
                  : "memory");
   }
 
-  // `to`, `from` and `bytes` are multiples of 16. What is copied need not stay in a cache.
+  // `to`, `from` and `bytes` are multiples of 16. The source need not stay in a cache.
   __device__ void copy(int use, void* to, const void* from, int bytes) const {
     uint64_t policy;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -119,14 +119,14 @@ class CopyRing {
         : "memory");
   }
 
-  // By the whole warp, after its last copy for this use.
+  // Called by the whole warp, after its last copy for this use.
   __device__ void close(int /*use*/) const {}
 
-  // ---- the warps that read
+  // ---- called by the warps that read
 
   __device__ void await(int use) const { wait(filled(use % Places), use / Places); }
 
-  // By the whole warp, when it has read.
+  // Called by the whole warp, when it has read.
   __device__ void release(int use) const {
     __syncwarp();
     if (lane_index() == 0) {
@@ -138,7 +138,7 @@ class CopyRing {
   __device__ uint32_t filled(int place) const { return filled_ + place * sizeof(uint64_t); }
   __device__ uint32_t free(int place) const { return free_ + place * sizeof(uint64_t); }
 
-  // Until the barrier has been passed once more than `times`.
+  // Waits until the barrier has been passed `times` + 1 times.
   __device__ static void wait(uint32_t barrier, int times) {
     asm volatile(
         "{\n"
@@ -153,11 +153,11 @@ class CopyRing {
         : "memory");
   }
 
-  uint32_t filled_;  // of the first place, an address in shared memory
+  uint32_t filled_;  // address in shared memory, of the first place
   uint32_t free_;
 };
 
-// A barrier of the first `threads` threads of a block.
+// A barrier of the first `Threads` threads of a block.
 template <int Threads>
 class PartBarrier {
  public:
@@ -169,7 +169,7 @@ class PartBarrier {
 
 #else
 
-// Nobody launches a kernel with a ring there; this only compiles.
+// Only compiles: below sm_90 no kernel with a ring is launched.
 template <int Places>
 struct CopyRing {
   static constexpr size_t kBytes = 2 * Places * sizeof(uint64_t);

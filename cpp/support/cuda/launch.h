@@ -15,8 +15,8 @@
 #include "support/cuda/stream.h"
 #include "support/dtype.h"
 
-// What every *.cu file needs. No torch header comes by here: such a file compiles in seconds, and also for the
-// host, where tests run the kernels thread by thread.
+// What every *.cu file needs, without any torch header: such a file compiles in seconds, and also for the host, where
+// tests run the kernels thread by thread.
 namespace dlf::cuda {
 
 inline void check(cudaError_t error, const char* what) {
@@ -25,7 +25,7 @@ inline void check(cudaError_t error, const char* what) {
   }
 }
 
-// The dynamic shared memory of the block. There is no other, so that blocks of one cluster find theirs at the same
+// The block's dynamic shared memory. Kernels use no other, so that blocks of one cluster find theirs at the same
 // offset.
 template <typename T>
 __device__ T* shared_memory() {
@@ -54,7 +54,7 @@ inline int attribute_of_device(cudaDeviceAttr attribute) {
 
 inline int multiprocessors() { return attribute_of_device(cudaDevAttrMultiProcessorCount); }
 
-// Whether the current device has what sm_90 brought, and the kernels are compiled for it.
+// Whether the current device has the features of sm_90, and the kernels are compiled for it.
 inline bool has_sm90() {
   constexpr int kMajor = 9;
   constexpr int kArchitectures[] = {__CUDA_ARCH_LIST__};
@@ -113,15 +113,15 @@ void launch(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Ar
 
 // Launches a kernel that may start as soon as all blocks of the one before it on its stream have called await_inputs()
 // (programmatic dependent launch, from sm_90 on). Every thread calls await_inputs() before it reads what an earlier
-// kernel writes and before it writes itself; what it does until then, as reading weights, hides behind the kernels
+// kernel writes, and before it writes itself; work before that call, such as reading weights, hides behind the kernels
 // before. The launch must follow a kernel on its stream, not a copy or a wait.
 template <typename... Parameters, typename... Arguments>
 void launch_early(void (*kernel)(Parameters...), const Shape& shape, Stream stream, Arguments&&... arguments) {
   launch_kernel(can_start_early(), kernel, shape, stream, static_cast<Arguments&&>(arguments)...);
 }
 
-// Lets the next kernel start, and waits until the kernel before has ended. That one ended after its own wait, so by
-// then all earlier ones have ended too, although several may be under way.
+// Lets the next kernel start, and waits until the kernel before has ended. That one ended after its own wait, so all
+// earlier ones have ended too, although several may have run at once.
 __device__ inline void await_inputs() {
 #ifndef __CUDACC__
   emulation::await_inputs();
@@ -131,7 +131,7 @@ __device__ inline void await_inputs() {
 #endif
 }
 
-// A type T of device memory as float and back.
+// Converts a type T of device memory to float and back.
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float to_float(__half x) { return __half2float(x); }

@@ -16,8 +16,8 @@
 namespace dlf::cuda {
 namespace {
 
-// torch makes its own state of CUDA (allocators, handles of the libraries) at the first use from Python; from here it
-// is asked for. A second call costs nothing.
+// Makes torch's CUDA state (allocators, handles of the libraries), which Python does at its first use of CUDA. A second
+// call costs nothing.
 void initialize() { at::globalContext().lazyInitDevice(at::kCUDA); }
 
 c10::cuda::CUDAStream stream_from_pool(int device) {
@@ -32,7 +32,7 @@ DeviceInfo describe(int device) {
   size_t free = 0;
   size_t total = 0;
   C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
-  // What torch holds and nobody uses is as good as free.
+  // Memory that torch holds unused is as good as free.
   const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(static_cast<c10::DeviceIndex>(device));
   constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   const int64_t cached = stats.reserved_bytes[kAll].current - stats.active_bytes[kAll].current;
@@ -126,7 +126,7 @@ void Event::record(Queue& queue) {
 void Queue::wait(const Event& event) {
   const c10::DeviceIndex other = event.state_->device;
   if (other != device_) {
-    // A copy between the two comes next; asking for access grants it, where the hardware has it.
+    // A copy between the two devices comes next; asking for access grants it, if the hardware has it.
     at::cuda::get_p2p_access(static_cast<c10::DeviceIndex>(device_), other);
     at::cuda::get_p2p_access(other, static_cast<c10::DeviceIndex>(device_));
   }
@@ -138,7 +138,7 @@ void Queue::synchronize() { state_->stream.synchronize(); }
 
 bool Queue::finished() const { return state_->stream.query(); }
 
-// at::cuda::CUDAGraph lets torch's allocator know, so that what an operator allocates for itself while it is recorded
+// at::cuda::CUDAGraph tells torch's allocator, so that memory that an operator takes for itself during the capture
 // stays the graph's.
 struct Graph::State {
   std::unique_ptr<at::cuda::CUDAGraph> graph;
@@ -150,7 +150,7 @@ Graph::~Graph() = default;
 void Graph::capture(Queue& queue, const std::function<void()>& body) {
   queue.run([&] {
     state_->graph = std::make_unique<at::cuda::CUDAGraph>();
-    // Other threads may go on with other engines meanwhile; what this one must not do is an error still.
+    // Other threads may go on with other engines meanwhile; a forbidden call of this one is still an error.
     state_->graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
     try {
       body();
@@ -163,14 +163,14 @@ void Graph::capture(Queue& queue, const std::function<void()>& body) {
       throw;
     }
     state_->graph->capture_end();
-    // What the first launch would otherwise do.
+    // Does now what the first launch would otherwise do.
     C10_CUDA_CHECK(cudaGraphUpload(state_->graph->raw_cuda_graph_exec(), queue.stream()));
   });
 }
 
-// Not CUDAGraph::replay, which sees to torch's random numbers with launches of its own.
+// Avoids CUDAGraph::replay, which adds launches of its own for torch's random numbers.
 void Graph::replay(Queue& queue) {
-  TORCH_INTERNAL_ASSERT(state_->graph, "a graph is replayed that was not captured");
+  TORCH_INTERNAL_ASSERT(state_->graph, "replay() of a graph that was not captured");
   const c10::cuda::CUDAGuard guard(queue.state_->stream.device());
   C10_CUDA_CHECK(cudaGraphLaunch(state_->graph->raw_cuda_graph_exec(), queue.stream()));
 }
@@ -183,7 +183,7 @@ void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y) {
   }
 }
 
-// Not scaled_dot_product_attention, which may choose cuDNN: that compiles a plan for every new pair of lengths.
+// Avoids scaled_dot_product_attention, which may choose cuDNN: that compiles a plan for every new pair of lengths.
 bool prompt_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window,
                       double scale, const at::Tensor& y) {
   constexpr int64_t kVector = 8;

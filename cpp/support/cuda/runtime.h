@@ -10,11 +10,11 @@
 
 #include "support/cuda/stream.h"
 
-// The CUDA runtime as the engine sees it. Two implementations: runtime.cc on a GPU, and one for tests that runs
-// everything at once on the host (tests/cuda_emulation).
+// The CUDA runtime as the engine sees it. It has two implementations: runtime.cc for a GPU, and one for tests that
+// works on the host (tests/cuda_emulation).
 namespace dlf::cuda {
 
-// Of CUDA, that this was built with; empty in a build without.
+// CUDA version of this build; empty without CUDA.
 std::string version();
 
 struct DeviceInfo {
@@ -26,15 +26,15 @@ struct DeviceInfo {
   int multiprocessors;
 };
 
-// Devices that this process sees; none where there is no driver.
+// Devices that this process sees; none without a driver.
 std::vector<DeviceInfo> devices();
 
-// Where tensors of a device lie.
+// Options of tensors on a device.
 at::TensorOptions on_device(int device);
 // Host memory that the device can read and write while the host does.
 at::Tensor pinned(at::IntArrayRef shape, at::ScalarType type);
 
-// Makes a device current while it lives: kernels can be launched on its streams then.
+// Makes a device current while it lives, so that kernels can be launched on its streams.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device);
@@ -48,7 +48,7 @@ class DeviceGuard {
 
 class Event;
 
-// A stream of a device, and what runs on it in order. Not the default stream.
+// A stream of a device, other than the default one; its work runs in order.
 class Queue {
  public:
   explicit Queue(int device);
@@ -61,17 +61,17 @@ class Queue {
 
   // Runs body with this device and stream current, so that torch's operators use them too.
   void run(const std::function<void()>& body);
-  // The same, for operators that only work on what is on the device: nothing of them is there when this returns.
+  // The same, for operators on device memory alone; they may not have run when this returns.
   void enqueue(std::function<void()> body);
 
-  // Bytes between host and device, or between devices, in order. Host memory must be pinned or the copy is not
-  // asynchronous.
+  // Copies bytes between host and device, or between devices, in order. The copy is asynchronous only if the host
+  // memory is pinned.
   void copy(void* to, const void* from, int64_t bytes);
   void clear(void* to, int64_t bytes);
 
-  void wait(const Event& event);  // what comes later waits; the host does not
-  void synchronize();             // the host waits for all of it
-  bool finished() const;          // nothing of it is left to do; throws what went wrong on the device
+  void wait(const Event& event);  // later work waits; the host does not
+  void synchronize();             // the host waits for all queued work
+  bool finished() const;          // whether no work is left; throws what went wrong on the device
 
  private:
   friend class Event;
@@ -97,7 +97,7 @@ class Event {
   std::unique_ptr<State> state_;
 };
 
-// What was done on a queue, and on queues that it waited for, to be done again with one call.
+// Recorded work of a queue, and of queues that it waited for, to be done again with one call.
 class Graph {
  public:
   Graph();
@@ -113,13 +113,13 @@ class Graph {
   std::unique_ptr<State> state_;
 };
 
-// y = x W^T for many rows, by the matrix library. x [rows, in] and W [out, in] have one type; y has it too, or is
-// float32. y's rows may lie further apart than they are long.
+// Computes y = x W^T for many rows, by the matrix library. x [rows, in] and W [out, in] have one type; y has it too, or
+// is float32. The rows of y may be further apart than they are long.
 void matmul(const at::Tensor& x, const at::Tensor& weight, at::Tensor& y);
 
-// y = attention of the last tokens of a prompt, q and y [rows, heads, head_dim], over what they see of keys and values
-// [kv_heads, end, head_dim]: all before, or the last `window` positions where that is not 0; `scale` multiplies the
-// scores. False where the attention library has no kernel for it.
+// Computes y = attention of the last tokens of a prompt, q and y [rows, heads, head_dim], over keys and values
+// [kv_heads, end, head_dim]: over all positions up to each token, or the last `window` of them if that is not 0;
+// `scale` multiplies the scores. Returns false if the attention library has no kernel for it.
 bool prompt_attention(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, int64_t window,
                       double scale, const at::Tensor& y);
 
