@@ -43,8 +43,7 @@ py::array_t<int64_t> sample_many(const Floats& logits, const SamplingOptions& op
   Sampler sampler(options, logits.shape(0), prompt, 0);
   py::array_t<int64_t> tokens(draws);
   int64_t* out = tokens.mutable_data();
-  const std::vector<float> values(logits.data(),
-                                  logits.data() + logits.size());  // other threads may write to the array
+  const std::vector<float> values(logits.data(), logits.data() + logits.size());  // others may write to the array
   const GilRelease unlocked;
   for (int64_t step = 0; step < draws; ++step) {
     out[step] = sampler.sample(values.data(), step).token;
@@ -86,9 +85,8 @@ void bind_sampling(py::module_& m) {
   py::class_<BoundSampler>(m, "Sampler", "Chooses the tokens of one sequence.")
       .def(py::init<const SamplingOptions&, int64_t, const Tokens&, int64_t>(), py::arg("options"), py::arg("vocab"),
            py::arg("prompt") = Tokens{}, py::arg("max_new_tokens") = 0)
-      .def(
-          "sample", &BoundSampler::sample, py::arg("logits"), py::arg("step"),
-          "Returns the token chosen from logits[vocab], its log-probability, and the most probable tokens with theirs.")
+      .def("sample", &BoundSampler::sample, py::arg("logits"), py::arg("step"),
+           "Token chosen from logits[vocab], its log-probability, and the most probable tokens with theirs.")
       .def(
           "append", [](BoundSampler& self, int64_t token) { self.sampler.append(token); }, py::arg("token"),
           "Records a token that was chosen.");

@@ -30,6 +30,7 @@ void raise_memory_error(const std::string& what) {
 
 // Raises an option's error as dlf's own, torch's exceptions (TORCH_CHECK_VALUE and its siblings) as the Python
 // exceptions that they name, and out-of-memory errors of any device as a MemoryError.
+// NOLINTNEXTLINE(performance-unnecessary-value-param): pybind11 asks for this signature.
 void translate_exception(std::exception_ptr exception) {
   try {
     std::rethrow_exception(exception);

@@ -21,7 +21,7 @@ struct LowRank {
 
   bool defined() const { return a.defined(); }
   int64_t rank() const { return a.size(0); }
-  // What operations read, where it is defined; else of rank 0.
+  // Pointers and sizes for operations; of rank 0 if undefined.
   ops::LoraUpdate update() const {
     return defined() ? ops::LoraUpdate{a.const_data_ptr(), b.const_data_ptr(), scale, static_cast<int>(a.size(0)),
                                        static_cast<int>(b.size(1))}
@@ -36,8 +36,8 @@ struct LayerAdapter {
 // The tensors of one adapter: immutable, loaded once, shared by every lane that runs with it.
 class Adapter {
  public:
-  // Takes tensors of one type under the slots of the linear layers that they belong to, as "0.q.a" and "0.q.b", the
-  // second transposed, and the layers' scales, as "0.q". Throws a ValueError that names what does not fit the spec.
+  // Takes tensors of one type under the slots of their linear layers, such as "0.q.a" and, transposed, "0.q.b"; and the
+  // layers' scales, such as "0.q". Throws a ValueError that names what does not fit the spec.
   Adapter(const ModelSpec& spec, const TensorMap& tensors, const std::unordered_map<std::string, double>& scales);
 
   DType dtype() const { return dtype_; }
@@ -52,8 +52,8 @@ class Adapter {
   int64_t max_rank_ = 0;
 };
 
-// Throws a ValueError unless every update has the type and the shape of the layer that it is for: an adapter that was
-// made for another model would be read beyond its end.
+// Throws a ValueError unless every update has the type and the shape of its layer: an adapter made for another model
+// would be read beyond its end.
 void check_fits(const Adapter& adapter, const Weights& weights);
 
 }  // namespace dlf

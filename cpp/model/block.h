@@ -9,12 +9,12 @@
 #include "ops/places.h"
 #include "ops/rope.h"
 
-// The layers of a decoder-only transformer, written once for all backends. What a layer computes, in which order and
-// with which numbers is said here; a backend's pass holds the buffers and starts the operations, fused as its device
-// likes them.
+// The layers of a decoder-only transformer, written once for all backends. This file says what a layer computes, in
+// which order and with which numbers; a backend's pass holds the buffers and launches the operations, fused to suit its
+// device.
 namespace dlf {
 
-// What attention of one layer works on. Activations and the cache lie as the backend lays them out.
+// Buffers of one layer's attention, in the backend's layout.
 struct AttentionBuffers {
   void* q;  // rows [heads, head_dim], q_stride apart
   void* k;  // rows [kv_heads, head_dim], kv_stride apart
@@ -41,7 +41,7 @@ concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, 
   pass.norm(pass.layer(layer).attention_norm);  // normed = RMSNorm(stream)
   pass.norm(pass.layer(layer).feed_forward_norm);
   pass.project_heads(layer);      // q, k, v = projections of normed
-  pass.rope_and_cache(rope);      // turns q and k, which goes into the cache with v
+  pass.rope_and_cache(rope);      // rotates q and k; k goes into the cache with v
   pass.attend(layer, attention);  // attended = attention over the cache
   pass.add_attention(layer);      // stream += o(attended)
   pass.gate(layer);               // gated = silu(gate(normed)) * up(normed)
@@ -108,7 +108,7 @@ void feed_forward_block(P& pass, int64_t layer) {
   pass.add_feed_forward(layer);
 }
 
-// From the embedding to the stream that the last norm reads.
+// Runs all layers, from the embedding to the stream that the last norm reads.
 template <BlockPass P>
 void run_layers(P& pass) {
   for (int64_t layer = 0; layer < pass.spec().layer_count(); ++layer) {

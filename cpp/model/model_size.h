@@ -7,11 +7,11 @@
 
 namespace dlf {
 
-// What decides how much memory a model takes: known before any of its tensors is loaded.
+// What decides how much memory a model takes; known before any of its tensors is loaded.
 struct ModelSize {
   ModelSpec spec;
   DType dtype;      // of the embedding, the activations on a GPU and the KV cache
-  bool quantized;   // whether its linear layers are
+  bool quantized;   // whether its linear layers are quantized
   int64_t weights;  // bytes
   int64_t adapters = 0;
 };

@@ -16,7 +16,7 @@ RopeTable::RopeTable(const RopeSpec& rope, int64_t max_context) {
   const auto factor = static_cast<float>(rope.scaling);
   for (int64_t position = 0; position < max_context; ++position) {
     for (int64_t i = 0; i < half; ++i) {
-      // The angle is rounded to float32, as transformers rounds it: at far positions it matters.
+      // The angle is rounded to float32, as in transformers: at far positions it matters.
       const float angle = static_cast<float>(position) * inv_freq[i];
       cos_data[position * half + i] = std::cos(angle) * factor;
       sin_data[position * half + i] = std::sin(angle) * factor;

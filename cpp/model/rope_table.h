@@ -6,7 +6,7 @@
 
 namespace dlf {
 
-// cos and sin of every rotation for contexts of a length, float32 [max_context, head_dim / 2], times the scaling.
+// cos and sin of every rotation, times the scaling: float32 [max_context, head_dim / 2].
 struct RopeTable {
   at::Tensor cos;
   at::Tensor sin;

@@ -15,7 +15,7 @@ struct LayerWeights;
 struct LinearWeights;
 struct LowRank;
 
-// A linear layer of a layer: what its tensors are called in every family, and where they go.
+// A linear layer of a block: the name of its tensors in every family, and the members that hold them.
 struct LinearSlot {
   const char* name;
   int64_t out;
@@ -32,11 +32,11 @@ struct VectorSlot {
   at::Tensor LayerWeights::* weight;
 };
 
-// Those that each layer has.
+// Slots of each layer.
 std::vector<LinearSlot> linear_slots(const ModelSpec& spec);
 std::vector<VectorSlot> vector_slots(const ModelSpec& spec);
 
-// The name of a layer's slot, as "3.q".
+// Name of a layer's slot, such as "3.q".
 std::string slot_of(int64_t layer, const char* name);
 
 // A tensor that a checkpoint must have.
@@ -45,7 +45,7 @@ struct TensorSlot {
   std::vector<int64_t> shape;
 };
 
-// All of them, in the order in which a pass needs them. The last one is "head", which a tied embedding stands in for.
+// All tensors, in the order in which a pass needs them. The last one is "head", for which a tied embedding stands in.
 std::vector<TensorSlot> tensor_slots(const ModelSpec& spec);
 
 }  // namespace dlf

@@ -20,7 +20,7 @@ void check(const ModelSpec& spec) {
   }
   for (const LayerSpec& layer : spec.layers) {
     TORCH_CHECK_VALUE(layer.rope >= 0 && layer.rope < static_cast<int64_t>(spec.ropes.size()), "a layer has rope ",
-                      layer.rope, " of ", spec.ropes.size());
+                      layer.rope, "; number of ropes: ", spec.ropes.size());
     TORCH_CHECK_VALUE(layer.window >= 0, "a layer has the window ", layer.window, "; it must be 0 or more");
   }
 }

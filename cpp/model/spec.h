@@ -12,7 +12,7 @@ struct AttentionSpec {
   int64_t heads = 0;
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  double query_scalar = 0;   // scores are divided by its root; head_dim in most families
+  double query_scalar = 0;   // scores are divided by its square root; head_dim in most families
   bool head_norm = false;    // RMSNorm of each head of q and k before the rotation
   bool bias = false;         // of q, k and v
   bool output_bias = false;  // of o
@@ -27,11 +27,11 @@ struct FeedForwardSpec {
   bool bias = false;  // of gate, up and down
 };
 
-// How positions turn queries and keys.
+// How positions rotate queries and keys.
 struct RopeSpec {
   std::vector<float> inv_freq;            // [head_dim / 2], after any scaling; zeros leave q and k as they are
   double scaling = 1.0;                   // multiplies cos and sin
-  std::vector<float> long_inv_freq = {};  // for contexts of more than short_context positions; empty: the same
+  std::vector<float> long_inv_freq = {};  // for contexts of more than short_context positions; empty: inv_freq
   int64_t short_context = 0;
 
   const std::vector<float>& frequencies(int64_t context) const {
@@ -41,7 +41,7 @@ struct RopeSpec {
 
 struct LayerSpec {
   int64_t window = 0;  // positions that a token sees, itself included; 0: all
-  int64_t rope = 0;    // which of ModelSpec::ropes
+  int64_t rope = 0;    // index in ModelSpec::ropes
 };
 
 struct ModelSpec {
@@ -56,7 +56,7 @@ struct ModelSpec {
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
 };
 
-// Throws a ValueError that names the first size that does not go with the others.
+// Throws a ValueError that names the first size that is out of range or does not fit the others.
 void check(const ModelSpec& spec);
 
 }  // namespace dlf

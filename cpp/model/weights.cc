@@ -97,7 +97,7 @@ LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name,
     linear.weight = take_tiles(tensors, name, at::kChar, {tiles, padded / 4, kLanes, 4});
     linear.scale = take_tiles(tensors, scale, at::kFloat, {tiles, kLanes});
   } else {
-    // Eight registers of weights to a scale, or four.
+    // A scale is for eight registers of weights, or for four.
     const at::Tensor& given = find(tensors, name);
     const bool wide = given.dim() == 4 && scales->second.dim() == 3 && given.size(1) == scales->second.size(1) * 8;
     const int64_t group = wide ? 64 : 32;

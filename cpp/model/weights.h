@@ -35,9 +35,9 @@ struct LayerWeights {
 class Weights {
  public:
   // Takes tensors under the names of their slots (slots.h), checks their shapes against the spec (ValueError names the
-  // slot) and keeps those it needs. Matrices stay where they are, on whatever device; vectors become float32. A linear
-  // layer's weight may be tiles of int8 or int4 (ops/matrix.h) beside their scales, "3.q.scale", all of one type.
-  // Without "head" the embedding is tied.
+  // slot) and keeps those it needs. Matrices stay where they are, on whatever device; vectors become float32. The
+  // weight of a linear layer may be tiles of int8 or int4 (ops/matrix.h) with their scales, "3.q.scale"; all layers
+  // have one type. Without "head" the embedding is tied.
   Weights(ModelSpec spec, const TensorMap& tensors);
 
   const ModelSpec& spec() const { return spec_; }

@@ -32,7 +32,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
       adapters_(std::move(adapters)) {
   const ModelSpec& spec = weights_->spec();
   TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
-                    "; what runs on the processor must be on the CPU");
+                    "; a model that runs on the CPU needs them there");
   TORCH_CHECK_VALUE(weights_->dtype() != DType::float16, "float16 is for CUDA devices; load with bfloat16 or float32");
   rows = most_rows(decode_rows_);
   for (const RopeSpec& rope : spec.ropes) {
@@ -94,8 +94,10 @@ void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t pos
   const auto count = static_cast<int64_t>(tokens.size());
   TORCH_CHECK_VALUE(count > 0 && position >= 0 && position <= cache_.max_context() - count, count,
                     " tokens from position ", position, " on do not fit the context of ", cache_.max_context());
-  TORCH_CHECK_INDEX(slot >= 0 && slot < cache_.slots(), "slot ", slot, " of ", cache_.slots());
-  TORCH_CHECK_INDEX(adapter < static_cast<int64_t>(adapters_.size()), "adapter ", adapter, " of ", adapters_.size());
+  TORCH_CHECK_INDEX(slot >= 0 && slot < cache_.slots(), "slot ", slot,
+                    " does not exist; number of slots: ", cache_.slots());
+  TORCH_CHECK_INDEX(adapter < static_cast<int64_t>(adapters_.size()), "adapter ", adapter,
+                    " does not exist; number of adapters: ", adapters_.size());
   for (const int64_t token : tokens) {
     TORCH_CHECK_INDEX(token >= 0 && token < vocab, "token id ", token, " is outside the vocabulary of ", vocab);
   }

@@ -13,7 +13,7 @@
 
 namespace dlf {
 
-// One token on its way through a model: which cache slot it belongs to and where in it.
+// One token of a pass, with its place in the KV cache.
 struct Row {
   int64_t token;
   int64_t slot;
@@ -22,22 +22,22 @@ struct Row {
 };
 
 // A decoder-only transformer (block.h) on one Weights, with the KV cache of all its lanes. Rows may have adapters: the
-// base's products are one for all rows, and what an adapter adds to its own costs little beside them.
+// base's products run once for all rows, and the adapters' updates cost little beside them.
 class Decoder {
  public:
   static constexpr int64_t kChunkTokens = 256;  // a prompt is read in chunks of at most this many
 
-  // `rows` are the most that one decode() takes; 0: as many as there are slots.
+  // `rows`: most rows of one decode(); 0: as many as there are slots.
   Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,
           std::vector<std::shared_ptr<const Adapter>> adapters = {}, int64_t rows = 0);
 
-  // One token of each of several lanes, or a few that follow each other: logits [rows, vocab]. What a row gives does
-  // not depend on the others, nor on whether those before it came in passes of their own. Rows of one adapter had
-  // better be neighbours. Allocates nothing.
+  // Reads one token of each of several lanes, or a few that follow each other, and writes logits [rows, vocab]. A row's
+  // result does not depend on the others, nor on whether the tokens before came in passes of their own. Rows of one
+  // adapter should be neighbours. Allocates nothing.
   void decode(std::span<const Row> rows, float* logits);
 
-  // All tokens of one lane from a position on; writes the logits of the last one, or of every one ([tokens, vocab]), or
-  // none where logits is null.
+  // Reads tokens of one lane from `position` on; writes the logits of the last one, or of every one ([tokens, vocab]),
+  // or none if logits is null.
   void prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits = false,
                int64_t adapter = -1);
 
@@ -61,10 +61,10 @@ class Decoder {
   std::vector<RopeTable> ropes_;
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass
   ops::LinearInput input_;
-  std::vector<int32_t> tokens_, positions_, slots_;  // of its rows
+  std::vector<int32_t> tokens_, positions_, slots_;  // of the pass's rows
 
   std::vector<std::shared_ptr<const Adapter>> adapters_;
-  std::vector<Run> runs_;  // of the forward pass
+  std::vector<Run> runs_;  // of the pass
   std::vector<ops::LoraRun> updates_;
   at::Tensor inner_;  // [rows, products, rank]
 };

@@ -40,7 +40,7 @@ void KVCache::for_stretches(int64_t slot, int64_t begin, int64_t end, ThreadTeam
       int64_t saved = i * 2 * head_bytes;
       move(value + begin * head_dim_ * width_, saved, head_bytes);
       saved += head_bytes;
-      // The keys of a block lie side by side for each of head_dim.
+      // Within a block of positions, the keys lie dimension by dimension.
       for (int64_t position = begin; position < end;) {
         const int64_t next = std::min(end, (position / ops::kCacheBlock + 1) * ops::kCacheBlock);
         const int64_t stretch = (next - position) * width_;

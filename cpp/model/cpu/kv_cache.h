@@ -12,8 +12,8 @@
 
 namespace dlf {
 
-// Keys and values of all lanes on one Weights. A lane owns one slot; taking the cache back to an earlier position is
-// only a smaller position in the next forward pass. Memory is reserved at once and touched as positions are written.
+// Keys and values of all lanes on one Weights. A lane owns one slot. To go back, the next forward pass just begins at
+// an earlier position. Memory is reserved at once and touched as positions are written.
 class KVCache {
  public:
   KVCache(const ModelSpec& spec, DType dtype, int64_t slots, int64_t max_context);
@@ -24,14 +24,14 @@ class KVCache {
   int64_t capacity() const { return capacity_; }  // max_context in whole blocks
   int64_t slots() const { return slots_; }
 
-  // Keys and values of the positions [begin, end) of a slot, in an order of their own, and back. The work is that of
-  // moving so many bytes.
+  // Copy the keys and values of the positions [begin, end) of a slot into `to`, in an order of their own, and back.
+  // They are bytes(end - begin) long.
   int64_t bytes(int64_t positions) const;
   void save(int64_t slot, int64_t begin, int64_t end, std::byte* to, ThreadTeam& team);
   void restore(int64_t slot, int64_t begin, int64_t end, const std::byte* from, ThreadTeam& team);
 
  private:
-  // Calls move(in the cache, in the saved positions, bytes) for each stretch of memory.
+  // Calls move(address in the cache, offset in the saved bytes, size) for each contiguous stretch.
   template <typename Move>
   void for_stretches(int64_t slot, int64_t begin, int64_t end, ThreadTeam& team, Move&& move);
 

@@ -67,7 +67,7 @@ void Decoder::Pass::attend(int64_t /*index*/, const ops::AttentionArgs& args) {
 
 void Decoder::Pass::add_attention(int64_t index) { add(index, &LayerWeights::o, &LayerAdapter::o, data(d_.attended_)); }
 
-// One loop, in a decode step without adapters.
+// Runs as one loop in a decode step without adapters.
 void Decoder::Pass::gate(int64_t index) {
   const LayerWeights& w = layer(index);
   const ops::LinearInputRows input = input_of(w.gate, data(d_.normed_));
@@ -117,7 +117,7 @@ void Decoder::Pass::add(int64_t index, LinearWeights LayerWeights::* weights, Lo
   adapt(index, x, {{update, data(d_.hidden_)}});
 }
 
-// Adds what the rows' adapters make of x to products of it.
+// Adds the updates of the rows' adapters to products of x.
 void Decoder::Pass::adapt(int64_t index, const float* x, std::initializer_list<Adapted> products) {
   d_.updates_.clear();
   float* inner = d_.runs_.empty() ? nullptr : data(d_.inner_);

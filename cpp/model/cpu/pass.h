@@ -9,14 +9,14 @@
 
 namespace dlf {
 
-// Runs the steps of block.h on the rows that the decoder's tokens_ and runs_ tell of.
+// Runs the steps of block.h on the rows in the decoder's tokens_ and runs_.
 class Decoder::Pass {
  public:
   Pass(Decoder& decoder, const ops::Places& places, bool is_prompt)
       : d_(decoder), places_(places), rows_(places.rows), is_prompt_(is_prompt) {}
 
   void embed();                                       // stream = the tokens' embeddings
-  void head(int64_t first, int rows, float* logits);  // of `rows` rows from `first` on; ends the pass
+  void head(int64_t first, int rows, float* logits);  // logits of `rows` rows from `first` on; ends the pass
 
   const ModelSpec& spec() const { return d_.weights_->spec(); }
   const LayerWeights& layer(int64_t index) const { return d_.weights_->layers[index]; }

@@ -24,7 +24,7 @@ DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>
                                   /*copy=*/true));
     return matrices_.back().const_data_ptr();
   };
-  std::map<const LowRank*, LoraUpdate> there;  // several lanes may have one adapter
+  std::map<const LowRank*, LoraUpdate> there;  // several lanes may share an adapter
   const auto update_of = [&](const LowRank& update) {
     if (!update.defined()) {
       return LoraUpdate{};

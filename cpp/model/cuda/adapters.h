@@ -11,20 +11,20 @@
 
 namespace dlf::cuda {
 
-// The adapters of one model's lanes in the memory of one device: for each layer and each input of its linear layers a
-// table that the kernel reads, by lane.
+// The adapters of one model's lanes in the memory of one device. For each layer and each input of its linear layers,
+// the kernel reads a table by lane.
 class DeviceAdapters {
  public:
   enum Input { attention, output, mlp, down };  // of q, k and v; of o; of gate and up; of down
   static constexpr int kInputs = 4;
 
-  // `lane_adapter` has for each lane the index of its adapter, or −1. Copies in the order of the current stream.
+  // `lane_adapter` has the index of each lane's adapter, or −1. Copies on the current stream.
   DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>& adapters, const std::vector<int64_t>& lane_adapter,
                  int device);
 
   bool empty() const { return !tables_.defined(); }
   int max_rank() const { return max_rank_; }
-  // Whether rows of this lane change at all.
+  // Whether the lane has an adapter.
   bool adapts(int lane) const { return !empty() && lane_adapter_[lane] >= 0; }
   const ops::LoraUpdate* updates(int64_t layer, Input input) const;
 

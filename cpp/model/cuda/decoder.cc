@@ -15,12 +15,13 @@ namespace dlf::cuda {
 namespace {
 
 constexpr int64_t kMaxHeadDim = 256;  // of the attention kernel
-// Of each decoder's stream: cuBLAS takes 32 MiB on Hopper; the rest is for graphs and for memory in whole pages.
+// Memory of the libraries for each decoder's stream: cuBLAS takes 32 MiB on Hopper; the rest is for graphs and for
+// memory in whole pages.
 constexpr int64_t kLibraryBytes = 64 << 20;
 
 int most_rows(const DecoderShape& shape) { return std::max(Decoder::kChunkTokens, shape.rows()); }
 
-// And of those that have logits: the spare sequence's among them.
+// Most rows that have logits, the spare sequence's included.
 int64_t rows_with_logits(const DecoderShape& shape) { return std::max(shape.rows(), shape.slots() + shape.lanes); }
 
 // Outputs of the query, key and value projections, and of gate and up: each begins on a whole tile.
@@ -29,7 +30,7 @@ int64_t qkv_size(const AttentionSpec& attention) {
 }
 int64_t gate_up_size(const FeedForwardSpec& feed_forward) { return 2 * padded_outputs(feed_forward.size); }
 
-// Weights of the largest matrix among those that may have to be dequantized.
+// Weights of the largest matrix that may have to be dequantized.
 int64_t largest_matrix(const ModelSpec& spec) {
   const int64_t outputs =
       std::max({qkv_size(spec.attention), gate_up_size(spec.feed_forward), spec.feed_forward.size, spec.vocab_size});
@@ -79,7 +80,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
 }
 
 // Calls the libraries with the shapes that prompts will have, so that no request waits while they load kernels, make
-// handles or take memory. What they compute here is nothing.
+// handles or take memory. The results are not used.
 void Decoder::ready_libraries() {
   const auto capacity = static_cast<int>(shape_.max_context);
   queue_.run([&] {
@@ -126,7 +127,7 @@ void Decoder::decode(int batch, int first, int count) {
   });
 }
 
-// In whole units of 16 bytes, so that what comes behind is aligned.
+// Rounds up to 16 bytes, so that the logits behind are aligned.
 int64_t Decoder::cache_bytes(int64_t positions) const {
   const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(dtype_)));
   return ops::round_up(2 * spec_.layer_count() * spec_.attention.kv_size() * positions * element, 16);

@@ -16,12 +16,12 @@
 
 namespace dlf::cuda {
 
-// What a decoder takes of its device's memory beside the weights.
+// Sizes that decide a decoder's device memory beside the weights.
 struct DecoderShape {
   int max_batch;  // sequences
   int lanes;      // of each sequence; lane l of sequence s has cache slot s * lanes + l
   int64_t max_context;
-  int max_tokens;  // of all sequences in one pass: more than max_batch where a sequence may have several
+  int max_tokens;  // of all sequences in one pass: more than max_batch if a sequence may have several
 
   int slots() const { return max_batch * lanes; }
   int rows() const { return max_tokens * lanes; }
@@ -33,41 +33,42 @@ struct DecoderBytes {
   int64_t kv_cache;
   int64_t activations;
   int64_t logits;
-  int64_t workspace;  // what the libraries use, and a bound of what graphs and rounding to whole pages take
+  int64_t workspace;  // for the libraries, with a bound for graphs and for rounding to whole pages
 };
 
-// The transformer of block.h on a GPU, with the KV cache of all its lanes. Everything that a decode step
-// touches lies at a fixed address, and which tokens it reads is written in device memory: it can be captured into a
-// graph. The residual stream is float32, activations have the weights' dtype.
+// The transformer of block.h on a GPU, with the KV cache of all its lanes. A decode step can be captured into a graph:
+// all its memory lies at fixed addresses, and the tokens that it reads are in device memory. The residual stream is
+// float32, activations have the weights' dtype.
 class Decoder {
  public:
   static constexpr int kChunkTokens = 512;  // a prompt is read in chunks of at most this many
 
-  // `lane_adapter` has for each lane the index of its adapter, or −1; it is empty where nobody has one.
+  // `lane_adapter` has the index of each lane's adapter, or −1; it is empty if no lane has one.
   Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,
           const std::vector<std::shared_ptr<const Adapter>>& adapters = {},
           const std::vector<int64_t>& lane_adapter = {});
 
-  // Allocates nothing.
+  // Memory that a decoder will take. Allocates nothing.
   static DecoderBytes bytes(const ModelSize& model, const DecoderShape& shape);
 
-  // The next token of the first `batch` sequences in each of their lanes: from tokens() and positions() to logits().
-  // Or several tokens of each, `count` from its `first` one on: the rows of a second token come after those of the
-  // first one of all sequences, and so on, in tokens() as in logits().
+  // Reads `count` tokens, from the `first` one on, of the first `batch` sequences in each of their lanes: from tokens()
+  // and positions() to logits(). The rows of one token of all sequences come before those of the next token, in
+  // tokens() as in logits().
   void decode(int batch, int first = 0, int count = 1);
 
-  // `count` tokens [device memory] of one row, from position `start` on; the logits of the last one where `last`.
+  // Reads `count` tokens (in device memory) of one row, from position `start` on; if `last`, computes the last one's
+  // logits.
   void prefill(const int32_t* tokens, int count, int row, int start, bool last);
 
-  // The same, with the logits of all of them: float32 [>= count, vocab].
+  // The same, with the logits of all tokens: float32 [>= count, vocab].
   void prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits);
 
-  // One sequence more than max_batch, which doesn't decode: its rows come after those of the others, and take memory
-  // for keys and values only while it is wanted.
+  // Add and drop one sequence beyond max_batch, which does not decode. Its rows come after the others; its keys and
+  // values take memory only until it is dropped.
   void add_spare();
   void drop_spare();
 
-  // Keys and values of positions of one row into a piece of the device's memory, and back.
+  // Copy keys and values of positions of one row to a piece of the device's memory, and back.
   int64_t cache_bytes(int64_t positions) const;
   void save(int row, int begin, int count, void* piece);
   void restore(int row, int begin, int count, void* piece);
@@ -108,8 +109,8 @@ class Decoder {
   at::Tensor tokens_, positions_;
   at::Tensor hidden_;  // float32 [most rows, hidden]
   at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
-  at::Tensor dequantized_;  // the largest matrix, where weights are quantized
-  at::Tensor logits_;       // float32 [rows, and those of the spare sequence; vocab]
+  at::Tensor dequantized_;  // the largest matrix, if weights are quantized
+  at::Tensor logits_;       // float32 [rows, with those of the spare sequence; vocab]
 };
 
 }  // namespace dlf::cuda

@@ -20,7 +20,7 @@ namespace {
 
 const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr; }
 
-// Element `offset` of each row begins here.
+// Address of column `offset` in the first row.
 void* column(const at::Tensor& tensor, int64_t offset) {
   return static_cast<std::byte*>(tensor.mutable_data_ptr()) + offset * tensor.element_size();
 }
@@ -117,7 +117,7 @@ void Decoder::Pass::add_attention(int64_t index) {
   branched_ = true;
 }
 
-// One kernel, where that can be.
+// Runs as one kernel if it can.
 void Decoder::Pass::gate(int64_t index) {
   const DeviceLinear& gate_up = layer(index).gate_up;
   const auto size = static_cast<int>(spec().feed_forward.size);
@@ -140,7 +140,7 @@ void Decoder::Pass::add_feed_forward(int64_t index) {
   branched_ = true;
 }
 
-// Adds to the products of one input what the lanes' adapters make of it.
+// Adds the updates of the lanes' adapters to the products of one input.
 void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
   const int lane = is_prompt() ? prompt_row_ % d_.shape_.lanes : -1;
   if (d_.adapters_.empty() || (lane >= 0 && !d_.adapters_.adapts(lane))) {
@@ -170,7 +170,7 @@ void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
   cuda::lora(args, d_.queue_.stream());
 }
 
-// The weights as the matrix library reads them: quantized ones where dequantize() leaves them.
+// Weights for the matrix library; for quantized ones, where dequantize() puts them.
 at::Tensor Decoder::Pass::library_weight(const DeviceLinear& linear) const {
   const ops::Matrix& matrix = linear.matrix;
   return ops::is_quantized(matrix.type)
@@ -192,7 +192,7 @@ LinearArgs Decoder::Pass::linear_args(const DeviceLinear& linear, const at::Tens
   return args;
 }
 
-// y = x W^T + bias for the first rows of x: by our own kernel where they are few, else by the matrix library.
+// Computes y = x W^T + bias for the first rows of x: by our own kernel if they are few, else by the matrix library.
 void Decoder::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) {
   const LinearArgs args = linear_args(linear, x, y);
   if (linear_serves(args)) {

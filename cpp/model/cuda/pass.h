@@ -7,26 +7,26 @@
 namespace dlf::cuda {
 
 // Rows that the libraries see for a chunk of `rows` tokens. They choose a kernel by this number and load it at its
-// first use, so only a few numbers occur, and Decoder::ready_libraries() has met all of them.
+// first use, so only a few numbers occur, and Decoder::ready_libraries() has used all of them.
 constexpr int padded_rows(int rows) {
   constexpr int kFine = 16;
-  constexpr int kCoarse = 64;  // as many as a kernel of theirs takes at once
+  constexpr int kCoarse = 64;  // rows that a library's kernel takes at once
   return static_cast<int>(ops::round_up(rows, rows <= kCoarse ? kFine : kCoarse));
 }
 
-// Starts the steps of block.h for the rows that pass through the layers together. The output of a block is a branch,
-// which the norm that follows adds to the stream.
+// Launches the steps of block.h for the rows of one pass. The output of a block is a branch, which the next norm adds
+// to the stream.
 class Decoder::Pass {
  public:
-  // One row for each lane and token: those of all rows from `first` on, the slot of row r being r % slots.
+  // `rows` rows from `first` on, one for each lane and token; row r has the slot r % slots.
   static Pass decode(Decoder& decoder, int first, int rows, int slots);
   // `count` tokens of one row's prompt from position `start` on.
   static Pass prompt(Decoder& decoder, int row, int start, int count);
 
   void embed(const int32_t* tokens, int lanes);       // stream = the embedding of tokens[row / lanes]
-  void head(int first, int rows, at::Tensor logits);  // of `rows` rows from `first` on; ends the pass
-  void multiply_once(int rows);                       // a product of each shape, and
-  void attend_once();                                 // attention, with what happens to lie there
+  void head(int first, int rows, at::Tensor logits);  // logits of `rows` rows from `first` on; ends the pass
+  void multiply_once(int rows);                       // a product of each shape, of whatever the buffers hold
+  void attend_once();                                 // attention, likewise
 
   const ModelSpec& spec() const { return d_.spec_; }
   const DeviceLayer& layer(int64_t index) const { return d_.weights_.layers[index]; }
@@ -55,8 +55,8 @@ class Decoder::Pass {
   Decoder& d_;
   ops::Places places_;
   int rows_;
-  int prompt_row_;         // −1: not a prompt's
-  bool branched_ = false;  // a branch has still to be added
+  int prompt_row_;         // −1: the pass reads no prompt
+  bool branched_ = false;  // whether a branch is still to be added
 };
 
 }  // namespace dlf::cuda

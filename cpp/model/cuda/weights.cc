@@ -9,14 +9,15 @@
 namespace dlf::cuda {
 namespace {
 
-// A copy even of what lies there: a checkpoint's tensors may begin at any address, kernels read 16 bytes at once.
+// Copies even a tensor that is on the device: a checkpoint's tensors may begin at any address, and kernels read 16
+// bytes at once.
 at::Tensor to_device(const at::Tensor& tensor, int device) {
   return tensor.defined() ? tensor.to(on_device(device).dtype(tensor.scalar_type()), /*non_blocking=*/false,
                                       /*copy=*/true)
                           : at::Tensor();
 }
 
-// Tensors behind each other, each from a multiple of `rows` on.
+// Concatenates tensors; each begins at a multiple of `rows`.
 at::Tensor stack(const std::vector<at::Tensor>& parts, int64_t rows, int device) {
   int64_t total = 0;
   for (const at::Tensor& part : parts) {
@@ -50,7 +51,7 @@ DeviceLinear linear(std::initializer_list<const LinearWeights*> parts, int devic
   }
   const ops::Matrix& first = (*parts.begin())->matrix;
   const bool tiled = ops::is_quantized(first.type);
-  const int64_t rows = parts.size() > 1 && !tiled ? ops::kTileOutputs : 1;  // tiles are whole ones already
+  const int64_t rows = parts.size() > 1 && !tiled ? ops::kTileOutputs : 1;  // tiles are already whole
   DeviceLinear stacked;
   stacked.weight = stack(weights, rows, device);
   stacked.scale = tiled ? stack(scales, 1, device) : at::Tensor();

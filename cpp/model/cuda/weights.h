@@ -9,7 +9,7 @@
 
 namespace dlf::cuda {
 
-// A linear layer on a device. Layers that share their input are one: their outputs lie behind each other, each rounded
+// A linear layer on a device. Layers that share their input are one: their outputs lie one after another, each rounded
 // up to whole tiles.
 struct DeviceLinear {
   at::Tensor weight;   // [out, in], or tiles of int8 or int4
@@ -28,7 +28,7 @@ struct DeviceLayer {
 
 // A checkpoint's tensors in the memory of one device.
 struct DeviceWeights {
-  // Copies in the order of the current stream.
+  // Copies on the current stream.
   DeviceWeights(const Weights& weights, int device);
 
   at::Tensor embedding;
@@ -37,7 +37,7 @@ struct DeviceWeights {
   DeviceLinear head;
 };
 
-// Where the outputs of a layer begin that comes behind others.
+// Outputs of one of several stacked layers, rounded up to whole tiles.
 constexpr int64_t padded_outputs(int64_t out) { return ops::round_up(out, ops::kTileOutputs); }
 
 }  // namespace dlf::cuda
