@@ -1,4 +1,4 @@
-"""Checks the surroundings before the extension is loaded into them."""
+"""Finds the extension, and checks torch before the extension is loaded."""
 
 import importlib
 import importlib.metadata
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def find_extension(package_path: list[str]) -> None:
-    """Add the installed package to the path of one that has no extension.
+    """Add the installed package to the path of a package that has no extension.
 
-    A checkout's sources hide the installed package from a Python that runs there, and the extension lies in the latter.
+    Python in a checkout imports the sources there, but the extension lies in the installed package.
 
     Parameters
     ----------
@@ -24,24 +24,22 @@ def find_extension(package_path: list[str]) -> None:
 
 
 def check_torch(built_minor: str | None = None, built_cuda: str | None = None) -> None:
-    """Check that the torch that is there is the one the extension was built for.
+    """Check that the installed torch is the one that the extension was built for.
 
-    libtorch keeps its binary interface only within a minor version; loaded into another one, the extension would stop
-    at a missing symbol, or worse, not stop. One that was built with CUDA needs a torch with the same CUDA.
+    libtorch keeps its binary interface only within a minor version; with another one, the extension would stop at a
+    missing symbol, or worse, not stop. A build with CUDA needs a torch with the same major version of CUDA.
 
     Parameters
     ----------
     built_minor
-        The minor version of torch, such as ``"2.13"``, that the extension was built for; as recorded by the build if
-        it is not given.
+        Minor version of torch, such as ``"2.13"``, of the build; by default as the build recorded it.
     built_cuda
-        The version of CUDA, such as ``"13.0"``, that the extension was built with, ``""`` for none; as recorded by the
-        build if it is not given.
+        CUDA version of the build, such as ``"13.0"``, ``""`` for none; by default as the build recorded it.
 
     Raises
     ------
     ImportError
-        If torch is missing, or of another minor version or CUDA, or if the package was never built.
+        If torch is missing, or has another minor version or major CUDA version, or if the package was never built.
     """
     if built_minor is None:
         built_minor = _recorded("torch_minor")

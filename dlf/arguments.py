@@ -1,4 +1,4 @@
-"""What a caller hands to the engine, checked before anything is loaded or queued."""
+"""Checks of a caller's arguments, before anything is loaded or queued."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ DEFAULT_CONTEXT = 4096
 
 
 def prefix_bytes(size: int) -> int:
-    """The memory of a prefix cache, no more than the machine has."""
+    """Check the bytes of a prefix cache: no more than the machine has."""
     have = machine_bytes()
     return as_int("prefix_cache_bytes", size, 0, MAX_INT if have is None else have)
 
 
 def machine_bytes() -> int | None:
-    """Memory of this machine, if it can be asked for it."""
+    """Bytes of memory of this machine; None if unknown."""
     with contextlib.suppress(ValueError, OSError):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return None
 
 
 def chosen_experts(names: Sequence[str] | None, labels: Sequence[str]) -> list[int]:
-    """Numbers of the experts of these names, in rising order; all of them for None."""
+    """Numbers of the experts with these names, in rising order; of all experts for None."""
     if names is None:
         return list(range(len(labels)))
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise OptionTypeError("experts is a list of names; [] lets the large model decode alone", "experts")
+        raise OptionTypeError("experts must be a list of names; [] lets the large model decode alone", "experts")
     found = set()
     for name in names:
         if labels.count(name) != 1:
@@ -92,14 +92,14 @@ def as_prompts(prompt: Any, messages: Any = None) -> tuple[Sequence[Prompt] | Se
 
 
 def as_list(value: Any) -> list[Any] | None:
-    """A list, a tuple, or what the rows of an array or a tensor are; None for anything else."""
+    """Elements of a list or a tuple, or rows of an array or a tensor; None for anything else."""
     if isinstance(value, (np.ndarray, torch.Tensor)):
         return list(value) if value.ndim else None
     return list(value) if isinstance(value, (list, tuple)) else None
 
 
 def token_ids(value: Any) -> list[int] | None:
-    """Token ids of a sequence of integers, NumPy's among them, or of an array or tensor; None for anything else."""
+    """Token ids in a list or tuple of integers, also NumPy's, or in an array or tensor; None for anything else."""
     if isinstance(value, torch.Tensor):
         whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
         return value.tolist() if whole and value.ndim == 1 else None
@@ -132,19 +132,19 @@ def sampling_options(options: Mapping[str, Any]) -> SamplingOptions:
 
 
 def common_vocabulary(models: Sequence[tuple[ModelConfig, Tokenizer]]) -> int:
-    """One model alone keeps all its logits, as elsewhere; fused ones agree on the tokens that every tokenizer has."""
+    """Number of token ids in use: all logits of a single model; of several, the tokens that every tokenizer has."""
     size = min(config.vocab_size for config, _ in models)
     if len(models) > 1:
         size = min(size, *(tokenizer.vocab_size for _, tokenizer in models))
     if size < 2:
-        raise TokenizerMismatchError("the models share fewer than two tokens")
+        raise TokenizerMismatchError("the models share fewer than two tokens; fuse models of one family")
     return size
 
 
 def context(max_context: int | None, trained: int, short: Sequence[int | None] = ()) -> int:
-    """Tokens of prompt and completion together, no more than the `trained` ones of all models.
+    """Tokens of prompt and completion together, at most the `trained` ones, which all models can read.
 
-    The default is no more than the `short` contexts either: beyond them a model has other frequencies for every text.
+    The default also stays within the `short` contexts: beyond them a model has other frequencies for every text.
     """
     if max_context is None:
         return min(trained, DEFAULT_CONTEXT, *(one for one in short if one is not None))

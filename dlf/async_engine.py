@@ -24,9 +24,9 @@ __all__ = ["AsyncEngine"]
 class AsyncEngine(EngineCore):
     r"""An `Engine` whose calls are awaited: requests of many tasks, of one event loop or several, share its batch.
 
-    It is made as `Engine` is, with the same arguments and errors, and gives the same tokens. Texts are encoded in
-    threads, and one thread steps: no call holds up the event loop. A task that is cancelled or timed out ends its
-    requests at once.
+    It takes the arguments of `Engine`, raises the same errors and gives the same tokens. Texts are encoded in threads,
+    and one thread steps, so no call holds up the event loop. The requests of a task that is cancelled or times out end
+    at once.
 
     Examples
     --------
@@ -46,11 +46,11 @@ class AsyncEngine(EngineCore):
         return self._loops.setdefault(loop, Awaiting(loop))
 
     async def add_expert(self, expert: AnyExpert | Path) -> None:
-        """Take in a further expert, as `Engine.add_expert`."""
+        """Add an expert, as `Engine.add_expert`."""
         await self._add(self._waiting(), expert)
 
     async def remove_expert(self, name: str) -> None:
-        """Let an expert go, as `Engine.remove_expert`."""
+        """Remove an expert, as `Engine.remove_expert`."""
         await self._remove(self._waiting(), name)
 
     def generate(
@@ -77,7 +77,7 @@ class AsyncEngine(EngineCore):
         Raises
         ------
         ValueError, TypeError, IndexError, FloatingPointError, RuntimeError
-            As from `Engine.generate`; of the prompt, when the first piece is awaited.
+            As from `Engine.generate`; errors of the prompt when the first piece is awaited.
         """
         wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         wanted.check_single()
@@ -119,7 +119,7 @@ class AsyncEngine(EngineCore):
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
-        """Decode one prompt or a list of prompts to their ends: what `Engine.generate` returns."""
+        """Decode one prompt or a list of prompts to the end; returns what `Engine.generate` returns."""
         wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         return await self._complete(self._waiting(), wanted, progress=False)
 

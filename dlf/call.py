@@ -1,4 +1,4 @@
-"""The requests of one call, which end with whoever made it."""
+"""The requests of one call; they end when its caller is gone."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ AT_ONCE = 256  # requests that the driver queues between two steps
 
 
 class Call:
-    """The requests of one call of `Engine.generate`, `Engine.stream` or their twins of `AsyncEngine`.
+    """The requests of one call of `Engine.generate`, `Engine.stream` or their `AsyncEngine` counterparts.
 
-    The driver knows only where to put their outputs. What they become is decided here, by the thread or task that waits
-    for them; and when nobody holds the call any more, they end.
+    The driver only delivers their outputs. The thread or task that waits for them makes text of them here. The requests
+    end when nothing refers to the call any more.
 
     Parameters
     ----------
     driver
-        Of the engine.
+        The engine's driver.
     running
-        Where the engine lists the requests that are running.
+        The engine's running requests by id; those of this call are added to it.
     waiting
         How the caller waits.
     """
@@ -43,7 +43,7 @@ class Call:
     async def start(
         self, requests: Sequence[RunningRequest], submissions: Sequence[_C.Request], ready: Callable[[], None]
     ) -> None:
-        """Queue the requests; all of them or none. Errors are those of `Driver.admission`."""
+        """Queue the requests, all or none. Errors are those of `Driver.admission`."""
         self.requests.extend(requests)
         self._by_id |= {request.request: request for request in requests}
         try:
@@ -57,7 +57,7 @@ class Call:
             raise
 
     async def receive(self) -> list[RunningRequest]:
-        """Wait for what the next step gives, and return the requests that it was for."""
+        """Wait for the outputs of the next step, and return the requests that they belong to."""
         news = await self._inbox.get()
         if news is None:  # cancelled meanwhile
             return []
@@ -72,7 +72,7 @@ class Call:
         return self._take(news)
 
     async def piece(self) -> Piece | None:
-        """Wait for the next piece of the only request; None where it has ended, or the error that ended it."""
+        """Wait for the next piece of the only request; None at its end. Raises the error that ended it."""
         [request] = self.requests
         while not request.pieces:
             if request.finished:
@@ -89,7 +89,7 @@ class Call:
             if request.finished:  # by a stop string, or from outside
                 continue
             found[output.request] = request
-            if output.drafted >= 0:  # the first token that the step gave it
+            if output.drafted >= 0:  # the first token of this step for the request
                 request.spend(news.timings, news.time)
             request.take(output)
             if request.finished:
@@ -104,7 +104,7 @@ class Call:
         self.cancel([request])
 
     def cancel(self, requests: Sequence[RunningRequest] | None = None) -> None:
-        """End requests, all of them if not told which, and wake whoever waits for them.
+        """End the given requests, or all of the call, and wake whoever waits for them.
 
         Finalisers and signal handlers may call it, so it takes no lock.
         """
@@ -120,6 +120,6 @@ class Call:
     def __del__(self) -> None:
         try:
             self.cancel()
-        except BaseException:  # a Ctrl-C that came just here
+        except BaseException:  # Ctrl-C in the line above
             self.cancel()
             raise

@@ -1,4 +1,4 @@
-"""What `Engine` and `AsyncEngine` have in common: models, the driver of their step loop, and what a call does."""
+"""The common core of `Engine` and `AsyncEngine`: models, the driver of the step loop, and the work of each call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class EngineCore:
     @arguments_of(EngineOptions)
     def __init__(self, *arguments: Any, **options: Any) -> None:
         wanted = EngineOptions(*arguments, **options)
-        self._running: dict[int, RunningRequest | None] = {}  # None is a call of score
+        self._running: dict[int, RunningRequest | None] = {}  # None for a call of score
         self._ids = itertools.count()
         self._ensemble = Ensemble.load(wanted, wanted.whole_experts())
         self._driver = Driver(self._ensemble.loop(), survives_fork=not wanted.placement.cuda)
@@ -69,7 +69,7 @@ class EngineCore:
         RecipeError
             A ValueError with all mistakes of the file, each with its line and field.
         """
-        from dlf.recipe import load_recipe  # what checks recipes takes a while to import
+        from dlf.recipe import load_recipe  # slow to import
 
         return cls(**load_recipe(os.fspath(path)).engine_arguments() | overrides)
 
@@ -95,15 +95,15 @@ class EngineCore:
 
     @property
     def memory(self) -> Memory:
-        """What the engine takes of memory, by part, as planned before its models were loaded.
+        """Memory that the engine takes, by part, as planned before its models were loaded.
 
-        The same is logged then (``logging.getLogger("dlf")``, level INFO), and is in the error where it does not fit.
+        The plan is logged then (``logging.getLogger("dlf")``, level INFO); if it does not fit, the error shows it.
         """
         return self._ensemble.memory
 
     @property
     def reads_tokens(self) -> bool:
-        """Whether every model reads prompts as they are, without templates or examples: they may be token ids."""
+        """Whether prompts may be token ids: no lane has a template or examples."""
         return all(lane.layout.plain for lane in self._ensemble.lanes.lanes)
 
     @property
@@ -124,7 +124,7 @@ class EngineCore:
         await self._change(waiting, without)
 
     async def _change(self, waiting: Waiting, change: Callable[[list[AnyExpert]], list[AnyExpert]]) -> None:
-        """Load what is new aside, and take it between two steps, if nothing runs then."""
+        """Load the changed ensemble aside and swap it in between two steps; refused while requests are running."""
 
         async def load(known: Ensemble) -> None:
             self._check_idle()
@@ -148,7 +148,7 @@ class EngineCore:
             )
 
     async def _on_ensemble(self, work: Callable[[Ensemble], Awaitable[Result]]) -> Result:
-        """Do what needs the ensemble, and do it again if that changed before the driver had it."""
+        """Run work that needs the ensemble; repeat it if the ensemble changed before the driver took the work."""
         while True:
             ensemble = self._ensemble
             if not ensemble.models:
@@ -172,7 +172,7 @@ class EngineCore:
         speculate: Speculate | None,
         options: dict[str, Any],
     ) -> Generation:
-        """Check the arguments of a call; what it leaves open is the engine's to say."""
+        """Check the arguments of a call; the engine's options supply those that it leaves out."""
         asked = self._ensemble.options
         return Generation.of(
             prompt,
@@ -257,7 +257,7 @@ class _Changed(Exception):
 
 
 class _Entered:
-    """A call of score among what is running; it leaves with whoever holds it, whatever interrupts him."""
+    """Lists a call of score as running, until its ``with`` block ends or it is forgotten."""
 
     def __init__(self, running: dict[int, RunningRequest | None], number: int) -> None:
         self._running, self._number = running, number

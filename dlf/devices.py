@@ -1,4 +1,4 @@
-"""Where the models of an engine run."""
+"""The devices that the models of an engine run on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CUDA = re.compile(r"cuda(?::(\d+))?")
 
 
 class DeviceError(Error, RuntimeError):
-    """A device that is not there, or that this build cannot use."""
+    """A device is missing, or this build cannot use it."""
 
     kind = ErrorKind.DEVICE
 
@@ -27,7 +27,7 @@ class Placement:
     Parameters
     ----------
     large, experts : int, optional
-        Indices of CUDA devices; experts and their bases are on one.
+        Indices of CUDA devices; experts and their bases share one.
     """
 
     large: int | None = None
@@ -39,14 +39,14 @@ class Placement:
         return self.large is not None
 
     def devices(self, models: int) -> list[int]:
-        """Device of each of the models, the large one first; empty on the CPU."""
+        """Device of each model, the large one first; empty on the CPU."""
         if self.large is None or self.experts is None:
             return []
         return [self.large] + [self.experts] * (models - 1)
 
     @classmethod
     def of(cls, device: str, device_map: Mapping[str, str] | None = None) -> Placement:
-        """Return what `device` and `device_map` ask for.
+        """Return the placement that `device` and `device_map` ask for.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class Placement:
 
     @classmethod
     def named(cls, device: str, device_map: Mapping[str, str] | None = None) -> Placement:
-        """Return what is asked for, of whatever machine: whether it has such devices is left open.
+        """Return the placement asked for, without checking that this machine has the devices.
 
         Raises
         ------
@@ -73,7 +73,7 @@ class Placement:
         if unknown:
             raise OptionError(f"device_map has {unknown[0]!r}; its keys are 'large' and 'experts'", "device_map")
         names = {"large": device, "experts": device} | dict(device_map or {})
-        if device_map and device == "cpu":  # the default: what the map leaves out goes where the rest goes
+        if device_map and device == "cpu":  # the default: a key that the map lacks takes the map's device
             names = {key: device_map.get(key, next(iter(device_map.values()))) for key in names}
         large, experts = (_index(names[key]) for key in ("large", "experts"))
         if (large is None) != (experts is None):
@@ -85,7 +85,7 @@ class Placement:
         return cls(large, experts)
 
     def check_dtype(self, dtype: str | None) -> None:
-        """Refuse a type of floats that nothing computes with here."""
+        """Refuse a float type that is not supported on these devices."""
         if dtype == "float16" and not self.cuda:
             raise OptionError("float16 is for CUDA devices; on the CPU use bfloat16 or float32", "dtype")
 

@@ -1,7 +1,7 @@
 """The one thread that steps an engine's loop.
 
-Everybody else leaves notes in its inbox and waits for the answer elsewhere (`dlf.waiting`). Leaving a note takes no
-lock that a step holds, so that finalisers and signal handlers may do it as well.
+Other threads leave notes in its inbox and wait for the answer (`dlf.waiting`). Leaving a note takes no lock that a step
+holds, so finalisers and signal handlers may do it too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORKED = "this process was forked from one that {}; make the engine, or the requ
 
 @dataclass
 class News:
-    """What one step gave the requests of one outbox."""
+    """Outputs of one step for the requests of one outbox."""
 
     outputs: list[_C.StepOutput]
     timings: _C.StepTimings
@@ -41,10 +41,10 @@ class News:
 
 
 class Outbox(Protocol):
-    """Takes the outputs of one call to whoever waits for them."""
+    """Delivers the outputs of one call to whoever waits for them."""
 
     def put(self, news: News | Exception | None) -> None:
-        """Hand something over, without waiting; None wakes whoever waits."""
+        """Deliver without waiting; None only wakes the receiver."""
 
 
 @dataclass
@@ -62,12 +62,12 @@ class Abandoned(Exception):
 
 
 class Driver:
-    """Steps a loop as long as it has requests.
+    """Steps a loop while it has requests.
 
     Parameters
     ----------
     loop
-        The step loop, which belongs to the driver from now on.
+        The step loop; the driver owns it from now on.
     survives_fork
         Whether the loop can go on in a forked child; one on a GPU cannot.
     """
@@ -76,7 +76,7 @@ class Driver:
         self._loop: _C.StepLoop | None = loop
         self._survives_fork = survives_fork
         self._outboxes: dict[int, Outbox] = {}
-        self._inside = False  # whether the loop is at work
+        self._inside = False  # whether the driver's thread is inside the loop
         self._closing = self._ended = False
         self._lost: str | None = None
         self._renew()
@@ -86,17 +86,17 @@ class Driver:
     def admission(
         self, outbox: Outbox, requests: Iterable[_C.Request], ready: Callable[[], None]
     ) -> Callable[[Poll], None]:
-        """Return the work that queues requests whose outputs go to `outbox`: all or, where one is refused, none.
+        """Return work that queues requests whose outputs go to `outbox`: all, or none if one is refused.
 
         Parameters
         ----------
         ready
-            Is called on the driver's thread before; what it raises reaches the caller.
+            Called first, on the driver's thread; its exceptions reach the caller.
 
         Raises
         ------
         ValueError, IndexError
-            When the work is done, if the loop cannot run one of them.
+            From the work, if the loop cannot run a request.
         """
 
         def work(poll: Poll) -> None:
@@ -131,10 +131,10 @@ class Driver:
         return self._loop
 
     def post(self, job: Job) -> None:
-        """Leave work that is done on the driver's thread, between two steps. Does not wait.
+        """Leave a job for the driver's thread, which does it between two steps. Does not wait.
 
-        The work gets a function to call from time to time: running requests have a step there, if the job is `long`,
-        and it ends where the job is abandoned. Long jobs are done one after the other.
+        The work gets a function to call from time to time. If the job is `long`, running requests have a step there;
+        if it was abandoned, the function raises and the work ends. Long jobs run one after another.
 
         Raises
         ------
@@ -164,8 +164,8 @@ class Driver:
         return found
 
     def replace(self, make: Callable[[], _C.StepLoop], otherwise: Callable[[], _C.StepLoop]) -> None:
-        """Take another loop, on the driver's thread; `otherwise` makes it where `make` fails."""
-        self._loop = None  # its caches go before those of the new one are taken
+        """Replace the loop, on the driver's thread; if `make` fails, `otherwise` makes the new one."""
+        self._loop = None  # frees its caches before the new loop allocates
         try:
             self._loop = make()
         except BaseException:
@@ -173,7 +173,7 @@ class Driver:
             raise
 
     def close(self, wait: bool = True) -> None:
-        """End all requests and let the loop go."""
+        """End all requests and free the loop."""
         self._closing = True
         if self._first():
             self._end()
@@ -182,10 +182,10 @@ class Driver:
         self._inbox.put(None)
         if wait and threading.current_thread() is not thread:
             self._done.get()
-            self._done.put(None)  # for the next who waits
+            self._done.put(None)  # for the next caller that waits
 
     def _renew(self) -> None:
-        """Forget the thread and its inbox, which a forked child does not have."""
+        """Make a thread and its inbox; a forked child does not have its parent's."""
         self._inbox: SimpleQueue[Job | list[int] | None] = SimpleQueue()
         self._long: deque[Job] = deque()
         self._done: SimpleQueue[None] = SimpleQueue()
@@ -193,7 +193,7 @@ class Driver:
         self._thread = threading.Thread(target=self._run, name="dlf", daemon=True)
 
     def _first(self) -> bool:
-        """Whether this is the first call; lists change in one piece, so that no lock is needed."""
+        """Whether this is the first call; `list.pop` is atomic, so no lock is needed."""
         try:
             return self._starts.pop()
         except IndexError:
@@ -223,7 +223,7 @@ class Driver:
         return self._loop is None or self._loop.idle
 
     def _read(self, wait: bool) -> None:
-        """Do what the inbox asks for; what is long is put off."""
+        """Handle the notes in the inbox; long jobs are put off."""
         while not self._closing and (wait or not self._inbox.empty()):
             note = self._next() if wait else self._inbox.get()
             wait = False
@@ -235,7 +235,7 @@ class Driver:
                 self._answer(note)
 
     def _next(self) -> Job | list[int] | None:
-        """Wait for a note. Meanwhile the loop does, piece by piece, what later requests would wait for."""
+        """Wait for a note; meanwhile the loop prepares for later requests, piece by piece."""
         while True:
             try:
                 return self._inbox.get(timeout=GAP)
@@ -247,13 +247,13 @@ class Driver:
         before, self._inside = self._inside, True
         try:
             return self._loop is not None and self._loop.prepare()
-        except Exception:  # if it matters, a step fails as well, and then somebody is told
+        except Exception:  # if it matters, a step will fail too and report it
             return False
         finally:
             self._inside = before
 
     def _turn(self) -> None:
-        """Give what is running a step."""
+        """Step the loop if requests are running."""
         if not self._idle and not self._closing:
             self._step()
 
@@ -287,7 +287,7 @@ class Driver:
                 self._loop.cancel(request)
 
     def _step(self) -> None:
-        """One step, whose outputs are handed out whole; or every request fails."""
+        """Run one step and deliver its outputs; if it fails, every request fails."""
         assert self._loop is not None
         before, self._inside = self._inside, True
         try:
@@ -304,7 +304,7 @@ class Driver:
             for outbox, own in news.values():
                 outbox.put(own)
         except BaseException as error:
-            # What is in the caches is unknown, so no sequence may go on.
+            # The contents of the caches are unknown, so no sequence may go on.
             for request in self._outboxes:
                 self._loop.cancel(request)
             self._fail(partial(_broken_off, error))
@@ -312,7 +312,7 @@ class Driver:
             self._inside = before
 
     def _fail(self, make: Callable[[], Exception]) -> None:
-        """Fail every request. Each who waits gets an error of his own: two must not share one traceback."""
+        """Fail every request. Each outbox gets an error of its own: two must not share one traceback."""
         outboxes = {id(outbox): outbox for outbox in self._outboxes.values()}
         self._outboxes.clear()
         for outbox in outboxes.values():
@@ -328,7 +328,7 @@ class Driver:
         self._done.put(None)
 
     def _refuse(self) -> None:
-        """Answer what was left behind the end."""
+        """Refuse the jobs that are left after the end."""
         while not self._inbox.empty():
             note = self._inbox.get()
             if isinstance(note, Job):
@@ -337,12 +337,12 @@ class Driver:
             self._long.popleft().reply((None, closed()))
 
     def _after_fork(self) -> None:
-        """In the child: an idle loop goes on with a thread of its own."""
+        """Give an idle loop a new thread in a forked child; a busy one, or one on a GPU, is lost."""
         self._renew()
         if self._inside or not self._survives_fork:
             _unusable.append(self._loop)
             self._loop = None
-            self._lost = FORKED.format("was in the middle of a step" if self._inside else "had loaded it on a GPU")
+            self._lost = FORKED.format("was in the middle of a step" if self._inside else "had its engine on a GPU")
         for request in list(self._outboxes):
             if self._loop is not None:
                 self._loop.cancel(request)
@@ -358,11 +358,11 @@ def outcome(answer: Answer) -> Any:
     try:
         raise error
     finally:
-        del error  # which its own traceback would keep, and the loop with it
+        del error  # its own traceback would keep it, and the loop with it
 
 
 def closed() -> EngineError:
-    """What whoever uses a closed engine is told."""
+    """Error for the use of a closed engine."""
     return EngineError("the engine is closed; make a new one", ErrorKind.CLOSED)
 
 
@@ -378,7 +378,7 @@ _exiting: list[bool] = []
 
 
 def _park() -> None:
-    """Leave a daemon thread waiting where the process ends: an error would only be printed."""
+    """Block a daemon thread while the process ends: an error would only be printed."""
     if _exiting and threading.current_thread().daemon:
         SimpleQueue[None]().get()
 

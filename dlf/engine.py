@@ -1,4 +1,4 @@
-"""The engine for a thread that waits for what it asks."""
+"""The engine whose calls block."""
 
 from __future__ import annotations
 
@@ -48,24 +48,24 @@ class Engine(EngineCore):
     """
 
     def add_expert(self, expert: AnyExpert | Path) -> None:
-        """Take in a further expert; models that are there already are not loaded again.
+        """Add an expert; models that are loaded already are not loaded again.
 
         Parameters
         ----------
         expert : Expert, InContext, Lora, TaskArithmetic, str or path
-            As in the list that the engine was made with.
+            As in `EngineOptions.experts`.
 
         Raises
         ------
         RuntimeError
             If requests are running.
         ValueError, TypeError, FileNotFoundError, CheckpointError, TokenizerMismatchError, MemoryError
-            As from the engine itself, which then is as it was.
+            As when an engine is made; the engine then stays as it was.
         """
         run(self._add(BLOCKING, expert))
 
     def remove_expert(self, name: str) -> None:
-        """Let an expert go, with the models that no other needs.
+        """Remove an expert, and the models that no other needs.
 
         Raises
         ------
@@ -125,22 +125,22 @@ class Engine(EngineCore):
         prompt : str, list of str, list of int, or list of list of int
             Text, or token ids as they are. Each prompt of a list gives exactly what it gives alone.
         messages : list of dict, or list of such lists
-            Instead of a prompt: conversations, as ``{"role": "user", "content": "..."}``. Each model reads them by its
-            template; one without gets what was said as plain text.
+            Conversations instead of prompts, as ``{"role": "user", "content": "..."}``. Each model reads them in its
+            chat template; a model without one reads their contents as plain text.
         examples : list of (question, answer), optional
             Examples that the large model reads before the prompt.
         experts : list of str, optional
-            Names of the experts to fuse, all of them if not given. Lanes of the others are not run.
+            Names of the experts to fuse; all by default. Lanes of the others do not run.
         callback : callable, optional
             Receives every `Piece` as it comes; returning False ends its sequence.
         progress : bool, optional
             Whether to show a progress bar; by default for a list of prompts on a terminal.
         rule : Rule, optional
-            How the weights of the experts come about, where it is to be otherwise than the engine says.
+            How the weights of the experts are found; fields that are None are the engine's.
         speculate : {"auto", False} or Speculation, optional
-            Whether tokens are drafted, as in the engine, which says it if this is not given.
+            Whether tokens are drafted; as in the engine by default.
         **options
-            The fields of `SamplingOptions`, and those of `Rule`, which take the place of what `rule` says.
+            Fields of `SamplingOptions`, and of `Rule`, which override those of `rule`.
 
         Returns
         -------
@@ -176,7 +176,7 @@ class Engine(EngineCore):
         -------
         Stream
             An iterator over the `Piece` of each token. Closing it, leaving its ``with`` block or forgetting it ends the
-            sequence and frees its places.
+            sequence and frees its slots.
         """
         wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         wanted.check_single()
@@ -223,35 +223,35 @@ class Engine(EngineCore):
     ) -> Score | list[Score]:
         """Give the log-probabilities of texts that follow prompts, under the fused distributions.
 
-        They are those of decoding token by token, with the weights of the experts solved at every position; but all
-        positions of a continuation go through each model together. It has a place of its own beside the `max_batch` of
-        the engine: requests that are running neither wait to be moved on nor hold it up.
+        They are those of decoding token by token, with the weights of the experts solved at every position, but all
+        positions of a continuation go through each model together. Scoring has a slot of its own beside the engine's
+        `max_batch`: it neither waits for running requests nor holds them up.
 
         Parameters
         ----------
         prompt : str, list of str, list of int, or list of list of int
             Text, or token ids as they are.
         continuation : str, list of str, list of int, or list of list of int
-            What follows it: text, or token ids. A list of prompts takes a list with one for each; one prompt may have
-            several, and is read once for all of them. A text is encoded together with what the large model reads
-            before it, as lm-evaluation-harness does: spaces at the end of a prompt count as the continuation's.
+            Text or token ids after the prompt. A list of prompts takes a list with one for each; one prompt may have
+            several, and is read once for all of them. Text is encoded together with the large model's prompt, as in
+            lm-evaluation-harness: spaces at the end of a prompt count as the continuation's.
         messages : list of dict, or list of such lists
-            Instead of a prompt, as in `generate`.
+            Conversations instead of prompts, as in `generate`.
         examples : list of (question, answer), optional
             Examples that the large model reads before the prompt.
         experts : list of str, optional
-            Names of the experts to fuse, all of them if not given.
+            Names of the experts to fuse; all by default.
         rule : Rule, optional
-            How the weights of the experts come about, as in `generate`.
+            How the weights of the experts are found, as in `generate`.
         progress : bool, optional
             Whether to show a progress bar; by default for several continuations on a terminal.
         **options
-            The fields of `Rule`.
+            Fields of `Rule`, which override those of `rule`.
 
         Returns
         -------
         Score or list of Score
-            A list if there is one of prompts or of continuations.
+            A list if `prompt` or `continuation` is a list.
 
         Raises
         ------

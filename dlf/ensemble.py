@@ -36,19 +36,19 @@ class Ensemble:
     Attributes
     ----------
     experts
-        What was asked for, with what they left to the engine filled in.
+        The engine's experts, with its defaults filled in.
     lanes, models
         The contexts of a sequence, and the loaded models that they run on.
     adapters
-        Of each model, loaded.
+        Loaded adapters of each model.
     memory
-        What it takes, as planned before the models were loaded.
+        Memory that it takes, as planned before the models were loaded.
     tokenizer
-        The large model's.
+        Tokenizer of the large model.
     vocab_size
         Token ids that all models share.
     max_context, trained_context
-        Tokens of prompt and completion together: at most, and what the models were made for.
+        Tokens of prompt and completion together: the engine's limit, and the models'.
     """
 
     options: EngineOptions
@@ -64,12 +64,12 @@ class Ensemble:
 
     @classmethod
     def load(cls, options: EngineOptions, experts: Sequence[AnyExpert], known: Ensemble | None = None) -> Ensemble:
-        """Load the models, except those that another ensemble has already.
+        """Load the models, except those that `known` has already.
 
         Raises
         ------
         FileNotFoundError, CheckpointError, TokenizerMismatchError, ValueError, MemoryError
-            As `dlf.Engine` says.
+            As for `dlf.Engine`.
         """
         dtype, weights, placement = options.dtype, options.weights, options.placement
         # Impossible options should not cost the loading of a large model.
@@ -110,7 +110,7 @@ class Ensemble:
             model = models[lane.model]
             if lane.layout.template == CHAT and not model.tokenizer.has_chat_template:
                 raise ValueError(
-                    f"{model.name} is to read its chat template, but has none; give it a template of its own, for "
+                    f"{model.name} has no chat template to read; give it a template of its own, for "
                     'example base_template="{prompt}" for the base of a chat expert'
                 )
         return cls(
@@ -133,17 +133,17 @@ class Ensemble:
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Tokens that end a text: what the large model's configuration files say, and its tokenizer."""
+        """Tokens that end a text, by the large model's configuration files and its tokenizer."""
         found = self.models[0].config.end_tokens(self.tokenizer.eos_token_id)
         return [token for token in found if token < self.vocab_size]
 
     def rule(self, wanted: Rule, names: Sequence[str] | None, chosen: Sequence[int]) -> _C.Rule:
-        """The rule of a request that fuses these experts, which it named in this order or not at all.
+        """Rule for the solver of a request that fuses the `chosen` experts; `names` is the request's order, if any.
 
         Raises
         ------
         ValueError
-            If it does not suit them.
+            If the rule does not fit these experts.
         """
         order = chosen if names is None else [self.labels.index(name) for name in dict.fromkeys(names)]
         return native_rule(wanted, self._own_rule, self.labels, order)
@@ -183,7 +183,7 @@ def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None
 
 
 def _own_rule(options: EngineOptions, experts: Sequence[AnyExpert]) -> Rule:
-    """What the engine says of every expert."""
+    """The engine's rule, with `alpha` and `alpha_max` of every expert."""
     alpha = [None if expert.alpha is None else _number(expert, "alpha", expert.alpha) for expert in experts]
     bounds: list[Any] = [
         options.alpha_max if expert.alpha_max is None else _number(expert, "alpha_max", expert.alpha_max)

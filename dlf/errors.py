@@ -1,7 +1,7 @@
-"""What goes wrong, as exceptions: the message is for people, `kind` and `field` are for programs.
+"""Exceptions of dlf: the message is for people, `kind` and `field` are for programs.
 
-Each is also one of Python's own errors, which its documentation promises. A folder or file that is not there is plainly
-``FileNotFoundError``. Every message names the thing that is wrong and what to do about it.
+Each is also one of Python's built-in exceptions, the one that docstrings name. A missing folder or file is a plain
+``FileNotFoundError``. Every message names what is wrong and what to do about it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class ErrorKind(enum.Enum):
     OPTION = "option"
     """An option has an impossible value; the error's `field` is its name."""
     PROMPT = "prompt"
-    """A prompt or a continuation is empty, or holds what cannot be read."""
+    """A prompt or a continuation is empty or cannot be read."""
     TOO_LONG = "too_long"
-    """A prompt, with what is to follow it, does not fit the context."""
+    """A prompt, with the tokens that are to follow it, does not fit the context."""
     CHECKPOINT = "checkpoint"
     """Files of a model are damaged, unknown or do not go together."""
     DEVICE = "device"
-    """A device is not there."""
+    """A device is missing."""
     BAD_LOGITS = "bad_logits"
     """A model's logits are not finite."""
     NO_TOKEN = "no_token"
@@ -52,7 +52,7 @@ class ErrorKind(enum.Enum):
     FORKED = "forked"
     """The engine, or the request, belongs to the process that this one was forked from."""
     BROKEN_OFF = "broken_off"
-    """A step of the engine failed, and all requests with it."""
+    """A step of the engine failed, and with it all requests."""
 
 
 class Error(Exception):
@@ -63,7 +63,7 @@ class Error(Exception):
     kind : ErrorKind
         What went wrong.
     field : str or None
-        The option that is at fault, where it is one.
+        Name of the option at fault, if any.
     """
 
     kind: ErrorKind
@@ -83,7 +83,7 @@ class OptionError(_OptionFault, ValueError):
 
 
 class OptionTypeError(_OptionFault, TypeError):
-    """An option has a value of the wrong type, or there is none of its name."""
+    """An option has a value of the wrong type, or an unknown name."""
 
 
 class PromptError(Error, ValueError):
@@ -100,7 +100,7 @@ class TextTooLongError(Error, ValueError):
     Parameters
     ----------
     tokens
-        How many it has at least.
+        Least number of tokens that it has.
     """
 
     kind = ErrorKind.TOO_LONG
@@ -153,22 +153,22 @@ class StepMemoryError(Error, MemoryError):
 
 
 def field_of(error: BaseException) -> str | None:
-    """The option that an error is about, if it says one."""
+    """Name of the option at fault, if the error has one."""
     return error.field if isinstance(error, Error) else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, of whatever class a library gave it, says that memory or address space ran out."""
+    """Whether an error, of any class, says that memory or address space ran out."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or "allocate memory" in said or "bad_alloc" in said or "os error 12" in said
 
 
 @contextlib.contextmanager
 def out_of_memory_is_memory_error(task: str) -> Iterator[None]:
-    """Raise MemoryError where `task` runs out of memory; torch has a RuntimeError for that, as for much else."""
+    """Raise MemoryError if `task` runs out of memory; torch raises RuntimeError then."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or (isinstance(error, MemoryError) and str(error)):  # which says it already
+        if not is_out_of_memory(error) or (isinstance(error, MemoryError) and str(error)):  # it has a message already
             raise
         raise MemoryError(f"memory ran out while {task}; load smaller models, or smaller weights") from error

@@ -1,4 +1,4 @@
-"""Fusing the logits of a large model with those of experts, under weights solved for every row."""
+"""Fuses the logits of a large model with those of experts, with weights solved for every row."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ Array = TypeVar("Array", torch.Tensor, npt.NDArray[Any])
 
 @dataclass(frozen=True, eq=False)
 class Fusion(Generic[Array]):
-    """Fused logits and how they came about, for B rows, T experts and a vocabulary of V.
+    """Fused logits and their weights, for B rows, T experts and a vocabulary of V.
 
     Attributes
     ----------
     alpha : [B, T]
         Weight of every expert.
     logits : [B, V]
-        Fused logits ``large + sum_t alpha_t (expert_t - base_t)``, float32; -inf where any model says -inf.
+        Fused logits ``large + sum_t alpha_t (expert_t - base_t)``, float32; -inf where any model has -inf.
     f, g : [B]
         KL(fused || large) and KL(large || fused), in nats.
     target_f, target_g : [B, T]
-        KL(expert || base) and KL(base || expert): what f and g are matched with.
+        KL(expert || base) and KL(base || expert): the targets of f and g.
     sweeps : [B]
-        Sweeps over the vocabulary that the row took, the fusing one included. Where experts take different numbers of
-        sweeps, the most that one of them took.
+        Sweeps over the vocabulary that the row took, the fusing one included; if experts take different numbers of
+        sweeps, the largest.
     """
 
     alpha: Array
@@ -72,9 +72,8 @@ def solve(
     Parameters
     ----------
     large : [B, V]
-        Logits of the large model. A PyTorch tensor or a NumPy array of any floating type; computed in float32 logits,
-        and sums in float64 on the CPU and in float32 on a CUDA device. -inf rules a token out, in whichever model it
-        stands.
+        Logits of the large model. A PyTorch tensor or a NumPy array of any floating type, which is converted to
+        float32; sums are float64 on the CPU and float32 on a CUDA device. -inf in any model excludes a token.
     base : [B, V] or [B, T, V]
         Logits of the model that the experts were tuned from, or one for each expert.
     experts : [B, T, V]
@@ -90,13 +89,13 @@ def solve(
     match : str, optional
         ``"symmetric"`` minimises (f - a)^2 + (g - b)^2, the default; ``"forward"`` brings f to a, ``"reverse"`` g to b.
     alpha : sequence of T floats or None, optional
-        Given weights, which may be negative (an anti-expert, as in DExperts, 2105.03023); None where a weight is
-        solved. The others are solved as if those experts were not there, and what is given is added to the fused
-        logits. ``combine="static"`` takes all of them.
+        Given weights, which may be negative (an anti-expert, as in DExperts, 2105.03023); None for a weight that is
+        solved. Solving ignores the experts with given weights; these are added to the fused logits afterwards.
+        ``combine="static"`` needs a weight for every expert.
     alpha_max : float or sequence of T floats, optional
         Weights are solved in [0, alpha_max]; one bound for all experts, or one for each; 2 if not given.
     rule : Rule or sequence of B Rules, optional
-        The same in one value, for all rows or for each; what is given beside it goes first.
+        The four above in one value, for all rows or for each; arguments given beside it override it.
     threads : int, optional
         Threads to compute on; by default as many as the process may use. The answer doesn't depend on them.
     device : str, optional
@@ -105,7 +104,7 @@ def solve(
     Returns
     -------
     Fusion
-        Tensors on the device of `large` where it is a tensor, arrays where it is an array.
+        Tensors on the device of `large` if it is a tensor, arrays if it is an array.
 
     Raises
     ------
@@ -114,7 +113,7 @@ def solve(
     TypeError
         If the logits are not floating-point tensors or arrays.
     RuntimeError
-        If the machine has no such device, or this build no CUDA.
+        If the machine has no such device, or this build has no CUDA.
 
     References
     ----------

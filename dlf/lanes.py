@@ -1,4 +1,4 @@
-"""Which models an engine runs, and which contexts on them."""
+"""The models that an engine runs, and the contexts on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ModelKey: TypeAlias = "tuple[str, Precision]"
 
 @dataclass(frozen=True)
 class Lane:
-    """A context: the model that it runs on, by its number, with which of its adapters, and what it reads there."""
+    """A context: the number of its model, the layout of its prompts, and the number of its adapter, if any."""
 
     model: int
     layout: Layout
@@ -29,23 +29,23 @@ class Lane:
 
 @dataclass
 class Lanes:
-    """The lanes of a sequence: the large model's is number 0, a base that several experts share has one.
+    """The lanes of a sequence: number 0 is the large model's; a base that several experts share has one lane.
 
     Parameters
     ----------
     dtype
-        Of every model.
+        Type of every model.
     models : list of (path, type of weights)
-        Unique weights, in the order in which they are first needed: a base that five experts share is loaded and run
-        once, unless they want it in other types.
+        Unique weights, in order of first use: a base that five experts share is loaded and run once, unless they want
+        it in different types.
     keys : list
-        What tells the models apart.
+        Folder or hub id, and type, of each model.
     adapters : list of list of path
-        For each model the adapters that lanes on it have.
+        Adapters of the lanes on each model.
     lanes : list of Lane
-        A model that reads the same for several experts has one for all of them.
+        A model that reads the same text for several experts has one lane for all of them.
     pairs : list of (int, int)
-        For each expert its lane and its base's.
+        Lane of each expert, and of its base.
     drafter : int, optional
         The lane of a model that is not fused and only drafts.
     """
@@ -68,7 +68,7 @@ class Lanes:
         template: str | None,
         drafter: Path | None = None,
     ) -> Lanes:
-        """Return the lanes of a large model, its experts, each of which has a base, and a further drafter."""
+        """Return the lanes of a large model, of experts that each have a base, and of a drafter, if any."""
         found = cls(dtype)
         found.lanes.append(Lane(found._model(large, weights), Layout(template)))
         for expert in experts:
@@ -88,27 +88,27 @@ class Lanes:
 
     @property
     def of_model(self) -> list[int]:
-        """For each lane the model that it runs on."""
+        """Model of each lane."""
         return [lane.model for lane in self.lanes]
 
     @property
     def adapter_of(self) -> list[int]:
-        """For each lane its adapter among its model's, -1 where it has none; empty where nobody has one."""
+        """Adapter of each lane, by its number on the model, or -1; empty if no lane has one."""
         if not any(self.adapters):
             return []
         return [-1 if lane.adapter is None else lane.adapter for lane in self.lanes]
 
     def plan(self, vocab: int) -> _C.FusionPlan:
-        """The same for the step loop, of models that share so many token ids."""
+        """Plan for the step loop, of models that share `vocab` token ids."""
         drafter = -1 if self.drafter is None else self.drafter
         return _C.FusionPlan(self.of_model, self.pairs, vocab, self.adapter_of, drafter)
 
     def counts(self) -> list[int]:
-        """How many lanes each model has."""
+        """Number of lanes of each model."""
         return [self.of_model.count(model) for model in range(len(self.models))]
 
     def of_experts(self, experts: Sequence[int], *, drafter: bool = False) -> list[int]:
-        """The lanes that a request with these experts needs, in rising order, and the drafter's."""
+        """Lanes that a request with these experts needs, in rising order; with `drafter` also the drafter's."""
         needed = {0} | {lane for expert in experts for lane in self.pairs[expert]}
         return sorted(needed | {self.drafter} if drafter and self.drafter is not None else needed)
 
@@ -121,7 +121,7 @@ class Lanes:
         return self.keys.index(key)
 
     def _lane(self, name: Path, weights: str | None, layout: Layout, adapter: Path | None = None) -> int:
-        """The small models' lane; one on the large model's weights is not the large model's own."""
+        """Number of a small model's lane; on the large model's weights it is never the large model's own lane."""
         model = self._model(name, weights)
         lane = Lane(model, layout, None if adapter is None else self._adapter(model, adapter))
         if lane not in self.lanes[1:]:
@@ -137,5 +137,5 @@ class Lanes:
 
 
 def _place(name: Path) -> str:
-    """A folder by one name, or a hub id."""
+    """Real path of a folder, or a hub id."""
     return os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)

@@ -1,4 +1,4 @@
-"""What an engine takes of memory, by part, before any model is loaded."""
+"""The memory that an engine takes, by part, planned before any model is loaded."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from dlf.support.sizes import binary
 __all__ = ["Memory", "MemoryPart", "check_memory", "plan_memory"]
 
 logger = logging.getLogger("dlf")
-# Nothing of these need be taken yet.
+# Parts of which nothing need be allocated yet.
 BOUNDS = ("workspace", "prefix cache")
 
 
 @dataclass(frozen=True)
 class MemoryPart:
-    """A part of what an engine takes of one device.
+    """A part of the memory that an engine takes on one device.
 
     Attributes
     ----------
     device : str
         ``"cpu"``, ``"cuda:0"``, ...
     model : str or None
-        The model whose part it is; None where all models share it.
+        The model whose part it is; None if all models share it.
     name : str
         ``"weights"``, ``"adapters"``, ``"KV cache"`` or ``"prefix cache"``, on CUDA also ``"activations"``,
         ``"logits"``, ``"workspace"`` and ``"fusion and sampling"``.
     bytes : int
-        How many; of the prefix cache and of the workspace, at most.
+        Its size; of the prefix cache and the workspace, at most.
     """
 
     device: str
@@ -47,20 +47,20 @@ class MemoryPart:
 
 @dataclass(frozen=True)
 class Memory:
-    """What an engine takes of memory, and what was free of it before.
+    """The memory that an engine takes, and the memory that was free before.
 
-    A CUDA engine is refused where the sum of a device's parts is more than is free there. On the CPU only KV caches
-    larger than the machine are refused: weights may stay in their file, and the prefix cache is taken as it fills. The
-    KV cache of the CPU includes the place for scoring; on CUDA scoring takes that of one more sequence while it runs.
+    A CUDA engine is refused if the sum of a device's parts is more than is free there. On the CPU only KV caches larger
+    than the machine are refused: weights may stay in their file, and the prefix cache is allocated as it fills. The KV
+    cache of the CPU includes the slot for scoring; on CUDA, scoring allocates that of one more sequence while it runs.
 
     Attributes
     ----------
     parts : tuple of MemoryPart
         They add up to `total`.
     free : mapping
-        For each device the bytes that were free when the engine was planned; on the CPU, those of the machine.
+        Bytes of each device that were free when the engine was planned; for the CPU, all bytes of the machine.
     cards : mapping
-        For each CUDA device that it is on, what the card calls itself.
+        Name of the card of each CUDA device that the engine is on.
     """
 
     parts: tuple[MemoryPart, ...]
@@ -111,14 +111,14 @@ def plan_memory(
     max_context: int,
     given_up: Memory | None = None,
 ) -> Memory:
-    """Return what the models of `lanes` will take.
+    """Plan the memory for the models of `lanes`.
 
     Parameters
     ----------
     configs, adapters
-        Of each model, its config and the bytes of its adapters.
+        Config of each model, and bytes of its adapters.
     given_up
-        The memory of an engine whose place this one takes.
+        Memory of the engine that this one replaces, which is freed first.
     """
     names = _names(lanes)
     precisions = [precision for _, precision in lanes.keys]
@@ -140,7 +140,7 @@ def plan_memory(
         _C.ModelSize(config.spec, dtype, one.quantization is not None, size, adapter)
         for config, dtype, one, size, adapter in zip(configs, dtypes, precisions, weights, adapters, strict=True)
     ]
-    vocab = min(config.vocab_size for config in configs)  # what the tokenizers share may be a little less
+    vocab = min(config.vocab_size for config in configs)  # the tokenizers may share slightly fewer ids
     found = _C.cuda_memory(models, lanes.plan(vocab), options.native(max_context, len(models)))
     used = {one.device for one in found}
     devices = {f"cuda:{device.index}": device for device in _C.cuda_devices() if device.index in used}
@@ -155,12 +155,12 @@ def plan_memory(
 
 
 def check_memory(memory: Memory, max_batch: int, max_context: int) -> None:
-    """Log what an engine will take, and refuse what does not fit.
+    """Log the memory that an engine will take, and refuse an engine that does not fit.
 
     Raises
     ------
     MemoryError
-        Saying by part how many bytes are needed, and how many there are.
+        If it does not fit; the message says by part how many bytes are needed, and how many are free.
     """
     logger.info("%s", memory)
     for device in dict.fromkeys(part.device for part in memory.parts):
@@ -172,26 +172,26 @@ def check_memory(memory: Memory, max_batch: int, max_context: int) -> None:
                 raise MemoryError(
                     f"the KV cache for max_batch={max_batch} and max_context={max_context} takes "
                     f"{parts['KV cache'] / 2**30:.1f} GiB beside {parts['weights'] / 2**30:.1f} GiB of weights; "
-                    f"this machine has {free / 2**30:.1f} GiB; lower one of them"
+                    f"this machine has {free / 2**30:.1f} GiB; lower max_batch or max_context"
                 )
         elif memory.on(device) > free:
             raise MemoryError(
                 f"with max_batch={max_batch} and max_context={max_context} the engine takes "
                 f"{memory.on(device) / 2**30:.1f} GiB of {device} ({memory.cards[device]}), which has "
-                f"{free / 2**30:.1f} GiB free: {memory.listed(device)}; lower one of them, or prefix_cache_bytes, "
-                "load smaller weights (weights='int8' or 'int4'), or give the experts a device of their own "
-                "(device_map)"
+                f"{free / 2**30:.1f} GiB free: {memory.listed(device)}; lower max_batch, max_context or "
+                "prefix_cache_bytes, load smaller weights (weights='int8' or 'int4'), or give the experts a device of "
+                "their own (device_map)"
             )
 
 
 def _taken(memory: Memory | None, device: str) -> int:
-    """What surely lies on a device."""
+    """Bytes that are surely allocated on a device."""
     parts = memory.by_part(device) if memory else {}
     return sum(count for name, count in parts.items() if name not in BOUNDS)
 
 
 def _names(lanes: Lanes) -> list[str]:
-    """What to call each model: its folder's name, where no other has it."""
+    """Name of each model in messages: its folder's name if no other model has it, else its path."""
     full = [str(name) for name, _ in lanes.models]
     short = [File(name).name for name in full]
     return [one if short.count(one) == 1 else whole for one, whole in zip(short, full, strict=True)]

@@ -32,7 +32,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embedding, the activations on CUDA and the KV cache."""
+        """Type of the embedding, the activations on CUDA and the KV cache."""
         return TORCH_DTYPES[self.weights.dtype]
 
 
@@ -53,16 +53,16 @@ def load_model(
         Type of the weights and the KV cache; ``"auto"`` keeps the file's (on the CPU float16 becomes float32, which
         can hold it).
     weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
-        Type of the linear layers' weights if it is to be another; see `dlf.Engine`.
+        Type of the linear layers' weights, if it differs; see `dlf.EngineOptions`.
     cuda
-        Whether the weights go on to a device: then they stay in the mapped file meanwhile.
+        Whether the weights will be copied to a GPU; until then they stay in the mapped file.
     found
-        What `open_checkpoint` has found under this name, if it has been asked already.
+        Result of `open_checkpoint` for this name, if it was called already.
 
     Raises
     ------
     ValueError
-        If there is no such type, or the two contradict each other.
+        If a type is unknown, or `dtype` and `weights` contradict each other.
     FileNotFoundError, CheckpointError, UnknownArchitectureError
         If the folder is no usable checkpoint; the message says what is wrong and what to do.
     MemoryError

@@ -1,4 +1,4 @@
-"""The options of an engine: one list of names, from which `Engine`, recipes and the command line have theirs."""
+"""The options of an engine: the one list from which `Engine`, recipes and the command line take theirs."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ FUSION, MACHINE = "fusion", "engine"  # sections of a recipe
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine is made with: the arguments of `Engine` and of `AsyncEngine`, checked as far as no file is read.
+    """The arguments of `Engine` and `AsyncEngine`, checked as far as that reads no file.
 
     Parameters
     ----------
     large : str or path
         Folder in Hugging Face format, or hub id, of the large model.
     experts : sequence of Expert, InContext, Lora, TaskArithmetic, str or path
-        At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. None: the large model decodes
-        alone. Experts of all kinds can be mixed; what shares weights runs in one batch.
+        At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. Without experts the large model
+        decodes alone. Experts of all kinds can be mixed; those that share weights run in one batch.
     base : str or path, optional
         Base of the experts that do not name their own.
     template : str, optional
         How a prompt is written for the large model, and for the experts and bases that have no template of their own:
-        ``"chat"`` is each model's chat template, a text has ``{prompt}`` where the prompt goes, or ``{question}`` and
-        ``{answer}``, by which examples are written too. By default prompts are read as they are, and messages by the
-        chat template of each model that has one.
+        ``"chat"`` for each model's chat template, a text with ``{prompt}`` where the prompt goes, or a text with
+        ``{question}`` and ``{answer}``, which is also the form of examples. By default prompts are read as they are,
+        and messages in the chat template of each model that has one.
     combine : {"select", "centroid", "joint", "static", "grid"}
-        How the weights of several experts come together; see `dlf.fusion.solve`. This and the next three are the rule
-        of requests that do not say otherwise.
+        How several experts are combined; see `dlf.fusion.solve`. This and the next three are the rule of requests that
+        have no other.
     match : {"symmetric", "forward", "reverse"}
         Which divergences are matched.
     alpha : sequence of float or None, optional
@@ -59,7 +59,7 @@ class EngineOptions:
     dtype : {"auto", "float32", "bfloat16", "float16"}
         Type of the weights and of the KV cache; ``"auto"`` keeps each file's. ``"float16"`` is for CUDA devices.
     weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
-        Type of the weights if it is to be another than `dtype`, which then is that of the embedding and the KV cache.
+        Type of the weights if it differs from `dtype`, which then holds for the embedding and the KV cache.
         ``"int8"`` and ``"int4"`` quantize the linear layers when they are first loaded and keep the result on disk (in
         ``~/.cache/dlf``, see docs/guide/quantization.md); ``"int8"`` has a scale for each output channel, ``"int4"``
         one for each 32 inputs, ``"int4-g64"`` one for each 64, which is less exact and, where layers have a multiple of
@@ -68,38 +68,38 @@ class EngineOptions:
     device : str
         ``"cpu"``, ``"cuda"`` or ``"cuda:0"``, ``"cuda:1"``, ...
     device_map : mapping, optional
-        Devices of the ``"large"`` model and of the ``"experts"`` with their bases, where they are not on one:
+        Devices of the ``"large"`` model and of the ``"experts"`` with their bases, if they differ:
         ``{"large": "cuda:0", "experts": "cuda:1"}``.
     cuda_graph : bool
-        Whether a decode step on CUDA is captured once for each size of batch and replayed as one launch. Without, the
-        same kernels are launched one by one, which is slower and easier to profile.
+        Whether a decode step on CUDA is captured once for each size of batch and replayed as one launch. If not, the
+        same kernels are launched one by one, which is slower but easier to profile.
     threads : int, optional
-        Threads of a decode step on the CPU; the physical cores if not given.
+        Threads of a decode step on the CPU; by default the physical cores.
     max_batch : int
         Sequences that decode side by side; further ones wait. At most 256 on CUDA.
     max_context : int, optional
         Tokens of prompt and completion together; by default what all models were made for, at most 4096. A model with
-        two lists of rotary frequencies (``longrope``) takes the long one for every text where this is beyond its
-        original length, which the default is not.
+        two lists of rotary frequencies (``longrope``) takes the long one for every text if this is beyond its original
+        length; the default is not.
     prompt_budget : int
         Tokens of prompts that a step reads while other requests decode; 0 is one chunk: 256 tokens on the CPU, 512 on
-        CUDA. More lets prompts begin sooner, and running requests wait longer between two tokens. The results are the
-        same to the bit.
+        CUDA. With more, prompts begin sooner, and running requests wait longer between two tokens. The results are
+        bit-identical.
     prefix_cache_bytes : int
-        Memory for what prompts have in common at their beginning, such as examples or a system message: it is read
-        once. The least recently used goes first; 0 reads every prompt anew. The results are the same to the bit.
+        Memory for common beginnings of prompts, such as examples or a system message, which are then read once. The
+        least recently used are dropped first; 0 reads every prompt anew. The results are bit-identical.
     defaults : mapping, optional
-        Sampling options of requests that do not say otherwise.
+        Sampling options of requests that do not set them.
     speculate : {"auto", False} or Speculation
-        Whether tokens are drafted by a small model and verified together, which changes how fast they come and nothing
-        else; ``"auto"`` drafts where that is expected to be faster.
+        Whether a small model drafts tokens that are then verified together, which changes the speed and nothing else;
+        ``"auto"`` drafts where that is expected to be faster.
     drafter : str or path, optional
-        A further small model that is not fused and only drafts; it shares the tokenizer. Experts can draft without it.
+        A small model with the same tokenizer that is not fused and only drafts. Experts can draft without it.
 
     Raises
     ------
     OptionError, OptionTypeError
-        If one is impossible: a ValueError or a TypeError with its name as `field`.
+        If an option is impossible: a ValueError or a TypeError with its name as `field`.
     DeviceError
         If there is no such device; a RuntimeError.
     """
@@ -108,10 +108,8 @@ class EngineOptions:
     experts: Sequence[AnyExpert | Path] = ()
     _: KW_ONLY
     base: Path | None = None
-    template: Annotated[str | None, Option("chat, or a text that has {prompt} in it.", flag="")] = None
-    combine: Annotated[
-        str, Option("How the weights of several experts come together.", COMBINE, section=FUSION, flag="")
-    ] = "select"
+    template: Annotated[str | None, Option("chat, or a text with {prompt} in it.", flag="")] = None
+    combine: Annotated[str, Option("How several experts are combined.", COMBINE, section=FUSION, flag="")] = "select"
     match: Annotated[str, Option("Which divergences are matched.", MATCH, section=FUSION, flag="")] = "symmetric"
     alpha: Annotated[
         Sequence[float | None] | None, Option("Weight of each expert, for static.", section=FUSION, flag="", each=float)
@@ -137,18 +135,18 @@ class EngineOptions:
         int, Option("Tokens of prompts that a step reads beside decoding; 0: one chunk.", least=0, section=MACHINE)
     ] = 0
     prefix_cache_bytes: Annotated[
-        int, Option("Memory for what prompts have in common at their beginning.", least=0, section=MACHINE)
+        int, Option("Bytes of memory for common beginnings of prompts.", least=0, section=MACHINE)
     ] = 1 << 30
     defaults: Mapping[str, Any] | None = None
     speculate: Annotated[Speculate, Option("Draft tokens and verify them together.", section=MACHINE)] = "auto"
     drafter: Annotated[
-        Path | None, Option("A further small model that drafts; experts can without.", section=MACHINE, flag="")
+        Path | None, Option("A small model that only drafts; experts can draft too.", section=MACHINE, flag="")
     ] = None
 
     def __post_init__(self) -> None:
         if isinstance(self.experts, (str, os.PathLike, *EXPERTS)):
             raise OptionTypeError("experts is one expert; give a list: experts=[...]", "experts")
-        Layout(self.template)  # raises, as the next
+        Layout(self.template)  # raises, as does the next line
         Rule(self.combine, self.match)
         for name, option in options_of(EngineOptions).items():
             value = getattr(self, name)
@@ -157,11 +155,11 @@ class EngineOptions:
         self._set("alpha_max", as_float("alpha_max", self.alpha_max))
         as_flag("cuda_graph", self.cuda_graph)
         prefix_bytes(self.prefix_cache_bytes)  # raises
-        # Precision.of raises where the two contradict each other.
+        # Precision.of raises if dtype and weights contradict each other.
         self.placement.check_dtype(Precision.of(self.dtype, self.weights).dtype)
         self.placement.check_batch(self.max_batch)
         self._set("defaults", dict(self.defaults or {}))
-        sampling_options(self.defaults or {})  # raises, as the next
+        sampling_options(self.defaults or {})  # raises, as does the next line
         as_speculation(self.speculate)
 
     @cached_property
@@ -170,7 +168,7 @@ class EngineOptions:
         return Placement.of(self.device, self.device_map)
 
     def native(self, max_context: int, models: int) -> _C.EngineOptions:
-        """The same for the step loop of so many models."""
+        """Options for the step loop of this many models."""
         return _C.EngineOptions(
             self.max_batch,
             max_context,
@@ -182,7 +180,7 @@ class EngineOptions:
         )
 
     def whole_experts(self) -> list[AnyExpert]:
-        """The experts, with what they leave to the engine."""
+        """The experts, with the engine's values where they have none."""
         return with_alpha([as_expert(expert, self.base, self.weights) for expert in self.experts], self.alpha)
 
     def _set(self, name: str, value: Any) -> None:

@@ -24,7 +24,7 @@ MATPLOTLIB_HINT = "the plot needs matplotlib: pip install matplotlib"
 LEVELS = " ▁▂▃▄▅▆▇█"
 MAX_LABELS = 200
 
-# From pale to dark, and falling in lightness all the way, so that it reads the same in grey and to the colour-blind.
+# The lightness falls all the way, so that the scale reads the same in grey and for the colour-blind.
 SCALE = np.array([(236, 239, 244), (254, 224, 139), (252, 141, 89), (213, 62, 79), (110, 1, 80)], dtype=np.float64)
 EXPERT_COLOURS = ("#d53e4f", "#3288bd", "#66a61e", "#e6ab02", "#7570b3", "#1b9e77", "#a6761d", "#666666")
 INK, FAINT = "#22262e", "#d8dce3"
@@ -51,7 +51,7 @@ class AlphaPiece(Protocol):
 
 
 def alpha_colour(alpha: float, alpha_max: float = 2.0) -> tuple[int, int, int]:
-    """Red, green and blue of a weight, 0 to 255; what lies outside 0 to `alpha_max` takes the end's colour."""
+    """Red, green and blue of a weight, 0 to 255; a weight outside 0 to `alpha_max` takes the end's colour."""
     place = float(np.clip(np.nan_to_num(alpha / alpha_max), 0.0, 1.0)) * (len(SCALE) - 1)
     channels = [np.interp(place, np.arange(len(SCALE)), SCALE[:, channel]) for channel in range(3)]
     red, green, blue = (round(float(value)) for value in channels)
@@ -59,23 +59,23 @@ def alpha_colour(alpha: float, alpha_max: float = 2.0) -> tuple[int, int, int]:
 
 
 def alpha_style(alpha: float, alpha_max: float = 2.0) -> Style:
-    """The weight's colour as background, with ink that can be read on it whatever the terminal's own colours are."""
+    """The weight's colour as background, with ink that is legible on it, whatever the terminal's own colours."""
     red, green, blue = alpha_colour(alpha, alpha_max)
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
     return Style.parse(f"{'#ffffff' if dark else '#000000'} on #{red:02x}{green:02x}{blue:02x}")
 
 
 def alpha_line(pieces: Iterable[AlphaPiece], width: int = 80, alpha_max: float = 2.0) -> Group:
-    """Draw the text with each token coloured by its weight, and below it a bar for it, which needs no colour.
+    """Draw the text with each token coloured by its weight, and below it a bar, which needs no colour.
 
     Parameters
     ----------
     pieces : iterable of Piece
-        The steps of one sequence. With several experts their weights are added.
+        The pieces of one sequence. The weights of several experts are added.
     width : int
         Cells in a line.
     alpha_max : float
-        The weight that takes the end of the scale.
+        The weight at the end of the scale.
     """
     lines: list[Text] = []
     text, bars = Text(no_wrap=True), Text(no_wrap=True)
@@ -120,14 +120,14 @@ def alpha_legend(alpha_max: float = 2.0, steps: int = 8) -> Text:
 
 
 def check_place(path: Path) -> None:
-    """Look whether a picture can be saved there, before the work that it is to show.
+    """Check that a picture can be saved at `path`, before the work that it will show.
 
     Raises
     ------
     FileNotFoundError
         If there is no such folder.
     ImportError
-        Without matplotlib.
+        If matplotlib is missing.
     ValueError
         If matplotlib has no such format.
     """
@@ -139,7 +139,7 @@ def check_place(path: Path) -> None:
         raise ImportError(MATPLOTLIB_HINT) from error
     formats = FigureCanvasBase.get_supported_filetypes()
     if path.suffix and path.suffix[1:].lower() not in formats:
-        raise ValueError(f"no picture is saved as {path.suffix!r}; there are: {', '.join(sorted(formats))}")
+        raise ValueError(f"no picture can be saved as {path.suffix!r}; give one of: {', '.join(sorted(formats))}")
 
 
 def plot_alpha(
@@ -159,22 +159,22 @@ def plot_alpha(
     completion : Completion
         Its ``alpha``, ``f`` and ``g`` are drawn.
     path : str or path
-        Where to; the ending chooses the format (png, svg, pdf).
+        File to write; its ending chooses the format (png, svg, pdf).
     token_texts : sequence of str
-        Text of each step.
+        Text of each token.
     experts : sequence of str, optional
         Names of the columns of ``alpha``; the completion's own if not given.
     targets : pair of array_like, optional
         KL(expert || base) and KL(base || expert) at each step, dotted beside the ``f`` and ``g`` that match them.
     alpha_max : float
-        Where the axis of alpha ends, unless a weight lies above.
+        End of the axis of alpha, unless a weight lies above.
     title : str, optional
         Heading.
 
     Raises
     ------
     ImportError
-        Without matplotlib.
+        If matplotlib is missing.
     ValueError
         If there are no weights to draw, or texts and steps differ in number.
     """
@@ -204,7 +204,7 @@ def plot_alpha(
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
         axes.set_xlim(-0.6, steps - 0.4)
     _label_tokens(below, token_texts)
-    with warnings.catch_warnings():  # a script that the font lacks is drawn as boxes, which says enough
+    with warnings.catch_warnings():  # a script that the font lacks shows as boxes anyway
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(path, dpi=150)
 
@@ -248,7 +248,7 @@ def _legend(axes: Axes) -> None:
     legend = axes.legend(
         loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False, fontsize=8, borderpad=0, labelcolor=INK
     )
-    # A name is text, even one with dollar signs.
+    # A name is plain text, even with dollar signs.
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -257,7 +257,7 @@ def _label_tokens(axes: Axes, token_texts: Sequence[str]) -> None:
     if len(token_texts) > MAX_LABELS:
         axes.set_xlabel("token", color=INK, fontsize=9)
         return
-    # Nearly every word begins with a space; only where there is nothing else must it be seen.
+    # Nearly every word begins with a space; it is shown only if there is nothing else.
     words = [text.strip(" ") or "·" * len(text) for text in token_texts]
     shown = [word if len(word) <= 14 else word[:13] + "…" for word in (word.replace("\n", "⏎") for word in words)]
     axes.set_xticks(range(len(shown)), shown, rotation=90, family="monospace", fontsize=7, color=INK, parse_math=False)

@@ -1,4 +1,4 @@
-"""From what a call asks for to what the step loop runs: everything checked, laid out and encoded."""
+"""Turns the arguments of a call into requests of the step loop: checked, laid out and encoded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Generation", "Scoring", "prepare"]
 
 @dataclass(frozen=True)
 class Generation:
-    """What a call of `Engine.generate` asks for.
+    """Checked arguments of a call of `Engine.generate`.
 
     Attributes
     ----------
@@ -53,7 +53,7 @@ class Generation:
         rule: Rule | None,
         speculate: Speculate,
     ) -> Generation:
-        """Check the arguments of a call, as far as that takes no model.
+        """Check the arguments of a call, as far as that needs no model.
 
         Raises
         ------
@@ -67,24 +67,24 @@ class Generation:
 
     @property
     def sequences(self) -> int:
-        """How many completions come of it."""
+        """Number of completions."""
         return len(self.prompts) * self.sampling.num_return_sequences
 
     def check_single(self) -> None:
-        """Refuse several sequences, for a stream.
+        """Refuse a call for several sequences, which a stream cannot give.
 
         Raises
         ------
         ValueError
-            If there are.
+            If the call asks for several.
         """
         if not self.single or self.sampling.num_return_sequences != 1:
-            raise ValueError("a stream is of one sequence; make one for each, or use generate or complete for several")
+            raise ValueError("a stream has one sequence; make a stream for each, or use generate or complete")
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What a call of `Engine.score` asks for: as many prompts as continuations, and whether there was a single one."""
+    """Checked arguments of a call of `Engine.score`: as many prompts as continuations; `single` if none is a list."""
 
     prompts: Sequence[Prompt] | Sequence[Messages]
     continuations: Sequence[Continuation]
@@ -105,7 +105,7 @@ class Scoring:
         experts: Sequence[str] | None,
         rule: Rule | None,
     ) -> Scoring:
-        """Check the arguments of a call, as far as that takes no model.
+        """Check the arguments of a call, as far as that needs no model.
 
         Raises
         ------
@@ -125,12 +125,12 @@ class Scoring:
 def prepare(
     ensemble: Ensemble, wanted: Generation, ids: Iterator[int]
 ) -> tuple[list[RunningRequest], list[_C.Request]]:
-    """Encode the prompts of a call for every lane, and make a request of each sample.
+    """Encode the prompts of a call for every lane, and make a request for each sample.
 
     Raises
     ------
     ValueError
-        If a prompt is empty or longer than the context, or an expert or a drafter is not there.
+        If a prompt is empty or longer than the context, or an expert or a drafter is unknown.
     """
     sampling = wanted.sampling
     seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)

@@ -1,4 +1,4 @@
-"""What each lane of a request reads: one prompt, laid out and encoded for every model that sees it."""
+"""What each lane of a request reads: one prompt, laid out and encoded for every model that reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlf.text.tokenizer import Tokenizer
 __all__ = ["end_tokens", "lane_prompts"]
 
 EMPTY = "is empty; give text, or token ids such as [bos_token_id] to start from nothing"
-MIN_SHARED = 64  # tokens: reading fewer of them again costs less than a pass of their own
+MIN_SHARED = 64  # tokens; reading fewer of them again costs less than a chunk of their own
 
 
 def lane_prompts(
@@ -31,24 +31,24 @@ def lane_prompts(
     Parameters
     ----------
     ensemble
-        Whose lanes.
+        Models and lanes.
     prompt
         Text, token ids, or messages.
     experts
-        Numbers of those that the request fuses; a lane that none of them needs gets an empty prompt.
+        Numbers of the experts that the request fuses; a lane that none of them needs gets an empty prompt.
     examples
-        For the large model, and the drafter.
+        Examples for the large model and the drafter.
     which
-        What to call the prompt in errors.
+        Name of the prompt in errors.
     continuation
-        Tokens that are to follow it, if that is known.
+        Tokens of its continuation, if known.
     drafter
-        Whether the engine's further drafter reads it as well.
+        Whether the engine's drafter reads it too.
 
     Raises
     ------
     ValueError
-        If it is empty, or longer than the context, with how many examples would fit.
+        If it is empty, or longer than the context; the message says how many examples would fit.
     """
     if not prompt:
         raise PromptError(f"{which} {EMPTY}")
@@ -57,7 +57,7 @@ def lane_prompts(
     text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
     for number in ensemble.lanes.of_experts(experts, drafter=drafter):
         lane = ensemble.lanes.lanes[number]
-        as_large = number == 0 or number == ensemble.lanes.drafter  # which is to say what it says
+        as_large = number == 0 or number == ensemble.lanes.drafter  # the drafter imitates the large model
         layout = Layout(lane.layout.template, examples) if as_large and examples else lane.layout
         tokenizer = ensemble.models[lane.model].tokenizer
         if text is None:
@@ -89,7 +89,7 @@ def lane_prompts(
 
 
 def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages) -> list[int]:
-    """Token ids that end an answer to this prompt: the models' own and, in a chat, the end of the assistant's turn."""
+    """Token ids that end an answer to this prompt: the large model's, and in a chat the end of the assistant's turn."""
     found = list(ensemble.eos_token_ids)
     if not isinstance(prompt, str) and isinstance(prompt[0], int):
         return found
@@ -102,7 +102,7 @@ def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages) -> li
 
 
 def _check(ensemble: Ensemble, tokens: list[int], which: str) -> None:
-    if not tokens:  # a special token alone would be a prompt that nobody wrote
+    if not tokens:  # a special token in its place would be a prompt that nobody wrote
         raise PromptError(f"{which} {EMPTY}")
     outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
     if outside is not None:
@@ -135,7 +135,7 @@ def _too_long(
 
 
 def _reader(ensemble: Ensemble, lane: int) -> str:
-    """Who a lane is, in words."""
+    """Name of a lane's model in errors."""
     if lane == 0:
         return "the large model"
     for label, (expert, base) in zip(ensemble.labels, ensemble.lanes.pairs, strict=True):

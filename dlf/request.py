@@ -64,7 +64,7 @@ class RunningRequest:
         return self.finish_reason is not None or self.cancelled
 
     def spend(self, timings: _C.StepTimings, time: float) -> None:
-        """Add a step that this sequence took part in, and which ended at this time."""
+        """Add a step that this sequence took part in; the step ended at `time`."""
         self._steps.append(Step(time - self._now, 0, timings.drafted, timings.drafter, timings.graph))
         self._now = time
         for part in self._spent:
@@ -98,7 +98,7 @@ class RunningRequest:
         self.pieces.append(Piece(text, output.token, output.logprob, np.array(output.alpha, np.float64), self._index))
 
     def cut(self, reason: str) -> None:
-        """End the sequence with the last piece that was taken, though a step may have given more."""
+        """End the sequence after the last piece that was taken; drop the tokens after it."""
         if self.finish_reason is not None and not self.pieces:
             return
         kept = len(self._tokens) - len(self.pieces)
@@ -121,14 +121,14 @@ class RunningRequest:
             raise self.error
 
     def _push(self, token: int) -> tuple[str, bool]:
-        """Text that can be shown now, and whether a stop string has come; they see special tokens, too."""
+        """Text that can be shown now, and whether a stop string was found; special tokens can be part of one."""
         text = self._decoder.push(token)
         if not text and self.tokenizer.is_special(token):
             return self._stop_strings.push(self.tokenizer.token(token) or "", shown=False)
         return self._stop_strings.push(text)
 
     def completion(self) -> Completion:
-        """Everything that the sequence gave."""
+        """Result of the sequence so far."""
         steps = len(self._tokens)
         f, g = np.array(self._divergences, np.float64).reshape(steps, 2).T
         total = sum(self._spent.values()) or 1.0
@@ -156,7 +156,7 @@ class RunningRequest:
 
 
 def raise_failure(failure: _C.Failure) -> None:
-    """Raise what the step loop says of a request, if it says anything."""
+    """Raise the error of a request, if the step loop reports one."""
     if failure.kind != _C.FailureKind.none:
         raise _as_error(failure)
 

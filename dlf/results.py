@@ -12,7 +12,7 @@ __all__ = ["Completion", "Piece", "Score", "Step", "Timings"]
 
 @dataclass(frozen=True)
 class Piece:
-    """One step of one sequence, as `Engine.stream` yields it and callbacks receive it.
+    """One token of one sequence, as `Engine.stream` yields it and callbacks receive it.
 
     Attributes
     ----------
@@ -25,7 +25,7 @@ class Piece:
     alpha : ndarray
         Weight of each expert, float64 ``[experts]``.
     index : int
-        Which sequence of the call this belongs to.
+        Number of its sequence in the call.
     """
 
     text: str
@@ -42,13 +42,13 @@ class Step:
     Attributes
     ----------
     seconds : float
-        Since the step before it; of the first one since the request.
+        Time since the step before it; for the first one, since the request.
     tokens : int
-        That it gave the sequence.
+        Tokens that it gave the sequence.
     drafted : int
         Tokens that it drafted for each of its sequences, on CUDA; 0 on a CPU, where each has its own draft.
     drafter : int
-        If there are any: a lane of the engine, or -2 for prompt look-up.
+        Source of the drafted tokens, if any: a lane of the engine, or -2 for prompt lookup.
     graph : bool
         Whether it was launched as one CUDA graph.
     """
@@ -67,14 +67,14 @@ class Timings:
     Attributes
     ----------
     time_to_first_token : float
-        From the request to its first token, waiting for a free place included.
+        Time from the request to its first token, waiting for a free slot included.
     token_times : ndarray
-        Between each token and the one before it, float64 ``[steps - 1]``; those of one pass come together.
+        Time between each token and the one before it, float64 ``[steps - 1]``; tokens of one pass come together.
     shares : dict
         Fractions of the steps' time spent in the ``large`` model, the ``small`` models, ``solve`` and ``sample``; all
         zero on CUDA, where a step is one launch.
     steps : list of Step
-        Each of them.
+        Each step that the sequence took part in.
     """
 
     time_to_first_token: float
@@ -107,8 +107,8 @@ class Completion:
     f, g : ndarray
         KL(fused || large) and KL(large || fused) at each step, in nats, float64 ``[steps]``.
     finish_reason : str
-        ``"stop"`` (end of sequence, stop token or stop string), ``"length"`` (max_new_tokens or context) or
-        ``"callback"``.
+        ``"stop"`` (end of sequence, stop token or stop string), ``"length"`` (max_new_tokens or context),
+        ``"callback"``, ``"error"``, or ``"cancelled"`` for a stream that did not reach its end.
     prompt_tokens : int
         Length of the large model's prompt in tokens.
     timings : Timings
@@ -118,11 +118,11 @@ class Completion:
     top_logprobs : list of dict
         For each step the most probable tokens and their log-probabilities, if ``logprobs`` asked for them.
     cached_tokens : int
-        Of the prompts of all lanes, those that the prefix cache had.
+        Prompt tokens that the prefix cache had, of all lanes.
     passes : int
-        Passes of the large model that gave a token, or several where they had been drafted; the prompt's is the first.
+        Passes of the large model that gave a token, or several if they had been drafted; the prompt's is the first.
     drafted : int
-        Tokens that were drafted; ``len(tokens) - passes`` of them were right.
+        Tokens that were drafted; ``len(tokens) - passes`` of them were accepted.
     """
 
     text: str
@@ -143,12 +143,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Score:
-    """What the fused distributions give the tokens of one continuation.
+    """Scores of the tokens of one continuation under the fused distributions.
 
     Attributes
     ----------
     tokens : list of int
-        Those of the continuation.
+        Tokens of the continuation.
     logprobs : ndarray
         Log-probability of each token, given the prompt and the tokens before it, in nats; float64 ``[tokens]``.
     is_greedy : ndarray

@@ -19,25 +19,25 @@ AlphaMax: TypeAlias = "float | Sequence[float] | Mapping[str, float]"
 
 @dataclass(frozen=True)
 class Rule:
-    """How the weights of a request's experts come about. What is None is left to the engine.
+    """How the weights of a request's experts are found. Fields that are None are left to the engine.
 
     A rule belongs to a request: ``engine.generate(prompt, rule=dlf.Rule(combine="joint"))``, or by its fields,
-    ``engine.generate(prompt, combine="joint")``. Requests with different rules decode in one batch, and each gives to
-    the bit what it gives alone.
+    ``engine.generate(prompt, combine="joint")``. Requests with different rules decode in one batch; the result of each
+    is bit-identical to that of the request alone.
 
     Parameters
     ----------
     combine : {"select", "centroid", "joint", "static", "grid"}, optional
-        How the weights of several experts come together; see `dlf.fusion.solve`.
+        How several experts are combined; see `dlf.fusion.solve`.
     match : {"symmetric", "forward", "reverse"}, optional
         Which divergences are matched.
     alpha : sequence or mapping of float or None, optional
-        Given weights; None stands for an expert whose weight is solved. A sequence has one for each expert of the
-        request, in the order in which the request names them, or in the engine's where it names none. A mapping from
-        names of experts leaves those that it does not name to the engine. An engine's weights for
-        ``combine="static"`` hold for that alone: under another `combine` of a request they are solved.
+        Given weights; None for an expert whose weight is solved. A sequence has one weight for each expert of the
+        request, in the request's order of experts, or in the engine's if the request names none. A mapping from names
+        of experts leaves all others to the engine. An engine's weights for ``combine="static"`` hold for that alone: a
+        request with another `combine` solves them.
     alpha_max : float, or sequence or mapping of float, optional
-        Upper bound of solved weights: one for all, or as in `alpha`.
+        Upper bound of solved weights: one number for all, or one for each expert as in `alpha`.
 
     Raises
     ------
@@ -64,18 +64,18 @@ class Rule:
         object.__setattr__(self, "alpha", alpha)
         object.__setattr__(self, "alpha_max", bounds)
         combine = "select" if self.combine is None else self.combine
-        _C.Rule(combine, "symmetric" if self.match is None else self.match, [], [2.0], 0)  # raises, as the next
+        _C.Rule(combine, "symmetric" if self.match is None else self.match, [], [2.0], 0)  # raises, as does the loop
         for weights, limits in ((_values(alpha), [2.0]), ([], _values(bounds))):
             _C.Rule("select", "symmetric", weights, limits or [2.0], max(len(weights), len(limits)))
 
 
 def take_rule(rule: Any, options: Mapping[str, Any]) -> tuple[Rule, dict[str, Any]]:
-    """The rule of a call, with the fields among its options in place of the rule's own; and the other options.
+    """Split the options of a call into its rule, where they override fields of `rule`, and the other options.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no rule, or a field is impossible.
+        If `rule` is no `Rule`, or a field is impossible.
     """
     if rule is not None and not isinstance(rule, Rule):
         raise TypeError(f"rule is {shown(rule)}: give a dlf.Rule, or its fields by name")
@@ -86,23 +86,23 @@ def take_rule(rule: Any, options: Mapping[str, Any]) -> tuple[Rule, dict[str, An
 
 
 def native_rule(wanted: Rule, default: Rule, labels: Sequence[str], order: Sequence[int]) -> _C.Rule:
-    """The rule of a request for the solver.
+    """Rule of a request as the solver takes it.
 
     Parameters
     ----------
     wanted
-        What the request says.
+        The request's rule.
     default
-        What holds otherwise: every field, `alpha` and `alpha_max` for each of the engine's experts.
+        The engine's, for fields that the request leaves open; its `alpha` and `alpha_max` are for all experts.
     labels
-        Their names; empty where experts have none.
+        Names of the engine's experts; empty if they have none.
     order
-        Numbers of the request's experts, as it names them. The rule has their weights in rising order.
+        Numbers of the request's experts, as it names them. The result has their weights in rising order.
 
     Raises
     ------
     ValueError, TypeError
-        If it does not suit these experts.
+        If the rule does not fit these experts.
     """
     usual = default.combine or "select"
     combine = wanted.combine or usual
@@ -118,7 +118,7 @@ def native_rule(wanted: Rule, default: Rule, labels: Sequence[str], order: Seque
 def _each(
     name: str, what: str, wanted: Any, default: Sequence[Any], labels: Sequence[str], order: Sequence[int]
 ) -> list[Any]:
-    """A value for each expert of a request, in rising order of their numbers."""
+    """Values of the experts of a request, in rising order of the experts' numbers."""
     found = {number: default[number] for number in order}
     if isinstance(wanted, Mapping):
         if not labels:
@@ -140,7 +140,7 @@ def _each(
 
 
 def _numbers(name: str, value: Any) -> Any:
-    """A number, a tuple or a dict of them, None among them where weights are solved."""
+    """Convert to a number, or to a tuple or dict of numbers, with None for solved weights."""
 
     def number(which: str, one: Any) -> float | None:
         return None if one is None and name == "alpha" else as_float(which, one, name)
@@ -161,5 +161,5 @@ def _values(numbers: Any) -> list[Any]:
     return [numbers] if isinstance(numbers, float) else list(numbers or ())
 
 
-UNSAID = Rule()  # a rule that leaves all to the engine
+UNSAID = Rule()  # leaves everything to the engine
 FIELDS = tuple(field.name for field in fields(Rule))

@@ -22,12 +22,12 @@ __all__ = ["SamplingOptions", "StopStrings"]
 _MAX_SEED = 2**64 - 1
 _MAX_SEQUENCES = 1024
 _MAX_PENALTY = 1e6  # keeps any plausible logit finite in float32
-_MAX_BIAS = 3.4e38  # of float32
+_MAX_BIAS = 3.4e38  # the range of float32
 _MAX_STOP_STRINGS = 1024  # each is looked for at every character
 _MAX_STOP_CHARACTERS = 1 << 14
 _MAX_STOP_IDS = 1 << 16
 _MAX_BAD_WORDS = 1 << 14  # each is looked for at every step
-_MAX_BAD_LENGTH = 1 << 20  # characters or token ids of all of them
+_MAX_BAD_LENGTH = 1 << 20  # characters or token ids, all words together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,9 +91,9 @@ class SamplingOptions:
     top_k: Annotated[int, Option("Draw among this many tokens; 0 is off.", flag="")] = 0
     top_p: Annotated[float, Option("Draw from this much probability; 1 is off.", flag="")] = 1.0
     min_p: Annotated[float, Option("Least probability, relative to the top token's.", flag="")] = 0.0
-    repetition_penalty: Annotated[float, Option("Divides logits of tokens that were there; 1 is off.", flag="")] = 1.0
+    repetition_penalty: Annotated[float, Option("Divides the logits of tokens seen before; 1 is off.", flag="")] = 1.0
     presence_penalty: Annotated[float, Option("Subtracted from logits of generated tokens; 0 is off.", flag="")] = 0.0
-    frequency_penalty: Annotated[float, Option("The same, as often as it was generated; 0 is off.", flag="")] = 0.0
+    frequency_penalty: Annotated[float, Option("Subtracted each time a token was generated; 0 is off.", flag="")] = 0.0
     logit_bias: Annotated[Mapping[int, float] | None, Option("Added to the logits of these tokens.")] = None
     bad_words: Annotated[Sequence[str] | None, Option("Texts that must not be generated.")] = None
     bad_words_ids: Annotated[Sequence[Sequence[int]] | None, Option("Token ids that must not be generated.")] = None
@@ -114,7 +114,8 @@ class SamplingOptions:
         self._set("min_new_tokens", as_int("min_new_tokens", self.min_new_tokens, 0))
         if self.min_new_tokens > self.max_new_tokens:
             raise OptionError(
-                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens, {self.max_new_tokens}: raise that",
+                f"min_new_tokens is {self.min_new_tokens}, above max_new_tokens, {self.max_new_tokens}: "
+                "lower it or raise max_new_tokens",
                 "min_new_tokens",
             )
         self._check_filters()
@@ -130,7 +131,7 @@ class SamplingOptions:
             )
         if self.seed is not None:
             self._set("seed", as_int("seed", self.seed, 0, _MAX_SEED))
-        # The sampler knows the vocabulary, and refuses more than that.
+        # The sampler knows the size of the vocabulary and refuses more.
         self._set("logprobs", as_int("logprobs", self.logprobs, 0, MAX_VOCAB_SIZE))
 
     def _set(self, name: str, value: object) -> None:
@@ -184,7 +185,7 @@ class SamplingOptions:
                     "exclude it",
                     "logit_bias",
                 )
-            biases[number] = bias if bias >= -_MAX_BIAS else -math.inf  # as float32 has it
+            biases[number] = bias if bias >= -_MAX_BIAS else -math.inf  # below the range of float32
         self._set("logit_bias", biases)
 
     def _check_texts(self) -> None:
@@ -211,7 +212,7 @@ class SamplingOptions:
         seed: int | None = None,
         stream: int = 0,
     ) -> _C.SamplingOptions:
-        """Options of the C++ sampler, for one sequence.
+        """Options of the C++ sampler for one sequence.
 
         Parameters
         ----------
@@ -220,14 +221,14 @@ class SamplingOptions:
         bad_words_ids : Sequence[Sequence[int]]
             The token ids of ``bad_words``; they join ``bad_words_ids``.
         seed : int, optional
-            Used when the options have no seed; drawn at random when it is missing as well.
+            Used when the options have no seed; drawn at random when this is None too.
         stream : int
             Tells apart sequences that share a seed.
 
         Returns
         -------
         _C.SamplingOptions
-            What ``_C.Sampler`` takes.
+            Options for ``_C.Sampler``.
 
         """
         from dlf import _C

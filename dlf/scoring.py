@@ -1,4 +1,4 @@
-"""What a call of `Engine.score` asks for: prompts, how they go on, and what each lane reads for that."""
+"""Prompts and continuations of a call of `Engine.score`, encoded for every lane."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Continuation", "ScoreGroup", "as_continuations", "as_score", "score_
 
 Continuation: TypeAlias = "str | list[int]"
 
-AT_ONCE = 64  # continuations of one prompt; whoever else uses the engine waits for them
+AT_ONCE = 64  # continuations of one prompt in a job; other jobs of scoring wait for it
 
 
 @dataclass
@@ -46,7 +46,7 @@ def as_continuations(continuation: Any, prompts: int | None) -> tuple[list[Conti
     continuation
         Text, token ids, or a list of such.
     prompts
-        How many prompts there are, each with a continuation of its own; None for one prompt.
+        Number of prompts, each with a continuation of its own; None for one prompt.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def score_groups(
     experts: Sequence[int],
     examples: tuple[Example, ...],
 ) -> list[ScoreGroup]:
-    """Encode pairs of prompt and continuation; those with one prompt are one group, which reads it once.
+    """Encode pairs of prompt and continuation; pairs with the same prompt form a group, which reads it once.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def score_groups(
 
 
 def as_score(native: _C.Score, tokens: list[int], experts: list[str]) -> Score:
-    """What the step loop gave, as arrays."""
+    """Scores of the step loop, as arrays."""
     return Score(
         tokens=tokens,
         logprobs=np.array(native.logprobs, np.float64),
@@ -134,8 +134,8 @@ def _split(
 ) -> tuple[Any, list[int]]:
     """The prompt, and the tokens that follow it in every lane.
 
-    A text is encoded together with what the large model reads before it, since tokens may span the words of both, and
-    a space at the end of a prompt belongs to the word after it, as in lm-evaluation-harness.
+    A text is encoded together with the large model's prompt, since a token may span both, and a space at the end of a
+    prompt belongs to the word after it, as in lm-evaluation-harness.
     """
     lane = ensemble.lanes.lanes[0]
     tokenizer = ensemble.models[lane.model].tokenizer

@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Speculate", "Speculation", "as_speculation", "native_speculation", "uses_drafter"]
 
-MAX_DRAFT = 12  # of "auto"
+MAX_DRAFT = 12  # the default
 
 
 @dataclass(frozen=True)
 class Speculation:
-    """How tokens are drafted by something fast, to be verified by one pass of every model over all of them.
+    """How tokens are drafted, to be verified by one pass of every model over all of them.
 
-    What is generated is what is generated without, to the last token and log-probability, at any temperature: every
-    position draws with a random number of its own, so a draft is right exactly if it is the token that comes. (The
-    accept-reject rule of Leviathan et al., arXiv 2211.17192, and Chen et al., arXiv 2302.01318, keeps the distribution
-    but not the tokens.)
+    Tokens and log-probabilities are bit-identical with and without drafting, at any temperature: every position draws
+    with a random number of its own, so a drafted token is right exactly if it is the token drawn. (The accept-reject
+    rule of Leviathan et al., arXiv 2211.17192, and Chen et al., arXiv 2302.01318, keeps the distribution but not the
+    tokens.)
 
     Parameters
     ----------
     drafter : str
-        ``"auto"``: the engine's `drafter` if it has one, else the expert that had the most weight lately, or what
-        prompt look-up finds where that promises more. Else the name of an expert; ``"base"``, that of the first expert;
-        ``"prompt_lookup"``, what followed the last tokens where they came before in prompt or output; or
+        ``"auto"``: the engine's `drafter` if it has one, else the expert that had the most weight lately, or prompt
+        lookup where that promises more. Or the name of an expert; ``"base"``, the base of the first expert;
+        ``"prompt_lookup"``, the tokens after an earlier occurrence of the last ones in prompt or output; or
         ``"drafter"``, the engine's.
     max_draft : int
-        Tokens drafted before a pass, from 1 to 16; on CUDA no more than 7, whatever it says.
+        Most tokens drafted before a pass, from 1 to 16; on CUDA at most 7 are drafted.
     adaptive : bool
-        Whether fewer, or none, are drafted where measured times and running acceptance rates say that it is faster.
+        Whether to draft fewer tokens, or none, where measured times and acceptance rates promise more speed.
 
     Raises
     ------
@@ -51,7 +51,7 @@ class Speculation:
         if not isinstance(self.drafter, str):
             raise OptionTypeError(
                 f"drafter is {self.drafter!r}: give the name of an expert, 'base', 'prompt_lookup', 'drafter' or "
-                "'auto'; a further model goes to Engine(drafter=...)",
+                "'auto'; pass any other model as Engine(drafter=...)",
                 "drafter",
             )
         if isinstance(self.max_draft, bool) or not isinstance(self.max_draft, int):
@@ -64,7 +64,7 @@ Speculate: TypeAlias = str | bool | Speculation
 
 
 def as_speculation(speculate: Any) -> Speculation | None:
-    """What a caller asked for: ``"auto"``, ``False``, or a `Speculation`."""
+    """Speculation that a caller asked for by ``"auto"``, ``False`` or a `Speculation`; None for no drafting."""
     if isinstance(speculate, Speculation):
         return speculate
     if speculate is False:
@@ -75,12 +75,12 @@ def as_speculation(speculate: Any) -> Speculation | None:
 
 
 def native_speculation(speculation: Speculation | None, ensemble: Ensemble, experts: list[int]) -> _C.Speculation:
-    """The same for the step loop of an engine, of a request with these experts.
+    """Speculation for the step loop, of a request with these experts.
 
     Raises
     ------
     ValueError
-        If it has no such drafter.
+        If the request has no such drafter.
     """
     if speculation is None:
         return _C.Speculation(0)
@@ -89,7 +89,7 @@ def native_speculation(speculation: Speculation | None, ensemble: Ensemble, expe
 
 
 def uses_drafter(speculation: _C.Speculation, ensemble: Ensemble) -> bool:
-    """Whether the engine's further drafter, if it has one, is to read what is drafted."""
+    """Whether the engine's drafter, if it has one, may draft for the request and so reads its prompt."""
     wanted = speculation.drafter in (_C.AUTO_DRAFTER, ensemble.lanes.drafter)
     return ensemble.lanes.drafter is not None and speculation.max_draft > 0 and wanted
 
@@ -110,7 +110,6 @@ def _lane(drafter: str, ensemble: Ensemble, experts: list[int]) -> int:
     if ensemble.lanes.drafter is not None:
         there.append("drafter")
     raise OptionError(
-        f"nothing that may draft is called {drafter!r}; there are: {', '.join(there)}; a further model goes to "
-        "Engine(drafter=...)",
+        f"no drafter is called {drafter!r}; there are: {', '.join(there)}; pass any other model as Engine(drafter=...)",
         "speculate",
     )

@@ -16,14 +16,14 @@ __all__ = ["AsyncStream", "Stream"]
 class Stream(Iterator[Piece]):
     """The pieces of one sequence, as they come.
 
-    The engine decodes on while a piece is looked at, by at most ``max_new_tokens``. Leaving the stream, closing it from
-    any thread or forgetting it ends the sequence and frees its slots. Whoever waits for its next piece then sees the
+    The engine decodes ahead of the reader, by at most ``max_new_tokens``. Leaving the stream, closing it from any
+    thread or forgetting it ends the sequence and frees its slots. A thread that waits for the next piece then sees the
     end.
     """
 
     def __init__(self, call: Call, engine: object) -> None:
         self._call = call
-        self._engine = engine  # which must not be closed by being forgotten before the stream is
+        self._engine = engine  # kept, because a forgotten engine closes itself
         self._taking = threading.Lock()
 
     def __iter__(self) -> Stream:
@@ -44,7 +44,7 @@ class Stream(Iterator[Piece]):
             self._taking.release()
 
     def completion(self) -> Completion:
-        """Everything that the sequence gave so far, and why it ended, if it did."""
+        """Result of the sequence so far, and why it ended, if it did."""
         return self._call.requests[0].completion()
 
     def close(self) -> None:
@@ -64,9 +64,9 @@ class Stream(Iterator[Piece]):
 class AsyncStream(AsyncIterator[Piece]):
     """The pieces of one sequence, as they come, for a task of an event loop.
 
-    The prompt is encoded and queued when the first piece is awaited. From then on the engine decodes ahead of whoever
-    takes the pieces, by at most ``max_new_tokens``: a slow reader holds up no other request. Leaving the loop over it,
-    a task that is cancelled or timed out while it waits, closing the stream from any thread or forgetting it ends the
+    The prompt is encoded and queued when the first piece is awaited. From then on the engine decodes ahead of the
+    reader, by at most ``max_new_tokens``: a slow reader holds up no other request. Leaving the loop over the stream,
+    cancelling the task that waits for it or its timeout, closing the stream from any thread or forgetting it ends the
     sequence and frees its slots.
     """
 
@@ -86,7 +86,7 @@ class AsyncStream(AsyncIterator[Piece]):
             if self._call is None and not self._closed:
                 self._call = await self._start()
             if self._closed:
-                self.close()  # by somebody else, while this was on its way
+                self.close()  # another task or thread closed it meanwhile
             piece = None if self._call is None else await self._call.piece()
             if piece is None:
                 raise StopAsyncIteration
@@ -98,7 +98,7 @@ class AsyncStream(AsyncIterator[Piece]):
             self._taking = False
 
     def completion(self) -> Completion:
-        """Everything that the sequence gave so far, and why it ended, if it did.
+        """Result of the sequence so far, and why it ended, if it did.
 
         Raises
         ------
@@ -110,14 +110,14 @@ class AsyncStream(AsyncIterator[Piece]):
         return self._call.requests[0].completion()
 
     def close(self) -> None:
-        """End the sequence. Whoever waits for its next piece then sees the end."""
+        """End the sequence. A task that waits for the next piece then sees the end."""
         self._closed = True
         if self._call is not None:
             self._call.cancel()
             self._call.requests[0].pieces.clear()
 
     async def aclose(self) -> None:
-        """End the sequence: `close`, as `contextlib.aclosing` wants it."""
+        """End the sequence; for `contextlib.aclosing`."""
         self.close()
 
     async def __aenter__(self) -> AsyncStream:

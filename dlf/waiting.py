@@ -1,7 +1,7 @@
 """Two ways to wait for an engine: a thread blocks, a task of an event loop lets others run.
 
-What an engine does for a call is written once, as coroutines that wait by one of these. With `Blocking` none of their
-awaits suspends, so `run` takes them to their end in the calling thread, without an event loop.
+The calls of an engine are written once, as coroutines that wait by one of these classes. With `Blocking` no await
+suspends, so `run` completes a coroutine in the calling thread, without an event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Note: TypeAlias = "News | Exception | None"
 
 
 class Inbox(Outbox, Protocol):
-    """An outbox of the driver, from the side of whoever waits."""
+    """The receiving side of an `Outbox`."""
 
     async def get(self) -> Note:
         """Wait for what the driver puts next."""
@@ -35,14 +35,14 @@ class Waiting(Protocol):
         """A new queue for the outputs of a call."""
 
     async def aside(self, work: Callable[[], Result]) -> Result:
-        """Do what takes a while, such as encoding a text, where it holds up nobody else."""
+        """Run work that takes a while, such as encoding a text, where it delays nobody else."""
 
     async def answer(self, driver: Driver, work: Callable[[Poll], Result], long: bool = False) -> Result:
-        """Have work done on the driver's thread; see `Driver.post`. It ends if this is given up."""
+        """Run work on the driver's thread; see `Driver.post`. The work ends if the caller stops waiting."""
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Take a coroutine that waits by `Blocking` to its end."""
+    """Run a coroutine that waits by `Blocking` to its end."""
     try:
         work.send(None)
     except StopIteration as end:
@@ -54,14 +54,14 @@ def run(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 class Blocking:
-    """A thread that does nothing else meanwhile."""
+    """Waits by blocking the calling thread."""
 
     def inbox(self) -> Inbox:
         """A queue that `get` blocks on."""
         return _ThreadInbox()
 
     async def aside(self, work: Callable[[], Result]) -> Result:
-        """Do it here."""
+        """Run it in this thread."""
         return work()
 
     async def answer(self, driver: Driver, work: Callable[[Poll], Result], long: bool = False) -> Result:
@@ -79,7 +79,7 @@ class _ThreadInbox:
 
 
 class Awaiting:
-    """The tasks of one event loop. What the driver has for all of them after a step wakes the loop once."""
+    """Waits in tasks of one event loop; the outputs of a step for all of them wake the loop once."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -91,11 +91,11 @@ class Awaiting:
         return _TaskInbox(self)
 
     async def aside(self, work: Callable[[], Result]) -> Result:
-        """Do it in a thread."""
+        """Run it in another thread."""
         return await asyncio.to_thread(work)
 
     async def answer(self, driver: Driver, work: Callable[[Poll], Result], long: bool = False) -> Result:
-        """Await what the driver's thread says."""
+        """Await the result from the driver's thread."""
         future: asyncio.Future[Answer] = self._loop.create_future()
         job = Job(work, partial(self._reply, future), long)
         try:
@@ -105,11 +105,11 @@ class Awaiting:
             job.abandoned = True
             raise
         finally:
-            del job, future  # which the traceback of an error would keep
+            del job, future  # the traceback of an error would keep them
         return found
 
     def soon(self, call: Callable[[], None]) -> None:
-        """Have the loop call something. Any thread may ask, finalisers and signal handlers too; takes no lock."""
+        """Schedule a call in the loop. Takes no lock: any thread, finaliser or signal handler may use it."""
         if self._loop.is_closed():  # nobody can wait there any more
             return
         self._calls.append(call)
@@ -129,7 +129,7 @@ class Awaiting:
         Raises
         ------
         RuntimeError
-            If another one is running, which nobody would wake.
+            If another loop is running: nothing would wake it.
         """
         if asyncio.get_running_loop() is not self._loop:
             raise RuntimeError("this belongs to another event loop; await it where it began")
@@ -167,5 +167,5 @@ class _TaskInbox:
 
 
 def _settle(future: asyncio.Future[Result], result: Result) -> None:
-    if not future.done():  # nobody has given it up
+    if not future.done():  # its task still waits
         future.set_result(result)

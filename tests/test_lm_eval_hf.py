@@ -140,7 +140,7 @@ def test_a_template_that_changes_the_beginning_of_an_answer() -> None:
     for template in ("", "HELLO"):
         with pytest.raises(ValueError, match="leaves out the beginning of the answer, 'Hello'"):
             open_ended(lambda messages, text=template: text, history)
-    with pytest.raises(ValueError, match="no text to go on with"):
+    with pytest.raises(ValueError, match="no text to continue"):
         open_ended(str, [{"role": "assistant", "content": None}])
 
 

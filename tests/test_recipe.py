@@ -186,7 +186,7 @@ def test_the_shortest(tmp_path: Path) -> None:
         ("large: x\nbase: b\nexperts:\n  - examples: []\n", ["4: experts[0].examples: examples is empty"]),
         (
             "large: x\nbase: b\nexperts:\n  - examples: [[a, b]]\n    examples_file: y\n",
-            ["4: experts[0].examples: examples and examples_file are two places"],
+            ["4: experts[0].examples: examples and examples_file are both given"],
         ),
         ("large: x\nbase: b\nexperts:\n" + "  - model: a\n" * 17, ["3: experts: has 17 entries; give at most 16"]),
         ("large: x\nfusion:\n", ["2: fusion: must be a mapping, 'name: value', not null"]),
@@ -542,7 +542,7 @@ def test_schema(tmp_path: Path) -> None:
     assert set(sampling["properties"]) == set(dlf.SamplingOptions.__dataclass_fields__)
     assert sampling["properties"]["max_new_tokens"]["type"] == "integer" and not sampling["additionalProperties"]
     combine = schema["$defs"]["Fusion"]["properties"]["combine"]
-    assert combine["anyOf"][0]["enum"] == list(COMBINE) and combine["description"].startswith("How the weights")
+    assert combine["anyOf"][0]["enum"] == list(COMBINE) and combine["description"].startswith("How several experts")
     assert schema["$defs"]["Engine"]["properties"]["max_batch"]["anyOf"][0] == {
         "type": "integer",
         "minimum": 1,

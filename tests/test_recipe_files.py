@@ -34,7 +34,7 @@ def write(folder: Path, text: str) -> Path:
         ("large: !!float ''\n", "recipe.yaml:1: '' is not what its tag says"),
         ("large: x\nbase: " + "9" * 5000, "recipe.yaml:2: '9+...' has more than 64 digits"),
         ("large: 1" + ":1" * 100000, "recipe.yaml:1: .* more than 64 digits"),
-        ("large: x\n\nbase: a\0b\n", "recipe.yaml:3: no valid YAML: it holds a character, 0x0, that is none of text$"),
+        ("large: x\n\nbase: a\0b\n", "recipe.yaml:3: no valid YAML: it holds the character 0x0, which is not text$"),
         ('large: x\nbase: "\\ud83d"\n', r"recipe.yaml:2: '\\ud83d' escapes half a character"),
         ('large: x\n"\\ude00": y\n', r"recipe.yaml:2: '\\ude00' escapes half a character"),
         ("[" * (1 << 20), "32 deep"),

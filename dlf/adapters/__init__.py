@@ -1,1 +1,1 @@
-"""LoRA adapters as files: what PEFT writes, read and checked."""
+"""LoRA adapters as files: reads and checks what PEFT writes."""

@@ -37,7 +37,7 @@ class LowRank:
 
 
 class AdapterFile:
-    """An adapter's configuration, and its tensors for a base, none of which is read yet.
+    """An adapter's configuration, and its tensors, which `read` reads for a base.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class AdapterFile:
     Raises
     ------
     FileNotFoundError, CheckpointError
-        If it is no adapter, or computes something else than LoRA.
+        If it is no adapter, or computes something other than LoRA.
     """
 
     def __init__(self, name: str | os.PathLike[str]) -> None:
@@ -69,7 +69,7 @@ class AdapterFile:
         self.dora = self._config.dora
 
     def read(self, config: ModelConfig) -> dict[str, LowRank]:
-        """Read the updates, under the names of the base's linear layers, as they are in the file.
+        """Read the updates by the names of the base's linear layers, in the file's own type.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class AdapterFile:
         }
 
     def check_low_rank(self) -> None:
-        """Raise CheckpointError if the adapter cannot run beside its base, but has to be folded into it."""
+        """Raise CheckpointError if the adapter cannot run beside its base and must be folded into it."""
         if self.dora:
             raise CheckpointError(
                 f"{self.folder} is a DoRA adapter, whose result is no low-rank update; fold it into the base with "
@@ -137,9 +137,9 @@ def load_adapter(name: str | os.PathLike[str], config: ModelConfig, dtype: torch
     name
         Folder or hub id.
     config
-        The base's.
+        Configuration of the base.
     dtype
-        Of the base's embedding.
+        Type of the base's embedding.
 
     Returns
     -------

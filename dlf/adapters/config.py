@@ -25,29 +25,28 @@ TRAINING = set(
     "peft_version qalora_group_size revision runtime_config target_modules task_type velora_config".split()
 )
 COMPUTED = set("alpha_pattern bias init_lora_weights lora_alpha peft_type r rank_pattern use_dora use_rslora".split())
-# Keys that make something else than plain LoRA of it.
+# Keys that make an adapter something other than plain LoRA.
 OTHERS = set(
     "alora_invocation_tokens arrow_config fan_in_fan_out kasa_config layer_replication lora_bias modules_to_save "
     "monteclora_config target_parameters trainable_token_indices use_bdlora use_qalora".split()
 )
-NEUTRAL_STARTS = ("gaussian", "eva", "mica", "orthogonal")  # which leave the base what it is
+NEUTRAL_STARTS = ("gaussian", "eva", "mica", "orthogonal")  # these leave the base unchanged
 NOT_PLAIN = "dlf adds plain LoRA to the linear layers of attention and MLP; train such an adapter"
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 class AdapterConfig:
-    """What an adapter computes.
+    """The computation of an adapter.
 
     Parameters
     ----------
     folder
-        Of the adapter.
+        The adapter's folder.
 
     Raises
     ------
     FileNotFoundError, CheckpointError
-        If there is no such file, it is damaged, or says something else than LoRA or DoRA. Keys that nobody knows are a
-        warning.
+        If the file is missing or damaged, or describes something other than LoRA or DoRA. Unknown keys are a warning.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,12 +80,12 @@ class AdapterConfig:
         return {layer: alphas[layer] / (math.sqrt(rank) if self._rslora else rank) for layer, rank in ranks.items()}
 
     def targets(self, layers: Iterable[str]) -> list[str]:
-        """Those of the layers that the adapter should have an update for, as far as the configuration says that."""
+        """Layers that the adapter should have an update for, as far as the configuration tells."""
         said = self._values.get("target_modules")
         try:
             chosen = list(layers) if said == "all-linear" else self._named("target_modules", layers)
             excluded = set(self._named("exclude_modules", chosen))
-        except CheckpointError:  # an expression that is not matched costs a check, and changes no result
+        except CheckpointError:  # without the match a check is left out; no result changes
             return []
         numbers, pattern = (self._values.get(key) for key in ("layers_to_transform", "layers_pattern"))
         if isinstance(said, list) and numbers not in (None, []):
@@ -97,7 +96,7 @@ class AdapterConfig:
         return [layer for layer in chosen if layer not in excluded]
 
     def _named(self, key: str, layers: Iterable[str]) -> list[str]:
-        """The layers that a list of ends of names, or a regular expression, means."""
+        """Layers that a list of name endings, or a regular expression, selects."""
         said = self._values.get(key)
         if isinstance(said, str):
             matches = full_match(said, self._where)
@@ -107,13 +106,13 @@ class AdapterConfig:
 
 
 def _ends(layer: str) -> list[str]:
-    """The name of a layer, and what follows each of its dots."""
+    """Name of a layer, and its rest after each dot."""
     parts = layer.split(".")
     return [".".join(parts[i:]) for i in range(len(parts))]
 
 
 def _refuse_others(values: Mapping[str, Any], where: str) -> None:
-    """Refuse whatever makes the adapter another than plain LoRA or DoRA."""
+    """Refuse settings that make the adapter something other than plain LoRA or DoRA."""
     if values.get("peft_type") != "LORA":
         raise CheckpointError(f"{where}: peft_type is {values.get('peft_type')!r:.40}, not 'LORA'; {NOT_PLAIN}")
     if values.get("bias", "none") != "none":
@@ -131,7 +130,7 @@ def _refuse_others(values: Mapping[str, Any], where: str) -> None:
     if unknown:
         names = ", ".join(f"{key!r:.60}" for key in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         warnings.warn(
-            f"{where} has {names}, which dlf does not know and leaves aside; see whether the adapter is still LoRA",
+            f"{where} has {names}, which dlf does not know and ignores; check that the adapter is still LoRA",
             RuntimeWarning,
             stacklevel=4,
         )

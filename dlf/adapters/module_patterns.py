@@ -1,7 +1,7 @@
-"""Finds the modules that the regular expressions of an adapter's configuration mean, as PEFT finds them.
+"""Finds the modules that the regular expressions of an adapter's configuration select, as PEFT does.
 
 The expressions are untrusted. RE2 matches in time that is linear in expression and text, where Python's own engine may
-take for ever; what it cannot match so, such as lookaround and backreferences, is refused.
+never end; what RE2 cannot match, such as lookaround and backreferences, is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dlf.errors import CheckpointError
 __all__ = ["first_matches", "full_match"]
 
 PROGRAM_BYTES = 1 << 17  # of one compiled expression
-MAX_WORK = 1 << 26  # instructions of an expression times names that are matched against it, over all of them
-CALL = 50  # what calling the matcher costs, in instructions
-READ_OTHERWISE = re.compile(r"\{,|\[\[:")  # what Python and RE2 both take, each in its own way
+MAX_WORK = 1 << 26  # instructions of an expression times names matched against it, over all expressions
+CALL = 50  # cost of calling the matcher, in instructions
+READ_OTHERWISE = re.compile(r"\{,|\[\[:")  # spellings that Python and RE2 read differently
 
 
 def first_matches(patterns: Mapping[str, float], names: Iterable[str], default: float, where: str) -> dict[str, float]:
-    r"""Return for each name the value of the first pattern in the order of the mapping that ends it, or `default`.
+    r"""Return for each name the value of the first pattern of the mapping that matches its end, or `default`.
 
     A pattern matches as in PEFT, ``re.match(rf"(.*\.)?({pattern})$", name)``.
 
@@ -52,13 +52,13 @@ def first_matches(patterns: Mapping[str, float], names: Iterable[str], default: 
 
 
 def full_match(pattern: str, where: str) -> Callable[[str], bool]:
-    """Return what tells whether a pattern matches the whole of a name; it raises as `first_matches` does."""
+    """Return a function that tells whether a pattern matches a whole name; errors are those of `first_matches`."""
     expression = _compiled(pattern, pattern, where)
     return lambda name: expression.fullmatch(name) is not None
 
 
 def _compiled(text: str, pattern: str, where: str) -> Any:
-    import re2  # which few adapters need
+    import re2  # few adapters need it
 
     options = re2.Options()
     options.max_mem = PROGRAM_BYTES

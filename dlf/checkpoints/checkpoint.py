@@ -1,6 +1,7 @@
 """Reads a checkpoint's tensors from its safetensors files.
 
-Only safetensors: a ``*.bin`` checkpoint is a pickle, and reading a pickle runs whatever code its author put there.
+It reads only safetensors: a ``*.bin`` checkpoint is a pickle, and reading a pickle runs any code that its author put
+there.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ COMPARED_BYTES = 8 << 20
 
 
 def open_checkpoint(name: str | os.PathLike[str]) -> tuple[Path, ModelConfig]:
-    """Return the folder of a checkpoint, fetched where it is on the hub, and its configuration.
+    """Return the folder of a checkpoint, fetched if it is on the hub, and its configuration.
 
     Raises
     ------
@@ -58,14 +59,14 @@ def open_checkpoint(name: str | os.PathLike[str]) -> tuple[Path, ModelConfig]:
 def checkpoint_config(folder: Path) -> ModelConfig:
     """Read a checkpoint's configuration, and correct it where the weights say otherwise.
 
-    A head in the files that is not the embedding is used, whatever ``tie_word_embeddings`` says, and a ``dtype`` that
-    is not given is that of the first floating-point tensor; ``transformers`` does both. Other tensors that the
+    A head in the files that differs from the embedding is used, whatever ``tie_word_embeddings`` says, and a missing
+    ``dtype`` is that of the first floating-point tensor; ``transformers`` does both. Other tensors that the
     configuration does not ask for are a warning.
 
     Raises
     ------
     FileNotFoundError, CheckpointError
-        As `read_config` and `find_shards`, and where the header of a file is damaged.
+        As `read_config` and `find_shards`, and if the header of a file is damaged.
     MemoryError
         If there is too little memory to map a file.
     """
@@ -85,7 +86,7 @@ def checkpoint_config(folder: Path) -> ModelConfig:
         some = ", ".join(f"{name!r:.80}" for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
         warnings.warn(
             f"{folder} has {len(unused)} tensors that its config.json does not ask for and that are not used: {some}; "
-            "see whether the two are of one checkpoint",
+            "check that config.json and weights are of one checkpoint",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -93,7 +94,7 @@ def checkpoint_config(folder: Path) -> ModelConfig:
 
 
 def _files(folder: Path, config: ModelConfig) -> list[Path]:
-    """The files with tensors that the configuration asks for, and those beside them that the index names."""
+    """Files with tensors that the configuration asks for, and further files that the index names."""
     needed = find_shards(folder, config.tensors())
     if folder / SINGLE in needed:
         return list(needed)
@@ -109,7 +110,7 @@ def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | No
 
 
 def _is_embedding(config: ModelConfig, present: Mapping[str, Path]) -> bool:
-    """Whether the head in the files is bit for bit the embedding."""
+    """Whether the head in the files is bit-identical to the embedding."""
     rows, hidden = shape = (config.spec.vocab_size, config.spec.hidden_size)
     with TensorFile(present[config.head]) as head_file, TensorFile(present[config.embedding]) as embedding_file:
         head = head_file.read(config.head, shape)
@@ -144,22 +145,22 @@ def load_tensors(
     names
         Which of `ModelConfig.tensors` to read; all of them if not given.
     place
-        Where each of them is to stay.
+        Decides where each of them stays.
     by_row
-        Those of which only single rows will be read. Checking them has touched them whole; they are mapped anew, so
+        Tensors of which only single rows will be read. Checking them reads them whole; then they are mapped anew, so
         that memory holds only the rows that are used.
 
     Returns
     -------
     dict
-        The tensors asked for; where all are and the embedding is tied, the head is that same tensor.
+        The tensors asked for; if these are all and the embedding is tied, the head is the same tensor.
 
     Raises
     ------
     FileNotFoundError
         If the folder has no safetensors file, or a shard of it is missing.
     CheckpointError
-        If a file is damaged, or a tensor is missing, misshapen, no floating-point numbers or not finite in `dtype`.
+        If a file is damaged, or a tensor is missing, misshapen, not floating-point or not finite in `dtype`.
     """
     folder = Path(folder)
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -178,9 +179,9 @@ def load_tensors(
 def read_tensors(
     folder: Path, config: ModelConfig, names: Collection[str] | None, task: str, keep: bool = True
 ) -> Iterator[tuple[TensorFile, str, torch.Tensor]]:
-    """Yield the file, the name and the values of each tensor, which are a view of the mapped file.
+    """Yield the file, the name and the values of each tensor; the values are a view of the mapped file.
 
-    Whoever does not `keep` the views holds less memory meanwhile. Large checkpoints get a progress bar that says
+    A caller that does not `keep` the views holds less memory meanwhile. Large checkpoints get a progress bar that says
     `task`. Errors are those of `load_tensors`.
     """
     shapes = {name: shape for name, shape in config.tensors().items() if names is None or name in names}
@@ -199,7 +200,7 @@ def read_tensors(
 def is_finite(tensor: torch.Tensor) -> bool:
     """Whether a floating-point tensor holds neither a NaN nor an infinity.
 
-    The extremes are finite exactly where all values are, a NaN being passed on, and finding them takes one
+    The extremes are finite exactly if all values are: ``aminmax`` passes a NaN on. Finding them takes one
     multi-threaded pass and no temporary, unlike ``torch.isfinite``.
     """
     low, high = torch.aminmax(tensor)
@@ -216,7 +217,7 @@ def check_finite(tensor: torch.Tensor, name: str, path: Path) -> None:
 
 
 def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
-    """Which file holds which of the wanted tensors.
+    """Names of the wanted tensors in each file.
 
     Raises
     ------

@@ -30,7 +30,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, eq=False)
 class ModelConfig:
-    """What the files of one checkpoint say beside its tensors.
+    """The configuration of one checkpoint.
 
     ``spec`` is what the model computes, as its ``family`` reads it. ``context_length`` is the number of positions that
     the model was made for: ``max_position_embeddings``, or more where rotary scaling lengthens that. ``dtype`` is the
@@ -53,7 +53,7 @@ class ModelConfig:
 
     @property
     def short_context(self) -> int | None:
-        """Positions beyond which a context has other rotary frequencies, if there are such."""
+        """Positions beyond which a context has other rotary frequencies; None if it never has."""
         return min((rope.short_context for rope in self.spec.ropes if rope.long_inv_freq), default=None)
 
     @property
@@ -63,13 +63,13 @@ class ModelConfig:
 
     @property
     def head(self) -> str:
-        """Name of the head's tensor; the files have none where it is tied to the embedding."""
+        """Name of the head's tensor; the files have none if it is tied to the embedding."""
         return self.family.tensor("head")
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor that the checkpoint must have.
 
-        Weights of linear layers are ``[out, in]``. The head is expected unless the embedding is tied to it.
+        Weights of linear layers are ``[out, in]``. The head is expected unless it is tied to the embedding.
         """
         shapes = {self.family.tensor(slot): shape for slot, shape in _C.tensor_shapes(self.spec).items()}
         if self.tie_word_embeddings:
@@ -82,7 +82,7 @@ class ModelConfig:
         return {self.family.module(slot): slot for slot in slots}
 
     def by_slot(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors of this checkpoint, and scales beside them, under the slots that they fill."""
+        """Tensors of this checkpoint, and any scales, by the slots that they fill."""
         found = {}
         for slot in _C.tensor_shapes(self.spec):
             name = self.family.tensor(slot)
@@ -92,7 +92,7 @@ class ModelConfig:
         return found
 
     def kv_bytes_per_token(self, item_bytes: int) -> int:
-        """Bytes that one position takes in the KV cache, of numbers of so many bytes."""
+        """Bytes of one position in the KV cache, whose numbers take `item_bytes` each."""
         attention = self.spec.attention
         return 2 * len(self.spec.layers) * attention.kv_heads * attention.head_dim * item_bytes
 
@@ -115,10 +115,9 @@ def read_config(folder: Path) -> ModelConfig:
     FileNotFoundError
         If the folder has no ``config.json``.
     UnknownArchitectureError
-        If ``architectures``, or where it is not given ``model_type``, names none of `dlf.families.FAMILIES`.
+        If ``architectures``, or ``model_type`` if that is missing, names none of `dlf.families.FAMILIES`.
     CheckpointError
-        If a value is missing, has the wrong type or is out of bounds, or asks for what dlf does not do; if the folder
-        is that of an adapter.
+        If a value is missing, has the wrong type, is out of bounds or not supported, or if the folder is an adapter's.
     """
     folder = Path(folder)
     path = folder / "config.json"

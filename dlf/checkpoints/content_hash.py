@@ -1,4 +1,4 @@
-"""The hash of a checkpoint's weights, which names what is derived from them."""
+"""Hashes a checkpoint's weights; the hash names what is derived from them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MEMORY = "hashes"
 
 
 def content_hash(shards: Mapping[Path, list[str]], cache: Path) -> str:
-    """Return one hash of a checkpoint's files, and of which tensors are taken from which of them.
+    """Return one hash of a checkpoint's files, and of the names of the tensors taken from each.
 
     Parameters
     ----------
     shards
-        The names of the tensors that each file gives.
+        Names of the tensors taken from each file.
     cache
-        Folder in which the hashes of files are remembered, so that they need not be read every time.
+        Folder in which the hashes of files are remembered, so that the files need not be read every time.
     """
     parts = [[file_hash(path, cache), sorted(names)] for path, names in shards.items()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -37,10 +37,10 @@ def file_hash(path: Path, cache: Path) -> str:
     """Hash of a file, remembered under its path and everything that changes when its content does.
 
     Size, modification time and inode miss a file that was changed in place and given its old time back. The change time
-    does not: the system sets it at every write and nobody can choose it. What is remembered is not trusted further
-    than to be the name under which quantized weights are looked up: a wrong one finds none, or those of the file that
-    has this hash. So a damaged memory costs time, and only somebody who may write to the user's cache, where the
-    weights themselves lie, can forge one.
+    does not: the system sets it at every write and nobody can choose it. A remembered hash is only the name under which
+    quantized weights are looked up: a wrong one finds none, or those of the file that has this hash. So a damaged
+    memory costs time, and only somebody who may write to the user's cache, where the weights themselves lie, can forge
+    one.
     """
     before = os.stat(path)
     note = cache / MEMORY / _identity(path, before)
@@ -52,7 +52,7 @@ def file_hash(path: Path, cache: Path) -> str:
     found = sha256(path)
     unchanged = _identity(path, os.stat(path)) == note.name
     if unchanged and before.st_ctime + SETTLED_SECONDS < begin:
-        with contextlib.suppress(OSError):  # a cache that cannot be written is reported where the weights are stored
+        with contextlib.suppress(OSError):  # storing the weights reports a cache that cannot be written
             _write(note, found)
     return found
 

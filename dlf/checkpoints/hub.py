@@ -1,4 +1,4 @@
-"""Finds the folder of a checkpoint or an adapter, and fetches from the Hugging Face hub what will be read of it."""
+"""Finds the folder of a checkpoint or an adapter; fetches only the files that are read from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 HUB_ID = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@((?!\S*\.\.)[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 MAX_INDEX_BYTES = 64 << 20
 MAX_SHARDS = 4096
-PATTERNS = 200  # that the hub's client is given at once: for more it compiles each anew for every file
+PATTERNS = 200  # given to the hub's client at once; with more it compiles each anew for every file
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
@@ -38,12 +38,12 @@ SMALL_FILES = [
     "generation_config.json",
     *TOKENIZER_FILES,
     f"{TEMPLATES}/*.jinja",
-    ADAPTER_FILES[0],  # which tells an adapter
+    ADAPTER_FILES[0],  # its presence shows that it is an adapter
 ]
 
 
 def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
-    """Return the folder of a checkpoint, fetching it where a hub id is given.
+    """Return the folder of a checkpoint, fetching it if a hub id is given.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
         return found
     folder = _fetch(*found, [*SMALL_FILES, SINGLE, INDEX] if weights else SMALL_FILES)
     if weights and not os.path.isfile(folder / SINGLE) and os.path.isfile(folder / INDEX):
-        # The folder is named after the commit, so that a push between the two cannot mix two versions.
+        # The folder's name is the commit, so a push between the two fetches cannot mix two versions.
         files = sorted(set(index_of(folder).values()))
         for first in range(0, len(files), PATTERNS):
             _fetch(found[0], folder.name, files[first : first + PATTERNS])
@@ -74,13 +74,13 @@ def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
 
 
 def resolve_adapter(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return the folder of an adapter, as `resolve` does that of a checkpoint; two files are fetched."""
+    """Return the folder of an adapter, as `resolve` does for a checkpoint; fetches two files."""
     found = _folder(name_or_path)
     return found if isinstance(found, Path) else _fetch(*found, ADAPTER_FILES)
 
 
 def index_of(folder: Path) -> dict[str, str]:
-    """Which file holds which tensor, as the index of a checkpoint in several files says.
+    """File of each tensor, from the index of a checkpoint in several files.
 
     Raises
     ------
@@ -101,22 +101,22 @@ def index_of(folder: Path) -> dict[str, str]:
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]{1,243}\.safetensors", shard):
             raise CheckpointError(
                 f"{path}: tensor {name!r:.120} is said to lie in {shard!r:.80}, which is no plain "
-                "name of a safetensors file in the folder"
+                "name of a safetensors file in the folder; fetch the checkpoint again"
             )
         plain.add(shard)
         if len(plain) > MAX_SHARDS:
-            raise CheckpointError(f"{path} names more than {MAX_SHARDS} files, as no valid index does; fetch it again")
+            raise CheckpointError(f"{path} names over {MAX_SHARDS} files, more than any valid index; fetch it again")
     return weight_map
 
 
 def additional_templates(folder: Path) -> list[Path]:
     """Chat templates of a checkpoint beside its default one."""
-    there = os.path.isdir(folder / TEMPLATES)  # False also for a name that glob can't look at
+    there = os.path.isdir(folder / TEMPLATES)  # False also for a name at which glob would fail
     return sorted((folder / TEMPLATES).glob("*.jinja")) if there else []
 
 
 def label_of(name_or_path: str | os.PathLike[str]) -> str:
-    """What to call a model: the last part of its path, or a hub id's name and revision."""
+    """Name of a model for people: the last part of its path, or a hub id's name and revision."""
     name = os.fspath(name_or_path)
     match = HUB_ID.fullmatch(name)
     if match and match[2]:
@@ -126,8 +126,8 @@ def label_of(name_or_path: str | os.PathLike[str]) -> str:
 
 def _folder(name_or_path: str | os.PathLike[str]) -> Path | tuple[str, str | None]:
     """An existing folder, or the repository and the revision of a hub id."""
-    path = Path(os.path.expanduser(name_or_path))  # which leaves a user that is not there as it is
-    # Unlike Path's, these two call whatever cannot be looked at, such as a name that is too long, not there.
+    path = Path(os.path.expanduser(name_or_path))  # leaves the ~name of an unknown user as it is
+    # Unlike the methods of Path, these two return False for what cannot be looked at, such as a name that is too long.
     if os.path.isdir(path):
         return path
     if os.path.isfile(path):
@@ -147,7 +147,7 @@ def _fetch(repository: str, revision: str | None, files: Sequence[str]) -> Path:
     try:
         # Names without a folder match at the top of the repository only.
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
-    except Exception as error:  # the client has dozens of kinds, those of its HTTP library among them
+    except Exception as error:  # the client raises dozens of kinds, among them its HTTP library's
         name = repository if revision is None else f"{repository}@{revision}"
         raise FileNotFoundError(
             f"no folder {name!r}, and fetching it from the hub failed ({type(error).__name__}: {error}); "

@@ -1,4 +1,4 @@
-"""Memory for weights in huge pages: a step reads all of it, and looks up far fewer page addresses on the way."""
+"""Holds weights in huge pages: a step, which reads all of them, then looks up far fewer page addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 __all__ = ["HugePages", "Place", "leave", "placement"]
 
 Place: TypeAlias = "Callable[[str, torch.Tensor], torch.Tensor]"
-"""Takes the name and the values of a tensor that was read, and returns it where it is to stay."""
+"""Takes the name and the values of a tensor that was read, and returns the tensor where it will stay."""
 
 LEAST_BYTES = 64 << 20  # smaller models gain nothing
 ALIGNMENT = 4096
@@ -27,7 +27,7 @@ def leave(_: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def placement(sizes: Mapping[str, int]) -> Place:
-    """Return what copies the tensors of these names and sizes (bytes) to huge pages, where that helps."""
+    """Return a `Place` that copies the tensors of these names and sizes (bytes) to huge pages, if that helps."""
     memory = HugePages.available_for(sizes)
     if memory is None:
         return leave
@@ -35,7 +35,7 @@ def placement(sizes: Mapping[str, int]) -> Place:
     def place(name: str, tensor: torch.Tensor) -> torch.Tensor:
         if name in sizes:
             return memory.copy(tensor)
-        # A view would keep all that was mapped with it, and a vector is not worth that.
+        # A view would keep its whole mapping alive, which a vector is not worth.
         return tensor.clone() if tensor.dim() == 1 else tensor
 
     return place
@@ -44,16 +44,16 @@ def placement(sizes: Mapping[str, int]) -> Place:
 class HugePages:
     """Room for tensors in one anonymous mapping of transparent huge pages.
 
-    A mapped file has pages of 4 KiB. Where it is read faster than addresses are looked up, as on virtual machines,
-    copying it once makes every later step faster (int4 weights of 1.4B parameters: 23 ms instead of 27). The copy
-    belongs to this process, where a mapped file is shared with others that load it.
+    A mapped file has pages of 4 KiB. If looking up addresses is slower than reading, as on virtual machines, copying
+    the file once makes every later step faster (int4 weights of 1.4B parameters: 23 ms instead of 27). The copy belongs
+    to this process, whereas a mapped file is shared with others that load it.
 
     Parameters
     ----------
     nbytes
-        Room to take, in bytes. Memory is used as tensors come.
+        Room for tensors, in bytes. Memory is used as they are copied.
     count
-        Tensors that will come: each begins on a page of 4 KiB.
+        Number of tensors; each begins on a page of 4 KiB.
     """
 
     def __init__(self, nbytes: int, count: int) -> None:
@@ -65,7 +65,7 @@ class HugePages:
 
     @classmethod
     def available_for(cls, sizes: Mapping[str, int]) -> HugePages | None:
-        """Room for tensors of these sizes; None where that would not help, or where the machine doesn't have it."""
+        """Room for tensors of these sizes; None if it would not help, or the machine does not have it."""
         total = sum(sizes.values())
         if total < LEAST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
             return None
@@ -77,7 +77,7 @@ class HugePages:
             return None
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the same tensor in this memory, which lives as long as any tensor in it."""
+        """Copy a tensor into this memory, which lives as long as any tensor in it."""
         end = self._next + tensor.nbytes
         room = self._memory[self._next : end].view(tensor.dtype).view(tensor.shape)
         self._next = -(-end // ALIGNMENT) * ALIGNMENT

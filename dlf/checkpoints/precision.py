@@ -1,4 +1,4 @@
-"""In which type a model's weights are held: the names, and the layout that quantized ones have."""
+"""Types of a model's weights: their names, and the layout of quantized ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Quantization:
     Parameters
     ----------
     name : str
-        What `weights` calls it.
+        Its name in `weights`.
     bits : int
         8 or 4.
     group : int
@@ -56,7 +56,7 @@ class Quantization:
     group: int
 
     def layout(self, linears: Mapping[str, tuple[int, int]]) -> dict[str, TensorLayout]:
-        """Tiles and scales of linear layers, given as name and shape ``[out, in]``, under the names of `_C.Weights`."""
+        """Layouts of the tiles and scales of linear layers, which are given by name and shape ``[out, in]``."""
         tiles, scales = {}, {}
         for name, (rows, columns) in linears.items():
             count = -(-rows // TILE_OUTPUTS)
@@ -68,7 +68,7 @@ class Quantization:
             else:
                 tiles[name] = TensorLayout("U8", (count, inputs // 8, TILE_OUTPUTS, 4))
                 scales[scale_name(name)] = TensorLayout("BF16", (count, inputs // self.group, TILE_OUTPUTS))
-        return tiles | scales  # tiles first: their sizes are multiples of 64 bytes, so all of them lie on such borders
+        return tiles | scales  # tiles first: their sizes are multiples of 64 bytes, so all of them stay aligned
 
 
 def scale_name(weight: str) -> str:
@@ -88,7 +88,7 @@ CPU_WEIGHTS = tuple(name for name in WEIGHTS if name != "fp16")
 
 @dataclass(frozen=True)
 class Precision:
-    """What a model is loaded in.
+    """The types that a model is loaded in.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Precision:
 
     @classmethod
     def of(cls, dtype: str = "auto", weights: str | None = None) -> Precision:
-        """Return what the options `dtype` and `weights` ask for together.
+        """Return the precision that the options `dtype` and `weights` ask for together.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class Precision:
 
     @classmethod
     def stored(cls, weights: str) -> Precision:
-        """Return the precision of a type of weights beside which all else is bfloat16."""
+        """Return the precision of a type of weights; beside quantized ones, everything else is bfloat16."""
         return cls.of("bfloat16" if weights in QUANTIZATIONS else "auto", weights)
 
     def float_dtype(self, file_dtype: str | None, cuda: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Loads a checkpoint with its linear layers quantized, from the cache where they are there."""
+"""Loads a checkpoint with its linear layers quantized, from the cache if that has them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """`linear_shapes`, where a tied head has the name that it has in the file."""
+    """`linear_shapes`, with a tied head under its name in the file."""
     shapes = linear_shapes(config)
     if config.tie_word_embeddings:
         shapes[config.embedding] = shapes.pop(config.head)
@@ -54,14 +54,14 @@ def load_quantized(
 ) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors, those of linear layers as tiles and scales.
 
-    What is quantized are the file's own values, whatever `dtype` is. The tiles come from the cache, to huge pages if
-    the model is large and `huge_pages` are wanted; where the cache cannot be written, which is a warning, or is
-    switched off, they are made anew.
+    The file's own values are quantized, whatever `dtype` is. The tiles come from the cache, and go to huge pages if the
+    model is large and `huge_pages` are wanted. If the cache cannot be written, which is a warning, or is switched off,
+    they are made anew.
 
     Returns
     -------
     dict
-        Those that `ModelConfig.by_slot` takes; the embedding, norms and biases are `dtype`.
+        Tensors for `ModelConfig.by_slot`; the embedding, norms and biases are `dtype`.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def _quantize(folder: Path, config: ModelConfig, quantization: Quantization) -> 
             tensor = tensor.float()
         check_finite(tensor, name, file.path)
         tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
-        del tensor  # and with it the file's pages, before the next one comes
+        del tensor  # and with it the file's pages, before the next tensor is read
         target = config.head if name == config.embedding else name
         yield target, tiles
         yield scale_name(target), scale

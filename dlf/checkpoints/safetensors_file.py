@@ -18,7 +18,7 @@ ALIGNMENT = 64
 
 
 def safetensors_header(layout: Mapping[str, TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """Return a file's first bytes, and the place in it of each tensor; they lie in the order of `layout`."""
+    """Return a file's header, and the offset of each tensor; tensors lie in the order of `layout`."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     places, end = {}, 0
     for name, one in layout.items():
@@ -41,7 +41,7 @@ def write_safetensors(
     Raises
     ------
     OSError
-        If the disk is full, which shows before the first tensor is asked for.
+        If the disk is full; this is raised before the first tensor is asked for.
     """
     header, places = safetensors_header(layout, metadata)
     last = list(layout)[-1]

@@ -20,22 +20,21 @@ __all__ = ["PORTIONS", "PORTION_BYTES", "TensorFile", "is_utf8"]
 
 FILE_DTYPES = ("F64", "F32", "F16", "BF16")
 PORTION_BYTES = 16 << 20
-PORTIONS = 16  # of a file whose tensors are kept: each has address space for the whole file
+PORTIONS = 16  # of a file whose tensors are kept; each takes address space for the whole file
 
 
 class TensorFile:
     """An open safetensors file, whose header is read once.
 
-    The pages of a mapped file count as memory of this process from the first look at them until the mapping goes. So
-    the file is mapped anew after every `portion_bytes` that were read: then the pages of the tensors that nobody kept
-    are given back.
+    The pages of a mapped file count as memory of this process from their first use until the mapping ends. So the file
+    is mapped anew after every `portion_bytes` that were read, which frees the pages of tensors that nobody kept.
 
     Parameters
     ----------
     path
         The file.
     portion_bytes
-        How much is read of one mapping. Each takes address space for the whole file as long as a tensor of it is kept.
+        Bytes read from one mapping. Each takes address space for the whole file as long as a tensor of it is kept.
 
     Raises
     ------
@@ -68,18 +67,18 @@ class TensorFile:
         self.close()
 
     def close(self) -> None:
-        """Give back the mapping, except for tensors that are still in use."""
+        """End the mapping, except for tensors that are still in use."""
         if self._file is not None:
             self._file.__exit__(None, None, None)
         self._file = None
 
     def header(self, name: str, shape: tuple[int, ...]) -> TensorLayout:
-        """Return the type and shape of a tensor, which must be this shape.
+        """Return the type and shape of a tensor, which must have this shape.
 
         Raises
         ------
         CheckpointError
-            If there is no such tensor, or it has another shape or no floating-point numbers.
+            If there is no such tensor, or it has another shape or is not floating-point.
         """
         one = self.layout.get(name)
         if one is None:
@@ -95,12 +94,12 @@ class TensorFile:
         if one.shape != shape:
             raise CheckpointError(
                 f"{self.path}: tensor '{name}' has shape {list(one.shape)}, but config.json asks for "
-                f"{list(shape)}; config.json and weights are of different checkpoints"
+                f"{list(shape)}; config.json and weights are of different checkpoints, so fetch the checkpoint again"
             )
         return one
 
     def read(self, name: str, shape: tuple[int, ...], alone: bool = False) -> torch.Tensor:
-        """Return one tensor as a view of the file; `alone` gives it a mapping that it does not share.
+        """Return one tensor as a view of the file; `alone` gives it a mapping of its own.
 
         Raises
         ------
@@ -113,14 +112,14 @@ class TensorFile:
         return self.take(name, alone)
 
     def take(self, name: str, alone: bool = False) -> torch.Tensor:
-        """Return a tensor of whatever type and shape that the file has; errors are those of `read`."""
+        """Return a tensor of any type and shape; errors are those of `read`."""
         nbytes = self.layout[name].nbytes
         if self._file is None or alone or (self._read_bytes and self._read_bytes + nbytes > self._portion_bytes):
             self._map()
         self._read_bytes += self._portion_bytes if alone else nbytes
         with self._errors(f"tensor '{name}' of "):
             tensor: torch.Tensor = self._file.get_tensor(name)
-            # Writers pad the header so that numbers lie on their natural borders, but the format doesn't ask for it.
+            # Writers pad the header so that numbers are aligned, but the format does not require it.
             return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
 
     def _map(self) -> None:
@@ -152,7 +151,7 @@ class TensorFile:
 
 
 def is_utf8(path: str | os.PathLike[str]) -> bool:
-    """Whether the library that reads safetensors takes this path."""
+    """Whether a path is UTF-8, which the library that reads safetensors requires."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:

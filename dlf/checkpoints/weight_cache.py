@@ -1,7 +1,7 @@
-"""Keeps quantized weights on disk, so that a model is quantized once and mapped from then on; the cache as a whole.
+"""The cache folder, and the quantized weights in it: a model is quantized once and mapped from then on.
 
-A file is ordinary safetensors whose metadata begins with a checksum over all its other bytes. It is believed only if
-that checksum, the format, the source and every name, type and shape are right; anything else is built again.
+A file is ordinary safetensors whose metadata begins with a checksum over all its other bytes. It is used only if that
+checksum, the format, the source and every name, type and shape are right; otherwise it is built again.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from dlf.support.new_folder import abandoned_folders
 
 __all__ = ["CachedWeights", "cache_bytes", "cache_folder", "clear_cache", "make_cache", "merged_labels"]
 
-FORMAT = "1"  # to be raised when tiles, scales or the way that they are chosen change
-# The header's first bytes are always these, so the checksum's place is known. The zeros hold it until it is.
+FORMAT = "1"  # raise it when tiles, scales or the way that they are chosen change
+# The header always begins with these bytes, so the checksum's place is known. Zeros fill it until it is computed.
 PREFIX = b'{"__metadata__":{"checksum":"'
 CHECKSUM_AT, CHECKSUM_SIZE = 8 + len(PREFIX), 64
-BLOCK = 4 << 20  # hashed at once by each of a few threads
+BLOCK = 4 << 20  # bytes that a thread hashes at once
 NAME_DIGITS = 40
 HASH = "[0-9a-f]" * NAME_DIGITS
 ABANDONED = ".dlf-*.tmp"
 ABANDONED_SECONDS = 24 * 3600
-MERGED, MANIFEST = "merged-", "dlf.json"  # folders of merged models, and what each of them holds
+MERGED, MANIFEST = "merged-", "dlf.json"  # folders of merged models, and the file in each that lists its content
 
 
 def cache_folder() -> Path | None:
-    """Return the folder that quantized weights and merged models are kept in, or None if they are not.
+    """Return the folder in which quantized weights and merged models are kept, or None if they are not kept.
 
     It is ``$DLF_CACHE``, ``$XDG_CACHE_HOME/dlf`` or ``~/.cache/dlf``; ``DLF_CACHE=off`` means none.
     """
@@ -56,7 +56,7 @@ def cache_folder() -> Path | None:
     if chosen:
         return Path(os.path.expanduser(chosen))
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # which its specification says to ignore
+    if not os.path.isabs(base):  # its specification says to ignore such a path
         base = os.path.expanduser("~/.cache")
     return Path(base) / "dlf" if os.path.isabs(base) else None
 
@@ -67,7 +67,7 @@ def make_cache(folder: Path) -> None:
     Raises
     ------
     OSError
-        If it cannot be made, or nothing in it could be read again.
+        If it cannot be made, or files in it could not be read again.
     """
     if not is_utf8(folder):
         raise OSError(errno.EILSEQ, "its name is not UTF-8", os.fspath(folder))
@@ -80,7 +80,7 @@ def cache_bytes(folder: Path) -> int:
 
 
 def clear_cache(folder: Path) -> int:
-    """Remove everything that the cache holds and return how many bytes that were; what is mapped stays usable."""
+    """Remove everything in the cache and return its size in bytes; what is mapped stays usable."""
     if not os.path.isdir(folder):
         return 0
     taken = cache_bytes(folder)
@@ -93,12 +93,12 @@ def clear_cache(folder: Path) -> int:
 
 def _merged_folders(folder: Path) -> list[Path]:
     """Return the folders of merged models."""
-    there = os.path.isdir(folder)  # False also for a name that glob can't look at
+    there = os.path.isdir(folder)  # False also for a name at which glob would fail
     return sorted(path for path in folder.glob(MERGED + HASH) if os.path.isdir(path)) if there else []
 
 
 def merged_labels(folder: Path) -> dict[Path, str]:
-    """Return what each merged model was called when it was made."""
+    """Return the name of each merged model, by folder."""
     found = {}
     for path in _merged_folders(folder):
         with contextlib.suppress(OSError, CheckpointError):
@@ -107,7 +107,7 @@ def merged_labels(folder: Path) -> dict[Path, str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What dlf has written: the folder may be one that holds other things too, so the names are matched closely."""
+    """Files that dlf wrote; the folder may hold other things too, so the names are matched closely."""
     if not os.path.isdir(folder):
         return []
     patterns = f"{HASH}-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64, f"{MERGED}{HASH}/*"
@@ -116,7 +116,7 @@ def _files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class CachedWeights:
-    """The place of one checkpoint's weights, quantized in one way.
+    """The cached weights of one checkpoint, quantized in one way.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class CachedWeights:
     width
         Name of the quantization.
     layout
-        Every tensor that the file must hold, and no other.
+        Tensors that the file must hold, and no others.
     """
 
     folder: Path
@@ -137,12 +137,12 @@ class CachedWeights:
 
     @property
     def path(self) -> Path:
-        """The file, which may not be there."""
+        """The file, which may not exist."""
         return self.folder / f"{self.source[:NAME_DIGITS]}-{self.width}.safetensors"
 
     def load(self, place: Place = leave) -> dict[str, torch.Tensor] | None:
-        """Map and `place` the tensors, or return None if there are none; a file that is not believed is a warning."""
-        if not os.path.exists(self.path):  # which a folder that may not be searched doesn't make raise
+        """Map and `place` the tensors, or return None if no valid file exists; an invalid file is a warning."""
+        if not os.path.exists(self.path):  # does not raise if the folder may not be searched
             return None
         try:
             wrong = self._complaint()
@@ -154,10 +154,10 @@ class CachedWeights:
         return None
 
     def store(self, tensors: Iterator[tuple[str, torch.Tensor]], place: Place = leave) -> dict[str, torch.Tensor]:
-        """Write the tensors one by one as they come and return them mapped from the file, and placed.
+        """Write the tensors one by one, and return them mapped from the file and placed.
 
-        The file gets its name when it is whole and on the disk; of several writers the last one's stays, and the others
-        keep what they have mapped.
+        The file gets its name when it is whole and on the disk. If several processes write it, the last one's stays,
+        and the others keep what they have mapped.
 
         Raises
         ------
@@ -188,7 +188,7 @@ class CachedWeights:
         return {"dlf": FORMAT, "source": self.source, "width": self.width}
 
     def _complaint(self) -> str:
-        """What is wrong with the file, or nothing."""
+        """Say what is wrong with the file; empty if nothing is."""
         if not self.path.is_file():
             return "is no file"
         said, found = _checksum(self.path)
@@ -200,7 +200,7 @@ class CachedWeights:
             return "" if file.layout == self.layout else "holds other tensors"
 
     def _remove_abandoned(self) -> None:
-        """Remove what a writer that was killed has left."""
+        """Remove files that killed writers left."""
         for path in self.folder.glob(ABANDONED):
             with contextlib.suppress(OSError):
                 if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
@@ -208,13 +208,13 @@ class CachedWeights:
 
 
 def _map(path: str | os.PathLike[str], place: Place) -> dict[str, torch.Tensor]:
-    """All tensors of a file, as views of it that are placed a few at a time."""
+    """Map all tensors of a file and place them, a few at a time."""
     with TensorFile(Path(path), max(PORTION_BYTES, os.path.getsize(path) // PORTIONS)) as file:
         return {name: place(name, file.take(name)) for name in file.layout}
 
 
 def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """The checksum that a file states, and that of all its other bytes: a hash of the hashes of its blocks.
+    """The checksum that a file states, and the true one of its other bytes: a hash of the hashes of its blocks.
 
     The file is read rather than mapped, so that its pages do not count as this process's memory.
     """

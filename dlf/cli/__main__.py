@@ -1,4 +1,4 @@
-"""``python -m dlf.cli``, which is the command ``dlf``."""
+"""``python -m dlf.cli`` runs the command ``dlf``."""
 
 from dlf.cli import main
 

@@ -1,6 +1,6 @@
 """The command line: ``dlf generate``, ``dlf recipe``, ``dlf merge``, ``dlf inspect``, ``dlf demo`` and ``dlf cache``.
 
-What takes long to import comes in only where a command needs it.
+Modules that are slow to import are imported by the commands that need them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INTERRUPTED = 130
 
 
 class Commands(typer.core.TyperGroup):
-    """Turns what goes wrong into one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
+    """Turns errors into one line and an exit code: 2 for a user's mistake, 130 for Ctrl-C."""
 
     def main(
         self,
@@ -50,7 +50,7 @@ class Commands(typer.core.TyperGroup):
         open_streams()
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
-            write("")  # a reader that has left is noticed here, not while Python shuts down
+            write("")  # a closed pipe fails here, not while Python shuts down
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
         except BrokenPipeError:
@@ -64,15 +64,15 @@ class Commands(typer.core.TyperGroup):
 
 
 def _explain(error: Exception) -> int:
-    """Print a line for what can be explained and return the exit code; raise the rest."""
+    """Print a line for an expected error and return the exit code; raise any other error."""
     if os.environ.get("DLF_TRACEBACK"):
         raise error
-    usage = getattr(error, "format_message", None)  # what typer says about wrong options
+    usage = getattr(error, "format_message", None)  # typer's message about wrong options
     if usage is None and not isinstance(error, (*USER_ERRORS, FloatingPointError)):
         raise error
-    if usage is not None and not usage():  # help was asked for by leaving the command out, and is there
+    if usage is not None and not usage():  # no command was given, and the help is printed already
         return 2
-    # A recipe's mistakes are several; anything else is one.
+    # A recipe may have several mistakes.
     for text in getattr(error, "problems", [usage() if usage else str(error)]):
         print_error("error", (text or type(error).__name__) + _hint(error))
     # Logits that are not finite are the model's fault.
@@ -80,12 +80,12 @@ def _explain(error: Exception) -> int:
 
 
 def _hint(error: Exception) -> str:
-    """What to do about a prompt that was taken for an option."""
+    """Remedy for a prompt that was taken for an option."""
     context = getattr(error, "ctx", None)
     # The class is click's or, in newer versions, typer's own.
     if type(error).__name__ != "NoSuchOption" or context is None or context.info_name != "generate":
         return ""
-    return '; a prompt that begins with - goes behind two of them: dlf generate MODEL -- "- like this"'
+    return '; write -- before a prompt that begins with -: dlf generate MODEL -- "- like this"'
 
 
 app = typer.Typer(
@@ -124,11 +124,11 @@ app.command()(inspect)
 @app.command()
 @takes(EngineOptions, "weights", "device", "threads")
 def demo(
-    task: Annotated[str, typer.Option(help="Whose held-out problems: math, or another of the bundled tasks.")] = "math",
-    problems: Annotated[int, typer.Option(min=1, help="How many problems to score.")] = 200,
-    show: Annotated[int, typer.Option(min=0, help="How many of them to print side by side.")] = 2,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer at most.")] = 128,
-    plot: Annotated[Path | None, typer.Option(help="Where to save the alpha trace  [default: dlf-demo.png]")] = None,
+    task: Annotated[str, typer.Option(help="Task of the held-out problems: math, or another bundled one.")] = "math",
+    problems: Annotated[int, typer.Option(min=1, help="Number of problems to score.")] = 200,
+    show: Annotated[int, typer.Option(min=0, help="Number of them to print side by side.")] = 2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 128,
+    plot: Annotated[Path | None, typer.Option(help="File for the alpha trace  [default: dlf-demo.png]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **flags: Any,
 ) -> None:
@@ -144,9 +144,9 @@ app.add_typer(recipe_app, name="recipe")
 
 @app.command()
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove them; models that are running keep theirs.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove them; running models keep theirs.")] = False,
 ) -> None:
-    """Say where quantized weights and merged models are kept and what they take."""
+    """Show where quantized weights and merged models are kept, and their size."""
     from dlf.checkpoints.weight_cache import cache_bytes, cache_folder, clear_cache, merged_labels
 
     folder = cache_folder()
@@ -164,7 +164,7 @@ def cache(
     "lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )
 def lm_eval(context: typer.Context) -> None:
-    """Evaluate with lm-evaluation-harness: what its command lm_eval takes, and --model dlf."""
+    """Evaluate with lm-evaluation-harness: takes the arguments of its command lm_eval, and --model dlf."""
     from dlf.lm_eval import main as evaluate
 
     sys.argv = ["lm_eval", *context.args]

@@ -31,7 +31,7 @@ __all__ = ["extract_answer", "is_correct", "run_demo", "systems"]
 
 ANSWER = re.compile(r"####[ \t]*([^\n]*)")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
-FIRST = re.compile(r"\.(?:\s|$)|\n")  # what ends a sentence
+FIRST = re.compile(r"\.(?:\s|$)|\n")  # the end of a sentence
 DEFAULT_PLOT = Path("dlf-demo.png")
 BATCH = 8
 CHUNK = 4 * BATCH  # long enough to keep the batch full, short enough for the progress bar to move
@@ -39,7 +39,7 @@ CHUNK = 4 * BATCH  # long enough to keep the batch full, short enough for the pr
 
 @dataclass
 class System:
-    """One way to answer, and what came of it."""
+    """One way to answer, and its results."""
 
     key: str
     title: str
@@ -54,11 +54,11 @@ class System:
 
     @property
     def single_rate(self) -> float | None:
-        """Tokens per second of one sequence alone, of the completion that a busy machine disturbed least."""
+        """Tokens per second of one sequence alone: the fastest, which a busy machine disturbed least."""
         return max((completion.timings.tokens_per_second for completion in self.shown), default=0.0) or None
 
     def summary(self) -> dict[str, Any]:
-        """Results as JSON can hold them."""
+        """Results as JSON values."""
         return {
             "accuracy": self.correct / self.total if self.total else None,
             "correct": self.correct,
@@ -85,8 +85,8 @@ def _normalized(answer: str) -> str:
 def is_correct(text: str, answer: str) -> bool:
     """Whether a completion's answer is the given one, which may be written with its ``####`` or without.
 
-    A completion without ``####``, which only fine-tuning teaches, answers with its last number, or where a word is
-    asked for, with the last word of its first sentence.
+    A completion without ``####``, which only fine-tuning teaches, answers with its last number, or, if a word is asked
+    for, with the last word of its first sentence.
     """
     expected = extract_answer(answer) if "####" in answer else _normalized(answer)
     found = extract_answer(text)
@@ -98,7 +98,7 @@ def is_correct(text: str, answer: str) -> bool:
 
 
 def systems(task: str, find: Callable[[str], Path], **options: Any) -> list[System]:
-    """Ways to answer the problems of a task, with the models that `find` gives the folders of.
+    """Ways to answer the problems of a task; `find` returns the folder of a model.
 
     Options are those of `dlf.Engine`.
     """
@@ -128,22 +128,22 @@ def run_demo(
     plot: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Answer held-out problems in four ways and print what came of it.
+    """Answer held-out problems in four ways and print the results.
 
     Parameters
     ----------
     task : str
-        Whose problems, and which expert.
+        Name of the task, which has problems and an expert.
     problems : int
-        How many to score.
+        Number of problems to score.
     show : int
-        How many of them, the first ones, to print side by side.
+        Number of the first problems to print side by side.
     max_new_tokens : int
-        Tokens of an answer at most.
+        Most tokens of an answer.
     options : dict, optional
         Options of every `dlf.Engine`.
     plot : path, optional
-        Where to save the alpha trace of the first problem; without it ``dlf-demo.png``, or nothing with `as_json`.
+        File for the alpha trace of the first problem; by default ``dlf-demo.png``, or none with `as_json`.
     as_json : bool
         Print one JSON object instead.
     """
@@ -158,7 +158,7 @@ def run_demo(
     console = Console(highlight=False, quiet=as_json)
     with ExitStack() as stack:
         engines = [stack.enter_context(system.open()) for system in ways]
-        # The plot and the speed of one sequence need a problem even where none is to be printed.
+        # The plot and the speed of one sequence need a problem even if none is printed.
         for number, problem in enumerate(chosen[: max(show, 1)]):
             for system, engine in zip(ways, engines, strict=True):
                 _answer_one(system, engine, problem, max_new_tokens)
@@ -180,7 +180,7 @@ def _answer_one(system: System, engine: Engine, problem: Problem, max_new_tokens
 
 
 def _score(systems: Sequence[System], engines: Sequence[Engine], problems: Sequence[Problem], limit: int) -> None:
-    """Answer all problems in batches and count."""
+    """Answer all problems in batches and count the correct ones."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

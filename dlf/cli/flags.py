@@ -1,4 +1,4 @@
-"""Flags of a command that are options of the engine or of a request, from the one list of these."""
+"""Makes the flags of a command from the options of the engine or of a request."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def takes(owner: type, *names: str) -> Callable[[Command], Command]:
-    """Add flags to a command, which gets them as keywords: None, or an empty list, where one is not given.
+    """Add flags to a command, which gets them as keywords: None, or an empty list, if one is not given.
 
     Parameters
     ----------
     owner
         A dataclass of options, such as `EngineOptions`.
     names
-        Which of them; without any, all that have a flag.
+        Names of the options; by default all that have a flag.
     """
     options = options_of(owner)
     chosen = [options[name] for name in names] or [one for one in options.values() if one.flag is not None]
@@ -39,7 +39,7 @@ def takes(owner: type, *names: str) -> Callable[[Command], Command]:
 
 
 def given(owner: type, values: dict[str, Any]) -> dict[str, Any]:
-    """The options of `owner` among the flags that a command got; zeros are meant."""
+    """Options of `owner` among the flags that a command got; a zero counts as given."""
     chosen = {name: values[name] for name in options_of(owner) if values.get(name) not in (None, (), [])}
     return {name: value for name, value in chosen.items() if value is not False}
 

@@ -30,8 +30,8 @@ def generate(
     recipe: Annotated[Path | None, typer.Option(help="YAML file with models, experts and options.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="Fine-tuned small model; may be repeated.")] = None,
     base: Annotated[list[str] | None, typer.Option(help="Its base: one for all experts, or one for each.")] = None,
-    experts_device: Annotated[str | None, typer.Option(help="Where experts and bases run, if elsewhere.")] = None,
-    no_speculate: Annotated[bool, typer.Option("--no-speculate", help="Draft nothing: a token at a time.")] = False,
+    experts_device: Annotated[str | None, typer.Option(help="Device of experts and bases, if it differs.")] = None,
+    no_speculate: Annotated[bool, typer.Option("--no-speculate", help="Do not draft: one token at a time.")] = False,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
     show_alpha: Annotated[bool, typer.Option("--show-alpha", help="Show alpha at each token.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Save the alpha trace as a picture.")] = None,
@@ -68,14 +68,14 @@ def generate(
     pieces: list[Piece] = []
     options, engine_options = given(SamplingOptions, flags), given(EngineOptions, flags)
     if "device" in engine_options:
-        arguments.pop("device_map", None)  # the recipe's, for other devices
+        arguments.pop("device_map", None)  # the recipe's map is for other devices
     if no_speculate:
         engine_options["speculate"] = False
     if experts_device is not None:
         large_device = engine_options.get("device", arguments.get("device", EngineOptions.device))
         engine_options["device_map"] = {"large": large_device, "experts": experts_device}
     if recipe is not None:
-        options["num_return_sequences"] = 1  # one completion is printed, however many the recipe's programs want
+        options["num_return_sequences"] = 1  # one completion is printed, whatever the recipe says
     alpha_max = engine_options.get("alpha_max", arguments.get("alpha_max", EngineOptions.alpha_max))
     with dlf.Engine(**arguments | {"max_batch": 1} | engine_options) as engine:
         echo = stream and not as_json
@@ -126,7 +126,7 @@ def _keep(pieces: list[Piece], echo: bool) -> Callable[[Piece], None]:
 
 
 def completion_json(completion: Completion) -> dict[str, Any]:
-    """A completion as JSON can hold it; what is not finite becomes null."""
+    """A completion as JSON values; numbers that are not finite become null."""
 
     def numbers(values: Any) -> Any:
         if hasattr(values, "tolist"):

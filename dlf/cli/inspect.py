@@ -1,4 +1,4 @@
-"""``dlf inspect``: what a checkpoint holds, read from its configuration and the headers of its files."""
+"""``dlf inspect``: shows what a checkpoint holds, from its configuration and the headers of its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def inspect(
     model: Annotated[str, typer.Argument(help="Folder or hub id of a model.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a checkpoint holds and what running it takes."""
+    """Show what a checkpoint holds and the memory that running it takes."""
     found = describe(model)
     if as_json:
         typer.echo(json.dumps(found))
@@ -42,7 +42,7 @@ def inspect(
 
 
 def describe(model: str) -> dict[str, Any]:
-    """What `inspect` reports, under the names that its JSON has; no weight is loaded."""
+    """Report of `inspect`, by the names of its JSON; no weight is loaded."""
     from dlf.checkpoints import checkpoint, config, hub, precision, quantized
     from dlf.checkpoints.tensor_file import TensorFile
     from dlf.text.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def describe(model: str) -> dict[str, Any]:
     try:
         c = checkpoint.checkpoint_config(folder)
         files = list(checkpoint.find_shards(folder, c.tensors()))
-    except FileNotFoundError:  # no weights, of which the configuration says something all the same
+    except FileNotFoundError:  # without weights, the configuration still says something
         c = config.read_config(folder)
     spec = c.spec
     found = {one.dtype for file in files for one in TensorFile(file).layout.values()}

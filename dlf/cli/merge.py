@@ -1,4 +1,4 @@
-"""``dlf merge``: fine-tuned models of one base, merged into a folder."""
+"""``dlf merge``: merges fine-tuned models of one base into a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["merge"]
 def merge(
     base: Annotated[str, typer.Argument(help="Folder or hub id of the model that the experts were fine-tuned from.")],
     expert: Annotated[list[str], typer.Option(help="Fine-tuned model and its weight, PATH:0.4; may be repeated.")],
-    output: Annotated[Path, typer.Option(help="Folder to write, empty or not there yet.")],
+    output: Annotated[Path, typer.Option(help="Folder to write; it must be empty or not exist.")],
     method: Annotated[
         str, typer.Option(help="task_arithmetic, ties, dare_linear, dare_ties, linear or slerp.")
     ] = "task_arithmetic",
@@ -33,7 +33,7 @@ def merge(
     ] = None,
     normalize: Annotated[
         bool | None,
-        typer.Option("--normalize/--no-normalize", help="Divide by the sum of the weights; linear and ties do."),
+        typer.Option("--normalize/--no-normalize", help="Divide by the sum of the weights; on for linear and ties."),
     ] = None,
     scale: Annotated[float | None, typer.Option("--lambda", help="Multiplies the merged task vector.")] = None,
     seed: Annotated[int | None, typer.Option(help="For dare_*: the same seed drops the same values.")] = None,
@@ -97,7 +97,7 @@ def _weights(experts: list[str]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _cleaning_up_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, not at once: then nothing half-written stays."""
+    """Let SIGTERM end the process as Ctrl-C does, so that nothing half-written stays."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

@@ -1,4 +1,4 @@
-"""``dlf recipe``: what a recipe says, checked without loading a model."""
+"""``dlf recipe``: checks and shows a recipe without loading a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(
     recipe: Annotated[Path, typer.Argument(help="The YAML file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Read a recipe, and look whether its models are there and go together. No weights are loaded."""
+    """Read a recipe, and check that its models exist and go together. No weights are loaded."""
     from dlf.recipe import RecipeError, load_recipe
     from dlf.recipe.check import check_recipe
 
@@ -54,7 +54,7 @@ def check(
 
 @app.command()
 def schema() -> None:
-    """Print the JSON Schema of a recipe, by which editors complete it."""
+    """Print the JSON Schema of a recipe, with which editors complete it."""
     from dlf.recipe import recipe_schema
 
     typer.echo(json.dumps(recipe_schema(), indent=2))
@@ -96,7 +96,7 @@ def _weight(expert: Any, recipe: EngineRecipe) -> str:
 
 
 def _show(found: dict[str, Any]) -> None:
-    """Print a table; texts of the file go through `printable`, and never for markup."""
+    """Print a table; texts of the file go through `printable`, and are never read as markup."""
     console = Console(highlight=False)
     console.print(Text(f"{printable(found['recipe'])}: in order"), soft_wrap=True)
     table = Table()
@@ -110,7 +110,7 @@ def _show(found: dict[str, Any]) -> None:
     console.print(table)
     for section in ("engine", "sampling"):
         values = ", ".join(f"{name}={value!r}" for name, value in found[section].items())
-        console.print(printable(f"{section}: {values or 'as by default'}"), soft_wrap=True, markup=False)
+        console.print(printable(f"{section}: {values or 'defaults'}"), soft_wrap=True, markup=False)
     console.print(
         f"memory: {binary(found['weights_bytes'])} of weights, up to {binary(found['kv_cache_bytes'])} of KV cache for "
         f"{found['max_context']} tokens a sequence",

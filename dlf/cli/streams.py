@@ -1,4 +1,4 @@
-"""Standard input and output of the command line: a pipe, a terminal, a file of another system, or closed."""
+"""Standard input and output of the command line: pipes, terminals, files of another system, or closed streams."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def open_streams() -> None:
 
 
 def abandon_output() -> None:
-    """Drop what is still buffered and has nowhere to go, as Python's documentation of SIGPIPE advises."""
+    """Drop buffered output that nobody reads, as Python's documentation of SIGPIPE advises."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read_prompt() -> str:
-    """Read standard input to its end, as text of any system.
+    """Read standard input to its end; line ends may be those of any system.
 
     Raises
     ------
@@ -56,14 +56,14 @@ def read_prompt() -> str:
 
 
 def write(text: str) -> None:
-    """Write a model's text: as it is into a file or a pipe, and so that it does not steer a terminal."""
+    """Write a model's text: unchanged into a file or a pipe, made safe for a terminal."""
     try:
         sys.stdout.write(printable(text, lines=True) if sys.stdout.isatty() else text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        abandon_output()  # or Python would try once more at its end
+        abandon_output()  # otherwise Python would try again at exit
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
@@ -73,7 +73,7 @@ def print_error(kind: str, message: str) -> None:
 
 
 def warning_line(message: Warning | str, *_: object, **__: object) -> str:
-    """A warning in one line, in place of ``warnings.formatwarning``."""
+    """Write a warning in one line, in place of ``warnings.formatwarning``."""
     return f"dlf: warning: {printable(' '.join(str(message).split()))}\n"
 
 

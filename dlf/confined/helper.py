@@ -1,4 +1,4 @@
-"""The side of dlf of a helper process: starts it, asks it, ends it."""
+"""Starts a helper process, asks it and ends it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Helper", "HelperError"]
 
 LENGTH = struct.Struct("<Q")
 MAX_ANSWER = 256 << 20
-GRACE = 2  # seconds after which a helper whose user is gone ends itself
+GRACE = 2  # seconds past its time limit after which a helper whose user is gone ends itself
 PASSED_ON = ("LD_LIBRARY_PATH", "PATH", "TZ")
 
 
@@ -29,25 +29,25 @@ class HelperError(ValueError):
 
 
 class Helper:
-    """One process for one kind of work, started when it is first asked; threads take turns.
+    """One process for one kind of work, started at the first request; threads take turns.
 
     A request that takes too long, is interrupted or crashes the process ends that process, and the next request starts
-    another one. A child that was forked off starts its own.
+    another one. A forked child starts its own.
 
     Parameters
     ----------
     room
         Module of this folder that does the work.
     packages
-        The packages that it imports. Only the folders where they lie are passed on.
+        Packages that it imports. Only the folders that hold them are passed on.
     memory
         Bytes of address space that the process may have.
     seconds
-        How long a request may take.
+        Time limit of a request.
     prepare
         Method and arguments of the first request to a new process.
     prepare_seconds
-        How long that one may take.
+        Time limit of that first request, in seconds.
     """
 
     def __init__(
@@ -61,19 +61,19 @@ class Helper:
     ) -> None:
         folder = Path(__file__).parent
         homes = {_home(package): None for package in packages}
-        # Isolated and without site: nothing but these folders says what is imported.
+        # Isolated and without site, so that imports come only from these folders and the standard library.
         self._command = [sys.executable, "-I", "-S", str(folder / "serve.py"), room, str(memory), str(folder), *homes]
         self._seconds = seconds
         self._prepare = prepare
         self._prepare_seconds = prepare_seconds
-        # A signal handler may ask while its own thread is waiting for an answer, which that thread then does not get.
+        # A signal handler may ask while its thread waits for an answer; the thread then does not get that answer.
         self._turn = threading.RLock()
         self._running = _Running()
         weakref.finalize(self, self._running.end)
         _helpers.add(self)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Have a method of the room called, and return what it gives.
+        """Call a method of the room and return its result.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class Helper:
         return answer["value"]
 
     def _forget(self) -> None:
-        """In a forked child: leave the process to the parent; whoever holds the lock is not here."""
+        """Leave the process to the parent, in a forked child, where the lock's holder does not exist."""
         self._turn = threading.RLock()
         self._running.forget()
 
@@ -130,7 +130,7 @@ class _Running:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._asked = False  # an answer is under way, or was when it was interrupted
+        self._asked = False  # an answer is outstanding, perhaps since an interruption
 
     def idle(self) -> bool:
         """Whether it can be asked."""
@@ -143,7 +143,7 @@ class _Running:
                 command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # where Rust writes what made it panic
+                stderr=subprocess.DEVNULL,  # Rust writes its panics there
                 cwd="/",
                 env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
                 start_new_session=True,
@@ -181,7 +181,7 @@ class _Running:
         if self._socket is not None:
             self._socket.close()
         if self._process is not None:
-            self._process.returncode = 0  # or its end would be waited for here
+            self._process.returncode = 0  # otherwise this process would wait for its end
         self._process = self._socket = None
 
 

@@ -21,7 +21,7 @@ OPEN_FILES = 16
 
 
 def confine(memory: int) -> None:
-    """Limit what this process can take, and make sure that a limit ends it whoever started it."""
+    """Limit the resources of this process, and make sure that its alarm ends it, whatever its parent set."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
@@ -56,10 +56,10 @@ def write(answer: dict[str, Any]) -> None:
 
 
 def answer(room: Any, method: str, arguments: list[Any]) -> dict[str, Any]:
-    """Do one piece of work; whatever goes wrong is the answer."""
+    """Do one piece of work; a failure is an answer too."""
     try:
         return {"value": room.METHODS[method](*arguments)}
-    except ValueError as error:  # the way in which a room refuses
+    except ValueError as error:  # a room refuses by it
         return {"error": str(error)[:MAX_REASON]}
     except MemoryError:
         return {"error": "it takes too much memory"}
@@ -78,7 +78,7 @@ def main() -> None:
         if not request:
             return
         seconds, method, arguments = json.loads(request)
-        # Ends this process by the kernel, busy as it may be, if nobody is left to do so.
+        # The kernel ends this process then, however busy it is, if nobody is left to do so.
         signal.alarm(seconds)
         found = answer(room, method, arguments)
         write(found)

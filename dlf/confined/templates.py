@@ -1,6 +1,6 @@
-"""Runs chat templates in Jinja's sandbox, with what ``transformers`` adds to it.
+"""Runs chat templates in Jinja's sandbox, with the additions of ``transformers``.
 
-Source: ``transformers.utils.chat_template_utils``, whose additions to Jinja the templates of the hub rely on.
+Source: ``transformers.utils.chat_template_utils``; the templates of the hub rely on its additions to Jinja.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KEPT = 16  # compiled templates
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}`` marks what the assistant wrote, for training; here it only passes its body on."""
+    """``{% generation %}`` marks the assistant's text for training; here it only passes its body on."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja declares it so)
 
@@ -43,7 +43,7 @@ def compiled(source: str) -> jinja2.Template:
 
 
 def render(source: str, variables: dict[str, Any]) -> str:
-    """Run a template; a ValueError has the reason why it fails."""
+    """Run a template; a ValueError says why it fails."""
     try:
         text = compiled(source).render(**variables)
     except (MemoryError, RecursionError):
@@ -62,7 +62,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Jinja's own filter escapes HTML, which no model was trained on."""
+    """Write JSON; Jinja's own filter escapes HTML, which no model was trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,6 +1,6 @@
 """Runs a ``tokenizer.json`` with the ``tokenizers`` library, whose errors and panics all become ValueError.
 
-The library is Rust: where it panics Python sees a BaseException, and where it refuses, a bare Exception.
+The library is written in Rust: its panics reach Python as BaseException, its refusals as a bare Exception.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import tokenizers
 
 
 class Codec:
-    """One tokenizer. All methods raise ValueError with the reason where the library cannot go on."""
+    """One tokenizer. All methods raise ValueError with the reason if the library cannot go on."""
 
     def __init__(self, content: str, added: Sequence[Mapping[str, Any]] = ()) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
-            # Padding and cutting are the engine's business; some files carry what their training used.
+            # The engine does any padding and cutting; some files carry the settings of their training.
             self._tokenizer.no_padding()
             self._tokenizer.no_truncation()
             self._tokenizer.add_tokens([tokenizers.AddedToken(**token) for token in added])
-            if getattr(self._tokenizer.model, "dropout", None):  # a text has one encoding, not another one each time
+            if getattr(self._tokenizer.model, "dropout", None):  # a text must have one encoding
                 self._tokenizer.model.dropout = None
         except BaseException as error:
             _refuse(error)
@@ -43,7 +43,7 @@ class Codec:
         return {token_id: (token.content, token.special) for token_id, token in found.items()}
 
     def token(self, token_id: int) -> str | None:
-        """The token of an id, or None."""
+        """Token of an id, or None."""
         try:
             token: str | None = self._tokenizer.id_to_token(token_id)
         except BaseException as error:
@@ -73,7 +73,7 @@ def _refuse(error: BaseException) -> NoReturn:
     raise ValueError(str(error)[:1000] or type(error).__name__) from None
 
 
-_loaded: list[Codec] = []  # the one of a helper process
+_loaded: list[Codec] = []  # at most one: the helper process' own
 
 
 def load(content: str, added: list[dict[str, Any]]) -> None:
@@ -82,7 +82,7 @@ def load(content: str, added: list[dict[str, Any]]) -> None:
 
 
 def tokens() -> dict[str, Any]:
-    """All that is known about the tokens of the one that was read."""
+    """Vocabulary, tokens and added tokens of the tokenizer that was read."""
     codec = _loaded[0]
     vocab = codec.vocab()
     return {

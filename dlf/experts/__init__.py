@@ -1,4 +1,4 @@
-"""What a user hands over to specialise the large model."""
+"""The experts with which a user specialises the large model."""
 
 from dlf.experts.expert import Expert, InContext
 from dlf.experts.kinds import EXPERTS, AnyExpert, as_expert, with_alpha

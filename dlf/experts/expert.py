@@ -1,4 +1,4 @@
-"""What a user hands over to specialise the large model."""
+"""A fine-tuned model as an expert, and examples as an expert."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Expert", "InContext"]
 class Expert:
     """A fine-tuned small model and the base that it is measured against.
 
-    What an expert adds to the large model's logits is ``alpha * (expert - base)`` (Fan et al., arXiv 2406.15480,
-    equation 3), so the base should be the checkpoint that the fine-tuning started from.
+    An expert adds ``alpha * (expert - base)`` to the large model's logits (Fan et al., arXiv 2406.15480, equation 3),
+    so the base should be the checkpoint that the fine-tuning started from.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Expert:
     base : str or path, optional
         Folder or hub id of its base; the engine's ``base`` if not given.
     name : str, optional
-        What to call it in results, errors and ``generate(experts=[...])``; the last part of `model` if not given.
+        Its name in results, errors and ``generate(experts=[...])``; the last part of `model` if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
         Type of its weights and its base's; the engine's ``weights`` if not given.
     template : str, optional
@@ -35,8 +35,8 @@ class Expert:
     base_template : str, optional
         The same for its base.
     alpha : float, optional
-        A weight that is given instead of solved. It may be negative: what an anti-expert has learned is taken away
-        (DExperts, 2105.03023). The other experts are solved as if it were not there.
+        A weight that is given instead of solved. It may be negative, to take away what an anti-expert has learned
+        (DExperts, 2105.03023). The other experts are solved as if this one were not there.
     alpha_max : float, optional
         Upper bound of its solved weight; the engine's ``alpha_max`` if not given.
     """
@@ -62,7 +62,7 @@ class Expert:
 
 @dataclass(frozen=True)
 class InContext:
-    r"""Examples as an expert: the base reads them before the prompt, and is measured against itself without.
+    r"""Examples as an expert: the base reads them before the prompt, and is measured against itself without them.
 
     Nothing is trained, and no weights are loaded beside the base's: the expert is one more row of its batch. The
     examples are read once, as long as they are in the engine's prefix cache.
@@ -72,13 +72,13 @@ class InContext:
     base : str or path, optional
         Folder or hub id of the small model; the engine's ``base`` if None.
     examples : list of (question, answer)
-        What the expert has seen.
+        Examples that the expert reads.
     template : str, optional
         How an example and the prompt are written: ``"chat"`` for turns of the base's chat template, or a text with
-        ``{question}`` and ``{answer}``, of which the prompt gets what comes before the answer; the engine's
-        ``template`` if not given. The default is ``"{question} {answer}\n\n"``.
+        ``{question}`` and ``{answer}``, where the prompt is a question without its answer; the engine's ``template``
+        if not given. The default is ``"{question} {answer}\n\n"``.
     name : str, optional
-        What to call it; ``"in-context"`` if not given.
+        Its name; ``"in-context"`` if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
         Type of the base's weights; the engine's ``weights`` if not given.
     alpha, alpha_max : float, optional
@@ -87,7 +87,7 @@ class InContext:
     Raises
     ------
     ValueError, TypeError
-        If the examples are no pairs of texts, or the template is none.
+        If the examples are not pairs of texts, or the template is invalid.
 
     Examples
     --------
@@ -109,5 +109,5 @@ class InContext:
 
     @property
     def label(self) -> str:
-        """The name, or what it is."""
+        """The name, or ``"in-context"``."""
         return self.name or "in-context"

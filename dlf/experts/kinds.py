@@ -1,4 +1,4 @@
-"""The kinds of experts, and what an engine adds to one that does not say all."""
+"""The kinds of experts, and the values that they take from an engine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPERTS = (Expert, InContext, Lora, TaskArithmetic)
 
 
 def as_expert(expert: AnyExpert | Path, base: Path | None, weights: str | None) -> AnyExpert:
-    """An expert with its base and its type of weights; what it does not name itself is the engine's."""
+    """An expert with its base and its type of weights, which are the engine's if it names none."""
     if isinstance(expert, (str, os.PathLike)):
         expert = Expert(expert)
     if not isinstance(expert, EXPERTS):
@@ -39,7 +39,7 @@ def as_expert(expert: AnyExpert | Path, base: Path | None, weights: str | None) 
 
 
 def with_alpha(experts: Sequence[AnyExpert], alpha: Sequence[float | None] | None) -> list[AnyExpert]:
-    """The experts with the weights that the engine was given for them."""
+    """The experts, with the engine's given weights."""
     if alpha is None:
         return list(experts)
     if len(alpha) != len(experts):

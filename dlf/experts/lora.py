@@ -16,9 +16,9 @@ __all__ = ["Lora"]
 class Lora:
     """A LoRA adapter on a small model, measured against that model without it.
 
-    The adapter is not merged: its low-rank updates are added on the base's own pass, to the rows of its lane, so many
-    adapters on one base cost little more than the base. What such an expert is: LoRA, Hu et al., arXiv 2106.09685, as
-    PEFT saves it, with ranks and alphas of single modules and rsLoRA (2312.03732).
+    The adapter is not merged: its low-rank updates are added in the base's own pass, to the rows of its lane. A base
+    with many adapters therefore costs little more than the base alone. Adapters are those of LoRA (Hu et al., arXiv
+    2106.09685) as PEFT saves them, with ranks and alphas of single modules and rsLoRA (2312.03732).
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Lora:
     adapter : str or path
         Folder or hub id with ``adapter_config.json`` and ``adapter_model.safetensors``.
     name : str, optional
-        What to call it; the last part of `adapter` if not given.
+        Its name; the last part of `adapter` if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
         Type of the base's weights; the engine's ``weights`` if not given. The adapter itself stays in floats.
     merge : bool
@@ -39,7 +39,7 @@ class Lora:
     Raises
     ------
     ValueError, TypeError
-        If a template is none. The files are looked at when an engine is made.
+        If a template is invalid. The files are read when an engine is made.
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Merges the experts of an engine, and keeps the merged models in the cache.
 
-A merged model is an ordinary checkpoint, so mapping it, quantizing it and keeping what was quantized is what it is for
-any other. Its folder has the name of all that it was made of. It is believed only if every file still has the content
-that was written; anything else is merged again.
+A merged model is an ordinary checkpoint: it is mapped, quantized and cached like any other. Its folder is named by the
+hash of everything that it was made of. It is used only if every file still has the content that was written; otherwise
+it is merged again.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from dlf.support.new_folder import locked_folder, new_folder
 
 __all__ = ["merged_experts"]
 
-SAME = ("weights", "template", "base_template", "alpha", "alpha_max")  # of an expert and of its merged form
-FORMAT = "1"  # to be raised when the result of a merge changes
+SAME = ("weights", "template", "base_template", "alpha", "alpha_max")  # the same in an expert and its merged form
+FORMAT = "1"  # raise it when the result of a merge changes
 
 
 @contextlib.contextmanager
 def merged_experts(experts: Sequence[AnyExpert]) -> Iterator[list[Expert | InContext | Lora]]:
-    """Give the experts with a merged model in place of each that is to be merged.
+    """Yield the experts, with a merged model in place of each one that is to be merged.
 
-    Models that are not kept go when the block ends; what has been mapped from them stays usable.
+    Models that are not kept in the cache are removed when the block ends; what was mapped from them stays usable.
     """
     with contextlib.ExitStack() as temporary:
         yield [_whole(expert, temporary) for expert in experts]
@@ -97,14 +97,14 @@ def _keep(merge: Merge | Fold, label: str, folder: Path) -> Path:
 
 
 def _key(merge: Merge | Fold, cache: Path) -> str:
-    """Hash of everything that the merged folder, or whether there may be one, depends on."""
+    """Hash of everything that the merged folder, or its validity, depends on."""
     text = json.dumps([FORMAT, *merge.identity(cache)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _is_whole(folder: Path, cache: Path) -> bool:
-    """Whether a merged folder is there with all that was written; one that is damaged is removed, with a warning."""
-    if not os.path.exists(folder):  # which a cache that may not be searched doesn't make raise
+    """Whether a merged folder exists with all that was written; a damaged one is removed, with a warning."""
+    if not os.path.exists(folder):  # does not raise if the cache may not be searched
         return False
     try:
         files = read_json(folder / MANIFEST).get("files")

@@ -1,4 +1,4 @@
-"""An expert that is made of others by arithmetic on their weights."""
+"""An expert that is merged from others by arithmetic on their weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TaskArithmetic:
     r"""Fine-tuned models of one base, merged into one.
 
     Can be given to `dlf.Engine` wherever a `dlf.Expert` can: it is merged when the engine is made, kept in dlf's cache
-    as a folder in Hugging Face format, and found there by the next. `save` writes such a folder for keeps.
+    as a folder in Hugging Face format, and found there by the next engine. `save` writes such a folder elsewhere.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class TaskArithmetic:
         Folder or hub id of the checkpoint that the experts were fine-tuned from. In an engine the merged expert is
         measured against it.
     experts : mapping of str or path to float
-        The weight of each fine-tuned checkpoint, from -100 to 100; a negative one takes away what it has learned.
+        Weight of each fine-tuned checkpoint, from -100 to 100; a negative one takes away what the checkpoint learned.
     method : {"task_arithmetic", "ties", "dare_linear", "dare_ties", "linear", "slerp"}
-        With :math:`\delta_i = \theta_i - \theta_0` what fine-tuning changed:
+        With :math:`\delta_i = \theta_i - \theta_0`, the change by fine-tuning:
 
         ``"task_arithmetic"``
             :math:`\theta_0 + \lambda \sum_i w_i \delta_i` (arXiv 2212.04089).
@@ -49,14 +49,13 @@ class TaskArithmetic:
             Drops values of :math:`\delta_i` at random and divides those that stay by the density (2311.03099); then as
             ``"task_arithmetic"`` or as ``"ties"``.
         ``"linear"``
-            The weighted mean of the experts (2203.05482); the base takes part where it is one of them.
+            The weighted mean of the experts (2203.05482); the base takes part if it is one of them.
         ``"slerp"``
-            From the base to the one expert on an arc; its weight is the way, from 0 to 1.
+            A point on the arc from the base to the one expert, whose weight, from 0 to 1, says how far along.
 
         `dlf.merging.Recipe` has all equations, and says where they differ from mergekit's.
     density : float or mapping of expert to float, optional
-        Part of each :math:`\delta_i` that stays, above 0 and up to 1, which it is if not given. For ``ties`` and
-        ``dare_*``.
+        Part of each :math:`\delta_i` that stays, above 0 and up to 1; 1 if not given. For ``ties`` and ``dare_*``.
     normalize : bool, optional
         Whether to divide by the sum of the weights; by default for ``"linear"`` and ``"ties"``. Not for ``"slerp"``.
     scale : float, optional
@@ -64,18 +63,18 @@ class TaskArithmetic:
     seed : int, optional
         For ``dare_*``: the same seed drops the same values. 0 if not given.
     dtype : {"float32", "bfloat16", "float16"}, optional
-        Type of the merged weights; the base's if not given. All is computed in float32.
+        Type of the merged weights; the base's if not given. Merging computes in float32.
     name : str, optional
-        What to call it in results and errors; made of the method and the experts' names if not given.
+        Its name in results and errors; made of the method and the experts' names if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
-        Type in which an engine holds it and its base; the engine's ``weights`` if not given.
+        Type of its weights and its base's in an engine; the engine's ``weights`` if not given.
     template, base_template, alpha, alpha_max : optional
         As for `dlf.Expert`.
 
     Raises
     ------
     ValueError, TypeError
-        If a parameter is impossible, or has no effect on the method. The models are looked at when they are merged.
+        If a parameter is impossible, or has no effect on the method. The models are read when they are merged.
 
     Examples
     --------
@@ -107,7 +106,7 @@ class TaskArithmetic:
             )
         if self.dtype is not None and self.dtype not in TORCH_DTYPES:
             raise OptionError(f"dtype is {self.dtype!r}; it takes {', '.join(TORCH_DTYPES)}", "dtype")
-        object.__setattr__(self, "experts", dict(self.experts))  # the caller's may change
+        object.__setattr__(self, "experts", dict(self.experts))  # the caller may change its own
         for template in (self.template, self.base_template):
             Layout(template)  # raises
         if isinstance(self.density, Mapping):
@@ -121,13 +120,13 @@ class TaskArithmetic:
 
     @property
     def recipe(self) -> Recipe:
-        """What is computed, with the method's defaults filled in."""
+        """Method and numbers of the merge, with the method's defaults filled in."""
         density = _by_name("density", self.density) if isinstance(self.density, Mapping) else self.density
         weights = _by_name("experts", self.experts)
         return Recipe.of(self.method, weights, density, self.normalize, self.scale, self.seed)
 
     def open(self) -> Merge:
-        """Find the models, of which nothing but their configuration is read.
+        """Find the models and read only their configurations.
 
         Raises
         ------
@@ -140,12 +139,12 @@ class TaskArithmetic:
     def save(self, folder: PathLike) -> Path:
         """Write the merged model as a folder in Hugging Face format: weights, configuration, tokenizer, model card.
 
-        The folder appears when it is whole and on the disk. Memory holds one tensor of each model.
+        The folder appears when it is whole and on the disk. Memory holds one tensor of each model at a time.
 
         Parameters
         ----------
         folder
-            Where; it must be empty or not there yet.
+            Its path; it must be empty or not exist yet.
 
         Returns
         -------

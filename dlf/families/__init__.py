@@ -1,4 +1,4 @@
-"""What dlf knows of each model family: a file a family, which says as data what its models compute.
+"""The model families that dlf runs: one file each, which describes as data what its models compute.
 
 A file here with a ``FAMILY`` in it is all that a family needs; this registry finds it.
 """

@@ -15,7 +15,7 @@ __all__ = ["COMMON_DEFAULTS", "MAX_WINDOW", "MODULES", "Family", "decoder", "lay
 
 MAX_WINDOW = 1 << 28
 
-# What transformers assumes in most families for a key that config.json does not have.
+# Values that transformers assumes in most families for keys that config.json leaves out.
 COMMON_DEFAULTS: dict[str, Any] = {
     "hidden_size": 4096,
     "num_hidden_layers": 32,
@@ -53,15 +53,15 @@ class Family:
     Attributes
     ----------
     architecture
-        As ``architectures`` of ``config.json`` names it.
+        Its name in ``architectures`` of ``config.json``.
     model_type
-        As ``model_type`` does.
+        Its name in ``model_type``.
     defaults
-        What ``transformers`` assumes for keys that ``config.json`` leaves out.
+        Values that ``transformers`` assumes for keys that ``config.json`` leaves out.
     spec
-        Makes of a ``config.json`` what the model computes; raises CheckpointError for what dlf does not do.
+        Makes a ``ModelSpec`` of a ``config.json``; raises CheckpointError for what dlf does not support.
     modules
-        Which module of the checkpoint fills each slot; ``{layer}`` is the layer's number.
+        Module of the checkpoint that fills each slot; ``{layer}`` is the layer's number.
     """
 
     architecture: str
@@ -94,18 +94,18 @@ def decoder(
     output_bias: bool = False,
     feed_forward_bias: bool = False,
 ) -> _C.ModelSpec:
-    """Read what is alike in families like Llama: pre-norm layers, grouped queries, rotary positions, SwiGLU.
+    """Read what families like Llama share: pre-norm layers, grouped queries, rotary positions, SwiGLU.
 
     Parameters
     ----------
     fields
         ``config.json``, with the family's defaults.
     layers
-        In what each layer may differ; by default none does.
+        Settings of each layer, if layers differ.
     head_norm
         Whether queries and keys are normed head by head.
     bias, output_bias, feed_forward_bias
-        Whether the projections to q, k and v, the one of attention's output, and those of the feed-forward have one.
+        Whether the projections to q, k and v, that of attention's output, and those of the feed-forward have a bias.
     """
     if fields.raw("hidden_act") != "silu":
         raise fields.error("hidden_act", "'silu', the only activation dlf has")

@@ -1,4 +1,4 @@
-"""Qwen2 (Yang et al., arXiv 2407.10671): biases on q, k and v, and a window in some layers where asked for."""
+"""Qwen2 (Yang et al., arXiv 2407.10671): biases on q, k and v, and a window in some layers if asked for."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rotary frequencies, as ``transformers.modeling_rope_utils`` computes them, operation by operation, bit by bit.
+"""Rotary frequencies, bit-identical to those of ``transformers.modeling_rope_utils``: the same operations in order.
 
-``dynamic`` frequencies change with the length of a text beyond ``max_position_embeddings``, which keys that are kept
-rotated cannot follow; such a model reads texts of up to that length, where its frequencies are those without scaling.
+``dynamic`` frequencies change with the length of a text beyond ``max_position_embeddings``, which cached keys, being
+rotated, cannot follow; such a model reads texts of up to that length, where its frequencies are those without scaling.
 ``longrope`` has two lists of frequencies: transformers takes the second for a text beyond
 ``original_max_position_embeddings``, and dlf, as vLLM does, for an engine whose context is longer than that.
 """
@@ -22,12 +22,12 @@ __all__ = ["MAX_POSITIONS", "Rotary", "read_rotary"]
 
 MAX_POSITIONS = 1 << 28
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
-ALIASES = {"su": "longrope", "mrope": "default"}  # mrope turns text as default does; only images have other positions
+ALIASES = {"su": "longrope", "mrope": "default"}  # mrope rotates text as default does; only images differ
 
 
 @dataclass(frozen=True)
 class Rotary:
-    """How positions turn queries and keys.
+    """How positions rotate queries and keys.
 
     Attributes
     ----------
@@ -47,11 +47,11 @@ def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
     Raises
     ------
     CheckpointError
-        If a value is missing or out of bounds, or the kind of scaling is none that dlf has.
+        If a value is missing or out of bounds, or dlf does not support the kind of scaling.
     """
     values = fields.table("rope_scaling") or fields.table("rope_parameters")
     for key, value in values.items():
-        if isinstance(value, dict):  # what other architectures have: a table for each kind of layer
+        if isinstance(value, dict):  # other architectures have a table for each kind of layer
             raise CheckpointError(
                 f"{fields.where}: rotary embedding: {key!r:.80} is a table; dlf has one for all layers"
             )
@@ -60,7 +60,7 @@ def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
     kind = _kind(rope)
     for source in (fields, rope):
         if "partial_rotary_factor" in source:
-            source.number("partial_rotary_factor", 1.0, 1.0)  # the whole head turns, in every family dlf runs
+            source.number("partial_rotary_factor", 1.0, 1.0)  # the whole head rotates, in every family dlf runs
 
     theta = rope.number("rope_theta", 1.0 + 1e-6, 1e12)
     powers = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
@@ -81,8 +81,8 @@ def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
     if kind == "dynamic":
         return Rotary(_spec(_dynamic(rope, factor, theta, head_dim, max_positions)), max_positions)
 
-    # Files say the length that training began with, or the one that scaling made of it. Llama 3 and longrope do not
-    # reach `factor` times the original one where the file says the other.
+    # max_position_embeddings is the original length in some files, the extended one in others. An extended one bounds
+    # Llama 3 and longrope, even below `factor` times the original length.
     extended = max_positions
     if kind in ("linear", "yarn") or max_positions <= original:
         extended = max(max_positions, min(int(factor * original), MAX_POSITIONS))

@@ -1,4 +1,4 @@
-"""``python -m dlf.lm_eval``, which is the harness' command ``lm_eval`` with dlf among its models."""
+"""``python -m dlf.lm_eval`` runs the harness' command ``lm_eval`` with dlf among its models."""
 
 from dlf.lm_eval import main
 

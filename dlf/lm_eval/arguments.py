@@ -1,4 +1,4 @@
-"""Arguments of lm-evaluation-harness' ``hf`` class, taken as arguments of an engine: honoured, ignored or refused."""
+"""Turns arguments of lm-evaluation-harness' ``hf`` class into an engine's: honoured, ignored or refused."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["check_tokenizer", "located", "make_engine", "model_length", "transla
 
 logger = logging.getLogger(__name__)
 
-PLACES = "device, device_map or a recipe say where models run"
-HUB = "the hub's own variables HF_TOKEN, HF_HOME and HF_HUB_OFFLINE say it"
+PLACES = "device, device_map or a recipe set where models run"
+HUB = "the hub's own variables HF_TOKEN, HF_HOME and HF_HUB_OFFLINE set it"
 QUANTIZED = "weights=int8 or weights=int4 quantizes a checkpoint when it is loaded"
 
-# name: (value that needs no word, why nothing depends on it)
+# name: (value that needs no warning, why no result depends on it)
 IGNORED = {
     "trust_remote_code": (False, "no code of a checkpoint is run"),
     "use_fast_tokenizer": (True, "a tokenizer is read from tokenizer.json"),
     "logits_cache": (True, "a context is read once for all of its continuations"),
     "softmax_dtype": (None, "log-probabilities are summed in double precision"),
-    "attn_implementation": (None, "there is one"),
-    "use_cache": (True, "there always is one"),
+    "attn_implementation": (None, "there is only one"),
+    "use_cache": (True, "a cache is always used"),
     "low_cpu_mem_usage": (None, "weights are mapped from their files"),
     "parallelize": (False, PLACES),
     "device_map_option": (None, PLACES),
@@ -53,25 +53,25 @@ REFUSED = {
     "load_in_8bit": QUANTIZED,
     "load_in_4bit": QUANTIZED,
     "quantization_config": QUANTIZED,
-    "mixed_precision_dtype": "dtype= says in which type a model runs",
+    "mixed_precision_dtype": "dtype= sets the type that a model runs in",
     "truncation": "contexts are cut on the left, as hf does without it",
 }
 
 
 def translate(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of `Engine` from those that are given.
+    """Options of `Engine` from the given ones.
 
     Raises
     ------
     ValueError
         For an argument of ``hf`` that would change the results and cannot be honoured.
     TypeError
-        For one that nobody knows.
+        For an unknown one.
     """
     options = dict(options)
     for name, remedy in REFUSED.items():
         if options.pop(name, None) not in (None, False, ""):
-            raise ValueError(f"{name} is of hf and cannot be honoured: {remedy}")
+            raise ValueError(f"{name} is an argument of hf that cannot be honoured: {remedy}")
     if options.pop("backend", None) not in (None, "default", "causal"):
         raise ValueError("backend: dlf runs causal language models; leave it out")
     if isinstance(options.get("device_map"), str):  # such as "auto"
@@ -91,12 +91,12 @@ def translate(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def located(pretrained: Path, revision: Any, subfolder: str | None) -> str:
-    """The name of a model with what ``hf`` gives apart: a folder within it, and its revision on the hub."""
+    """Name of a model with what ``hf`` takes separately: a folder within it, and its revision on the hub."""
     name = os.fspath(pretrained)
     here = os.path.isdir(os.path.expanduser(name))
     if subfolder:
         if not here:
-            raise ValueError(f"subfolder={subfolder!r} of a model on the hub: fetch it, and give that folder")
+            raise ValueError(f"subfolder={subfolder!r} needs a local model: fetch it from the hub, and give its folder")
         name = os.path.join(name, subfolder)
     # A folder has one revision, and main is the hub's default.
     return name if here or revision in (None, "", "main") else f"{name}@{revision}"
@@ -108,7 +108,7 @@ def check_tokenizer(tokenizer: Any, own: Tokenizer) -> None:
     Raises
     ------
     ValueError
-        If it encodes otherwise, has another beginning or end of a text, or another chat template.
+        If it encodes differently, or has another beginning or end of a text, or another chat template.
     """
     if not isinstance(tokenizer, (str, os.PathLike)):
         raise ValueError("tokenizer: give a folder or hub id; one that is loaded already cannot be used")
@@ -122,12 +122,12 @@ def check_tokenizer(tokenizer: Any, own: Tokenizer) -> None:
 
 
 def model_length(arguments: dict[str, Any]) -> int:
-    """Tokens that ``hf`` would read at most, or fewer where an expert was made for less.
+    """Most tokens that ``hf`` would read, or fewer if an expert was made for fewer.
 
     Parameters
     ----------
     arguments
-        Those of `Engine`.
+        Arguments of `Engine`.
     """
     configs = [read_config(resolve(name, weights=False)) for name in _checkpoints(arguments)]
     # Beyond its short context a model has other frequencies for all of a text, and hf chooses for each text anew.
@@ -154,12 +154,12 @@ def _checkpoints(arguments: dict[str, Any]) -> Iterator[Path]:
 
 
 def warn_of_default_context(engine: Engine) -> None:
-    """Say that a default for memory, which nobody chose, is to bound what a measurement reads."""
+    """Warn if the default context, which only saves memory, cuts the texts of an evaluation."""
     ensemble = engine._ensemble
     if ensemble.options.max_context is None and ensemble.max_context < ensemble.trained_context:
         logger.warning(
-            "texts are cut to the %d tokens of an engine by default; make it with max_context=%d for all that the "
-            "model reads",
+            "texts are cut to %d tokens, an engine's default; make it with max_context=%d for all tokens that the "
+            "model can read",
             ensemble.max_context,
             ensemble.trained_context,
         )
@@ -168,13 +168,13 @@ def warn_of_default_context(engine: Engine) -> None:
 def make_engine(arguments: dict[str, Any], length: int) -> Engine:
     """Make an engine with a context of `length`.
 
-    Where memory does not allow that, fewer sequences decode side by side, which changes no result; then the context is
-    made shorter, which does, down to the engine's default.
+    If memory does not allow that, fewer sequences decode side by side, which changes no result. If that is not enough,
+    the context is made shorter, which changes results, down to the engine's default.
 
     Raises
     ------
     MemoryError
-        If memory does not allow the least of it.
+        If memory does not allow even that.
     """
     batch = full = arguments.get("max_batch", EngineOptions.max_batch)
     context = length
@@ -193,8 +193,8 @@ def make_engine(arguments: dict[str, Any], length: int) -> Engine:
         logger.warning("batch_size is %d, not %d: memory does not hold more sequences of %d", batch, full, context)
     if context < length:
         logger.warning(
-            "memory holds %d of the %d tokens that the model reads: longer texts are cut, and their results are not "
-            "those of hf with all of them",
+            "memory holds %d of the %d tokens that the model reads: longer texts are cut, and their results differ "
+            "from those of hf",
             context,
             length,
         )

@@ -1,4 +1,4 @@
-"""Conversations whose last message goes on: the beginning of an answer, which a model is to complete."""
+"""Writes conversations whose last message is the beginning of an answer, which a model completes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["open_ended"]
 
-# A mark that no template touches, unless it trims the message: then the space goes.
+# A mark that no template changes, except that one which trims the message removes the space.
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
@@ -15,7 +15,7 @@ def open_ended(write: Callable[[list[dict[str, Any]]], str], history: list[dict[
     """Write a conversation up to the end of its last message.
 
     This is ``continue_final_message`` of ``transformers.utils.chat_template_utils.render_jinja_template``: a mark at
-    the end of the message says where the template puts that.
+    the end of the message shows where the template puts that end.
 
     Parameters
     ----------
@@ -27,11 +27,11 @@ def open_ended(write: Callable[[list[dict[str, Any]]], str], history: list[dict[
     Raises
     ------
     ValueError
-        If there is no text to go on with, or the template leaves it out.
+        If there is no text to continue, or the template leaves it out.
     """
     content = history[-1].get("content") if history else None
     if not isinstance(content, str):
-        raise ValueError("the last message has no text to go on with; leave the chat template out")
+        raise ValueError("the last message has no text to continue; leave the chat template out")
     text = write([*history[:-1], history[-1] | {"content": content + MARK}])
     if content.strip() not in text or MARK.strip() not in text:
         raise ValueError(

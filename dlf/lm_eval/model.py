@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 try:
-    import lm_eval.models  # noqa: F401 (the harness' own models, which it would not look for once there is another)
+    import lm_eval.models  # noqa: F401 (the harness' own models, which it would not load once there is another)
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -52,45 +52,45 @@ LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_token
 class DLF(TemplateLM):  # type: ignore[misc]
     """A dlf engine as a model of lm-evaluation-harness.
 
-    It is the harness' ``hf`` class with fused logits: texts are encoded, cut and scored in the same way. Sampling
-    options that a task leaves open, such as penalties, are those of the recipe.
+    It works as the harness' ``hf`` class, with fused logits: texts are encoded, cut and scored in the same way.
+    Sampling options that a task leaves open, such as penalties, are those of the recipe.
 
     Parameters
     ----------
     recipe : str or path, optional
-        File of `Engine.from_recipe`.
+        File for `Engine.from_recipe`.
     pretrained : str or path, optional
-        Instead: folder or hub id of the large model.
+        Folder or hub id of the large model, instead of a recipe.
     expert, base : str or path, optional
         An expert and its base beside `pretrained`; a recipe can have more.
     engine : Engine, optional
-        Instead: an engine that is there already.
+        An existing engine, instead of a recipe.
     batch_size : int or str
         ``max_batch`` of the engine; ``"auto"`` leaves that to the engine or the recipe.
     max_length : int, optional
-        ``max_context`` of the engine; by default, as for ``hf``, what the model was made for, unless a recipe says
-        otherwise or memory does not allow it, which is then a warning.
+        ``max_context`` of the engine; by default, as for ``hf``, what the model was made for, unless a recipe sets it
+        or memory does not allow it, which is a warning.
     device : str, optional
-        Where `pretrained` runs. The harness passes ``"cuda:0"`` on unless it is told otherwise: where there is no such
-        device that is the CPU, as for ``hf``, and a recipe keeps its own.
+        Device of `pretrained`. The harness passes ``"cuda:0"`` by default; without such a device the CPU is used, as
+        for ``hf``. A recipe keeps its own.
     max_gen_toks : int
-        Tokens to generate at most, for tasks that do not say.
+        Most tokens to generate, for tasks that set no limit.
     add_bos_token : bool, optional
-        Whether texts begin with the tokenizer's special tokens; by default what ``tokenizer.json`` says.
+        Whether texts begin with the tokenizer's special tokens; by default as in ``tokenizer.json``.
     prefix_token_id : int, optional
-        What comes before a text without a context; by default the beginning of a sequence, else its end.
+        Token before a text without a context; by default that of the beginning of a sequence, else of its end.
     revision, subfolder : str, optional
-        Of `pretrained`: its revision on the hub, and a folder within it.
+        Revision of `pretrained` on the hub, and a folder within it.
     tokenizer : str or path, optional
-        No other than that of `pretrained`.
+        Must be that of `pretrained`.
     chat_template_args : mapping, optional
         Variables for the chat template.
     enable_thinking : bool, optional
-        One of them; with True `think_end_token` is needed, and tasks must be generative.
+        One of these variables; True needs `think_end_token`, and generative tasks.
     think_end_token : str or int, optional
-        Ends the thoughts of a model: an answer is what follows the last one, as text or as a token.
+        Text or token that ends the thoughts of a model; the answer is what follows the last one.
     max_batch_size
-        What the harness passes on to models that look for a batch size; not used.
+        Not used; the harness passes it on to models that look for a batch size.
     **options
         Further arguments of `Engine`, such as ``dtype``, ``weights`` or ``threads``. Those of ``hf`` that change no
         result here, such as ``trust_remote_code`` or ``parallelize``, are ignored with a warning.
@@ -98,8 +98,8 @@ class DLF(TemplateLM):  # type: ignore[misc]
     Raises
     ------
     ValueError, TypeError
-        If none or several of `recipe`, `pretrained` and `engine` are given, or options beside an engine, or what ``hf``
-        would do and an engine cannot, such as ``peft``; the message says what to do instead.
+        If none or several of `recipe`, `pretrained` and `engine` are given, or options beside an engine, or an argument
+        of ``hf`` that an engine cannot honour, such as ``peft``; the message says what to do instead.
     """
 
     def __init__(
@@ -140,9 +140,9 @@ class DLF(TemplateLM):  # type: ignore[misc]
         if max_length is not None:
             options["max_context"] = max_length
         if engine is not None:
-            options.pop("max_batch", None)  # the harness always has one
+            options.pop("max_batch", None)  # the harness always gives one
             if options:
-                raise TypeError(f"an engine that is there has its own options: leave out {', '.join(sorted(options))}")
+                raise TypeError(f"an existing engine has its own options: leave out {', '.join(sorted(options))}")
             self.engine = engine
             warn_of_default_context(engine)
         else:
@@ -173,7 +173,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
 
     @property
     def max_length(self) -> int:
-        """Tokens that a model reads at most."""
+        """Most tokens that a model reads."""
         return self.engine.max_context
 
     @property
@@ -191,7 +191,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What comes before a text without a context."""
+        """Token before a text without a context."""
         for token in (self._prefix_token_id, self.engine.tokenizer.bos_token_id):
             if token is not None:
                 return token
@@ -199,7 +199,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for caches of requests: two tokenizers that encode alike have the same."""
+        """Name for caches of requests; tokenizers that encode alike share it."""
         return f"dlf-{self.engine.tokenizer.fingerprint.hex()[:16]}"
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -209,7 +209,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Write a conversation by the large model's chat template; without a generation prompt it stays open.
 
-        A template that refuses these messages gets them without those of the system, as from ``hf``.
+        A template that refuses these messages gets them without the system messages, as from ``hf``.
         """
         try:
             return self._written(chat_history, add_generation_prompt)
@@ -229,7 +229,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
         return write(history) if add_generation_prompt else open_ended(write, history)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Token ids of a text; one that begins with the prefix token as text gets no special tokens."""
+        """Token ids of a text; a text that begins with the prefix token's text gets no special tokens."""
         if add_special_tokens is None:
             prefix = self.engine.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
             begins = bool(prefix) and string.startswith(prefix)
@@ -238,7 +238,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
         tokens = tokenizer.encode(string, add_special_tokens=add_special_tokens)
         bos = tokenizer.bos_token_id
         if add_special_tokens and self.add_bos_token and bos is not None and tokens[:1] != [bos]:
-            return [bos, *tokenizer.encode(string, add_special_tokens=False)]  # tokenizer.json puts none
+            return [bos, *tokenizer.encode(string, add_special_tokens=False)]  # tokenizer.json adds none
         return tokens
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -282,18 +282,18 @@ class DLF(TemplateLM):  # type: ignore[misc]
                 scores: list[Score] = self.engine.score(prompts, [request[2] for request in part], progress=False)
                 for (pair, _, _), score in zip(part, scores, strict=True):
                     answers.append((score.logprob, bool(score.is_greedy.all())))
-                    if pair is not None:  # a window of a longer text
+                    if pair is not None:  # None is a window of a longer text
                         self.cache_hook.add_partial("loglikelihood", pair, answers[-1])
                 bar.update(len(part))
         return answers
 
     def _context(self, pair: Pair | None, context: list[int], continuation: list[int]) -> str | list[int]:
-        """What is read before a continuation: tokens, cut on the left, or a text that each model lays out."""
+        """Context of a continuation: tokens, cut on the left, or a text that each model lays out."""
         if self.engine.reads_tokens:
             room = self.max_length + 1 - len(continuation)
             if len(context) > room >= 1:
                 logger.warning("the first %d tokens of a context are cut: it is too long", len(context) - room)
-            return context[-room:] if room >= 1 else context  # which the engine then refuses
+            return context[-room:] if room >= 1 else context  # the engine then refuses it
         if pair is not None and pair[0].strip():
             return pair[0].rstrip()
         return self.engine.tokenizer.decode(context, skip_special_tokens=False)
@@ -304,7 +304,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
         with tqdm(total=len(requests), desc="Running generate_until requests", disable=disable_tqdm) as bar:
             for options, numbers in self._groups(requests).items():
                 sampling = self._sampling(json.loads(options[0]))
-                # Long contexts first, so that what takes too much fails at once.
+                # Long contexts first, so that one that needs too much memory fails at once.
                 numbers.sort(key=lambda number: -len(requests[number].args[0]))
                 for part in _parts(numbers):
                     prompts: Any = [
@@ -318,7 +318,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
         return texts
 
     def _groups(self, requests: Sequence[Any]) -> dict[tuple[str, int], list[int]]:
-        """Numbers of the requests with the same options. One that comes again is drawn anew, with another seed."""
+        """Numbers of the requests with the same options. Repeated requests are apart: each gets a seed of its own."""
         groups: dict[tuple[str, int], list[int]] = {}
         seen: Counter[tuple[str, str]] = Counter()
         for number, request in enumerate(requests):
@@ -330,7 +330,7 @@ class DLF(TemplateLM):  # type: ignore[misc]
         return groups
 
     def _sampling(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """A task's options under the names of the engine."""
+        """A task's options, by the engine's names."""
         sampling = dict(options)
         lengths = [sampling.pop(name) for name in LENGTHS if name in sampling]
         until = sampling.pop("until", None) or []
@@ -351,11 +351,11 @@ class DLF(TemplateLM):  # type: ignore[misc]
             "max_new_tokens": length,
             "stop_strings": [text for text in dict.fromkeys(ends) if text],
             "temperature": temperature,
-            "num_return_sequences": 1,  # whatever a recipe's programs want
+            "num_return_sequences": 1,  # whatever a recipe says
         } | sampling
 
     def _answer(self, completion: Completion, ends: list[str]) -> str:
-        """What follows the model's thoughts, if it is one that has some."""
+        """Text after the model's thoughts, if it has any."""
         if self._think_end is None:
             return completion.text
         if isinstance(self._think_end, str):
@@ -380,7 +380,7 @@ def _parts(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
 
 
 def main() -> None:
-    """Run the command of lm-evaluation-harness, which then knows dlf."""
+    """Run the command of lm-evaluation-harness, with dlf among its models."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

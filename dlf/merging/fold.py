@@ -21,12 +21,12 @@ __all__ = ["Fold"]
 
 @dataclass(frozen=True)
 class Fold:
-    """A base and the adapter that goes into it.
+    """A base and the adapter that is folded into it.
 
     Parameters
     ----------
     base, adapter
-        Both are found, but none of their weights is read yet.
+        Both, with no weights read yet.
     """
 
     base: Source
@@ -70,9 +70,9 @@ class Fold:
 
 
 def fold(weight: torch.Tensor, update: LowRank) -> torch.Tensor:
-    """A weight [out, in] with its update, in float32, as the weight's own type.
+    """Add an update to a weight [out, in], in float32; the result has the weight's type.
 
-    W + s B A, or with DoRA's magnitudes m (2402.09353, equation 5): each row of that divided by its norm, times m.
+    It is W + s B A. With DoRA's magnitudes m (2402.09353, equation 5) each row of that is divided by its norm, times m.
     """
     folded = weight.float() + update.scale * (update.b.float() @ update.a.float())
     if update.magnitude is not None:

@@ -38,7 +38,7 @@ from dlf.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, check_same_tokeni
 
 __all__ = ["Merge", "Source", "write_checkpoint"]
 
-MAX_SHARD_BYTES = 5 * 10**9  # as transformers had it for years
+MAX_SHARD_BYTES = 5 * 10**9  # the default of transformers for years
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONFIGURATION = ("config.json", "generation_config.json")
 SMALL_FILES = [*CONFIGURATION, *TOKENIZER_FILES]
@@ -68,7 +68,7 @@ class Source:
         self._read_bytes = 0
 
     def small_files(self) -> dict[str, Path]:
-        """Those of `SMALL_FILES` and of the additional templates that the checkpoint has, by their place in it."""
+        """Files of `SMALL_FILES`, and additional templates, that the checkpoint has, by their path in it."""
         places = [*(self.folder / name for name in SMALL_FILES), *additional_templates(self.folder)]
         found = {str(path.relative_to(self.folder)): path for path in places if os.path.isfile(path)}
         for path in found.values():
@@ -79,7 +79,7 @@ class Source:
         return found
 
     def identity(self, cache: Path) -> list[Any]:
-        """What tells this checkpoint from others: hashes of all that is read of it."""
+        """Hashes of everything that is read of this checkpoint."""
         small = {name: sha256(path) for name, path in self.small_files().items()}
         return [content_hash(self.shards, cache), small]
 
@@ -89,7 +89,7 @@ class Source:
         return self._file(name).header(name, self.shapes[name]).dtype
 
     def read_finite(self, tensor: str) -> torch.Tensor:
-        """One tensor as it is in the mapped file; its values must be finite. A tied head is the embedding."""
+        """Return a tensor as a view of its file, if its values are finite. A tied head is the embedding."""
         name = self._own(tensor)
         if self._read_bytes > PORTION_BYTES:
             self.close()
@@ -99,7 +99,7 @@ class Source:
         return values
 
     def close(self) -> None:
-        """Give back what is mapped of the files; they can be read again."""
+        """End the mappings of the files; they can be read again."""
         for file in self._files.values():
             file.close()
         self._read_bytes = 0
@@ -116,14 +116,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Merge:
-    """Models that can be merged, and how.
+    """Models to merge, and how.
 
     Parameters
     ----------
     base, experts
         The models, the experts in the order of the recipe's weights.
     recipe
-        What to compute.
+        Method and numbers of the merge.
     dtype
         Type of the result; that of the base's tensors if not given.
     """
@@ -154,8 +154,8 @@ class Merge:
     def write(self, folder: Path) -> None:
         """Write the merged checkpoint into an empty folder: weights, configuration, and the base's tokenizer.
 
-        Of a base without a tokenizer it is the first expert's. Memory holds one tensor of each model, and shows a
-        progress bar for large ones.
+        If the base has no tokenizer, it is that of the first expert with one. Memory holds one tensor of each model at
+        a time. Large models get a progress bar.
 
         Raises
         ------
@@ -207,18 +207,18 @@ def write_checkpoint(
     Parameters
     ----------
     base
-        Whose configuration and tokenizer it gets.
+        Model that gives the configuration and the tokenizer.
     folder
-        Where.
+        The empty folder.
     tensors
         Yields the tensors of these names, one after the other.
     task
-        What the progress bar says, which large models get.
+        Text of the progress bar, which large models get.
     dtype
-        Of the tensors, if it is not the base's.
+        Type of the tensors; the base's if not given.
     others
-        Whose tensors go into it too. A head of their own makes one where the base's is tied, and where the base has no
-        tokenizer it gets theirs.
+        Further models that go into it. If one has a head of its own, the result has one too, even if the base's is
+        tied. If the base has no tokenizer, they give it.
 
     Raises
     ------
@@ -269,16 +269,16 @@ def _write_config(base: Source, folder: Path, dtype: torch.dtype | None, tied: b
     if dtype is not None:
         key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
         values[key] = str(dtype).removeprefix("torch.")
-    # The code that auto_map names is not taken along, and dlf's architectures need none.
+    # The code that auto_map names is not copied, and dlf's architectures need none.
     for key in ("auto_map", "_name_or_path"):
         values.pop(key, None)
     _write_json(folder / "config.json", values)
 
 
 def _shape(config: ModelConfig) -> dict[str, object]:
-    """What all models of a merge must share: the shapes of their tensors follow from it.
+    """Values that all models of a merge must share, since the shapes of their tensors follow from them.
 
-    A head that is tied in some of them becomes one of its own.
+    A head that is tied in only some models becomes a tensor of its own.
     """
     spec = config.spec
     return {
@@ -330,7 +330,7 @@ def _tokenizer(source: Source) -> Tokenizer | None:
 
 
 def _split(layout: dict[str, TensorLayout]) -> dict[str, dict[str, TensorLayout]]:
-    """The tensors of each file, as many as fit its size; wide numbers first, so that all lie on natural borders."""
+    """Split tensors into files of at most `MAX_SHARD_BYTES`; wide numbers come first, so that all are aligned."""
     parts: list[dict[str, TensorLayout]] = [{}]
     room = MAX_SHARD_BYTES
     for name, one in layout.items():

@@ -1,8 +1,8 @@
 """Merges the weights of fine-tuned models: the mathematics, one tensor at a time.
 
-Names, parameters and defaults are those of mergekit; where it has no sensible answer, `Recipe` says what is done here.
-Values are computed in float32, and what is computed depends on nothing but the arguments: not on the number of threads,
-nor on the order in which tensors come.
+Names, parameters and defaults are those of mergekit; `Recipe` says where dlf computes something else. Values are
+computed in float32 and depend on the arguments alone: not on the number of threads, nor on the order in which tensors
+come.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dlf.errors import OptionError, OptionTypeError
 __all__ = ["METHODS", "Method", "Recipe", "merge_tensor"]
 
 MAX_EXPERTS = 64
-MAX_FACTOR = 100.0  # of a weight or a scale; larger ones are slips of the keyboard
-LEAST_TOTAL = 1e-8  # of weights that are divided by, as in mergekit
-# Two tensors nearer to parallel than the first are interpolated in a straight line; below the second is no direction.
+MAX_FACTOR = 100.0  # of a weight or a scale; larger ones are typing errors
+LEAST_TOTAL = 1e-8  # least sum of weights to divide by, as in mergekit
+# Two tensors with a larger |cosine| than the first are interpolated in a straight line; a norm below the second has no
+# direction.
 PARALLEL, LEAST_NORM = 0.9995, 1e-8
 
 
@@ -34,15 +35,15 @@ class Method:
     Parameters
     ----------
     title, arxiv
-        What people call it, and where it comes from.
+        Common name, and paper.
     task_vectors
-        Whether it adds up differences to the base, which `scale` then multiplies.
+        Whether it sums differences from the base, which `scale` then multiplies.
     sparsify
-        How task vectors lose all but a part of their values, the `density`.
+        How task vectors are cut to a part of their values, the `density`.
     elect
         Whether task vectors that disagree with the majority's sign are left out.
     normalize
-        Whether to divide by the weights unless told; None where there is no choice.
+        Whether to divide by the sum of the weights by default; None if there is no choice.
     """
 
     title: str
@@ -71,7 +72,7 @@ class Recipe:
     densities, :math:`\lambda` the scale and :math:`\delta_i = \theta_i - \theta_0`, every tensor becomes
 
     ``linear``
-        :math:`\sum_i w_i \theta_i`, divided by :math:`\sum_i w_i` if normalized; the base takes part only where it is
+        :math:`\sum_i w_i \theta_i`, divided by :math:`\sum_i w_i` if normalized; the base takes part only if it is
         among the experts [1]_.
     ``task_arithmetic``
         :math:`\theta_0 + \lambda \sum_i w_i \delta_i`, the sum divided by :math:`\sum_i |w_i|` if normalized [2]_.
@@ -85,16 +86,16 @@ class Recipe:
         Task arithmetic with :math:`m_i \delta_i / d_i` in place of :math:`\delta_i`, where each :math:`m_i` is drawn to
         be 1 with probability :math:`d_i`, else 0 [4]_.
     ``dare_ties``
-        ``ties``, which elects and merges what ``dare_linear`` adds up [4]_.
+        As ``ties``, which here elects and merges the vectors that ``dare_linear`` adds up [4]_.
     ``slerp``
         :math:`(\sin((1 - t) \Omega)\, \theta_0 + \sin(t \Omega)\, \theta_1) / \sin \Omega`, with :math:`t = w_1` and
         :math:`\Omega` the angle between the two tensors, each taken as one vector [5]_; the straight line where
-        :math:`|\cos \Omega| > 0.9995`, which is so for most fine-tuned models and their bases.
+        :math:`|\cos \Omega| > 0.9995`, as for most fine-tuned models and their bases.
 
-    A negative weight takes away what an expert has learned. Normalizing divides by magnitudes for its sake: divided by
-    -0.2, as mergekit does, a task vector weighted -0.2 would be added instead. Of DARE mergekit (0.1.5) keeps the L1
-    norm of each tensor; here it is the paper's :math:`1/d_i`, which keeps the expectation of each value. What is drawn
-    depends on the seed, the tensor's name and the expert's place alone.
+    A negative weight takes away what an expert has learned. This is why normalizing divides by magnitudes: divided by
+    -0.2, as in mergekit, a task vector weighted -0.2 would be added instead. For DARE, mergekit (0.1.5) keeps the L1
+    norm of each tensor; dlf divides by the paper's :math:`d_i`, which keeps the expectation of each value. The random
+    numbers depend only on the seed, the tensor's name and the expert's place.
 
     Parameters
     ----------
@@ -132,19 +133,19 @@ class Recipe:
         scale: float | None = None,
         seed: int | None = None,
     ) -> Recipe:
-        """Check what a user asks for and fill in what is left to the method.
+        """Check a user's parameters and fill in the method's defaults.
 
         Parameters
         ----------
         weights
-            Of each expert, by name.
+            Weight of each expert, by name.
         density
-            For all experts, or by name; 1 where not given.
+            Density of all experts, or by name; 1 if not given.
 
         Raises
         ------
         ValueError, TypeError
-            If there is no such method, or a parameter is out of bounds, not a number or without effect on it.
+            If there is no such method, or a parameter is out of bounds, not a number or has no effect on the method.
         """
         if method not in METHODS:
             raise OptionError(f"method is {method!r}; it takes {', '.join(METHODS)}", "method")
@@ -183,7 +184,7 @@ class Recipe:
                 f"slerp goes from the base to one expert, not {len(weights)}; choose another method", "method"
             )
         if method == "slerp" and not 0 <= total <= 1:
-            raise ValueError(f"the weight of slerp is its way from base (0) to expert (1), not {total:g}")
+            raise ValueError(f"the weight of slerp is {total:g}; give a number from 0 (the base) to 1 (the expert)")
         return recipe
 
 
@@ -219,11 +220,12 @@ def merge_tensor(
     Parameters
     ----------
     recipe
-        What to compute.
+        Method and numbers of the merge.
     name
         The tensor's name, on which DARE's random numbers depend.
     base, experts
-        Its values, all of one shape; the experts' are taken one by one, in the order of the recipe's weights.
+        Its values in each model, all of one shape; the experts' are taken one by one, in the order of the recipe's
+        weights.
     dtype
         Type of the result; the base's if not given.
     """
@@ -275,7 +277,7 @@ def _add_task_vectors(recipe: Recipe, name: str, base: torch.Tensor, experts: It
 
 
 def _sum_of_agreeing(recipe: Recipe, vectors: list[torch.Tensor]) -> torch.Tensor:
-    """The weighted task vectors, summed where their sign is the majority's; the vectors are changed."""
+    """Sum the weighted task vectors where their sign is the majority's; the vectors are changed."""
     total = torch.zeros_like(vectors[0])
     for vector in vectors:
         total += vector

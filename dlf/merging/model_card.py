@@ -19,7 +19,7 @@ def model_card(title: str, base: str, experts: Sequence[str], recipe: Recipe) ->
     title
         Name of the merged model.
     base, experts
-        The models as they were given. Of a local folder only the last part is shown: cards are published.
+        The models as they were given. Only the last part of a local folder is shown: cards are published.
     recipe
         How they were merged.
     """
@@ -73,5 +73,5 @@ def _shown(name: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Text that stays in its line and its cell."""
+    """Replace characters that would end a line or a table cell."""
     return "".join(" " if char in "`|" or not char.isprintable() else char for char in text)

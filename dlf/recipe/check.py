@@ -1,4 +1,4 @@
-"""Looks whether the models of a recipe are there and go together, without loading one."""
+"""Checks that the models of a recipe exist and go together, without loading one."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ __all__ = ["Checked", "check_recipe"]
 
 @dataclass
 class Checked:
-    """What was found.
+    """The result of a check.
 
     Attributes
     ----------
     problems
-        What is not there or does not go together, each with file, line and field.
+        Problems with models and options, each with file, line and field.
     weights_bytes, cache_bytes
-        What the models' weights and the KV cache take, adapters aside; None where there are problems.
+        Bytes of the models' weights, without adapters, and of the KV cache; None if there are problems.
     max_context
         Tokens of prompt and completion together.
     """
@@ -50,9 +50,9 @@ class Checked:
 
 
 def check_recipe(recipe: EngineRecipe) -> Checked:
-    """Look at every model of a recipe.
+    """Check every model of a recipe.
 
-    Of a hub id only the configuration and the tokenizer are fetched, of an adapter on the hub all.
+    From the hub only configurations and tokenizers are fetched, but adapters completely.
     """
     return _Checker(recipe).run()
 
@@ -61,7 +61,7 @@ class _Checker:
     def __init__(self, recipe: EngineRecipe) -> None:
         self.recipe = recipe
         self.found = Checked()
-        self.models: dict[str, tuple[ModelConfig, Tokenizer] | None] = {}  # None: that has been reported
+        self.models: dict[str, tuple[ModelConfig, Tokenizer] | None] = {}  # None: a problem was reported
 
     def run(self) -> Checked:
         self._check_devices()
@@ -82,7 +82,7 @@ class _Checker:
         return self.found
 
     def _checkpoints(self) -> Iterator[tuple[Keys, str]]:
-        """Every checkpoint, and where it stands."""
+        """Yield every checkpoint, with its keys in the recipe."""
         recipe = self.recipe
         yield ("large",), recipe.large
         if recipe.base is not None:
@@ -98,7 +98,7 @@ class _Checker:
 
     def _look(self, name: str) -> None:
         folder = resolve(name, weights=False)
-        # The hub's weights have not been fetched.
+        # Weights on the hub have not been fetched.
         config = checkpoint_config(folder) if _is_here(name) else read_config(folder)
         tokenizer = Tokenizer(folder)
         large = self.models[self.recipe.large]
@@ -116,7 +116,7 @@ class _Checker:
         file.read(known[0])
 
     def _check_devices(self) -> None:
-        """Whether what is asked for can run on one machine, which need not be this one."""
+        """Check that the options can run on some machine, which need not be this one."""
         options = self.recipe.options
         device, device_map = options.get("device", "cpu"), options.get("device_map")
         placement = self._try(("engine", "device_map"), Placement.named, device, device_map)
@@ -129,7 +129,7 @@ class _Checker:
             self._try(keys, placement.check_dtype, Precision.of(dtype, what).dtype)
 
     def _check_lanes(self) -> None:
-        """What the engine checks of models that go together: templates, the context; and the memory."""
+        """Check templates and the context as the engine does, and add up the memory."""
         recipe, options = self.recipe, self.recipe.options
         dtype, weights = options.get("dtype", "auto"), options.get("weights")
         experts = [self._unmerged(i, as_expert(one, recipe.base, weights)) for i, one in enumerate(recipe.experts)]
@@ -168,7 +168,7 @@ class _Checker:
             known = self.models[str(lanes.models[lane.model][0])]
             assert known
             count = len(lane.layout.examples)
-            # The shortest prompt that is none of nothing; a longer one leaves less.
+            # The shortest prompt that is not empty; a longer one leaves less room.
             fit = lane.layout.fitting(".", known[1], length) if count else None
             if fit is not None and fit < count:
                 more = f", or raise max_context, up to {trained}" if trained > length else ""
@@ -190,7 +190,7 @@ class _Checker:
             self._add(("sampling", field) if field in sampling else ("sampling",), str(error))
 
     def _unmerged(self, number: int, expert: AnyExpert) -> Expert | InContext | Lora:
-        """An expert whose merged model is one of its own, with the shapes and the tokenizer of its base."""
+        """Replace an expert that will be merged by a model with the shapes and the tokenizer of its base."""
         if isinstance(expert, (Expert, InContext)) or (isinstance(expert, Lora) and not expert.merge):
             return expert
         name = f"experts[{number}], merged"
@@ -198,7 +198,7 @@ class _Checker:
         return Expert(name, expert.base, None, expert.weights, expert.template, expert.base_template)
 
     def _template_keys(self, lane: int, lanes: Lanes) -> Keys:
-        """Where a lane's template stands."""
+        """Keys of a lane's template in the recipe."""
         for number, pair in enumerate(lanes.pairs):
             for name, own in zip(("template", "base_template"), pair, strict=True):
                 if own == lane and ("experts", number, name) in self.recipe.lines:
@@ -223,5 +223,5 @@ class _Checker:
 
 
 def _is_here(name: str) -> bool:
-    """Whether a checkpoint is a folder, with its weights; of one on the hub they are not fetched."""
+    """Whether a checkpoint is a folder, with its weights; weights on the hub are not fetched."""
     return os.path.isdir(os.path.expanduser(name))

@@ -1,4 +1,4 @@
-"""What may stand in a recipe: its sections as pydantic models, and what is said about values that do not fit."""
+"""The keys of a recipe: its sections as pydantic models, and the messages about values that do not fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = (
 KIND_KEYS = ["model", "examples", "examples_file", "adapter", "merge"]
 DEVICES = r"^(cpu|cuda(:\d{1,3})?)$"
 
-# Here, too, type checkers see the names of `checkpoints.precision` and `dlf.merging`, as a test checks.
+# The names of `checkpoints.precision` and `dlf.merging` again, for type checkers; a test compares them.
 Weights: TypeAlias = Literal["fp32", "bf16", "fp16", "int8", "int4", "int4-g64"]
 MergedDType: TypeAlias = Literal["float32", "bfloat16", "float16"]
 Method: TypeAlias = Literal["linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp"]
@@ -82,7 +82,7 @@ class Merge(_Expert):
     base_template: str | None = None
 
 
-# Types in a recipe of options of the engine that are not those of the argument.
+# Types of the engine's options in a recipe, if they differ from those of the argument.
 WRITTEN: dict[str, Any] = {
     "alpha": list[Finite | None],
     "alpha_max": Bound,
@@ -94,7 +94,7 @@ WRITTEN: dict[str, Any] = {
 
 
 def _section(name: str, description: str) -> type[_Section]:
-    """A section of a recipe: the options of the engine that stand there. What is not given is None."""
+    """Make a section of a recipe from the engine's options that belong to it; what is not given is None."""
     fields = {}
     for option in options_of(EngineOptions).values():
         if option.section == name:
@@ -108,12 +108,12 @@ if TYPE_CHECKING:
     Fusion: TypeAlias = _Section
     Engine: TypeAlias = _Section
 else:
-    Fusion = _section("fusion", "How the experts come together.")
+    Fusion = _section("fusion", "How the experts are combined.")
     Engine = _section("engine", "Types, devices and sizes.")
 
 
 def _kind(entry: Any) -> str | None:
-    """Which kind of expert the keys make, if they make one."""
+    """Kind of an expert, by its keys; None if they are of no clear kind."""
     keys = set(entry) & set(KIND_KEYS) if isinstance(entry, Mapping) else set()
     if keys & {"examples", "examples_file"}:
         return "examples" if keys <= {"examples", "examples_file"} else None
@@ -165,12 +165,12 @@ def schema() -> dict[str, Any]:
 
 
 def explain(error: Any) -> tuple[Keys, str]:
-    """Return the way to a value that pydantic refuses, and what is wrong with it.
+    """Return the keys of a value that pydantic refuses, and what is wrong with it.
 
     Parameters
     ----------
     error
-        One of ``ValidationError.errors()``. Its own way names the kind of an expert too, which the file does not.
+        One of ``ValidationError.errors()``. Its own keys name the kind of an expert too, unlike the file.
     """
     keys: list[Any] = [key for key in error["loc"] if key != "[key]"]
     section = str(keys[0]) if keys and keys[0] in ("fusion", "engine") else ""
@@ -180,7 +180,7 @@ def explain(error: Any) -> tuple[Keys, str]:
     if kind in ("extra_forbidden", "invalid_key"):
         return tuple(keys), f"no such key here{meant(keys[-1], list(SECTIONS[section].model_fields))}"
     if kind == "missing":
-        # A list of two texts whose second is missing is no pair; anything else has a key too few.
+        # The second text of a pair, or a key.
         return tuple(keys), "is missing"
     if kind == "kind":
         return tuple(keys), str(error["msg"]) + _meant_kind(value)
@@ -195,7 +195,7 @@ def explain(error: Any) -> tuple[Keys, str]:
 
 
 def meant(name: Any, names: Sequence[str]) -> str:
-    """What somebody may have meant who wrote a name that is none of `names`."""
+    """Suggest one of `names` for a name that is not among them."""
     close = difflib.get_close_matches(str(name)[:80], names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(names)}"
 

@@ -28,7 +28,7 @@ __all__ = ["EngineRecipe", "RecipeError", "load_recipe", "recipe_schema"]
 T = TypeVar("T")
 
 MAX_PROBLEMS = 50
-UNKNOWN = "?"  # a path, while the rest of a recipe is looked at that lacks it
+UNKNOWN = "?"  # stands in for a missing path while the rest of a recipe is checked
 
 
 class RecipeError(Error, ValueError):
@@ -43,16 +43,16 @@ class RecipeError(Error, ValueError):
 
 @dataclass(frozen=True)
 class EngineRecipe:
-    """What a recipe asks for.
+    """A recipe that was read.
 
     Attributes
     ----------
     path
         The file.
     large, base, template
-        As for `dlf.Engine`; paths are those of folders where there are such beside the recipe.
+        As for `dlf.Engine`; names of folders beside the recipe have become paths.
     experts
-        The experts, which look at no file before an engine is made.
+        The experts; none of their files is read before an engine is made.
     options
         Further keyword arguments of the engine.
     sampling
@@ -71,28 +71,28 @@ class EngineRecipe:
     lines: dict[Keys, int] = field(repr=False)
 
     def engine_arguments(self) -> dict[str, Any]:
-        """Everything that `dlf.Engine` takes, by name."""
+        """Arguments for `dlf.Engine`, by name."""
         own = {"large": self.large, "experts": self.experts, "base": self.base, "template": self.template}
         return own | self.options | {"defaults": self.sampling}
 
     def problem(self, keys: Keys, message: str) -> str:
-        """A mistake as it is reported: file, line, field, what is wrong."""
+        """Report of a mistake: file, line, field, what is wrong."""
         return _problem(self.path, self.lines, keys, message)[1]
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a recipe, by which editors complete and check one."""
+    """Return the JSON Schema of a recipe, with which editors complete and check one."""
     return schema()
 
 
 def load_recipe(path: str | Path) -> EngineRecipe:
-    """Read a recipe; no model is looked at.
+    """Read a recipe; its models are not checked.
 
     Parameters
     ----------
     path
-        A YAML file. Paths in it are relative to its folder, where something of that name is there; else they are taken
-        as they are, hub ids among them.
+        A YAML file. Paths in it are relative to its folder if they exist there; all others, hub ids among them, are
+        taken as they are.
 
     Raises
     ------
@@ -112,7 +112,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.values, self.lines = read_yaml(path)
-        self.problems: dict[str, int] = {}  # with their lines
+        self.problems: dict[str, int] = {}  # each with its line
 
     def read(self) -> EngineRecipe:
         if not isinstance(self.values, dict):
@@ -146,7 +146,7 @@ class _Reader:
         )
 
     def _document(self) -> tuple[Document, list[int]]:
-        """The recipe, and the numbers of its experts: without what has mistakes, so that the rest is looked at too."""
+        """The recipe and the numbers of its experts, without faulty parts, so that the rest is checked too."""
         assert isinstance(self.values, dict)
         entries = self.values.get("experts")
         numbers = list(range(len(entries))) if isinstance(entries, list) else []
@@ -180,7 +180,7 @@ class _Reader:
             except (ValueError, TypeError) as error:
                 field = field_of(error)
                 self._add(("sampling", field) if field else ("sampling",), str(error))
-                if field not in known:  # none of them is at fault: there is nothing to go on without
+                if field not in known:  # no single option is at fault: none can be left out
                     return
                 del known[field]
 
@@ -193,7 +193,7 @@ class _Reader:
         before = len(self.problems)
         for name in ("template", "base_template"):
             if not self._try((*keys, name), Layout, getattr(entry, name, None)):
-                entry = entry.model_copy(update={name: None})  # what else is wrong should show too
+                entry = entry.model_copy(update={name: None})  # other mistakes should show too
         dtype = document.engine.model_dump()["dtype"] or "auto"
         self._try((*keys, "weights"), Precision.of, dtype, entry.weights)
         if entry.base is None and document.base is None:
@@ -216,7 +216,7 @@ class _Reader:
             weights = {self._place(name): weight for name, weight in entry.merge.items()}
             return TaskArithmetic(place, weights, density=density, **how, **same)
         if entry.examples is not None and entry.examples_file is not None:
-            raise OptionError("examples and examples_file are two places for one thing; leave one out", "examples")
+            raise OptionError("examples and examples_file are both given; leave one out", "examples")
         examples = entry.examples
         if entry.examples_file is not None:
             examples = self._try((*keys, "examples_file"), self._examples, entry.examples_file)
@@ -257,7 +257,7 @@ def _check_fusion(fusion: dict[str, Any], experts: list[AnyExpert]) -> None:
 
 
 def _problem(path: Path, lines: dict[Keys, int], keys: Keys, message: str) -> tuple[int, str]:
-    """The line of a mistake, and how it is reported."""
+    """Line of a mistake, and its report."""
     known = keys
     while known not in lines and known:
         known = known[:-1]
@@ -266,6 +266,6 @@ def _problem(path: Path, lines: dict[Keys, int], keys: Keys, message: str) -> tu
 
 
 def _spell(keys: Keys) -> str:
-    """("experts", 1, "alpha") as experts[1].alpha."""
+    """Write ("experts", 1, "alpha") as experts[1].alpha."""
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key:.80}" for key in keys)
     return text.removeprefix(".") or "the recipe"

@@ -15,12 +15,12 @@ LINE = '{"question": "...", "answer": "..."}'
 
 
 def read_examples(path: Path) -> list[tuple[str, str]]:
-    """Read pairs of question and answer; a byte order mark, CRLF and empty lines are passed over.
+    """Read pairs of question and answer; a byte order mark, CRLF and empty lines are skipped.
 
     Raises
     ------
     ValueError
-        If there is no such file, it is empty or larger than any context, or a line is none such; the line is named.
+        If the file is missing, empty or larger than any context, or a line is no such pair; the message names the line.
     """
     if not os.path.isfile(path):
         raise ValueError(f"there is no file {str(path)!r:.200}")
@@ -38,7 +38,7 @@ def read_examples(path: Path) -> list[tuple[str, str]]:
         try:
             example = json.loads(line.decode("utf-8"))
             pair = example["question"], example["answer"]
-            "".join(pair).encode("utf-8")  # raises for what is no text, and for half a character
+            "".join(pair).encode("utf-8")  # raises for what is no text, and for half a surrogate pair
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}:{number} is no UTF-8 text; save the file as UTF-8") from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Reads a YAML file that a person wrote: plain values, each with the line that it stands in."""
+"""Reads a YAML file that a person wrote: plain values, each with its line."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dlf.support.terminal import printable
 
 __all__ = ["Keys", "YamlError", "read_yaml"]
 
-Keys: TypeAlias = "tuple[str | int, ...]"  # the way to a value: ("experts", 1, "alpha_max")
+Keys: TypeAlias = "tuple[str | int, ...]"  # keys that lead to a value: ("experts", 1, "alpha_max")
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 1 << 17
-MAX_DIGITS = 64  # reading a number takes time with the square of its length
+MAX_DIGITS = 64  # the time to read a number grows with the square of its length
 MAX_KEY = 2**60
 TEXT = "tag:yaml.org,2002:str"
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -28,11 +28,11 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", re.ASCII)
 
 
 class YamlError(ValueError):
-    """A file that cannot be read, with the line where that shows."""
+    """A file cannot be read; the message names the line."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
-    """Composes what is written out, with bounds where the scanner takes time: by the square of the depth."""
+    """Refuses references, and bounds depth and count: the scanner's time grows with the square of the depth."""
 
     def __init__(self, text: str, path: Path) -> None:
         super().__init__(text)
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
         if isinstance(event, yaml.AliasEvent):
             raise YamlError(f"{place}: '*{event.anchor:.40}' refers to another value; write it out")
         if self._depth > MAX_DEPTH:
-            raise YamlError(f"{place}: lists and mappings lie more than {MAX_DEPTH} deep in each other")
+            raise YamlError(f"{place}: lists and mappings are nested more than {MAX_DEPTH} deep; flatten them")
         self._count += 1
         if self._count > MAX_VALUES:
             raise YamlError(f"{place}: it has more than {MAX_VALUES} values; {ELSEWHERE}")
@@ -57,18 +57,18 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
 
 
 def read_yaml(path: Path) -> tuple[Any, dict[Keys, int]]:
-    """Return what a file holds, and the line of each value.
+    """Return the content of a file, and the line of each value.
 
-    Only what JSON has, and no references: a value cannot be repeated, so a file holds no more than is written in it.
+    Only JSON's kinds of values are read, and no references, so the content is no larger than what is written out.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     YamlError
-        If it is too large, no YAML, or says more than plain values.
+        If it is too large, no YAML, or holds more than plain values.
     """
-    if not os.path.exists(path) or os.path.isdir(path):  # a pipe may be one
+    if not os.path.exists(path) or os.path.isdir(path):  # a pipe is allowed
         raise FileNotFoundError(f"there is no file {str(path)!r:.300}")
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> tuple[Any, dict[Keys, int]]:
         raise YamlError(f"{place}: no valid YAML: {error.problem or error.context:.200}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        found = f"it holds a character, {error.character:#x}, that is none of text"
+        found = f"it holds the character {error.character:#x}, which is not text"
         raise YamlError(f"{path}:{line}: no valid YAML: {found}") from error
     except yaml.YAMLError as error:
         raise YamlError(f"{path}: no valid YAML: {error}") from error
@@ -102,7 +102,7 @@ def _value(loader: Any, node: yaml.Node, keys: Keys, lines: dict[Keys, int], pat
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = _scalar(loader, key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
-            # Larger integers may share their hash, by which a dictionary takes time with the square of its size.
+            # Larger integers may share a hash; a dictionary of them takes time with the square of its size.
             if isinstance(key, bool) or not (isinstance(key, str) or (isinstance(key, int) and abs(key) <= MAX_KEY)):
                 raise YamlError(f"{path}:{key_node.start_mark.line + 1}: a key must be a name; put it in quotes")
             if key in found:
@@ -114,7 +114,7 @@ def _value(loader: Any, node: yaml.Node, keys: Keys, lines: dict[Keys, int], pat
 
 
 def _scalar(loader: Any, node: yaml.Node, path: Path) -> Any:
-    """Text, a number, true, false or null; YAML's dates, bytes and references are none of JSON's."""
+    """Return text, a number, true, false or null; YAML's dates, bytes and other types are refused."""
     place, shown = f"{path}:{node.start_mark.line + 1}", printable(f"{node.value:.40}")
     if node.tag not in PLAIN:
         raise YamlError(f"{place}: '{shown}' is neither text, a number, true, false nor null; put it in quotes")
@@ -130,5 +130,5 @@ def _scalar(loader: Any, node: yaml.Node, path: Path) -> Any:
             raise YamlError(f"{place}: '{shown}' escapes half a character; write the whole of it") from error
     try:
         return loader.construct_object(node)
-    except (ValueError, LookupError, ArithmeticError) as error:  # a tag that the value does not keep
+    except (ValueError, LookupError, ArithmeticError) as error:  # the value does not fit its tag
         raise YamlError(f"{place}: '{shown}' is not what its tag says; leave the tag out") from error

@@ -1,1 +1,1 @@
-"""Small things that every room may use, and that use no room themselves."""
+"""Small helpers that every room may use, and that use no other room."""

@@ -18,7 +18,7 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class Fields:
-    """A JSON object whose values are checked as they are read; ``where`` begins every complaint."""
+    """A JSON object whose values are checked as they are read; ``where`` begins every error message."""
 
     def __init__(self, values: dict[str, Any], defaults: dict[str, Any], where: str) -> None:
         self._values = defaults | values
@@ -28,11 +28,11 @@ class Fields:
         return self._values.get(key) is not None
 
     def raw(self, *keys: str) -> Any:
-        """The value of the first of the keys that has one, unchecked."""
+        """Value, unchecked, of the first of the keys that has one."""
         return next((self._values[key] for key in keys if key in self), None)
 
     def error(self, key: str, wanted: str) -> CheckpointError:
-        """Return the complaint about a key that is not what is wanted."""
+        """Return the error for a key whose value is not `wanted`."""
         got = "nothing" if key not in self._values else f"{self._values[key]!r:.80}"
         return CheckpointError(
             f"{self.where}: {key!r:.80} must be {wanted}, not {got}; correct the file or fetch it again"
@@ -77,7 +77,7 @@ class Fields:
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """Token ids written as null, one integer or a list of them."""
+        """Return token ids written as null, one integer or a list of them."""
         value = self._values.get(key)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if len(ids) > 1024 or any(type(i) is not int or not 0 <= i < MAX_VOCAB_SIZE for i in ids):
@@ -101,7 +101,7 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the checkpoint again") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}")
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}; fetch it again")
     return values
 
 
@@ -116,7 +116,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         If it cannot be read, is too large, or is a Git LFS pointer.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for somebody who writes to it
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
             raise CheckpointError(f"{path} is no file; fetch the checkpoint again")
         with open(path, "rb") as file:
             content = file.read(max_bytes + 1)
@@ -124,7 +124,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         missing = f"{path} is missing: a checkpoint folder needs it; fetch the checkpoint again"
         raise FileNotFoundError(missing) from error
     except OSError as error:  # no permission, a name that is too long, links in a circle, a bad disk
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); look at its name and permissions") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check its name and permissions") from error
     if len(content) > max_bytes:
         raise CheckpointError(f"{path} is larger than {max_bytes >> 20} MiB, more than any valid file of its kind")
     check_fetched(path, content)
@@ -132,7 +132,7 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def check_fetched(path: Path, beginning: bytes) -> None:
-    """Raise CheckpointError if a file that begins so is the pointer that Git LFS leaves in the place of a large one."""
+    """Raise CheckpointError if a file with this beginning is the pointer of Git LFS to a large file."""
     if beginning.startswith(LFS_POINTER):
         raise CheckpointError(
             f"{path} is a Git LFS pointer and not the file itself; run `git lfs pull` in its repository"

@@ -1,7 +1,7 @@
-"""Writes a folder that is there whole or not at all.
+"""Writes a folder that appears whole or not at all.
 
-Its files are written to a hidden folder beside it, which is locked meanwhile and renamed when all is on the disk. What
-a writer that was killed has left is known by the lock that it no longer holds, and the next one removes it.
+Its files are written to a hidden folder beside it, which is locked meanwhile and renamed when all is on the disk. A
+hidden folder that is not locked was left by a killed writer; the next writer removes it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["abandoned_folders", "check_new", "locked_folder", "new_folder"]
 
 
 def check_new(path: str | os.PathLike[str]) -> Path:
-    """Return where a new folder is to be, links resolved.
+    """Return the path of a new folder, links resolved.
 
     Raises
     ------
     FileExistsError
-        If something is there that is more than an empty folder.
+        If anything but an empty folder is there.
     """
     place = Path(os.path.realpath(os.path.expanduser(path)))
     if place.is_dir():
@@ -37,12 +37,12 @@ def check_new(path: str | os.PathLike[str]) -> Path:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a folder to write to, which becomes `path` when the block ends well and is removed when it does not.
+    """Yield a folder to write to, which becomes `path` if the block succeeds and is removed if it fails.
 
     Raises
     ------
     FileExistsError
-        If something is at `path`, or has come there meanwhile, that is more than an empty folder.
+        If anything but an empty folder is at `path`, before or after the block.
     OSError
         If the folder cannot be written.
     """
@@ -55,7 +55,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 _sync(file)
             _sync(temporary)
             try:
-                os.rename(temporary, place)  # onto an empty folder it may be, onto any other not
+                os.rename(temporary, place)  # allowed onto an empty folder, not onto any other
             except OSError:
                 check_new(place)
                 raise
@@ -68,9 +68,9 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked_folder(parent: Path, name: str, mode: int = 0o777) -> Iterator[Path]:
-    """Give a hidden folder in `parent`, and remove it at the end if it still has the name it was given.
+    """Yield a hidden folder in `parent`, and remove it at the end unless it was renamed.
 
-    Those that killed writers of the same `name` have left are removed first.
+    Folders that killed writers of the same `name` left are removed first.
     """
     for path in abandoned_folders(parent, glob.escape(name)):
         shutil.rmtree(path, ignore_errors=True)
@@ -84,7 +84,7 @@ def locked_folder(parent: Path, name: str, mode: int = 0o777) -> Iterator[Path]:
 
 
 def abandoned_folders(parent: Path, name: str) -> Iterator[Path]:
-    """Yield, each locked for as long, the hidden folders for `name`, a pattern, whose writers are gone."""
+    """Yield the hidden folders for the pattern `name` whose writers are gone, each locked meanwhile."""
     for path in parent.glob(f".{name}-{'[0-9a-f]' * 16}.tmp"):
         with contextlib.suppress(OSError):
             lock = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,9 +103,9 @@ def _claim(parent: Path, name: str, mode: int) -> tuple[Path, int | None]:
             lock = _lock(path, fcntl.LOCK_EX)
         except FileNotFoundError:
             continue
-        except OSError:  # a file system without locks, where nothing is ever taken for abandoned
+        except OSError:  # a file system without locks: no folder counts as abandoned there
             return path, None
-        # Before it was locked, another process may have done so.
+        # Before it was locked, another process may have locked and removed it.
         if path.is_dir():
             return path, lock
         os.close(lock)

@@ -1,4 +1,4 @@
-"""What is known of an option beside its type and default, for whoever checks it, writes it down or shows it."""
+"""Describes an option beyond its type and default: for checks, recipes, the command line and help texts."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ P = ParamSpec("P")
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """Stands in the ``Annotated`` type of a dataclass' field.
+    """Description of an option, in the ``Annotated`` type of a dataclass' field.
 
     Attributes
     ----------
     help
-        What it says, in a line; the docstring of the dataclass says more.
+        Its meaning in one line; the docstring of the dataclass says more.
     choices
-        The names that it takes, where these are few.
+        Names that it takes, if these are few.
     least, most
         Bounds of a number, or None.
     section
-        The section of a recipe in which it may stand; None where it has none.
+        Section of a recipe that it belongs to; None for no section.
     flag
-        Its name on the command line, as ``"--stop"``; ``""`` for that of the field, None where there is none.
+        Its name on the command line, as ``"--stop"``; ``""`` for the field's name, None for no flag.
     each
         On the command line, the type of one value of a flag that may be repeated.
     name, type, default
-        Of the field, filled in by `options_of`. The type is what may stand there besides None.
+        Those of the field, filled in by `options_of`; the type leaves out None.
     """
 
     help: str

@@ -14,7 +14,7 @@ MAX_INT = 2**63 - 1  # largest integer of the sampler
 
 
 def shown(value: Any) -> str:
-    """A value as an error quotes it: its beginning, however long it is."""
+    """A value as errors quote it; a long one is cut."""
     try:
         text = f"{value!r}"
     except ValueError:  # Python writes no integer of more than some thousand digits
@@ -23,7 +23,7 @@ def shown(value: Any) -> str:
 
 
 def as_int(name: str, value: Any, least: int, most: int = MAX_INT, field: str | None = None) -> int:
-    """An integer within its bounds; `field` is the option that it belongs to, where that is not `name`."""
+    """Check an integer and its bounds; `field` is the option that it belongs to, if that is not `name`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise OptionTypeError(f"{name} is {shown(value)}: give an int", field or name)
     found = int(value)
@@ -34,7 +34,7 @@ def as_int(name: str, value: Any, least: int, most: int = MAX_INT, field: str | 
 
 
 def as_float(name: str, value: Any, field: str | None = None) -> float:
-    """A number that a float holds."""
+    """Check a number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise OptionTypeError(f"{name} is {shown(value)}: give a number", field or name)
     try:
@@ -44,14 +44,14 @@ def as_float(name: str, value: Any, field: str | None = None) -> float:
 
 
 def as_flag(name: str, value: Any) -> bool:
-    """True or False, and nothing that only counts as one of them."""
+    """Check that a value is True or False itself."""
     if not isinstance(value, bool):
         raise OptionTypeError(f"{name} is {shown(value)}: give True or False", name)
     return value
 
 
 def as_strings(name: str, value: Any, most: int, most_characters: int) -> tuple[str, ...]:
-    """Texts that are not empty, at most so many of them and of their characters."""
+    """Check texts: none empty, at most `most` of them, with at most `most_characters` together."""
     if isinstance(value, (bytes, bytearray)) or not isinstance(value, Sequence):
         raise OptionTypeError(f"{name} is {shown(value)}: give a sequence of strings", name)
     if len(value) > most:
@@ -68,13 +68,13 @@ def as_strings(name: str, value: Any, most: int, most_characters: int) -> tuple[
 
 
 def as_ids(name: str, value: Any, most: int) -> tuple[int, ...]:
-    """Token ids: a list, a NumPy array or a torch tensor of integers."""
+    """Check token ids: a list, a NumPy array or a torch tensor of integers."""
     value = _as_sequence(name, value, "token ids", most)
     return tuple(as_int(name, token, 0) for token in value)
 
 
 def as_sequences(name: str, value: Any, most: int, most_ids: int) -> tuple[tuple[int, ...], ...]:
-    """Sequences of token ids, none of them empty."""
+    """Check sequences of token ids, none of them empty."""
     value = _as_sequence(name, value, "sequences of token ids", most)
     found = tuple(as_ids(name, one, most_ids) for one in value)
     if not all(found):

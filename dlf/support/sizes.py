@@ -1,10 +1,10 @@
-"""Sizes as people read them."""
+"""Writes sizes for people."""
 
 __all__ = ["binary"]
 
 
 def binary(count: int) -> str:
-    """Bytes, in the unit that leaves a short number."""
+    """Bytes in the unit that gives a short number, such as ``"1.5 GiB"``."""
     size, unit = float(count), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size >= 1024:

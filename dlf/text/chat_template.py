@@ -27,9 +27,9 @@ DEFAULT, WITH_TOOLS = "default", "tool_use"
 
 
 class ChatTemplate:
-    """The templates of one checkpoint by their names, of which there may be none.
+    """The named templates of one checkpoint; there may be none.
 
-    ``default`` writes conversations, and ``tool_use``, if there is one, those with tools, as in ``transformers``.
+    ``default`` writes conversations; ``tool_use``, if there is one, those with tools, as in ``transformers``.
     """
 
     def __init__(self, named: Mapping[str, tuple[str, Path]], where: Path) -> None:
@@ -45,7 +45,7 @@ class ChatTemplate:
         Raises
         ------
         CheckpointError
-            If one is too large or no text.
+            If one is too large or not text.
         """
         files = {path.stem: path for path in additional_templates(folder)}
         if os.path.isfile(folder / "chat_template.jinja"):
@@ -107,7 +107,7 @@ def _read(path: Path) -> str:
 
 
 def _listed(config: Mapping[str, Any], where: Path) -> dict[str, str]:
-    """The templates in ``tokenizer_config.json``: one, or several with their names."""
+    """Templates by name from ``tokenizer_config.json``: one, or a list."""
     found = config.get("chat_template")
     if found is None:
         return {}

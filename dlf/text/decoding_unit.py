@@ -12,7 +12,7 @@ BYTE_TOKEN = frozenset("<0x>123456789abcdefABCDEF")  # characters of "<0xE2>"
 
 
 class Unit(Enum):
-    """What a decoder can treat without looking at more."""
+    """The smallest part of a text that a decoder can decode alone."""
 
     BYTE = "a byte"
     TOKEN = "a token, or a run of tokens that are a byte each"
@@ -20,7 +20,7 @@ class Unit(Enum):
 
 
 def decoding_unit(decoder: Mapping[str, Any] | None) -> Unit:
-    """What a decoder of a ``tokenizer.json`` treats alone, but for the first token of a text."""
+    """Unit of a decoder of a ``tokenizer.json``; the first token of a text may be an exception."""
     if decoder is None:
         return Unit.TOKEN
     kind = decoder.get("type")
@@ -30,7 +30,7 @@ def decoding_unit(decoder: Mapping[str, Any] | None) -> Unit:
         return Unit.TOKEN
     if kind != "Sequence":
         return Unit.TEXT
-    # Llama 2's decoder, and Gemma's, which has no strip: spaces in each token, bytes, and the first space of the text.
+    # The decoders of Llama 2 (spaces in each token, bytes, then the first space of the text) and Gemma (no strip).
     parts = list(decoder.get("decoders") or [])
     while parts and _keeps_byte_tokens(parts[0]):
         parts.pop(0)
@@ -42,7 +42,7 @@ def decoding_unit(decoder: Mapping[str, Any] | None) -> Unit:
 
 
 def _keeps_byte_tokens(part: Mapping[str, Any]) -> bool:
-    """Whether this replaces a text in each token, and cannot make a byte token of another one."""
+    """Whether `part` replaces a text in each token and cannot turn another token into a byte token."""
     content, pattern = part.get("content"), part.get("pattern")
     return (
         part.get("type") == "Replace"

@@ -25,18 +25,18 @@ FIELDS = "give 'chat' for the model's chat template, or a text with {prompt}, or
 
 @dataclass(frozen=True)
 class Layout:
-    """What a model reads for a prompt.
+    """Writes a prompt as a model reads it.
 
     Parameters
     ----------
     template : str, optional
         ``"chat"``: the model's own chat template, with the prompt as the user's message and examples as turns before
-        it. A text with ``{prompt}``: the prompt takes its place. A text with ``{question}`` and ``{answer}``: how an
-        example is written; the prompt is a question, and what comes before ``{answer}`` ends the text. Braces of the
-        text itself are doubled. None: the prompt as it is, and messages by the chat template of a model that has one.
+        it. A text with ``{prompt}``: the prompt takes its place. A text with ``{question}`` and ``{answer}``: the form
+        of an example; the prompt is a question, and the text ends before ``{answer}``. Braces of the text itself are
+        doubled. None: the prompt as it is, and messages in the chat template of a model that has one.
     examples : tuple of (question, answer)
-        Written before the prompt. Without a layout for answers they follow their question after a space, and an empty
-        line ends an example, as in lm-evaluation-harness.
+        Written before the prompt. If the template has no ``{answer}``, an answer follows its question after a space,
+        and an empty line ends an example, as in lm-evaluation-harness.
 
     Raises
     ------
@@ -66,12 +66,12 @@ class Layout:
         return self._shots() + self._question(_flat(prompt))
 
     def encode(self, prompt: str | Messages, tokenizer: Tokenizer, most: int | None = None) -> tuple[list[int], int]:
-        """Token ids of `text`, and how many at their beginning do not depend on the question.
+        """Token ids of `text`, and how many of the first ones do not depend on the question.
 
         Raises
         ------
         TextTooLongError
-            If there are far more than `most`; one of a few more is encoded.
+            If there are far more than `most`; a text with a few more is encoded.
         """
         chat = self.is_chat(prompt, tokenizer)
         tokens = tokenizer.encode(self.text(prompt, tokenizer), add_special_tokens=not chat, max_tokens=most)
@@ -80,7 +80,7 @@ class Layout:
         start, rest = self._turns(prompt) if chat else ([], [])
         if chat and not start:
             return tokens, 0
-        # Whatever a template does with it, another question shows what does not depend on this one.
+        # Compare with another question: the tokens up to the first difference do not depend on the question.
         other: str | Messages = start + [{**rest[0], "content": OTHER}] if chat else OTHER
         layout = Layout(CHAT) if chat else self
         shared = tokenizer.encode(layout.text(other, tokenizer), add_special_tokens=not chat, max_tokens=most)
@@ -90,7 +90,7 @@ class Layout:
         return tokens, common
 
     def fitting(self, prompt: str | Messages, tokenizer: Tokenizer, room: int) -> int | None:
-        """How many of the examples leave the whole shorter than `room` tokens; None if the prompt alone is not."""
+        """Most examples with which the text is shorter than `room` tokens; None if the prompt alone is too long."""
 
         def too_long(count: int) -> bool:
             try:
@@ -108,7 +108,7 @@ class Layout:
         return self.template == CHAT or automatic
 
     def _turns(self, prompt: str | Messages) -> tuple[Messages, Messages]:
-        """What comes before the question, and the question."""
+        """Messages before the question (system message and examples), and the others."""
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         system = [one for one in messages[:1] if one["role"] == "system"]
         shots = [
@@ -157,13 +157,13 @@ class Layout:
 
 
 def _flat(prompt: str | Messages) -> str:
-    """A conversation for a model that has no chat template: what was said, with empty lines between."""
+    """Contents of a conversation, separated by empty lines, for a model that has no chat template."""
     return prompt if isinstance(prompt, str) else "\n\n".join(text for text in map(_content, prompt) if text)
 
 
 def _content(message: Mapping[str, Any]) -> str:
     content = message["content"]
-    if content is None:  # of a turn that only calls tools
+    if content is None:  # a turn that only calls tools
         return ""
     if isinstance(content, str):
         return content
@@ -176,11 +176,11 @@ def as_messages(messages: Any) -> tuple[list[Messages], bool]:
     Raises
     ------
     ValueError, TypeError
-        If a message is not as chat templates want it.
+        If a message does not have the form that chat templates take.
     """
     if not isinstance(messages, (list, tuple)) or not messages:
         raise OptionTypeError(
-            "messages is a list of {'role': ..., 'content': ...}, or a list of such conversations", "messages"
+            "messages must be a list of {'role': ..., 'content': ...}, or a list of such lists", "messages"
         )
     single = isinstance(messages[0], Mapping)
     return [_conversation(one) for one in ([messages] if single else messages)], single
@@ -188,7 +188,7 @@ def as_messages(messages: Any) -> tuple[list[Messages], bool]:
 
 def _conversation(messages: Any) -> Messages:
     if not isinstance(messages, (list, tuple)) or not messages:
-        raise OptionError("a conversation has no messages", "messages")
+        raise OptionError("a conversation has no messages; give at least one", "messages")
     found: Messages = []
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -213,7 +213,7 @@ def _conversation(messages: Any) -> Messages:
 
 
 def as_examples(examples: Any) -> tuple[Example, ...]:
-    """Pairs of question and answer.
+    """Check pairs of question and answer.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tells regular expressions that an engine which backtracks reads any text with in linear time.
+"""Recognises regular expressions with which a backtracking engine reads any text in linear time.
 
 Source of the known ones: the ``tokenizer.json`` of GPT-2, Llama 3, Qwen, GPT-4o and Mistral.
 """
@@ -17,8 +17,8 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _LEAD = r"[^\r\n\p{L}\p{N}]?"
 _SPACES_BUT_ONE = r"\s+(?!\S)"
-# Alternatives of well-known models, each with the one that must follow it: that takes, whole, the run of characters
-# over which the first one has gone back and forth in vain.
+# Alternatives of well-known models, each with the one that must follow it: where the first backtracks over a run of
+# characters in vain, the second takes the whole run.
 _KNOWN: dict[str, str] = {
     _CONTRACTIONS: "",
     r"(?i:[sdmt]|ll|ve|re)": "",
@@ -37,7 +37,7 @@ MAX_OPTIONAL = 3  # pieces of an alternative that are tried in several lengths
 
 
 def runs_in_linear_time(regex: str) -> bool:
-    """Whether an engine that backtracks reads any text with it in linear time, and never matches the empty text."""
+    """Whether a backtracking engine reads any text with it in linear time, and never matches the empty text."""
     alternatives, position = list[str](), 0
     while len(regex) <= MAX_REGEX:
         end = _known_end(regex, position) or _simple_end(regex, position)
@@ -51,7 +51,7 @@ def runs_in_linear_time(regex: str) -> bool:
 
 
 def _followed(alternatives: list[str]) -> bool:
-    """Whether each alternative that needs another one has it next, or next but for all spaces but one."""
+    """Whether each alternative that needs another one has it next; only `_SPACES_BUT_ONE` may stand between them."""
     for i, one in enumerate(alternatives):
         behind = [other for other in alternatives[i + 1 : i + 3] if other != _SPACES_BUT_ONE]
         if _KNOWN.get(one) and behind[:1] != [_KNOWN[one]]:
@@ -68,7 +68,7 @@ def _known_end(regex: str, position: int) -> int | None:
 
 
 def _simple_end(regex: str, position: int) -> int | None:
-    """End of an alternative in which nothing can fail after a repetition without bound; None if it is no such one."""
+    """End of an alternative in which nothing can fail after an unbounded repetition; None for any other."""
     shortest, optional, unbounded = 0, 0, False
     while piece := _PIECE.match(regex, position):
         low, high = _bounds(piece[2])

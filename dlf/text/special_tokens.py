@@ -1,4 +1,4 @@
-"""Tokens that a checkpoint has beside its ``tokenizer.json``: in tokenizer_config.json and two older files.
+"""Tokens that a checkpoint defines outside ``tokenizer.json``: in tokenizer_config.json and two older files.
 
 Source: ``PreTrainedTokenizerBase._from_pretrained`` and ``TokenizersBackend.__init__`` of ``transformers``, whose order
 and precedence this follows: added tokens by their ids, then the named special tokens, then the further ones.
@@ -30,9 +30,9 @@ class ExtraTokens:
 
     added: list[Token]
     ids: dict[str, int]
-    """The ids that the files give."""
+    """Ids that the files give, by token."""
     named: dict[str, str]
-    """Special tokens by their names, such as ``eos_token``."""
+    """Special tokens by name, such as ``eos_token``."""
 
 
 def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> ExtraTokens:
@@ -74,7 +74,7 @@ def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mappin
     added = [token for _, token in sorted(by_id.items()) if token not in own.values()]
     known = {"", *(token["content"] for token in (*own.values(), *added))}
     seen: list[Any] = []
-    for value in (*named.values(), *further):  # of two that differ in flags the last one counts
+    for value in (*named.values(), *further):  # if two differ only in flags, the last one counts
         if _content(value) not in known and value not in seen:
             seen.append(value)
             added.append(_flags(value if isinstance(value, dict) else {"content": value, "special": True}))
@@ -85,7 +85,7 @@ def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mappin
 
 
 def _own(tokenizer: Mapping[str, Any]) -> dict[int, Token]:
-    """The added tokens of ``tokenizer.json``, by their ids."""
+    """Added tokens of ``tokenizer.json``, by id."""
     tokens = tokenizer.get("added_tokens")
     return {
         token["id"]: _flags(token)
@@ -95,7 +95,7 @@ def _own(tokenizer: Mapping[str, Any]) -> dict[int, Token]:
 
 
 def _checked(values: Mapping[str, Any], where: Path) -> dict[str, Any]:
-    """The entries that have a value."""
+    """Entries that have a value; checks the lists of further tokens."""
     found = {key: value for key, value in values.items() if value is not None}
     for key in (FURTHER, OLD_FURTHER):
         if not isinstance(found.get(key, []), (list, dict)):
@@ -108,7 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _merge(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:
-    """Both files' special tokens; those of ``special_tokens_map.json`` go first."""
+    """Merge the special tokens of both files; ``special_tokens_map.json`` takes precedence."""
     found = dict(older)
     for key, value in older.items():
         if isinstance(value, dict) and key != FURTHER:
@@ -123,7 +123,7 @@ def _merge(values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any
 
 
 def _without_flags(path: Path, values: Mapping[str, Any], older: Mapping[str, Any]) -> dict[int, Token]:
-    """The tokens of ``added_tokens.json``, which has only their ids; those of the other files are special."""
+    """Tokens of ``added_tokens.json``, which has only ids; those that the other files name are special."""
     texts = [value for key in NAMED if isinstance(value := values.get(key), str) and key not in older]
     further = older.get(FURTHER) or values.get(FURTHER) or values.get(OLD_FURTHER) or []
     listed = further if isinstance(further, list) else []
@@ -136,7 +136,7 @@ def _without_flags(path: Path, values: Mapping[str, Any], older: Mapping[str, An
 
 
 def _id(value: Any, where: Path) -> int:
-    """An id, which is a key of JSON in one file and a number in the other."""
+    """Check an id, which is a JSON key in one file and a number in the other."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value = int(value)
     if type(value) is not int or not 0 <= value < MAX_VOCAB_SIZE:
@@ -161,7 +161,7 @@ def _flags(value: Mapping[str, Any]) -> Token:
 
 
 def _content(value: Any) -> str:
-    """A token written as text, or as an object with ``content``; empty if it is neither."""
+    """Text of a token, given as text or as an object with ``content``; empty if it is neither."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""

@@ -1,4 +1,4 @@
-"""Where a text stops."""
+"""Finds where a text stops."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Finds the first stop string in a text that arrives in pieces, some of which are not to be shown.
+    """Finds the first stop string in a text that arrives in pieces, some of which are not shown.
 
     Text is held back only as long as it may be the beginning of a stop string. Each string has a Knuth-Morris-Pratt
-    automaton, so the time is linear in the text, whatever the pieces.
+    automaton, so the time is linear in the text, however it is split.
 
     Parameters
     ----------
     strings : str or Sequence[str]
-        The stop strings; none at all lets every text pass.
+        The stop strings; with none, all text passes.
 
     """
 
@@ -27,25 +27,25 @@ class StopStrings:
         self._borders = [_borders(string) for string in self.strings]
         self._matched = [0] * len(self.strings)
         self._held: deque[tuple[str, bool]] = deque()  # texts, and whether they are shown
-        self._size = 0  # of all of them
+        self._size = 0  # characters in all of them
         self._stopped = False
 
     def push(self, text: str, shown: bool = True) -> tuple[str, bool]:
-        """Takes the next piece of text.
+        """Take the next piece of text.
 
         Parameters
         ----------
         text : str
-            What follows the text that was pushed before.
+            Text that follows what was pushed before.
         shown : bool
-            Whether it belongs to the text that is shown; a special token counts for stop strings alone.
+            Whether it is part of the shown text; a special token only counts for stop strings.
 
         Returns
         -------
         text : str
-            What can be shown now: it lies before any stop string.
+            Text that can be shown now: it lies before any stop string.
         stopped : bool
-            Whether a stop string has come; from then on no text comes out.
+            Whether a stop string was found; from then on no text is returned.
 
         """
         if self._stopped:
@@ -63,12 +63,12 @@ class StopStrings:
         return self._release(max(self._matched, default=0)), False
 
     def flush(self) -> str:
-        """Ends the text.
+        """End the text.
 
         Returns
         -------
         str
-            What was held back and has not become a stop string.
+            Text that was held back and did not become a stop string.
 
         """
         self._matched = [0] * len(self.strings)
@@ -79,7 +79,7 @@ class StopStrings:
         self._size += len(text)
 
     def _release(self, kept: int) -> str:
-        """Gives out what is shown of the held text, up to its last `kept` characters."""
+        """Release the held text but for its last `kept` characters; return its shown part."""
         released = []
         while self._size > kept:
             text, shown = self._held.popleft()
@@ -102,7 +102,7 @@ class StopStrings:
 
 
 def _borders(string: str) -> list[int]:
-    """For every prefix, the length of its longest proper prefix that is also its suffix."""
+    """Length, for every prefix, of its longest proper prefix that is also its suffix."""
     borders = [0] * len(string)
     length = 0
     for position in range(1, len(string)):

@@ -7,7 +7,7 @@ from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["StreamDecoder"]
 
-REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are no complete UTF-8 character
+REPLACEMENT = "\ufffd"  # written by decoders for bytes that are no complete UTF-8 character
 
 
 class StreamDecoder:
@@ -18,13 +18,13 @@ class StreamDecoder:
     came before it, and only what it adds is given out [1]_. The work for a token does not grow with the length of the
     text.
 
-    The decoders of a few old models change text that is long past, or treat the last token apart. With these `flush`
-    gives all of the text.
+    The decoders of a few old models change much earlier text, or treat the last token differently. With these, `flush`
+    returns all of the text.
 
     .. [1] The windows of vLLM's ``detokenize_incrementally``, here with one token of context.
     """
 
-    # A UTF-8 character has 4 bytes, so a longer wait is for bytes that will never be a character.
+    # Tokens to wait for a complete character: UTF-8 has at most 4 bytes each, so more will never become one.
     _PATIENCE = 8
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
@@ -32,10 +32,10 @@ class StreamDecoder:
         self._skip_special_tokens = skip_special_tokens
         self._window: list[int] = []  # tokens of context (none at first), then those not given out yet
         self._kept = 0  # tokens of context
-        self._context = ""  # what the context decodes to
+        self._context = ""  # text of the context
 
     def push(self, token_id: int) -> str:
-        """Take the next id and return the text that is certain by now, often of this id alone, possibly empty."""
+        """Take the next id and return the text that is certain now; it may be empty."""
         token = self._tokenizer.token(token_id)
         if token is None or (self._skip_special_tokens and self._tokenizer.is_special(token_id)):
             return ""
@@ -64,7 +64,7 @@ class StreamDecoder:
     def _give_out(self, text: str, count: int) -> str:
         """Give out the first `count` tokens of the window, which decode to `text`.
 
-        The last of them becomes the context. One that decodes to nothing would not show that a text has begun.
+        The last of them becomes the context, unless it decodes to nothing: it would not show that a text has begun.
         """
         piece = text[len(self._context) :]
         kept = self._window[count - 1 : count]
@@ -78,9 +78,9 @@ class StreamDecoder:
         return piece
 
     def _give_out_invalid(self, text: str) -> str:
-        """Give out what no further byte can change: up to a border where both sides decode the same apart as together.
+        """Give out what no further byte can change: up to a border whose two sides decode alike apart and together.
 
-        A character that is under way spans at most three borders, so one of the last four is such.
+        An incomplete character spans at most three borders, so one of the last four is of this kind.
         """
         for count in range(len(self._window) - 1, max(len(self._window) - 5, self._kept), -1):
             head = self._decode(self._window[:count])

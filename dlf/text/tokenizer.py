@@ -22,14 +22,14 @@ __all__ = ["Tokenizer", "check_same_tokenizer"]
 
 MAX_TOKENIZER_BYTES = 128 << 20
 MAX_TOKEN_ID = (1 << 32) - 1
-CHARACTERS_PER_TOKEN = 12  # rather more than any language has
-ANSWER = "sentinelanswer"  # an assistant's, by which the end of its turn is found
+CHARACTERS_PER_TOKEN = 12  # more than any language has
+ANSWER = "sentinelanswer"  # an answer that shows where the assistant's turn ends
 
 
 class Tokenizer:
     """The tokenizer of a checkpoint folder.
 
-    Most tokenizers run in this process. One with parts that could crash it, or take for ever, runs in a helper process
+    Most tokenizers run in this process. One with parts that could crash it, or never end, runs in a helper process
     under limits of time and memory.
 
     Parameters
@@ -56,9 +56,9 @@ class Tokenizer:
         extra = read_extra_tokens(folder, config, document)
         self._codec = open_codec(content, document, twice, extra.added, path)
         self.fingerprint = hashlib.sha256(f"{json.dumps(extra.added)}\n{content}".encode()).digest()
-        """Hash of all that says how texts are encoded: two with the same encode alike."""
+        """Hash of everything that encoding depends on: tokenizers with the same hash encode alike."""
         self.decoding_unit = Unit.TEXT if twice else decoding_unit(document.get("decoder"))
-        """What `StreamDecoder` can give out at a time."""
+        """The smallest part of a text that `StreamDecoder` can give out."""
         self._ids = self._codec.vocab()
         self.vocab_size = max(self._ids.values(), default=-1) + 1
         """Highest id + 1, added tokens included; a model's logits may be padded beyond it."""
@@ -67,8 +67,8 @@ class Tokenizer:
         for token, token_id in extra.ids.items():
             if self._ids.get(token, token_id) != token_id:
                 raise CheckpointError(
-                    f"{folder}: the token {token!r:.60} is to have the id {token_id}, but has {self._ids[token]} by "
-                    "tokenizer.json; fetch the folder again, for its files do not go together"
+                    f"{folder}: the token {token!r:.60} should have the id {token_id}, but has {self._ids[token]} in "
+                    "tokenizer.json; the files do not belong together, so fetch the folder again"
                 )
         added = self._codec.added()
         self._added_ids = frozenset(added)
@@ -90,7 +90,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether the checkpoint comes with one."""
+        """Whether the checkpoint has a chat template."""
         return bool(self._chat_template)
 
     @property
@@ -122,8 +122,8 @@ class Tokenizer:
         add_special_tokens
             Whether to add the special tokens that ``tokenizer.json`` puts around a text.
         max_tokens
-            A bound for texts from outside. A text of many more tokens is refused after a part of it has been encoded;
-            one of only a few more is encoded, so that its length can be told.
+            Bound for texts from outside. A text with many more tokens is refused after a part of it was encoded; one
+            with only a few more is encoded, so that its length is known.
 
         Returns
         -------
@@ -135,9 +135,9 @@ class Tokenizer:
         TextTooLongError
             If it has far more than `max_tokens` tokens.
         ValueError
-            If the text has half of a surrogate pair, or is one that the tokenizer cannot encode, in time or at all.
+            If the text has half of a surrogate pair, or the tokenizer cannot encode it, or not in time.
         TypeError
-            If it is no text.
+            If it is no str.
         """
         if not isinstance(text, str):
             raise TypeError(f"a text must be a str, not {type(text).__name__}")
@@ -162,7 +162,7 @@ class Tokenizer:
             raise ValueError(f"{self._path} cannot decode these tokens: {error}") from error
 
     def token(self, token_id: int) -> str | None:
-        """The token of an id as the vocabulary spells it, or None."""
+        """Token of an id as the vocabulary spells it, or None."""
         return self._codec.token(token_id)
 
     def is_special(self, token_id: int) -> bool:
@@ -172,7 +172,7 @@ class Tokenizer:
     def apply_chat_template(
         self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """Write a conversation as the prompt its model was trained on.
+        """Write a conversation in the form that its model was trained on.
 
         Parameters
         ----------
@@ -208,9 +208,9 @@ class Tokenizer:
             raise ValueError(f"{self._path} cannot encode this text: {error}") from error
 
     def _check_length(self, text: str, max_tokens: int) -> None:
-        """Refuse a text whose beginning already has twice as many tokens, and some more.
+        """Refuse a text whose beginning already has more than twice `max_tokens` tokens, and a margin.
 
-        A text has fewer tokens than its beginning only where the cut falls into a long token, or in an odd normalizer.
+        A text has fewer tokens than its beginning only if the cut splits a long token, or with an odd normalizer.
         """
         size = max(CHARACTERS_PER_TOKEN * max_tokens, 4096)
         while size < len(text):
@@ -220,7 +220,7 @@ class Tokenizer:
 
 
 def _read(path: Path) -> str:
-    """The text of ``tokenizer.json``."""
+    """Text of ``tokenizer.json``."""
     try:
         return read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
@@ -233,7 +233,7 @@ def _read(path: Path) -> str:
 
 
 def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str, size: int | None = None) -> None:
-    """Check that the two tokenizers agree wherever both have a say.
+    """Check that two tokenizers agree on the ids and tokens that both have.
 
     One may have tokens at the end that the other lacks; but an id that both have must mean the same token, and a token
     that both have must have the same id.

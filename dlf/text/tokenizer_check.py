@@ -1,8 +1,8 @@
-"""Tells the tokenizers that may run in this process from those that need a helper process.
+"""Decides which tokenizers may run in this process and which need a helper process.
 
 ``tokenizer.json`` is a program in a small language, and some programs panic, abort, never end or write without end. The
-components that well-known models are made of do none of this with sensible parameters, in time that is linear in the
-text or close to it. A file that has only such components is plain; every other one runs, too, but confined.
+components of well-known models do none of this with sensible parameters, and take time that is linear in the text or
+close to it. A file that has only such components is plain; any other runs confined.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Component: TypeAlias = "Mapping[str, Any]"
 
 
 class _UnusualError(Exception):
-    """The text says which part of a file is not plain."""
+    """Says which part of a file is not plain."""
 
 
 def unusual(document: Mapping[str, Any], added: Sequence[Mapping[str, Any]] = ()) -> str | None:
@@ -37,7 +37,7 @@ def unusual(document: Mapping[str, Any], added: Sequence[Mapping[str, Any]] = ()
     Parameters
     ----------
     document
-        Whose objects have no key twice: another reader may take the other value.
+        The parsed file. No object in it has a key twice: another reader might take the other value.
     added
         Tokens that are added to those of the file.
     """
@@ -56,7 +56,7 @@ def unusual(document: Mapping[str, Any], added: Sequence[Mapping[str, Any]] = ()
     return None
 
 
-# --- Rules: for every key of a component, what its value must be -------------------------------------------------
+# --- Rules: the check of the value of every key of a component ---------------------------------------------------
 
 Rule: TypeAlias = "Callable[[Any], bool]"
 
@@ -172,7 +172,7 @@ DECODERS: dict[str, dict[str, Rule]] = {
 }
 MODELS: dict[str, dict[str, Rule]] = {
     "BPE": {
-        "dropout": _anything,  # is switched off
+        "dropout": _anything,  # switched off
         "unk_token": _text_or_null,
         "continuing_subword_prefix": _nothing,
         "end_of_word_suffix": lambda value: value is None or value == "" or _text(value),
@@ -193,7 +193,7 @@ MODELS: dict[str, dict[str, Rule]] = {
 }
 
 
-# The most that these lengthen a text of their worst character.
+# How many times longer a text may become, if it consists of the worst character.
 GROWTH = {
     "NFKC": 18,
     "NFKD": 18,
@@ -246,7 +246,7 @@ def _growth(parts: Sequence[Component]) -> float:
 
 def _grown(part: Component) -> float:
     kind = part["type"]
-    if kind == "Prepend":  # to every text between added tokens
+    if kind == "Prepend":  # before every text between added tokens
         return float(1 + len(part.get("prepend", "")))
     if kind == "Replace":
         replaced = part.get("pattern", {}).get("String", ".")
@@ -279,14 +279,14 @@ def _added_tokens(tokens: Any) -> None:
     _need(isinstance(tokens, (list, tuple)) and len(tokens) <= MAX_ADDED, "added tokens")
     for token in tokens:
         _need(isinstance(token, dict) and _text(token.get("content")), "an added token of this length")
-        # Every one of a run of them would look at all of the run.
+        # In a run of such tokens each would scan the whole run.
         strips = token.get("lstrip") or token.get("rstrip")
         _need(not strips or not token["content"].isspace(), "an added token that is a space and strips spaces")
-    _need(sum(len(token["content"]) for token in tokens) <= MAX_ADDED_CHARACTERS, "so many added tokens")
+    _need(sum(len(token["content"]) for token in tokens) <= MAX_ADDED_CHARACTERS, "too many added tokens")
 
 
 def _template(part: Component) -> None:
-    """A template that names only what there is, and does not write the text several times."""
+    """Check that a template names only known tokens and writes the text at most once."""
     single, special = part.get("single"), part.get("special_tokens")
     _need(isinstance(single, list) and len(single) <= MAX_PARTS and isinstance(special, dict), "a template")
     assert isinstance(single, list) and isinstance(special, dict)
@@ -311,7 +311,7 @@ def _template(part: Component) -> None:
 
 
 def _longest_entry(charsmap: str) -> int | None:
-    """Bytes of the longest string in a precompiled map, a trie and then strings that end with NUL, or None."""
+    """Bytes of the longest string in a precompiled map (a trie, then strings that end with NUL); None if invalid."""
     try:
         content = base64.b64decode(charsmap, validate=True)
     except (binascii.Error, ValueError):

@@ -15,7 +15,7 @@ from dlf.text.tokenizer_check import unusual
 __all__ = ["ConfinedCodec", "open_codec", "parse"]
 
 SECONDS = 6  # for a text, and for reading a small file
-BYTES_PER_SECOND = 1 << 20  # of a larger one
+BYTES_PER_SECOND = 1 << 20  # added for a larger file
 MEMORY = 2 << 30
 MEMORY_PER_BYTE = 8  # of the file
 
@@ -23,8 +23,8 @@ MEMORY_PER_BYTE = 8  # of the file
 class ConfinedCodec:
     """A `Codec` in a helper process: the same methods, with the same errors.
 
-    Work that takes too long or too much memory ends the process and is a ValueError; the next call starts another one,
-    which reads the tokenizer again.
+    Work that takes too long or too much memory ends the process and raises ValueError; the next call starts another
+    process, which reads the tokenizer again.
     """
 
     def __init__(self, content: str, added: Sequence[dict[str, Any]]) -> None:
@@ -50,7 +50,7 @@ class ConfinedCodec:
         return self._added
 
     def token(self, token_id: int) -> str | None:
-        """The token of an id, or None."""
+        """Token of an id, or None."""
         return self._tokens.get(token_id)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -65,7 +65,7 @@ class ConfinedCodec:
 
 
 def parse(content: str, path: Path) -> tuple[dict[str, Any], bool]:
-    """Read the JSON of a tokenizer, and whether an object in it has a key twice.
+    """Parse the JSON of a tokenizer; also return whether an object in it has a key twice.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def parse(content: str, path: Path) -> tuple[dict[str, Any], bool]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no valid JSON ({error}); fetch the checkpoint again") from error
     if not isinstance(document, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(document).__name__}")
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(document).__name__}; fetch it again")
     return document, twice
 
 

@@ -1,6 +1,6 @@
 """The miniature model family that ships with the package, for the demonstration and for tests.
 
-``bench/family`` makes it from nothing; its model card, ``README.md`` in this folder, says how. The models are
+``bench/family`` makes it from scratch; its model card, ``README.md`` in this folder, says how. The models are
 ordinary Hugging Face folders; the problems are held out: no model of the family has seen them.
 """
 
@@ -48,7 +48,7 @@ def path(name: str) -> Path:
 
 
 def tasks() -> list[str]:
-    """Names of the tasks that have problems, and an expert each."""
+    """Names of the tasks; each has problems and an expert."""
     return sorted(file.stem for file in (FOLDER / PROBLEMS).glob("*.jsonl"))
 
 
