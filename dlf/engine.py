@@ -123,7 +123,7 @@ class Engine(EngineCore):
         Parameters
         ----------
         prompt : str, list of str, list of int, or list of list of int
-            Text, or token ids as they are. Each prompt of a list gives exactly what it gives alone.
+            Text, or token ids as they are. Each prompt of a list has exactly the result that it has alone.
         messages : list of dict, or list of such lists
             Conversations instead of prompts, as ``{"role": "user", "content": "..."}``. Each model reads them in its
             chat template; a model without one reads their contents as plain text.

@@ -38,7 +38,7 @@ class ErrorKind(enum.Enum):
     PROMPT = "prompt"
     """A prompt or a continuation is empty or cannot be read."""
     TOO_LONG = "too_long"
-    """A prompt, with the tokens that are to follow it, does not fit the context."""
+    """A prompt, with the tokens that will follow it, does not fit the context."""
     CHECKPOINT = "checkpoint"
     """Files of a model are damaged, unknown or do not go together."""
     DEVICE = "device"

@@ -102,7 +102,7 @@ def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages) -> li
 
 
 def _check(ensemble: Ensemble, tokens: list[int], which: str) -> None:
-    if not tokens:  # a special token in its place would be a prompt that nobody wrote
+    if not tokens:  # a special token instead would be a prompt that nobody wrote
         raise PromptError(f"{which} {EMPTY}")
     outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
     if outside is not None:

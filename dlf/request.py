@@ -21,7 +21,7 @@ REASONS = {_C.FinishReason.stop: "stop", _C.FinishReason.length: "length"}
 
 
 class RunningRequest:
-    """Collects the outputs of one sequence; `pieces` holds those that nobody has taken yet."""
+    """Collects the outputs of one sequence; `pieces` holds those that were not taken yet."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What generation and scoring return."""
+"""The results of generation and scoring."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class SamplingOptions:
     Parameters
     ----------
     max_new_tokens : int
-        Tokens to generate at most.
+        Most tokens to generate.
     min_new_tokens : int
         Tokens to generate before a stop token may come.
     temperature : float
@@ -85,7 +85,7 @@ class SamplingOptions:
 
     """
 
-    max_new_tokens: Annotated[int, Option("Tokens to generate at most.", flag="")] = 128
+    max_new_tokens: Annotated[int, Option("Most tokens to generate.", flag="")] = 128
     min_new_tokens: Annotated[int, Option("Tokens before a stop token may come.", flag="")] = 0
     temperature: Annotated[float, Option("0 takes the most probable token.", flag="")] = 0.0
     top_k: Annotated[int, Option("Draw among this many tokens; 0 is off.", flag="")] = 0

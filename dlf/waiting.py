@@ -25,7 +25,7 @@ class Inbox(Outbox, Protocol):
     """The receiving side of an `Outbox`."""
 
     async def get(self) -> Note:
-        """Wait for what the driver puts next."""
+        """Wait for the driver's next note."""
 
 
 class Waiting(Protocol):
@@ -110,7 +110,7 @@ class Awaiting:
 
     def soon(self, call: Callable[[], None]) -> None:
         """Schedule a call in the loop. Takes no lock: any thread, finaliser or signal handler may use it."""
-        if self._loop.is_closed():  # nobody can wait there any more
+        if self._loop.is_closed():  # no task can wait there any more
             return
         self._calls.append(call)
         if self._woken:

@@ -1,8 +1,8 @@
 """Reads ``config.json`` and ``generation_config.json`` of a Hugging Face checkpoint.
 
 The files are untrusted: every size is bounded, every type is checked, and nothing named in them is ever imported.
-Defaults are those of ``transformers`` (``models/<family>/configuration_<family>.py``), because its writers leave out
-what equals them; both the spelling of version 4 (``rope_theta`` and ``rope_scaling``, ``torch_dtype``) and that of
+Defaults are those of ``transformers`` (``models/<family>/configuration_<family>.py``), because it leaves out values
+that equal them; both the spelling of version 4 (``rope_theta`` and ``rope_scaling``, ``torch_dtype``) and that of
 version 5 (``rope_parameters``, ``dtype``) are read.
 """
 
@@ -33,7 +33,7 @@ class ModelConfig:
     """The configuration of one checkpoint.
 
     ``spec`` is what the model computes, as its ``family`` reads it. ``context_length`` is the number of positions that
-    the model was made for: ``max_position_embeddings``, or more where rotary scaling lengthens that. ``dtype`` is the
+    the model was made for: ``max_position_embeddings``, or more if rotary scaling lengthens that. ``dtype`` is the
     one that the file declares. ``eos_token_ids`` are those of both configuration files.
     """
 

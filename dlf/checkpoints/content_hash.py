@@ -58,7 +58,7 @@ def file_hash(path: Path, cache: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's content, read anew."""
+    """Hash of a file's content, never a remembered one."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""Finds the folder of a checkpoint or an adapter; fetches only the files that are read from the Hugging Face hub."""
+"""Finds the folder of a checkpoint or an adapter; fetches from the Hugging Face hub only the files that are read."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class HugePages:
 
 
 def _available_bytes() -> int:
-    """Memory that the machine can give without swapping."""
+    """Bytes that the machine can give without swapping."""
     for line in MEMINFO.read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10

@@ -56,7 +56,7 @@ def cache_folder() -> Path | None:
     if chosen:
         return Path(os.path.expanduser(chosen))
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # its specification says to ignore such a path
+    if not os.path.isabs(base):  # the XDG specification ignores a relative path
         base = os.path.expanduser("~/.cache")
     return Path(base) / "dlf" if os.path.isabs(base) else None
 
@@ -225,7 +225,7 @@ def _checksum(path: str | os.PathLike[str]) -> tuple[str, str]:
         digest = partial(_block_digest, file.fileno())
         try:
             digests: Iterable[bytes] = pool.map(digest, begins)
-        except RuntimeError:  # the system gives no more threads
+        except RuntimeError:  # the system allows no more threads
             digests = map(digest, begins)
         for one in digests:
             total.update(one)

@@ -259,7 +259,7 @@ def _rate(value: float | None) -> str:
 
 
 def _save_plot(console: Console, dynamic: System, path: Path | None, wanted: bool) -> Path | None:
-    """Save the trace of the first problem; without matplotlib say how to get it, unless a path was asked for."""
+    """Save the trace of the first problem; without matplotlib print how to get it, or raise if a path was given."""
     if not wanted:
         return None
     target = path or DEFAULT_PLOT

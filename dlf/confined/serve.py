@@ -78,7 +78,7 @@ def main() -> None:
         if not request:
             return
         seconds, method, arguments = json.loads(request)
-        # The kernel ends this process then, however busy it is, if nobody is left to do so.
+        # After this time the kernel ends this process, however busy it is, if nobody is left to do so.
         signal.alarm(seconds)
         found = answer(room, method, arguments)
         write(found)

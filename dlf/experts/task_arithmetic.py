@@ -28,7 +28,7 @@ class TaskArithmetic:
     r"""Fine-tuned models of one base, merged into one.
 
     Can be given to `dlf.Engine` wherever a `dlf.Expert` can: it is merged when the engine is made, kept in dlf's cache
-    as a folder in Hugging Face format, and found there by the next engine. `save` writes such a folder elsewhere.
+    as a folder in Hugging Face format, and found there by the next engine. `save` writes such a folder anywhere.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class TaskArithmetic:
         ``"slerp"``
             A point on the arc from the base to the one expert, whose weight, from 0 to 1, says how far along.
 
-        `dlf.merging.Recipe` has all equations, and says where they differ from mergekit's.
+        `dlf.merging.Recipe` has all equations, and their differences from mergekit's.
     density : float or mapping of expert to float, optional
         Part of each :math:`\delta_i` that stays, above 0 and up to 1; 1 if not given. For ``ties`` and ``dare_*``.
     normalize : bool, optional

@@ -94,7 +94,7 @@ WRITTEN: dict[str, Any] = {
 
 
 def _section(name: str, description: str) -> type[_Section]:
-    """Make a section of a recipe from the engine's options that belong to it; what is not given is None."""
+    """Make a section of a recipe from the engine's options that belong to it; a value not given is None."""
     fields = {}
     for option in options_of(EngineOptions).values():
         if option.section == name:

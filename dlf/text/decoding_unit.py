@@ -1,4 +1,4 @@
-"""Tells how much of a text a tokenizer's decoder has to see at once."""
+"""Finds how much of a text a tokenizer's decoder must see at once."""
 
 from __future__ import annotations
 

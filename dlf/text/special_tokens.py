@@ -38,7 +38,7 @@ class ExtraTokens:
 def read_extra_tokens(folder: Path, config: Mapping[str, Any], tokenizer: Mapping[str, Any]) -> ExtraTokens:
     """Collect the tokens of ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json``.
 
-    The last two files count only where the first has no ``added_tokens_decoder``.
+    The last two files count only if the first has no ``added_tokens_decoder``.
 
     Parameters
     ----------
