@@ -4,11 +4,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/release
-# What is built here runs the CUDA kernels on an emulated device, whatever torch is there; cuda-check builds the real ones.
+# Builds run the CUDA kernels on an emulated device, whatever torch is installed; cuda-check builds the real backend.
 DLF_CUDA ?= OFF
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
-# The kernels' at::vec headers take most of a minute each to tidy and hold intrinsics only; support/cuda/runtime.cc needs CUDA's.
+# clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
 .PHONY: help setup demo test test-py test-cpp test-emulated same-bits asan asan-py torch-check cuda-check lint format stubs stubs-check wheel wheel-check docs clean
@@ -26,8 +26,8 @@ $(VENV)/.tools: tools/requirements.py
 	@$(BIN)/python -m pip install --quiet -r $(VENV)/build.txt
 	@touch $@
 
-# A plain install, not an editable one: what is tested is what a user gets. The build folder is kept, so an edit rebuilds
-# only what it touches; the C++ tests are built there as well.
+# A plain install, not an editable one, so that the tests run the package as a user gets it. The build folder is kept, so
+# an edit rebuilds only what it affects; the C++ tests are built there too.
 $(VENV)/.installed: $(VENV)/.tools $(SOURCES)
 	@echo "Building and installing dlf (a minute or two the first time)"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation \
@@ -44,10 +44,10 @@ setup: $(VENV)/.installed ## Make .venv, install torch and the build tools, buil
 
 # ---- use
 
-demo: setup ## Run the main job on the models that ship with the package
+demo: setup ## Fuse the models that ship with the package
 	$(BIN)/dlf demo
 
-test: test-cpp test-py test-emulated ## Run every test (not the slow ones: pytest -m slow)
+test: test-cpp test-py test-emulated ## Run all tests but the slow ones (pytest -m slow)
 
 test-py: setup ## Run the Python tests
 	$(BIN)/pytest
@@ -55,25 +55,25 @@ test-py: setup ## Run the Python tests
 test-cpp: setup ## Run the C++ tests
 	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --parallel 2
 
-# The CUDA kernels and the engine around them on the host, thread by thread: no GPU is needed. Threads, streams and steps
-# of a graph take their turns at random, with one seed, which shows what does not wait for what it needs.
+# Runs the CUDA kernels and the engine around them on the host, without a GPU. Threads, streams and steps of a graph take
+# turns at random, with a fixed seed, which finds missing waits.
 EMULATED_TESTS ?= cuda and not slow
 
 test-emulated: setup ## Run the Python tests of CUDA on an emulated device
 	PYTHONPATH=$(BUILD)/emulated DLF_REQUIRE_CUDA=1 DLF_EMULATION_ORDER=1 DLF_CUDA_EARLY=1 \
 	  $(BIN)/pytest -m "$(EMULATED_TESTS)"
 
-# What a change of structure must not change: the cases of tests/bit_cases.py, in the build of another revision and in this one.
+# A change of structure must change no bit: runs the cases of tests/bit_cases.py in the build of another revision and in this one.
 SAME_BITS := $(CURDIR)/build/same-bits
 BASE ?= main
 
-define compare_bits # of two packages
+define compare_bits # the packages' PYTHONPATHs, and options
 	PYTHONPATH=$(1) $(BIN)/python tests/same_bits.py record $(SAME_BITS)/base.json $(3)
 	PYTHONPATH=$(2) $(BIN)/python tests/same_bits.py record $(SAME_BITS)/here.json $(3)
 	$(BIN)/python tests/same_bits.py compare $(SAME_BITS)/base.json $(SAME_BITS)/here.json
 endef
 
-same-bits: setup ## Compare every bit of a result with what the revision BASE=... gives
+same-bits: setup ## Compare results with those of the revision BASE=..., to the bit
 	rm -rf $(SAME_BITS)/base $(SAME_BITS)/site
 	git worktree prune
 	git worktree add --quiet --detach $(SAME_BITS)/base $(BASE)
@@ -89,7 +89,7 @@ asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
 	$(BIN)/cmake --build --preset asan
 	$(BIN)/ctest --preset asan
 
-# The sanitizer's library must be the first that Python loads. What Python and torch never free is no leak of ours.
+# Python must load the sanitizer's library first. Leaks are not detected, since Python and torch leave memory unfreed at exit.
 ASAN_PY_BUILD := build/asan-py
 ASAN_PY_TESTS ?= -m "not slow and not cuda" tests
 ASAN_PY_OPTIONS := detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0:quarantine_size_mb=32
@@ -104,14 +104,14 @@ asan-py: setup ## Run the Python tests under AddressSanitizer and UBSan (most of
 	PYTHONPATH=$(CURDIR)/$(ASAN_PY_BUILD)/package LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=$(ASAN_PY_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(BIN)/pytest $(ASAN_PY_TESTS)
 
-# ---- other versions of torch than the pinned one
+# ---- versions of torch other than the pinned one
 
-# The oldest and the newest that cmake/Torch.cmake takes.
+# The oldest and the newest in cmake/Torch.cmake.
 TORCH ?= $(shell sed -n 's/^set(DLF_TORCH_[A-Z]* \([0-9.]*\))$$/\1/p' cmake/Torch.cmake)
-# The index's build of torch, with CUDA, takes 6 GB, so it outlives the checkout and is shared by all of them.
+# A build of torch with CUDA takes 6 GB, so it lies outside of the checkout, where all checkouts share it.
 TORCH_VENVS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dlf/torch-
 
-# Constraints that pip has on this machine do not hold: the version is named.
+# The version is fixed here, so the machine's constraints of pip must not apply.
 $(TORCH_VENVS)%/.tools: tools/requirements.py pyproject.toml
 	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	@$(@D)/bin/python tools/requirements.py build | sed 's/^torch==.*/torch==$*.*/' >$(@D)/build.txt
@@ -134,7 +134,7 @@ $(TORCH:%=torch-check-%): torch-check-%: $(TORCH_VENVS)%/.tools
 CUDA_VENV = $(TORCH_VENVS)$(firstword $(TORCH))
 CUDA_BUILD := build/cuda
 
-# What needs a device says that it was skipped, where there is none.
+# Without a device, the tests that need one are skipped.
 cuda-check: $(CUDA_VENV)/.tools ## Build with CUDA and run the tests on that build
 	@echo "Building and installing dlf with CUDA"
 	@PATH="$(CUDA_VENV)/bin:$$PATH" $(CUDA_VENV)/bin/python -m pip install --quiet --no-build-isolation \
@@ -162,13 +162,13 @@ format: $(VENV)/.linters ## Format every source file in place
 stubs: setup $(VENV)/.linters ## Regenerate dlf/_C.pyi from the extension
 	$(BIN)/python tools/stubs.py
 
-stubs-check: setup $(VENV)/.linters ## Fail where dlf/_C.pyi is out of date
+stubs-check: setup $(VENV)/.linters ## Fail if dlf/_C.pyi is out of date
 	$(BIN)/python tools/stubs.py --check
 
 # ---- to publish
 
-# For the Pythons that pyproject.toml lists and this machine has, or for PYTHONS="python3.12 python3.14".
-wheel: ## Build the CPU wheels, in dist
+# Builds for the Pythons that pyproject.toml lists and this machine has, or for PYTHONS="python3.12 python3.14".
+wheel: ## Build the CPU wheels in dist
 	$(PYTHON) tools/wheel.py build $(PYTHONS)
 
 wheel-check: ## Install each wheel next to its torch in an empty environment, and run dlf demo there
@@ -180,11 +180,11 @@ $(VENV)/.docs: pyproject.toml
 	$(BIN)/python -m pip install --quiet -r $(VENV)/docs.txt
 	@touch $@
 
-docs: $(VENV)/.docs ## Build the documentation's site, in build/site; a link that leads nowhere is an error
+docs: $(VENV)/.docs ## Build the documentation as a site in build/site; a broken link is an error
 	$(BIN)/zensical build --strict
 	$(BIN)/python tools/check_site.py build/site
 
-# ---- to begin anew
+# ---- clean
 
-clean: ## Remove what was built; .venv stays
+clean: ## Remove the builds; .venv stays
 	rm -rf build dist $(VENV)/.installed

@@ -1,14 +1,14 @@
-# dlf_add_cpu_kernels(target sources...): compiles every *_kernel.cc once per instruction set, each time into a namespace of its
-# own (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time. The products of linear*_kernel.cc are compiled
-# once more, for the dot product instructions.
+# dlf_add_cpu_kernels(target sources...): compiles every *_kernel.cc once for each instruction set, into a namespace for each
+# (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time. The products of linear_kernel.cc and
+# linear_tiles_kernel.cc are compiled once more, for the dot product instructions.
 function(dlf_add_cpu_kernel_variant target namespace aten aten_features)
   set(library ${target}_${namespace})
   add_library(${library} OBJECT ${DLF_KERNEL_SOURCES})
-  # CPU_CAPABILITY is the namespace of at::vec's functions, which must not be one for two sets of flags;
-  # CPU_CAPABILITY_<set> is what they are made of.
+  # CPU_CAPABILITY is the namespace of at::vec's functions, which must differ for each set of flags;
+  # CPU_CAPABILITY_<set> selects their implementation.
   target_compile_definitions(${library} PRIVATE DLF_CPU=${namespace} CPU_CAPABILITY=${aten} CPU_CAPABILITY_${aten_features})
-  # Floating-point exceptions are never read; minding them would keep GCC from vectorising comparisons.
-  # GCC 12 takes the undefined operands of its own AVX-512 intrinsics for uninitialised variables.
+  # No code reads floating-point exceptions; with -ftrapping-math GCC would not vectorise comparisons.
+  # GCC 12 warns about undefined operands in its own AVX-512 intrinsics as uninitialised variables.
   target_compile_options(${library} PRIVATE -O3 -ffp-contract=fast -fno-trapping-math -Wno-uninitialized -Wno-maybe-uninitialized ${ARGN})
   target_link_libraries(${library} PRIVATE dlf_options)
   target_sources(${target} PRIVATE $<TARGET_OBJECTS:${library}>)

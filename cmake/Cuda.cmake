@@ -1,13 +1,13 @@
-# Decides whether the CUDA backend is built; DLF_CUDA_VERSION is torch's version of CUDA then, and empty otherwise.
-# nvcc compiles the kernels; the libraries are those that torch brings, so that no toolkit is needed to run.
-# `find_package(CUDAToolkit)` would want more of a toolkit than nvcc and its headers.
-set(DLF_CUDA AUTO CACHE STRING "Build the CUDA backend: ON, OFF, or AUTO, which is where torch has CUDA and nvcc is found")
+# Decides whether the CUDA backend is built: then DLF_CUDA_VERSION is torch's version of CUDA, otherwise it is empty.
+# nvcc compiles the kernels, which use the libraries of torch, so running needs no toolkit.
+# `find_package(CUDAToolkit)` would need more of a toolkit than nvcc and its headers.
+set(DLF_CUDA AUTO CACHE STRING "Build the CUDA backend: ON, OFF, or AUTO: if torch has CUDA and nvcc is found")
 set_property(CACHE DLF_CUDA PROPERTY STRINGS AUTO ON OFF)
 
 cmake_path(GET DLF_TORCH_ROOT PARENT_PATH DLF_SITE_PACKAGES)
 string(REGEX MATCH "^[0-9]+" DLF_CUDA_MAJOR "${DLF_TORCH_CUDA}")
 
-# Sets DLF_NVCC to an nvcc of torch's major version, or DLF_CUDA_MISSING to what is wrong.
+# Sets DLF_NVCC to an nvcc of torch's major version of CUDA, or DLF_CUDA_MISSING to the reason why there is none.
 function(dlf_find_nvcc)
   set(nvcc "${CMAKE_CUDA_COMPILER}")
   if(NOT nvcc)
@@ -20,12 +20,12 @@ function(dlf_find_nvcc)
     set(nvcc "${DLF_NVCC_FOUND}")
   endif()
   if(NOT nvcc)
-    set(DLF_CUDA_MISSING "nvcc is neither on PATH nor in /usr/local/cuda; CUDACXX can name it" PARENT_SCOPE)
+    set(DLF_CUDA_MISSING "nvcc is neither on PATH nor in /usr/local/cuda; set CUDACXX to its path" PARENT_SCOPE)
     return()
   endif()
   execute_process(COMMAND "${nvcc}" --version OUTPUT_VARIABLE version ERROR_VARIABLE version)
   if(NOT version MATCHES "release ${DLF_CUDA_MAJOR}\\.")
-    set(DLF_CUDA_MISSING "${nvcc} is not of CUDA ${DLF_CUDA_MAJOR}, which torch ${DLF_TORCH_VERSION} uses" PARENT_SCOPE)
+    set(DLF_CUDA_MISSING "torch ${DLF_TORCH_VERSION} needs an nvcc of CUDA ${DLF_CUDA_MAJOR}, and ${nvcc} has another version; set CUDACXX" PARENT_SCOPE)
     return()
   endif()
   set(DLF_NVCC "${nvcc}" PARENT_SCOPE)
@@ -36,7 +36,7 @@ set(DLF_CUDA_MISSING "")
 if(DLF_CUDA STREQUAL "OFF")
   set(DLF_CUDA_MISSING "DLF_CUDA is OFF")
 elseif(NOT DLF_TORCH_CUDA)
-  set(DLF_CUDA_MISSING "torch ${DLF_TORCH_VERSION} has none")
+  set(DLF_CUDA_MISSING "torch ${DLF_TORCH_VERSION} was built without CUDA")
 else()
   dlf_find_nvcc()
 endif()
@@ -50,30 +50,30 @@ endif()
 
 set(DLF_CUDA_VERSION "${DLF_TORCH_CUDA}")
 set(CMAKE_CUDA_COMPILER "${DLF_NVCC}" CACHE FILEPATH "nvcc")
-set(CMAKE_CUDA_HOST_COMPILER "${CMAKE_CXX_COMPILER}" CACHE FILEPATH "The compiler that nvcc calls")
-set(CMAKE_CUDA_ARCHITECTURES "80-real;90-real;90-virtual" CACHE STRING "A100, H100, and what comes after them")
+set(CMAKE_CUDA_HOST_COMPILER "${CMAKE_CXX_COMPILER}" CACHE FILEPATH "Host compiler of nvcc")
+set(CMAKE_CUDA_ARCHITECTURES "80-real;90-real;90-virtual" CACHE STRING "A100, H100, and newer ones")
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(CMAKE_CUDA_RUNTIME_LIBRARY None) # torch's, below
+set(CMAKE_CUDA_RUNTIME_LIBRARY None) # torch's is linked, below
 enable_language(CUDA)
 
 file(GLOB DLF_CUDART "${DLF_SITE_PACKAGES}/nvidia/*/lib/libcudart.so.${DLF_CUDA_MAJOR}")
 if(DLF_CUDART)
   list(GET DLF_CUDART 0 DLF_CUDART)
-else() # a torch that was not installed from wheels uses the system's
+else() # a torch that is not from a wheel uses the system's
   find_library(DLF_CUDART cudart HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
 endif()
 message(STATUS "CUDA: ${DLF_CUDA_VERSION}, ${CMAKE_CUDA_COMPILER}, ${DLF_CUDART}")
 
-# What nvcc comes with are the headers of the runtime; those of cuBLAS and its like, which torch's headers name, may be
-# in torch's wheels only.
+# nvcc comes with the headers of the runtime. torch's headers also include those of cuBLAS and other libraries, which
+# only torch's wheels may have.
 file(GLOB DLF_CUDA_WHEEL_INCLUDES "${DLF_SITE_PACKAGES}/nvidia/*/include")
 add_library(dlf::torch_cuda INTERFACE IMPORTED)
 target_include_directories(dlf::torch_cuda SYSTEM INTERFACE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES}
                            ${DLF_CUDA_WHEEL_INCLUDES})
 target_link_libraries(dlf::torch_cuda INTERFACE dlf::torch torch_cuda c10_cuda "${DLF_CUDART}")
 
-# dlf_add_cuda(target sources...): a library of kernels (*.cu), which see no header of torch, and of what calls them (*.cc).
+# dlf_add_cuda(target sources...): adds a library of kernels (*.cu), which include no torch header, and of their callers (*.cc).
 function(dlf_add_cuda target)
   set(kernels ${ARGN})
   list(FILTER kernels INCLUDE REGEX "\\.cu$")
@@ -84,7 +84,7 @@ function(dlf_add_cuda target)
   if(kernels)
     add_library(${target}_kernels OBJECT ${kernels})
     target_include_directories(${target}_kernels PRIVATE cpp)
-    # -lineinfo lets profilers and compute-sanitizer name lines, and more than doubles the library.
+    # -lineinfo lets profilers and compute-sanitizer name lines, and more than doubles the size of the library.
     target_compile_options(${target}_kernels PRIVATE -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-fvisibility=hidden
                            $<$<CONFIG:RelWithDebInfo>:-lineinfo>)
     target_sources(${target} PRIVATE $<TARGET_OBJECTS:${target}_kernels>)

@@ -1,4 +1,4 @@
-"""Adds torch to the wheel's requirements, in the minor that the extension is built against."""
+"""Adds torch to the wheel's requirements, in the minor version that the extension is built against."""
 
 from collections.abc import Mapping
 from typing import Any

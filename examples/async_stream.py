@@ -1,7 +1,7 @@
 """Stream three answers at once from one engine, in the tasks of an event loop.
 
-Run it with ``python examples/async_stream.py``. The requests share the engine's batch; one that is left early gives its
-slot back at once.
+Run it with ``python examples/async_stream.py``. The requests share the engine's batch; a request that is left early
+frees its slot at once.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dlf import zoo
 
 
 async def answer(engine: dlf.AsyncEngine, name: str, prompt: str) -> str:
-    """Print the pieces of one answer as they come."""
+    """Print the pieces of one answer as they arrive."""
     text = ""
     async for piece in engine.generate(prompt, max_new_tokens=64):
         print(f"{name}{piece.text!r}", end=" ", flush=True)

@@ -1,4 +1,4 @@
-"""Fuse a large model with one small expert, and see what the expert added to each token.
+"""Fuse a large model with one small expert, and see the expert's weight.
 
 Run it with ``python examples/fuse.py``. The models ship with the package; name your own folders or hub ids instead.
 """

@@ -1,7 +1,7 @@
-"""Use a LoRA adapter as an expert: it is added on the base's own pass, and no second model is loaded.
+"""Use a LoRA adapter as an expert: it runs in the base's own pass, and no second model is loaded.
 
-Run it with ``python examples/lora.py``. The adapter is made here, as the best approximation of rank 16 to what
-fine-tuning changed in the bundled expert; an adapter that PEFT trained and saved is used in the same way.
+Run it with ``python examples/lora.py``. The example makes the adapter, as the best approximation of rank 16 to
+the change that fine-tuning made in the bundled expert. Use an adapter that PEFT saved in the same way.
 """
 
 import json

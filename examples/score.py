@@ -1,4 +1,4 @@
-"""Score given answers under the fused distribution, which is how multiple choice is evaluated.
+"""Score given answers under the fused distribution, as multiple choice is evaluated.
 
 Run it with ``python examples/score.py``. The prompt is read once for all answers, and all tokens of an answer go
 through each model together, with alpha solved at each.

@@ -1,7 +1,7 @@
-"""Give one engine four experts, and let it fuse all of them or only those that a request names.
+"""Give one engine four experts, and fuse all of them or only those that a request names.
 
-Run it with ``python examples/several_experts.py``. ``combine="joint"`` moves the large model no further than every
-expert needs; experts on one base share its pass.
+Run it with ``python examples/several_experts.py``. ``combine="joint"`` moves the large model no further than
+the experts need; experts on one base share its pass.
 """
 
 import dlf

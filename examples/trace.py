@@ -1,7 +1,7 @@
-"""Draw how much of an expert went into each token.
+"""Draw an expert's weight at each token.
 
 Run it with ``python examples/trace.py [PICTURE]``; it needs matplotlib (``pip install 'dlf[plot]'``).
-``dlf generate --plot`` draws the same, and ``--show-alpha`` shows it in the terminal.
+``dlf generate --plot`` draws the same, and ``--show-alpha`` prints it in the terminal.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Check that every link between the pages of a built site leads somewhere: `python tools/check_site.py build/site`."""
+"""Check the links between the pages of a built site: `python tools/check_site.py build/site`."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """A page's links, and the places in it to which a link may lead."""
+    """A page's links, and its anchors."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ read = cache(Page)
 
 
 def faults(path: Path, site: Path) -> Iterator[str]:
-    """Yield what is wrong with the links of a page; other sites are not asked."""
+    """Yield the broken links of a page; links to other sites are not checked."""
     for link in read(path).links:
         found = urlsplit(link)
         if found.scheme or found.netloc:
@@ -38,14 +38,14 @@ def faults(path: Path, site: Path) -> Iterator[str]:
         if target.is_dir():
             target /= "index.html"
         if not target.is_relative_to(site) or not target.is_file():
-            yield f"{path.relative_to(site)}: {link} leads nowhere"
+            yield f"{path.relative_to(site)}: {link} has no target"
         elif target.suffix == ".html" and unquote(found.fragment) not in read(target).places:
-            yield f"{path.relative_to(site)}: {link} leads to no place of its page"
+            yield f"{path.relative_to(site)}: {link} names an anchor that its page lacks"
 
 
 def main() -> int:
     site = Path(sys.argv[1]).resolve()
-    pages = sorted(set(site.rglob("*.html")) - {site / "404.html"})  # which is shown for any address
+    pages = sorted(set(site.rglob("*.html")) - {site / "404.html"})  # its links are relative to any address
     found = [fault for page in pages for fault in faults(page, site)]
     print(*found, f"{len(pages)} pages checked", sep="\n")
     return 1 if found or not pages else 0

@@ -1,4 +1,4 @@
-"""Print the requirements that pyproject.toml lists: `build` for the build system's, else an extra's."""
+"""Print requirements of pyproject.toml: those of the build system for `build`, otherwise those of an extra."""
 
 import sys
 import tomllib

@@ -1,4 +1,4 @@
-"""Generate dlf/_C.pyi from the installed extension, or check that it is up to date with `--check`."""
+"""Generate dlf/_C.pyi from the installed extension; with `--check`, only check that it is up to date."""
 
 import difflib
 import re
@@ -14,7 +14,7 @@ HEADER = "# Generated from the extension by `make stubs`; do not edit.\n"
 def generate() -> str:
     """Return the stub of dlf._C, formatted."""
     with tempfile.TemporaryDirectory() as folder:
-        # From another folder, so that the installed package is described, not the sources beside this file.
+        # Runs in another folder, so that it imports the installed package instead of the sources.
         command = [sys.executable, "-m", "pybind11_stubgen", "dlf._C", "--output-dir", folder]
         command += ["--numpy-array-wrap-with-annotated", "--enum-class-locations", ".*:dlf._C", "--exit-code"]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL)
@@ -25,7 +25,7 @@ def generate() -> str:
 
 
 def tidy(text: str) -> str:
-    """Drop what depends on the machine that generates (values) and spell out what strict type checkers ask for."""
+    """Drop values, which depend on this machine, and add type arguments for strict type checkers."""
     text = re.sub(r"^(\w+): str = .*$", r"\1: str", text, flags=re.MULTILINE)
     text = re.sub(r"^(\w+): tuple = .*$", r"\1: tuple[str, ...]", text, flags=re.MULTILINE)
     text = text.replace("**kwargs)", "**kwargs: typing.Any)").replace("-> tuple:", "-> tuple[typing.Any, ...]:")

