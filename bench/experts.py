@@ -1,4 +1,4 @@
-"""``python -m bench experts``: what a step and its memory cost with one to ten experts of every kind."""
+"""``python -m bench experts``: time and memory of a step with one to ten experts of every kind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHOT_TOKENS = 31
 
 
 def kinds_of(shots: int) -> dict[str, str]:
-    """What each kind of experts is."""
+    """Descriptions of the kinds of experts."""
     return {
         "full": "fine-tuned checkpoints, one base",
         "lora": "LoRA adapters on the base",
@@ -47,7 +47,7 @@ KINDS = tuple(kinds_of(0))
 
 @dataclass
 class Series:
-    """What one kind of experts cost, by their number."""
+    """The cost of one kind of experts, by their number."""
 
     kind: str
     step_s: dict[int, float] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Series:
 
 
 def write_adapter(folder: Path, base: Path, rank: int, seed: int) -> Path:
-    """A PEFT folder with random updates of all linear layers."""
+    """Writes a PEFT folder with random updates of all linear layers."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     config = read_config(base)
@@ -75,18 +75,18 @@ def write_adapter(folder: Path, base: Path, rank: int, seed: int) -> Path:
 
 
 def words(generator: random.Random, count: int) -> str:
-    """A text of so many tokens."""
+    """A text of `count` tokens."""
     return " ".join(f"token{generator.randrange(3, VOCAB_SIZE)}" for _ in range(count))
 
 
 def make_shots(generator: random.Random, count: int) -> list[tuple[str, str]]:
-    """So many examples."""
+    """`count` examples."""
     half = SHOT_TOKENS // 2
     return [(words(generator, half), words(generator, SHOT_TOKENS - half)) for _ in range(count)]
 
 
 def make_experts(kind: str, count: int, folder: Path, base: Path, small: str, rank: int, shots: int) -> list[Any]:
-    """So many experts of a kind, named by their number; files that they need are written."""
+    """Makes `count` experts of a kind, named by their number, and writes the files that they need."""
     experts: list[Any] = []
     for i in range(count):
         place, name = folder / kind / str(i), str(i)
@@ -113,7 +113,7 @@ def measure(
     reader: Reader | Copier,
     console: Console,
 ) -> None:
-    """Steps with so many of the engine's experts, in turns of random order, and the floor of each."""
+    """Times steps with each number of the engine's experts, in turns of random order, and computes their floors."""
     prompt = words(random.Random(99), 16)
     requests: dict[Any, list[str]] = {count: [str(i) for i in range(count)] for count in counts}
     if "static" in engine.experts:
@@ -129,7 +129,7 @@ def measure(
             found = engine.generate(prompt, experts=requests[key], **options)
             begin = time.perf_counter()
             next(read)
-            if turn > 0:  # in the first one the examples are read, and pages touched
+            if turn > 0:  # the first turn reads the examples and touches pages
                 bandwidths.append(reader.weight_bytes / (time.perf_counter() - begin))
                 times[key].extend(found.timings.token_times[1:])
     ensemble = engine._ensemble
@@ -153,7 +153,7 @@ def measure(
 
 
 def first_tokens(large: Path, base: Path, shots: int, repeats: int, options: dict[str, Any]) -> dict[str, float]:
-    """Seconds to the first token with examples that nobody has read yet, and of another question after them."""
+    """Seconds to the first token with new examples, and for another question after them."""
     found: dict[str, list[float]] = {"first": [], "second": []}
     for repeat in range(repeats):
         generator = random.Random(1000 + repeat)
@@ -169,16 +169,16 @@ def main(
     large: Annotated[str, typer.Option(help=f"Shape of the large model: {', '.join(SHAPES)}.")] = "1.1B",
     small: Annotated[str, typer.Option(help="Shape of the experts and their base.")] = "143M",
     counts: Annotated[list[int], typer.Option(help="Numbers of experts.")] = [1, 2, 5, 8, 10],  # noqa: B006
-    kinds: Annotated[list[str], typer.Option(help=f"Of {', '.join(KINDS)}.")] = list(KINDS),  # noqa: B006
-    rank: Annotated[int, typer.Option(help="Of the LoRA adapters.", min=1)] = 16,
-    rounds: Annotated[int, typer.Option(help="Turns of each number of experts.", min=2)] = 6,
-    tokens: Annotated[int, typer.Option(help="Tokens of a turn.", min=2)] = 8,
+    kinds: Annotated[list[str], typer.Option(help=f"Kinds of experts: {', '.join(KINDS)}.")] = list(KINDS),  # noqa: B006
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA adapters.", min=1)] = 16,
+    rounds: Annotated[int, typer.Option(help="Turns for each number of experts.", min=2)] = 6,
+    tokens: Annotated[int, typer.Option(help="Tokens in a turn.", min=2)] = 8,
     shots: Annotated[int, typer.Option(help="Examples of an in-context expert.", min=1)] = 32,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     threads: Annotated[int, typer.Option(help="Threads.", min=1)] = os.cpu_count() or 1,
     output: Annotated[Path, typer.Option(help="Folder for the figures as JSON and the plot.")] = RESULTS,
 ) -> None:
-    """Step time and memory by the number of experts, for each kind, beside every lane with a model of its own."""
+    """Measure step time and memory by the number of experts of each kind, beside a model for every lane."""
     unknown = sorted({*kinds} - {*KINDS} | {one for one in (large, small) if one not in SHAPES})
     if unknown:
         raise typer.BadParameter(f"{unknown[0]!r} is neither a kind ({', '.join(KINDS)}) nor a shape")
@@ -196,7 +196,7 @@ def main(
             series = Series(kind)
             with console.status(f"{kind}: making and loading models"):
                 experts = make_experts(kind, max(counts), folder, base, small, rank, shots)
-                if kind == "in-context":  # the first one again, its weight given
+                if kind == "in-context":  # the first one again, with a given weight
                     experts.append(dlf.InContext(base, experts[0].examples, name="static", alpha=1.0))
                 engine = dlf.Engine(big, experts, **options)
             with engine:
@@ -223,7 +223,7 @@ def main(
 
 
 def summary(found: Sequence[Series], first: dict[str, float]) -> list[str]:
-    """The ratios that tell whether lanes cost what they should."""
+    """Ratios that show whether lanes cost as much as they should."""
     by_kind = {series.kind: series for series in found}
     lines = []
     full, lora, shots = (by_kind.get(kind) for kind in ("full", "lora", "in-context"))
@@ -232,13 +232,13 @@ def summary(found: Sequence[Series], first: dict[str, float]) -> list[str]:
     if lora and {1, 8} <= lora.step_s.keys():
         lines.append(f"LoRA: step with 8 / step with 1 {lora.step_s[8] / lora.step_s[1]:.2f}")
     if shots and 1 in shots.step_s:
-        lines.append(f"in-context: step / step with its weight given {shots.step_s[1] / shots.others_s['static']:.2f}")
+        lines.append(f"in-context: step / step with a given weight {shots.step_s[1] / shots.others_s['static']:.2f}")
         if full and 1 in full.step_s:
             lines.append(f"in-context: step / step with a full expert {shots.step_s[1] / full.step_s[1]:.2f}")
     if first:
         ratio = first["second"] / first["first"]
         times = f"{1e3 * first['first']:.0f} and {1e3 * first['second']:.0f} ms"
-        lines.append(f"first token, new examples and the same again: {times}, ratio {ratio:.2f}")
+        lines.append(f"first token with new examples and with the same again: {times}, ratio {ratio:.2f}")
     return lines
 
 
@@ -266,7 +266,7 @@ def _table(title: str, found: Sequence[Series]) -> Table:
 
 
 def plot(found: Sequence[Series], kinds: dict[str, str], title: str, target: Path) -> None:
-    """Write a PNG; raises ImportError without matplotlib."""
+    """Writes a PNG; raises ImportError without matplotlib."""
     from matplotlib import use
 
     use("Agg")

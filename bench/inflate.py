@@ -1,9 +1,9 @@
-"""Widens and deepens a model into a bigger one that computes the same: real behaviour at a real model's cost.
+"""Widens and deepens a model into a larger one with the same output: real behaviour at the cost of a real model.
 
-Everything that is added is zero: channels of the hidden state, heads, dimensions of a head, channels of the MLP, and
-whole layers, which then add nothing to what passes by. Three things have to be set right: an RMS norm divides by the
-mean over all channels, so its scale and epsilon shrink with their share that is real; attention divides by the root of
-the head's dimensions, so queries grow; and the angles of the rotary embedding keep their frequencies by another theta.
+All added weights are zero: channels of the hidden state, heads, dimensions of a head, channels of the MLP, and whole
+layers, which then add nothing to the residual stream. Three adjustments are needed: an RMS norm divides by the mean over
+all channels, so its scale and epsilon shrink with the share of real ones; attention divides by the root of the head's
+dimensions, so queries grow; and another theta keeps the frequencies of the rotary embedding.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ Tensors = dict[str, torch.Tensor]
 def inflate(source: Path, target: Path, shape: str, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Write a Llama checkpoint in one of `SHAPES` with the logits of a smaller one.
 
-    Logits above the smaller one's vocabulary are padding: they are 0 and mean nothing, as elsewhere.
+    Logits above the smaller one's vocabulary are padding, and are 0.
 
     Parameters
     ----------
     source
-        A folder in Hugging Face format; a Llama whose heads come in groups that the shape has room for.
+        A folder in Hugging Face format: a Llama that fits the shape.
     target
         The folder to write.
     shape
         A name of `bench.shapes.SHAPES`.
     dtype
-        Of the tensors. In bfloat16 the scales that grow are rounded, in float32 the logits are equal but for rounding.
+        Type of the tensors. bfloat16 rounds the changed scales; in float32 the logits are equal to rounding.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def inflate(source: Path, target: Path, shape: str, dtype: torch.dtype = torch.b
 
 @dataclass(frozen=True)
 class _Sizes:
-    """The shape of one model."""
+    """Sizes of one model."""
 
     hidden: int
     layers: int
@@ -129,7 +129,7 @@ class _Sizes:
 
 def _tensors(small: Tensors, old: _Sizes, new: _Sizes) -> Tensors:
     channels = torch.arange(old.hidden)
-    # A head keeps its place in its group; the halves of a rotary pair lie half a head apart.
+    # A head keeps its place in its group; the two values of a rotary pair are half a head apart.
     half = torch.arange(old.head_dim // 2)
     inside = torch.cat([half, half + new.head_dim // 2])
     query = torch.cat(
@@ -174,7 +174,7 @@ def _tensors(small: Tensors, old: _Sizes, new: _Sizes) -> Tensors:
 
 
 def _spread(tensor: torch.Tensor, places: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor of zeros but for these rows and columns."""
+    """A tensor of zeros, with `tensor` at these rows and columns."""
     found = torch.zeros(shape)
     found[torch.meshgrid(*places, indexing="ij") if len(places) > 1 else places[0]] = tensor
     return found

@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""The machine of a measurement."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def card_of(device: str) -> _C.DeviceInfo | None:
 
 
 def where(device: str, threads: int) -> str:
-    """The card's name, or how many threads of the processor."""
+    """The card's name, or the number of threads on the processor."""
     card = card_of(device)
     return f"{threads} threads" if card is None else card.name
 
 
 def file_name(name: str, device: str) -> str:
-    """A name for results, with the card's in it where they are from one."""
+    """A file name for results, with the card's name if they come from one."""
     card = card_of(device)
     return name if card is None else f"{name}-{re.sub('[^a-z0-9]+', '-', card.name.lower()).strip('-')}"
 
 
 def describe(versions: Mapping[str, str | None], threads: int, device: str = "cpu") -> dict[str, Any]:
-    """Processor, memory, system, card, and the versions of everything that was measured."""
+    """Processor, memory, system and card, and the versions of what was measured."""
     card = card_of(device)
     of_card = (
         {
@@ -84,5 +84,5 @@ def describe(versions: Mapping[str, str | None], threads: int, device: str = "cp
 
 
 def milliseconds(seconds: float) -> str:
-    """As a table shows them: a card's are often a hundredth of a processor's."""
+    """Milliseconds for a table: two decimals below 10 ms, since a card is often a hundred times as fast."""
     return f"{1e3 * seconds:.1f}" if seconds >= 0.01 else f"{1e3 * seconds:.2f}"

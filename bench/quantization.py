@@ -1,4 +1,4 @@
-"""What quantized weights cost in quality: the miniature family in every type of weights, beside float32."""
+"""The quality of quantized weights: the miniature family in every type of weights, beside float32."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from dlf.cli.demo import is_correct, systems
 from dlf.model import load_model
 
 REFERENCE = "fp32"
-OTHER_SEED = 1_000_003  # of documents that no model has read
+OTHER_SEED = 1_000_003  # seed of documents that no model has read
 RESULTS = Path(__file__).parent / "results" / "quantization.json"
 
 
 def texts(count: int) -> dict[str, list[tuple[str, str]]]:
-    """What each model is made to continue: nothing with a document, or a held-out problem with its worked answer."""
+    """The prompts and continuations for each model: none and a document, or a held-out problem and its worked answer."""
     documents = [("", document) for document in itertools.islice(corpus.pretraining(OTHER_SEED), count)]
     found = {"large-base": documents, "small-base": documents}
     for task in corpus.SEEN:
@@ -38,7 +38,7 @@ def texts(count: int) -> dict[str, list[tuple[str, str]]]:
 
 
 def perplexity(name: str, weights: str, read: list[tuple[str, str]], threads: int) -> float:
-    """exp of the mean loss of a token of the continuations, each text read alone."""
+    """exp of the mean loss per token of the continuations, each read alone."""
     reader = Reader(zoo.path(name), threads, weights)
     loss, count = 0.0, 0
     for prompt, continuation in read:
@@ -49,7 +49,7 @@ def perplexity(name: str, weights: str, read: list[tuple[str, str]], threads: in
 
 
 def accuracies(task: str, problems: Sequence[Problem], **options: Any) -> dict[str, float]:
-    """Share of the problems that each way to answer of the demonstration gets right, as that counts them."""
+    """Share of right answers of each system of `dlf demo`, counted as it counts them."""
     found = {}
     for system in systems(task, zoo.path, **options):
         with system.open() as engine:
@@ -60,11 +60,11 @@ def accuracies(task: str, problems: Sequence[Problem], **options: Any) -> dict[s
 
 
 def main(
-    problems: Annotated[int, typer.Option(help="Documents, and problems of each task at most, that are scored.")] = 200,
+    problems: Annotated[int, typer.Option(help="Documents to score, and the most problems of each task.")] = 200,
     threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
     output: Annotated[Path, typer.Option(help="Where to write the result as JSON.")] = RESULTS,
 ) -> None:
-    """Perplexity and accuracy of the miniature family in every type of weights."""
+    """Measure perplexity and accuracy of the miniature family in every type of weights."""
     threads = threads or torch.get_num_threads()
     read = texts(problems)
     sizes = {
@@ -75,7 +75,7 @@ def main(
         name: {weights: perplexity(name, weights, read[name], threads) for weights in CPU_WEIGHTS}
         for name in track(list(read), "Perplexity", transient=True)
     }
-    held_out = {task: corpus.held_out(task, problems) for task in zoo.tasks()}  # fewer where there are no more
+    held_out = {task: corpus.held_out(task, problems) for task in zoo.tasks()}  # a task may have fewer
     counts = {task: len(of_task) for task, of_task in held_out.items()}
     right: dict[str, dict[str, float]] = {}
     for task, weights in track(list(itertools.product(held_out, CPU_WEIGHTS)), "Accuracy  ", transient=True):
@@ -91,7 +91,7 @@ def main(
 
 
 def _table(title: str, rows: dict[str, dict[str, Any]], value: str, change: str, relative: bool) -> Table:
-    """Rows of numbers, those that are not the reference with their difference to it."""
+    """A table of the numbers, with their difference to the reference."""
     table = Table(title=title, title_justify="left")
     table.add_column("", no_wrap=True)
     for weights in CPU_WEIGHTS:

@@ -1,4 +1,4 @@
-"""A model that reads a text and says what it expected of it."""
+"""A model that reads a text, and its logits at each token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Reader"]
 
 
 class Reader:
-    """One model on the CPU, without an engine around it."""
+    """One model on the CPU, without an engine."""
 
     def __init__(self, folder: Path, threads: int, weights: str | None = None) -> None:
         model = load_model(folder, weights=weights)
@@ -22,7 +22,7 @@ class Reader:
         self._decoder = _C.Decoder(model.weights, slots=1, max_context=self._context, threads=threads)
 
     def continued(self, prompt: str, continuation: str) -> tuple[list[int], torch.Tensor]:
-        """The tokens of a continuation as far as the context holds them, and the logits of each: [tokens, vocab]."""
+        """The tokens of a continuation that fit the context, and the logits for each: [tokens, vocab]."""
         first = max(1, len(self._tokenizer.encode(prompt)))
         tokens = self._tokenizer.encode(prompt + continuation)[: self._context]
         return tokens[first:], self._decoder.prefill(tokens, 0, 0)[first - 1 : -1].clone()

@@ -1,4 +1,4 @@
-"""Checkpoints of given shapes with random weights, made on the spot: for time, only shapes matter."""
+"""Makes checkpoints of given shapes with random weights: only shapes matter for time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dlf.checkpoints.config import read_config
 
 VOCAB_SIZE = 32000
 
-# Llama shapes: 1.1B is TinyLlama's, 360M and 135M are SmolLM's with this vocabulary, 143M is half of TinyLlama's width;
-# tiny and micro show that a benchmark runs, micro on an emulated device.
+# Llama shapes: 1.1B is TinyLlama's, 360M and 135M are SmolLM's with this vocabulary. tiny and micro are for trying a
+# benchmark, micro on an emulated device.
 SHAPES: dict[str, dict[str, int]] = {
     "1.1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "heads": 32, "kv_heads": 4},
     "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "heads": 15, "kv_heads": 5},
@@ -27,7 +27,7 @@ SHAPES: dict[str, dict[str, int]] = {
 
 
 def write_checkpoint(folder: Path, shape: str, seed: int, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """A Hugging Face folder with random weights of one of `SHAPES`."""
+    """Writes a Hugging Face folder with random weights of one of `SHAPES`."""
     sizes = SHAPES[shape]
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],

@@ -26,23 +26,23 @@ from dlf import fusion
 VOCABULARIES = [32_000, 128_256, 151_936, 262_144]
 EXPERTS = [1, 4, 16]
 BATCHES = [1, 8]
-ROWS = 16  # different logits, so that sweeps are an average
-LEAST = 3  # calls that are timed, however long they take
-ROUNDS = 5  # in which the contestants take turns
-TORCH, NUMPY = "PyTorch, grid", "NumPy, grid"  # the paper's
+ROWS = 16  # different logits, to average the number of sweeps
+LEAST = 3  # calls that are timed at least
+ROUNDS = 5  # rounds of turns
+TORCH, NUMPY = "PyTorch, grid", "NumPy, grid"  # the paper's grid
 Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Array = npt.NDArray[np.float32]
 
 
 def language_logits(vocab: int, experts: int, seed: int) -> Logits:
-    """Large [1, V], base [1, V] and experts [1, T, V]: a long tail that all share, and what each makes of it."""
+    """Large [1, V], base [1, V] and experts [1, T, V]: a long tail that all share, with noise for each."""
     generator = torch.Generator().manual_seed(seed)
     shared = -2.0 * torch.rand(1, vocab, generator=generator).log().neg().log()  # Gumbel
     return _variations(1.3 * shared, shared, experts, 1.0, generator)
 
 
 def peaked_logits(vocab: int, experts: int, seed: int) -> Logits:
-    """The same with 40 candidates far above the rest, as in the middle of a sentence: one token in most of the mass."""
+    """The same with 40 candidates far above the rest, as in the middle of a sentence: one token has most of the mass."""
     generator = torch.Generator().manual_seed(seed)
     shared = 2.2 * torch.randn(1, vocab, generator=generator)
     candidates = torch.randperm(vocab, generator=generator)[:40]
@@ -89,7 +89,7 @@ def numpy_grid(large: Array, base: Array, experts: Array) -> list[tuple[int, flo
 
 
 def take_turns(calls: dict[str, Callable[[], object]], budget: float) -> dict[str, list[float]]:
-    """Seconds of many calls of each contestant, in rounds, until each has had its time; the first isn't counted."""
+    """Seconds of many calls of each contestant, in rounds, until its budget is used; the first call is not counted."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(ROUNDS + 1):
         for name, call in calls.items():
@@ -98,7 +98,7 @@ def take_turns(calls: dict[str, Callable[[], object]], budget: float) -> dict[st
                 start = time.perf_counter()
                 call()
                 now = time.perf_counter()
-                if turn > 0 or now - start > budget / ROUNDS:  # too slow to be warmed up
+                if turn > 0 or now - start > budget / ROUNDS:  # too slow to warm up
                     times[name].append(now - start)
                 if turn == 0 or now > end:
                     break
@@ -106,7 +106,7 @@ def take_turns(calls: dict[str, Callable[[], object]], budget: float) -> dict[st
 
 
 def measure(vocab: int, experts: int, batch: int, combine: str, threads: int, budget: float) -> list[dict[str, Any]]:
-    """Times of dlf on both kinds of logits and, beside `select`, of the grids, which don't depend on the kind."""
+    """Times of dlf on both kinds of logits and, with `select`, of the grids, whose time does not depend on the kind."""
     shape = {"vocab": vocab, "experts": experts, "batch": batch}
     options: dict[str, Any] = {"combine": combine, "threads": threads}
     calls: dict[str, Callable[[], object]] = {}
@@ -139,14 +139,14 @@ def _solve_next(inputs: Iterator[Logits], options: dict[str, Any]) -> None:
 
 
 def machine(threads: int) -> dict[str, object]:
-    """What the numbers were measured on."""
+    """The machine of the measurement."""
     processor = value_of("/proc/cpuinfo", "model name")
     return {"processor": processor, "threads": threads, "torch": torch.__version__, "numpy": np.__version__}
 
 
 def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Milliseconds over the vocabulary: a column for each number of experts, a row for each batch."""
-    from matplotlib.figure import Figure  # only here: the other benchmarks do without
+    from matplotlib.figure import Figure  # imported here, since the other benchmarks do not need it
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     axes = figure.subplots(len(BATCHES), len(EXPERTS), sharex=True, sharey=True)
@@ -184,7 +184,7 @@ def main(
     budget: Annotated[float, typer.Option(help="Seconds for each contestant at each shape.")] = 0.5,
     output: Annotated[Path, typer.Option(help="Folder for the results: JSON and a plot.")] = Path("bench/results"),
 ) -> None:
-    """Time of `dlf.fusion.solve` and its sweeps over the vocabulary, beside the paper's grid in the same run."""
+    """Time `dlf.fusion.solve` and count its sweeps over the vocabulary, beside the paper's grid in the same run."""
     torch.set_num_threads(threads)
     shapes = [(v, t, b, "select") for v, t, b in product(VOCABULARIES, EXPERTS, BATCHES)]
     shapes += [(v, t, 1, mode) for v, (mode, t) in product(VOCABULARIES, (("grid", 1), ("joint", 4)))]

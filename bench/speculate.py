@@ -1,7 +1,7 @@
 """``python -m bench speculate``: speculative fused decoding beside plain decoding, with real acceptance at real cost.
 
-The miniature family's models are widened into a 1.1B-shaped large one and 143M-shaped small ones that say the same
-(`bench.inflate`). Every problem is decoded by every way in turn, so that whatever else the machine does falls on all.
+It widens the miniature family's models into a 1.1B-shaped large one and 143M-shaped small ones with the same output
+(`bench.inflate`), and decodes every problem by every way in turn, so that other load of the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from dlf import _C, zoo
 RESULTS = Path(__file__).parent / "results"
 LARGE, SMALL = "1.1B", "143M"
 CONTEXT = 512
-PEER_TOKENS = 5  # of llama.cpp after each problem
-SHUFFLED = "shuffled"  # words of several problems: what comes is hard to know
+PEER_TOKENS = 5  # tokens of llama.cpp after each problem
+SHUFFLED = "shuffled"  # words of several problems, whose continuation is hard to predict
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ LABELS = {name: way.label for name, way in WAYS.items()} | {PEER: "llama.cpp, su
 
 @dataclass
 class Measured:
-    """What one way came to on one task at one temperature."""
+    """Measurements of one way on one task at one temperature."""
 
     seconds: list[float] = field(default_factory=list)  # of each completion, after its first token
     tokens: list[int] = field(default_factory=list)  # likewise
@@ -84,12 +84,12 @@ class Measured:
 
     @property
     def per_token(self) -> float:
-        """Seconds."""
+        """Seconds a token."""
         return sum(self.seconds) / sum(self.tokens)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Of the completions, a tenth and nine tenths."""
+        """The 10th and 90th percentile of the completions, in seconds a token."""
         each = [seconds / tokens for seconds, tokens in zip(self.seconds, self.tokens, strict=True)]
         low, *_, high = statistics.quantiles(each, n=10, method="inclusive") if len(each) > 1 else [each[0], each[0]]
         return low, high
@@ -105,7 +105,7 @@ class Measured:
 
 
 class Decoders:
-    """The engines: one with the experts, which also decodes the large model alone, and one whose base drafts."""
+    """Two engines: one with the experts, which also decodes the large model alone, and one whose base drafts."""
 
     def __init__(self, folder: Path, tasks: Sequence[str], device: str, threads: int) -> None:
         shared: dict[str, Any] = {"max_batch": 1, "max_context": CONTEXT, "prefix_cache_bytes": 0}
@@ -125,14 +125,14 @@ class Decoders:
 def main(
     problems: Annotated[int, typer.Option(help="Problems of each task.", min=1)] = 6,
     temperatures: Annotated[list[float], typer.Option(help="Temperatures; 0 is greedy.")] = [0.0, 0.8, 1.5],  # noqa: B006
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of a completion at most.", min=2)] = 96,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of a completion.", min=2)] = 96,
     threads: Annotated[int, typer.Option(help="Threads of every engine.", min=1)] = os.cpu_count() or 1,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     family: Annotated[Path, typer.Option(help="Folder of the family's models.")] = zoo.FOLDER,
-    peer: Annotated[bool, typer.Option(help="Whether llama.cpp decodes the three models as well, on a CPU.")] = True,
+    peer: Annotated[bool, typer.Option(help="Whether llama.cpp decodes the three models too (only on a CPU).")] = True,
     output: Annotated[Path, typer.Option(help="Folder for the figures as JSON and the plot.")] = RESULTS,
 ) -> None:
-    """Speculative fused decoding beside plain decoding, the large model alone, and llama.cpp."""
+    """Measure speculative fused decoding beside plain decoding, the large model alone, and llama.cpp."""
     console = Console()
     tasks = list(corpus.SEEN)
     found: dict[tuple[str, float, str], Measured] = {}
@@ -145,7 +145,7 @@ def main(
             inflate(family / name, folder / name, LARGE if name == "large-base" else SMALL)
         llama = _llama(folder, tasks[0], threads, stack, console) if peer and device == "cpu" else None
         decoders = Decoders(folder, tasks, device, threads)
-        for task in tasks:  # pages are touched, and pass times get known
+        for task in tasks:  # touches pages, and measures the times of passes
             for way in WAYS.values():
                 decoders.decode(way, task, corpus.held_out(task, 1, "dev")[0].prompt, 0.0, 16)
         rounds = [
@@ -203,7 +203,7 @@ def main(
 
 
 def _steps(found: dict[tuple[str, float, str], Measured]) -> list[dict[str, Any]]:
-    """What each kind of step took and gave, of every way: by what it drafted, and whether it was one graph."""
+    """Times and tokens of each kind of step of every way: by its drafter, its drafts, and whether it was one graph."""
     kinds: dict[tuple[str, str, int, bool], list[dlf.Step]] = {}
     for (_, _, way), measured in found.items():
         for step in measured.steps:
@@ -229,7 +229,7 @@ def _steps(found: dict[tuple[str, float, str], Measured]) -> list[dict[str, Any]
 
 
 def _problems(task: str, tasks: Sequence[str], count: int) -> list[Any]:
-    """Held-out problems."""
+    """The first held-out problems of a task, or shuffled words of several."""
     if task != SHUFFLED:
         return corpus.held_out(task, count, "dev")
     chance = random.Random(1)
@@ -244,7 +244,7 @@ def _problems(task: str, tasks: Sequence[str], count: int) -> list[Any]:
 def _llama(
     folder: Path, task: str, threads: int, stack: ExitStack, console: Console
 ) -> Callable[[int], list[float]] | None:
-    """Decodes a few tokens by llama.cpp, each by all three models, and says how long each took."""
+    """A function that decodes tokens with llama.cpp by all three models, and returns the seconds of each."""
     try:
         process = stack.enter_context(Process("bench.peers.llama_cpp", threads, folder / "llama.log"))
         names = ["large-base", f"{task}-expert", "small-base"]
@@ -269,7 +269,7 @@ def _ms(rows: Sequence[dict[str, Any]], task: str, temperature: float, way: str)
 
 
 def _claims(rows: Sequence[dict[str, Any]], tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """The figures that were aimed at: means over the tasks of ratios of one run."""
+    """The figures that have targets: means over the tasks of ratios of one run."""
 
     def ratio(over: Sequence[str], temperature: float, way: str) -> float | None:
         pairs = [(_ms(rows, task, temperature, "auto"), _ms(rows, task, temperature, way)) for task in over]
@@ -324,7 +324,7 @@ def _table_of_steps(steps: Sequence[dict[str, Any]]) -> Table:
 
 def _table(rows: Sequence[dict[str, Any]], temperature: float) -> Table:
     table = Table(
-        title=f"temperature {temperature:g}: ms a token, ratio to plain, tokens a pass, drafts that were right",
+        title=f"temperature {temperature:g}: ms a token, ratio to plain, tokens a pass, share of right drafts",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

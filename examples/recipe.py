@@ -1,6 +1,6 @@
 """Keep an experiment in one file: models, experts, fusion and sampling options.
 
-Run it with ``python examples/recipe.py``. ``dlf recipe check FILE`` finds mistakes in such a file without loading a model.
+Run it with ``python examples/recipe.py``. ``dlf recipe check FILE`` checks such a file without loading a model.
 """
 
 import tempfile

@@ -45,7 +45,7 @@ def faults(path: Path, site: Path) -> Iterator[str]:
 
 def main() -> int:
     site = Path(sys.argv[1]).resolve()
-    pages = sorted(set(site.rglob("*.html")) - {site / "404.html"})  # its links are relative to any address
+    pages = sorted(set(site.rglob("*.html")) - {site / "404.html"})  # served for any address
     found = [fault for page in pages for fault in faults(page, site)]
     print(*found, f"{len(pages)} pages checked", sep="\n")
     return 1 if found or not pages else 0

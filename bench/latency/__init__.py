@@ -1,1 +1,1 @@
-"""Latency of dlf beside its peers: one process for each engine, tokens decoded in interleaved rounds."""
+"""Latency of dlf beside its peers: one process for each engine, which take turns of a few tokens."""

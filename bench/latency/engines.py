@@ -1,4 +1,4 @@
-"""What is measured: every engine, the widths of weights that it knows, and the packages that it needs."""
+"""The engines to measure, their widths of weights, and the packages that they need."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Engine:
     packages: tuple[str, ...]
     widths: tuple[str, ...] = WIDTHS
     fused: bool = True
-    """Whether the expert and its base run as well, or the large model alone."""
+    """Whether the expert and its base run too, or only the large model."""
     options: dict[str, Any] = field(default_factory=dict)
     cuda: bool = False
-    """Whether it runs on a card as well."""
+    """Whether it also runs on a card."""
 
     def versions(self) -> dict[str, str | None]:
-        """The installed version of each package; None where it is missing."""
+        """The installed version of each package; None if it is missing."""
         return {package: _version(package) for package in self.packages}
 
     def missing(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""One width of weights: its engines are loaded side by side and take turns.
+"""Measures one width of weights: its engines are loaded side by side and take turns.
 
-Turns are short and their order changes, so that whatever else the machine does falls on all engines alike. Between them
-the next engine waits until the threads of the one before have stopped spinning.
+Turns are short and in random order, so that other load of the machine affects all engines alike. Between turns the next
+engine waits until the threads of the last one have stopped spinning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PAUSE_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every engine."""
+    """The measurements of every engine."""
 
     folders: Sequence[Path]  # large, expert, base
     scratch: Path
@@ -44,13 +44,13 @@ class Plan:
 
     @property
     def context(self) -> int:
-        """Places that the longest sequence takes."""
+        """Positions of the longest sequence, and a few to spare."""
         return max(self.prompt + WARM_UP + TURN * self.rounds, *self.first_token_prompts) + 8
 
 
 @dataclass
 class Measured:
-    """Everything that one engine did at one width, in seconds and bytes."""
+    """Measurements of one engine at one width, in seconds and bytes."""
 
     engine: Engine
     weights: str
@@ -66,7 +66,7 @@ class Measured:
 
 @dataclass
 class WidthResult:
-    """All engines at one width; `bandwidths` is the best reading of each round, in bytes per second."""
+    """All engines at one width; `bandwidths` has the best read of each round, in bytes per second."""
 
     weights: str
     engines: list[Measured] = field(default_factory=list)
@@ -82,14 +82,14 @@ Action = Callable[[Measured, Process], None]
 
 
 def steps(engines: Sequence[Engine], plan: Plan) -> int:
-    """How often `measure_width` reports."""
+    """Number of steps that `measure_width` reports."""
     return len(engines) * (1 + plan.repeats * len(plan.first_token_prompts) + plan.rounds)
 
 
 def measure_width(
     weights: str, engines: Sequence[Engine], plan: Plan, report: Callable[[str, int], None]
 ) -> WidthResult:
-    """Measure engines that all have this width; one that fails becomes a note and the others go on."""
+    """Measure engines at a width; if one fails, note it and continue with the others."""
     result = WidthResult(weights)
     running: dict[str, tuple[Measured, Process]] = {}
     chance = random.Random(0)
@@ -98,7 +98,7 @@ def measure_width(
         reader.ask("start", prompt=[])
 
         def each(what: str, act: Action, done: int = 0) -> None:
-            """Let every engine do something once, in an order by chance."""
+            """Let every engine act once, in random order."""
             for name in chance.sample(list(running), len(running)):
                 measured, process = running[name]
                 report(f"{weights}: {what}, {measured.engine.label}", 0)
@@ -126,7 +126,7 @@ def measure_width(
 
         for _ in range(plan.repeats):
             for length in plan.first_token_prompts:
-                # Another prompt each time: an engine may remember one that it has read.
+                # Another prompt each time, since an engine may cache prompts.
                 turn(f"first token after {length}", partial(_first_token, _random_prompt(length, chance)))
         each("warming up", partial(_warm_up, _random_prompt(plan.prompt, chance)))
         for _ in range(plan.rounds):
@@ -158,7 +158,7 @@ def _memory(measured: Measured, process: Process) -> None:
 
 
 def _load(engine: Engine, weights: str, plan: Plan, stack: ExitStack) -> tuple[Measured, Process]:
-    """Convert in a process that ends, so that its memory is not the engine's, and load in one that stays."""
+    """Convert in a process that ends, so that its memory is not counted, and load in one that stays."""
     measured = Measured(engine, weights)
     folders = [str(folder) for folder in (plan.folders if engine.fused else plan.folders[:1])]
     log = plan.scratch / f"{engine.name}-{weights}.log"

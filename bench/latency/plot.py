@@ -1,4 +1,4 @@
-"""The time per token of every engine as bars, each with the time that reading its weights takes."""
+"""Plots the time per token of every engine as bars, each with the time of reading its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PEER = "#b8b8b8"
 
 
 def plot(rows: Sequence[Row], title: str, target: Path) -> None:
-    """Write a PNG; raises ImportError without matplotlib."""
+    """Writes a PNG; raises ImportError without matplotlib."""
     from matplotlib import use
 
     use("Agg")

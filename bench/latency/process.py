@@ -1,4 +1,4 @@
-"""The driver's end of a worker."""
+"""Worker processes, from the side of the benchmark."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class EngineFailed(Exception):
-    """An engine could not do what it was asked."""
+    """Raised when an engine fails at a request."""
 
 
 class Process:
@@ -29,7 +29,7 @@ class Process:
                 text=True,
                 env=os.environ
                 | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-                | {"PYTHONPATH": os.pathsep.join(sys.path)},  # and so the same dlf as here
+                | {"PYTHONPATH": os.pathsep.join(sys.path)},  # so that it imports the same dlf
             )
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From what was measured to the figures that are shown and written."""
+"""Figures to show and write, from the measurements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def rows_of(result: WidthResult) -> list[Row]:
-    """One row an engine; `relative` is to fused dlf of this width, and `share` that of the bandwidth of this run."""
+    """One row per engine; `relative` is to fused dlf at this width, `share` to the bandwidth of this run."""
     reference = next((_median(one.times) for one in result.engines if one.engine.name == REFERENCE), None)
     return [_row(measured, result.bandwidth, reference) for measured in result.engines]
 

@@ -1,4 +1,4 @@
-"""``python -m bench latency``: time per token, first token, memory and load time, beside the peers in the same run."""
+"""``python -m bench latency``: time per token, first token, memory and load time, beside peers in the same run."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RESULTS = Path(__file__).parents[1] / "results"
 def main(
     large: Annotated[str, typer.Option(help=f"Shape of the large model: {', '.join(SHAPES)}.")] = "1.1B",
     small: Annotated[str, typer.Option(help="Shape of the expert and its base.")] = "143M",
-    tokens: Annotated[int, typer.Option(help="Tokens that are timed, in interleaved rounds.", min=5)] = 60,
+    tokens: Annotated[int, typer.Option(help="Tokens to time, in interleaved rounds.", min=5)] = 60,
     prompt: Annotated[int, typer.Option(help="Length of the prompt before the timed tokens.", min=1)] = 64,
-    first: Annotated[list[int], typer.Option(help="Prompt lengths whose first token is timed.")] = [64, 512, 2048],  # noqa: B006
+    first: Annotated[list[int], typer.Option(help="Prompt lengths for timing the first token.")] = [64, 512, 2048],  # noqa: B006
     repeats: Annotated[int, typer.Option(help="How often each first token is timed.", min=1)] = 3,
     threads: Annotated[int, typer.Option(help="Threads of every engine.", min=1)] = os.cpu_count() or 1,
     device: Annotated[str, typer.Option(help=f"{DEVICE_HELP} On a card only dlf and transformers run.")] = "cpu",
@@ -39,14 +39,14 @@ def main(
     skip: Annotated[list[str], typer.Option(help="Engines to leave out.")] = [],  # noqa: B006
     output: Annotated[Path, typer.Option(help="Folder for the figures as JSON and the plot.")] = RESULTS,
 ) -> None:
-    """Latency of dlf and its peers with random weights, one process an engine, all of one width interleaved."""
+    """Measure the latency of dlf and its peers with random weights: a process per engine, in turns at each width."""
     _check("shape", [large, small], SHAPES)
     _check("width", weights, WIDTHS)
     _check("engine", [*only, *skip], [engine.name for engine in ENGINES])
     console = Console()
     place = where(device, threads)  # raises
     wanted = [engine for engine in ENGINES if engine.name not in skip and (not only or engine.name in only)]
-    if device != "cpu":  # a processor is no fair peer
+    if device != "cpu":  # peers on the processor would not compare
         wanted = [engine for engine in wanted if engine.cuda]
     notes = [_how_to_install(engine) for engine in wanted if engine.missing()]
     engines = [engine for engine in wanted if not engine.missing()]
@@ -85,7 +85,7 @@ def main(
 def _check(what: str, given: Sequence[str], known: Any) -> None:
     for name in given:
         if name not in known:
-            raise typer.BadParameter(f"{name!r} is no {what}; there are {', '.join(known)}")
+            raise typer.BadParameter(f"{name!r} is no {what}; choose from {', '.join(known)}")
 
 
 def _progress(console: Console) -> Progress:
@@ -100,7 +100,7 @@ def _progress(console: Console) -> Progress:
 
 
 def _how_to_install(engine: Engine) -> str:
-    return f"{engine.label}: not measured, for want of {', '.join(engine.missing())}; pip install '.[bench]'"
+    return f"{engine.label}: not measured, since {', '.join(engine.missing())} is missing; pip install '.[bench]'"
 
 
 def _record(results: Sequence[WidthResult], title: str, machine: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -124,6 +124,6 @@ def _show(console: Console, record: dict[str, Any], notes: Sequence[str]) -> Non
             console.print(table)
         speeds = record["bandwidth_bytes_per_s"]
         listed = ", ".join(f"{one['median'] / 1e9:.1f} GB/s beside {width}" for width, one in speeds.items())
-        console.print(f"bandwidth: {listed}; floor: ms for reading the engine's weights once at that speed")
+        console.print(f"bandwidth: {listed}; floor: ms to read the engine's weights once at that speed")
     for note in notes:
         console.print(f"[yellow]note:[/yellow] {note}", highlight=False)

@@ -1,4 +1,4 @@
-"""The figures as tables for a terminal of 100 columns."""
+"""Tables of the figures, for a terminal of 100 columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GIB = 1 << 30
 
 
 def tables(rows: Sequence[Row], title: str) -> Iterator[Table]:
-    """Time per token, and what comes before it: first token, loading, memory."""
+    """Two tables: time per token; first token, loading and memory."""
     yield _table(rows, f"Time per token: {title}", TOKEN_COLUMNS)
     lengths = rows[0]["first_token_s"]
     first = {f"{length}": (lambda row, length=length: _short(row["first_token_s"][length])) for length in lengths}
@@ -24,7 +24,7 @@ def tables(rows: Sequence[Row], title: str) -> Iterator[Table]:
 
 
 def _short(value: float) -> str:
-    """Two decimals, and more of small numbers: a card is often a hundred times as fast as a processor."""
+    """Two decimals, or three below 1: a card is often a hundred times as fast as a processor."""
     return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
 
 

@@ -1,6 +1,6 @@
-"""One engine in a process of its own: JSON requests come in by standard input, one a line, and replies go out.
+"""Runs one engine in its own process: reads JSON requests from standard input, one per line, and writes replies.
 
-Load time and resident memory are then this engine's alone, and no engine's idle threads run in another's team.
+So load time and memory are this engine's alone, and engines do not share threads.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MEMORY = {"peak": "VmHWM", "resident": "VmRSS", "anonymous": "RssAnon", "mapped"
 
 
 def read_memory() -> dict[str, int]:
-    """Bytes of this process: the peak, what is resident now, and how much of that is anonymous or a mapped file."""
+    """Bytes of this process: the peak, the resident memory, and its anonymous and file-mapped parts."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     return {name: 1024 * int(fields[key].split()[0]) for name, key in MEMORY.items()}
 
 
 class Worker:
-    """Answers requests: each method is one, its arguments and what it returns are JSON."""
+    """Answers requests: each method is one, with JSON arguments and a JSON result."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module = module
@@ -49,7 +49,7 @@ class Worker:
 
     def start(self, prompt: list[int]) -> dict[str, Any]:
         assert self.peer is not None
-        self.tokens = iter(())  # the sequence before gives its place back outside of what is timed
+        self.tokens = iter(())  # frees the last sequence before timing begins
         start = time.perf_counter()
         self.tokens = self.peer.tokens(prompt)
         next(self.tokens)
@@ -68,12 +68,12 @@ class Worker:
     def memory(self) -> dict[str, int]:
         torch = sys.modules.get("torch")
         of_card = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
-        # dlf, too, takes the card's memory from torch.
+        # dlf also allocates the card's memory with torch.
         return read_memory() | ({"card": torch.cuda.memory_reserved()} if of_card else {})
 
 
 def main() -> None:
-    # Engines print as they like; their standard output becomes the log, and replies keep the real one.
+    # Engines may print: their standard output goes to the log, and replies keep the real one.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker(importlib.import_module(sys.argv[1]))
@@ -81,7 +81,7 @@ def main() -> None:
         request = json.loads(line)
         try:
             reply = getattr(worker, request.pop("command"))(**request)
-        except Exception as error:  # whatever goes wrong in a peer is a note in the driver's table
+        except Exception as error:  # any failure of a peer becomes a note in the benchmark's table
             traceback.print_exc()
             reply = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
         print(json.dumps(reply), file=replies, flush=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
-    """Quantized weights are made once and kept in the cache, as at a user's first run."""
+    """Fill the cache of quantized weights, as a user's first run does."""
     import dlf
 
     os.environ["DLF_CACHE"] = str(scratch)
@@ -21,7 +21,7 @@ def prepare(folder: Path, weights: str, scratch: Path) -> Path:
 
 
 def read_bytes(folder: Path, weights: str) -> int:
-    """Bytes of one bfloat16 model's weights that a token reads: of an embedding that is no head it is one row."""
+    """Bytes of one bfloat16 model's weights that a token reads: not an untied embedding, of which it reads one row."""
     from dlf.checkpoints.config import read_config
     from dlf.checkpoints.precision import Precision
     from dlf.checkpoints.quantized import weights_bytes
@@ -32,7 +32,7 @@ def read_bytes(folder: Path, weights: str) -> int:
 
 
 class Turns:
-    """One sequence, of which every turn reads anew what came before; that is not in the tokens' times."""
+    """One sequence whose text every turn reads again as its prompt; the tokens' times leave that out."""
 
     def __init__(self, engine: dlf.Engine, prompt: Sequence[int]) -> None:
         self.engine, self.text = engine, list(prompt)
@@ -44,12 +44,12 @@ class Turns:
         return int(self._decode(1).tokens[0])
 
     def timed(self, count: int) -> list[float]:
-        """Seconds of each token, after one whose time is the text's."""
+        """Seconds of each token, after a first one that includes reading the text."""
         return [float(seconds) for seconds in self._decode(1 + count).timings.token_times]
 
     def _decode(self, count: int) -> dlf.Completion:
         found = self.engine.generate(self.text, max_new_tokens=count, ignore_eos=True, speculate=False)
-        # The last one comes again in the next turn, as its first.
+        # The next turn decodes the last token again, as its first.
         self.text += [int(token) for token in found.tokens[: max(1, count - 1)]]
         return found
 

@@ -1,4 +1,4 @@
-"""Writes a Llama checkpoint as a GGUF file without a vocabulary: token ids go in, logits come out."""
+"""Writes a Llama checkpoint as a GGUF file without a vocabulary, for token ids and logits alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAYER_NAMES = {
 
 
 def gguf_name(name: str) -> str:
-    """What GGUF calls a tensor of a Hugging Face checkpoint."""
+    """GGUF's name of a tensor of a Hugging Face checkpoint."""
     if name in NAMES:
         return NAMES[name]
     layer, module = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
@@ -35,12 +35,12 @@ def gguf_name(name: str) -> str:
 
 
 def interleave(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of q or k in llama.cpp's order: it rotates neighbours where Hugging Face rotates the halves of a head."""
+    """Rows of q or k in llama.cpp's order: it rotates pairs of neighbours, Hugging Face pairs half a head apart."""
     return weight.view(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write(folder: Path, target: Path) -> None:
-    """A checkpoint of `bench.shapes` in bfloat16; norms become float32, as llama.cpp wants them."""
+    """Write a checkpoint of `bench.shapes` in bfloat16; norms become float32, as llama.cpp requires."""
     import gguf
     from safetensors import safe_open
 
@@ -75,7 +75,7 @@ def write(folder: Path, target: Path) -> None:
 
 
 def read_bytes(path: Path) -> int:
-    """Bytes of the weights in a file that a token reads."""
+    """Bytes of a file's weights that a token reads."""
     import gguf
 
     return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors if tensor.name != EMBEDDING)

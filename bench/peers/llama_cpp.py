@@ -1,4 +1,4 @@
-"""llama.cpp: every model decodes one token after the other; its fusion costs nothing here."""
+"""llama.cpp: the models decode a token one after the other, without the cost of fusion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUANTIZED = {"int8": "q8_0", "int4": "q4_0"}
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
-    """A GGUF file in bfloat16, or what llama.cpp's own quantizer makes of it."""
+    """Write a GGUF file in bfloat16, and quantize it with llama.cpp if asked to."""
     import llama_cpp
 
     source = scratch / f"{folder.name}-bf16.gguf"
@@ -48,7 +48,7 @@ class LlamaCpp:
         self.batch_size = options.n_batch
 
     def logits(self, tokens: Sequence[int]) -> Any:
-        """Logits [V] after these further tokens, as float32 that the next call overwrites."""
+        """Logits [V] after these further tokens, in float32; the next call overwrites them."""
         import numpy as np
 
         for first in range(0, len(tokens), self.batch_size):

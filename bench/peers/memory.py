@@ -1,21 +1,21 @@
-"""The yardstick: reading memory and nothing else, by as many threads as the engines have."""
+"""The yardstick: only reads memory, with as many threads as the engines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-READ_BYTES = 512 << 20  # many times the last cache of any processor
-COPIES = 8  # on a card, so that putting them on their way is a small part of their time
+READ_BYTES = 512 << 20  # many times the last-level cache of any processor
+COPIES = 8  # on a card, so that launching them is a small part of their time
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
-    """Nothing to convert."""
+    """Return the folder; there is nothing to convert."""
     return folder
 
 
 class Reader:
-    """Reads a large buffer where an engine decodes a token."""
+    """Reads a large buffer for each token."""
 
     def __init__(self, threads: int) -> None:
         import torch
@@ -23,8 +23,8 @@ class Reader:
         from dlf.checkpoints.huge_pages import HugePages
 
         torch.set_num_threads(threads)
-        # Integers, since their sum has no long chain of dependent additions that memory would wait for; huge pages,
-        # since memory is read faster from them.
+        # Integers, since a float sum has a long chain of dependent additions that would slow the reads; huge pages,
+        # since they are read faster.
         self.data = HugePages(READ_BYTES, 1).copy(torch.ones(READ_BYTES // 8, dtype=torch.int64))
         self.weight_bytes = READ_BYTES
         self.settings = {"bytes": READ_BYTES, "reads with": "torch.sum of int64 in huge pages"}
@@ -35,7 +35,7 @@ class Reader:
 
 
 class Copier:
-    """On a card the yardstick is a copy, which reads and writes."""
+    """Copies a buffer on a card for each token, which reads and writes."""
 
     def __init__(self, device: str) -> None:
         import torch
@@ -56,7 +56,7 @@ class Copier:
 
 
 def yardstick(threads: int, device: str) -> Reader | Copier:
-    """What reads the memory that a device's models lie in; that of an emulated one is the host's."""
+    """A yardstick for the memory of a device's models; an emulated device has the host's memory."""
     import torch
 
     return Copier(device) if device != "cpu" and torch.cuda.is_available() else Reader(threads)

@@ -1,16 +1,16 @@
-"""OpenVINO GenAI: every model decodes one token after the other; its fusion costs nothing here."""
+"""OpenVINO GenAI: the models decode a token one after the other, without the cost of fusion."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# The layout of dlf's and llama.cpp's int4: symmetric, one scale for each 32 inputs. int8 is one scale a channel.
+# int4 as in dlf and llama.cpp: symmetric, one scale for each 32 inputs. int8 has one scale per channel.
 COMPRESSION = {"int8": {"bits": 8, "sym": True}, "int4": {"bits": 4, "sym": True, "group_size": 32}}
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
-    """What optimum-intel exports: in bfloat16 as the file is, or compressed by nncf without data."""
+    """Export with optimum-intel, in bfloat16 as the file or compressed by nncf without data."""
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     target = scratch / f"{folder.name}-openvino-{weights}"
@@ -21,7 +21,7 @@ def prepare(folder: Path, weights: str, scratch: Path) -> Path:
 
 
 def read_bytes(path: Path) -> int:
-    """Bytes of the weights in a model that a token reads; the larger one of two vocabulary tables is the embedding."""
+    """Bytes of a model's weights that a token reads; the larger one of two vocabulary tables is the embedding."""
     import openvino
 
     model = openvino.Core().read_model(path / "openvino_model.xml")
@@ -33,14 +33,14 @@ def read_bytes(path: Path) -> int:
 
 
 class OpenVino:
-    """One model, stepped by hand: the pipeline that `LLMPipeline` uses as well."""
+    """One model, stepped token by token, on the pipeline that `LLMPipeline` also uses."""
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         import openvino_genai
 
         scheduler = openvino_genai.SchedulerConfig()
-        scheduler.max_num_batched_tokens = context  # a prompt in one step, as LLMPipeline does it
-        tokenizer = openvino_genai.Tokenizer(path)  # an empty one: token ids go in and come out
+        scheduler.max_num_batched_tokens = context  # a prompt in one step, as in LLMPipeline
+        tokenizer = openvino_genai.Tokenizer(path)  # an empty one: prompts are token ids
         self.pipeline = openvino_genai.ContinuousBatchingPipeline(
             path, tokenizer, scheduler, "CPU", INFERENCE_NUM_THREADS=threads
         )
@@ -64,7 +64,7 @@ class OpenVino:
                 yield request.read()
         finally:
             request.stop()
-            self.pipeline.step()  # which frees its place
+            self.pipeline.step()  # frees its place
 
 
 class Sum:

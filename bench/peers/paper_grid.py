@@ -15,7 +15,7 @@ def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 
 
 def torch_grid(large: torch.Tensor, base: torch.Tensor, experts: torch.Tensor) -> list[tuple[int, float]]:
-    """The paper's search, row by row: the best expert and weight of T x 21; logits as `fusion.solve` takes them."""
+    """The paper's search, row by row: the best of T experts and 21 weights. Takes logits as `fusion.solve` does."""
     alphas = torch.from_numpy(GRID).float().to(large.device)
     found = []
     for p, z, b, row in zip(log_softmax(large, -1), large, log_softmax(base, -1), experts, strict=True):

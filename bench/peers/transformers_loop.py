@@ -15,12 +15,12 @@ from bench.peers.paper_grid import torch_grid
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
-    """The checkpoint is read as it is."""
+    """Return the folder; transformers reads the checkpoint itself."""
     return folder
 
 
 class TransformersLoop:
-    """Large model, expert and base; `alpha` None: solved at every step."""
+    """Large model, expert and base; with `alpha` None the grid is searched at every step."""
 
     def __init__(self, paths: Sequence[Path], threads: int, alpha: float | None, device: str) -> None:
         from transformers import AutoModelForCausalLM
