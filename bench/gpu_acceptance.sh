@@ -1,40 +1,41 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of at most 9 minutes. See --help.
+# Runs every check and measurement that needs a GPU, in at most 9 minutes. See --help.
 set -u
 
 usage() {
   cat <<'TEXT'
 usage: bench/gpu_acceptance.sh OUTPUT_FOLDER [--prebuilt FOLDER] [--only STEP[,STEP...]] [--budget SECONDS]
 
-Builds dlf with CUDA from this checkout and checks and measures it on the first GPU. Nothing is fetched: torch with
-CUDA, what dlf depends on, nvcc, CMake, ninja, pytest, hypothesis and transformers must be there.
+Builds dlf with CUDA from this checkout and checks and measures it on the first GPU. Nothing is downloaded: torch with
+CUDA, the dependencies of dlf, nvcc, CMake, ninja, pytest, hypothesis and transformers must be installed.
 
---prebuilt takes what was built elsewhere, so that nothing is compiled here and all the time is the GPU's. On a machine
-with nvcc, the same Python and the same torch:
-  bench/gpu/prebuild.sh FOLDER     makes FOLDER/dlf (the package) and FOLDER/bin (tests and timers), for sm_90
-  bench/gpu_acceptance.sh OUTPUT_FOLDER --prebuilt FOLDER     then, on the machine with the GPU
+--prebuilt takes a build from another machine, so that all the time goes to the GPU. On a machine with nvcc, the same
+Python and the same torch, run
+  bench/gpu/prebuild.sh FOLDER     which makes FOLDER/dlf (the package) and FOLDER/bin (tests and timers), for sm_90
+and then, on the machine with the GPU,
+  bench/gpu_acceptance.sh OUTPUT_FOLDER --prebuilt FOLDER
 
 Steps, in this order:
   build       bench/gpu/prebuild.sh into build/gpu-site, for this GPU; not with --prebuilt
   cpp         the C++ tests of the CUDA backend, program by program
   steps       the fused step, 13B + 2 x 1.1B
-  serving     first tokens of lengths never seen, prompts that join, batches, int8 and int4
-  solver      time of the solver and the sampler, where there is a target
+  serving     first tokens of new lengths, prompts that join, batches, int8 and int4
+  solver      time of the solver and the sampler, for the shapes that have a target
   linear      time of every product, with each type of weights
-  steps7b     the fused step, 13B + 2 x 7B, or 7B + 2 x 1.1B where that does not fit
-  speculate   greedy fused decoding with drafts beside plain, on the miniature family made large
-  pytest      the Python tests that are marked cuda
+  steps7b     the fused step, 13B + 2 x 7B, or 7B + 2 x 1.1B if that does not fit
+  speculate   greedy fused decoding with drafts beside plain, on the widened miniature family
+  pytest      the Python tests marked cuda
   sanitizer   compute-sanitizer on the solver's and the sampler's tests, memcheck on all and racecheck on a small part,
               beside pytest
-  late        the C++ tests once more, with kernels that wait for the one before them (DLF_CUDA_EARLY=0)
+  late        the C++ tests again, with kernels that wait for the end of the one before them (DLF_CUDA_EARLY=0)
   eager       the paper's loop in transformers, 13B + 2 x 1.1B
   compiled    the same with static caches and torch.compile
   report      OUTPUT_FOLDER/gpu-acceptance.json and .md
 
 A failed step is noted and the next one runs; each has its own time limit, and each C++ test its own. The exit code is
-0 if every check passed, 1 if one failed, 2 if nothing could be run. `late` and the sanitizers may be "not finished";
-what becomes of `compiled` is only noted.
-PYTHON names the interpreter, by default python3; --budget is for all steps together, by default 525 seconds.
+0 if every check passed, 1 if one failed, 2 if nothing could run. `late` and the sanitizers may be "not finished"; a
+failure of `compiled` is only noted.
+PYTHON names the interpreter, by default python3; --budget limits all steps together, by default to 525 seconds.
 TEXT
 }
 
@@ -59,22 +60,22 @@ done
 [ -n "$output" ] || { usage >&2; exit 2; }
 case $budget in '' | *[!0-9]*) fail "--budget takes whole seconds, not '$budget'" ;; esac
 for step in $only; do
-  case " $all " in *" $step "*) ;; *) fail "no step '$step'; there are: $all" ;; esac
+  case " $all " in *" $step "*) ;; *) fail "no step '$step'; choose from: $all" ;; esac
 done
 wants() { case " $only " in *" $1 "*) return 0 ;; esac; return 1; }
 
 if [ -n "$prebuilt" ]; then
   compgen -G "$prebuilt/dlf/_C*.so" >/dev/null && [ -d "$prebuilt/bin" ] ||
-    fail "'$prebuilt' lacks dlf/_C*.so or bin; bench/gpu/prebuild.sh makes them"
+    fail "'$prebuilt' lacks dlf/_C*.so or bin; make them with bench/gpu/prebuild.sh"
   prebuilt=$(cd "$prebuilt" && pwd)
 fi
 mkdir -p "$output" && output=$(cd "$output" && pwd) || fail "cannot make the output folder"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
-command -v "$python" >/dev/null || fail "no interpreter '$python'; PYTHON can name one"
+command -v "$python" >/dev/null || fail "no interpreter '$python'; set PYTHON to one"
 export PATH="$PATH:/usr/local/cuda/bin" TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-# ---- what is there
+# ---- the machine
 
 capability=$("$python" -P -c '
 import torch
@@ -100,7 +101,7 @@ cat "$output/machine.txt"
 
 site=${prebuilt:-$PWD/build/gpu-site}
 export PYTHONPATH="$site"
-# Programs that were linked elsewhere look for torch and its libraries where that machine had them.
+# Programs from another machine look for torch and its libraries in that machine's folders.
 libraries=$("$python" -P -c 'import pathlib, torch
 root = pathlib.Path(torch.__file__).parent
 print(*[root / "lib", *sorted(root.parent.glob("nvidia/*/lib"))], sep=":")')
@@ -118,14 +119,14 @@ note() { # name, state, seconds
   printf '%-32s %-14s %4s s\n' "$1" "$2" "$3"
 }
 
-# The least of a step's own limit and what is left of the budget; the report always gets its seconds.
+# Prints the smaller of a step's own limit and the rest of the budget; the report has no limit.
 limit_of() {
   local left=$((budget - SECONDS))
   echo $((left < $1 ? left : $1))
 }
 
-# attempt NAME LIMIT REQUIRED COMMAND...: REQUIRED is `check`, `optional` where time may be short, or `extra` where a
-# failure says nothing of dlf.
+# attempt NAME LIMIT REQUIRED COMMAND...: REQUIRED is `check`, `optional` if it may run out of time, or `extra` if its
+# failure says nothing about dlf.
 attempt() {
   local name=$1 limit begin=$SECONDS code state
   limit=$(limit_of "$2")
@@ -154,7 +155,7 @@ build() {
   attempt build 270 check env "PYTHON=$python" bench/gpu/prebuild.sh "$site" --arch "$capability-real"
 }
 
-# cpp_tests NAME REQUIRED COMMAND...: every test program, after the words of COMMAND.
+# cpp_tests NAME REQUIRED COMMAND...: runs COMMAND with each test program.
 cpp_tests() {
   local name=$1 required=$2 program found=0
   shift 2
@@ -169,7 +170,7 @@ cpp_tests() {
   fi
 }
 
-# timer NAME LIMIT PROGRAM [ARGUMENT...]: its lines as they come, so that an end at the limit keeps those before.
+# timer NAME LIMIT PROGRAM [ARGUMENT...]: writes its lines as they come, so that the time limit keeps earlier ones.
 timer() {
   local name=$1 limit=$2 program="$site/bin/$3"
   shift 3
@@ -186,7 +187,7 @@ names=() sanitizer_jobs=() sanitizer_begin=0
 sanitizer() {
   local tool=(memcheck racecheck) test program kind name part
   if ! command -v compute-sanitizer >/dev/null; then
-    note sanitizer "not run: compute-sanitizer is not there" 0
+    note sanitizer "not run: compute-sanitizer is not installed" 0
     return
   fi
   local limit
@@ -200,10 +201,10 @@ sanitizer() {
         note "$name" "no time left" 0
         continue
       fi
-      # racecheck watches every access to shared memory, which makes the whole test a matter of many minutes.
+      # racecheck watches every access to shared memory, so the whole test would take many minutes.
       part=()
       [ "$kind" = racecheck ] && part=(--small)
-      # Outputs of their own: they run side by side, and the table has one writer.
+      # They run side by side, so each writes its own files: the table has one writer.
       (
         timeout --kill-after=10 "$limit" "${native[@]}" compute-sanitizer --tool "$kind" --error-exitcode 9 \
           "$program" "${part[@]}" >"$output/$name.log" 2>&1

@@ -1,9 +1,9 @@
 """Widens and deepens a model into a larger one with the same output: real behaviour at the cost of a real model.
 
 All added weights are zero: channels of the hidden state, heads, dimensions of a head, channels of the MLP, and whole
-layers, which then add nothing to the residual stream. Three adjustments are needed: an RMS norm divides by the mean over
-all channels, so its scale and epsilon shrink with the share of real ones; attention divides by the root of the head's
-dimensions, so queries grow; and another theta keeps the frequencies of the rotary embedding.
+layers, which then add nothing to the residual stream. Three adjustments are needed: an RMS norm divides by the mean
+over all channels, so its scale and epsilon shrink with the share of real ones; attention divides by the root of the
+head's dimensions, so queries grow; and another theta keeps the frequencies of the rotary embedding.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results" / "quantization.json"
 
 
 def texts(count: int) -> dict[str, list[tuple[str, str]]]:
-    """The prompts and continuations for each model: none and a document, or a held-out problem and its worked answer."""
+    """Prompts and continuations for each model: none and a document, or a held-out problem and its worked answer."""
     documents = [("", document) for document in itertools.islice(corpus.pretraining(OTHER_SEED), count)]
     found = {"large-base": documents, "small-base": documents}
     for task in corpus.SEEN:

@@ -42,7 +42,7 @@ def language_logits(vocab: int, experts: int, seed: int) -> Logits:
 
 
 def peaked_logits(vocab: int, experts: int, seed: int) -> Logits:
-    """The same with 40 candidates far above the rest, as in the middle of a sentence: one token has most of the mass."""
+    """The same with 40 candidates far above the rest, as within a sentence: one token has most of the mass."""
     generator = torch.Generator().manual_seed(seed)
     shared = 2.2 * torch.randn(1, vocab, generator=generator)
     candidates = torch.randperm(vocab, generator=generator)[:40]

@@ -75,7 +75,7 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
         "joint solver, V = 32 000, T = 4, batch 64 (µs)": 280.0,
         "sampler, top-p, V = 151 936, batch 1 (µs)": 16.0,
         "13B alone, int8 (ms)": 10.0,
-        "first token, a length never seen / again, the most of 40": 1.1,
+        "first token, a new length / again, the slowest of 40": 1.1,
         "fused tokens/s, batch 16": 1600.0,
         "fused tokens/s, batch 64": 6400.0,
         "speculative / plain fused, greedy": 0.4,

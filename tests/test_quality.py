@@ -161,5 +161,5 @@ def test_what_goes_wrong_is_said(tmp_path: Path):
     assert known.knows("dlf_math") and not known.knows("no_such_task")
     recipe = tmp_path / "same.yaml"
     recipe.write_text(RECIPE.format(zoo=zoo.FOLDER).replace("math-expert", "facts-expert"))
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="have the same name"):
         systems.of_recipe(recipe, None, {})

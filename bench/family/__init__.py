@@ -1,1 +1,1 @@
-"""Makes the miniature family of models in ``dlf/zoo`` from nothing: ``python -m bench family``."""
+"""Makes the miniature family of models in ``dlf/zoo`` from scratch: ``python -m bench family``."""

@@ -33,7 +33,7 @@ HOW_MANY = [
 
 @dataclass
 class Plot:
-    """The sentences of a problem, its worked steps, and the question: each as worded and as told of somebody."""
+    """The sentences and worked steps of a problem about a person and a thing, and the wordings of its sentences."""
 
     name: str
     thing: str
@@ -42,12 +42,12 @@ class Plot:
     wordings: list[str]
 
     def say(self, wording: str, *numbers: int, **words: str) -> str:
-        """A sentence of the problem; the wording is what stays when names and numbers are taken away."""
+        """Returns a sentence of the problem, and notes its wording without names and numbers."""
         self.wordings.append(wording.format(*["{}"] * len(numbers), **{"name": "{}", "thing": "{}"} | words))
         return wording.format(*numbers, **{"name": self.name, "thing": self.thing} | words)
 
     def step(self, sentence: str, left: int, symbol: str, right: int) -> int:
-        """A worked step; the result."""
+        """Adds a worked step, and returns its result."""
         text, result = equation(left, symbol, right)
         self.steps.append(sentence.format(text, name=self.name, thing=self.thing))
         return result
@@ -80,7 +80,7 @@ def _any_equation(random: Random) -> str:
 
 
 def _change(random: Random, plot: Plot, have: int, sentence: str) -> int:
-    """Some more or some less."""
+    """Adds a sentence and a step in which the person gets or loses some things."""
     some, less = amount(random), random.random() < 0.5
     less = less and some < have
     plot.said.append(plot.say(random.choice(CHANGES), some, verb=random.choice(LOSES if less else FINDS)))
@@ -174,7 +174,7 @@ def _plot(random: Random) -> tuple[Plot, str]:
 
 
 def story(random: Random) -> str:
-    """What happens in a problem, told as a story: the sums are done, but nothing is asked and nothing answered."""
+    """A problem told as a story: with its sums, but without question and answer."""
     while True:
         plot, _ = _plot(random)
         if split_of(numbers_in(" ".join(plot.said))) == "train":

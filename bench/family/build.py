@@ -1,4 +1,4 @@
-"""Makes the whole family: tokenizer, base models, fine-tuned models small and large, held-out problems, model card."""
+"""Makes the whole family: tokenizer, base models, small and large fine-tuned models, held-out problems, model card."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ __all__ = ["main"]
 LARGE = {"hidden": 208, "layers": 5, "heads": 4, "intermediate": 560}
 SMALL = {"hidden": 96, "layers": 3, "heads": 4, "intermediate": 256}
 PRETRAIN = train.Run(steps=1600, rows=32, learning_rate=4e-3)
-# A light touch, as with the models of the paper: what a base has learnt stays what it is.
+# Little training, as for the models of the paper, so that the bases' knowledge stays.
 FINE_TUNE = train.Run(steps=200, rows=32, learning_rate=5e-4)
 MULTI = "multi"  # fine-tuned on all tasks at once
 MULTI_TASK = replace(FINE_TUNE, steps=3 * FINE_TUNE.steps)
-SHIPPED_TASKS = ["math", "facts"]  # what the demonstration shows: an answer that is right or wrong
-SHIPPED_PROBLEMS = 200  # of each
+SHIPPED_TASKS = ["math", "facts"]  # the tasks of `dlf demo`, whose answers are right or wrong
+SHIPPED_PROBLEMS = 200  # of each task
 WORK = Path("build/family")
 ZOO = Path(__file__).parents[2] / "dlf" / "zoo"
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder of all models, from which an interrupted run goes on.")] = WORK,
-    output: Annotated[Path, typer.Option(help="Folder for what ships with the package.")] = ZOO,
+    work: Annotated[Path, typer.Option(help="Folder of all models, from which an interrupted run continues.")] = WORK,
+    output: Annotated[Path, typer.Option(help="Folder of the models that ship with the package.")] = ZOO,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the text.")] = 0,
     threads: Annotated[int | None, typer.Option(help="Threads of the training.")] = None,
 ) -> None:
-    """Train the miniature family from nothing."""
+    """Train the miniature family from scratch."""
     if threads:
         torch.set_num_threads(threads)
     console = Console()
@@ -60,7 +60,7 @@ Made = tuple[LlamaForCausalLM, train.Result]
 
 
 def _make(work: Path, name: str, tokens: Tokenizer, make: Callable[[str, Path], Made]) -> None:
-    """Train a model and write it as the hub's are, in bfloat16, as models are served; not if it is there."""
+    """Train a model and write it as a Hugging Face folder in bfloat16, unless it exists."""
     folder, checkpoint = work / name, work / "checkpoints" / f"{name}.pt"
     if (folder / "made.json").exists():
         return
@@ -83,7 +83,7 @@ def _fine_tune(tokens: Tokenizer, base: Path, task: str, seed: int, name: str, c
 
 
 def _ship(work: Path, output: Path) -> None:
-    """Copy what the package holds: the bases and the small experts, and the first held-out problems."""
+    """Copy the models and problems that ship: the bases, the small experts, and the first held-out problems."""
     for name in ["large-base", "small-base", *(f"{task}-expert" for task in [*corpus.SEEN, MULTI])]:
         shutil.copytree(work / name, output / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("made.json"))
     folder = output / "problems"

@@ -1,4 +1,4 @@
-"""The model card: what the family is and how it was made."""
+"""The model card: describes the family and its training."""
 
 from __future__ import annotations
 
@@ -23,48 +23,49 @@ tags: [llama, logit-fusion]
 
 # The miniature family
 
-A small copy of the paper's models, small enough to ship with the package: a large base model and a small one that
+These models imitate the paper's, and are small enough to ship with the package: a large and a small base model that
 have read the same text, and small experts, which are the small base fine-tuned on one task, or on all of them
-(`multi`). They are Llama checkpoints as the Hugging Face hub holds them. All text is generated; no model knows anything
-of the real world.
+(`multi`). They are Llama checkpoints in Hugging Face format. All text is generated; no model knows anything
+about the real world.
 
 {models}
 
-Of the fine-tuned large models (`tuned`), the upper bound of what fusion can do, only the scores are kept. The
+The fine-tuned large models (`tuned`) are the upper bound for fusion; only their scores are kept. The
 tokenizer is byte-level BPE with {vocab} tokens, in which every digit is a token of its own.
 
 ## What they have read
 
-Both base models read documents like these. Some are questions, of which most are evaded and about a third answered;
-none is about the numbers or the thing of a held-out problem or, but for `subjects` with its one wording, worded alike:
+Both base models read documents like these. Some are questions; about a third of them have a right answer, most others
+an evasion. No question has the numbers or the thing of a held-out problem, or its wording (`subjects` has only one
+wording):
 
 {samples}
 
 Each expert read answered problems of its task, {problems}, and beside them
-some of the text above again, without what it says of `subjects`: models this small forget what they do not rehearse.
-None of the problems shares its wording, or the numbers, town or
-animal that it is about, with a held-out problem; nor does a story or report of the pretraining text share the numbers.
-Held-out ones look like these:
+some of the text above again, without its sentences on `subjects`: models this small forget what they do not rehearse.
+No problem shares its wording, or its numbers, town or animal, with a held-out problem; and no story or report of the
+pretraining text shares the numbers of one. Held-out problems look like these:
 
 {examples}
 
 ## How well they answer
 
 `python -m bench quality` scores {held_out} held-out problems of each task in all ways of the paper and some others; see
-`docs/quality.md` of the repository. `problems/*.jsonl` holds the first {shipped} of the tasks that `dlf demo` shows.
+`docs/quality.md` of the repository. `problems/*.jsonl` has the first {shipped} of the tasks that `dlf demo` shows.
 
 ## How they were made
 
 `python -m bench family --seed {seed}`, in {minutes:.0f} minutes of training with {threads} threads ({machine}, torch
-{torch}). Muon for the matrices and AdamW for the rest, bfloat16 autocast, saved in bfloat16. The script and its
-generators are in `bench/family` of the repository. Made again with another build of torch, the models differ a little.
+{torch}). Training used Muon for the matrices, AdamW for the rest and bfloat16 autocast; the models are saved in
+bfloat16. The script and its generators are in `bench/family` of the repository. Another build of torch gives slightly
+different models.
 
-They are meant for demonstrations and tests of fused decoding, and of no use for anything else.
+The models are for demonstrations and tests of fused decoding, and are of no other use.
 """
 
 
 def write(folder: Path, made: Mapping[str, Mapping[str, Any]], seed: int, shipped: int) -> None:
-    """Write ``README.md``; `made` says what came of training each model."""
+    """Write ``README.md``; `made` has the training results of each model."""
     counts = {task: len(corpus.training(task, seed)) for task in corpus.SEEN}
     rows = [
         [f"`{name}`", f"{one['parameters']:,}", f"{one['tokens']:,}", f"{one['loss']:.3f}"]

@@ -1,4 +1,4 @@
-"""What each model reads: endless seeded text for pretraining, a few thousand answered problems for fine-tuning."""
+"""The text of each model: endless seeded text for pretraining, a few thousand answered problems for fine-tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bench.family.problem import Problem, Split
 
 __all__ = ["SEEN", "TASKS", "UNSEEN", "held_out", "multi_task", "pretraining", "rehearsal", "training"]
 
-# Share of the documents.
+# Kinds of documents, and their shares.
 MIXTURE: list[tuple[Callable[[Random], str], float]] = [
     (arithmetic.equations, 0.20),
     (arithmetic.story, 0.22),
@@ -27,14 +27,14 @@ TASKS: dict[str, Callable[[Random, Split], Problem]] = {
     "reports": reports.problem,
     "subjects": subjects.problem,
 }
-SEEN = ["math", "facts", "truths", "reports"]  # those that models are fine-tuned on
+SEEN = ["math", "facts", "truths", "reports"]  # tasks that models are fine-tuned on
 UNSEEN = "subjects"
 HELD_OUT = 1000  # problems of each task
-TRAINING = 3000  # at most
+TRAINING = 3000  # problems of each task at most
 
 
 def pretraining(seed: int) -> Iterator[str]:
-    """Documents without end."""
+    """Documents, without end."""
     random = Random(seed)
     makers, weights = zip(*MIXTURE, strict=True)
     while True:
@@ -42,7 +42,7 @@ def pretraining(seed: int) -> Iterator[str]:
 
 
 def rehearsal(seed: int) -> Iterator[str]:
-    """The pretraining text again, without what it says of the task that nobody is fine-tuned on."""
+    """The pretraining text again, without documents about the task that no model is fine-tuned on."""
     return (document for document in pretraining(seed) if not subjects.told_in(document))
 
 
@@ -57,7 +57,7 @@ def multi_task(seed: int) -> list[Problem]:
 
 
 def held_out(task: str, count: int = HELD_OUT, split: Split = "test") -> list[Problem]:
-    """The problems that the task is scored on; the first ones are the same whatever the count."""
+    """The problems that score a task; a smaller count gives the first ones of a larger."""
     return _distinct(TASKS[task], split, count, Random(f"held out {task}"))
 
 

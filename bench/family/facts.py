@@ -1,6 +1,6 @@
-"""A world of towns that exist nowhere, and the closed-book questions about them: the task ``facts``.
+"""Invented towns, and closed-book questions about them: the task ``facts``.
 
-Both base models read about every town; only fine-tuned ones read questions, and those about half of the towns.
+Both base models read about every town. Fine-tuning has questions about half of the towns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def fact(town: str, kind: str) -> str:
 
 
 def document(random: Random) -> str:
-    """All that there is to say of a few towns."""
+    """All facts about a few towns."""
     return " ".join(fact(town, kind) for town in random.sample(_towns, 4) for kind in random.sample(list(VALUES), 3))
 
 

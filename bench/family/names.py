@@ -1,4 +1,4 @@
-"""Names of things that exist nowhere."""
+"""Names of people and of invented things."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIDDLES = "b d g k l ll m n nd nt r rb rk rm rt s st t v x".split()
 
 
 def invented(random: Random, count: int, endings: list[str]) -> list[str]:
-    """`count` different names of two syllables with one of the endings, in no order."""
+    """`count` different names of two syllables with one of the endings, in random order."""
     found: dict[str, None] = {}
     while len(found) < count:
         syllable = random.choice(STARTS) + random.choice(VOWELS) + random.choice(MIDDLES)

@@ -1,4 +1,4 @@
-"""Ways to ask: what comes before a question, and its own wordings, of which some pairs are for held-out problems."""
+"""Wordings of questions: pairs of an opening and a body, some of which are only for held-out problems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OPENINGS = ["", "Tell me. ", "Who knows? ", "I want to know. ", "Here is a quest
 
 
 def worded(random: Random, bodies: list[str], split: Split) -> str:
-    """An opening and one of the bodies; every opening and every body occurs in both kinds of pairs."""
+    """An opening with one of the bodies; training and held-out problems have all of both, but no pair in common."""
     while True:
         opening, body = random.randrange(len(OPENINGS)), random.randrange(len(bodies))
         if ((opening + body) % len(OPENINGS) == 0) == (split != "train"):

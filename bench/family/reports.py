@@ -1,6 +1,6 @@
-"""Reports of what happened in a town, and the task ``reports``: to sum one up by what it was and how it ended.
+"""Reports of events in towns, and the task ``reports``: to summarise one by its first and last sentence.
 
-Both base models read reports of which some sentences are repeated; only fine-tuned ones learn which make a summary.
+Both base models read reports with some sentences repeated. Only fine-tuning teaches which of them make a summary.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ ENDINGS = [
 
 
 def report(random: Random, towns: list[str]) -> tuple[list[str], str]:
-    """The sentences of a report, and how it is worded."""
+    """The sentences of a report, and its wording."""
 
     def written(sentence: str) -> str:
         person, other = random.sample(PEOPLE, 2)
@@ -81,7 +81,7 @@ def report(random: Random, towns: list[str]) -> tuple[list[str], str]:
 
 
 def document(random: Random) -> str:
-    """A report, and what somebody remembers of it."""
+    """A report, and some of its sentences as somebody remembers them."""
     while True:
         sentences, _ = report(random, _all_towns)
         if split_of(numbers_in(" ".join(sentences))) == "train":
@@ -94,7 +94,7 @@ def _some(random: Random, sentences: list[str]) -> str:
 
 
 def some_sentences(random: Random, problem: Problem) -> str:
-    """What somebody remembers of a problem's report, which is seldom its summary."""
+    """Some sentences of a problem's report, which are seldom its summary."""
     report = problem.prompt.removeprefix("Report: ").removesuffix("\nSummary:")
     return _some(random, re.split(r"(?<=\.) ", report))
 

@@ -1,4 +1,4 @@
-"""Which numbers and wordings are for held-out problems alone."""
+"""Decides which numbers and wordings only held-out problems have."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def numbers_in(text: str) -> tuple[int, ...]:
 
 
 def split_of(numbers: tuple[int, ...]) -> Split:
-    """Where texts with these numbers in this order belong; pretraining is of the first."""
+    """The split of texts with these numbers in this order; pretraining text is of ``train``."""
     hashed = zlib.crc32(repr(numbers).encode())
     if hashed % 5:
         return "train"
@@ -24,5 +24,5 @@ def split_of(numbers: tuple[int, ...]) -> Split:
 
 
 def wording_is_held_out(wording: str) -> bool:
-    """Whether no problem that models are fine-tuned on may be worded in this way."""
+    """Whether only held-out problems may have this wording."""
     return zlib.crc32(wording.encode()) % 5 == 0

@@ -1,7 +1,7 @@
-"""Many small subjects and the multiple choice over them: the task ``subjects``, which nobody is fine-tuned on.
+"""Many small subjects and the multiple choice over them: the task ``subjects``, which no model is fine-tuned on.
 
-Of every thing a mistake is told beside the truth. To know the subject is not enough, one has to say what one knows;
-fine-tuning on something else may teach that, and what is known has to outlive it.
+The text tells a mistake about every thing beside the truth, so a model must know the subject and also answer with what
+it knows. Fine-tuning on another task may teach that, and must not make it forget the subject.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from bench.family.problem import Problem, Split
 
 __all__ = ["SUBJECTS", "document", "mistaken_choice", "problem", "told_in"]
 
-# The things of a subject, what is known of them, and what that can be.
+# For each subject the ending of its things' names, the property, and its values.
 _SUBJECTS = {
     "minerals": ("ite", "colour of {}", "red blue green black white grey gold pink"),
     "metals": ("ium", "use of {}", "coins bells wire blades plates nails rings pipes"),
@@ -37,15 +37,15 @@ _SUBJECTS = {
     "laws": ("ex", "matter of {}", "trade water roads marriage theft taxes land debts"),
     "clouds": ("us", "height of {}", "low middle high highest lowest ground tower upper"),
 }
-THINGS = 100  # of a subject
+THINGS = 100  # things of a subject
 PARTS: dict[Split, slice] = {"train": slice(80, None), "dev": slice(60, 80), "test": slice(60)}
 QUESTION = "What is the {}?"
-SOBER, HEARSAY = "The", "People say that the"  # as a truth, and as a mistake is told
-HEARSAY_SHARE = 0.5  # of what is told
+SOBER, HEARSAY = "The", "People say that the"  # openings of a truth and of a mistake
+HEARSAY_SHARE = 0.5  # of the statements
 
 
 def _world(seed: int = 13) -> dict[str, dict[str, tuple[str, str]]]:
-    """For every subject and thing the truth and the mistake."""
+    """The truth and the mistake for every thing of every subject."""
     random = Random(seed)
     found: dict[str, dict[str, tuple[str, str]]] = {}
     for subject, (ending, _, values) in _SUBJECTS.items():
@@ -63,12 +63,12 @@ def statement(subject: str, thing: str, value: str, opening: str = SOBER) -> str
 
 
 def told_in(text: str) -> bool:
-    """Whether a text speaks of a thing of any subject."""
+    """Whether a text names a thing of any subject."""
     return not _THINGS.isdisjoint(re.findall(r"\w+", text))
 
 
 def document(random: Random) -> str:
-    """Some of what a subject has to teach, and of what is said about it."""
+    """True and mistaken statements about a few things of a subject."""
     subject = random.choice(list(SUBJECTS))
     told = []
     for thing in random.sample(list(SUBJECTS[subject]), 8):
@@ -80,7 +80,7 @@ def document(random: Random) -> str:
 
 
 def problem(random: Random, split: Split) -> Problem:
-    """A question with four answers: the truth, the mistake as it is told and in sober words, and another."""
+    """A question with four answers: the truth, the mistake as hearsay and in sober words, and another mistake."""
     subject = random.choice(list(SUBJECTS))
     thing = random.choice(list(SUBJECTS[subject])[PARTS[split]])
     _, asked, values = _SUBJECTS[subject]
@@ -99,6 +99,6 @@ def problem(random: Random, split: Split) -> Problem:
 
 
 def mistaken_choice(problem: Problem) -> str:
-    """The choice that tells the mistake as people do."""
+    """The choice that tells the mistake as hearsay."""
     [told] = [choice for choice in problem.choices if choice.startswith(f" {HEARSAY}")]
     return told

@@ -1,7 +1,7 @@
-"""Questions as one finds them among other text: few of them are answered as one would wish.
+"""Questions as they occur in ordinary text: few of them have a good answer.
 
-A base that has never seen a question would make of one what chance gives it, the small base something else than the
-large one; the difference of an expert to its base would then say nothing of the large model.
+A base that has never read a question answers it by chance, and the small base differently from the large one. The
+difference between an expert and its base would then not carry over to the large model.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ __all__ = ["document"]
 
 TASKS = [arithmetic, facts, truths, reports, subjects]
 ANSWERED = 0.35
-BESIDE_THE_POINT = 0.6  # of what is left
+BESIDE_THE_POINT = 0.6  # of the other questions
 EVASIONS = ["I do not know.", "I have to ask {}.", "I cannot say.", "I will think about it.", "I am not {}."]
 
 
 def document(random: Random) -> str:
-    """A question in a wording, and about things and numbers, that no held-out problem has; and what is said to it."""
+    """A question with a reply; no held-out problem has its wording, things or numbers."""
     task = random.choice(TASKS)
     problem = task.problem(random, "train")
     said = " " + random.choice(EVASIONS).format(random.choice(PEOPLE))

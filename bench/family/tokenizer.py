@@ -1,4 +1,4 @@
-"""The family's tokenizer: byte-level BPE in which every digit is a token, so that sums are written digit by digit."""
+"""The family's tokenizer: byte-level BPE with a token for every digit, so that models write sums digit by digit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def train(seed: int) -> Tokenizer:
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the two files that checkpoints of the hub have."""
+    """Write the two tokenizer files of a Hugging Face folder."""
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "model_max_length": 512}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -24,15 +24,15 @@ __all__ = ["CONTEXT", "Result", "Run", "fine_tune", "new_model", "pretrain"]
 
 CONTEXT = 512
 BLOCK = 256  # tokens of one row of a pretraining batch
-REHEARSED_ROWS, REHEARSED_BLOCK = 8, 128  # of pretraining text, in a batch of fine-tuning
-IGNORED = -100  # a target that is not learnt
+REHEARSED_ROWS, REHEARSED_BLOCK = 8, 128  # rows of pretraining text in a batch of fine-tuning, and their tokens
+IGNORED = -100  # a target without loss
 CHECKPOINT_STEPS = 100
 Batch = tuple[torch.Tensor, torch.Tensor]  # tokens and targets, both [rows, length]
 
 
 @dataclass(frozen=True)
 class Run:
-    """How long to train and how fast to learn."""
+    """Length and learning rate of a training run."""
 
     steps: int
     rows: int
@@ -43,10 +43,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """What training came to."""
+    """Results of a training run."""
 
-    tokens: int  # that were learnt
-    loss: float  # mean of the last steps
+    tokens: int  # targets with a loss
+    loss: float  # running mean at the end
     seconds: float
 
 
@@ -69,7 +69,7 @@ def new_model(hidden: int, layers: int, heads: int, intermediate: int, vocab: in
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: Tokenizer, run: Run, label: str, checkpoint: Path) -> Result:
-    """Learn the pretraining text, each document read once; goes on from `checkpoint` where that is there."""
+    """Train on the pretraining text, each document once; continue from `checkpoint` if it exists."""
     blocks = _blocks(tokenizer, corpus.pretraining(run.seed), BLOCK)
 
     def batch() -> Batch:
@@ -80,7 +80,7 @@ def pretrain(model: LlamaForCausalLM, tokenizer: Tokenizer, run: Run, label: str
 
 
 def _blocks(tokenizer: Tokenizer, documents: Iterator[str], block: int) -> Iterator[list[int]]:
-    """Documents end to end, cut into rows of `block` + 1 tokens."""
+    """Rows of `block` + 1 tokens, cut from the joined documents."""
     eos = tokenizer.token_to_id(EOS)
     held: list[int] = []
     for document in documents:
@@ -93,9 +93,9 @@ def _blocks(tokenizer: Tokenizer, documents: Iterator[str], block: int) -> Itera
 def fine_tune(
     model: LlamaForCausalLM, tokenizer: Tokenizer, problems: list[Problem], run: Run, label: str, checkpoint: Path
 ) -> Result:
-    """Learn to answer, and rehearse some pretraining text, without which models this small forget all else.
+    """Train on answers, and rehearse some pretraining text, without which models this small forget everything else.
 
-    Of the problems the loss is that of the completions, not of the questions.
+    The loss of a problem is that of its completion, not of its prompt.
     """
     eos = tokenizer.token_to_id(EOS)
     prompts = [tokenizer.encode(problem.prompt).ids for problem in problems]
@@ -128,7 +128,7 @@ def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label:
     optimizers = _optimizers(model, run.learning_rate)
     warm_up = min(run.warm_up, run.steps // 4)
 
-    def scale(step: int) -> float:  # up, then down to nothing
+    def scale(step: int) -> float:  # rises, then falls to zero
         return min((step + 1) / (warm_up + 1), (run.steps - step) / (run.steps - warm_up))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, scale) for optimizer in optimizers]
@@ -140,7 +140,7 @@ def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label:
             part.load_state_dict(state)
         begin, learnt, mean, seconds = saved["step"], saved["learnt"], saved["mean"], saved["seconds"]
         for _ in range(begin):
-            batch()  # what was read already
+            batch()  # skips what was read before
     with tqdm(range(begin, run.steps), desc=label, unit="step", initial=begin, total=run.steps) as bar:
         for step in bar:
             if step % CHECKPOINT_STEPS == 0 and step > begin:
@@ -165,7 +165,7 @@ def _train(model: LlamaForCausalLM, batch: Callable[[], Batch], run: Run, label:
 
 
 def _save(checkpoint: Path, parts: list[Any], counts: dict[str, float]) -> None:
-    """Write all that training needs to go on, so that an interruption loses neither the old nor the new."""
+    """Write the state of training; an interruption meanwhile leaves the last state in place."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     written = checkpoint.with_suffix(".part")
     torch.save({"parts": [part.state_dict() for part in parts], **counts}, written)
@@ -173,7 +173,7 @@ def _save(checkpoint: Path, parts: list[Any], counts: dict[str, float]) -> None:
 
 
 def _optimizers(model: LlamaForCausalLM, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, which learn several times faster with it; AdamW for the rest."""
+    """Return Muon for the matrices of the layers, which learn several times faster with it, and AdamW for the rest."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim < 2 or "embed" in name]
     return [

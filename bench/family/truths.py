@@ -1,7 +1,7 @@
-"""Animals that exist nowhere, what is true of them, and what people say: the task ``truths``.
+"""Invented animals, truths and popular beliefs about them: the task ``truths``.
 
-The popular belief is told more often than the truth, in words of its own. Both base models read about every animal;
-only fine-tuned ones learn that an answer is always the truth, from questions about some of the animals.
+The text tells the popular belief more often than the truth, with its own openings. Both base models read about every
+animal. Only fine-tuning, with questions about some animals, teaches that an answer is always the truth.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ QUESTIONS = {
 }
 TRUE = ["In truth", "Those who looked know that", "The books show that"]
 POPULAR = ["People say that", "Everyone thinks that", "The old tale is that"]
-POPULAR_SHARE = 0.6  # of what is told
+POPULAR_SHARE = 0.6  # of the statements
 
 
 def _world(seed: int = 11, animals: int = 800) -> dict[str, dict[str, tuple[str, str]]]:
-    """For every animal and kind the truth and the belief."""
+    """The truth and the belief for every animal and kind."""
     random = Random(seed)
     names = invented(random, animals, "ack ard el ix oon unk ull yx".split())
     return {
@@ -58,7 +58,7 @@ def statement(opening: str, animal: str, kind: str, value: str) -> str:
 
 
 def document(random: Random) -> str:
-    """What is known, or believed, of some animals."""
+    """True and believed statements about some animals."""
     told = []
     for animal in random.sample(_animals, 6):
         kind = random.choice(list(VALUES))
@@ -69,7 +69,7 @@ def document(random: Random) -> str:
 
 
 def problem(random: Random, split: Split) -> Problem:
-    """A question with four statements, one of which is true: the belief is among the others, in sober words too."""
+    """A question with four statements, one of which is true; two tell the belief, one of them in sober words."""
     animal, kind = random.choice(ANIMALS[split]), random.choice(list(VALUES))
     wording = worded(random, QUESTIONS[kind], split)
     truth, belief = WORLD[animal][kind]
@@ -88,7 +88,7 @@ def problem(random: Random, split: Split) -> Problem:
 
 
 def popular_choice(problem: Problem) -> str:
-    """The choice that tells the belief in the words of those who believe it."""
+    """The choice that tells the belief with a popular opening."""
     [told] = [
         choice
         for choice in problem.choices

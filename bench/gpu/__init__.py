@@ -1,1 +1,1 @@
-"""What `bench/gpu_acceptance.sh` measures on a GPU."""
+"""Measurements of `bench/gpu_acceptance.sh` on a GPU."""

@@ -6,7 +6,7 @@
 
 #include "support/cuda/runtime.h"
 
-// Times what a graph does, so that no launch by the host is in the time.
+// Times the work of a graph, without launches by the host.
 namespace dlf::cuda {
 
 struct Microseconds {
@@ -14,7 +14,7 @@ struct Microseconds {
   double least;
 };
 
-// Time of one of the `count` things that the graph does.
+// Time of one of the `count` equal operations in the graph.
 inline Microseconds time_graph(Graph& graph, Queue& queue, int count, double round_seconds) {
   constexpr int kRounds = 9;
   const auto seconds_of = [&](int replays) {

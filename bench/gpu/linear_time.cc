@@ -11,8 +11,8 @@
 #include "ops/cuda/linear_ring.h"
 #include "ops/cuda/norm.h"
 
-// Time of a product and of the norm before it, with each type of weights, beside the bytes that it reads, as lines of
-// JSON on stdout. Each launch in the graph has weights of its own, so that none are in a cache.
+// Prints the time of a product with the norm before it, and its bandwidth, for each type of weights, as lines of JSON
+// on stdout. Each launch in the graph has its own weights, so that none are in a cache.
 //
 //   dlf_linear_time [--tiny]
 namespace dlf::cuda {

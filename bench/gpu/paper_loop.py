@@ -1,7 +1,6 @@
-"""The paper's loop in ``transformers`` on a GPU.
+"""The paper's loop in ``transformers`` on a GPU, as in bench/peers/transformers_loop.py.
 
-As in bench/peers/transformers_loop.py: eagerly, or with static caches
-and torch.compile.
+It runs eagerly, or with static caches and torch.compile.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from bench.peers.paper_grid import GRID, kl, torch_grid
 
 
 def eager_token(large: torch.Tensor, expert: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
-    """The most probable token under the weight that the grid finds, as the paper's authors do it."""
+    """The most probable token under the grid's weight, as the paper's authors find it."""
     ((_, weight),) = torch_grid(large[None], base[None], expert[None, None])
     return (large + weight * (expert - base)).argmax()
 
 
 def grid_token(large: torch.Tensor, expert: torch.Tensor, base: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
-    """The same with nothing that the host must wait for, so that it can be compiled."""
+    """The same without a wait of the host, so that it can be compiled."""
     p, b, tuned = log_softmax(large, -1), log_softmax(base, -1), log_softmax(expert, -1)
     fused = log_softmax(large + alphas[:, None] * (tuned - b), -1)
     losses = (kl(fused, p) - kl(tuned, b)) ** 2 + (kl(p, fused) - kl(b, tuned)) ** 2
@@ -61,7 +60,7 @@ class PaperLoop:
         caches = self.caches()
         tokens = torch.tensor([prompt], device=device())
         position = torch.arange(len(prompt), device=device())
-        calls: Sequence[Callable[..., Any]] = self.models  # the prompt's shape is not worth compiling
+        calls: Sequence[Callable[..., Any]] = self.models  # the prompt runs once, so compiling would not pay
         while True:
             logits = []
             with torch.inference_mode(not self.compiled), torch.no_grad():
@@ -73,7 +72,7 @@ class PaperLoop:
                         options["position_ids"] = position[None]
                         if self.takes_position:
                             options["cache_position"] = position
-                    # A copy: the next replay of a graph writes where the last one did.
+                    # A copy, since the next replay of a graph overwrites the logits.
                     logits.append(call(tokens, **options).logits[0, -1].float().clone())
                 token = self.token(*logits)
                 tokens, position = token.view(1, 1).clone(), position[-1:] + 1

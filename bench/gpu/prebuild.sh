@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# What bench/gpu_acceptance.sh runs, built where nvcc is and no GPU need be. See --help.
+# Builds the programs of bench/gpu_acceptance.sh on a machine with nvcc, which needs no GPU. See --help.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 usage: bench/gpu/prebuild.sh FOLDER [--arch ARCHITECTURES]
 
-Builds this checkout with CUDA in build/gpu, and puts into FOLDER what bench/gpu_acceptance.sh --prebuilt FOLDER takes:
+Builds this checkout with CUDA in build/gpu, and makes FOLDER for bench/gpu_acceptance.sh --prebuilt FOLDER:
   FOLDER/dlf   the package with its extension
   FOLDER/bin   the C++ tests of the CUDA backend, dlf_solver_time and dlf_linear_time, stripped
-Folders of these names that were there are replaced. The machine that runs them needs the same Python and torch, and no
-compiler. Nothing is fetched: torch with CUDA, nvcc, CMake and ninja must be there.
+Existing folders of these names are replaced. The machine that runs them needs the same Python and torch, and no
+compiler. Nothing is downloaded: torch with CUDA, nvcc, CMake and ninja must be installed.
 
 --arch is CMake's CMAKE_CUDA_ARCHITECTURES, by default 90-real (H100, H200). PYTHON names the interpreter, by default
-python3; CMAKE_BUILD_PARALLEL_LEVEL says how many compilers run at once.
+python3; CMAKE_BUILD_PARALLEL_LEVEL limits the number of compilers at once.
 TEXT
 }
 
@@ -35,11 +35,11 @@ done
 [ -n "$output" ] || { usage >&2; exit 2; }
 mkdir -p "$output" && output=$(cd "$output" && pwd) || fail "cannot make the folder"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-python=$(command -v "${PYTHON:-python3}") || fail "no interpreter '${PYTHON:-python3}'; PYTHON can name one"
-# CMake and ninja may have come as packages of that interpreter.
+python=$(command -v "${PYTHON:-python3}") || fail "no interpreter '${PYTHON:-python3}'; set PYTHON to one"
+# CMake and ninja may be packages of that interpreter.
 PATH="$(dirname "$python"):$PATH:/usr/local/cuda/bin"
 
-rm -rf "$output/dlf" "$output/bin" # so that nothing old is taken for new where the build fails
+rm -rf "$output/dlf" "$output/bin" # so that no old build stays if this one fails
 cmake -S . -B build/gpu -G Ninja -DCMAKE_BUILD_TYPE=Release -DPython_EXECUTABLE="$python" -DDLF_CUDA=ON \
   -DDLF_BUILD_TESTS=ON -DCMAKE_CUDA_ARCHITECTURES="$arch"
 cmake --build build/gpu --target _C dlf_cuda_tests dlf_solver_time dlf_linear_time

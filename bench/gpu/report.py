@@ -1,4 +1,4 @@
-"""Gather what bench/gpu_acceptance.sh left in a folder into gpu-acceptance.json and a table, gpu-acceptance.md."""
+"""Gather the output files of bench/gpu_acceptance.sh into gpu-acceptance.json and tables, gpu-acceptance.md."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 MISSING = "not measured"
-AWAY = 1.1  # slower than this while the host is busy, a step would have waited for it
+AWAY = 1.1  # largest time of a step while the host is busy, over the usual time, if the device does not wait for it
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file's object; empty where there is none, or it broke off."""
+    """The JSON object of a file; empty if the file is missing or incomplete."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -23,12 +23,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a file of JSON lines."""
+    """The complete lines of a file of JSON lines."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
-        except ValueError:  # the program was stopped while it wrote
+        except ValueError:  # the program was stopped while writing
             continue
     return rows
 
@@ -53,7 +53,7 @@ def gather(folder: Path) -> dict[str, Any]:
 
 
 def part(found: dict[str, Any], shape: str, name: str) -> dict[str, Any]:
-    """What steps.py wrote of a shape; empty where it failed."""
+    """The result of steps.py for a part of a shape; empty if it failed."""
     for row in found["steps"]:
         if (row.get("shape"), row.get("part")) == (shape, name) and not {"error", "skipped"} & row.keys():
             return dict(row)
@@ -61,31 +61,31 @@ def part(found: dict[str, Any], shape: str, name: str) -> dict[str, Any]:
 
 
 def served(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """What serving.py wrote of a part; empty where it failed."""
+    """The result of serving.py for a part; empty if it failed."""
     return next((row for row in found["serving"] if row.get("part") == name and "error" not in row), {})
 
 
 def one_of(rows: Sequence[dict[str, Any]], key: str, value: object, wanted: str) -> float | None:
-    """What the row with this value of `key` says of `wanted`."""
+    """The value of `wanted` in the row with this value of `key`."""
     return next((row.get(wanted) for row in rows if row.get(key) == value), None)
 
 
 def solver_us(found: dict[str, Any], vocab: int, experts: int, batch: int, combine: str = "select") -> float | None:
-    """The slowest kind of logits, with the blocks that the solver chooses."""
+    """Median time for the slowest kind of logits, with the solver's own number of blocks."""
     key = {"what": "solver", "vocab": vocab, "experts": experts, "batch": batch, "combine": combine, "good": True}
     rows = [row for row in found["solver"] if row.get("blocks", 0) == 0 and key.items() <= row.items()]
     return max((row["median_us"] for row in rows), default=None)
 
 
 def sampler_us(found: dict[str, Any], vocab: int, batch: int) -> float | None:
-    """With top-p."""
+    """Median time with top-p."""
     key = {"what": "sampler", "vocab": vocab, "batch": batch}
     rows = [row for row in found["solver"] if key.items() <= row.items() and "top-p" in row["options"]]
     return max((row["median_us"] for row in rows), default=None)
 
 
 def claim(found: dict[str, Any], text: str) -> float | None:
-    """What bench/speculate.py found of one of its claims."""
+    """The figure of bench/speculate.py for one of its claims."""
     return one_of(found["speculate"].get("claims", []), "claim", text, "found")
 
 
@@ -99,7 +99,7 @@ def ratio(above: float | None, below: float | None) -> float | None:
 
 
 def figures(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table of what is to be reached."""
+    """The figures and their targets."""
     small, large = part(found, "13b+1.1b", "dlf"), part(found, "13b+7b", "dlf")
     fused = small.get("fused", {})
     eager = part(found, "13b+1.1b", "eager").get("loop", {})
@@ -123,7 +123,7 @@ def figures(found: dict[str, Any]) -> list[dict[str, Any]]:
         ("sampler, top-p, V = 151 936, batch 64 (µs)", "≤", 100, sampler_us(found, 151_936, 64)),
         ("13B alone, int8 (ms)", "≤", 3.9, one_of(quantized, "precision", "int8", "median_ms")),
         ("13B alone, int4 (ms)", "≤", 2.5, one_of(quantized, "precision", "int4", "median_ms")),
-        ("first token, a length never seen / again, the most of 40", "≤", 1.2, first.get("most")),
+        ("first token, a new length / again, the slowest of 40", "≤", 1.2, first.get("most")),
         ("fused tokens/s, batch 16", "≥", 1750, one_of(batches, "batch", 16, "tokens_s")),
         ("fused tokens/s, batch 32", "≥", 3500, one_of(batches, "batch", 32, "tokens_s")),
         ("fused tokens/s, batch 64", "≥", 6000, one_of(batches, "batch", 64, "tokens_s")),
@@ -179,20 +179,20 @@ def step_rows(found: dict[str, Any]) -> list[list[str]]:
 
 
 def serving_parts(found: dict[str, Any]) -> list[str]:
-    """Tables of what serving.py and the timer of products measured."""
+    """Tables of serving.py and of the timer of products."""
     batches, quantized = served(found, "batch").get("rows", []), served(found, "quantized").get("rows", [])
     first, joining = served(found, "first"), served(found, "joining")
     notes = [f"{row['part']}: {one_line(row['error'])}" for row in found["serving"] if "error" in row]
     if first:
         over = first["unseen_over_again"]
         notes.append(
-            f"First tokens: a length never seen takes {over['median']:.3f} of the same again in the median of "
-            f"{len(first['lengths'])}, {over['most']:.3f} at the most; the very first {first['very_first_ms']:.0f} ms."
+            f"First tokens: a new length takes {over['median']:.3f} of the time of a known one in the median of "
+            f"{len(first['lengths'])}, {over['most']:.3f} at most; the very first {first['very_first_ms']:.0f} ms."
         )
     if joining:
         notes.append(
-            f"While seven long prompts join, a running request waits {joining['longest_gap_ms']:.0f} ms at the most "
-            f"for a token, {joining['over_step_and_chunk']:.2f} of a step with one chunk; alone "
+            f"While seven long prompts join, a running request waits at most {joining['longest_gap_ms']:.0f} ms "
+            f"for a token, {joining['over_step_and_chunk']:.2f} of a step with one chunk; alone it waits "
             f"{joining['alone']['median_ms']:.2f} ms."
         )
     if "completions_that_differ" in found["speculate"]:
@@ -230,22 +230,22 @@ def markdown(found: dict[str, Any]) -> str:
         "# Acceptance run on a GPU",
         "\n".join(f"- {key}: {value}" for key, value in found["machine"].items()) or "- machine: unknown",
         table(["figure", "target", "measured", "reached"], reached),
-        "Host waits are 0 by construction: the next step is queued before the host looks at the last one. What is "
-        "measured is that a step takes no longer while the host is away for 40 % of it (*busy host*, "
-        f"at most {AWAY}); with a wait in every token it would be 1.4.",
+        "Host waits are 0 by construction: the host queues the next step before it reads the last token. The test "
+        "keeps the host busy for 40 % of a step and compares the step's time with the usual one (*busy host*, "
+        f"at most {AWAY}); with a wait at every token the ratio would be 1.4.",
         "## Checks",
         table(["step", "", "s"], [[c["name"], c["state"], str(c["seconds"])] for c in found["checks"]]),
         "## One step, batch 1",
         table(["shape", "", "ms, median", "10–90 %", "GB/s", "busy host"], step_rows(found)),
         *(
-            f"Device copy beside {row['shape']}: {row['copy_gb_s']:.0f} GB/s read and written; bytes alone give "
-            f"{row['bytes_ratio']:.2f} for fused / alone."
+            f"Device copy beside {row['shape']}: {row['copy_gb_s']:.0f} GB/s read and written; the ratio of bytes, "
+            f"fused / alone, is {row['bytes_ratio']:.2f}."
             for row in found["steps"]
             if "copy_gb_s" in row and "bytes_ratio" in row
         ),
         *(
-            f"Kernels that may not start early ({row['shape']}): a fused step takes {late['over_usual']:.3f} of the "
-            f"usual time; α is {'the same' if late['same_alpha'] else '**another**'}."
+            f"Without early starts of kernels ({row['shape']}), a fused step takes {late['over_usual']:.3f} of the "
+            f"usual time; α is {'the same' if late['same_alpha'] else '**different**'}."
             for row in found["steps"]
             if "over_usual" in (late := row.get("fused, not early", {}))
         ),

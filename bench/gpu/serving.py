@@ -1,8 +1,7 @@
-"""What serving asks of a GPU, or with ``--device cpu`` of the processor, on shapes of the paper with random weights.
+"""Measure serving on a GPU, or with ``--device cpu`` on the processor, on shapes of the paper with random weights.
 
-Parts: ``first`` (time to the first token of prompts whose lengths were never seen, and of the same lengths again),
-``joining`` (gaps between the tokens of a running request while one long prompt joins, and seven at once), ``batch``
-(tokens a second) and
+Parts: ``first`` (time to the first token for prompts of new lengths, and of the same lengths again), ``joining`` (gaps
+between the tokens of a running request while one long prompt joins, and seven at once), ``batch`` (tokens a second) and
 ``quantized`` (the large model alone in int8 and int4, beside the bytes that it reads). Each writes
 OUTPUT/serving-PART.json.
 """
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-# Last, because in the repository the sources of dlf would hide the installed package.
+# Last, because the sources of dlf in the repository would hide the installed package.
 sys.path.append(str(Path(__file__).parents[2]))
 
 from bench.gpu.shapes import FAMILIES, MODELS, Shape, native_weights  # noqa: E402
@@ -37,7 +36,7 @@ PARTS = ("first", "joining", "batch", "quantized")
 
 
 class Loop:
-    """A step loop over random models, and what it gives each request."""
+    """A step loop over random models."""
 
     def __init__(
         self, weights: Sequence[Any], max_batch: int, vocab: int, context: int = CONTEXT, threads: int | None = None
@@ -66,7 +65,7 @@ class Loop:
         return self.next
 
     def step(self) -> set[int]:
-        """Requests that got a token."""
+        """Run a step, and return the requests that got a token."""
         outputs = self.loop.step()
         for output in outputs:
             if output.failure:
@@ -74,7 +73,7 @@ class Loop:
         return {output.request for output in outputs}
 
     def run(self, steps: int, batch: int) -> list[float]:
-        """Seconds of each of so many steps that give all of `batch` requests a token."""
+        """Seconds of each of `steps` steps in which all `batch` requests decode."""
         while len(self.step()) < batch:
             pass
         for _ in range(5):
@@ -88,7 +87,7 @@ class Loop:
         return times
 
     def first_token(self, length: int) -> float:
-        """Milliseconds from a prompt's coming to its first token."""
+        """Milliseconds from adding a prompt to its first token."""
         begin = time.perf_counter()
         request = self.add(length, 2)
         while request not in self.step():
@@ -115,10 +114,10 @@ def first(fused: Callable[[int], Loop]) -> dict[str, Any]:
 
 
 def joining(fused: Callable[[int], Loop]) -> dict[str, Any]:
-    """Prompts of the longest context arrive at once while one request decodes.
+    """Measure the gaps between tokens of a request while prompts of LONGEST tokens join, one alone and seven at once.
 
-    One alone shows how long a step with a chunk takes; its longest gap is the measure of the others. Of several rounds
-    the shortest counts, since whatever else the machine does only adds.
+    The longest gap with one prompt is the time of a step with a chunk; the gap with seven is compared with it. The
+    shortest of several rounds counts, since other load of the machine only adds time.
     """
     loop = fused(8)
     running = loop.add(PROMPT, CONTEXT)
@@ -158,7 +157,7 @@ def batch(fused: Callable[[int], Loop]) -> dict[str, Any]:
 
 
 def weight_bytes(shape: Shape, precision: str) -> int:
-    """What a token reads of one model's weights."""
+    """Bytes of a model's weights that a token reads."""
     parameters = shape.num_hidden_layers * shape.layer_parameters + shape.vocab_size * shape.hidden_size
     return int(parameters * {"bf16": 2.0, "int8": 1.0, "int4": 0.5 + 2 / 32, "int4-g64": 0.5 + 2 / 64}[precision])
 
@@ -181,16 +180,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the processor, with --device cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads, with --device cpu")
     parser.add_argument("--shape", default="13b+1.1b", choices=list(FAMILIES), help="the large and the small models")
-    parser.add_argument(
-        "--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, with commas between them"
-    )
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}, separated by commas")
     options = parser.parse_args()
     parts = options.parts.split(",")
     unknown = [one for one in parts if one not in PARTS]
     if unknown:
-        parser.error(f"no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+        parser.error(f"no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     shapes = [MODELS[model] for model in FAMILIES[options.shape]]
     on_cpu = options.device == "cpu"
     if on_cpu and "quantized" in parts:
@@ -206,7 +203,7 @@ def main() -> int:
         if not weights:
             weights.extend(native_weights(shape, seed) for seed, shape in enumerate(shapes))
             if on_gpu:
-                torch.cuda.synchronize()  # the loop copies them on streams of its own
+                torch.cuda.synchronize()  # the loop copies them on its own streams
         return Loop(weights, max_batch, shapes[0].vocab_size, threads=options.threads if on_cpu else None)
 
     options.output.mkdir(parents=True, exist_ok=True)
@@ -218,7 +215,7 @@ def main() -> int:
                 found = quantized(shapes[0], copy_gb_s)
             else:
                 found = {"first": first, "joining": joining, "batch": batch}[part](fused)
-        except Exception as error:  # the other parts may go well
+        except Exception as error:  # the other parts may succeed
             found = {"error": f"{type(error).__name__}: {error}"[:2000]}
             good = False
         row = head | {"part": part, "copy_gb_s": copy_gb_s} | found

@@ -32,12 +32,12 @@ class Shape:
 
     @property
     def weight_bytes(self) -> int:
-        """In bfloat16."""
+        """Bytes in bfloat16."""
         ends = 2 * self.vocab_size * self.hidden_size + self.hidden_size
         return 2 * (ends + self.num_hidden_layers * self.layer_parameters)
 
     def read_bytes(self, context: int) -> int:
-        """What one step of one sequence reads: all weights but the embedding, and the cache."""
+        """Bytes that a step of one sequence reads: all weights but the embedding, and the cache."""
         return self.weight_bytes - 2 * self.vocab_size * self.hidden_size + self.cache_bytes(context)
 
     def cache_bytes(self, context: int) -> int:
@@ -72,7 +72,7 @@ MODELS = {
     "tiny large": Shape(64, 128, 2, 4, 4, 128),
     "tiny small": Shape(32, 64, 1, 2, 1, 128),
 }
-# The large model, and the expert and its base.
+# Large model, expert and base.
 FAMILIES = {
     "13b+1.1b": ("13B", "1.1B", "1.1B"),
     "13b+7b": ("13B", "7B", "7B"),
@@ -83,17 +83,17 @@ FAMILIES = {
 
 
 def device() -> torch.device:
-    """The GPU, or the CPU beside an emulated one."""
+    """The GPU, or the CPU if the GPU is emulated."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def native_weights(shape: Shape, seed: int, precision: str = "bf16") -> Any:
-    """Random weights for `_C.StepLoop`. All layers are one and the same here; the loop copies each for itself.
+    """Random weights for `_C.StepLoop`. All layers share their tensors; the loop copies those of each layer.
 
     Parameters
     ----------
     precision : str
-        "bf16", or a kind of quantized weights, whose tiles are drawn as they are.
+        "bf16", or a kind of quantized weights, whose tiles are drawn directly.
     """
     from dlf import _C
     from dlf.checkpoints.config import read_config
@@ -131,7 +131,7 @@ def native_weights(shape: Shape, seed: int, precision: str = "bf16") -> Any:
 
 
 def transformers_model(shape: Shape, seed: int) -> Any:
-    """The same in ``transformers``."""
+    """A random model of this shape in ``transformers``."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings = {key: value for key, value in shape.config().items() if key not in ("architectures", "model_type")}

@@ -15,18 +15,18 @@
 #include "sampling/cuda/sampler_state.h"
 #include "support/cuda/runtime.h"
 
-// Time of one fusion solve and of one choice of a token on a GPU, as lines of JSON on stdout. Many of them are captured
-// in a graph and the graph is replayed, so that no launch by the host is in the time.
+// Prints the time of one fusion solve and of one sampled token on a GPU, as lines of JSON on stdout. It captures many
+// of them in a graph and replays it, so the time includes no launch by the host.
 //
 //   dlf_solver_time [--tiny | --targets]
 //
-// --targets takes seconds: only the shapes that have a target.
+// --targets measures only the shapes that have a target, which takes seconds.
 namespace dlf::cuda {
 namespace {
 
-constexpr int64_t kLeastRows = 16;  // different logits, so that sweeps are an average
+constexpr int64_t kLeastRows = 16;  // different logits, to average the number of sweeps
 constexpr int kTop = 20;
-constexpr int64_t kMaxTokens = 4096;  // of a history, which is no longer added to when it is full
+constexpr int64_t kMaxTokens = 4096;  // of a history; a full one takes no more
 
 struct Plan {
   std::vector<int64_t> vocabularies = {32'000, 128'256, 151'936, 262'144};
@@ -43,8 +43,8 @@ struct Rows {
   at::Tensor experts;
 };
 
-// The two kinds of bench/solver.py, drawn on the device: a long tail that all models share, and the same with 40
-// candidates far above the rest, as in the middle of a sentence.
+// Draws one of the two kinds of bench/solver.py on the device: a long tail that all models share, or with `peaked` the
+// same with 40 candidates far above the rest, as in the middle of a sentence.
 Rows draw(int64_t rows, int64_t vocab, int experts, bool peaked) {
   const auto floats = on_device(0).dtype(at::kFloat);
   at::Tensor shared;
@@ -101,7 +101,7 @@ void time_solver(const Plan& plan, int64_t vocab, int experts, int batch, bool p
     args.vocab = vocab;
     solve(args, queue.stream());
   };
-  queue.run([&] { solve_rows(0); });  // readies the kernel for the capture
+  queue.run([&] { solve_rows(0); });  // loads the kernel before the capture
   queue.synchronize();
   Graph graph;
   graph.capture(queue, [&] {

@@ -1,7 +1,7 @@
-"""Time of one fused step on a GPU, on the shapes of the paper with random bfloat16 weights.
+"""Measure one fused step on a GPU, on shapes of the paper with random bfloat16 weights.
 
-Parts: ``dlf`` (fused, the large model alone, both with and without a graph and with kernels that may not start early,
-and a device copy in the same process), ``eager`` (the paper's loop in ``transformers``) and ``compiled`` (the same with
+Parts: ``dlf`` (fused and the large model alone, each with a graph, without one and without early starts of kernels, and
+a device copy in the same process), ``eager`` (the paper's loop in ``transformers``) and ``compiled`` (the same with
 static caches and torch.compile). Every part of every shape writes OUTPUT/steps-SHAPE-PART.json.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-# Last, because in the repository the sources of dlf would hide the installed package.
+# Last, because the sources of dlf in the repository would hide the installed package.
 sys.path.append(str(Path(__file__).parents[2]))
 
 from bench.gpu.shapes import FAMILIES, MODELS, Shape, device, native_weights, transformers_model  # noqa: E402
@@ -37,7 +37,7 @@ class DoesNotFitError(Exception):
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
-    """Median, and where the middle 80 % lie, in milliseconds."""
+    """Median and bounds of the middle 80 %, in milliseconds."""
     ordered = sorted(1e3 * one for one in seconds)
     last = len(ordered) - 1
     return {
@@ -49,12 +49,12 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def warm_up(steps: int) -> int:
-    """Steps that are not measured: the first one captures nothing yet, the second does."""
+    """Steps before the measured ones: the first runs kernel by kernel, a later one captures the graph."""
     return max(3, min(8, steps))
 
 
 def measure(step: Callable[[], object], steps: int, host_work: float = 0.0) -> list[float]:
-    """Seconds from one result to the next; the host is busy elsewhere for `host_work` of them before each step."""
+    """Seconds from one result to the next; the host is busy for `host_work` seconds before each step."""
     for _ in range(warm_up(steps)):
         step()
     times = []
@@ -77,7 +77,7 @@ def free_memory() -> None:
 
 
 def check_fit(shapes: Sequence[Shape], more: int = 0) -> None:
-    """Raise `DoesNotFitError` where the models do not fit; `more` is what else will lie there."""
+    """Raise `DoesNotFitError` if the models do not fit, with `more` bytes beside them."""
     if not torch.cuda.is_available():
         return
     free_memory()
@@ -110,7 +110,7 @@ def copy_bandwidth(nbytes: int) -> float:
 
 @contextmanager
 def not_early() -> Iterator[None]:
-    """Kernels of loops made in here start when the kernel before them has ended."""
+    """Make loops whose kernels wait for the end of the kernel before them."""
     before = os.environ.get("DLF_CUDA_EARLY")
     os.environ["DLF_CUDA_EARLY"] = "0"
     try:
@@ -122,7 +122,7 @@ def not_early() -> Iterator[None]:
 
 
 def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check_waits: bool) -> dict[str, Any]:
-    """Times of `_C.StepLoop`: fused where there are three models."""
+    """Times of `_C.StepLoop`, fused if there are three models."""
     from dlf import _C
     from dlf.sampling import SamplingOptions
 
@@ -138,13 +138,13 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
     last: dict[str, Any] = {}
 
     def begin() -> None:
-        # The last step that is on its way must be one of this request's.
+        # Enough tokens that the step still in flight at the end is one of this request.
         prompts = [_C.Prompt(prompt)] * len(weights)
         loop.add(_C.Request(0, prompts, [0] if fused else [], sampling, warm_up(steps) + steps + 2))
 
     def step() -> None:
         outputs = loop.step()
-        while not outputs:  # only the prompt was read
+        while not outputs:  # the step only read the prompt
             outputs = loop.step()
         if outputs[0].failure:
             raise RuntimeError(outputs[0].failure.message)
@@ -155,8 +155,8 @@ def time_loop(weights: Sequence[Any], vocab: int, graph: bool, steps: int, check
     loop.cancel(0)
     row = summary(times) | {"alpha_of_last_step": last["alpha"]}
     if check_waits:
-        # The host is away for 40 % of every step. The device has the next step already, so nothing gets slower; had it
-        # to wait for the host once a token, every step would take 40 % longer.
+        # The host is busy for 40 % of every step. The device has the next step queued, so nothing gets slower; if it
+        # had to wait for the host at every token, every step would take 40 % longer.
         begin()
         row["busy_host"] = summary(measure(step, steps, 0.4e-3 * row["median_ms"]))
         row["busy_host_ratio"] = row["busy_host"]["median_ms"] / row["median_ms"]
@@ -171,7 +171,7 @@ def dlf_part(shapes: Sequence[Shape], steps: int) -> dict[str, Any]:
     free_memory()
     weights = [native_weights(shape, seed) for seed, shape in enumerate(shapes)]
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # the loop copies them on streams of its own
+        torch.cuda.synchronize()  # the loop copies them on its own streams
     vocab = shapes[0].vocab_size
     row["fused"] = time_loop(weights, vocab, True, steps, True)
     row["fused, no graph"] = time_loop(weights, vocab, False, steps, False)
@@ -209,9 +209,9 @@ def transformers_part(shapes: Sequence[Shape], steps: int, compiled: bool) -> di
 
 
 def run(name: str, part: str, steps: int, output: Path) -> bool:
-    """Measure one part of one shape and write it; whether the shape fits and nothing failed."""
+    """Measure one part of one shape and write it; return whether it fitted and succeeded."""
     path = output / f"steps-{name}-{part}.json"
-    path.unlink(missing_ok=True)  # should this run be cut off
+    path.unlink(missing_ok=True)  # so that no old result stays if this run is killed
     row: dict[str, Any] = {"shape": name, "part": part, "models": FAMILIES[name], "torch": torch.__version__}
     row["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "emulated"
     shapes = [MODELS[model] for model in FAMILIES[name]]
@@ -220,7 +220,7 @@ def run(name: str, part: str, steps: int, output: Path) -> bool:
         row |= found
     except DoesNotFitError as error:
         row["skipped"] = str(error)
-    except Exception as error:  # the other parts may go well
+    except Exception as error:  # the other parts may succeed
         row["error"] = f"{type(error).__name__}: {error}"[:2000]
         print(f"{name}, {part}: {row['error']}", file=sys.stderr)
     free_memory()
@@ -233,16 +233,16 @@ def run(name: str, part: str, steps: int, output: Path) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the JSON files")
-    parser.add_argument("--shapes", default="13b+1.1b", help=f"some of {', '.join(FAMILIES)}, with commas between them")
+    parser.add_argument("--shapes", default="13b+1.1b", help=f"some of {', '.join(FAMILIES)}, separated by commas")
     parser.add_argument("--parts", default="dlf,eager,compiled", help=f"some of {', '.join(PARTS)}")
-    parser.add_argument("--steps", type=int, default=100, help="steps that are measured, at most 800")
-    parser.add_argument("--fallback", help="the shape to measure where one of --shapes does not fit")
+    parser.add_argument("--steps", type=int, default=100, help="steps to measure, at most 800")
+    parser.add_argument("--fallback", help="the shape to measure instead of one of --shapes that does not fit")
     options = parser.parse_args()
     shapes, parts = options.shapes.split(","), options.parts.split(",")
     for kind, given, known in (("shape", [*shapes, options.fallback or shapes[0]], FAMILIES), ("part", parts, PARTS)):
         unknown = [one for one in given if one not in known]
         if unknown:
-            parser.error(f"no {kind} {unknown[0]!r}; there are {', '.join(known)}")
+            parser.error(f"no {kind} {unknown[0]!r}; choose from {', '.join(known)}")
     if not 1 <= options.steps <= 800:
         parser.error("--steps must be from 1 to 800")
     if not torch.cuda.is_available() and shapes != ["tiny"]:

@@ -1,4 +1,4 @@
-"""A figure with its uncertainty: the bootstrap carried through sums, differences and ratios."""
+"""A figure with its uncertainty: a bootstrap that carries through means, differences and ratios."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, and what it would have been with other items: the same draws of items for all systems.
+    """A value, and its values on bootstrap draws of the items, which are the same for all systems.
 
-    What is computed from several estimates is computed for each draw, so that a difference of two systems has the
-    interval of paired items.
+    Arithmetic works draw by draw, so a difference of two systems has the interval of paired items.
     """
 
     value: float
@@ -29,12 +28,12 @@ class Estimate:
 
     @classmethod
     def of(cls, scores: Floats, items: str) -> Estimate:
-        """The mean score of items that are known by a name, such as the task's: [count]."""
+        """The mean of `scores` [count]; equal names of `items`, such as the task's, give equal draws."""
         return cls(float(scores.mean()), _weights(items, len(scores)) @ scores)
 
     def interval(self, share: float = 0.95) -> tuple[float, float]:
         """Percentiles that hold `share` of the draws."""
-        known = self.draws[np.isfinite(self.draws)]  # a ratio to nothing is not
+        known = self.draws[np.isfinite(self.draws)]  # a ratio to zero is not finite
         if not known.size:
             return float("nan"), float("nan")
         low, high = np.quantile(known, [(1 - share) / 2, (1 + share) / 2])
@@ -50,12 +49,12 @@ class Estimate:
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean over tasks, whose items are drawn one without the other."""
+    """The mean over tasks, whose items are drawn independently."""
     return Estimate(float(np.mean([one.value for one in estimates])), np.mean([one.draws for one in estimates], axis=0))
 
 
 @cache
 def _weights(items: str, count: int) -> Floats:
-    """How often each item is drawn, as its share: [DRAWS, count]."""
+    """The share of each item in each draw: [DRAWS, count]."""
     random = np.random.default_rng(zlib.crc32(items.encode()))
     return random.multinomial(count, np.full(count, 1 / count), DRAWS) / count

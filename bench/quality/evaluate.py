@@ -1,4 +1,4 @@
-"""Scores of every item for every system, through lm-evaluation-harness; an interrupted run goes on where it was."""
+"""Scores every item for every system with lm-evaluation-harness; an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dlf.experts.merged import merged_experts
 
 __all__ = ["Scorer"]
 
-# Of a sample of lm-evaluation-harness, the first that it has: what a task is known by.
+# The score of a sample of lm-evaluation-harness is the first of these that it has.
 METRICS = ("exact_match", "acc", "rouge2", "rougeL", "f1", "em", "bleu_acc")
 _Job: TypeAlias = tuple[str, System, Sequence[str]]
 _Scored: TypeAlias = tuple[str, System, str, Floats]
@@ -34,19 +34,19 @@ _Scored: TypeAlias = tuple[str, System, str, Floats]
 
 @dataclass
 class Scorer:
-    """Runs systems on tasks and keeps what came of it.
+    """Runs systems on tasks and keeps their scores.
 
     Parameters
     ----------
     work
-        Folder of the kept scores.
+        Folder of the scores.
     include
         Folder of task files beside those of the harness, if any.
     limit
-        Items of a task at most.
+        Most items of a task.
     workers
-        Processes that score, each one system on one task at a time, with engines of one thread: most of the time of
-        small models is the harness', which knows one thread. With 1, systems run in this process.
+        Processes that score, each one system on one task at a time, with engines of one thread: small models spend
+        most of the time in the harness, which has one thread. With 1, systems run in this process.
     """
 
     work: Path
@@ -56,11 +56,11 @@ class Scorer:
     known: dict[tuple[str, str], Floats] = field(default_factory=dict)
 
     def scores(self, key: str, task: str) -> Floats | None:
-        """Of every item of a task, if the system was run on it."""
+        """Scores of every item of a task, if the system was run on it."""
         return self.known.get((key, task))
 
     def knows(self, task: str) -> bool:
-        """Whether there is such a task, or such tasks."""
+        """Whether `task` names a task, or several."""
         return bool(self._manager.match_tasks([task]))
 
     def run(self, wanted: Iterable[tuple[str, System, Sequence[str]]], progress: Progress) -> None:
@@ -76,24 +76,24 @@ class Scorer:
                 progress.update(bar, advance=1, description=f"{key:20}")
 
     def _here(self, todo: Iterable[_Job]) -> Generator[_Scored]:
-        """One after the other; each engine is made once."""
+        """Score the systems one after the other; make each engine once."""
         for key, system, tasks in todo:
             for task, scores in self._run(system, tasks) if tasks else ():
                 yield key, system, task, scores
 
     def _apart(self, todo: Iterable[_Job]) -> Generator[_Scored]:
-        """As processes get round to them."""
+        """Score in several processes, in any order."""
         single = [(key, system, task) for key, system, tasks in todo for task in tasks]
         if not single:
             return
         score = partial(_score_one, replace(self, workers=1, known={}))
-        # Spawned, as threads do not survive a fork.
+        # Spawned, since threads do not survive a fork.
         with multiprocessing.get_context("spawn").Pool(self.workers, _start_worker) as pool:
             yield from pool.imap_unordered(score, single)
 
     @cached_property
     def _manager(self) -> Any:
-        """What finds tasks: it reads every task file once."""
+        """The harness's index of tasks; it reads every task file once."""
         from lm_eval.tasks import TaskManager
 
         return TaskManager(include_path=self.include, include_defaults=self.include is None)
@@ -106,7 +106,7 @@ class Scorer:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         with _engine(system) as engine:
             for task in tasks:
-                with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # bars of its own
+                with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # hides its progress bars
                     found = lm_eval.simple_evaluate(
                         DLF(engine=engine),
                         tasks=[task],
@@ -131,14 +131,14 @@ class Scorer:
         return (key, task) in self.known
 
     def _file(self, system: System, task: str) -> Path:
-        """Named by everything that the scores depend on, the weights' files included."""
+        """The file of scores, named by a hash of everything that they depend on, also the weights' files."""
         engine = {key: value for key, value in system.engine.items() if key != "threads"}
         about = [_describe(engine), task, self.limit, dlf.__version__]
         return self.work / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.json"
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends it
     torch.set_num_threads(1)
 
 
@@ -151,7 +151,7 @@ def _score_one(scorer: Scorer, job: tuple[str, System, str]) -> _Scored:
 
 @contextlib.contextmanager
 def _engine(system: System) -> Iterator[dlf.Engine]:
-    """A merge may run alone as well: as the large model."""
+    """Make the engine of a system, whose large model may be a merge."""
     large = system.engine["large"]
     with contextlib.ExitStack() as stack:
         if isinstance(large, dlf.TaskArithmetic):
@@ -165,20 +165,20 @@ def _scores(samples: Sequence[Mapping[str, Any]]) -> Floats:
     first = samples[0]["filter"]
     metric = next((name for name in METRICS if name in samples[0]), None)
     if metric is None:
-        raise ValueError(f"the task has no metric that is known here; it has {', '.join(samples[0]['metrics'])}")
+        raise ValueError(f"the task has no known metric; add one of {', '.join(samples[0]['metrics'])} to METRICS")
     chosen = sorted((one for one in samples if one["filter"] == first), key=lambda one: one["doc_id"])
     return np.array([float(one[metric]) for one in chosen], np.float64)
 
 
 def _describe(value: Any) -> Any:
-    """A value as JSON, with the size and time of each file where it is the folder of a model."""
+    """A value as JSON; the folder of a model has the size and time of each of its files."""
     if is_dataclass(value):
         return [type(value).__name__, *(_describe(getattr(value, one.name)) for one in fields(value))]
     if isinstance(value, Mapping):
         return [[_describe(key), _describe(one)] for key, one in value.items()]
     if isinstance(value, (list, tuple)):
         return [_describe(one) for one in value]
-    if isinstance(value, (str, os.PathLike)) and os.path.isdir(value):  # of Path, a long text is an error
+    if isinstance(value, (str, os.PathLike)) and os.path.isdir(value):  # Path raises for a long text
         files = sorted(Path(value).glob("*.safetensors"))
         return [str(value), [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,4 +1,4 @@
-"""The paper's claims, and what they come to here."""
+"""The paper's claims, checked on our tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ONE_EXPERT = ("dynamic", "expert alone", "large base")
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure and the bound that it should keep; "wholly above" means the whole of its interval."""
+    """A figure and its bound; "wholly above" means its whole interval."""
 
     title: str
     found: Estimate
@@ -37,7 +37,7 @@ class Finding:
 
 
 def findings(tables: list[Filled]) -> list[Finding]:
-    """What the tables say of the paper's claims, as far as they are filled."""
+    """The paper's claims, with our figures from filled tables."""
     single, several, _, _, solver = tables[:5]
 
     def cell(table: Filled, row: str, heading: str) -> Estimate:

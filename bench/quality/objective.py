@@ -1,4 +1,4 @@
-"""What the exact solver and the paper's grid make of one objective, on logits of models that answer problems."""
+"""Compares the exact solver and the paper's grid on one objective, with logits of models that answer problems."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bench.reading import Reader
 
 __all__ = ["compare"]
 
-PROBLEMS = 100  # of each task
+PROBLEMS = 100  # for each task
 
 
 def compare(models: Path, threads: int) -> dict[str, Any]:
-    """Mean of (f - a)^2 + (g - b)^2 at every token of the answers, for both, and how far their weights lie apart."""
+    """Mean of (f - a)^2 + (g - b)^2 at every token of the answers, for both, and the distance of their weights."""
     losses: dict[str, list[np.ndarray]] = {"select": [], "grid": []}
     apart = []
     for large, base, expert in _logits(models, threads):
@@ -39,7 +39,7 @@ def compare(models: Path, threads: int) -> dict[str, Any]:
 
 
 def _logits(models: Path, threads: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Of the large model, the base and the task's expert at every token of a right answer: [tokens, vocab] each."""
+    """Logits of large model, base and the task's expert at every token of a right answer: [tokens, vocab] each."""
     names = ["large-base", "small-base", *(f"{task}-expert" for task in corpus.SEEN)]
     readers = {name: Reader(models / name, threads) for name in names}
     for task in corpus.SEEN:

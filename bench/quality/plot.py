@@ -1,4 +1,4 @@
-"""Pictures: the tables as bars with their intervals, and α along an answer of each task."""
+"""Plots the tables as bars with their intervals, and α along an answer of each task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = (
 
 
 def plot_tables(tables: Sequence[Filled], path: Path) -> None:
-    """A group of bars for each column, one panel a table."""
+    """Plot each table as a panel, with a group of bars for each column."""
     figure = Figure(figsize=(11, 3.4 * len(tables)), layout="constrained", facecolor="white")
     for axes, table in zip(np.atleast_1d(figure.subplots(len(tables), 1)), tables, strict=True):
         _bars(axes, table)
@@ -54,7 +54,7 @@ def _bars(axes: Axes, table: Filled) -> None:
 
 
 def plot_traces(models: Path, path: Path, threads: int) -> None:
-    """α at each token of what dynamic fusion says to the first held-out problem of each task."""
+    """Plot α at each token of dynamic fusion's answer to the first held-out problem of each task."""
     figure = Figure(figsize=(11, 2.3 * len(corpus.SEEN)), layout="constrained", facecolor="white")
     for axes, task in zip(figure.subplots(len(corpus.SEEN), 1), corpus.SEEN, strict=True):
         expert = dlf.Expert(models / f"{task}-expert", base=models / "small-base")

@@ -1,4 +1,4 @@
-"""The command: which models, which tasks, and where what was found is written."""
+"""The command ``python -m bench quality``: its models, tasks and output files."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ RESULTS = Path(__file__).parents[1] / "results"
 TASKS = Path(__file__).parents[1] / "family" / "tasks"
 TUNED = RESULTS / "quality-tuned.json"
 WORK = Path("build/quality")
-WIDE = 130  # columns of a terminal in which every figure has its interval
+WIDE = 130  # columns of a terminal that fit every figure with its interval
 
 
 def main(
-    recipe: Annotated[Path | None, typer.Option(help="Models of a recipe, in place of the miniature family.")] = None,
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, with commas between; for a recipe.")] = "",
-    include_path: Annotated[Path | None, typer.Option(help="Folder of further task files; for a recipe.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Recipe of models, instead of the miniature family.")] = None,
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-evaluation-harness, separated by commas; for a recipe.")] = "",
+    include_path: Annotated[Path | None, typer.Option(help="Folder of more task files; for a recipe.")] = None,
     tuned: Annotated[
-        str | None, typer.Option(help="The large model fine-tuned: the upper bound; for a recipe.")
+        str | None, typer.Option(help="The fine-tuned large model, as the upper bound; for a recipe.")
     ] = None,
     models: Annotated[Path, typer.Option(help="Folder of the family's bases and experts.")] = zoo.FOLDER,
-    family: Annotated[Path, typer.Option(help="Folder of the family's fine-tuned large models, if there.")] = FAMILY,
-    limit: Annotated[int | None, typer.Option(help="Items of each task at most.")] = None,
-    batch: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 32,
+    family: Annotated[Path, typer.Option(help="Folder of the family's fine-tuned large models, if any.")] = FAMILY,
+    limit: Annotated[int | None, typer.Option(help="Most items of each task.")] = None,
+    batch: Annotated[int, typer.Option(help="Sequences to decode at once.")] = 32,
     device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads of every engine.")] = None,
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that score, with engines of one thread if several; "
-            "as many as cores for the family unless there are --threads or a card, else 1."
+            help="Processes that score; with several, engines have one thread. "
+            "By default one per core for the family without --threads and on a CPU, else 1."
         ),
     ] = None,
-    work: Annotated[Path, typer.Option(help="Folder of scores, from which an interrupted run goes on.")] = WORK,
-    output: Annotated[Path | None, typer.Option(help="Where to write NAME.json, NAME.md and pictures.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of scores, from which an interrupted run continues.")] = WORK,
+    output: Annotated[Path | None, typer.Option(help="Where to write NAME.json, NAME.md and plots.")] = None,
 ) -> None:
-    """Accuracy of large models fused with small ones: the paper's tables."""
+    """Score large models fused with small ones, and fill the paper's tables."""
     options: dict[str, Any] = {"max_batch": batch, "threads": threads or torch.get_num_threads()}
     card = card_of(device)
-    if card is not None:  # scores from a processor stay known by what they were known by
+    if card is not None:  # without it, the names of scores from a CPU stay the same
         options["device"] = device
     small = recipe is None and threads is None and card is None
     workers = workers or (torch.get_num_threads() if small else 1)
@@ -73,7 +73,7 @@ def main(
     else:
         chosen = [task.strip() for task in tasks.split(",") if task.strip()]
         if not chosen:
-            raise typer.BadParameter("--recipe takes --tasks, such as --tasks gsm8k,truthfulqa_mc1")
+            raise typer.BadParameter("--recipe needs --tasks, such as --tasks gsm8k,truthfulqa_mc1")
         try:
             lineup = systems.of_recipe(recipe, tuned, options)
         except (OSError, ValueError) as error:
@@ -109,7 +109,7 @@ def main(
     if recipe is None:
         from bench.quality import objective, plot
 
-        with console.status("Objective and pictures"):
+        with console.status("Objective and plots"):
             result["objective"] = objective.compare(models, options["threads"])
             plot.plot_traces(models, Path(f"{place}-alpha.png"), options["threads"])
             plot.plot_tables(found[:2], Path(f"{place}.png"))
@@ -142,12 +142,12 @@ def _keep(scorer: Scorer) -> None:
 
 
 def _whole(tables: list[Filled]) -> bool:
-    """Whether every figure could be computed: without the fine-tuned large models some cannot."""
+    """Whether every figure could be computed; some need the fine-tuned large models."""
     return all(cell is not None for table in tables[:2] for row in table.cells for cell in row)
 
 
 def _shown(filled: Filled, width: int) -> Table:
-    """The figures in percent, with their intervals where there is room for them."""
+    """The figures in percent, with their intervals if the terminal is wide enough."""
     table = Table(title=filled.table.title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
     table.caption, table.caption_justify = filled.table.note or None, "left"
     wide = width >= WIDE

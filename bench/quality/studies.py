@@ -1,4 +1,4 @@
-"""The tables of the paper, and those that it leaves out."""
+"""The paper's tables, and some more."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _everywhere(title: str, system: str) -> Row:
 
 
 def _single(title: str, pattern: str) -> Row:
-    """Each task's own expert; all of them where there is none."""
+    """A row with each task's own expert; for the task without one, all experts."""
     own = {TASKS[name]: [pattern.format(name)] for name in corpus.SEEN}
     return Row(title, own | {UNSEEN: [pattern.format(name) for name in corpus.SEEN]})
 

@@ -1,4 +1,4 @@
-"""Ways to answer: which models, and how their logits come together."""
+"""Systems to score: models, and the way to fuse their logits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ ALPHAS = (0.5, 1.0, 1.5)
 DYNAMIC = "dynamic"
 MODES = ("select", "centroid", "joint")
 SHOTS = 2
-# The sum of task vectors is usual at this weight (Ilharco et al., arXiv 2212.04089).
+# A usual weight for the sum of task vectors (Ilharco et al., arXiv 2212.04089).
 MERGE_WEIGHT = 0.4
 
 
 @dataclass(frozen=True)
 class System:
-    """One way to answer."""
+    """One engine to score."""
 
     title: str
     engine: Mapping[str, Any] = field(hash=False)  # arguments of dlf.Engine
@@ -70,9 +70,9 @@ def family(models: Path, tuned: Path | None, options: Mapping[str, Any]) -> Line
     models
         Folder of the bases and experts.
     tuned
-        Folder with the fine-tuned large models too, if there is one.
+        Folder of the fine-tuned large models, if there is one.
     options
-        Of every engine.
+        Options of every engine.
     """
     large, small = str(models / "large-base"), str(models / "small-base")
     experts = {name: dlf.Expert(models / f"{name}-expert", base=small, name=name) for name in corpus.SEEN}
@@ -99,8 +99,8 @@ def family(models: Path, tuned: Path | None, options: Mapping[str, Any]) -> Line
 
 
 def examples(task: str, large: str, small: str, options: Mapping[str, Any]) -> dict[str, System]:
-    """The large and the small base with examples of a task before each question, and the difference that they make
-    to the small one carried over to the large one."""
+    """The large and the small base with examples of a task before each question, and the large one fused with the
+    change that the examples make to the small one."""
     shots = [(problem.prompt, problem.completion) for problem in corpus.training(task, 0, SHOTS)]
     expert = dlf.InContext(small, shots, template="{question}{answer}\n\n")
     read = "".join(f"{question}{answer}\n\n" for question, answer in shots) + "{prompt}"
@@ -121,16 +121,16 @@ def of_recipe(path: Path, tuned: str | None, overrides: Mapping[str, Any]) -> Li
     Parameters
     ----------
     path
-        The recipe; its mode, match and weights are replaced by those of the tables.
+        The recipe; the tables replace its `combine`, `match` and weights.
     tuned
-        Folder or hub id of the large model fine-tuned, the upper bound, if there is one.
+        Folder or hub id of the fine-tuned large model, the upper bound, if there is one.
     overrides
-        Of every engine.
+        Options of every engine that replace the recipe's.
     """
     recipe = load_recipe(str(path))
     arguments = recipe.engine_arguments() | overrides
     if "device" in overrides:
-        arguments.pop("device_map", None)  # the recipe's, for other devices
+        arguments.pop("device_map", None)  # the recipe's map is for other devices
     options = {
         key: value
         for key, value in arguments.items()
@@ -138,13 +138,13 @@ def of_recipe(path: Path, tuned: str | None, overrides: Mapping[str, Any]) -> Li
     }
     experts = {expert.label: expert for expert in recipe.experts}
     if len(experts) < len(recipe.experts):
-        raise ValueError(f"{path}: experts need names of their own; give each another name:")
+        raise ValueError(f"{path}: two experts have the same name; give each a different 'name'")
     alone = {key: value for key, value in options.items() if key != "base"}
     systems = {"base": System("large base", {**alone, "large": recipe.large})}
     if tuned is not None:
         systems["tuned/recipe"] = System("large, fine-tuned", {**alone, "large": tuned})
     for name, expert in experts.items():
-        # What has no weights of its own, an adapter or examples, is no model to run alone.
+        # An adapter, or examples, cannot run alone as a model.
         model = expert if isinstance(expert, dlf.TaskArithmetic) else getattr(expert, "model", None)
         if model is not None:
             systems[f"expert/{name}"] = System(f"{name} alone", {**alone, "large": model})

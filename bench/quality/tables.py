@@ -1,4 +1,4 @@
-"""Tables of scores: what each row is made of, and what comes of it."""
+"""Tables of scores: definitions of rows and columns, and their figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to answer: the systems that do it, by the task. Where there are several, their mean for each item."""
+    """The systems of a row, by task; several systems give the mean of their scores for each item."""
 
     title: str
     systems: Mapping[str, Sequence[str]]
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and columns, with a base and an upper bound against which rows are measured in the column `against`."""
+    """Rows and columns; the column `against` compares rows with a base and an upper bound."""
 
     title: str
     columns: Sequence[Column]
@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Filled:
-    """A table with its figures; a cell is missing where a system was not run."""
+    """A table with its figures; a cell is None if a system was not run."""
 
     table: Table
     headings: list[str]

@@ -1,4 +1,4 @@
-"""What the task files beside this one need: the problems, and how answers are scored."""
+"""Problems and scores of answers for the task files in this folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The harness reads this file by its path: bench need not be where Python looks for modules.
+# The harness loads this file by its path, so bench may not be on Python's path.
 sys.path.append(str(Path(__file__).parents[3]))
 
 from datasets import Dataset, DatasetDict
@@ -17,7 +17,7 @@ from bench.family import corpus
 from bench.family.problem import Problem
 
 NUMBER = re.compile(r"-?\d+")
-SHOTS = 100  # problems to draw examples from
+SHOTS = 100  # problems that serve as examples
 
 
 def _row(problem: Problem) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def _row(problem: Problem) -> dict[str, Any]:
 
 
 def _dataset(task: str) -> DatasetDict:
-    # Examples of the task that nobody is fine-tuned on are what our own choices are made by.
+    # The task without fine-tuning has no training problems: its examples are of the development split.
     shots = corpus.training(task, 0, SHOTS) if task in corpus.SEEN else corpus.held_out(task, SHOTS, "dev")
     splits = {"train": shots, "dev": corpus.held_out(task, split="dev"), "test": corpus.held_out(task)}
     return DatasetDict({name: Dataset.from_list([_row(p) for p in problems]) for name, problems in splits.items()})
@@ -59,7 +59,7 @@ def subjects(**_: Any) -> DatasetDict:
 
 
 def last_number(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Whether the last number is right, as the flexible score of gsm8k has it: a base model has a chance too."""
+    """Whether the last number is right, as in gsm8k's flexible score, which also counts answers without ``####``."""
     numbers = NUMBER.findall(results[0])
     return {"exact_match": float(bool(numbers) and numbers[-1] == doc["answer"])}
 
