@@ -59,7 +59,7 @@ __all__: list[str] = [
 
 class Rule:
     """
-    How the weights of some experts come about.
+    How the weights of a request's experts are found.
     """
     @typing.overload
     def __init__(
@@ -71,12 +71,12 @@ class Rule:
         experts: typing.SupportsInt | typing.SupportsIndex,
     ) -> None:
         """
-        For so many experts: `alpha` is empty, or a weight or None for each; `alpha_max` is one bound, or one for each.
+        The rule for `experts` experts: `alpha` is empty, or has a weight or None for each; `alpha_max` has one bound, or one for each.
         """
     @typing.overload
     def __init__(self) -> None:
         """
-        Selects among any experts, their weights solved.
+        The rule "select" for any number of experts, with solved weights.
         """
     @property
     def takes_given(self) -> bool:
@@ -174,12 +174,12 @@ class Sampler:
         step: typing.SupportsInt | typing.SupportsIndex,
     ) -> tuple[typing.Any, ...]:
         """
-        The token chosen by logits[vocab], its log-probability, and the most probable tokens with theirs.
+        Token chosen from logits[vocab], its log-probability, and the most probable tokens with theirs.
         """
 
 class AttentionSpec:
     """
-    What attention computes; the same in all layers.
+    Attention; the same in all layers.
     """
     def __init__(
         self,
@@ -219,7 +219,7 @@ class FeedForwardSpec:
 
 class RopeSpec:
     """
-    How positions turn queries and keys.
+    How positions rotate queries and keys.
     """
     def __init__(
         self,
@@ -244,7 +244,7 @@ class RopeSpec:
 
 class LayerSpec:
     """
-    What a layer may differ in from others.
+    What may differ from layer to layer.
     """
     def __init__(
         self,
@@ -384,7 +384,7 @@ class FinishReason:
 
 class FailureKind:
     """
-    Why a sequence or a score ended before its time.
+    Why a sequence or a score ended early.
 
     Members:
 
@@ -416,7 +416,7 @@ class FailureKind:
 
 class Failure:
     """
-    The same, with words.
+    Why a sequence or a score ended early, with a message.
     """
     def __bool__(self) -> bool: ...
     @property
@@ -426,7 +426,7 @@ class Failure:
 
 class StepOutput:
     """
-    What one step gave one sequence.
+    A token that a step gave a sequence.
     """
     @property
     def alpha(self) -> list[float]: ...
@@ -455,7 +455,7 @@ class StepOutput:
 
 class Prompt:
     """
-    Token ids that a lane reads, and where other prompts may go on differently.
+    Token ids that a lane reads, and the positions after which other prompts may differ.
     """
     def __init__(
         self,
@@ -469,7 +469,7 @@ class Prompt:
 
 class Score:
     """
-    What the fused distributions give the tokens of one continuation.
+    Score of one continuation under the fused distributions.
     """
     @property
     def alpha(self) -> list[float]: ...
@@ -505,7 +505,7 @@ class StepTimings:
 
 class Speculation:
     """
-    Whether and by what tokens of a sequence are drafted.
+    Speculative decoding of a sequence: how many tokens are drafted, and by what.
     """
     def __init__(
         self,
@@ -522,7 +522,7 @@ class Speculation:
 
 class FusionPlan:
     """
-    Which lanes a sequence has, and which of them are experts and bases.
+    Lanes of each sequence, and which of them are experts and bases.
     """
     def __init__(
         self,
@@ -537,7 +537,7 @@ class FusionPlan:
 
 class EngineOptions:
     """
-    What a step loop may take of its machine.
+    Sizes and devices of a step loop.
     """
     def __init__(
         self,
@@ -552,7 +552,7 @@ class EngineOptions:
 
 class Request:
     """
-    A prompt for each lane, empty where no chosen expert needs it, and what is wanted.
+    A prompt for each lane, empty if no chosen expert needs it, and how to decode.
     """
     def __init__(
         self,
@@ -569,7 +569,7 @@ class Request:
 
 class ScoreRequest:
     """
-    Prompts as of a Request, and ways in which they may go on.
+    Prompts as in a Request, and continuations to score.
     """
     def __init__(
         self,
@@ -600,15 +600,15 @@ class StepLoop:
         """
     def prepare(self) -> bool:
         """
-        Does something that a later step would otherwise take time for, where the loop is idle; whether there was.
+        Does some work, if the loop is idle, that would otherwise slow down a later step; returns whether there was any.
         """
     def score(self, request: ScoreRequest, poll: collections.abc.Callable[[], None] | None = None) -> list[Score]:
         """
-        Scores ways in which prompts may go on, beside what is running and without moving it on. Calls poll() now and then, and ends with what it raises.
+        Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an exception from it ends the scoring.
         """
     def step(self) -> list[StepOutput]:
         """
-        Decodes every running sequence one token further, and more where they were drafted.
+        Decodes every running sequence one token further, or more if tokens were drafted.
         """
     @property
     def idle(self) -> bool: ...
@@ -634,7 +634,7 @@ class DeviceInfo:
 
 class ModelSize:
     """
-    What decides how much memory a model takes, before it is loaded.
+    What decides how much memory a model takes; known before it is loaded.
     """
     def __init__(
         self,
@@ -647,7 +647,7 @@ class ModelSize:
 
 class MemoryPart:
     """
-    A part of what a StepLoop takes of a CUDA device.
+    A part of the memory that a StepLoop takes of a CUDA device.
     """
     @property
     def bytes(self) -> int: ...
@@ -665,7 +665,7 @@ def cpu_capability() -> str:
 
 def cuda_devices() -> list[DeviceInfo]:
     """
-    The devices that this process sees: none where dlf was built without CUDA, or where there is no driver.
+    CUDA devices that this process sees; empty without a driver or in a build without CUDA.
     """
 
 def cuda_fusion_solve(
@@ -676,14 +676,14 @@ def cuda_fusion_solve(
     device: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[typing.Any, ...]:
     """
-    The same, solved on a CUDA device; its logits stay there.
+    fusion_solve on a CUDA device; the fused logits stay there.
     """
 
 def cuda_memory(
     models: collections.abc.Sequence[ModelSize], plan: FusionPlan, options: EngineOptions
 ) -> list[MemoryPart]:
     """
-    What a StepLoop on CUDA takes, by device and part; model -1 is all of them.
+    Memory that a StepLoop on CUDA takes, by device and part; model is -1 if all models share it.
     """
 
 def fusion_solve(
@@ -694,7 +694,7 @@ def fusion_solve(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[typing.Any, ...]:
     """
-    alpha, logits, f, g, target_f, target_g and sweeps of the fusion of float32 logits, by one rule for all rows or one for each.
+    Fuses float32 logits, by one rule for all rows or one for each. Returns alpha, logits, f, g, target_f, target_g and sweeps.
     """
 
 def philox_uniform(
@@ -713,7 +713,7 @@ def quantize(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[typing.Any, ...]:
     """
-    Tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).
+    Returns tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).
     """
 
 def sample_many(
