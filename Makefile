@@ -1,17 +1,24 @@
 # `make demo` and `make test` work on a fresh checkout: they need Python 3.11 and g++, and make .venv themselves.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
+# Of tests and compilers at a time.
+JOBS := $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
+
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/release
 # Builds run the CUDA kernels on an emulated device, whatever torch is installed; cuda-check builds the real backend.
 DLF_CUDA ?= OFF
+# OpenMP's threads spin while they wait, in the way of other tests. One process runs a file's tests, which share fixtures.
+PYTEST_OPTIONS := --numprocesses $(JOBS) --dist loadfile
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_OPTIONS)
+CTEST := OMP_WAIT_POLICY=passive $(BIN)/ctest --output-on-failure --parallel $(JOBS)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp test-emulated same-bits asan asan-py torch-check cuda-check lint format stubs stubs-check wheel wheel-check docs clean
+.PHONY: help setup demo test test-py test-cpp test-emulated same-bits asan asan-long asan-py torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -50,10 +57,10 @@ demo: setup ## Fuse the models that ship with the package
 test: test-cpp test-py test-emulated ## Run all tests but the slow ones (pytest -m slow)
 
 test-py: setup ## Run the Python tests
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-cpp: setup ## Run the C++ tests
-	$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --parallel 2
+	$(CTEST) --test-dir $(BUILD)
 
 # Runs the CUDA kernels and the engine around them on the host, without a GPU. Threads, streams and steps of a graph take
 # turns at random, with a fixed seed, which finds missing waits.
@@ -61,7 +68,7 @@ EMULATED_TESTS ?= cuda and not slow
 
 test-emulated: setup ## Run the Python tests of CUDA on an emulated device
 	PYTHONPATH=$(BUILD)/emulated DLF_REQUIRE_CUDA=1 DLF_EMULATION_ORDER=1 DLF_CUDA_EARLY=1 \
-	  $(BIN)/pytest -m "$(EMULATED_TESTS)"
+	  $(PYTEST) -m "$(EMULATED_TESTS)"
 
 # A change of structure must change no bit: runs the cases of tests/bit_cases.py in the build of another revision and in this one.
 SAME_BITS := $(CURDIR)/build/same-bits
@@ -84,10 +91,16 @@ same-bits: setup ## Compare results with those of the revision BASE=..., to the 
 	$(call compare_bits,$(SAME_BITS)/site,,--threads 1)
 	$(call compare_bits,$(SAME_BITS)/build/emulated,$(BUILD)/emulated,--device cuda)
 
-asan: $(VENV)/.tools ## Run the C++ tests under AddressSanitizer and UBSan
+.PHONY: asan-build
+asan-build: $(VENV)/.tools
 	$(BIN)/cmake --preset asan
 	$(BIN)/cmake --build --preset asan
+
+asan: asan-build ## Run the C++ tests under AddressSanitizer and UBSan
 	$(BIN)/ctest --preset asan
+
+asan-long: asan-build ## Run those of them that take minutes each
+	$(BIN)/ctest --preset asan-long
 
 # Python must load the sanitizer's library first. Leaks are not detected, since Python and torch leave memory unfreed at exit.
 ASAN_PY_BUILD := build/asan-py
@@ -126,10 +139,15 @@ $(TORCH:%=torch-check-%): torch-check-%: $(TORCH_VENVS)%/.tools
 	@PATH="$(<D)/bin:$$PATH" $(<D)/bin/python -m pip install --quiet --no-build-isolation \
 	  --config-settings=build-dir=build/torch-$* --config-settings=cmake.define.DLF_BUILD_TESTS=ON \
 	  --config-settings=cmake.define.DLF_CUDA=OFF '.[plot,test]'
-	$(<D)/bin/ctest --test-dir build/torch-$* --output-on-failure --parallel 2
-	$(<D)/bin/pytest
+	$(<D)/bin/ctest --test-dir build/torch-$* --output-on-failure --parallel $(JOBS)
+	$(<D)/bin/pytest $(PYTEST_OPTIONS)
 
 # ---- the CUDA build, which needs nvcc but no GPU
+
+# The kernels include no torch header.
+cuda-kernels: ## Compile the CUDA kernels alone, for one architecture
+	@echo nvcc; ls cpp/*/cuda/*.cu | xargs -n 1 -P $(JOBS) nvcc -c -o /dev/null -arch=sm_90 -std=c++20 -Icpp \
+	  -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror
 
 CUDA_VENV = $(TORCH_VENVS)$(firstword $(TORCH))
 CUDA_BUILD := build/cuda
@@ -152,7 +170,7 @@ lint: setup $(VENV)/.linters ## Check style and types: ruff, mypy, clang-format,
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@echo clang-format; $(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	@echo clang-tidy; echo $(TIDY_FILES) | xargs -n 1 -P 2 $(BIN)/clang-tidy --quiet -p $(BUILD)
+	@echo clang-tidy; echo $(TIDY_FILES) | xargs -n 1 -P $(JOBS) $(BIN)/clang-tidy --quiet -p $(BUILD)
 
 format: $(VENV)/.linters ## Format every source file in place
 	$(BIN)/ruff check --fix

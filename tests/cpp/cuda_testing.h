@@ -7,6 +7,7 @@
 #include <functional>
 #include <initializer_list>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "check.h"
@@ -101,5 +102,8 @@ inline int run_cuda(std::initializer_list<Test> tests) {
   }
   return run(tests);
 }
+
+// Whether --small asks for few launches, since some tools take seconds for each.
+inline bool is_small(int argc, char** argv) { return argc > 1 && std::string_view(argv[1]) == "--small"; }
 
 }  // namespace dlf::testing

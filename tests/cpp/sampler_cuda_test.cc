@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cuda_testing.h"
 #include "sampling/cpu/sampler.h"
 #include "sampling/cuda/sampler_state.h"
 #include "sampling/random.h"
@@ -590,7 +591,7 @@ double chi_square_bound(int degrees) {
 
 void test_draws_follow_the_distribution() {
   constexpr int kRows = 64;
-  constexpr int kSteps = 160;
+  constexpr int kSteps = 64;
   constexpr int64_t kVocab = 48;
   const Floats logits = random_logits(kVocab, 1.5F, 11);
   for (const bool filtered : {false, true}) {
@@ -765,18 +766,12 @@ void test_every_option() { run_beside_cpu(9000, 2.0F, 1); }
 }  // namespace
 }  // namespace dlf
 
-// With --small, only test_every_option() runs.
 int main(int argc, char** argv) {
   using namespace dlf;
-  if (cuda::devices().empty()) {
-    const char* required = std::getenv("DLF_REQUIRE_CUDA");
-    std::puts("skipped: no CUDA device");
-    return required != nullptr && *required == '1' ? 1 : 0;
+  if (testing::is_small(argc, argv)) {
+    return testing::run_cuda({{"every option", test_every_option}});
   }
-  if (argc > 1 && std::strcmp(argv[1], "--small") == 0) {
-    return testing::run({{"every option", test_every_option}});
-  }
-  return testing::run({
+  return testing::run_cuda({
       {"choices are the CPU's", test_choices_are_the_cpus},
       {"the number of blocks does not matter", test_the_number_of_blocks_does_not_matter},
       {"any number of candidates", test_any_number_of_candidates},

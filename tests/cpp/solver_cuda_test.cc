@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cuda_testing.h"
 #include "fusion/cpu/solver.h"
 #include "fusion/cuda/solver.h"
 #include "fusion/joint.h"
@@ -1025,17 +1026,11 @@ void every_kind() {
 }  // namespace
 }  // namespace dlf::cuda
 
-// With --small, only every_kind() runs.
 int main(int argc, char** argv) {
-  if (dlf::cuda::devices().empty()) {
-    std::printf("skipped: no CUDA device\n");
-    const char* required = std::getenv("DLF_REQUIRE_CUDA");
-    return required != nullptr && std::strcmp(required, "1") == 0 ? 1 : 0;
+  if (dlf::testing::is_small(argc, argv)) {
+    return dlf::testing::run_cuda({{"every kind", dlf::cuda::every_kind}});
   }
-  if (argc > 1 && std::strcmp(argv[1], "--small") == 0) {
-    return dlf::testing::run({{"every kind", dlf::cuda::every_kind}});
-  }
-  const int failed = dlf::testing::run({
+  const int failed = dlf::testing::run_cuda({
       {"one expert is solved as on the CPU", dlf::cuda::one_expert_is_solved_as_on_the_cpu},
       {"language models", dlf::cuda::language_models},
       {"two minima", dlf::cuda::two_minima},

@@ -191,10 +191,10 @@ void no_prompt_has_a_size_that_the_library_has_not_met() {
 }
 
 // Drafts change no token: in batches, and with sequences that draft nothing or have another drafter.
-void expect_drafts_to_change_nothing(const Devices& devices) {
+void expect_drafts_to_change_nothing(const Devices& devices, const std::vector<Speculation>& speculations) {
   const auto decode = [](StepLoop& loop, const Speculation& speculation) {
     for (int64_t id = 0; id < 6; ++id) {
-      Request request = make_request(id, 1 + 5 * id, 12, id % 3 == 0 ? 0.0 : 1.0);
+      Request request = make_request(id, 1 + 5 * id, 9, id % 3 == 0 ? 0.0 : 1.0);
       request.speculation = id == 4 ? Speculation() : speculation;
       if (id == 5) {
         request.experts = {1};
@@ -208,33 +208,33 @@ void expect_drafts_to_change_nothing(const Devices& devices) {
   const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {3, kContext, 1});
   const Tokens expected = decode(*cpu, {});
   bool graph = false;
-  for (const Speculation& speculation :
-       {Speculation{4, kAutoDrafter, false}, Speculation{3, 3, false}, Speculation{kMaxDraft, 2, false},
-        Speculation{5, kPromptLookup, false}, Speculation{8}}) {
+  for (const Speculation& speculation : speculations) {
     graph = !graph;
-    EngineOptions some = options(3, graph);
-    some.devices = devices;
-    const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), some);
+    const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options(3, graph, devices));
     EXPECT(decode(*loop, speculation) == expected);
   }
 }
 
-void drafts_change_nothing() { expect_drafts_to_change_nothing(kOne); }
+void drafts_change_nothing() {
+  expect_drafts_to_change_nothing(kOne, {{4, kAutoDrafter, false},
+                                         {3, 3, false},
+                                         {kMaxDraft, 2, false},
+                                         {5, kPromptLookup, false},
+                                         {8, kAutoDrafter, true}});
+}
 
 void drafts_on_two_devices_change_nothing() {
   needs_two_devices();
-  expect_drafts_to_change_nothing(kTwo);
+  expect_drafts_to_change_nothing(kTwo, {{4, kAutoDrafter, false}, {3, 3, false}});
 }
 
-void expect_rules_to_keep_apart(const Devices& devices) {
+void requests_may_have_rules_of_their_own() {
   bool graph = true;
   testing::expect_rules_to_keep_apart([&] {
     graph = !graph;
-    return cuda::make_step_loop(tiny_plan(), tiny_models(), options(4, graph, devices));
+    return cuda::make_step_loop(tiny_plan(), tiny_models(), options(4, graph));
   });
 }
-
-void requests_may_have_rules_of_their_own() { expect_rules_to_keep_apart(kOne); }
 
 // Rules that need the same kernels are one kind of step, with one graph. Three steps of a kind are too few for a
 // capture while requests wait.
@@ -613,7 +613,24 @@ void sequences_go_on_while_something_is_scored() {
 }  // namespace
 }  // namespace dlf
 
-int main() {
+// With --small, every part of the backend runs, mostly on two devices.
+int main(int argc, char** argv) {
+  if (dlf::testing::is_small(argc, argv)) {
+    return dlf::testing::run_cuda({
+        {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits},
+        {"rules that share a kernel share a graph", dlf::rules_that_share_a_kernel_share_a_graph},
+        {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does},
+        {"models may be on two devices", dlf::models_may_be_on_two_devices},
+        {"adapters may be on two devices", dlf::adapters_may_be_on_two_devices},
+        {"prefix caches of two devices change nothing", dlf::prefix_caches_of_two_devices_change_nothing},
+        {"a cancelled sequence leaves its slot", dlf::a_cancelled_sequence_leaves_its_slot},
+        {"logits that are not numbers end only their sequence",
+         dlf::logits_that_are_not_numbers_end_only_their_sequence},
+        {"scores may be of two devices", dlf::scores_may_be_of_two_devices},
+        {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
+        {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
+    });
+  }
   return dlf::testing::run_cuda({
       {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
       {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},

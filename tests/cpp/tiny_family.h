@@ -187,7 +187,7 @@ inline void expect_scores_near(const std::vector<Score>& scores, const std::vect
 // Requests with rules of their own get the same tokens in a batch, drafted or not, as alone.
 inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepLoop>()>& make) {
   const auto request = [](int64_t id, const Speculation& speculation) {
-    Request ruled = make_request(1, 4, 12);
+    Request ruled = make_request(1, 4, 8);
     ruled.id = id;
     ruled.rule = rule_of(id);
     ruled.speculation = speculation;
@@ -195,10 +195,10 @@ inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepL
   };
   const std::vector<int64_t> ids = {0, 1, 2, 3, 4, 6, 7, 12, 17};
   Tokens alone;
+  const auto one_by_one = make();
   for (const int64_t id : ids) {
-    const auto loop = make();
-    loop->add(request(id, {}));
-    alone[id] = run(*loop)[id];
+    one_by_one->add(request(id, {}));
+    alone[id] = run(*one_by_one)[id];
   }
   EXPECT(std::set<std::vector<int64_t>>({alone[0], alone[1], alone[2], alone[3]}).size() > 2);
   for (const Speculation& speculation :
