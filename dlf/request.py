@@ -128,27 +128,27 @@ class RunningRequest:
         return self._stop_strings.push(text)
 
     def completion(self) -> Completion:
-        """Result of the sequence so far."""
+        """Result of the sequence so far; later tokens do not change it."""
         steps = len(self._tokens)
         f, g = np.array(self._divergences, np.float64).reshape(steps, 2).T
         total = sum(self._spent.values()) or 1.0
         return Completion(
             text="".join(self._text),
-            tokens=self._tokens,
+            tokens=list(self._tokens),
             logprobs=np.array(self._logprobs, np.float64),
             alpha=np.array(self._alpha, np.float64).reshape(steps, len(self._experts)),
             f=f,
             g=g,
-            finish_reason=self.finish_reason or "cancelled",
+            finish_reason=self.finish_reason or ("cancelled" if self.cancelled else None),
             prompt_tokens=self._prompt_tokens,
             timings=Timings(
                 time_to_first_token=self._times[0] - self._start if self._times else 0.0,
                 token_times=np.diff(np.array(self._times, np.float64)),
                 shares={part: seconds / total for part, seconds in self._spent.items()},
-                steps=self._steps,
+                steps=list(self._steps),
             ),
             experts=self._experts,
-            top_logprobs=self._top_logprobs,
+            top_logprobs=list(self._top_logprobs),
             cached_tokens=self._cached_tokens,
             passes=self._passes,
             drafted=self._drafted,

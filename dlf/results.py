@@ -106,9 +106,10 @@ class Completion:
         Weight of each expert at each step, float64 ``[steps, experts]``.
     f, g : ndarray
         KL(fused || large) and KL(large || fused) at each step, in nats, float64 ``[steps]``.
-    finish_reason : str
+    finish_reason : str or None
         ``"stop"`` (end of sequence, stop token or stop string), ``"length"`` (max_new_tokens or context),
-        ``"callback"``, ``"error"``, or ``"cancelled"`` for a stream that did not reach its end.
+        ``"callback"``, ``"error"``, or ``"cancelled"`` for a stream that was closed before its end;
+        None while it runs.
     prompt_tokens : int
         Length of the large model's prompt in tokens.
     timings : Timings
@@ -131,7 +132,7 @@ class Completion:
     alpha: npt.NDArray[np.float64]
     f: npt.NDArray[np.float64]
     g: npt.NDArray[np.float64]
-    finish_reason: str
+    finish_reason: str | None
     prompt_tokens: int
     timings: Timings
     experts: list[str] = field(default_factory=list)

@@ -44,7 +44,7 @@ class Stream(Iterator[Piece]):
             self._taking.release()
 
     def completion(self) -> Completion:
-        """Result of the sequence so far, and why it ended, if it did."""
+        """Result of the sequence so far, and why it ended: None while it runs. Later tokens do not change it."""
         return self._call.requests[0].completion()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class AsyncStream(AsyncIterator[Piece]):
             self._taking = False
 
     def completion(self) -> Completion:
-        """Result of the sequence so far, and why it ended, if it did.
+        """Result of the sequence so far, and why it ended: None while it runs. Later tokens do not change it.
 
         Raises
         ------

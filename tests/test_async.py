@@ -60,7 +60,9 @@ async def tokens(stream: dlf.AsyncStream) -> list[int]:
 def test_a_stream_is_what_generate_gives(engine: dlf.AsyncEngine, expected: dlf.Completion) -> None:
     async def stream() -> None:
         stream = engine.generate(PROMPT, **OPTIONS)
-        pieces = [piece async for piece in stream]
+        pieces = [await anext(stream)]
+        assert stream.completion().finish_reason is None
+        pieces += [piece async for piece in stream]
         assert [piece.token for piece in pieces] == expected.tokens
         assert [piece.logprob for piece in pieces] == expected.logprobs.tolist()
         assert "".join(piece.text for piece in pieces) == expected.text == stream.completion().text

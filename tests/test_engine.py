@@ -157,6 +157,26 @@ def test_callback(engine: dlf.Engine) -> None:
     assert same(engine.generate(PROMPT, max_new_tokens=6, ignore_eos=True), completion)
 
 
+def test_a_stream_says_whether_it_has_ended(engine: dlf.Engine) -> None:
+    whole = engine.generate(PROMPT, max_new_tokens=8, ignore_eos=True, logprobs=1)
+    stream = engine.stream(PROMPT, max_new_tokens=8, ignore_eos=True, logprobs=1)
+    first = next(stream)
+    running = stream.completion()
+    assert running.finish_reason is None and first.token == whole.tokens[0]
+    seen = len(running.logprobs)
+    rest = list(stream)
+    assert len(rest) == 7 and stream.completion().finish_reason == "length"
+    assert running.tokens == whole.tokens[:seen] and len(running.top_logprobs) == seen < 8
+    assert sum(step.tokens for step in running.timings.steps) == seen
+    with engine.stream(PROMPT, max_new_tokens=200, ignore_eos=True) as stream:
+        next(stream)
+    assert stream.completion().finish_reason == "cancelled"
+    stream = engine.stream(PROMPT, max_new_tokens=3, ignore_eos=True)
+    list(stream)
+    stream.close()
+    assert stream.completion().finish_reason == "length"
+
+
 def test_stop_strings_never_leak(engine: dlf.Engine) -> None:
     whole = engine.generate(PROMPT, max_new_tokens=60, ignore_eos=True).text
     for begin in range(2, len(whole) - 6, 5):
