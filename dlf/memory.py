@@ -15,7 +15,7 @@ from dlf.lanes import Lanes
 from dlf.options import EngineOptions
 from dlf.support.sizes import binary
 
-__all__ = ["Memory", "MemoryPart", "check_memory", "plan_memory"]
+__all__ = ["Memory", "MemoryPart", "check_memory", "model_bytes", "plan_memory"]
 
 logger = logging.getLogger("dlf")
 # Parts of which nothing need be allocated yet.
@@ -103,6 +103,19 @@ class Memory:
         return ", ".join(listed.values())
 
 
+def model_bytes(
+    lanes: Lanes, configs: Sequence[ModelConfig], max_batch: int, max_context: int, cuda: bool
+) -> list[tuple[int, int]]:
+    """Bytes of each model's weights and of its KV cache, which on the CPU has one more slot, for scoring."""
+    slots = max_batch if cuda else max_batch + 1
+    found = []
+    for config, (_, precision), count in zip(configs, lanes.keys, lanes.counts(), strict=True):
+        width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
+        cache = config.kv_bytes_per_token(width) * max_context * slots * count
+        found.append((weights_bytes(config, precision, cuda), cache))
+    return found
+
+
 def plan_memory(
     options: EngineOptions,
     lanes: Lanes,
@@ -121,24 +134,22 @@ def plan_memory(
         Memory of the engine that this one replaces, which is freed first.
     """
     names = _names(lanes)
-    precisions = [precision for _, precision in lanes.keys]
     cuda = options.placement.cuda
-    dtypes = [one.float_dtype(config.dtype, cuda) for one, config in zip(precisions, configs, strict=True)]
-    weights = [weights_bytes(config, one, cuda) for one, config in zip(precisions, configs, strict=True)]
+    sizes = model_bytes(lanes, configs, options.max_batch, max_context, cuda)
     if not cuda:
         parts = []
-        for i, count in enumerate(lanes.counts()):
-            width = 4 if dtypes[i] == "float32" else 2
-            cache = configs[i].kv_bytes_per_token(width) * max_context * (options.max_batch + 1) * count
-            sizes = {"weights": weights[i], "adapters": adapters[i], "KV cache": cache}
-            parts += [MemoryPart("cpu", names[i], name, size) for name, size in sizes.items() if size]
+        for model, (weights, cache), adapter in zip(names, sizes, adapters, strict=True):
+            own = {"weights": weights, "adapters": adapter, "KV cache": cache}
+            parts += [MemoryPart("cpu", model, name, size) for name, size in own.items() if size]
         if options.prefix_cache_bytes:
             parts.append(MemoryPart("cpu", None, "prefix cache", options.prefix_cache_bytes))
         have = machine_bytes()
         return Memory(tuple(parts), {} if have is None else {"cpu": have})
     models = [
-        _C.ModelSize(config.spec, dtype, one.quantization is not None, size, adapter)
-        for config, dtype, one, size, adapter in zip(configs, dtypes, precisions, weights, adapters, strict=True)
+        _C.ModelSize(
+            config.spec, precision.float_dtype(config.dtype, cuda), precision.quantization is not None, weights, adapter
+        )
+        for config, (_, precision), (weights, _), adapter in zip(configs, lanes.keys, sizes, adapters, strict=True)
     ]
     vocab = min(config.vocab_size for config in configs)  # the tokenizers may share slightly fewer ids
     found = _C.cuda_memory(models, lanes.plan(vocab), options.native(max_context, len(models)))

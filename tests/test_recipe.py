@@ -428,6 +428,12 @@ def test_models_that_do_not_go_together(family: dict[str, Path], tmp_path: Path)
     (damaged / "model.safetensors").unlink()
     [found] = checked(family, tmp_path, base=str(damaged))
     assert found.startswith("base: ") and "fetch the checkpoint again" in found
+    [found] = checked(family, tmp_path, engine={"drafter": str(damaged)})
+    assert found.startswith("engine.drafter: ") and "fetch the checkpoint again" in found
+    [found] = checked(family, tmp_path, engine={"drafter": str(other)})
+    assert found.startswith("engine.drafter: ") and str(other) in found
+    [found] = checked(family, tmp_path, template="chat", engine={"drafter": str(plain)})
+    assert found.startswith(f"template: {plain} has no chat template to read")
 
 
 def test_adapters_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> None:
@@ -496,23 +502,23 @@ def test_examples_that_do_not_fit(family: dict[str, Path], tmp_path: Path) -> No
         engine.generate(".")
 
 
-def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path, device: str) -> None:
     experts = [
         {"model": str(family["expert-a"]), "name": "a", "weights": "int8"},
         {"model": str(family["expert-b"])},
         {"examples": [["The quick", "fox"]]},
         {"merge": {str(family["expert-b"]): 0.5}},
     ]
-    path = family_recipe(family, tmp_path, experts=experts, engine={"max_context": 32, "max_batch": 2})
+    drafter = make_model(tmp_path / "drafter", "llama", seed=9, hidden_size=32)
+    engine = {"device": device, "max_context": 32, "max_batch": 2, "drafter": str(drafter)}
+    path = family_recipe(family, tmp_path, experts=experts, engine=engine)
     found = check_recipe(load_recipe(path))
     assert found.problems == [] and found.max_context == 32
     with dlf.Engine.from_recipe(path) as engine:
-        ensemble = engine._ensemble
-        assert found.weights_bytes == sum(model.weights.nbytes for model in ensemble.models)
-        assert found.cache_bytes == sum(
-            model.config.kv_bytes_per_token(model.dtype.itemsize) * 32 * 2 * count
-            for model, count in zip(ensemble.models, ensemble.lanes.counts(), strict=True)
-        )
+        parts = engine.memory.by_part()
+        assert [found.weights_bytes, found.cache_bytes] == [parts["weights"], parts["KV cache"]]
+        assert found.weights_bytes == sum(model.weights.nbytes for model in engine._ensemble.models)
 
 
 def test_weights_are_not_fetched(family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,11 @@ from dlf.checkpoints.checkpoint import checkpoint_config
 from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.hub import resolve
 from dlf.checkpoints.precision import Precision
-from dlf.checkpoints.quantized import weights_bytes
 from dlf.devices import Placement
 from dlf.errors import field_of
 from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, as_expert
 from dlf.lanes import Lanes
+from dlf.memory import model_bytes
 from dlf.options import EngineOptions
 from dlf.recipe.engine_recipe import EngineRecipe
 from dlf.recipe.yaml_file import Keys
@@ -38,7 +38,8 @@ class Checked:
     problems
         Problems with models and options, each with file, line and field.
     weights_bytes, cache_bytes
-        Bytes of the models' weights, without adapters, and of the KV cache; None if there are problems.
+        Bytes of the models' weights, without adapters, and of the KV cache, as in `Engine.memory`; None if there are
+        problems.
     max_context
         Tokens of prompt and completion together.
     """
@@ -95,6 +96,8 @@ class _Checker:
             elif isinstance(expert, TaskArithmetic):
                 for name in expert.experts:
                     yield (*keys, "merge"), str(name)
+        if recipe.options.get("drafter") is not None:
+            yield ("engine", "drafter"), str(recipe.options["drafter"])
 
     def _look(self, name: str) -> None:
         folder = resolve(name, weights=False)
@@ -133,7 +136,7 @@ class _Checker:
         recipe, options = self.recipe, self.recipe.options
         dtype, weights = options.get("dtype", "auto"), options.get("weights")
         experts = [self._unmerged(i, as_expert(one, recipe.base, weights)) for i, one in enumerate(recipe.experts)]
-        lanes = Lanes.of(recipe.large, experts, dtype, weights, recipe.template)
+        lanes = Lanes.of(recipe.large, experts, dtype, weights, recipe.template, options.get("drafter"))
         models = [known for name, _ in lanes.models if (known := self.models[str(name)])]
         for i, lane in enumerate(lanes.lanes):
             name, tokenizer = lanes.models[lane.model][0], models[lane.model][1]
@@ -154,13 +157,12 @@ class _Checker:
         if self.found.problems:
             return
         cuda = any(str(device).startswith("cuda") for device in self._devices())
-        weight_bytes = cache_bytes = 0
         batch = options.get("max_batch", EngineOptions.max_batch)
-        for (config, _), (_, precision), count in zip(models, lanes.keys, lanes.counts(), strict=True):
-            width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
-            weight_bytes += weights_bytes(config, precision, cuda)
-            cache_bytes += config.kv_bytes_per_token(width) * length * batch * count
-        self.found.weights_bytes, self.found.cache_bytes, self.found.max_context = weight_bytes, cache_bytes, length
+        weights_of, caches = zip(
+            *model_bytes(lanes, [config for config, _ in models], batch, length, cuda), strict=True
+        )
+        self.found.weights_bytes, self.found.cache_bytes = sum(weights_of), sum(caches)
+        self.found.max_context = length
 
     def _check_examples(self, lanes: Lanes, length: int, trained: int) -> None:
         for number, (own, _) in enumerate(lanes.pairs):
