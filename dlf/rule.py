@@ -58,7 +58,7 @@ class Rule:
         alpha = None if self.alpha is None else _numbers("alpha", self.alpha)
         if isinstance(alpha, float):
             raise TypeError(
-                f"alpha is {shown(self.alpha)}: give a sequence, one number an expert, or a mapping by name"
+                f"alpha is {shown(self.alpha)}: give a sequence, one number per expert, or a mapping by name"
             )
         bounds = None if self.alpha_max is None else _numbers("alpha_max", self.alpha_max)
         object.__setattr__(self, "alpha", alpha)

@@ -35,7 +35,7 @@ void check_batch(const at::Tensor& large, const at::Tensor& experts, const at::T
 // Checks that there is one rule for all rows, or one for each.
 void check_rules(const std::vector<Rule>& rules, const at::Tensor& experts) {
   TORCH_CHECK_VALUE(rules.size() == 1 || static_cast<int64_t>(rules.size()) == experts.size(0), "got ", rules.size(),
-                    " rules for ", experts.size(0), " rows; give one for all or one a row");
+                    " rules for ", experts.size(0), " rows; give one for all, or one per row");
   for (const Rule& rule : rules) {
     validate(rule, static_cast<int>(experts.size(1)));
   }

@@ -113,7 +113,7 @@ def _show(found: dict[str, Any]) -> None:
         console.print(printable(f"{section}: {values or 'defaults'}"), soft_wrap=True, markup=False)
     console.print(
         f"memory: {binary(found['weights_bytes'])} of weights, up to {binary(found['kv_cache_bytes'])} of KV cache for "
-        f"{found['max_context']} tokens a sequence",
+        f"{found['max_context']} tokens per sequence",
         soft_wrap=True,
     )
 

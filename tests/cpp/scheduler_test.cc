@@ -49,7 +49,7 @@ FusionPlan one_lane() {
   return plan;
 }
 
-// A loop in which each decoding sequence gets one token a step.
+// A loop in which each decoding sequence gets one token per step.
 struct Loop {
   explicit Loop(int64_t max_batch, int64_t budget = kChunk, int64_t prefix_cache_bytes = 0)
       : scheduler(plan, max_batch, budget), prompts(plan, prefix_cache_bytes, chunks) {}
