@@ -4,10 +4,13 @@
 #include <string>
 #include <vector>
 
+#include "fusion/rule.h"
+
 namespace dlf {
 
 inline constexpr int64_t kMostContext = int64_t{1} << 24;
 inline constexpr int64_t kMostBatch = 1024;
+inline constexpr int64_t kMostLanes = 2 * kMaxExperts + 2;  // the large model, experts, their bases, a drafter
 
 // Sizes and devices of a step loop.
 struct EngineOptions {

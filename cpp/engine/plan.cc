@@ -2,14 +2,10 @@
 
 #include <c10/util/Exception.h>
 
+#include "engine/options.h"
 #include "fusion/rule.h"
 
 namespace dlf {
-namespace {
-
-constexpr int64_t kMostLanes = 64;
-
-}  // namespace
 
 std::vector<int64_t> vocab_sizes(const Models& models) {
   std::vector<int64_t> sizes;
@@ -47,6 +43,7 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
     check_expert_count(static_cast<int>(plan.experts.size()));
   }
   for (size_t i = 0; i < models.size(); ++i) {
+    TORCH_CHECK_VALUE(plan.lanes_of(static_cast<int64_t>(i)) > 0, "model ", i, " has no lane; leave it out");
     TORCH_CHECK_VALUE(models[i]->spec().vocab_size >= plan.vocab, "model ", i, " has fewer than ", plan.vocab,
                       " logits");
   }

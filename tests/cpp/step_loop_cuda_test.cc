@@ -516,6 +516,35 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   EXPECT(loop->idle());
 }
 
+// The most experts, each with a base of its own, and a drafter, each on a model of its own.
+void the_largest_plan_runs() {
+  FusionPlan plan;
+  plan.vocab = kVocab;
+  for (int64_t lane = 0; lane < kMostLanes; ++lane) {
+    plan.lane_model.push_back(lane);
+  }
+  Models models;
+  Request request = make_request(1, 4, 12, 0.0, Combine::centroid);
+  request.experts.clear();
+  for (int64_t t = 0; t < kMaxExperts; ++t) {
+    plan.experts.push_back({1 + 2 * t, 2 + 2 * t});
+    request.experts.push_back(static_cast<int>(t));
+  }
+  plan.drafter = kMostLanes - 1;
+  for (uint32_t seed = 1; seed <= kMostLanes; ++seed) {
+    models.push_back(tiny_model(seed));
+  }
+  request.prompts.resize(kMostLanes, request.prompts[0]);
+  request.speculation = {3, kAutoDrafter, false};
+  const auto cpu = cpu::make_step_loop(plan, models, {2, kContext, 1});
+  const auto cuda = cuda::make_step_loop(plan, models, options(2, true, Devices(kMostLanes, 0)));
+  cpu->add(request);
+  cuda->add(request);
+  const Tokens expected = run(*cpu);
+  EXPECT(expected.at(1).size() == 12);
+  EXPECT(run(*cuda) == expected);
+}
+
 void what_does_not_fit_is_refused() {
   EXPECT_THROWS(cuda::make_step_loop(tiny_plan(), tiny_models(), options(1, true, {0, 0, 0, 99})));
   EXPECT_THROWS(cuda::make_step_loop(tiny_plan(), tiny_models(), {256, 1 << 28, 1, 0, 0, {0, 0, 0, 0}}));
@@ -658,6 +687,7 @@ int main(int argc, char** argv) {
       {"scores may be of two devices", dlf::scores_may_be_of_two_devices},
       {"sequences go on while something is scored", dlf::sequences_go_on_while_something_is_scored},
       {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
+      {"the largest plan runs", dlf::the_largest_plan_runs},
       {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
       {"the memory is what was said", dlf::the_memory_is_what_was_said},
   });

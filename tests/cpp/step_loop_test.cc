@@ -92,6 +92,17 @@ void drafts_change_nothing() {
   }
 }
 
+void plans_of_other_sizes_are_refused() {
+  FusionPlan plan = testing::tiny_plan();
+  plan.lane_model.resize(kMostLanes, 0);
+  EXPECT(make_step_loop(plan, testing::tiny_models(), {1, 64, 1})->idle());
+  plan.lane_model.push_back(0);
+  EXPECT_THROWS(make_step_loop(plan, testing::tiny_models(), {1, 64, 1}));
+  Models models = testing::tiny_models();
+  models.push_back(tiny_model(5));  // has no lane
+  EXPECT_THROWS(make_step_loop(testing::tiny_plan(), models, {1, 64, 1}));
+}
+
 void drafters_that_there_are_not_are_refused() {
   const auto loop = make_loop();
   for (const Speculation& speculation :
@@ -238,6 +249,7 @@ int main() {
   return dlf::testing::run({
       {"a decode step allocates nothing", dlf::a_decode_step_allocates_nothing},
       {"drafts change nothing", dlf::drafts_change_nothing},
+      {"plans of other sizes are refused", dlf::plans_of_other_sizes_are_refused},
       {"drafters that there are not are refused", dlf::drafters_that_there_are_not_are_refused},
       {"sequences do not depend on the batch", dlf::sequences_do_not_depend_on_the_batch},
       {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},

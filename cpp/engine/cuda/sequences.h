@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "engine/options.h"
 #include "fusion/cuda/solver.h"
 #include "sampling/cuda/sampler.h"
 #include "support/cuda/stream.h"
@@ -9,7 +10,6 @@
 // State of the sequences that a GPU decodes: it goes from token to token without asking the host.
 namespace dlf::cuda {
 
-inline constexpr int kMaxModels = 33;  // and lanes: one large, 16 experts, 16 bases
 inline constexpr int kMaxStops = 256;  // stop token ids of a sequence
 inline constexpr int kRing = 4;        // most steps whose results the host has not read
 inline constexpr int kStepDraft = 7;   // most drafted tokens of a sequence in a step: 8 rows read a weight together
@@ -25,14 +25,14 @@ struct ModelRows {
 
 // State in device memory, with an entry for each sequence.
 struct SequenceTable {
-  int32_t* active;      // 1 while it decodes
-  int32_t* step;        // tokens chosen so far
-  int32_t* limit;       // tokens after which it ends
-  int32_t* max_draft;   // most tokens that a step may draft
-  RowRule* rules;       // how its experts are fused
-  int32_t* stop_count;  // its stop token ids
-  int32_t* stops;       // [max_batch, kMaxStops]
-  ModelRows models[kMaxModels];
+  int32_t* active;               // 1 while it decodes
+  int32_t* step;                 // tokens chosen so far
+  int32_t* limit;                // tokens after which it ends
+  int32_t* max_draft;            // most tokens that a step may draft
+  RowRule* rules;                // how its experts are fused
+  int32_t* stop_count;           // its stop token ids
+  int32_t* stops;                // [max_batch, kMaxStops]
+  ModelRows models[kMostLanes];  // each has a lane
   int model_count;
   int max_batch;
   int max_context;
@@ -49,7 +49,7 @@ struct StepRecord {
   int32_t top_count;
   float f;
   float g;
-  float alpha[16];
+  float alpha[kMaxExperts];
 };
 
 // Pinned host memory that the device writes and the host reads a step or two later. A record with StepResult::none ends
@@ -115,7 +115,7 @@ struct StartArgs {
   int32_t limit;
   int32_t max_draft;
   RowRule rule;
-  int32_t length[kMaxModels];  // of the prompt, for each lane of each model in turn; 0: the lane is unused
+  int32_t length[kMostLanes];  // of the prompt, for each lane of each model in turn; 0: the lane is unused
   int32_t stop_count;
   int32_t stops[kMaxStops];
 };
