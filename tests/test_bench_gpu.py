@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,11 @@ def report(folder: Path) -> tuple[dict[str, float | None], str]:
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "gpu-acceptance.json").read_text())
     return {f["figure"]: f["measured"] for f in found["figures"]}, (folder / "gpu-acceptance.md").read_text()
+
+
+def printed(source: Path) -> set[str]:
+    """Names of the fields that a C++ program prints as JSON."""
+    return set(re.findall(r'\\"(\w+)\\":', source.read_text()))
 
 
 def test_a_report_of_nothing_says_so(tmp_path: Path) -> None:
@@ -54,14 +60,18 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
     claim = {"claim": "speculative / plain fused, greedy", "target": 0.5, "found": 0.4}
     (tmp_path / "speculate.json").write_text(json.dumps({"claims": [claim], "completions_that_differ": 0, "rows": []}))
     product = {"model": "13B", "product": "o", "weights": "int4", "way": "direct", "rows": 1}
-    (tmp_path / "linear.jsonl").write_text(json.dumps(product | {"median_us": 12.26, "gb_s": 1203}))
+    product |= {"median_us": 12.26, "gb_s": 1203}
+    assert set(product) == printed(ROOT / "bench/gpu/linear_time.cc")
+    (tmp_path / "linear.jsonl").write_text(json.dumps(product))
     solver = {"what": "solver", "vocab": 32000, "experts": 1, "batch": 1, "combine": "select", "good": True}
-    times_of = {0: 8.0, 4: 20.0, 16: 30.0}  # by blocks a row; 0: the solver's choice
-    chosen = [solver | {"blocks": blocks, "median_us": us} for blocks, us in times_of.items()]
-    joint = solver | {"experts": 4, "combine": "joint", "batch": 64, "median_us": 280.0}
+    times_of = {"peaked": 8.0, "long tail": 9.0}
+    chosen = [solver | {"logits": kind, "median_us": us} for kind, us in times_of.items()]
+    joint = solver | {"experts": 4, "combine": "joint", "batch": 64, "logits": "peaked", "median_us": 280.0}
     sampler = {"what": "sampler", "vocab": 151936, "batch": 1, "options": "top-p 0.95", "median_us": 16.0}
-    solved = [row | {"min_us": 1.0, "passes": 3.0, "logits": "peaked"} for row in (*chosen, joint)]
-    lines = [*solved, solved[0] | {"median_us": 9.0}, sampler, sampler | {"options": "greedy", "median_us": 30.0}]
+    solved = [row | {"min_us": 1.0, "sweeps": 2.25} for row in (*chosen, joint)]
+    sampler["min_us"] = 1.0
+    assert {*solved[0], *sampler} == printed(ROOT / "bench/gpu/solver_time.cc")
+    lines = [*solved, sampler, sampler | {"options": "greedy", "median_us": 30.0}]
     text = "\n".join(map(json.dumps, lines))
     (tmp_path / "solver.jsonl").write_text(text + '\n{"what": "solv')
     (tmp_path / "checks.tsv").write_text("build\tpassed\t100\ncpp-a_test\tfailed (8)\t3\n")
@@ -87,6 +97,7 @@ def test_a_report_holds_what_was_measured(tmp_path: Path) -> None:
         "batch 64 | ≥ 6000 | 6400 | yes",
     ):
         assert line in table
+    assert "| solver | 32000 | 1 | 1 | select, long tail | 9.00 | 1.00 | 2.25 |" in table
     assert "| cpp-a_test | failed (8) | 3 |" in table
     assert "takes 1.060 of the usual time; α is the same" in table
     assert "| int4 | direct | 1 | 13B o 12.3/1203 |" in table
