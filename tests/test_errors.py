@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 import dlf
 from dlf import ErrorKind, fusion, zoo
+from dlf.merging import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,29 @@ def test_an_option_of_a_solve(options: dict[str, Any], field: str) -> None:
     with pytest.raises(dlf.OptionError) as caught:
         fusion.solve(row, row, row[None], **options)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "field"),
+    [
+        ({"experts": {"a": "much"}}, dlf.OptionTypeError, "experts"),
+        ({"experts": {"a": 1000}}, dlf.OptionError, "experts"),
+        ({"experts": {}}, dlf.OptionError, "experts"),
+        ({"experts": {3: 0.5}}, dlf.OptionTypeError, "experts"),
+        ({"experts": {"a": 0.5, Path("a"): 0.5}}, dlf.OptionError, "experts"),
+        ({"experts": {"a": 1.5}, "method": "slerp"}, dlf.OptionError, "experts"),
+        ({"density": 2.0, "method": "ties"}, dlf.OptionError, "density"),
+        ({"scale": "much"}, dlf.OptionTypeError, "scale"),
+    ],
+)
+def test_an_option_of_a_merge(options: dict[str, Any], error: type[dlf.Error], field: str) -> None:
+    with pytest.raises(error) as caught:
+        dlf.TaskArithmetic("base", **{"experts": {"a": 0.5}} | options)
+    assert (caught.value.kind, caught.value.field) == (ErrorKind.OPTION, field)
+    if field == "experts" and all(isinstance(name, str) for name in options["experts"]):
+        with pytest.raises(error) as caught:
+            Recipe.of(options.get("method", "ties"), options["experts"])
+        assert caught.value.field == "weights"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,12 @@ class TaskArithmetic:
         """Method and numbers of the merge, with the method's defaults filled in."""
         density = _by_name("density", self.density) if isinstance(self.density, Mapping) else self.density
         weights = _by_name("experts", self.experts)
-        return Recipe.of(self.method, weights, density, self.normalize, self.scale, self.seed)
+        try:
+            return Recipe.of(self.method, weights, density, self.normalize, self.scale, self.seed)
+        except (OptionError, OptionTypeError) as error:
+            if error.field == "weights":
+                error.field = "experts"  # whose values they are here
+            raise
 
     def open(self) -> Merge:
         """Find the models and read only their configurations.
@@ -179,8 +184,8 @@ class TaskArithmetic:
 def _by_name(what: str, values: Numbers) -> dict[str, float]:
     for name in values:
         if not isinstance(name, (str, os.PathLike)):
-            raise TypeError(f"{what} has the key {name!r}; its keys are paths or hub ids")
+            raise OptionTypeError(f"{what} has the key {name!r}; its keys are paths or hub ids", what)
     found = {os.fspath(name): value for name, value in values.items()}
     if len(found) < len(values):
-        raise ValueError(f"{what} has one path twice, as str and as Path; give one of them")
+        raise OptionError(f"{what} has one path twice, as str and as Path; give one of them", what)
     return found

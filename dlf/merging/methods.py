@@ -144,14 +144,14 @@ class Recipe:
 
         Raises
         ------
-        ValueError, TypeError
+        OptionError, OptionTypeError
             If there is no such method, or a parameter is out of bounds, not a number or has no effect on the method.
         """
         if method not in METHODS:
             raise OptionError(f"method is {method!r}; it takes {', '.join(METHODS)}", "method")
         kind = METHODS[method]
         if not 1 <= len(weights) <= MAX_EXPERTS:
-            raise ValueError(f"{len(weights)} experts; a merge takes 1 to {MAX_EXPERTS}")
+            raise OptionError(f"{len(weights)} experts; a merge takes 1 to {MAX_EXPERTS}", "weights")
         for name, given, takes in (
             ("density", density, kind.sparsify),
             ("normalize", normalize, kind.normalize is not None),
@@ -167,7 +167,8 @@ class Recipe:
         recipe = cls(
             method,
             tuple(
-                _number(f"the weight of {name!r}", weight, -MAX_FACTOR, MAX_FACTOR) for name, weight in weights.items()
+                _number(f"the weight of {name!r}", weight, -MAX_FACTOR, MAX_FACTOR, "weights")
+                for name, weight in weights.items()
             ),
             _densities(list(weights), density),
             bool(kind.normalize if normalize is None else normalize),
@@ -184,7 +185,9 @@ class Recipe:
                 f"slerp goes from the base to one expert, not {len(weights)}; choose another method", "method"
             )
         if method == "slerp" and not 0 <= total <= 1:
-            raise ValueError(f"the weight of slerp is {total:g}; give a number from 0 (the base) to 1 (the expert)")
+            raise OptionError(
+                f"the weight of slerp is {total:g}; give a number from 0 (the base) to 1 (the expert)", "weights"
+            )
         return recipe
 
 
@@ -204,11 +207,11 @@ def _densities(names: list[str], density: float | Mapping[str, float] | None) ->
     return found
 
 
-def _number(what: str, value: object, low: float, high: float) -> float:
+def _number(what: str, value: object, low: float, high: float, field: str | None = None) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        raise OptionTypeError(f"{what} must be a number, not {value!r}", what)
+        raise OptionTypeError(f"{what} must be a number, not {value!r}", field or what)
     if not low <= value <= high:  # so a NaN fails
-        raise OptionError(f"{what} is {value}; it must be from {low:g} to {high:g}", what)
+        raise OptionError(f"{what} is {value}; it must be from {low:g} to {high:g}", field or what)
     return float(value)
 
 
