@@ -170,6 +170,7 @@ def test_defaults_are_mergekits() -> None:
         ({"method": "linear", "scale": 0.5}, ValueError, "scale has no effect"),
         ({"method": "slerp", "normalize": True}, ValueError, "normalize has no effect"),
         ({"method": "ties", "density": 1.5}, ValueError, "density is 1.5; it must be from 0 to 1"),
+        ({"method": "dare_linear", "density": 1e-300}, ValueError, "density is 1e-300, .* give at least 1e-06"),
         ({"method": "ties", "density": 0}, ValueError, "leave the expert out"),
         ({"method": "ties", "density": {"z": 0.5}}, ValueError, "density for 'z', which is none of the experts a, b"),
         ({"method": "dare_ties", "seed": 0.5}, TypeError, "seed must be an integer"),

@@ -22,6 +22,7 @@ __all__ = ["METHODS", "Method", "Recipe", "merge_tensor"]
 
 MAX_EXPERTS = 64
 MAX_FACTOR = 100.0  # of a weight or a scale; larger ones are typing errors
+LEAST_DENSITY = 1e-6  # what drop() divides by; any less is a typing error
 LEAST_TOTAL = 1e-8  # least sum of weights to divide by, as in mergekit
 # Two tensors with a larger |cosine| than the first are interpolated in a straight line; a norm below the second has no
 # direction.
@@ -200,9 +201,11 @@ def _densities(names: list[str], density: float | Mapping[str, float] | None) ->
             f"there is a density for {unknown[0]!r}, which is none of the experts {', '.join(names)}", "density"
         )
     found = tuple(_number("density", density.get(name, 1.0), 0.0, 1.0) for name in names)
-    if 0.0 in found:
+    if min(found) < LEAST_DENSITY:
         raise OptionError(
-            "density is 0, which keeps nothing of an expert; leave the expert out, or give a weight of 0", "density"
+            f"density is {min(found):g}, which keeps nothing of an expert; give at least {LEAST_DENSITY:g}, leave the "
+            "expert out, or give a weight of 0",
+            "density",
         )
     return found
 
