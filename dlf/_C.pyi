@@ -25,8 +25,10 @@ __all__: list[str] = [
     "FusionPlan",
     "LayerSpec",
     "MATCHES",
+    "MAX_BIAS",
     "MAX_CUDA_BATCH",
     "MAX_DRAFT",
+    "MAX_PENALTY",
     "MemoryPart",
     "ModelSize",
     "ModelSpec",
@@ -734,8 +736,10 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 AUTO_DRAFTER: int = -1
 COMBINES: tuple[str, ...]
 MATCHES: tuple[str, ...]
+MAX_BIAS: float = 3.4e38
 MAX_CUDA_BATCH: int = 256
 MAX_DRAFT: int = 16
+MAX_PENALTY: float = 1000000.0
 PROMPT_LOOKUP: int = -2
 __version__: str
 cuda_version: str

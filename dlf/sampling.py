@@ -6,23 +6,19 @@ import dataclasses
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+from dlf import _C
 from dlf.errors import OptionError, OptionTypeError
 from dlf.support.fields import MAX_VOCAB_SIZE
 from dlf.support.option import Option
 from dlf.support.option_values import as_flag, as_float, as_ids, as_int, as_sequences, as_strings, shown
 from dlf.text.stop_strings import StopStrings
 
-if TYPE_CHECKING:
-    from dlf import _C
-
 __all__ = ["SamplingOptions", "StopStrings"]
 
 _MAX_SEED = 2**64 - 1
 _MAX_SEQUENCES = 1024
-_MAX_PENALTY = 1e6  # keeps any plausible logit finite in float32
-_MAX_BIAS = 3.4e38  # the range of float32
 _MAX_STOP_STRINGS = 1024  # each is looked for at every character
 _MAX_STOP_CHARACTERS = 1 << 14
 _MAX_STOP_IDS = 1 << 16
@@ -155,17 +151,17 @@ class SamplingOptions:
 
     def _check_penalties(self) -> None:
         self._set("repetition_penalty", as_float("repetition_penalty", self.repetition_penalty))
-        if not 1 / _MAX_PENALTY <= self.repetition_penalty <= _MAX_PENALTY:
+        if not 1 / _C.MAX_PENALTY <= self.repetition_penalty <= _C.MAX_PENALTY:
             raise OptionError(
-                f"repetition_penalty is {self.repetition_penalty}: give a number from {1 / _MAX_PENALTY:g} to "
-                f"{_MAX_PENALTY:g} (1 turns it off)",
+                f"repetition_penalty is {self.repetition_penalty}: give a number from {1 / _C.MAX_PENALTY:g} to "
+                f"{_C.MAX_PENALTY:g} (1 turns it off)",
                 "repetition_penalty",
             )
         for name in ("presence_penalty", "frequency_penalty"):
             value = as_float(name, getattr(self, name))
-            if not -_MAX_PENALTY <= value <= _MAX_PENALTY:
+            if not -_C.MAX_PENALTY <= value <= _C.MAX_PENALTY:
                 raise OptionError(
-                    f"{name} is {value}: give a number from {-_MAX_PENALTY:g} to {_MAX_PENALTY:g} (0 turns it off)",
+                    f"{name} is {value}: give a number from {-_C.MAX_PENALTY:g} to {_C.MAX_PENALTY:g} (0 turns it off)",
                     name,
                 )
             self._set(name, value)
@@ -179,13 +175,13 @@ class SamplingOptions:
         for token, given in self.logit_bias.items():
             number = as_int("a token of logit_bias", token, 0, field="logit_bias")
             bias = as_float(f"logit_bias of token {number}", given, "logit_bias")
-            if not bias <= _MAX_BIAS:
+            if not bias <= _C.MAX_BIAS:
                 raise OptionError(
-                    f"logit_bias of token {number} is {shown(given)}: give a number up to {_MAX_BIAS:g}, or -inf to "
+                    f"logit_bias of token {number} is {shown(given)}: give a number up to {_C.MAX_BIAS:g}, or -inf to "
                     "exclude it",
                     "logit_bias",
                 )
-            biases[number] = bias if bias >= -_MAX_BIAS else -math.inf  # below the range of float32
+            biases[number] = bias if bias >= -_C.MAX_BIAS else -math.inf  # below the range of float32
         self._set("logit_bias", biases)
 
     def _check_texts(self) -> None:
@@ -231,8 +227,6 @@ class SamplingOptions:
             Options for ``_C.Sampler``.
 
         """
-        from dlf import _C
-
         if self.seed is not None:
             seed = self.seed
         elif seed is None:

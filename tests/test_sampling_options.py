@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlf import _C
+from dlf.errors import OptionError
 from dlf.sampling import SamplingOptions, StopStrings
 
 
@@ -93,6 +94,13 @@ def test_impossible_options_are_named(option, value, error):
         ({"repetition_penalty": math.inf}, r"repetition_penalty is inf: give"),
         ({"presence_penalty": math.nan}, r"presence_penalty is nan: give"),
         ({"frequency_penalty": math.inf}, r"frequency_penalty is inf: give"),
+        ({"repetition_penalty": 1e-300}, r"repetition_penalty is 1e-300: give a number from 1e-06 to 1e\+06"),
+        ({"repetition_penalty": 1e300}, r"repetition_penalty is 1e\+300: give a number from 1e-06 to 1e\+06"),
+        ({"presence_penalty": -1e300}, r"presence_penalty is -1e\+300: give a number from -1e\+06 to 1e\+06"),
+        ({"frequency_penalty": 2e6}, r"frequency_penalty is 2e\+06: give a number from -1e\+06 to 1e\+06"),
+        ({"logit_bias": [(1, 3.41e38)]}, r"logit_bias of token 1 is 3.41e\+38: give a number from -3.4e\+38 to 3.4e"),
+        ({"logit_bias": [(1, 1e300)]}, r"logit_bias of token 1 is 1e\+300: give"),
+        ({"logit_bias": [(1, -1e300)]}, r"logit_bias of token 1 is -1e\+300: give .* or -inf to exclude the token"),
         ({"logit_bias": [(1, math.nan)]}, r"logit_bias of token 1 is nan: give"),
         ({"logit_bias": [(9, 1.0)]}, r"logit_bias names token 9.*from 0 to 7"),
         ({"bad_words": [[1, -1]]}, r"bad_words names token -1"),
@@ -104,8 +112,9 @@ def test_impossible_options_are_named(option, value, error):
     ],
 )
 def test_the_engine_names_impossible_options_too(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(OptionError, match=message) as caught:
         _C.Sampler(_C.SamplingOptions(**options), 8)
+    assert caught.value.field in options
 
 
 def test_python_options_reach_the_sampler():

@@ -82,6 +82,8 @@ void bind_options(py::module_& m) {
 
 void bind_sampling(py::module_& m) {
   bind_options(m);
+  m.attr("MAX_PENALTY") = kMostPenalty;
+  m.attr("MAX_BIAS") = kMostBias;
   py::class_<BoundSampler>(m, "Sampler", "Chooses the tokens of one sequence.")
       .def(py::init<const SamplingOptions&, int64_t, const Tokens&, int64_t>(), py::arg("options"), py::arg("vocab"),
            py::arg("prompt") = Tokens{}, py::arg("max_new_tokens") = 0)

@@ -15,7 +15,8 @@ void check_token(const char* option, int64_t token, int64_t vocab) {
 }
 
 void check_penalty(const char* option, double penalty) {
-  check_option(std::isfinite(penalty), option, " is ", penalty, ": give a finite number (0 turns it off)");
+  check_option(std::abs(penalty) <= kMostPenalty, option, " is ", penalty, ": give a number from ", -kMostPenalty,
+               " to ", kMostPenalty, " (0 turns it off)");
 }
 
 }  // namespace
@@ -29,9 +30,9 @@ void check(const SamplingOptions& options, int64_t vocab) {
                ": give a probability above 0 and up to 1 (1 turns it off)");
   check_option(options.min_p >= 0 && options.min_p <= 1, "min_p", " is ", options.min_p,
                ": give a probability from 0 to 1 (0 turns it off)");
-  check_option(options.repetition_penalty > 0 && std::isfinite(options.repetition_penalty), "repetition_penalty",
-               " is ", options.repetition_penalty,
-               ": give a finite number > 0 (1 turns it off, above 1 discourages repetition)");
+  check_option(options.repetition_penalty >= 1 / kMostPenalty && options.repetition_penalty <= kMostPenalty,
+               "repetition_penalty", " is ", options.repetition_penalty, ": give a number from ", 1 / kMostPenalty,
+               " to ", kMostPenalty, " (1 turns it off, above 1 discourages repetition)");
   check_penalty("presence_penalty", options.presence_penalty);
   check_penalty("frequency_penalty", options.frequency_penalty);
   check_option(options.min_new_tokens >= 0, "min_new_tokens", " is ", options.min_new_tokens, ": give a count >= 0");
@@ -39,8 +40,8 @@ void check(const SamplingOptions& options, int64_t vocab) {
                ": give a count from 0 to the ", vocab, " tokens of the vocabulary");
   for (const auto& [token, bias] : options.logit_bias) {
     check_token("logit_bias", token, vocab);
-    check_option(bias < HUGE_VAL, "logit_bias", " of token ", token, " is ", bias,
-                 ": give a finite number, or -inf to exclude the token");
+    check_option(std::abs(bias) <= kMostBias || bias == -HUGE_VAL, "logit_bias", " of token ", token, " is ", bias,
+                 ": give a number from ", -kMostBias, " to ", kMostBias, ", or -inf to exclude the token");
   }
   for (const std::vector<int64_t>& word : options.bad_words) {
     check_option(!word.empty(), "bad_words", " holds an empty word: give each word at least one token");

@@ -6,12 +6,16 @@
 
 namespace dlf {
 
+// Bounds of numbers that meet logits in float32: within them, plausible logits stay finite.
+inline constexpr double kMostPenalty = 1e6;
+inline constexpr double kMostBias = 3.4e38;
+
 // How the next token is chosen. The fields apply in this order.
 struct SamplingOptions {
   double repetition_penalty = 1;  // of prompt and generated tokens: divides positive logits, multiplies negative ones
   double presence_penalty = 0;    // subtracted once from every generated token
   double frequency_penalty = 0;   // subtracted once for each time that the token was generated
-  std::vector<std::pair<int64_t, double>> logit_bias;
+  std::vector<std::pair<int64_t, double>> logit_bias;  // -inf excludes a token
   std::vector<std::vector<int64_t>> bad_words;
   std::vector<int64_t> stop_token_ids;  // end-of-sequence tokens included; suppressed before step min_new_tokens
   int64_t min_new_tokens = 0;
