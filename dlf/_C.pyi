@@ -28,6 +28,7 @@ __all__: list[str] = [
     "MAX_BIAS",
     "MAX_CUDA_BATCH",
     "MAX_DRAFT",
+    "MAX_EXPERTS",
     "MAX_PENALTY",
     "MemoryPart",
     "ModelSize",
@@ -739,6 +740,7 @@ MATCHES: tuple[str, ...]
 MAX_BIAS: float = 3.4e38
 MAX_CUDA_BATCH: int = 256
 MAX_DRAFT: int = 16
+MAX_EXPERTS: int = 16
 MAX_PENALTY: float = 1000000.0
 PROMPT_LOOKUP: int = -2
 __version__: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from numbers import Real
 from typing import Any
 
 from dlf import _C
@@ -14,6 +13,7 @@ from dlf.arguments import common_vocabulary, context
 from dlf.checkpoints.checkpoint import open_checkpoint
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
+from dlf.errors import OptionError, field_of
 from dlf.experts import AnyExpert
 from dlf.experts.merged import merged_experts
 from dlf.lanes import Lanes, ModelKey
@@ -21,12 +21,11 @@ from dlf.memory import Memory, check_memory, plan_memory
 from dlf.model import Model, load_model
 from dlf.options import EngineOptions
 from dlf.rule import UNSAID, Rule, native_rule
+from dlf.support.option_values import as_float
 from dlf.text.layout import CHAT
 from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
 
 __all__ = ["Ensemble"]
-
-MAX_EXPERTS = 16
 
 
 @dataclass
@@ -109,9 +108,10 @@ class Ensemble:
         for lane in lanes.lanes:
             model = models[lane.model]
             if lane.layout.template == CHAT and not model.tokenizer.has_chat_template:
-                raise ValueError(
+                raise OptionError(
                     f"{model.name} has no chat template to read; give it a template of its own, for "
-                    'example base_template="{prompt}" for the base of a chat expert'
+                    'example base_template="{prompt}" for the base of a chat expert',
+                    "template",
                 )
         return cls(
             options,
@@ -142,7 +142,7 @@ class Ensemble:
 
         Raises
         ------
-        ValueError
+        OptionError, OptionTypeError
             If the rule does not fit these experts.
         """
         order = chosen if names is None else [self.labels.index(name) for name in dict.fromkeys(names)]
@@ -171,13 +171,13 @@ def _load_adapter(name: str, config: ModelConfig, precision: Precision, cuda: bo
 
 
 def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None:
-    if len(experts) > MAX_EXPERTS:
-        raise ValueError(f"{len(experts)} experts; at most {MAX_EXPERTS} can be fused")
+    if len(experts) > _C.MAX_EXPERTS:
+        raise OptionError(f"{len(experts)} experts; at most {_C.MAX_EXPERTS} can be fused", "experts")
     for expert in experts:
         try:
             options.placement.check_dtype(Precision.of(options.dtype, expert.weights).dtype)
         except ValueError as error:
-            raise ValueError(f"expert '{expert.label}': {error}") from None
+            raise OptionError(f"expert '{expert.label}': {error}", field_of(error)) from None
     if experts:
         native_rule(UNSAID, _own_rule(options, experts), [], range(len(experts)))  # raises
 
@@ -193,6 +193,4 @@ def _own_rule(options: EngineOptions, experts: Sequence[AnyExpert]) -> Rule:
 
 
 def _number(expert: AnyExpert, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"expert '{expert.label}': {name} is {value!r}; give a number")
-    return float(value)
+    return as_float(f"expert '{expert.label}': {name}", value, name)

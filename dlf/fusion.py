@@ -13,11 +13,11 @@ import torch
 
 from dlf import _C
 from dlf.devices import Placement
+from dlf.errors import OptionError, OptionTypeError
 from dlf.rule import Rule, native_rule, take_rule
+from dlf.support.option_values import MAX_THREADS, as_int
 
 __all__ = ["Fusion", "solve"]
-
-MAX_EXPERTS = 16
 
 Array = TypeVar("Array", torch.Tensor, npt.NDArray[Any])
 
@@ -108,10 +108,11 @@ def solve(
 
     Raises
     ------
+    OptionError, OptionTypeError
+        If the logits have the wrong shape or type, or an option is unknown or out of bounds: a ValueError or a
+        TypeError with the argument's name as `field`.
     ValueError
-        If shapes don't fit, a logit is NaN or +inf, no token is allowed by all models, or an option is unknown.
-    TypeError
-        If the logits are not floating-point tensors or arrays.
+        If a logit is NaN or +inf, or no token is allowed by all models.
     RuntimeError
         If the machine has no such device, or this build has no CUDA.
 
@@ -140,7 +141,7 @@ def solve(
             logits["experts"].cpu(),
             logits["base"].cpu(),
             rules,
-            _usable_cores() if threads is None else int(threads),
+            _usable_cores() if threads is None else as_int("threads", threads, 1, MAX_THREADS),
         )
     else:
         found = _C.cuda_fusion_solve(logits["large"], logits["experts"], logits["base"], rules, place)
@@ -161,35 +162,39 @@ def _float32(logits: Any, name: str) -> torch.Tensor:
     """Float32 logits, contiguous; a float64 value beyond float32's range becomes infinite."""
     if isinstance(logits, np.ndarray):
         if not np.issubdtype(logits.dtype, np.floating):
-            raise TypeError(f"{name} holds {logits.dtype}; give floating-point logits")
+            raise OptionTypeError(f"{name} holds {logits.dtype}; give floating-point logits", name)
         return torch.from_numpy(np.ascontiguousarray(logits, dtype=np.float32))
     if not isinstance(logits, torch.Tensor):
-        raise TypeError(f"{name} is a {type(logits).__name__}; give a torch.Tensor or a numpy.ndarray")
+        raise OptionTypeError(f"{name} is a {type(logits).__name__}; give a torch.Tensor or a numpy.ndarray", name)
     if not logits.is_floating_point():
-        raise TypeError(f"{name} holds {logits.dtype}; give floating-point logits")
+        raise OptionTypeError(f"{name} holds {logits.dtype}; give floating-point logits", name)
     return logits.detach().to(torch.float32).contiguous()
 
 
 def _check_shapes(large: torch.Tensor, base: torch.Tensor, experts: torch.Tensor) -> None:
     if large.dim() != 2:
-        raise ValueError(f"large has shape {list(large.shape)}; give [B, V] (for one row, large[None])")
+        raise OptionError(f"large has shape {list(large.shape)}; give [B, V] (for one row, large[None])", "large")
     if experts.dim() != 3:
-        raise ValueError(f"experts has shape {list(experts.shape)}; give [B, T, V] (for one expert, expert[:, None])")
+        raise OptionError(
+            f"experts has shape {list(experts.shape)}; give [B, T, V] (for one expert, expert[:, None])", "experts"
+        )
     batch, vocab = large.shape
     count = experts.shape[1]
     if batch < 1:
-        raise ValueError("large has no rows; give at least one")
+        raise OptionError("large has no rows; give at least one", "large")
     if vocab < 2:
-        raise ValueError(f"the vocabulary holds {vocab} tokens; fusing takes at least 2")
-    if not 1 <= count <= MAX_EXPERTS:
-        raise ValueError(f"got {count} experts; give 1 to {MAX_EXPERTS}")
+        raise OptionError(f"the vocabulary holds {vocab} tokens; fusing takes at least 2", "large")
+    if not 1 <= count <= _C.MAX_EXPERTS:
+        raise OptionError(f"got {count} experts; give 1 to {_C.MAX_EXPERTS}", "experts")
     if experts.shape[0] != batch or experts.shape[2] != vocab:
-        raise ValueError(
+        raise OptionError(
             f"experts has shape {list(experts.shape)} where large has {list(large.shape)}; "
-            "rows and vocabulary must be the same, so cut padded logits to the common vocabulary"
+            "rows and vocabulary must be the same, so cut padded logits to the common vocabulary",
+            "experts",
         )
     if tuple(base.shape) not in {(batch, vocab), (batch, count, vocab)}:
-        raise ValueError(
+        raise OptionError(
             f"base has shape {list(base.shape)}; with large {list(large.shape)} and {count} experts give "
-            f"{[batch, vocab]}, or one for each expert {[batch, count, vocab]}"
+            f"{[batch, vocab]}, or one for each expert {[batch, count, vocab]}",
+            "base",
         )

@@ -19,7 +19,7 @@ from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
 from dlf.rule import Rule
 from dlf.speculation import Speculate, as_speculation
 from dlf.support.option import Option, options_of
-from dlf.support.option_values import MAX_INT, as_flag, as_float, as_int
+from dlf.support.option_values import MAX_INT, MAX_THREADS, as_flag, as_float, as_int
 from dlf.text.layout import Layout
 
 __all__ = ["COMBINE", "MATCH", "EngineOptions"]
@@ -125,7 +125,7 @@ class EngineOptions:
     ] = None
     cuda_graph: Annotated[bool, Option("Launch a step on CUDA as one graph.", section=MACHINE)] = True
     threads: Annotated[
-        int | None, Option("Threads of a decode step on the CPU.", least=1, most=1024, section=MACHINE, flag="")
+        int | None, Option("Threads of a decode step on the CPU.", least=1, most=MAX_THREADS, section=MACHINE, flag="")
     ] = None
     max_batch: Annotated[int, Option("Sequences that decode side by side.", least=1, most=1024, section=MACHINE)] = 8
     max_context: Annotated[

@@ -10,6 +10,7 @@ from typing import Any
 from dlf import _C
 from dlf.arguments import Prompt, as_prompts, chosen_experts, sampling_options
 from dlf.ensemble import Ensemble
+from dlf.errors import OptionError, OptionTypeError
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest
 from dlf.rule import FIELDS, Rule, take_rule
@@ -79,7 +80,8 @@ class Generation:
             If the call asks for several.
         """
         if not self.single or self.sampling.num_return_sequences != 1:
-            raise ValueError("a stream has one sequence; make a stream for each, or use generate or complete")
+            many = "prompt" if self.sampling.num_return_sequences == 1 else "num_return_sequences"
+            raise OptionError("a stream has one sequence; make a stream for each, or use generate or complete", many)
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Scoring:
             prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
         own, others = take_rule(rule, options)
         for name in others:
-            raise TypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}")
+            raise OptionTypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}", name)
         return cls(prompts, continuations, single, () if examples is None else as_examples(examples), experts, own)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from dlf import _C
+from dlf.errors import OptionError, OptionTypeError
 from dlf.support.option_values import as_float, shown
 
 __all__ = ["FIELDS", "UNSAID", "Rule", "native_rule", "take_rule"]
@@ -41,8 +42,8 @@ class Rule:
 
     Raises
     ------
-    TypeError, ValueError
-        If a value is of the wrong kind or outside its range; the message names the field.
+    OptionError, OptionTypeError
+        If a value is of the wrong kind or outside its range; its name is the `field`.
     """
 
     combine: str | None = None
@@ -54,11 +55,11 @@ class Rule:
         for name in ("combine", "match"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise TypeError(f"{name} is {shown(value)}: give a name")
+                raise OptionTypeError(f"{name} is {shown(value)}: give a name", name)
         alpha = None if self.alpha is None else _numbers("alpha", self.alpha)
         if isinstance(alpha, float):
-            raise TypeError(
-                f"alpha is {shown(self.alpha)}: give a sequence, one number per expert, or a mapping by name"
+            raise OptionTypeError(
+                f"alpha is {shown(self.alpha)}: give a sequence, one number per expert, or a mapping by name", "alpha"
             )
         bounds = None if self.alpha_max is None else _numbers("alpha_max", self.alpha_max)
         object.__setattr__(self, "alpha", alpha)
@@ -74,11 +75,11 @@ def take_rule(rule: Any, options: Mapping[str, Any]) -> tuple[Rule, dict[str, An
 
     Raises
     ------
-    TypeError, ValueError
+    OptionError, OptionTypeError
         If `rule` is no `Rule`, or a field is impossible.
     """
     if rule is not None and not isinstance(rule, Rule):
-        raise TypeError(f"rule is {shown(rule)}: give a dlf.Rule, or its fields by name")
+        raise OptionTypeError(f"rule is {shown(rule)}: give a dlf.Rule, or its fields by name", "rule")
     given = UNSAID if rule is None else rule
     own = {name: options[name] for name in FIELDS if options.get(name) is not None}
     others = {name: value for name, value in options.items() if name not in FIELDS}
@@ -101,7 +102,7 @@ def native_rule(wanted: Rule, default: Rule, labels: Sequence[str], order: Seque
 
     Raises
     ------
-    ValueError, TypeError
+    OptionError, OptionTypeError
         If the rule does not fit these experts.
     """
     usual = default.combine or "select"
@@ -122,16 +123,18 @@ def _each(
     found = {number: default[number] for number in order}
     if isinstance(wanted, Mapping):
         if not labels:
-            raise TypeError(f"{name} is a mapping, but these experts have no names: give a sequence")
+            raise OptionTypeError(f"{name} is a mapping, but these experts have no names: give a sequence", name)
         names = [labels[number] for number in order]
         for expert, value in wanted.items():
             if names.count(expert) != 1:
-                raise ValueError(f"{name} names {expert!r}; the request fuses: {', '.join(names) or 'no expert'}")
+                fused = ", ".join(names) or "no expert"
+                raise OptionError(f"{name} names {expert!r}; the request fuses: {fused}", name)
             found[order[names.index(expert)]] = value
     elif isinstance(wanted, tuple):
         if len(wanted) != len(order):
-            raise ValueError(
-                f"{name} holds {len(wanted)} {what} for {len(order)} experts; give one for each expert of the request"
+            raise OptionError(
+                f"{name} holds {len(wanted)} {what} for {len(order)} experts; give one for each expert of the request",
+                name,
             )
         found = dict(zip(order, wanted, strict=True))
     elif wanted is not None:
@@ -148,7 +151,7 @@ def _numbers(name: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(expert): number(f"{name}[{expert!r}]", one) for expert, one in value.items()}
     if isinstance(value, str):
-        raise TypeError(f"{name} is {shown(value)}: give numbers")
+        raise OptionTypeError(f"{name} is {shown(value)}: give numbers", name)
     values = value if isinstance(value, Sequence) else np.asarray(value).tolist()
     if isinstance(values, Sequence):
         return tuple(number(f"{name}[{t}]", one) for t, one in enumerate(values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 import dlf
 from dlf import ErrorKind, fusion, zoo
 from dlf.merging import Recipe
+
+EXPERTS = [dlf.Expert(zoo.path("math-expert"), zoo.path("small-base"))]
+ROW = np.array([[0.0, 1.0]], np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,12 @@ def engine() -> Iterator[dlf.Engine]:
         ({"alpha": [0.5, "much"]}, dlf.OptionTypeError, "alpha"),
         ({"alpha_max": -1.0}, dlf.OptionError, "alpha_max"),
         ({"combine": "best"}, dlf.OptionError, "combine"),
+        ({"combine": 3}, dlf.OptionTypeError, "combine"),
+        ({"alpha": 0.5}, dlf.OptionTypeError, "alpha"),
+        ({"alpha": "ab"}, dlf.OptionTypeError, "alpha"),
+        ({"alpha": {"nobody": 1.0}}, dlf.OptionTypeError, "alpha"),
+        ({"alpha_max": [1.0]}, dlf.OptionError, "alpha_max"),
+        ({"rule": "joint"}, dlf.OptionTypeError, "rule"),
         # checked by the step loop only
         ({"stop_token_ids": [10**6]}, dlf.OptionError, "stop_token_ids"),
         ({"logit_bias": {10**6: 1.0}}, dlf.OptionError, "logit_bias"),
@@ -61,6 +71,14 @@ def test_an_option_of_a_request(
         ({"max_context": 10**6}, "max_context"),
         ({"experts": [zoo.path("math-expert")]}, "base"),
         ({"alpha": [1.0, 2.0]}, "alpha"),
+        ({"experts": EXPERTS, "alpha": ["much"]}, "alpha"),
+        ({"experts": EXPERTS, "alpha": 0.5}, "alpha"),
+        ({"experts": EXPERTS, "alpha": {"math-expert": 1.0}}, "alpha"),
+        ({"experts": [replace(EXPERTS[0], alpha=True)]}, "alpha"),
+        ({"experts": [replace(EXPERTS[0], alpha=10**400)]}, "alpha"),
+        ({"experts": [replace(EXPERTS[0], alpha_max="2")]}, "alpha_max"),
+        ({"experts": [replace(EXPERTS[0], weights="fp16")]}, "dtype"),
+        ({"experts": EXPERTS * 17}, "experts"),
     ],
 )
 def test_an_option_of_an_engine(options: dict[str, Any], field: str) -> None:
@@ -71,13 +89,31 @@ def test_an_option_of_an_engine(options: dict[str, Any], field: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"combine": "best"}, "combine"), ({"alpha_max": -1.0}, "alpha_max"), ({"match": "best"}, "match")],
+    [
+        ({"combine": "best"}, "combine"),
+        ({"alpha_max": -1.0}, "alpha_max"),
+        ({"match": "best"}, "match"),
+        ({"alpha": {"a": 1.0}}, "alpha"),
+        ({"alpha": [1.0, 2.0]}, "alpha"),
+        ({"rule": "joint"}, "rule"),
+        ({"rule": [dlf.Rule()] * 2}, "rule"),
+        ({"threads": 0}, "threads"),
+        ({"threads": 1.5}, "threads"),
+        ({"device": "tpu"}, "device"),
+        ({"large": [[0.0, 1.0]]}, "large"),
+        ({"large": ROW[0]}, "large"),
+        ({"large": ROW[:, :1]}, "large"),
+        ({"base": ROW.astype(np.int64)}, "base"),
+        ({"base": ROW[:, :1]}, "base"),
+        ({"experts": ROW}, "experts"),
+        ({"experts": ROW[None, :, :1]}, "experts"),
+        ({"experts": ROW[None, :0]}, "experts"),
+    ],
 )
 def test_an_option_of_a_solve(options: dict[str, Any], field: str) -> None:
-    row = np.array([[0.0, 1.0]], np.float32)
-    with pytest.raises(dlf.OptionError) as caught:
-        fusion.solve(row, row, row[None], **options)
-    assert caught.value.field == field
+    with pytest.raises((dlf.OptionError, dlf.OptionTypeError)) as caught:
+        fusion.solve(**{"large": ROW, "base": ROW, "experts": ROW[None]} | options)
+    assert (caught.value.kind, caught.value.field) == (ErrorKind.OPTION, field)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +137,17 @@ def test_an_option_of_a_merge(options: dict[str, Any], error: type[dlf.Error], f
         with pytest.raises(error) as caught:
             Recipe.of(options.get("method", "ties"), options["experts"])
         assert caught.value.field == "weights"
+
+
+def test_an_option_of_a_stream_or_a_score(engine: dlf.Engine) -> None:
+    for call, error, field in (
+        (lambda: engine.score("a", " b", temperature=1.0), dlf.OptionTypeError, "temperature"),
+        (lambda: engine.stream(["a", "b"]), dlf.OptionError, "prompt"),
+        (lambda: engine.stream("a", temperature=1, num_return_sequences=2), dlf.OptionError, "num_return_sequences"),
+    ):
+        with pytest.raises(error) as caught:
+            call()
+        assert (caught.value.kind, caught.value.field) == (ErrorKind.OPTION, field)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@
 #include "fusion/bad_model.h"
 #include "fusion/cpu/solver.h"
 #include "fusion/cuda/solve.h"
+#include "support/option_error.h"
 
 namespace dlf {
 namespace {
@@ -34,8 +35,10 @@ void check_batch(const at::Tensor& large, const at::Tensor& experts, const at::T
 
 // Checks that there is one rule for all rows, or one for each.
 void check_rules(const std::vector<Rule>& rules, const at::Tensor& experts) {
-  TORCH_CHECK_VALUE(rules.size() == 1 || static_cast<int64_t>(rules.size()) == experts.size(0), "got ", rules.size(),
-                    " rules for ", experts.size(0), " rows; give one for all, or one per row");
+  if (rules.size() != 1 && static_cast<int64_t>(rules.size()) != experts.size(0)) {
+    throw OptionError("rule", c10::str("got ", rules.size(), " rules for ", experts.size(0),
+                                       " rows; give one for all, or one per row"));
+  }
   for (const Rule& rule : rules) {
     validate(rule, static_cast<int>(experts.size(1)));
   }
@@ -132,6 +135,7 @@ void bind_fusion(py::module_& m) {
       .def(py::init<>(), "The rule \"select\" for any number of experts, with solved weights.")
       .def_property_readonly(
           "takes_given", [](const Rule& rule) { return rule.takes_given(); }, "Whether all weights are given.");
+  m.attr("MAX_EXPERTS") = kMaxExperts;
   m.attr("COMBINES") = names(kCombineTable);
   m.attr("MATCHES") = names(kMatchTable);
 

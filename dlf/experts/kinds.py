@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -11,6 +11,7 @@ from dlf.errors import OptionError, OptionTypeError
 from dlf.experts.expert import Expert, InContext
 from dlf.experts.lora import Lora
 from dlf.experts.task_arithmetic import TaskArithmetic
+from dlf.rule import Rule
 
 __all__ = ["EXPERTS", "AnyExpert", "as_expert", "with_alpha"]
 
@@ -42,12 +43,16 @@ def with_alpha(experts: Sequence[AnyExpert], alpha: Sequence[float | None] | Non
     """The experts, with the engine's given weights."""
     if alpha is None:
         return list(experts)
-    if len(alpha) != len(experts):
+    given = Rule(alpha=alpha).alpha
+    assert given is not None
+    if isinstance(given, Mapping):
+        raise OptionTypeError("alpha is a mapping: give an engine a sequence, one number per expert", "alpha")
+    if len(given) != len(experts):
         raise OptionError(
-            f"alpha holds {len(alpha)} weights for {len(experts)} experts; give one for each, None where it is solved",
+            f"alpha holds {len(given)} weights for {len(experts)} experts; give one for each, None where it is solved",
             "alpha",
         )
     return [
-        expert if weight is None else replace(expert, alpha=float(weight))
-        for expert, weight in zip(experts, alpha, strict=True)
+        expert if weight is None else replace(expert, alpha=weight)
+        for expert, weight in zip(experts, given, strict=True)
     ]

@@ -8,9 +8,10 @@ from typing import Any
 
 from dlf.errors import OptionError, OptionTypeError
 
-__all__ = ["MAX_INT", "as_flag", "as_float", "as_ids", "as_int", "as_sequences", "as_strings", "shown"]
+__all__ = ["MAX_INT", "MAX_THREADS", "as_flag", "as_float", "as_ids", "as_int", "as_sequences", "as_strings", "shown"]
 
 MAX_INT = 2**63 - 1  # largest integer of the sampler
+MAX_THREADS = 1024
 
 
 def shown(value: Any) -> str:
