@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from models import FAMILIES, finetune, make_model, make_sentencepiece_tokenizer, write_adapter
+from models import FAMILIES, finetune, make_model, make_sentencepiece_tokenizer, overflowing, write_adapter
 from safetensors.torch import load_file, save_file
 
 import dlf
@@ -377,18 +376,14 @@ def errors(recorder: Recorder) -> None:
     """Models that overflow or hold NaN: the errors, and the requests that still work."""
     trio = make_trio(recorder.folder / "broken")
     for name in ("large", "base", "a"):
-        whole = trio[name]
-        broken = trio | {name: Path(shutil.copytree(whole, whole.with_name(f"{name}-overflows")))}
-        tensors = load_file(broken[name] / "model.safetensors")
-        norm = tensors["model.norm.weight"]
-        tensors["model.norm.weight"] = torch.full_like(norm, 3e38)  # finite, but logits overflow
-        save_file(tensors, broken[name] / "model.safetensors", metadata={"format": "pt"})
+        broken = trio | {name: overflowing(trio[name].with_name(f"{name}-overflows"), trio[name])}
         with recorder.engine(f"errors/{name} overflows", broken["large"], pair(broken)) as engine:
             recorder.fails(f"errors/{name} overflows/generate", lambda engine=engine: engine.generate("x"))
             recorder.fails(f"errors/{name} overflows/score", lambda engine=engine: engine.score("x", "y"))
             if name == "a":
                 recorder.generate("others", "x", experts=["b"])
-    tensors["model.norm.weight"] = norm.index_fill(0, torch.tensor([3]), float("nan"))
+    tensors = load_file(trio["a"] / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].index_fill(0, torch.tensor([3]), float("nan"))
     save_file(tensors, broken["a"] / "model.safetensors", metadata={"format": "pt"})
     recorder.fails("errors/NaN", lambda: dlf.Engine(trio["large"], pair(broken), device=recorder.device))
 

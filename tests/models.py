@@ -11,7 +11,7 @@ import tokenizers
 import torch
 import transformers
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import decoders, pre_tokenizers, trainers
 
 VOCAB_SIZE = 384
@@ -140,6 +140,15 @@ def finetune(folder: Path, source: Path, seed: int, scale: float) -> Path:
             spread = parameter.std() if parameter.numel() > 1 else torch.tensor(1.0)
             parameter += scale * spread * torch.randn(parameter.shape, generator=generator)
     model.save_pretrained(folder)
+    return folder
+
+
+def overflowing(folder: Path, source: Path) -> Path:
+    """Copy a model whose weights stay finite, but whose logits overflow."""
+    shutil.copytree(source, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -453,10 +453,6 @@ def fuzz(folder: Path, rounds: int) -> None:
     assert 0.02 * rounds < read < 0.9 * rounds
 
 
-def test_fuzz(folder: Path) -> None:
-    fuzz(folder, 300)
-
-
-@pytest.mark.slow
-def test_fuzz_long(folder: Path) -> None:
-    fuzz(folder, 10_000)
+@pytest.mark.parametrize("rounds", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzz(folder: Path, rounds: int) -> None:
+    fuzz(folder, rounds)

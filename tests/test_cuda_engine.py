@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bit_cases import SAMPLING
 from models import FAMILIES, make_model, write_adapter
 
 import dlf
@@ -42,20 +43,7 @@ def test_completions_are_those_of_the_cpu(family: dict[str, Path], combine: str)
 
 
 def test_sampling_is_that_of_the_cpu(family: dict[str, Path]) -> None:
-    options = OPTIONS | {
-        "temperature": 0.9,
-        "top_k": 40,
-        "top_p": 0.95,
-        "min_p": 0.01,
-        "repetition_penalty": 1.1,
-        "presence_penalty": 0.2,
-        "frequency_penalty": 0.1,
-        "logit_bias": {5: 1.5, 9: -100.0},
-        "bad_words": ["the"],
-        "seed": 7,
-        "num_return_sequences": 2,
-        "logprobs": 5,
-    }
+    options = OPTIONS | SAMPLING["all"] | {"num_return_sequences": 2}
     with engine(family) as host, engine(family, device="cuda:0") as device:
         ours, theirs = device.generate(PROMPTS[:2], **options), host.generate(PROMPTS[:2], **options)
     for mine, other in zip(ours, theirs, strict=True):

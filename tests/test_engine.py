@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from models import overflowing
 from reference.decoding import Reference
-from safetensors.torch import load_file, save_file
 
 import dlf
 from dlf.model import Model, load_model
@@ -348,11 +347,7 @@ def test_use_after_close(family: dict[str, Path]) -> None:
 
 
 def test_overflowing_logits_name_the_model_and_the_step(family: dict[str, Path], tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(family["expert-a"], broken)
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)  # finite, but logits overflow
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = overflowing(tmp_path / "broken", family["expert-a"])
     with dlf.Engine(family["large"], [dlf.Expert(broken, family["base"])]) as engine:
         with pytest.raises(FloatingPointError, match="expert 0.*step 0"):
             engine.generate("x")

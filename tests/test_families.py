@@ -91,7 +91,7 @@ def test_scores_are_divided_by_the_root_of_the_scalar(tmp_path: Path) -> None:
         ({"attention": _C.AttentionSpec(heads=4, kv_heads=4, head_dim=1024)}, "at most 512"),
         ({"attention": _C.AttentionSpec(heads=4, kv_heads=4, head_dim=16, query_scalar=0)}, "must be above 0"),
         ({"layers": []}, "number of layers"),
-        ({"layers": [_C.LayerSpec(rope=1)]}, "rope 1 of 1"),
+        ({"layers": [_C.LayerSpec(rope=1)]}, "a layer has rope 1; number of ropes: 1"),
         ({"layers": [_C.LayerSpec(window=-1)]}, "window -1"),
         ({"ropes": [_C.RopeSpec(inv_freq=[1.0])]}, "8 entries"),
         ({"ropes": [_C.RopeSpec(inv_freq=[1.0] * 8, long_inv_freq=[1.0])]}, "8 entries"),

@@ -112,12 +112,7 @@ def fuzz(tmp_path: Path, rounds: int) -> None:
     assert sum(count for (_, read), count in seen.items() if read) > 0.05 * rounds
 
 
-def test_fuzz(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzz(tmp_path: Path, rounds: int) -> None:
     with warnings.catch_warnings(action="ignore"):
-        fuzz(tmp_path, 200)
-
-
-@pytest.mark.slow
-def test_fuzz_long(tmp_path: Path) -> None:
-    with warnings.catch_warnings(action="ignore"):
-        fuzz(tmp_path, 10_000)
+        fuzz(tmp_path, rounds)

@@ -111,7 +111,7 @@ def test_more_files_than_patterns_at_once(hub: Hub) -> None:
     assert hub.fetched["org/name"] == {*SMALL, index.name, *parts}
     assert hub.revisions == [None, COMMIT, COMMIT, COMMIT]
     index.write_text(json.dumps({"weight_map": {str(number): f"{number}.safetensors" for number in range(4097)}}))
-    with pytest.raises(dlf.CheckpointError, match="more than 4096 files"):
+    with pytest.raises(dlf.CheckpointError, match="names over 4096 files"):
         resolve("org/name")
 
 

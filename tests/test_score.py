@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import threading
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import make_model, write_adapter
-from safetensors.torch import load_file, save_file
+from models import make_model, overflowing, write_adapter
 from transformers import AutoModelForCausalLM
 
 import dlf
@@ -184,11 +182,7 @@ def test_nothing_runs_while_it_scores(engine: dlf.Engine) -> None:
 
 
 def test_errors_name_the_model_and_the_token(family: dict[str, Path], tmp_path: Path) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(family["expert-a"], broken)
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], 3e38)  # finite, but logits overflow
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    broken = overflowing(tmp_path / "broken", family["expert-a"])
     with dlf.Engine(family["large"], [dlf.Expert(broken, family["base"])]) as engine:
         with pytest.raises(FloatingPointError, match="logits of expert 0 at token 0"):
             engine.score("x", "y")

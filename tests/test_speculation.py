@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from bit_cases import SAMPLING
 from reference.chi_square import chi_square_survival
 
 import dlf
@@ -17,25 +17,6 @@ PROMPT = "Question: what is the sum"
 PROMPTS = [PROMPT, "The quick brown", "def add(first, second)", "x", "lazy dog " * 9]
 PROBLEMS = zoo.problems("math")[:40]
 DRAFTERS = ["auto", "math-expert", "base", "prompt_lookup"]
-SAMPLING: dict[str, dict[str, Any]] = {
-    "temperature": {"temperature": 0.8},
-    "top_k": {"temperature": 1.2, "top_k": 7},
-    "top_p": {"temperature": 1.0, "top_p": 0.8},
-    "min_p": {"temperature": 1.5, "min_p": 0.05},
-    "penalties": {"repetition_penalty": 1.3, "presence_penalty": 0.2, "frequency_penalty": 0.1},
-    "all": {
-        "temperature": 0.9,
-        "top_k": 40,
-        "top_p": 0.95,
-        "min_p": 0.01,
-        "repetition_penalty": 1.1,
-        "frequency_penalty": 0.2,
-        "bad_words": ["the", "so"],
-        "logit_bias": {5: 2.0},
-        "min_new_tokens": 20,
-        "logprobs": 3,
-    },
-}
 
 
 def always(drafter: str = "auto", max_draft: int = 5) -> dlf.Speculation:
@@ -86,7 +67,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(
     assert accepted > (0.1 if drafter == "prompt_lookup" else 0.5) * sum(len(one.tokens) for one in drafted)
 
 
-@pytest.mark.parametrize("name", SAMPLING)
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "penalties", "bias", "all"])
 def test_sampled_tokens_are_those_of_plain_decoding(engine: dlf.Engine, name: str) -> None:
     prompts = [problem.prompt for problem in zoo.problems("math")[:24]]
     options = {"max_new_tokens": 50, "seed": 7} | SAMPLING[name]

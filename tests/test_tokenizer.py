@@ -261,10 +261,6 @@ def fuzz(folder: Path, rounds: int) -> None:
     assert 0 < read < rounds
 
 
-def test_fuzz(tmp_path: Path) -> None:
-    fuzz(tmp_path, 200)
-
-
-@pytest.mark.slow
-def test_fuzz_long(tmp_path: Path) -> None:
-    fuzz(tmp_path, 10_000)
+@pytest.mark.parametrize("rounds", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_fuzz(tmp_path: Path, rounds: int) -> None:
+    fuzz(tmp_path, rounds)

@@ -11,6 +11,7 @@
 #include "model/cpu/decoder.h"
 #include "model/cuda/decoder.h"
 #include "model/slots.h"
+#include "tiny_family.h"
 
 namespace dlf {
 namespace {
@@ -22,19 +23,7 @@ constexpr int64_t kContext = 64;
 const std::vector<int64_t> kPrompt = {3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32};
 constexpr int64_t kSteps = 5;
 
-ModelSpec plain() {
-  ModelSpec spec;
-  spec.vocab_size = kVocab;
-  spec.hidden_size = 24;
-  spec.attention.heads = 4;
-  spec.attention.kv_heads = 2;
-  spec.attention.head_dim = 6;
-  spec.attention.query_scalar = 6;
-  spec.feed_forward.size = 40;
-  spec.ropes = {{{1.0F, 0.3F, 0.05F}}};
-  spec.layers = {{}, {}, {}};
-  return spec;
-}
+ModelSpec plain() { return tiny_spec(kVocab, 24, 40, {1.0F, 0.3F, 0.05F}, 3); }
 
 std::shared_ptr<const Weights> random_weights(const ModelSpec& spec) {
   TensorMap tensors;

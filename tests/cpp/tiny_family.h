@@ -34,17 +34,25 @@ inline at::Tensor random_tensor(at::IntArrayRef shape, std::mt19937& generator) 
   return tensor;
 }
 
-inline std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
+// A model with 4 heads, 2 of keys and values, and two channels of a head for each rotary frequency.
+inline ModelSpec tiny_spec(int64_t vocab, int64_t hidden, int64_t feed_forward, std::vector<float> frequencies,
+                           int64_t layers) {
+  const auto head_dim = static_cast<int64_t>(2 * frequencies.size());
   ModelSpec spec;
-  spec.vocab_size = kVocab;
-  spec.hidden_size = 16;
+  spec.vocab_size = vocab;
+  spec.hidden_size = hidden;
   spec.attention.heads = 4;
   spec.attention.kv_heads = 2;
-  spec.attention.head_dim = 4;
-  spec.attention.query_scalar = 4;
-  spec.feed_forward.size = 24;
-  spec.ropes = {{{1.0F, 0.01F}}};
-  spec.layers = {{}, {}};
+  spec.attention.head_dim = head_dim;
+  spec.attention.query_scalar = head_dim;
+  spec.feed_forward.size = feed_forward;
+  spec.ropes = {{std::move(frequencies)}};
+  spec.layers.resize(layers);
+  return spec;
+}
+
+inline std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
+  const ModelSpec spec = tiny_spec(kVocab, 16, 24, {1.0F, 0.01F}, 2);
   std::mt19937 generator(seed);
   TensorMap tensors;
   for (const TensorSlot& slot : tensor_slots(spec)) {
