@@ -198,8 +198,15 @@ $(VENV)/.docs: pyproject.toml
 	$(BIN)/python -m pip install --quiet -r $(VENV)/docs.txt
 	@touch $@
 
+# zensical reads every folder below its own, and hangs on those of builds, so it gets a copy of what git tracks.
+DOCS_COPY := build/docs
+
 docs: $(VENV)/.docs ## Build the documentation as a site in build/site; a broken link is an error
-	$(BIN)/zensical build --strict
+	rm -rf $(DOCS_COPY) build/site
+	mkdir -p $(DOCS_COPY)
+	git ls-files -z | xargs -0 cp --parents -t $(DOCS_COPY)
+	cd $(DOCS_COPY) && $(abspath $(BIN))/zensical build --strict
+	mv $(DOCS_COPY)/build/site build/site
 	$(BIN)/python tools/check_site.py build/site
 
 # ---- clean
