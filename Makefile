@@ -136,7 +136,7 @@ torch-check: $(TORCH:%=torch-check-%) ## Build and run every test with the oldes
 
 $(TORCH:%=torch-check-%): torch-check-%: $(TORCH_VENVS)%/.tools
 	@echo "Building and installing dlf for torch $*"
-	@PATH="$(<D)/bin:$$PATH" $(<D)/bin/python -m pip install --quiet --no-build-isolation \
+	@PATH="$(<D)/bin:$$PATH" PIP_CONSTRAINT=/dev/null $(<D)/bin/python -m pip install --quiet --no-build-isolation \
 	  --config-settings=build-dir=build/torch-$* --config-settings=cmake.define.DLF_BUILD_TESTS=ON \
 	  --config-settings=cmake.define.DLF_CUDA=OFF '.[plot,test]'
 	$(<D)/bin/ctest --test-dir build/torch-$* --output-on-failure --parallel $(JOBS)
