@@ -10,9 +10,9 @@ BUILD := build/release
 # Builds run the CUDA kernels on an emulated device, whatever torch is installed; cuda-check builds the real backend.
 DLF_CUDA ?= OFF
 # OpenMP's threads spin while they wait, in the way of other tests. One process runs a file's tests, which share fixtures.
+IN_COMPANY := OMP_WAIT_POLICY=passive
 PYTEST_OPTIONS := --numprocesses $(JOBS) --dist loadfile
-PYTEST := OMP_WAIT_POLICY=passive $(BIN)/pytest $(PYTEST_OPTIONS)
-CTEST := OMP_WAIT_POLICY=passive $(BIN)/ctest --output-on-failure --parallel $(JOBS)
+CTEST_OPTIONS := --output-on-failure --parallel $(JOBS)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
@@ -57,10 +57,10 @@ demo: setup ## Fuse the models that ship with the package
 test: test-cpp test-py test-emulated ## Run all tests but the slow ones (pytest -m slow)
 
 test-py: setup ## Run the Python tests
-	$(PYTEST)
+	$(IN_COMPANY) $(BIN)/pytest $(PYTEST_OPTIONS)
 
 test-cpp: setup ## Run the C++ tests
-	$(CTEST) --test-dir $(BUILD)
+	$(IN_COMPANY) $(BIN)/ctest --test-dir $(BUILD) $(CTEST_OPTIONS)
 
 # Runs the CUDA kernels and the engine around them on the host, without a GPU. Threads, streams and steps of a graph take
 # turns at random, with a fixed seed, which finds missing waits.
@@ -68,7 +68,7 @@ EMULATED_TESTS ?= cuda and not slow
 
 test-emulated: setup ## Run the Python tests of CUDA on an emulated device
 	PYTHONPATH=$(BUILD)/emulated DLF_REQUIRE_CUDA=1 DLF_EMULATION_ORDER=1 DLF_CUDA_EARLY=1 \
-	  $(PYTEST) -m "$(EMULATED_TESTS)"
+	  $(IN_COMPANY) $(BIN)/pytest $(PYTEST_OPTIONS) -m "$(EMULATED_TESTS)"
 
 # A change of structure must change no bit: runs the cases of tests/bit_cases.py in the build of another revision and in this one.
 SAME_BITS := $(CURDIR)/build/same-bits
@@ -139,8 +139,8 @@ $(TORCH:%=torch-check-%): torch-check-%: $(TORCH_VENVS)%/.tools
 	@PATH="$(<D)/bin:$$PATH" PIP_CONSTRAINT=/dev/null $(<D)/bin/python -m pip install --quiet --no-build-isolation \
 	  --config-settings=build-dir=build/torch-$* --config-settings=cmake.define.DLF_BUILD_TESTS=ON \
 	  --config-settings=cmake.define.DLF_CUDA=OFF '.[plot,test]'
-	$(<D)/bin/ctest --test-dir build/torch-$* --output-on-failure --parallel $(JOBS)
-	$(<D)/bin/pytest $(PYTEST_OPTIONS)
+	$(IN_COMPANY) $(<D)/bin/ctest --test-dir build/torch-$* $(CTEST_OPTIONS)
+	$(IN_COMPANY) $(<D)/bin/pytest $(PYTEST_OPTIONS)
 
 # ---- the CUDA build, which needs nvcc but no GPU
 

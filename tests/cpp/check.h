@@ -2,8 +2,8 @@
 
 #include <cstdio>
 #include <exception>
-#include <initializer_list>
 #include <stdexcept>
+#include <vector>
 
 // Checks a condition. The test continues after a failure, so that one run shows all failures.
 #define EXPECT(condition) ::dlf::testing::check((condition), #condition, __FILE__, __LINE__)
@@ -41,6 +41,7 @@ struct Skip : std::runtime_error {
 struct Test {
   const char* name;
   void (*run)();
+  bool is_small = false;  // whether it runs with --small (cuda_testing.h)
 };
 
 // Prints a test's result at once: a later test may end the program.
@@ -71,7 +72,7 @@ inline void run(const Test& test, int& skipped) {
 }
 
 // Returns the exit status of main: 0 if no test failed.
-inline int run(std::initializer_list<Test> tests) {
+inline int run(const std::vector<Test>& tests) {
   int failed = 0;
   int skipped = 0;
   for (const Test& test : tests) {

@@ -5,7 +5,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
-#include <initializer_list>
 #include <random>
 #include <string_view>
 #include <vector>
@@ -94,7 +93,7 @@ inline void needs_two_devices() {
 }
 
 // As run(), if there is a device; without one, fails if DLF_REQUIRE_CUDA is 1.
-inline int run_cuda(std::initializer_list<Test> tests) {
+inline int run_cuda(const std::vector<Test>& tests) {
   if (cuda::devices().empty()) {
     const char* required = std::getenv("DLF_REQUIRE_CUDA");
     std::puts("skipped: no CUDA device");
@@ -103,7 +102,12 @@ inline int run_cuda(std::initializer_list<Test> tests) {
   return run(tests);
 }
 
-// Whether --small asks for few launches, since some tools take seconds for each.
-inline bool is_small(int argc, char** argv) { return argc > 1 && std::string_view(argv[1]) == "--small"; }
+// With --small, runs the small tests alone: some tools take seconds for each launch.
+inline int run_cuda(int argc, char** argv, std::vector<Test> tests) {
+  if (argc > 1 && std::string_view(argv[1]) == "--small") {
+    std::erase_if(tests, [](const Test& test) { return !test.is_small; });
+  }
+  return run_cuda(tests);
+}
 
 }  // namespace dlf::testing

@@ -768,23 +768,22 @@ void test_every_option() { run_beside_cpu(9000, 2.0F, 1); }
 
 int main(int argc, char** argv) {
   using namespace dlf;
-  if (testing::is_small(argc, argv)) {
-    return testing::run_cuda({{"every option", test_every_option}});
-  }
-  return testing::run_cuda({
-      {"choices are the CPU's", test_choices_are_the_cpus},
-      {"the number of blocks does not matter", test_the_number_of_blocks_does_not_matter},
-      {"any number of candidates", test_any_number_of_candidates},
-      {"tiny vocabularies", test_tiny_vocabularies},
-      {"ties go to the lowest id", test_ties_go_to_the_lowest_id},
-      {"failures", test_failures},
-      {"extreme temperatures", test_extreme_temperatures},
-      {"inactive rows and rows used again", test_inactive_rows_and_rows_used_again},
-      {"a graph replays it", test_a_graph_replays_it},
-      {"draws follow the distribution", test_draws_follow_the_distribution},
-      {"what does not fit is refused", test_what_does_not_fit_is_refused},
-      {"full lists", test_full_lists},
-      {"drafts are what comes without", test_drafts},
-      {"the order of threads does not matter", test_the_order_of_threads_does_not_matter},
-  });
+  return testing::run_cuda(argc, argv,
+                           {
+                               {"every option", test_every_option, true},
+                               {"choices are the CPU's", test_choices_are_the_cpus},
+                               {"the number of blocks does not matter", test_the_number_of_blocks_does_not_matter},
+                               {"any number of candidates", test_any_number_of_candidates},
+                               {"tiny vocabularies", test_tiny_vocabularies},
+                               {"ties go to the lowest id", test_ties_go_to_the_lowest_id},
+                               {"failures", test_failures},
+                               {"extreme temperatures", test_extreme_temperatures},
+                               {"inactive rows and rows used again", test_inactive_rows_and_rows_used_again},
+                               {"a graph replays it", test_a_graph_replays_it},
+                               {"draws follow the distribution", test_draws_follow_the_distribution},
+                               {"what does not fit is refused", test_what_does_not_fit_is_refused},
+                               {"full lists", test_full_lists},
+                               {"drafts are what comes without", test_drafts},
+                               {"the order of threads does not matter", test_the_order_of_threads_does_not_matter},
+                           });
 }

@@ -642,53 +642,40 @@ void sequences_go_on_while_something_is_scored() {
 }  // namespace
 }  // namespace dlf
 
-// With --small, every part of the backend runs, mostly on two devices.
+// The small tests run every part of the backend, mostly on two devices.
 int main(int argc, char** argv) {
-  if (dlf::testing::is_small(argc, argv)) {
-    return dlf::testing::run_cuda({
-        {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits},
-        {"rules that share a kernel share a graph", dlf::rules_that_share_a_kernel_share_a_graph},
-        {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does},
-        {"models may be on two devices", dlf::models_may_be_on_two_devices},
-        {"adapters may be on two devices", dlf::adapters_may_be_on_two_devices},
-        {"prefix caches of two devices change nothing", dlf::prefix_caches_of_two_devices_change_nothing},
-        {"a cancelled sequence leaves its slot", dlf::a_cancelled_sequence_leaves_its_slot},
-        {"logits that are not numbers end only their sequence",
-         dlf::logits_that_are_not_numbers_end_only_their_sequence},
-        {"scores may be of two devices", dlf::scores_may_be_of_two_devices},
-        {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
-        {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
-    });
-  }
-  return dlf::testing::run_cuda({
-      {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
-      {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
-      {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits},
-      {"no prompt has a size that the library has not met", dlf::no_prompt_has_a_size_that_the_library_has_not_met},
-      {"drafts change nothing", dlf::drafts_change_nothing},
-      {"drafts on two devices change nothing", dlf::drafts_on_two_devices_change_nothing},
-      {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},
-      {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},
-      {"rules that share a kernel share a graph", dlf::rules_that_share_a_kernel_share_a_graph},
-      {"a drafter may be on another device", dlf::a_drafter_may_be_on_another_device},
-      {"a drafter may run out of context", dlf::a_drafter_may_run_out_of_context},
-      {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does},
-      {"models may be on two devices", dlf::models_may_be_on_two_devices},
-      {"the large model decodes alone", dlf::the_large_model_decodes_alone},
-      {"lanes share a model", dlf::lanes_share_a_model},
-      {"adapters are those of the processor", dlf::adapters_are_those_of_the_processor},
-      {"adapters may be on two devices", dlf::adapters_may_be_on_two_devices},
-      {"the prefix cache changes nothing", dlf::the_prefix_cache_changes_nothing},
-      {"prefix caches of two devices change nothing", dlf::prefix_caches_of_two_devices_change_nothing},
-      {"a cancelled sequence leaves its slot", dlf::a_cancelled_sequence_leaves_its_slot},
-      {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
-      {"logits that are not numbers end only their sequence", dlf::logits_that_are_not_numbers_end_only_their_sequence},
-      {"scores are those of the processor", dlf::scores_are_those_of_the_processor},
-      {"scores may be of two devices", dlf::scores_may_be_of_two_devices},
-      {"sequences go on while something is scored", dlf::sequences_go_on_while_something_is_scored},
-      {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone},
-      {"the largest plan runs", dlf::the_largest_plan_runs},
-      {"what does not fit is refused", dlf::what_does_not_fit_is_refused},
-      {"the memory is what was said", dlf::the_memory_is_what_was_said},
-  });
+  return dlf::testing::run_cuda(
+      argc, argv,
+      {
+          {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
+          {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
+          {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits, true},
+          {"no prompt has a size that the library has not met", dlf::no_prompt_has_a_size_that_the_library_has_not_met},
+          {"drafts change nothing", dlf::drafts_change_nothing},
+          {"drafts on two devices change nothing", dlf::drafts_on_two_devices_change_nothing},
+          {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},
+          {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},
+          {"rules that share a kernel share a graph", dlf::rules_that_share_a_kernel_share_a_graph, true},
+          {"a drafter may be on another device", dlf::a_drafter_may_be_on_another_device},
+          {"a drafter may run out of context", dlf::a_drafter_may_run_out_of_context},
+          {"drafts end where the sequence does", dlf::drafts_end_where_the_sequence_does, true},
+          {"models may be on two devices", dlf::models_may_be_on_two_devices, true},
+          {"the large model decodes alone", dlf::the_large_model_decodes_alone},
+          {"lanes share a model", dlf::lanes_share_a_model},
+          {"adapters are those of the processor", dlf::adapters_are_those_of_the_processor},
+          {"adapters may be on two devices", dlf::adapters_may_be_on_two_devices, true},
+          {"the prefix cache changes nothing", dlf::the_prefix_cache_changes_nothing},
+          {"prefix caches of two devices change nothing", dlf::prefix_caches_of_two_devices_change_nothing, true},
+          {"a cancelled sequence leaves its slot", dlf::a_cancelled_sequence_leaves_its_slot, true},
+          {"stop tokens and the context end a sequence", dlf::stop_tokens_and_the_context_end_a_sequence},
+          {"logits that are not numbers end only their sequence",
+           dlf::logits_that_are_not_numbers_end_only_their_sequence, true},
+          {"scores are those of the processor", dlf::scores_are_those_of_the_processor},
+          {"scores may be of two devices", dlf::scores_may_be_of_two_devices, true},
+          {"sequences go on while something is scored", dlf::sequences_go_on_while_something_is_scored},
+          {"scoring leaves sequences alone", dlf::scoring_leaves_sequences_alone, true},
+          {"the largest plan runs", dlf::the_largest_plan_runs, true},
+          {"what does not fit is refused", dlf::what_does_not_fit_is_refused, true},
+          {"the memory is what was said", dlf::the_memory_is_what_was_said},
+      });
 }
