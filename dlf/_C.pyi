@@ -23,6 +23,7 @@ __all__: list[str] = [
     "FeedForwardSpec",
     "FinishReason",
     "FusionPlan",
+    "GATES",
     "LayerSpec",
     "MATCHES",
     "MAX_BIAS",
@@ -72,9 +73,15 @@ class Rule:
         alpha: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None],
         alpha_max: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex],
         experts: typing.SupportsInt | typing.SupportsIndex,
+        *,
+        mix: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex | None] = [],
+        large_weight: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        plausibility: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        gate: str = "none",
+        gate_threshold: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None:
         """
-        The rule for `experts` experts: `alpha` is empty, or has a weight or None for each; `alpha_max` has one bound, or one for each.
+        The rule for `experts` experts: `alpha` is empty, or has a weight or None for each; `alpha_max` has one bound, or one for each; `mix` is empty, or has a share or None for each.
         """
     @typing.overload
     def __init__(self) -> None:
@@ -736,6 +743,7 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 
 AUTO_DRAFTER: int = -1
 COMBINES: tuple[str, ...]
+GATES: tuple[str, ...]
 MATCHES: tuple[str, ...]
 MAX_BIAS: float = 3.4e38
 MAX_CUDA_BATCH: int = 256

@@ -31,7 +31,8 @@ class Fusion(Generic[Array]):
     alpha : [B, T]
         Weight of every expert.
     logits : [B, V]
-        Fused logits ``large + sum_t alpha_t (expert_t - base_t)``, float32; -inf where any model has -inf.
+        Fused logits ``large + sum_t alpha_t (expert_t - base_t)``, or as the rule says, float32; -inf where any model
+        has -inf.
     f, g : [B]
         KL(fused || large) and KL(large || fused), in nats.
     target_f, target_g : [B, T]
@@ -52,13 +53,18 @@ class Fusion(Generic[Array]):
 
 def solve(
     large: Array,
-    base: Array,
+    base: Array | None,
     experts: Array,
     *,
     combine: str | None = None,
     match: str | None = None,
     alpha: Sequence[float | None] | None = None,
     alpha_max: float | Sequence[float] | None = None,
+    mix: Sequence[float | None] | None = None,
+    large_weight: float | None = None,
+    plausibility: float | None = None,
+    gate: str | None = None,
+    gate_threshold: float | None = None,
     rule: Rule | Sequence[Rule] | None = None,
     threads: int | None = None,
     device: str | None = None,
@@ -75,7 +81,8 @@ def solve(
         Logits of the large model. A PyTorch tensor or a NumPy array of any floating type, which is converted to
         float32; sums are float64 on the CPU and float32 on a CUDA device. -inf in any model excludes a token.
     base : [B, V] or [B, T, V]
-        Logits of the model that the experts were tuned from, or one for each expert.
+        Logits of the model that the experts were tuned from, or one for each expert. None for experts without a base,
+        which are measured against the uniform distribution: ``z_b = 0``.
     experts : [B, T, V]
         Logits of 1 to 16 experts.
     combine : str, optional
@@ -86,6 +93,7 @@ def solve(
         reaches when it is solved alone.
         ``"static"``: all weights given by `alpha`.
         ``"grid"``: as ``"select"``, trying 0, 0.1, ..., 2.0 up to `alpha_max`.
+        ``"jsd"``: the Jensen-Shannon divergence of every expert and its base, in nats (AdaCAD, 2409.07394).
     match : str, optional
         ``"symmetric"`` minimises (f - a)^2 + (g - b)^2, the default; ``"forward"`` brings f to a, ``"reverse"`` g to b.
     alpha : sequence of T floats or None, optional
@@ -94,8 +102,19 @@ def solve(
         ``combine="static"`` needs a weight for every expert.
     alpha_max : float or sequence of T floats, optional
         Weights are solved in [0, alpha_max]; one bound for all experts, or one for each; 2 if not given.
+    mix : sequence of T floats or None, optional
+        Shares, from 0 to 1, of experts whose probabilities are mixed in instead: with s = sum of the shares the result
+        is ``(1 - s) fused + sum_t mix_t softmax(expert_t)``.
+    large_weight : float, optional
+        Coefficient of the large model's logits, 1 if not given. f, g and the solve are then relative to
+        ``softmax(large_weight * large)``.
+    plausibility : float, optional
+        Sets the fused logits to -inf where softmax(large) is less than this share of its largest value; 0 does not. f
+        and g are those of the distribution before.
+    gate, gate_threshold : optional
+        Where the experts take part; see `dlf.Rule`. Where the gate is closed, weights, targets, f and g are 0.
     rule : Rule or sequence of B Rules, optional
-        The four above in one value, for all rows or for each; arguments given beside it override it.
+        The options above in one value, for all rows or for each; arguments given beside it override it.
     threads : int, optional
         Threads to compute on; by default as many as the process may use. The answer doesn't depend on them.
     device : str, optional
@@ -123,12 +142,22 @@ def solve(
     """
     logits = {
         "large": _float32(large, "large"),
-        "base": _float32(base, "base"),
+        "base": torch.zeros_like(_float32(large, "large")) if base is None else _float32(base, "base"),
         "experts": _float32(experts, "experts"),
     }
     _check_shapes(**logits)
     place = Placement.of(str(logits["large"].device) if device is None else device).large
-    fields = {"combine": combine, "match": match, "alpha": alpha, "alpha_max": alpha_max}
+    fields = {
+        "combine": combine,
+        "match": match,
+        "alpha": alpha,
+        "alpha_max": alpha_max,
+        "mix": mix,
+        "large_weight": large_weight,
+        "plausibility": plausibility,
+        "gate": gate,
+        "gate_threshold": gate_threshold,
+    }
     every = range(logits["experts"].shape[1])
     default = Rule("select", "symmetric", [None for _ in every], [2.0 for _ in every])
     rules = [

@@ -39,6 +39,20 @@ class Rule:
         request with another `combine` solves them.
     alpha_max : float, or sequence or mapping of float, optional
         Upper bound of solved weights: one number for all, or one for each expert as in `alpha`.
+    mix : sequence or mapping of float or None, optional
+        Shares of experts whose probabilities are mixed in, from 0 to 1 and together at most 1; None for an expert that
+        is added to the logits. The rest of the probability has the distribution that the other experts give.
+    large_weight : float, optional
+        Coefficient of the large model's logits, 1 if not given. Weights are solved beside the scaled logits.
+    plausibility : float, optional
+        Excludes tokens that the large model alone finds less probable than this share of its most probable token, from
+        0 to below 1 (the plausibility constraint of contrastive decoding, arXiv 2210.15097); 0 excludes none.
+    gate : {"none", "entropy", "top_prob", "disagree"}, optional
+        Where the experts take part: everywhere; where the large model's entropy is at least `gate_threshold` nats;
+        where its largest probability is at most `gate_threshold`; or where an expert's most probable token is not the
+        large model's. Elsewhere the large model decodes alone, with weights of 0.
+    gate_threshold : float, optional
+        Threshold of the gate.
 
     Raises
     ------
@@ -50,24 +64,46 @@ class Rule:
     match: str | None = None
     alpha: Alpha | None = None
     alpha_max: AlphaMax | None = None
+    mix: Alpha | None = None
+    large_weight: float | None = None
+    plausibility: float | None = None
+    gate: str | None = None
+    gate_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("combine", "match"):
+        for name in ("combine", "match", "gate"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 raise OptionTypeError(f"{name} is {shown(value)}: give a name", name)
-        alpha = None if self.alpha is None else _numbers("alpha", self.alpha)
-        if isinstance(alpha, float):
-            raise OptionTypeError(
-                f"alpha is {shown(self.alpha)}: give a sequence, one number per expert, or a mapping by name", "alpha"
-            )
-        bounds = None if self.alpha_max is None else _numbers("alpha_max", self.alpha_max)
-        object.__setattr__(self, "alpha", alpha)
-        object.__setattr__(self, "alpha_max", bounds)
+        for name in ("large_weight", "plausibility", "gate_threshold"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_float(name, getattr(self, name)))
+        for name in ("alpha", "alpha_max", "mix"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        for name, one in (("alpha", "a number"), ("mix", "a share")):
+            if isinstance(getattr(self, name), float):
+                raise OptionTypeError(
+                    f"{name} is {shown(getattr(self, name))}: give a sequence, {one} per expert, or a mapping by name",
+                    name,
+                )
         combine = "select" if self.combine is None else self.combine
-        _C.Rule(combine, "symmetric" if self.match is None else self.match, [], [2.0], 0)  # raises, as does the loop
-        for weights, limits in ((_values(alpha), [2.0]), ([], _values(bounds))):
-            _C.Rule("select", "symmetric", weights, limits or [2.0], max(len(weights), len(limits)))
+        _C.Rule(combine, "symmetric" if self.match is None else self.match, [], [2.0], 0, **_scalars(self, self))
+        bounds, alpha, mix = _values(self.alpha_max), _values(self.alpha), _values(self.mix)
+        for weights, limits, shares in ((alpha, [2.0], []), ([], bounds, []), ([], [2.0], mix)):  # raises, as the loop
+            count = max(len(weights), len(limits), len(shares))
+            _C.Rule("select", "symmetric", weights, limits or [2.0], count, mix=shares)
+
+
+def _scalars(wanted: Rule, default: Rule) -> dict[str, Any]:
+    """Options that are one for all experts, as the solver takes them."""
+    found = {}
+    for name in ("large_weight", "plausibility", "gate", "gate_threshold"):
+        value = getattr(wanted, name)
+        value = getattr(default, name) if value is None else value
+        if value is not None:
+            found[name] = value
+    return found
 
 
 def take_rule(rule: Any, options: Mapping[str, Any]) -> tuple[Rule, dict[str, Any]]:
@@ -113,7 +149,19 @@ def native_rule(wanted: Rule, default: Rule, labels: Sequence[str], order: Seque
         given = [None] * len(given)
     alpha = _each("alpha", "weights", wanted.alpha, given, labels, order)
     bounds = _each("alpha_max", "bounds", wanted.alpha_max, _values(default.alpha_max), labels, order)
-    return _C.Rule(combine, match, alpha, bounds or [2.0], len(order))
+    mix = _each("mix", "shares", wanted.mix, _values(default.mix) or [None] * len(given), labels, order)
+    if wanted.alpha is None:  # what the request says goes before the engine's
+        alpha = [
+            None if share is not None and wanted.mix is not None else a for a, share in zip(alpha, mix, strict=True)
+        ]
+    elif wanted.mix is None:
+        mix = [None if a is not None else share for a, share in zip(alpha, mix, strict=True)]
+    return _C.Rule(combine, match, alpha, bounds or [2.0], len(order), mix=mix, **_scalars(wanted, default))
+
+
+def _without(values: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Return the values, with None where the others have one."""
+    return [value if other is None else None for value, other in zip(values, others, strict=True)]
 
 
 def _each(
@@ -146,7 +194,7 @@ def _numbers(name: str, value: Any) -> Any:
     """Convert to a number, or to a tuple or dict of numbers, with None for solved weights."""
 
     def number(which: str, one: Any) -> float | None:
-        return None if one is None and name == "alpha" else as_float(which, one, name)
+        return None if one is None and name in ("alpha", "mix") else as_float(which, one, name)
 
     if isinstance(value, Mapping):
         return {str(expert): number(f"{name}[{expert!r}]", one) for expert, one in value.items()}

@@ -146,7 +146,7 @@ def test_without_experts_a_rule_says_nothing(family: dict[str, Path], engine: dl
         (
             {"combine": "best"},
             ValueError,
-            "combine is 'best'; it takes 'select', 'centroid', 'joint', 'static' or 'grid'",
+            "combine is 'best'; it takes 'select', 'centroid', 'joint', 'static', 'grid' or 'jsd'",
         ),
         ({"match": "both"}, ValueError, "match is 'both'; it takes 'symmetric', 'forward' or 'reverse'"),
         ({"combine": 3}, TypeError, "combine is 3: give a name"),
@@ -215,6 +215,6 @@ def test_arrays_are_weights(engine: dlf.Engine) -> None:
 
 
 def test_the_table_has_every_name() -> None:
-    assert _C.COMBINES == ("select", "centroid", "joint", "static", "grid")
+    assert _C.COMBINES == ("select", "centroid", "joint", "static", "grid", "jsd")
     assert _C.MATCHES == ("symmetric", "forward", "reverse")
     assert [_C.Rule(name, "forward", [], [2.0], 0).takes_given for name in _C.COMBINES].index(True) == 3

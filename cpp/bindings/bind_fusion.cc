@@ -86,7 +86,7 @@ py::tuple solve(const at::Tensor& large, const at::Tensor& experts, const at::Te
       results.push_back({found.alpha.mutable_data_ptr<double>() + row * count,
                          found.target_f.mutable_data_ptr<double>() + row * count,
                          found.target_g.mutable_data_ptr<double>() + row * count,
-                         found.logits.mutable_data_ptr<float>() + row * vocab, 0.0, 0.0, 0, kNoBadModel});
+                         found.logits.mutable_data_ptr<float>() + row * vocab, 0.0, 0.0, 0, kNoBadModel, true});
     }
     ThreadTeam team(threads);
     FusionSolver solver(static_cast<int>(count), vocab, static_cast<int>(batch), team);
@@ -128,16 +128,23 @@ void bind_fusion(py::module_& m) {
   py::class_<Rule>(m, "Rule", "How the weights of a request's experts are found.")
       .def(py::init([](const std::string& combine, const std::string& match,
                        const std::vector<std::optional<double>>& alpha, const std::vector<double>& alpha_max,
-                       int experts) { return parse_rule(combine, match, alpha, alpha_max, experts); }),
+                       int experts, const std::vector<std::optional<double>>& mix, double large_weight,
+                       double plausibility, const std::string& gate, double gate_threshold) {
+             return parse_rule(
+                 {combine, match, alpha, alpha_max, mix, large_weight, plausibility, gate, gate_threshold}, experts);
+           }),
            py::arg("combine"), py::arg("match"), py::arg("alpha"), py::arg("alpha_max"), py::arg("experts"),
+           py::kw_only(), py::arg("mix") = std::vector<std::optional<double>>(), py::arg("large_weight") = 1.0,
+           py::arg("plausibility") = 0.0, py::arg("gate") = "none", py::arg("gate_threshold") = 0.0,
            "The rule for `experts` experts: `alpha` is empty, or has a weight or None for each; `alpha_max` has one "
-           "bound, or one for each.")
+           "bound, or one for each; `mix` is empty, or has a share or None for each.")
       .def(py::init<>(), "The rule \"select\" for any number of experts, with solved weights.")
       .def_property_readonly(
           "takes_given", [](const Rule& rule) { return rule.takes_given(); }, "Whether all weights are given.");
   m.attr("MAX_EXPERTS") = kMaxExperts;
   m.attr("COMBINES") = names(kCombineTable);
   m.attr("MATCHES") = names(kMatchTable);
+  m.attr("GATES") = names(kGateTable);
 
   m.def(
       "fusion_solve", &solve, py::arg("large"), py::arg("experts"), py::arg("bases"), py::arg("rules"),

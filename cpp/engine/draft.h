@@ -86,11 +86,16 @@ struct Draft {
     if (plan.drafter >= 0) {
       return plan.drafter;
     }
-    if (weight.empty()) {
-      return kPromptLookup;
+    int64_t found = kPromptLookup;
+    double most = -1.0;
+    for (size_t t = 0; t < weight.size(); ++t) {
+      const int64_t lane = plan.small_lane(plan.experts[experts[t]]);
+      if (lane != kNoLane && weight[t] > most) {
+        most = weight[t];
+        found = lane;
+      }
     }
-    const auto most = std::max_element(weight.begin(), weight.end()) - weight.begin();
-    return plan.experts[experts[most]].expert;
+    return found;
   }
 };
 

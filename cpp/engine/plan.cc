@@ -20,9 +20,9 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
   TORCH_CHECK_VALUE(lanes >= 1 && lanes <= kMostLanes, "a plan has ", lanes, " lanes; it needs 1 to ", kMostLanes);
   TORCH_CHECK_VALUE(plan.vocab >= 1, "vocab is ", plan.vocab, "; it must be at least 1");
   for (const ExpertLanes& expert : plan.experts) {
-    TORCH_CHECK_INDEX(std::min(expert.expert, expert.base) >= 0 && std::max(expert.expert, expert.base) < lanes,
-                      "an expert has the lanes ", expert.expert, " and ", expert.base,
-                      "; they must be at least 0 and below ", lanes);
+    TORCH_CHECK_INDEX(expert.expert >= 0 && expert.base >= kNoLane && std::max(expert.expert, expert.base) < lanes,
+                      "an expert has the lanes ", expert.expert, " and ", expert.base, "; they must be below ", lanes,
+                      " and at least 0, or ", kNoLane, " for no base");
   }
   for (const int64_t model : plan.lane_model) {
     TORCH_CHECK_INDEX(model >= 0 && model < static_cast<int64_t>(models.size()), "a lane runs on model ", model,

@@ -13,10 +13,12 @@ namespace dlf {
 using Models = std::vector<std::shared_ptr<const Weights>>;
 using Adapters = std::vector<std::vector<std::shared_ptr<const Adapter>>>;  // of each model; empty if there are none
 
-// Lanes of an expert and of its base.
+inline constexpr int64_t kNoLane = -1;
+
+// Lanes of an expert and of its base. Each may be the large model's: it is contrasted with the other.
 struct ExpertLanes {
   int64_t expert;
-  int64_t base;
+  int64_t base;  // kNoLane: the expert is measured against the uniform distribution
 };
 
 // Lanes of each sequence, and which of them are experts and bases. Lane 0 is the large model's.
@@ -32,6 +34,14 @@ struct FusionPlan {
   // Index of a lane among those of its model.
   int64_t index_of(int64_t lane) const {
     return std::count(lane_model.begin(), lane_model.begin() + lane, lane_model[lane]);
+  }
+  bool has_large(int64_t lane) const { return lane_model[lane] == lane_model[0]; }
+  // A lane of an expert on a smaller model than the large one, or kNoLane.
+  int64_t small_lane(const ExpertLanes& lanes) const {
+    if (!has_large(lanes.expert)) {
+      return lanes.expert;
+    }
+    return lanes.base != kNoLane && !has_large(lanes.base) ? lanes.base : kNoLane;
   }
   int64_t adapter_of(int64_t lane) const { return lane_adapter.empty() ? -1 : lane_adapter[lane]; }
   // Slot in the model's cache for a lane of the sequence in `slot`.

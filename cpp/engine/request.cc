@@ -21,7 +21,9 @@ void check_prompts(const std::vector<Prompt>& prompts, const std::vector<int>& e
         expert >= 0 && expert < static_cast<int>(plan.experts.size()) && (i == 0 || expert > experts[i - 1]),
         "a request names its experts in rising order, from 0 to ", plan.experts.size(), " - 1");
     needed[plan.experts[expert].expert] = true;
-    needed[plan.experts[expert].base] = true;
+    if (plan.experts[expert].base != kNoLane) {
+      needed[plan.experts[expert].base] = true;
+    }
   }
   for (size_t i = 0; i < prompts.size(); ++i) {
     const int64_t length = prompts[i].size();

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <string>
+#include <tuple>
 
 #include "support/option_error.h"
 
@@ -12,16 +13,19 @@ namespace {
 
 constexpr double kMostAlpha = 1e6;  // so that float32 holds its product with any logit
 
-constexpr bool in_order() {
-  for (size_t i = 0; i < kCombineTable.size(); ++i) {
-    if (static_cast<size_t>(kCombineTable[i].combine) != i) return false;
-  }
-  for (size_t i = 0; i < kMatchTable.size(); ++i) {
-    if (static_cast<size_t>(kMatchTable[i].match) != i) return false;
+constexpr double kMostLargeWeight = 100.0;
+constexpr double kRounding = 1e-9;  // of a sum of shares
+
+template <typename Table, typename Kind>
+constexpr bool in_order(const Table& table, Kind kind) {
+  for (size_t i = 0; i < table.size(); ++i) {
+    if (static_cast<size_t>(table[i].*kind) != i) return false;
   }
   return true;
 }
-static_assert(in_order(), "a row is found by its number");
+static_assert(in_order(kCombineTable, &CombineRow::combine) && in_order(kMatchTable, &MatchRow::match) &&
+                  in_order(kGateTable, &GateRow::kind),
+              "a row is found by its number");
 
 // Finds the row with this name.
 template <typename Row, size_t count>
@@ -38,27 +42,46 @@ const Row& find(const std::array<Row, count>& table, const char* option, std::st
   throw OptionError(option, c10::str(option, " is '", name, "'; it takes ", choices));
 }
 
-std::vector<ExpertWeight> expert_weights(const std::vector<std::optional<double>>& alpha,
-                                         const std::vector<double>& alpha_max, int experts) {
+std::vector<ExpertWeight> expert_weights(const RuleOptions& options, int experts) {
+  const auto& [alpha, alpha_max, mix] = std::tie(options.alpha, options.alpha_max, options.mix);
   const auto count = static_cast<size_t>(experts);
   check_option(alpha.empty() || alpha.size() == count, "alpha", " holds ", alpha.size(), " weights for ", experts,
                " experts; give one per expert, None to solve it");
   check_option(alpha_max.size() == 1 || alpha_max.size() == count, "alpha_max", " holds ", alpha_max.size(),
                " bounds for ", experts, " experts; give one for all or one per expert");
+  check_option(mix.empty() || mix.size() == count, "mix", " holds ", mix.size(), " shares for ", experts,
+               " experts; give one per expert, None for an expert that is not mixed in");
   std::vector<ExpertWeight> weights(count);
   for (size_t t = 0; t < count; ++t) {
     weights[t].alpha_max = alpha_max[alpha_max.size() == 1 ? 0 : t];
     weights[t].given = alpha.empty() ? std::nullopt : alpha[t];
+    if (!mix.empty() && mix[t].has_value()) {
+      check_option(!weights[t].given, "mix", "[", t, "] is ", *mix[t], ", but alpha[", t,
+                   "] is given, too; an expert is either mixed in or added");
+      weights[t].given = mix[t];
+      weights[t].mixed = true;
+    }
   }
   return weights;
 }
 
 }  // namespace
 
-Rule parse_rule(std::string_view combine, std::string_view match, const std::vector<std::optional<double>>& alpha,
-                const std::vector<double>& alpha_max, int experts) {
-  Rule rule = {find(kCombineTable, "combine", combine).combine, find(kMatchTable, "match", match).match, {}};
-  rule.weights = expert_weights(alpha, alpha_max, experts);
+double Rule::mixed_share() const {
+  double share = 0.0;
+  for (const ExpertWeight& weight : weights) {
+    share += weight.mixed ? *weight.given : 0.0;
+  }
+  return share;
+}
+
+Rule parse_rule(const RuleOptions& options, int experts) {
+  Rule rule = {find(kCombineTable, "combine", options.combine).combine,
+               find(kMatchTable, "match", options.match).match,
+               expert_weights(options, experts),
+               options.large_weight,
+               options.plausibility,
+               {find(kGateTable, "gate", options.gate).kind, options.gate_threshold}};
   validate(rule, experts);
   return rule;
 }
@@ -72,12 +95,25 @@ void validate(const Rule& rule, int experts) {
     const ExpertWeight& weight = rule.weights[t];
     check_option(weight.alpha_max > 0.0 && weight.alpha_max <= kMostAlpha, "alpha_max", " is ", weight.alpha_max,
                  " for expert ", t, "; give a finite number above 0, at most ", kMostAlpha);
+    if (weight.mixed) {
+      check_option(*weight.given >= 0.0 && *weight.given <= 1.0, "mix", "[", t, "] is ", *weight.given,
+                   "; give a share from 0 to 1");
+      continue;
+    }
     const double given = weight.given.value_or(0.0);
     check_option(std::abs(given) <= kMostAlpha, "alpha", "[", t, "] is ", given, "; give finite numbers of at most ",
                  kMostAlpha);
     check_option(!rule.takes_given() || !weight.solved(), "combine", "='", rule.combining().name,
                  "' takes the weights as given, but expert ", t, " has none; give alpha, one number per expert");
   }
+  check_option(rule.mixed_share() <= 1.0 + kRounding, "mix", " has shares with a sum of ", rule.mixed_share(),
+               "; the rest is the large model's, so give at most 1 in all");
+  check_option(rule.large_weight >= 0.0 && rule.large_weight <= kMostLargeWeight, "large_weight", " is ",
+               rule.large_weight, "; give a number from 0 to ", kMostLargeWeight);
+  check_option(rule.plausibility >= 0.0 && rule.plausibility < 1.0, "plausibility", " is ", rule.plausibility,
+               "; give a number from 0 up to 1, without 1 itself");
+  check_option(std::isfinite(rule.gate.threshold) && rule.gate.threshold >= 0.0, "gate_threshold", " is ",
+               rule.gate.threshold, "; give a finite number of at least 0");
 }
 
 void check_expert_count(int experts) {

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <optional>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -11,7 +12,7 @@ namespace dlf {
 inline constexpr int kMaxExperts = 16;
 
 // How the weights of several experts are combined.
-enum class Combine { select, centroid, joint, static_alpha, grid };
+enum class Combine { select, centroid, joint, static_alpha, grid, jsd };
 
 // Which divergences are matched with the expert's: f = KL(P̃‖P) with a, g = KL(P‖P̃) with b.
 enum class Match { symmetric, forward, reverse };
@@ -22,6 +23,7 @@ struct CombineRow {
     given,     // by the request, for all experts
     searched,  // each expert's on its own curve α → P_α
     joint,     // likewise, and from there by the least change of P that reaches every expert's moment
+    measured,  // the Jensen-Shannon divergence of expert and base, up to α_max (AdaCAD, arXiv 2409.07394)
   };
   enum class Targets {
     own,   // each expert is searched for its own a and b, and its weight divided by the number of experts
@@ -39,7 +41,7 @@ struct CombineRow {
   Points points;
 };
 
-inline constexpr std::array<CombineRow, 5> kCombineTable = {{
+inline constexpr std::array<CombineRow, 6> kCombineTable = {{
     {Combine::select, "select", CombineRow::Weights::searched, CombineRow::Targets::mean, CombineRow::Points::refined},
     {Combine::centroid, "centroid", CombineRow::Weights::searched, CombineRow::Targets::own,
      CombineRow::Points::refined},
@@ -47,6 +49,7 @@ inline constexpr std::array<CombineRow, 5> kCombineTable = {{
     {Combine::static_alpha, "static", CombineRow::Weights::given, CombineRow::Targets::own,
      CombineRow::Points::refined},
     {Combine::grid, "grid", CombineRow::Weights::searched, CombineRow::Targets::mean, CombineRow::Points::grid},
+    {Combine::jsd, "jsd", CombineRow::Weights::measured, CombineRow::Targets::own, CombineRow::Points::refined},
 }};
 
 // Weights of the squares of f − a and g − b in the loss.
@@ -67,29 +70,74 @@ inline constexpr std::array<MatchRow, 3> kMatchTable = {{
 struct ExpertWeight {
   double alpha_max = 2.0;       // solved in [0, alpha_max]
   std::optional<double> given;  // or this, which may be negative
+  bool mixed = false;  // `given` is the share of the expert's own probabilities; nothing is added to the logits
 
   bool solved() const { return !given.has_value(); }
 };
 
+// Where the experts take part. Elsewhere the gate is closed, and the large model's logits stay as they are.
+enum class GateKind { none, entropy, top_prob, disagree };
+
+struct GateRow {
+  GateKind kind;
+  std::string_view name;
+  bool needs_experts;  // whether it reads more than the large model's logits
+};
+
+inline constexpr std::array<GateRow, 4> kGateTable = {{
+    {GateKind::none, "none", false},          // everywhere
+    {GateKind::entropy, "entropy", false},    // where P has at least `threshold` nats
+    {GateKind::top_prob, "top_prob", false},  // where the largest probability of P is at most `threshold`
+    {GateKind::disagree, "disagree", true},   // where an expert's most probable token is not the large model's
+}};
+
+struct Gate {
+  GateKind kind = GateKind::none;
+  double threshold = 0.0;
+
+  bool exists() const { return kind != GateKind::none; }
+  bool needs_experts() const { return kGateTable[static_cast<size_t>(kind)].needs_experts; }
+};
+
 // How the logits of a request's experts move those of the large model. Every request has a rule of its own.
+//
+// P is the distribution of large_weight · z_L. The experts' logits are added to these, then the probabilities of mixed
+// experts are mixed in, and at last the tokens that the large model itself finds implausible are removed.
 struct Rule {
   Combine combine = Combine::select;
   Match match = Match::symmetric;
   std::vector<ExpertWeight> weights;  // one per expert of the request; empty: all solved, up to the default bound
+  double large_weight = 1.0;
+  double plausibility = 0.0;  // least probability of a token, as a share of the largest of softmax(z_L)
+  Gate gate = {};
 
   const CombineRow& combining() const { return kCombineTable[static_cast<size_t>(combine)]; }
   const MatchRow& matching() const { return kMatchTable[static_cast<size_t>(match)]; }
   bool takes_given() const { return combining().weights == CombineRow::Weights::given; }
   bool is_joint() const { return combining().weights == CombineRow::Weights::joint; }
+  bool is_measured() const { return combining().weights == CombineRow::Weights::measured; }
   bool meets_mean() const { return combining().targets == CombineRow::Targets::mean; }
   bool on_grid() const { return combining().points == CombineRow::Points::grid; }
   ExpertWeight weight(size_t expert) const { return weights.empty() ? ExpertWeight() : weights[expert]; }
+  double mixed_share() const;  // Σ of the shares of mixed experts
 };
 
-// Makes the rule for this number of experts. `alpha` is empty or has a number, or none, for each; `alpha_max` has one
-// bound for all or one for each. Throws a ValueError where validate() does, and one with the choices for unknown names.
-Rule parse_rule(std::string_view combine, std::string_view match, const std::vector<std::optional<double>>& alpha,
-                const std::vector<double>& alpha_max, int experts);
+// A rule by its options. Lists are empty, or have an entry for each expert; `alpha_max` may have one for all.
+struct RuleOptions {
+  std::string combine = "select";
+  std::string match = "symmetric";
+  std::vector<std::optional<double>> alpha;
+  std::vector<double> alpha_max = {2.0};
+  std::vector<std::optional<double>> mix;
+  double large_weight = 1.0;
+  double plausibility = 0.0;
+  std::string gate = "none";
+  double gate_threshold = 0.0;
+};
+
+// Makes the rule for this number of experts. Throws a ValueError where validate() does, and one with the choices for
+// unknown names.
+Rule parse_rule(const RuleOptions& options, int experts);
 
 // Throws a ValueError if the rule doesn't fit this number of experts.
 void validate(const Rule& rule, int experts);

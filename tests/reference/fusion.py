@@ -161,3 +161,43 @@ def joint_dual(row: Row, alpha: Vector, moments: Vector) -> float:
     logits = row.log_large + np.asarray(alpha, np.float64) @ row.delta
     peak = logits.max()
     return float(peak + np.log(np.exp(logits - peak).sum()) - np.dot(alpha, moments))
+
+
+def jsd(row: Row, bases: Vector, experts: Vector, alpha_max: Bound = 2.0) -> Vector:
+    """Jensen-Shannon divergence of every expert and its base, in nats, up to its bound."""
+    found = np.empty(len(row.delta))
+    for t, bound in enumerate(bounds(row, alpha_max)):
+        q, p = log_softmax(bases[t, row.support]), log_softmax(experts[t, row.support])
+        middle = np.log((np.exp(p) + np.exp(q)) / 2)
+        found[t] = min((divergence(p, middle) + divergence(q, middle)) / 2, bound)
+    return found
+
+
+def is_open(large: Vector, experts: Vector, gate: str, threshold: float) -> bool:
+    log_p = log_softmax(np.asarray(large, np.float64))
+    if gate == "entropy":
+        p = np.exp(log_p)
+        return bool(-np.sum(p[p > 0] * log_p[p > 0]) >= threshold)
+    if gate == "top_prob":
+        return bool(np.exp(log_p.max()) <= threshold)
+    return gate == "none" or any(expert.argmax() != log_p.argmax() for expert in experts)
+
+
+def fused_log_probabilities(
+    large: Vector, row: Row, experts: Vector, alpha: Vector, mix: Vector, plausibility: float
+) -> tuple[Vector, float, float]:
+    """Return the fused distribution, [V], and f and g before the mask; an expert with a share in `mix` is not added.
+
+    `row` holds the large model as it is fused, with its coefficient; `large` [V] is as the model gave it.
+    """
+    added = log_softmax(row.log_large + np.where(mix > 0, 0.0, alpha) @ row.delta)
+    parts = (1 - mix.sum()) * np.exp(added)
+    for share, expert in zip(mix, experts, strict=True):
+        parts = parts + share * np.exp(log_softmax(expert[row.support]))
+    fused = np.log(parts) if mix.sum() > 0 else added
+    f, g = divergence(fused, row.log_large), divergence(row.log_large, fused)
+    found = np.full(len(large), -np.inf)
+    found[row.support] = fused
+    if plausibility > 0:
+        found[large < large.max() + np.log(plausibility)] = -np.inf
+    return found, f, g

@@ -1,6 +1,7 @@
 #include "engine/cpu/fusion_rows.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 namespace dlf::cpu {
 
@@ -18,6 +19,7 @@ FusionRows::FusionRows(const FusionPlan& plan, int64_t most_rows, ThreadTeam& te
   inputs_.resize(most_rows);
   results_.resize(most_rows);
   fused_ = at::empty({most_rows, plan.vocab}, at::kFloat);
+  uniform_ = at::zeros({plan.vocab}, at::kFloat);
 }
 
 void FusionRows::add(std::span<const int> experts, const Rule& rule, const float* large, size_t at) {

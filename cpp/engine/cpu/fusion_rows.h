@@ -28,7 +28,7 @@ class FusionRows {
     for (size_t t = 0; t < experts.size(); ++t) {
       const ExpertLanes& lanes = plan_.experts[experts[t]];
       expert_logits_[at + t] = logits(lanes.expert);
-      base_logits_[at + t] = logits(lanes.base);
+      base_logits_[at + t] = lanes.base == kNoLane ? uniform_.const_data_ptr<float>() : logits(lanes.base);
     }
     add(experts, rule, logits(0), at);
   }
@@ -50,6 +50,7 @@ class FusionRows {
   std::vector<FusionResult> results_;
   std::vector<double> alpha_, target_f_, target_g_;  // [rows, experts]
   at::Tensor fused_;                                 // [rows, vocab]
+  at::Tensor uniform_;                               // [vocab], of experts without a base
   size_t count_ = 0;
 };
 

@@ -57,14 +57,20 @@ void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionRe
     TORCH_INTERNAL_ASSERT(experts(row) >= 1 && experts(row) <= experts_);
     results_[row].bad_model = kNoBadModel;
     results_[row].sweeps = 0;
-    large_[row] = inputs[row].large;
-    active_rows_.push_back(row);
   }
+  close_gates();
+  for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
+    if (alive(row)) {
+      active_rows_.push_back(row);
+    }
+  }
+  scale_rows();
   sweep_rows(true);
   check_rows();
   shrink_supports();
   set_targets();
   search();
+  measure();
   for (int row = 0; row < static_cast<int>(inputs.size()); ++row) {
     if (alive(row)) {
       combine(row);
@@ -72,6 +78,8 @@ void FusionSolver::solve(std::span<const FusionInput> inputs, std::span<FusionRe
   }
   solve_joint();
   fuse();
+  mix();
+  mask();
 }
 
 // Estimates the mean of Δ from a few tokens. The sweeps subtract it: a large common part of Δ would cost digits of Δ².
@@ -107,15 +115,15 @@ int FusionSolver::solved(int row) const {
 }
 
 AlphaRange FusionSolver::first_range(int curve) const {
-  const ExpertWeight given = weight(curve);
-  if (!given.solved()) {
+  if (!curves_[curve].solved) {
     return {0.0, 0.0, 1};
   }
+  const double alpha_max = weight(curve).alpha_max;
   if (!rule(curve).on_grid()) {
-    return CurveSearch::first_points(given.alpha_max);
+    return CurveSearch::first_points(alpha_max);
   }
   int points = 1;
-  while (points < kGridPoints && points / kGridSteps <= given.alpha_max) {
+  while (points < kGridPoints && points / kGridSteps <= alpha_max) {
     ++points;
   }
   return {0.0, (points - 1) / kGridSteps, points};
@@ -137,7 +145,9 @@ void FusionSolver::sweep_rows(bool check) {
   each_curve([&](int index) {
     Curve& curve = curves_[index];
     curve.search.clear();
-    curve.solved = weight(index).solved();
+    const ExpertWeight wanted = weight(index);
+    curve.solved = wanted.solved() && !rule(index).is_measured();
+    curve.given = wanted.mixed ? 0.0 : wanted.given.value_or(0.0);
     curve.sweeps = check ? 1 : curve.sweeps + 1;
     curve.ranges = 1;
     curve.alpha[0] = first_range(index);
@@ -197,6 +207,8 @@ void FusionSolver::take_first(int index) {
   const Divergences target = divergences(curve_point(1.0, expert, base));
   curve.a = target.f;
   curve.b = target.g;
+  curve.base_log_sum = base.log_sum;
+  curve.expert_log_sum = expert.log_sum + centres_[index];
 }
 
 void FusionSolver::take_points(int index) {
@@ -214,6 +226,9 @@ void FusionSolver::take_points(int index) {
 void FusionSolver::check_rows() {
   active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
+    if (!results_[row].open) {
+      continue;
+    }
     uint32_t any = 0;
     for (int t = experts(row) - 1; t >= 0; --t) {
       const uint32_t flags = curves_[row * experts_ + t].flags;
@@ -241,7 +256,7 @@ void FusionSolver::shrink_supports() {
   for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
     const int row = active_rows_[item];
     const FusionInput& input = inputs_[row];
-    kernel({input.large, input.experts, input.bases, experts(row), begin, end, results_[row].logits});
+    kernel({large_[row], input.experts, input.bases, experts(row), begin, end, results_[row].logits});
   });
   for (int row : active_rows_) {
     large_[row] = results_[row].logits;
@@ -335,7 +350,7 @@ void FusionSolver::combine(int row) {
   int best = -1;
   for (int t = 0; t < count; ++t) {
     if (!curves[t].solved) {
-      result.alpha[t] = weight(row * experts_ + t).given.value_or(0.0);
+      result.alpha[t] = curves[t].given;
       continue;
     }
     const double alone = curves[t].search.answer().alpha;
@@ -364,13 +379,16 @@ void FusionSolver::fuse() {
   });
   for (int row : active_rows_) {
     FusionResult& result = results_[row];
-    const Curve* curves = &curves_[row * experts_];
+    Curve* curves = &curves_[row * experts_];
     // δ = Σ α_tΔ_t under P is known from the first sweep.
     Moments zero = {curves[0].zero.log_sum, 0.0, 0.0};
+    double offset = 0.0;  // of δ, which the sweep centred
     for (int t = 0; t < experts(row); ++t) {
       zero.mean += result.alpha[t] * curves[t].zero.mean;
+      offset += result.alpha[t] * centres_[row * experts_ + t];
     }
     const Moments one = moments(merge(sums(row * experts_), blocks_, 1));
+    curves[0].fused_log_sum = one.log_sum + offset;
     const Divergences fused = divergences(curve_point(1.0, one, zero));
     result.f = fused.f;
     result.g = fused.g;

@@ -32,10 +32,11 @@ struct FusionResult {
   double* target_g;  // T, b_t = KL(Q‖Q_t)
   float* logits;     // V, fused
 
-  double f;       // KL(P̃‖P) of the fused distribution
-  double g;       // KL(P‖P̃)
-  int sweeps;     // sweeps over the vocabulary for the expert that took most, fusing included
-  int bad_model;  // unless this is kNoBadModel, the rest is undefined
+  double f;          // KL(P̃‖P) of the fused distribution
+  double g;          // KL(P‖P̃)
+  int sweeps;        // sweeps over the vocabulary for the expert that took most, fusing included
+  int bad_model;     // unless this is kNoBadModel, the rest is undefined
+  bool open = true;  // whether the gate of the rule was open; else the fused logits are the large model's
 };
 
 // Solves the weights of every row of a batch, each by its own rule, and fuses its logits. A row's result depends on
@@ -45,7 +46,11 @@ class FusionSolver {
   // `experts`: most experts of a row.
   FusionSolver(int experts, int64_t vocab, int max_batch, ThreadTeam& threads);
 
+  // Of a row whose gate is closed by the large model's logits alone, no other logits are read.
   void solve(std::span<const FusionInput> inputs, std::span<FusionResult> results);
+
+  // Whether a gate that reads no experts is open.
+  bool is_open(const Gate& gate, const float* large);
 
  private:
   // One (row, expert) pair.
@@ -54,8 +59,12 @@ class FusionSolver {
     Moments zero;  // of Δ under P
     double a;      // a_t = KL(Q_t‖Q)
     double b;      // b_t = KL(Q‖Q_t)
+    double expert_log_sum;
+    double base_log_sum;
+    double fused_log_sum;  // of the row, kept by its first curve
+    double given;          // the weight that is not searched; 0 for an expert that is mixed in
     uint32_t flags;
-    bool solved;
+    bool solved;  // whether the weight is searched
     int sweeps;
     int ranges;  // of α, in the next sweep
     AlphaRange alpha[kSweepRanges];
@@ -69,6 +78,10 @@ class FusionSolver {
   const Rule& rule(int curve) const { return *inputs_[curve / experts_].rule; }
   ExpertWeight weight(int curve) const { return rule(curve).weight(curve % experts_); }
   AlphaRange first_range(int curve) const;
+  BlockSum sum_large(const float* large, BlockSum* sums);
+  bool disagrees(const FusionInput& input) const;
+  void close_gates();
+  void scale_rows();
   void sweep_rows(bool check);
   void sweep_curves();
   void take_first(int curve);
@@ -79,11 +92,14 @@ class FusionSolver {
   void search();
   bool plan(int curve);
   double rival(int row) const;
+  void measure();
   void combine(int row);
   void solve_joint();
   bool take_joint(int row);
   void fuse();
-  bool alive(int row) const { return results_[row].bad_model == kNoBadModel; }
+  void mix();
+  void mask();
+  bool alive(int row) const { return results_[row].open && results_[row].bad_model == kNoBadModel; }
   BlockSum* sums(int64_t curve) { return sums_.get() + curve * blocks_ * kSums; }
   // Calls body(item, block, begin, end) for every block of every item.
   template <typename Body>

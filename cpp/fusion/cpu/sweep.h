@@ -107,10 +107,69 @@ struct SupportBlock {
   float* support;
 };
 
+// Sums of the large model alone: peak, Σ exp(logit − peak), Σ exp(logit − peak)(logit − peak).
+struct LargeBlock {
+  const float* large;
+  int64_t begin;
+  int64_t end;
+  BlockSum* sum;
+};
+
+// Σ p log(p / (p + q)) + q log(q / (p + q)) of an expert p and its base q.
+struct DivergenceBlock {
+  const float* large;
+  const float* expert;
+  const float* base;
+  double expert_log_sum;  // log Σ exp(logit), over the whole vocabulary
+  double base_log_sum;
+  int64_t begin;
+  int64_t end;
+  double* sum;
+};
+
+// Replaces logits by the logarithms of the mixed probabilities; sums f = KL(mixed‖large) and g = KL(large‖mixed). A
+// shift is what turns logits into logarithms of weighted probabilities.
+struct MixBlock {
+  const float* large;
+  const float* const* experts;
+  const double* shifts;
+  int count;
+  double fused_shift;
+  double large_weight;
+  double large_log_sum;  // of the weighted logits
+  int64_t begin;
+  int64_t end;
+  float* logits;
+  double* sums;  // f and g
+};
+
+// Copies factor · large, infinities and NaN as they are.
+struct ScaleBlock {
+  const float* large;
+  float factor;
+  int64_t begin;
+  int64_t end;
+  float* scaled;
+};
+
+// Excludes the tokens whose large logit is less than `least`.
+struct MaskBlock {
+  const float* large;
+  float least;
+  int64_t begin;
+  int64_t end;
+  float* logits;
+};
+
 DLF_CPU_KERNEL(sweep_row, const RowBlock& block);
 DLF_CPU_KERNEL(sweep_curve, const CurveBlock& block);
 DLF_CPU_KERNEL(sweep_fuse, const FuseBlock& block);
 DLF_CPU_KERNEL(sweep_joint, const JointBlock& block);
 DLF_CPU_KERNEL(sweep_support, const SupportBlock& block);
+DLF_CPU_KERNEL(sweep_large, const LargeBlock& block);
+DLF_CPU_KERNEL(sweep_divergence, const DivergenceBlock& block);
+DLF_CPU_KERNEL(sweep_mix, const MixBlock& block);
+DLF_CPU_KERNEL(sweep_scale, const ScaleBlock& block);
+DLF_CPU_KERNEL(sweep_mask, const MaskBlock& block);
 
 }  // namespace dlf
