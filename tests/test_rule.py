@@ -218,3 +218,39 @@ def test_the_table_has_every_name() -> None:
     assert _C.COMBINES == ("select", "centroid", "joint", "static", "grid", "jsd")
     assert _C.MATCHES == ("symmetric", "forward", "reverse")
     assert [_C.Rule(name, "forward", [], [2.0], 0).takes_given for name in _C.COMBINES].index(True) == 3
+
+
+GATES = [
+    {"gate": "top_prob", "gate_threshold": 0.25},
+    {"gate": "entropy", "gate_threshold": 3.6},
+    {"gate": "disagree"},
+]
+
+
+@pytest.mark.parametrize("gate", GATES[:2], ids=str)
+def test_lanes_behind_a_gate_catch_up(engine: dlf.Engine, gate: dict[str, Any]) -> None:
+    rule = dlf.Rule(combine="centroid", **gate)
+    options: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "temperature": 0.7, "seed": 3, "rule": rule}
+    plain = engine.generate(PROMPT, **options, speculate=False)
+    closed = (plain.alpha == 0).all(1)
+    assert 0.1 < closed.mean() < 0.9
+    assert (plain.f[closed] == 0).all()
+    for drafter in ("prompt_lookup", "expert-b", "base"):
+        speculation = dlf.Speculation(drafter, max_draft=4, adaptive=False)
+        assert same(plain, engine.generate(PROMPT, **options, speculate=speculation)), drafter
+    assert same(plain, engine.generate([PROMPT, "Another"], **options)[0])
+    # Scoring reads every lane at every token, so it finds what lanes that were held back must find.
+    score = engine.score(PROMPT, plain.tokens, rule=rule)
+    near = np.abs(score.alpha - plain.alpha).max(1) < 1e-3
+    assert near.mean() > 0.95  # a gate may be so close to its threshold that rounding decides
+
+
+def test_gates_in_company_change_no_bit(engine: dlf.Engine) -> None:
+    rules = [{}, *({"combine": "joint", **gate} for gate in GATES), {"combine": "jsd"}]
+    alone = [engine.generate(PROMPT, rule=dlf.Rule(**rule), **OPTIONS) for rule in rules]
+    streams = [engine.stream(PROMPT, rule=dlf.Rule(**rule), **OPTIONS) for rule in rules]
+    for stream in streams:
+        for _ in stream:
+            pass
+    for one, stream in zip(alone, streams, strict=True):
+        assert same(one, stream.completion())

@@ -52,6 +52,9 @@ std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan,
   sequence->tokens.reserve(request.prompts[0].size() + sequence->limit + max_draft);
   sequence->tokens = request.prompts[0].tokens;
   sequence->draft = Draft(request.speculation, request.experts.size(), plan);
+  if (request.rule.gate.exists() && request.speculation.drafter == kAutoDrafter && plan.drafter < 0) {
+    sequence->draft.options.drafter = kPromptLookup;  // a drafting expert would read what the gate lets it skip
+  }
   sequence->outputs.resize(max_draft + 1);
   for (StepOutput& output : sequence->outputs) {
     output.request = request.id;

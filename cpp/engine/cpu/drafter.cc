@@ -105,9 +105,12 @@ bool Drafter::pass() {
   return !drafted_.empty();
 }
 
-// Reads the tokens that a drafter outside the fusion missed while it did not draft.
+// Reads the tokens that a drafter missed while it did not draft, or while a gate held it back.
 void Drafter::catch_up(const Sequence& sequence, Lane& lane) {
   const auto lane_index = &lane - sequence.lanes.data();
+  if (lane_index != plan_.drafter) {  // its logits are fused later, so its cache must be that of single steps
+    return models_[plan_.lane_model[lane_index]].catch_up(sequence, lane, plan_.adapter_of(lane_index), 1);
+  }
   const std::span<const int64_t> unread = sequence.unread(lane);
   if (unread.size() > 2) {
     const std::span<const int64_t> tokens = unread.first(unread.size() - 1);
@@ -165,7 +168,8 @@ Drafter::Guesses Drafter::guess(Sequence& sequence, int64_t position) const {
     guesses.by_lane = {lane, sequence.tokens[known.size()], draft.bins[position]};
   } else if (lane >= 0 && lane != plan_.drafter) {
     const float* logits = logits_of(plan_, models_, sequence.lanes, lane, position);
-    if (const std::optional<Sample> said = sample(sequence, logits, sequence.new_tokens)) {
+    const std::optional<Sample> said = logits == nullptr ? std::nullopt : sample(sequence, logits, sequence.new_tokens);
+    if (said) {
       guesses.by_lane = {lane, said->token, Acceptance::bin_of(std::exp(said->logprob))};
     }
   }

@@ -33,6 +33,9 @@ class FusionRows {
     add(experts, rule, logits(0), at);
   }
 
+  // Whether a gate that reads no experts is open.
+  bool is_open(const Gate& gate, const float* large) { return solver_->is_open(gate, large); }
+
   // Computes α and the fused logits of the added rows.
   void solve();
 

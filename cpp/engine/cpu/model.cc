@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "engine/request.h"
@@ -14,6 +15,7 @@ Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows
     : logits_(at::empty({rows, weights->spec().vocab_size}, at::kFloat)), lane_logits_(slots) {
   decoder_ = std::make_unique<Decoder>(std::move(weights), slots, max_context, team, std::move(adapters), rows);
   rows_.reserve(rows);
+  late_rows_.reserve(kCatchUpRows);
   for (std::vector<const float*>& lane : lane_logits_) {
     lane.reserve(kMaxDraft + 2);
   }
@@ -38,6 +40,21 @@ void Model::add_rows(const Sequence& sequence, Lane& lane, int64_t adapter) {
   for (const int64_t token : sequence.unread(lane)) {
     rows_.push_back({token, lane.cache_slot, lane.length++, adapter});
     add_logits(lane.cache_slot);
+  }
+}
+
+void Model::catch_up(const Sequence& sequence, Lane& lane, int64_t adapter, int64_t keep) {
+  while (true) {
+    const std::span<const int64_t> unread = sequence.unread(lane);
+    const auto late = static_cast<int64_t>(unread.size()) - keep;
+    if (late <= 0) {
+      return;
+    }
+    for (const int64_t token : unread.first(std::min(late, kCatchUpRows))) {
+      late_rows_.push_back({token, lane.cache_slot, lane.length++, adapter});
+    }
+    decoder_->decode(late_rows_, logits_.mutable_data_ptr<float>() + used_ * vocab());
+    late_rows_.clear();
   }
 }
 

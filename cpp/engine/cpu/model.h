@@ -17,7 +17,7 @@ namespace dlf::cpu {
 // A model on the CPU, the lanes that run on it, and their logits of this step.
 class Model {
  public:
-  // `rows`: most rows of logits in a step, of all lanes. Rows that no draft needs stay untouched.
+  // `rows`: most rows of logits in a step, of all lanes, and kCatchUpRows. Rows that no step needs stay untouched.
   Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
         std::vector<std::shared_ptr<const Adapter>> adapters);
 
@@ -38,19 +38,26 @@ class Model {
   // Runs one pass over the added tokens, if any.
   void decode();
 
+  static constexpr int64_t kCatchUpRows = 16;
+  // Reads a lane's unread tokens up to the last `keep`, bit-identical to one step for each, and drops their logits.
+  void catch_up(const Sequence& sequence, Lane& lane, int64_t adapter, int64_t keep);
+
  private:
   std::unique_ptr<Decoder> decoder_;
   at::Tensor logits_;                                   // [rows, vocab]
   int64_t used_ = 0;                                    // rows in use
   std::vector<std::vector<const float*>> lane_logits_;  // by cache slot
   std::vector<Row> rows_;                               // of the next pass
+  std::vector<Row> late_rows_;                          // of a lane that catches up
   PassTimes times_;
 };
 
-// Logits of a sequence's lane in this step, after its last token and `position` drafted ones.
+// Logits of a sequence's lane in this step, after its last token and `position` drafted ones; null if the step does not
+// read the lane.
 inline const float* logits_of(const FusionPlan& plan, std::span<const Model> models, std::span<const Lane> lanes,
                               int64_t lane, int64_t position) {
-  return models[plan.lane_model[lane]].logits(lanes[lane])[position];
+  const std::vector<const float*>& rows = models[plan.lane_model[lane]].logits(lanes[lane]);
+  return position < static_cast<int64_t>(rows.size()) ? rows[position] : nullptr;
 }
 
 }  // namespace dlf::cpu

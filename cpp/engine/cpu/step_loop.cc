@@ -35,6 +35,9 @@ class Backend final : public dlf::Backend {
 
  private:
   void forward(std::span<Sequence* const> sequences);
+  template <typename Chosen>
+  void read(std::span<Sequence* const> sequences, Chosen&& chosen);
+  bool opens(Sequence& sequence);
   void solve(std::span<Sequence* const> sequences);
   void sample(std::span<Sequence* const> sequences, StepOutputs& outputs);
   void verify(Sequence& sequence, const FusionResult* fused, StepOutputs& outputs);
@@ -48,6 +51,7 @@ class Backend final : public dlf::Backend {
   Drafter drafter_;
   FusionRows fusion_;
   Scorer scorer_;
+  std::vector<bool> gated_;  // of the sequence in each slot: whether this step reads the large model's lane alone
 };
 
 std::vector<Model> make_models(const FusionPlan& plan, const Models& weights, const EngineOptions& options,
@@ -57,8 +61,9 @@ std::vector<Model> make_models(const FusionPlan& plan, const Models& weights, co
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = plan.lanes_of(static_cast<int64_t>(i));
     // One slot more for each lane is for scoring; until then its memory stays untouched.
-    models.emplace_back(weights[i], (options.max_batch + 1) * lanes, (options.max_batch + kMaxDraftRows) * lanes,
-                        options.max_context, team, adapters.empty() ? Adapters::value_type() : adapters[i]);
+    models.emplace_back(weights[i], (options.max_batch + 1) * lanes,
+                        (options.max_batch + kMaxDraftRows) * lanes + Model::kCatchUpRows, options.max_context, team,
+                        adapters.empty() ? Adapters::value_type() : adapters[i]);
   }
   return models;
 }
@@ -71,7 +76,8 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
       samplers_(options_.max_batch),
       drafter_(plan_, models_, samplers_, options_.max_batch),
       fusion_(plan_, options_.max_batch + kMaxDraftRows, team_),
-      scorer_(plan_, models_, team_) {}
+      scorer_(plan_, models_, team_),
+      gated_(options_.max_batch) {}
 
 void Backend::begin_step() {
   timings_ = {};
@@ -96,11 +102,30 @@ void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs)
   last_timings_ = timings_;
 }
 
-// Runs every model once, over the tokens that each lane has not read: the last one and the drafts, in one batch.
+// Runs every model once, over the tokens that each lane has not read: the last one and the drafts, in one batch. The
+// large model runs first, because it decides whether gates are open. Behind a closed gate the other lanes read nothing;
+// when it opens, they catch up.
 void Backend::forward(std::span<Sequence* const> sequences) {
+  for (const Sequence* sequence : sequences) {
+    const Gate& gate = sequence->rule.gate;
+    gated_[sequence->slot] = !sequence->experts.empty() && gate.exists() && !gate.needs_experts();
+  }
+  const auto first = [&](const Sequence& sequence, int64_t lane) {
+    return plan_.has_large(lane) && (lane == 0 || !gated_[sequence.slot]);
+  };
+  read(sequences, first);
+  for (Sequence* sequence : sequences) {
+    gated_[sequence->slot] = gated_[sequence->slot] && !opens(*sequence);
+  }
+  read(sequences, [&](const Sequence& sequence, int64_t /*lane*/) { return !gated_[sequence.slot]; });
+}
+
+// Runs a pass of the models over the unread tokens of the chosen lanes.
+template <typename Chosen>
+void Backend::read(std::span<Sequence* const> sequences, Chosen&& chosen) {
   for (int64_t lane = 0; lane < plan_.lanes(); ++lane) {
     for (Sequence* sequence : sequences) {
-      if (sequence->lanes[lane].used() && lane != plan_.drafter) {
+      if (sequence->lanes[lane].used() && lane != plan_.drafter && chosen(*sequence, lane)) {
         models_[plan_.lane_model[lane]].add_rows(*sequence, sequence->lanes[lane], plan_.adapter_of(lane));
       }
     }
@@ -109,6 +134,22 @@ void Backend::forward(std::span<Sequence* const> sequences) {
     const Timer timer(static_cast<int64_t>(i) == plan_.lane_model[0] ? timings_.large : timings_.small);
     models_[i].decode();
   }
+}
+
+// Whether the gate is open after the last token or a drafted one. If so, the lanes that it held back catch up.
+bool Backend::opens(Sequence& sequence) {
+  bool open = false;
+  for (int64_t position = 0; position <= sequence.draft.size && !open; ++position) {
+    open = fusion_.is_open(sequence.rule.gate, logits_of(plan_, models_, sequence.lanes, 0, position));
+  }
+  for (int64_t lane = 1; lane < plan_.lanes() && open; ++lane) {
+    if (sequence.lanes[lane].used() && lane != plan_.drafter) {
+      const Timer timer(timings_.small);
+      models_[plan_.lane_model[lane]].catch_up(sequence, sequence.lanes[lane], plan_.adapter_of(lane),
+                                               sequence.draft.size + 1);
+    }
+  }
+  return open;
 }
 
 // Computes α and the fused logits of every sequence, after its last token and after each drafted one.
