@@ -24,6 +24,7 @@ __all__: list[str] = [
     "FinishReason",
     "FusionPlan",
     "GATES",
+    "HookRows",
     "LayerSpec",
     "MATCHES",
     "MAX_BIAS",
@@ -87,6 +88,11 @@ class Rule:
     def __init__(self) -> None:
         """
         The rule "select" for any number of experts, with solved weights.
+        """
+    @property
+    def bounds(self) -> list[float | None]:
+        """
+        Largest weight that each expert can get, None if the weight is given.
         """
     @property
     def takes_given(self) -> bool:
@@ -357,6 +363,29 @@ class Decoder:
         Logits [tokens, vocab] of consecutive tokens of one slot.
         """
 
+class HookRows:
+    """
+    Logits of a request's positions in a step, valid while the hook runs.
+    """
+    @property
+    def alpha(self) -> torch.Tensor | None: ...
+    @property
+    def bases(self) -> list[torch.Tensor | None]: ...
+    @property
+    def experts(self) -> list[torch.Tensor | None]: ...
+    @property
+    def f(self) -> torch.Tensor | None: ...
+    @property
+    def fused(self) -> torch.Tensor: ...
+    @property
+    def g(self) -> torch.Tensor | None: ...
+    @property
+    def large(self) -> torch.Tensor: ...
+    @property
+    def request(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+
 class FinishReason:
     """
     Why a sequence ended.
@@ -403,10 +432,13 @@ class FailureKind:
       bad_logits
 
       no_token
+
+      hook
     """
 
     __members__: typing.ClassVar[dict[str, FailureKind]]
     bad_logits: typing.ClassVar[FailureKind]
+    hook: typing.ClassVar[FailureKind]
     no_token: typing.ClassVar[FailureKind]
     none: typing.ClassVar[FailureKind]
     def __eq__(self, other: typing.Any) -> bool: ...
@@ -454,6 +486,8 @@ class StepOutput:
     def g(self) -> float: ...
     @property
     def logprob(self) -> float: ...
+    @property
+    def own_token(self) -> int: ...
     @property
     def request(self) -> int: ...
     @property
@@ -573,6 +607,8 @@ class Request:
         max_new_tokens: typing.SupportsInt | typing.SupportsIndex,
         speculation: Speculation = ...,
         rule: Rule = ...,
+        hook: bool = False,
+        trace: bool = False,
     ) -> None: ...
     @property
     def id(self) -> int: ...
@@ -616,9 +652,9 @@ class StepLoop:
         """
         Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an exception from it ends the scoring.
         """
-    def step(self) -> list[StepOutput]:
+    def step(self, hook: collections.abc.Callable[[HookRows], bool] | None = None) -> list[StepOutput]:
         """
-        Decodes every running sequence one token further, or more if tokens were drafted.
+        Decodes every running sequence one token further, or more if tokens were drafted. Calls the hook with the logits of each request that has one; the request fails unless it returns True.
         """
     @property
     def idle(self) -> bool: ...

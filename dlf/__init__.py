@@ -26,7 +26,8 @@ from dlf.errors import (
 from dlf.experts import Expert, InContext, Lora, TaskArithmetic
 from dlf.memory import Memory, MemoryPart
 from dlf.options import EngineOptions
-from dlf.results import Completion, Piece, Score, Step, Timings
+from dlf.own_rule import StepLogits
+from dlf.results import Completion, Piece, Score, Step, Timings, Trace
 from dlf.rule import Rule
 from dlf.sampling import SamplingOptions
 from dlf.speculation import Speculation
@@ -58,11 +59,13 @@ __all__ = [
     "Score",
     "Speculation",
     "Step",
+    "StepLogits",
     "StepMemoryError",
     "Stream",
     "TaskArithmetic",
     "Timings",
     "TokenizerMismatchError",
+    "Trace",
     "UnknownArchitectureError",
     "__version__",
     "fusion",

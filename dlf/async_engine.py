@@ -10,6 +10,7 @@ from typing import Any, Self, overload
 from dlf.arguments import Path, Prompt
 from dlf.core import EngineCore
 from dlf.experts import AnyExpert
+from dlf.own_rule import RuleFunction, StepLogits
 from dlf.prepare import Scoring
 from dlf.results import Completion, Score
 from dlf.rule import Rule
@@ -60,7 +61,7 @@ class AsyncEngine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> AsyncStream:
@@ -90,7 +91,7 @@ class AsyncEngine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Completion: ...
@@ -103,7 +104,7 @@ class AsyncEngine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Any: ...
@@ -115,13 +116,28 @@ class AsyncEngine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Completion | list[Completion]:
         """Decode one prompt or a list of prompts to the end; returns what `Engine.generate` returns."""
         wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         return await self._complete(self._waiting(), wanted, progress=False)
+
+    async def logits(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
+        **options: Any,
+    ) -> StepLogits:
+        """Return the logits of all models after a prompt, and the fused ones, as `Engine.logits`."""
+        wanted, found = self._logits(prompt, messages, examples, experts, rule, options)
+        await self._complete(self._waiting(), wanted, progress=False)
+        return found[0]
 
     @overload
     async def score(

@@ -46,11 +46,12 @@ class Call:
         """Queue the requests, all or none. Errors are those of `Driver.admission`."""
         self.requests.extend(requests)
         self._by_id |= {request.request: request for request in requests}
+        hooks = {request.request: request.own_rule for request in requests if request.own_rule is not None}
         try:
             for request in requests:
                 self._running[request.request] = request
             for begin in range(0, len(submissions), AT_ONCE):
-                work = self._driver.admission(self._inbox, submissions[begin : begin + AT_ONCE], ready)
+                work = self._driver.admission(self._inbox, submissions[begin : begin + AT_ONCE], hooks, ready)
                 await self._waiting.answer(self._driver, work)
         except BaseException:
             self.cancel(requests)

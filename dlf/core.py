@@ -18,13 +18,15 @@ from dlf.arguments import Path, chosen_experts
 from dlf.call import Call
 from dlf.driver import Driver, Poll, closed
 from dlf.ensemble import Ensemble
+from dlf.errors import OptionTypeError
 from dlf.experts import AnyExpert, as_expert
 from dlf.memory import Memory
 from dlf.options import EngineOptions
+from dlf.own_rule import RuleFunction, StepLogits
 from dlf.prepare import Generation, Scoring, prepare
 from dlf.request import RunningRequest, raise_failure
 from dlf.results import Completion, Piece, Score
-from dlf.rule import Rule
+from dlf.rule import FIELDS, Rule, take_rule
 from dlf.scoring import as_score, score_groups
 from dlf.speculation import Speculate
 from dlf.support.option import arguments_of
@@ -168,7 +170,7 @@ class EngineCore:
         messages: Any,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
-        rule: Rule | None,
+        rule: Rule | RuleFunction | None,
         speculate: Speculate | None,
         options: dict[str, Any],
     ) -> Generation:
@@ -183,6 +185,33 @@ class EngineCore:
             rule=rule,
             speculate=asked.speculate if speculate is None else speculate,
         )
+
+    def _logits(
+        self,
+        prompt: Any,
+        messages: Any,
+        examples: Sequence[Example] | None,
+        experts: Sequence[str] | None,
+        rule: Rule | None,
+        options: dict[str, Any],
+    ) -> tuple[Generation, list[StepLogits]]:
+        """Prepare a request for one token, and a list that gets the logits from which it is drawn."""
+        found: list[StepLogits] = []
+        fields, others = take_rule(rule, options)
+        for name in others:
+            raise OptionTypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}", name)
+        one: dict[str, Any] = {"max_new_tokens": 1, "ignore_eos": True}
+        wanted = Generation.of(
+            prompt,
+            messages,
+            one,
+            examples=examples,
+            experts=experts,
+            rule=lambda step: found.append(step.clone()),
+            speculate=False,
+        )
+        wanted.check_single()
+        return replace(wanted, rule=fields), found
 
     async def _start(self, waiting: Waiting, wanted: Generation) -> Call:
         """Encode and queue all prompts, or none."""

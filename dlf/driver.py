@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -21,10 +21,11 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from dlf import _C
 from dlf.errors import EngineError, ErrorKind, StepMemoryError
 
-__all__ = ["Answer", "Driver", "Job", "News", "Outbox", "Poll", "closed", "outcome"]
+__all__ = ["Answer", "Driver", "Hook", "Job", "News", "Outbox", "Poll", "closed", "outcome"]
 
 Result = TypeVar("Result")
 Poll: TypeAlias = "Callable[[], None]"
+Hook: TypeAlias = "Callable[[_C.HookRows], bool]"
 Answer: TypeAlias = "tuple[Any, BaseException | None]"  # a result or an error
 
 GAP = 0.01  # seconds without a note after which the loop is asked to prepare for later steps
@@ -76,6 +77,7 @@ class Driver:
         self._loop: _C.StepLoop | None = loop
         self._survives_fork = survives_fork
         self._outboxes: dict[int, Outbox] = {}
+        self._hooks: dict[int, Hook] = {}
         self._inside = False  # whether the driver's thread is inside the loop
         self._closing = self._ended = False
         self._lost: str | None = None
@@ -84,12 +86,18 @@ class Driver:
         _drivers.add(self)
 
     def admission(
-        self, outbox: Outbox, requests: Iterable[_C.Request], ready: Callable[[], None]
+        self,
+        outbox: Outbox,
+        requests: Iterable[_C.Request],
+        hooks: Mapping[int, Hook],
+        ready: Callable[[], None],
     ) -> Callable[[Poll], None]:
         """Return work that queues requests whose outputs go to `outbox`: all, or none if one is refused.
 
         Parameters
         ----------
+        hooks
+            Functions, by request, that see the logits of each step on the driver's thread.
         ready
             Called first, on the driver's thread; its exceptions reach the caller.
 
@@ -106,6 +114,8 @@ class Driver:
                 for request in requests:
                     self.loop.add(request)
                     self._outboxes[request.id] = outbox
+                    if request.id in hooks:
+                        self._hooks[request.id] = hooks[request.id]
                     added.append(request.id)
             except BaseException:
                 self._cancel(added)
@@ -283,6 +293,7 @@ class Driver:
 
     def _cancel(self, requests: Iterable[int]) -> None:
         for request in requests:
+            self._hooks.pop(request, None)
             if self._outboxes.pop(request, None) is not None and self._loop is not None:
                 self._loop.cancel(request)
 
@@ -291,7 +302,7 @@ class Driver:
         assert self._loop is not None
         before, self._inside = self._inside, True
         try:
-            outputs = self._loop.step()
+            outputs = self._loop.step(self._hook if self._hooks else None)
             timings, time = self._loop.timings, perf_counter()
             news: dict[int, tuple[Outbox, News]] = {}
             for output in outputs:
@@ -301,6 +312,7 @@ class Driver:
                 news.setdefault(id(outbox), (outbox, News([], timings, time)))[1].outputs.append(output)
                 if output.finish != _C.FinishReason.none:
                     del self._outboxes[output.request]
+                    self._hooks.pop(output.request, None)
             for outbox, own in news.values():
                 outbox.put(own)
         except BaseException as error:
@@ -311,10 +323,15 @@ class Driver:
         finally:
             self._inside = before
 
+    def _hook(self, rows: _C.HookRows) -> bool:
+        hook = self._hooks.get(rows.request)
+        return hook is not None and hook(rows)
+
     def _fail(self, make: Callable[[], Exception]) -> None:
         """Fail every request. Each outbox gets an error of its own: two must not share one traceback."""
         outboxes = {id(outbox): outbox for outbox in self._outboxes.values()}
         self._outboxes.clear()
+        self._hooks.clear()
         for outbox in outboxes.values():
             outbox.put(make())
 

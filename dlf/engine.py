@@ -8,6 +8,7 @@ from typing import Any, Self, overload
 from dlf.arguments import Path, Prompt
 from dlf.core import Callback, EngineCore
 from dlf.experts import AnyExpert
+from dlf.own_rule import RuleFunction, StepLogits
 from dlf.prepare import Scoring
 from dlf.results import Completion, Score
 from dlf.rule import Rule
@@ -83,7 +84,7 @@ class Engine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         speculate: Speculate | None = None,
@@ -98,7 +99,7 @@ class Engine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         speculate: Speculate | None = None,
@@ -112,7 +113,7 @@ class Engine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         callback: Callback | None = None,
         progress: bool | None = None,
         speculate: Speculate | None = None,
@@ -135,8 +136,11 @@ class Engine(EngineCore):
             Receives every `Piece` as it comes; returning False ends its sequence.
         progress : bool, optional
             Whether to show a progress bar; by default for a list of prompts on a terminal.
-        rule : Rule, optional
-            How the weights of the experts are found; fields that are None are the engine's.
+        rule : Rule or callable, optional
+            How the weights of the experts are found; fields that are None are the engine's. A function gets the
+            `StepLogits` of every step, and returns None, logits [B, V] or weights [B, T]; an exception from it ends its
+            request. It runs in Python, on the engine's thread, for one request after the other, so every request of
+            the batch waits for it; on CUDA steps then run without a graph.
         speculate : {"auto", False} or Speculation, optional
             Whether tokens are drafted; as in the engine by default.
         **options
@@ -164,7 +168,7 @@ class Engine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         speculate: Speculate | None = None,
         **options: Any,
     ) -> Stream:
@@ -181,6 +185,41 @@ class Engine(EngineCore):
         wanted = self._generation(prompt, messages, examples, experts, rule, speculate, options)
         wanted.check_single()
         return Stream(run(self._start(BLOCKING, wanted)), self)
+
+    def logits(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        examples: Sequence[Example] | None = None,
+        experts: Sequence[str] | None = None,
+        rule: Rule | None = None,
+        **options: Any,
+    ) -> StepLogits:
+        """Return the logits of all models after a prompt, and the fused ones.
+
+        To see those of every step without copies, give `generate` a function as `rule`.
+
+        Parameters
+        ----------
+        prompt, messages, examples, experts, rule
+            As in `generate`, for one prompt.
+        **options
+            Fields of `Rule`.
+
+        Returns
+        -------
+        StepLogits
+            Logits of one position, ``[1, V]``.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As from `generate`.
+        """
+        wanted, found = self._logits(prompt, messages, examples, experts, rule, options)
+        run(self._complete(BLOCKING, wanted, progress=False))
+        return found[0]
 
     @overload
     def score(

@@ -11,6 +11,7 @@ from dlf import _C
 from dlf.arguments import Prompt, as_prompts, chosen_experts, sampling_options
 from dlf.ensemble import Ensemble
 from dlf.errors import OptionError, OptionTypeError
+from dlf.own_rule import OwnRule, RuleFunction
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest
 from dlf.rule import FIELDS, Rule, take_rule
@@ -32,6 +33,8 @@ class Generation:
         The prompts or conversations, and whether there was a single one rather than a list.
     sampling, examples, experts, rule, speculation
         As `Engine.generate` describes them.
+    own_rule
+        A function as rule, which sees the logits that `rule` fuses.
     """
 
     prompts: Sequence[Prompt] | Sequence[Messages]
@@ -41,6 +44,7 @@ class Generation:
     experts: Sequence[str] | None
     rule: Rule
     speculation: Speculation | None
+    own_rule: RuleFunction | None = None
 
     @classmethod
     def of(
@@ -51,7 +55,7 @@ class Generation:
         *,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
-        rule: Rule | None,
+        rule: Rule | RuleFunction | None,
         speculate: Speculate,
     ) -> Generation:
         """Check the arguments of a call, as far as that needs no model.
@@ -64,7 +68,9 @@ class Generation:
         prompts, single = as_prompts(prompt, messages)
         shots = () if examples is None else as_examples(examples)
         own, others = take_rule(rule, options)
-        return cls(prompts, single, sampling_options(others), shots, experts, own, as_speculation(speculate))
+        sampling = sampling_options(others)
+        function = rule if callable(rule) else None
+        return cls(prompts, single, sampling, shots, experts, own, as_speculation(speculate), function)
 
     @property
     def sequences(self) -> int:
@@ -118,6 +124,8 @@ class Scoring:
         continuations, single = as_continuations(continuation, None if one_prompt else len(prompts))
         if one_prompt:
             prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
+        if callable(rule):
+            raise OptionTypeError("rule is a function; scoring takes a dlf.Rule, or its fields by name", "rule")
         own, others = take_rule(rule, options)
         for name in others:
             raise OptionTypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}", name)
@@ -161,7 +169,21 @@ def prepare(
                 ensemble.tokenizer,
                 StopStrings(sampling.stop_strings or ()),
                 names,
+                rule.bounds,
+                None if wanted.own_rule is None else OwnRule(wanted.own_rule, names),
             )
             requests.append(request)
-            submissions.append(_C.Request(request.request, lanes, chosen, native, sampling.max_new_tokens, draft, rule))
+            submissions.append(
+                _C.Request(
+                    request.request,
+                    lanes,
+                    chosen,
+                    native,
+                    sampling.max_new_tokens,
+                    draft,
+                    rule,
+                    hook=request.own_rule is not None,
+                    trace=sampling.trace,
+                )
+            )
     return requests, submissions

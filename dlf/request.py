@@ -8,7 +8,8 @@ from collections import deque
 import numpy as np
 
 from dlf import _C
-from dlf.errors import LogitsError, NoTokenError
+from dlf.errors import EngineError, LogitsError, NoTokenError
+from dlf.own_rule import OwnRule
 from dlf.results import Completion, Piece, Step, Timings
 from dlf.sampling import StopStrings
 from dlf.text.stream_decoder import StreamDecoder
@@ -16,7 +17,8 @@ from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["RunningRequest", "raise_failure"]
 
-ERRORS = {_C.FailureKind.bad_logits: LogitsError, _C.FailureKind.no_token: NoTokenError}
+HOOK = _C.FailureKind.hook
+ERRORS: dict[_C.FailureKind, type[Exception]] = {_C.FailureKind.bad_logits: LogitsError, _C.FailureKind.no_token: NoTokenError, HOOK: EngineError}
 REASONS = {_C.FinishReason.stop: "stop", _C.FinishReason.length: "length"}
 
 
@@ -31,20 +33,25 @@ class RunningRequest:
         tokenizer: Tokenizer,
         stop_strings: StopStrings,
         experts: list[str],
+        alpha_max: list[float | None],
+        own_rule: OwnRule | None = None,
     ) -> None:
         self.request = request
         self.pieces: deque[Piece] = deque()
         self.finish_reason: str | None = None
         self.cancelled = False  # from outside, by any thread
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._index = index
         self._prompt_tokens = prompt_tokens
         self.tokenizer = tokenizer
         self._decoder = StreamDecoder(tokenizer)
         self._stop_strings = stop_strings
         self._experts = experts
+        self._alpha_max = alpha_max
+        self.own_rule = own_rule
         self._text: list[str] = []
         self._tokens: list[int] = []
+        self._own_tokens: list[int] = []
         self._logprobs: list[float] = []
         self._top_logprobs: list[dict[int, float]] = []
         self._alpha: list[list[float]] = []
@@ -73,7 +80,8 @@ class RunningRequest:
     def take(self, output: _C.StepOutput) -> None:
         """Add the output of a step."""
         if output.finish == _C.FinishReason.error:
-            self.fail(_as_error(output.failure))
+            own = self.own_rule.error if self.own_rule is not None and output.failure.kind == HOOK else None
+            self.fail(_as_error(output.failure) if own is None else own)
             return
         self._times.append(self._now)
         self._steps[-1].tokens += 1
@@ -82,6 +90,8 @@ class RunningRequest:
         if output.drafted >= 0:
             self._passes += 1
             self._drafted += output.drafted
+        if output.own_token >= 0:
+            self._own_tokens.append(output.own_token)
         self._logprobs.append(output.logprob)
         self._alpha.append(output.alpha)
         self._divergences.append((output.f, output.g))
@@ -106,12 +116,20 @@ class RunningRequest:
         self._stop_strings = StopStrings(self._stop_strings.strings)
         self._decoder = StreamDecoder(self.tokenizer)
         self._text = [self._push(token)[0] for token in self._tokens[:kept]]
-        for kind in (self._tokens, self._logprobs, self._top_logprobs, self._alpha, self._divergences, self._times):
+        for kind in (
+            self._tokens,
+            self._own_tokens,
+            self._logprobs,
+            self._top_logprobs,
+            self._alpha,
+            self._divergences,
+            self._times,
+        ):
             del kind[kept:]
         self._text.append(self._stop_strings.push(self._decoder.flush())[0] + self._stop_strings.flush())
         self.finish_reason = reason
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the sequence with an error."""
         self.error, self.finish_reason = error, "error"
 
@@ -152,6 +170,8 @@ class RunningRequest:
             cached_tokens=self._cached_tokens,
             passes=self._passes,
             drafted=self._drafted,
+            own_tokens=list(self._own_tokens),
+            alpha_max=list(self._alpha_max),
         )
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Completion", "Piece", "Score", "Step", "Timings"]
+from dlf.errors import OptionError
+
+__all__ = ["Completion", "Piece", "Score", "Step", "Timings", "Trace"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,11 @@ class Completion:
         Passes of the large model that gave a token, or several if they had been drafted; the prompt's is the first.
     drafted : int
         Tokens that were drafted; ``len(tokens) - passes`` of them were accepted.
+    own_tokens : list of int
+        With the option ``trace``: the token that the large model alone would have chosen at each step, after the same
+        text and with the same random number.
+    alpha_max : list of float or None
+        Upper bound of each expert's weight; None for a weight that was given.
     """
 
     text: str
@@ -140,6 +147,62 @@ class Completion:
     cached_tokens: int = 0
     passes: int = 0
     drafted: int = 0
+    own_tokens: list[int] = field(default_factory=list)
+    alpha_max: list[float | None] = field(default_factory=list)
+
+    @property
+    def trace(self) -> Trace:
+        """What the fusion did at each token."""
+        bounds = np.array([np.nan if bound is None else bound for bound in self.alpha_max], np.float64)
+        changed = np.array(self.own_tokens) != np.array(self.tokens) if self.own_tokens else None
+        return Trace(self.alpha, self.f, self.g, bounds, changed, list(self.experts))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the fusion did at each token of a completion.
+
+    Attributes
+    ----------
+    alpha : ndarray
+        Weight of each expert, float64 ``[steps, experts]``.
+    f, g : ndarray
+        KL(fused || large) and KL(large || fused), in nats, float64 ``[steps]``.
+    alpha_max : ndarray
+        Upper bound of each expert's weight, float64 ``[experts]``; NaN for a weight that was given.
+    changed : ndarray or None
+        Whether the large model alone would have chosen another token, after the same text and with the same random
+        number; bool ``[steps]``. None unless the request had ``trace=True``.
+    experts : list of str
+        Names of the columns of `alpha`.
+    """
+
+    alpha: npt.NDArray[np.float64]
+    f: npt.NDArray[np.float64]
+    g: npt.NDArray[np.float64]
+    alpha_max: npt.NDArray[np.float64]
+    changed: npt.NDArray[np.bool_] | None
+    experts: list[str]
+
+    @property
+    def changed_share(self) -> float:
+        """Share of the tokens that the fusion changed.
+
+        Raises
+        ------
+        ValueError
+            If the request was made without ``trace=True``.
+        """
+        if self.changed is None:
+            raise OptionError("the request was not traced: give generate the option trace=True", "trace")
+        return float(self.changed.mean()) if self.changed.size else 0.0
+
+    @property
+    def bound_share(self) -> float:
+        """Share of the solved weights that lie at their upper bound; 0 if none was solved."""
+        solved = ~np.isnan(self.alpha_max)
+        at_bound = self.alpha[:, solved] >= self.alpha_max[solved] * (1 - 1e-6)
+        return float(at_bound.mean()) if at_bound.size else 0.0
 
 
 @dataclass(frozen=True)

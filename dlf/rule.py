@@ -109,14 +109,16 @@ def _scalars(wanted: Rule, default: Rule) -> dict[str, Any]:
 def take_rule(rule: Any, options: Mapping[str, Any]) -> tuple[Rule, dict[str, Any]]:
     """Split the options of a call into its rule, where they override fields of `rule`, and the other options.
 
+    A function as `rule` has no fields: the request has the engine's.
+
     Raises
     ------
     OptionError, OptionTypeError
         If `rule` is no `Rule`, or a field is impossible.
     """
-    if rule is not None and not isinstance(rule, Rule):
-        raise OptionTypeError(f"rule is {shown(rule)}: give a dlf.Rule, or its fields by name", "rule")
-    given = UNSAID if rule is None else rule
+    if rule is not None and not isinstance(rule, Rule) and not callable(rule):
+        raise OptionTypeError(f"rule is {shown(rule)}: give a dlf.Rule, its fields by name, or a function", "rule")
+    given = rule if isinstance(rule, Rule) else UNSAID
     own = {name: options[name] for name in FIELDS if options.get(name) is not None}
     others = {name: value for name, value in options.items() if name not in FIELDS}
     return replace(given, **own) if own else given, others

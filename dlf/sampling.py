@@ -71,6 +71,8 @@ class SamplingOptions:
         The same seed draws the same tokens, whatever else is in the batch; without one the draws are unpredictable.
     logprobs : int
         How many of the most probable tokens to report at every step, with their log-probabilities.
+    trace : bool
+        Whether ``Completion.trace`` says which tokens the fusion changed; this samples each token twice.
 
     Raises
     ------
@@ -104,6 +106,7 @@ class SamplingOptions:
     num_return_sequences: Annotated[int, Option("Sequences to generate for each prompt.")] = 1
     seed: Annotated[int | None, Option("The same seed draws the same tokens.", flag="")] = None
     logprobs: Annotated[int, Option("How many top tokens to report.", flag="")] = 0
+    trace: Annotated[bool, Option("Report which tokens the fusion changed.", flag="")] = False
 
     def __post_init__(self) -> None:
         self._set("max_new_tokens", as_int("max_new_tokens", self.max_new_tokens, 1))
@@ -129,6 +132,7 @@ class SamplingOptions:
             self._set("seed", as_int("seed", self.seed, 0, _MAX_SEED))
         # The sampler knows the size of the vocabulary and refuses more.
         self._set("logprobs", as_int("logprobs", self.logprobs, 0, MAX_VOCAB_SIZE))
+        as_flag("trace", self.trace)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

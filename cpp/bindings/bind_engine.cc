@@ -8,6 +8,7 @@
 #include "bindings/gil.h"
 #include "engine/cpu/step_loop.h"
 #include "engine/cuda/step_loop.h"
+#include "engine/hook.h"
 
 namespace dlf {
 
@@ -25,12 +26,43 @@ std::vector<std::shared_ptr<Shared>> present(const std::vector<std::shared_ptr<G
 }
 
 // The outputs of a step, copied while they hold.
-std::vector<StepOutput> step(StepLoop& loop) {
+std::vector<StepOutput> step(StepLoop& loop, const std::optional<py::typing::Callable<bool(HookRows)>>& hook) {
+  GilRelease unlocked;
+  CallHook call;
+  if (hook) {
+    call = [&](const HookRows& rows) { return unlocked.call(*hook, [&] { return py::cast(rows); }); };
+  }
   std::vector<StepOutput> outputs;
-  for (const StepOutput* output : loop.step()) {
+  for (const StepOutput* output : loop.step(call)) {
     outputs.push_back(*output);
   }
   return outputs;
+}
+
+// A tensor, or None if it is undefined.
+std::optional<at::Tensor> defined(const at::Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
+std::vector<std::optional<at::Tensor>> defined(const std::vector<at::Tensor>& tensors) {
+  std::vector<std::optional<at::Tensor>> found;
+  for (const at::Tensor& tensor : tensors) {
+    found.push_back(defined(tensor));
+  }
+  return found;
+}
+
+void bind_hooks(py::module_& m) {
+  py::class_<HookRows>(m, "HookRows", "Logits of a request's positions in a step, valid while the hook runs.")
+      .def_readonly("request", &HookRows::request)
+      .def_readonly("step", &HookRows::step)
+      .def_property_readonly("large", [](const HookRows& rows) { return rows.large; })
+      .def_property_readonly("experts", [](const HookRows& rows) { return defined(rows.experts); })
+      .def_property_readonly("bases", [](const HookRows& rows) { return defined(rows.bases); })
+      .def_property_readonly("fused", [](const HookRows& rows) { return rows.fused; })
+      .def_property_readonly("alpha", [](const HookRows& rows) { return defined(rows.alpha); })
+      .def_property_readonly("f", [](const HookRows& rows) { return defined(rows.f); })
+      .def_property_readonly("g", [](const HookRows& rows) { return defined(rows.g); });
 }
 
 // Results of steps and scores.
@@ -44,7 +76,8 @@ void bind_results(py::module_& m) {
   py::enum_<FailureKind>(m, "FailureKind", "Why a sequence or a score ended early.")
       .value("none", FailureKind::none)
       .value("bad_logits", FailureKind::bad_logits)
-      .value("no_token", FailureKind::no_token);
+      .value("no_token", FailureKind::no_token)
+      .value("hook", FailureKind::hook);
 
   py::class_<Failure>(m, "Failure", "Why a sequence or a score ended early, with a message.")
       .def_readonly("kind", &Failure::kind)
@@ -60,6 +93,7 @@ void bind_results(py::module_& m) {
       .def_readonly("alpha", &StepOutput::alpha)
       .def_readonly("f", &StepOutput::f)
       .def_readonly("g", &StepOutput::g)
+      .def_readonly("own_token", &StepOutput::own_token)
       .def_readonly("drafted", &StepOutput::drafted)
       .def_readonly("cached_tokens", &StepOutput::cached_tokens)
       .def_readonly("finish", &StepOutput::finish)
@@ -129,17 +163,20 @@ void bind_requests(py::module_& m) {
 
   py::class_<Request>(m, "Request", "A prompt for each lane, empty if no chosen expert needs it, and how to decode.")
       .def(py::init([](int64_t id, std::vector<Prompt> prompts, std::vector<int> experts, SamplingOptions sampling,
-                       int64_t max_new_tokens, const Speculation& speculation, Rule rule) {
+                       int64_t max_new_tokens, const Speculation& speculation, Rule rule, bool hook, bool trace) {
              return Request{id,
                             std::move(prompts),
                             std::move(experts),
                             std::move(rule),
                             std::move(sampling),
                             max_new_tokens,
-                            speculation};
+                            speculation,
+                            hook,
+                            trace};
            }),
            py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
-           py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"))
+           py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"),
+           py::arg("hook") = false, py::arg("trace") = false)
       .def_readonly("id", &Request::id);
 
   py::class_<ScoreRequest>(m, "ScoreRequest", "Prompts as in a Request, and continuations to score.")
@@ -153,6 +190,7 @@ void bind_requests(py::module_& m) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
+  bind_hooks(m);
   bind_results(m);
   bind_requests(m);
   py::class_<StepLoop>(m, "StepLoop", "Decodes all running sequences further at each step.")
@@ -170,8 +208,9 @@ void bind_engine(py::module_& m) {
            py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>())
       .def("add", &StepLoop::add, py::arg("request"), "Queues a request.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its slot; unknown ids are ignored.")
-      .def("step", &step, py::call_guard<GilRelease>(),
-           "Decodes every running sequence one token further, or more if tokens were drafted.")
+      .def("step", &step, py::arg("hook") = py::none(),
+           "Decodes every running sequence one token further, or more if tokens were drafted. Calls the hook with the "
+           "logits of each request that has one; the request fails unless it returns True.")
       .def("prepare", &StepLoop::prepare, py::call_guard<GilRelease>(),
            "Does some work, if the loop is idle, that would otherwise slow down a later step; returns whether there "
            "was any.")

@@ -140,7 +140,17 @@ void bind_fusion(py::module_& m) {
            "bound, or one for each; `mix` is empty, or has a share or None for each.")
       .def(py::init<>(), "The rule \"select\" for any number of experts, with solved weights.")
       .def_property_readonly(
-          "takes_given", [](const Rule& rule) { return rule.takes_given(); }, "Whether all weights are given.");
+          "takes_given", [](const Rule& rule) { return rule.takes_given(); }, "Whether all weights are given.")
+      .def_property_readonly(
+          "bounds",
+          [](const Rule& rule) {
+            std::vector<std::optional<double>> bounds;
+            for (size_t t = 0; t < rule.weights.size(); ++t) {
+              bounds.push_back(rule.bound(t));
+            }
+            return bounds;
+          },
+          "Largest weight that each expert can get, None if the weight is given.");
   m.attr("MAX_EXPERTS") = kMaxExperts;
   m.attr("COMBINES") = names(kCombineTable);
   m.attr("MATCHES") = names(kMatchTable);

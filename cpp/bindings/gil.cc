@@ -87,6 +87,24 @@ void GilRelease::call(const pybind11::object& function) {
   release();
 }
 
+bool GilRelease::call(const pybind11::object& function, const std::function<pybind11::object()>& make) {
+  acquire();
+  const int answer = or_stop([&] {
+    const pybind11::object given = make();
+    PyObject* result = PyObject_CallOneArg(function.ptr(), given.ptr());
+    const int is_true = result == nullptr ? -1 : PyObject_IsTrue(result);
+    Py_XDECREF(result);
+    return is_true;
+  });
+  if (answer < 0) {
+    pybind11::error_already_set error;
+    release();
+    throw error;
+  }
+  release();
+  return answer > 0;
+}
+
 void bind_gil() {
   before = std::set_terminate(&stop_or_terminate);
   Py_AtExit(&wait_for_work);

@@ -2,6 +2,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <functional>
+
 namespace dlf {
 
 // Releases the GIL while it lives, as pybind11's gil_scoped_release does, with one difference: if the interpreter ends
@@ -17,6 +19,9 @@ class GilRelease {
 
   // Calls a Python function with the GIL held; throws what it raises.
   void call(const pybind11::object& function);
+  // Calls a Python function with the object that make() returns, both with the GIL held. Returns whether the result is
+  // true; throws what the function raises.
+  bool call(const pybind11::object& function, const std::function<pybind11::object()>& make);
 
  private:
   void release();

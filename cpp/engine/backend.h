@@ -43,7 +43,8 @@ class Backend {
   // takes each sequence that has read its prompts; decode() gives the decoding sequences their next tokens.
   virtual void begin_step() {}
   virtual void start(Sequence& sequence) = 0;
-  virtual void decode(std::span<Sequence* const> sequences, StepOutputs& outputs) = 0;
+  // It calls the hook for those that have one.
+  virtual void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) = 0;
 
   // Stops a sequence that has a slot.
   virtual void stop(Sequence& sequence) = 0;

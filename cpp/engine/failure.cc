@@ -5,6 +5,9 @@
 namespace dlf {
 
 Failure row_failure(int bad_model, const std::string& place) {
+  if (bad_model == kHookFailed) {
+    return {FailureKind::hook, "the caller's function failed at " + place};
+  }
   return {bad_model == kEmptySupport ? FailureKind::no_token : FailureKind::bad_logits,
           describe_bad_model(bad_model) + " at " + place};
 }

@@ -8,7 +8,7 @@
 namespace dlf {
 
 // Why a sequence, or the score of a continuation, ended early: for programs, and in words.
-enum class FailureKind { none, bad_logits, no_token };
+enum class FailureKind { none, bad_logits, no_token, hook };
 
 struct Failure {
   FailureKind kind = FailureKind::none;

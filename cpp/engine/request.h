@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/failure.h"
+#include "engine/hook.h"
 #include "engine/plan.h"
 #include "fusion/rule.h"
 #include "sampling/options.h"
@@ -49,6 +50,8 @@ struct Request {
   SamplingOptions sampling;
   int64_t max_new_tokens = 0;
   Speculation speculation;
+  bool hook = false;   // whether the hook is called for it
+  bool trace = false;  // whether outputs say what the large model alone would have chosen
 };
 
 // Prompts, and continuations to score. The prompts are read once for all of them.
@@ -79,6 +82,7 @@ struct StepOutput {
   std::vector<double> alpha;  // of the request's experts
   double f = 0;               // KL(fused || large), nats
   double g = 0;               // KL(large || fused)
+  int64_t own_token = -1;     // with Request::trace: what the large model alone draws with the same random number
   int64_t drafted = 0;        // tokens that this step drafted; -1 on all but its first token
   int64_t cached_tokens = 0;  // prompt tokens, of all lanes, that the prefix cache had
   FinishReason finish = FinishReason::none;

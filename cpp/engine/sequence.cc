@@ -66,6 +66,8 @@ std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan,
   sequence->experts = std::move(request.experts);
   sequence->rule = std::move(request.rule);
   sequence->sampling = std::move(request.sampling);
+  sequence->hook = request.hook;
+  sequence->trace = request.trace;
   return sequence;
 }
 

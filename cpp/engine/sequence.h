@@ -31,6 +31,8 @@ struct Sequence {
   std::vector<int> experts;  // of the plan
   Rule rule;
   SamplingOptions sampling;
+  bool hook = false;
+  bool trace = false;
   int64_t limit = 0;            // most new tokens: as many as were asked for, or as the context holds
   int64_t draft_limit = 0;      // new tokens up to which it drafts: the drafter's context counts, too
   std::vector<int64_t> tokens;  // the large model's prompt, the new tokens and, in a step, those that are drafted

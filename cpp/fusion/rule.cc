@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <tuple>
@@ -73,6 +74,17 @@ double Rule::mixed_share() const {
     share += weight.mixed ? *weight.given : 0.0;
   }
   return share;
+}
+
+std::optional<double> Rule::bound(size_t expert) const {
+  const ExpertWeight weight = this->weight(expert);
+  if (!weight.solved()) {
+    return std::nullopt;
+  }
+  const bool divides = combining().weights == CombineRow::Weights::searched && !meets_mean();
+  const auto solved =
+      std::count_if(weights.begin(), weights.end(), [](const ExpertWeight& one) { return one.solved(); });
+  return divides ? weight.alpha_max / static_cast<double>(solved) : weight.alpha_max;
 }
 
 Rule parse_rule(const RuleOptions& options, int experts) {

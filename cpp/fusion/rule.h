@@ -119,7 +119,8 @@ struct Rule {
   bool meets_mean() const { return combining().targets == CombineRow::Targets::mean; }
   bool on_grid() const { return combining().points == CombineRow::Points::grid; }
   ExpertWeight weight(size_t expert) const { return weights.empty() ? ExpertWeight() : weights[expert]; }
-  double mixed_share() const;  // Σ of the shares of mixed experts
+  double mixed_share() const;                        // Σ of the shares of mixed experts
+  std::optional<double> bound(size_t expert) const;  // the largest weight that it can get; none if it is given
 };
 
 // A rule by its options. Lists are empty, or have an entry for each expert; `alpha_max` may have one for all.

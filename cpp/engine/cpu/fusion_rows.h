@@ -40,7 +40,7 @@ class FusionRows {
   void solve();
 
   // Results in the order of add(), valid until the next solve().
-  const FusionResult* results() const { return results_.data(); }
+  FusionResult* results() { return results_.data(); }
 
  private:
   void add(std::span<const int> experts, const Rule& rule, const float* large, size_t at);

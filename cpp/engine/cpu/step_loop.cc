@@ -10,6 +10,7 @@
 #include "engine/cpu/chunks.h"
 #include "engine/cpu/drafter.h"
 #include "engine/cpu/fusion_rows.h"
+#include "engine/cpu/hook_rows.h"
 #include "engine/cpu/model.h"
 #include "engine/cpu/scorer.h"
 #include "engine/timer.h"
@@ -30,7 +31,7 @@ class Backend final : public dlf::Backend {
   void begin_step() override;
   void start(Sequence& sequence) override;
   void stop(Sequence& sequence) override { samplers_[sequence.slot].reset(); }
-  void decode(std::span<Sequence* const> sequences, StepOutputs& outputs) override;
+  void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) override;
   const StepTimings& timings() const override { return last_timings_; }
 
  private:
@@ -38,9 +39,11 @@ class Backend final : public dlf::Backend {
   template <typename Chosen>
   void read(std::span<Sequence* const> sequences, Chosen&& chosen);
   bool opens(Sequence& sequence);
-  void solve(std::span<Sequence* const> sequences);
+  void call(const Sequence& sequence, FusionResult* fused, const CallHook& hook);
+  void solve(std::span<Sequence* const> sequences, const CallHook& hook);
   void sample(std::span<Sequence* const> sequences, StepOutputs& outputs);
   void verify(Sequence& sequence, const FusionResult* fused, StepOutputs& outputs);
+  int64_t own_token(const Sequence& sequence, const float* logits, int64_t chosen) const;
   bool choose(Sequence& sequence, int64_t position, const FusionResult* fused, StepOutput& output);
 
   ThreadTeam team_;
@@ -51,7 +54,8 @@ class Backend final : public dlf::Backend {
   Drafter drafter_;
   FusionRows fusion_;
   Scorer scorer_;
-  std::vector<bool> gated_;  // of the sequence in each slot: whether this step reads the large model's lane alone
+  std::vector<bool> failed_;  // of the sequence in each slot: whether its hook has failed in this step
+  std::vector<bool> gated_;   // of the sequence in each slot: whether this step reads the large model's lane alone
 };
 
 std::vector<Model> make_models(const FusionPlan& plan, const Models& weights, const EngineOptions& options,
@@ -77,6 +81,7 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
       drafter_(plan_, models_, samplers_, options_.max_batch),
       fusion_(plan_, options_.max_batch + kMaxDraftRows, team_),
       scorer_(plan_, models_, team_),
+      failed_(options_.max_batch),
       gated_(options_.max_batch) {}
 
 void Backend::begin_step() {
@@ -84,6 +89,7 @@ void Backend::begin_step() {
   for (Model& model : models_) {
     model.clear();
   }
+  std::fill(failed_.begin(), failed_.end(), false);
 }
 
 void Backend::start(Sequence& sequence) {
@@ -91,13 +97,13 @@ void Backend::start(Sequence& sequence) {
                                                        sequence.limit + sequence.draft.options.max_draft);
 }
 
-void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs) {
+void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) {
   {
     const Timer timer(timings_.small);
     drafter_.draft(sequences);  // the next pass of all models verifies the drafts
   }
   forward(sequences);
-  solve(sequences);
+  solve(sequences, hook);
   sample(sequences, outputs);
   last_timings_ = timings_;
 }
@@ -153,7 +159,7 @@ bool Backend::opens(Sequence& sequence) {
 }
 
 // Computes α and the fused logits of every sequence, after its last token and after each drafted one.
-void Backend::solve(std::span<Sequence* const> sequences) {
+void Backend::solve(std::span<Sequence* const> sequences, const CallHook& hook) {
   const Timer timer(timings_.solve);
   fusion_.clear();
   for (const Sequence* sequence : sequences) {
@@ -163,6 +169,23 @@ void Backend::solve(std::span<Sequence* const> sequences) {
     }
   }
   fusion_.solve();
+  FusionResult* fused = fusion_.results();
+  for (const Sequence* sequence : sequences) {
+    const int64_t rows = sequence->experts.empty() ? 0 : sequence->draft.size + 1;
+    if (sequence->hook) {
+      call(*sequence, rows == 0 ? nullptr : fused, hook);
+    }
+    fused += rows;
+  }
+}
+
+// Calls the hook of a sequence. If it fails, so does the sequence.
+void Backend::call(const Sequence& sequence, FusionResult* fused, const CallHook& hook) {
+  TORCH_CHECK(hook, "request ", sequence.request, " has a hook, but the step was called without");
+  const auto stride = static_cast<int64_t>(plan_.experts.size());
+  if (!hook(hook_rows(plan_, models_, sequence, fused, stride))) {
+    failed_[sequence.slot] = true;
+  }
 }
 
 void Backend::sample(std::span<Sequence* const> sequences, StepOutputs& outputs) {
@@ -195,9 +218,23 @@ void Backend::verify(Sequence& sequence, const FusionResult* fused, StepOutputs&
   }
 }
 
+// Token that the large model alone would choose; `chosen` if it can choose none.
+int64_t Backend::own_token(const Sequence& sequence, const float* logits, int64_t chosen) const {
+  try {
+    return samplers_[sequence.slot]->sample(logits, sequence.new_tokens).token;
+  } catch (const SampleError&) {
+    return chosen;
+  }
+}
+
 // Draws a sequence's token of this position. Returns false if it cannot: the sequence has failed.
 bool Backend::choose(Sequence& sequence, int64_t position, const FusionResult* fused, StepOutput& output) {
-  const float* logits = logits_of(plan_, models_, sequence.lanes, 0, position);
+  const float* own_logits = logits_of(plan_, models_, sequence.lanes, 0, position);
+  const float* logits = own_logits;
+  if (failed_[sequence.slot]) {
+    sequence.fail(output, row_failure(kHookFailed, "step " + std::to_string(sequence.new_tokens)));
+    return false;
+  }
   if (fused != nullptr) {
     std::copy_n(fused->alpha, output.alpha.size(), output.alpha.begin());
     output.f = fused->f;
@@ -216,6 +253,7 @@ bool Backend::choose(Sequence& sequence, int64_t position, const FusionResult* f
     output.top_tokens.assign(sample.top_tokens, sample.top_tokens + sample.top_count);
     output.top_logprobs.assign(sample.top_logprobs, sample.top_logprobs + sample.top_count);
     drafter_.learn(sequence, guesses, output);
+    output.own_token = sequence.trace ? own_token(sequence, own_logits, output.token) : -1;
   } catch (const SampleError& error) {
     sequence.fail(output, sample_failure(error.failure(), sequence.new_tokens));
     return false;

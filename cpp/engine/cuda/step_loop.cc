@@ -42,7 +42,7 @@ class Backend final : public dlf::Backend {
   ScoringRows& scoring() override { return scorer_; }
   void start(Sequence& sequence) override;
   void stop(Sequence& sequence) override;
-  void decode(std::span<Sequence* const> sequences, StepOutputs& outputs) override;
+  void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) override;
   bool prepare() override;
   const StepTimings& timings() const override { return timings_; }
 
@@ -104,6 +104,7 @@ Backend::~Backend() {
 }
 
 void Backend::check(const Request& request) const {
+  TORCH_CHECK_VALUE(!request.hook && !request.trace, "this device has no hooks and no trace yet");
   SamplerState::check_request(request.sampling, request.prompts[0].tokens, plan_.vocab, options_.max_context + 1,
                               kTopCapacity);
 }
@@ -138,7 +139,7 @@ void Backend::stop(Sequence& sequence) {
   stop_sequence(step_.table(), static_cast<int>(sequence.slot), main().stream());
 }
 
-void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs) {
+void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& /*hook*/) {
   const DeviceGuard guard(main().device());
   while (clock_.on_their_way() <= kAhead && wanted(sequences)) {
     launch(sequences);
