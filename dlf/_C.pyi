@@ -648,9 +648,14 @@ class StepLoop:
         """
         Does some work, if the loop is idle, that would otherwise slow down a later step; returns whether there was any.
         """
-    def score(self, request: ScoreRequest, poll: collections.abc.Callable[[], None] | None = None) -> list[Score]:
+    def score(
+        self,
+        request: ScoreRequest,
+        poll: collections.abc.Callable[[], None] | None = None,
+        hook: collections.abc.Callable[[HookRows], bool] | None = None,
+    ) -> list[Score]:
         """
-        Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an exception from it ends the scoring.
+        Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an exception from it ends the scoring. Calls the hook as step() does.
         """
     def step(self, hook: collections.abc.Callable[[HookRows], bool] | None = None) -> list[StepOutput]:
         """

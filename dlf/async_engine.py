@@ -147,7 +147,7 @@ class AsyncEngine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         **options: Any,
     ) -> Score: ...
 
@@ -160,7 +160,7 @@ class AsyncEngine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         **options: Any,
     ) -> Any: ...
 
@@ -172,7 +172,7 @@ class AsyncEngine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         **options: Any,
     ) -> Score | list[Score]:
         """Give the log-probabilities of texts that follow prompts, as `Engine.score`."""

@@ -22,7 +22,7 @@ from dlf.errors import OptionTypeError
 from dlf.experts import AnyExpert, as_expert
 from dlf.memory import Memory
 from dlf.options import EngineOptions
-from dlf.own_rule import RuleFunction, StepLogits
+from dlf.own_rule import OwnRule, RuleFunction, StepLogits
 from dlf.prepare import Generation, Scoring, prepare
 from dlf.request import RunningRequest, raise_failure
 from dlf.results import Completion, Piece, Score
@@ -258,10 +258,11 @@ class EngineCore:
                 encode = partial(score_groups, ensemble, wanted.prompts, wanted.continuations, chosen, wanted.examples)
                 for group in await waiting.aside(encode):
                     for numbers, tokens in group.parts():
-                        work = self._scoring(ensemble, _C.ScoreRequest(group.lanes, chosen, tokens, rule))
+                        hook = None if wanted.own_rule is None else OwnRule(wanted.own_rule, names)
+                        work = self._scoring(ensemble, _C.ScoreRequest(group.lanes, chosen, tokens, rule), hook)
                         found = await waiting.answer(self._driver, work, long=True)
                         for number, own, native in zip(numbers, tokens, found, strict=True):
-                            raise_failure(native.failure)
+                            raise_failure(native.failure, hook)
                             scores[number] = as_score(native, own, names)
                         bar.update(len(numbers))
             return [one for one in scores if one is not None]
@@ -269,10 +270,12 @@ class EngineCore:
         complete = await self._on_ensemble(score)
         return complete[0] if wanted.single else complete
 
-    def _scoring(self, ensemble: Ensemble, request: _C.ScoreRequest) -> Callable[[Poll], list[_C.Score]]:
+    def _scoring(
+        self, ensemble: Ensemble, request: _C.ScoreRequest, hook: OwnRule | None
+    ) -> Callable[[Poll], list[_C.Score]]:
         def work(poll: Poll) -> list[_C.Score]:
             self._check_ensemble(ensemble)
-            return self._driver.loop.score(request, poll)
+            return self._driver.loop.score(request, poll, hook)
 
         return work
 

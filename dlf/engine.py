@@ -229,7 +229,7 @@ class Engine(EngineCore):
         *,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         progress: bool | None = None,
         **options: Any,
     ) -> Score: ...
@@ -243,7 +243,7 @@ class Engine(EngineCore):
         messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]] | None = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         progress: bool | None = None,
         **options: Any,
     ) -> Any: ...
@@ -256,7 +256,7 @@ class Engine(EngineCore):
         messages: Any = None,
         examples: Sequence[Example] | None = None,
         experts: Sequence[str] | None = None,
-        rule: Rule | None = None,
+        rule: Rule | RuleFunction | None = None,
         progress: bool | None = None,
         **options: Any,
     ) -> Score | list[Score]:
@@ -280,7 +280,7 @@ class Engine(EngineCore):
             Examples that the large model reads before the prompt.
         experts : list of str, optional
             Names of the experts to fuse; all by default.
-        rule : Rule, optional
+        rule : Rule or callable, optional
             How the weights of the experts are found, as in `generate`.
         progress : bool, optional
             Whether to show a progress bar; by default for several continuations on a terminal.

@@ -100,6 +100,7 @@ class Scoring:
     examples: tuple[Example, ...]
     experts: Sequence[str] | None
     rule: Rule
+    own_rule: RuleFunction | None = None
 
     @classmethod
     def of(
@@ -111,7 +112,7 @@ class Scoring:
         *,
         examples: Sequence[Example] | None,
         experts: Sequence[str] | None,
-        rule: Rule | None,
+        rule: Rule | RuleFunction | None,
     ) -> Scoring:
         """Check the arguments of a call, as far as that needs no model.
 
@@ -124,12 +125,11 @@ class Scoring:
         continuations, single = as_continuations(continuation, None if one_prompt else len(prompts))
         if one_prompt:
             prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
-        if callable(rule):
-            raise OptionTypeError("rule is a function; scoring takes a dlf.Rule, or its fields by name", "rule")
         own, others = take_rule(rule, options)
         for name in others:
             raise OptionTypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}", name)
-        return cls(prompts, continuations, single, () if examples is None else as_examples(examples), experts, own)
+        shots = () if examples is None else as_examples(examples)
+        return cls(prompts, continuations, single, shots, experts, own, rule if callable(rule) else None)
 
 
 def prepare(

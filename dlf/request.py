@@ -17,8 +17,11 @@ from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["RunningRequest", "raise_failure"]
 
-HOOK = _C.FailureKind.hook
-ERRORS: dict[_C.FailureKind, type[Exception]] = {_C.FailureKind.bad_logits: LogitsError, _C.FailureKind.no_token: NoTokenError, HOOK: EngineError}
+ERRORS: dict[_C.FailureKind, type[Exception]] = {
+    _C.FailureKind.bad_logits: LogitsError,
+    _C.FailureKind.no_token: NoTokenError,
+    _C.FailureKind.hook: EngineError,
+}
 REASONS = {_C.FinishReason.stop: "stop", _C.FinishReason.length: "length"}
 
 
@@ -80,8 +83,7 @@ class RunningRequest:
     def take(self, output: _C.StepOutput) -> None:
         """Add the output of a step."""
         if output.finish == _C.FinishReason.error:
-            own = self.own_rule.error if self.own_rule is not None and output.failure.kind == HOOK else None
-            self.fail(_as_error(output.failure) if own is None else own)
+            self.fail(_as_error(output.failure, self.own_rule))
             return
         self._times.append(self._now)
         self._steps[-1].tokens += 1
@@ -175,11 +177,13 @@ class RunningRequest:
         )
 
 
-def raise_failure(failure: _C.Failure) -> None:
+def raise_failure(failure: _C.Failure, own_rule: OwnRule | None = None) -> None:
     """Raise the error of a request, if the step loop reports one."""
     if failure.kind != _C.FailureKind.none:
-        raise _as_error(failure)
+        raise _as_error(failure, own_rule)
 
 
-def _as_error(failure: _C.Failure) -> Exception:
+def _as_error(failure: _C.Failure, own_rule: OwnRule | None) -> BaseException:
+    if failure.kind == _C.FailureKind.hook and own_rule is not None and own_rule.error is not None:
+        return own_rule.error
     return ERRORS[failure.kind](failure.message)

@@ -131,9 +131,25 @@ def test_an_impossible_answer_is_explained(engine: dlf.Engine, answer: Any, erro
     assert engine.generate(PROMPT, **OPTIONS).tokens
 
 
-def test_scoring_takes_no_function(engine: dlf.Engine) -> None:
-    with pytest.raises(dlf.OptionTypeError, match="rule is a function"):
-        engine.score(PROMPT, " is", rule=by_hand)  # type: ignore[call-overload]
+def test_a_function_scores(engine: dlf.Engine) -> None:
+    static = engine.score(PROMPT, " is a long story", combine="static", alpha=[0.5, 0.5])
+    steps = []
+
+    def noted(step: dlf.StepLogits) -> torch.Tensor:
+        steps.extend(range(step.step, step.step + len(step.large)))
+        return by_hand(step)
+
+    for rule in (noted, halves):
+        found = engine.score(PROMPT, " is a long story", rule=rule)
+        assert found.tokens == static.tokens
+        np.testing.assert_allclose(found.logprobs, static.logprobs, atol=1e-5)
+    assert steps == list(range(len(static.tokens)))
+
+    def broken(step: dlf.StepLogits) -> None:
+        raise LookupError("no such thing")
+
+    with pytest.raises(LookupError, match="no such thing"):
+        engine.score(PROMPT, " is", rule=broken)
 
 
 def test_logits_after_a_prompt(engine: dlf.Engine) -> None:

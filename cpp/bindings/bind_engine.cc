@@ -25,15 +25,21 @@ std::vector<std::shared_ptr<Shared>> present(const std::vector<std::shared_ptr<G
   return {given.begin(), given.end()};
 }
 
-// The outputs of a step, copied while they hold.
-std::vector<StepOutput> step(StepLoop& loop, const std::optional<py::typing::Callable<bool(HookRows)>>& hook) {
-  GilRelease unlocked;
-  CallHook call;
-  if (hook) {
-    call = [&](const HookRows& rows) { return unlocked.call(*hook, [&] { return py::cast(rows); }); };
+using PythonHook = py::typing::Callable<bool(HookRows)>;
+
+// A hook that calls Python; both arguments must outlive it.
+CallHook as_hook(const std::optional<PythonHook>& hook, GilRelease& unlocked) {
+  if (!hook) {
+    return {};
   }
+  return [&](const HookRows& rows) { return unlocked.call(*hook, [&] { return py::cast(rows); }); };
+}
+
+// The outputs of a step, copied while they hold.
+std::vector<StepOutput> step(StepLoop& loop, const std::optional<PythonHook>& hook) {
+  GilRelease unlocked;
   std::vector<StepOutput> outputs;
-  for (const StepOutput* output : loop.step(call)) {
+  for (const StepOutput* output : loop.step(as_hook(hook, unlocked))) {
     outputs.push_back(*output);
   }
   return outputs;
@@ -216,17 +222,19 @@ void bind_engine(py::module_& m) {
            "was any.")
       .def(
           "score",
-          [](StepLoop& loop, const ScoreRequest& request, const std::optional<py::typing::Callable<void()>>& poll) {
+          [](StepLoop& loop, ScoreRequest request, const std::optional<py::typing::Callable<void()>>& poll,
+             const std::optional<PythonHook>& hook) {
             GilRelease unlocked;
+            request.hook = as_hook(hook, unlocked);
             return loop.score(request, [&] {
               if (poll) {
                 unlocked.call(*poll);
               }
             });
           },
-          py::arg("request"), py::arg("poll") = py::none(),
+          py::arg("request"), py::arg("poll") = py::none(), py::arg("hook") = py::none(),
           "Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an "
-          "exception from it ends the scoring.")
+          "exception from it ends the scoring. Calls the hook as step() does.")
       .def_property_readonly("timings", [](const StepLoop& loop) { return loop.timings(); })
       .def_property_readonly("idle", &StepLoop::idle);
 }

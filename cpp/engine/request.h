@@ -60,6 +60,7 @@ struct ScoreRequest {
   std::vector<int> experts;
   Rule rule;
   std::vector<std::vector<int64_t>> continuations;
+  CallHook hook = {};  // sees the logits of every position; may be empty
 
   int64_t longest() const {
     size_t most = 0;

@@ -45,7 +45,8 @@ void read_prompts(std::vector<Lane>& lanes, PromptReader& prompts, ScoringRows& 
 
 // Solves the rows for these tokens, and adds each result to a score of its own, or all to the only score. The first
 // failure of a score stays.
-void add(ScoringRows& rows, const ScoreRequest& request, std::span<const int64_t> tokens, std::span<Score> scores) {
+void add(ScoringRows& rows, const ScoreRequest& request, int64_t step, std::span<const int64_t> tokens,
+         std::span<Score> scores) {
   const size_t experts = request.experts.size();
   std::vector<double> alpha(tokens.size() * experts);
   std::vector<ScoringRows::Target> targets;
@@ -53,7 +54,7 @@ void add(ScoringRows& rows, const ScoreRequest& request, std::span<const int64_t
   for (size_t i = 0; i < tokens.size(); ++i) {
     targets.push_back({tokens[i], alpha.data() + i * experts});
   }
-  rows.solve(request, targets);
+  rows.solve(request, step, targets);
   for (size_t i = 0; i < targets.size(); ++i) {
     Score& score = scores[scores.size() == 1 ? 0 : i];
     const ScoringRows::Target& target = targets[i];
@@ -88,7 +89,7 @@ std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, i
     first.push_back(tokens[0]);
   }
   rows.use_prompts(lanes);
-  add(rows, request, first, scores);
+  add(rows, request, 0, first, scores);
   // A continuation overwrites the one before it in the caches. Its last token need not be read.
   for (size_t i = 0; i < scores.size(); ++i) {
     const std::span tokens(request.continuations[i]);
@@ -97,7 +98,7 @@ std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, i
       const int64_t count = std::min(most_rows, size - begin);
       poll();
       rows.read(lanes, tokens.subspan(begin - 1, count), begin - 1);
-      add(rows, request, tokens.subspan(begin, count), std::span(&scores[i], 1));
+      add(rows, request, begin, tokens.subspan(begin, count), std::span(&scores[i], 1));
     }
   }
   return scores;

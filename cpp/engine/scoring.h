@@ -56,8 +56,9 @@ class ScoringRows {
     double f = 0;
     double g = 0;
   };
-  // Fuses the rows and fills in the targets: one for each row, or all from the only row.
-  virtual void solve(const ScoreRequest& request, std::span<Target> targets) = 0;
+  // Fuses the rows and fills in the targets: one for each row, or all from the only row. `step` tokens of the
+  // continuation stand before the first row.
+  virtual void solve(const ScoreRequest& request, int64_t step, std::span<Target> targets) = 0;
 };
 
 // Scores the continuations of a request, whose prompts `lanes` read.

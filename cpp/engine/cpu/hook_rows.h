@@ -1,16 +1,48 @@
 #pragma once
 
+#include <cstdint>
 #include <span>
 
-#include "engine/cpu/model.h"
 #include "engine/hook.h"
+#include "engine/plan.h"
 #include "fusion/cpu/solver.h"
 
 namespace dlf::cpu {
 
-// Collects the logits of a sequence for its hook. `fused` has the results of its positions, `stride` weights apart;
-// null without experts.
-HookRows hook_rows(const FusionPlan& plan, std::span<Model> models, const Sequence& sequence, FusionResult* fused,
-                   int64_t stride);
+// Where the logits of `count` positions of a request are, and their results.
+struct HookPlace {
+  const FusionPlan& plan;
+  std::span<const int> experts;
+  int64_t count;
+  FusionResult* fused;  // of the first position; null without experts
+};
+
+// Collects what a hook sees. logits(lane, position) returns logits, or null for a lane that was not read.
+template <typename Logits>
+HookRows hook_rows(const HookPlace& place, Logits&& logits);
+
+// Logits of a lane, cut to `vocab`: a view if the rows lie evenly, else a copy; undefined if a row is null.
+at::Tensor as_tensor(std::span<const float* const> rows, int64_t vocab);
+void add_results(const HookPlace& place, HookRows& rows);
+
+template <typename Logits>
+HookRows hook_rows(const HookPlace& place, Logits&& logits) {
+  const auto tensor = [&](int64_t lane) {
+    std::vector<const float*> rows;
+    for (int64_t position = 0; position < place.count; ++position) {
+      rows.push_back(logits(lane, position));
+    }
+    return as_tensor(rows, place.plan.vocab);
+  };
+  HookRows rows;
+  rows.large = tensor(0);
+  for (const int expert : place.experts) {
+    const ExpertLanes& lanes = place.plan.experts[expert];
+    rows.experts.push_back(tensor(lanes.expert));
+    rows.bases.push_back(lanes.base == kNoLane ? at::Tensor() : tensor(lanes.base));
+  }
+  add_results(place, rows);
+  return rows;
+}
 
 }  // namespace dlf::cpu

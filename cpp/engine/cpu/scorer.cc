@@ -7,6 +7,8 @@
 #include <limits>
 #include <numeric>
 
+#include "engine/cpu/hook_rows.h"
+
 namespace dlf::cpu {
 
 void Scorer::begin(const ScoreRequest& /*request*/, int64_t rows) {
@@ -51,17 +53,25 @@ void Scorer::read(std::span<const Lane> lanes, std::span<const int64_t> tokens, 
   }
 }
 
-void Scorer::solve(const ScoreRequest& request, std::span<Target> targets) {
+void Scorer::solve(const ScoreRequest& request, int64_t step, std::span<Target> targets) {
   const bool fused = !request.experts.empty();
   fusion_->clear();
   for (int64_t row = 0; row < rows_ && fused; ++row) {
     fusion_->add(request.experts, request.rule, [&](int64_t lane) { return logits(lane, row); });
   }
   fusion_->solve();
-  const FusionResult* results = fusion_->results();
+  FusionResult* results = fusion_->results();
+  bool failed = false;
+  if (request.hook) {
+    HookRows rows = hook_rows({plan_, request.experts, rows_, fused ? results : nullptr},
+                              [&](int64_t lane, int64_t row) { return logits(lane, row); });
+    rows.step = step;
+    failed = !request.hook(rows);
+  }
   for (int64_t row = 0; row < rows_; ++row) {
     distributions_[row] = {
         fused ? results[row].logits : logits(0, row), {}, 0, fused ? results[row].bad_model : kNoBadModel};
+    distributions_[row].bad_model = failed ? kHookFailed : distributions_[row].bad_model;
   }
   const int64_t blocks = sampling_blocks(plan_.vocab);
   team_.parallel_for(rows_, 1, [&](int64_t begin, int64_t end) {

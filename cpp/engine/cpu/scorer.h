@@ -27,7 +27,7 @@ class Scorer final : public ScoringRows {
   void begin_round() override;
   void use_prompts(std::span<const Lane> lanes) override;
   void read(std::span<const Lane> lanes, std::span<const int64_t> tokens, int64_t position) override;
-  void solve(const ScoreRequest& request, std::span<Target> targets) override;
+  void solve(const ScoreRequest& request, int64_t step, std::span<Target> targets) override;
 
  private:
   // A row's distribution over the vocabulary.

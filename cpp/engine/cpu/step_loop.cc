@@ -182,10 +182,12 @@ void Backend::solve(std::span<Sequence* const> sequences, const CallHook& hook) 
 // Calls the hook of a sequence. If it fails, so does the sequence.
 void Backend::call(const Sequence& sequence, FusionResult* fused, const CallHook& hook) {
   TORCH_CHECK(hook, "request ", sequence.request, " has a hook, but the step was called without");
-  const auto stride = static_cast<int64_t>(plan_.experts.size());
-  if (!hook(hook_rows(plan_, models_, sequence, fused, stride))) {
-    failed_[sequence.slot] = true;
-  }
+  HookRows rows = hook_rows(
+      {plan_, sequence.experts, sequence.draft.size + 1, fused},
+      [&](int64_t lane, int64_t position) { return logits_of(plan_, models_, sequence.lanes, lane, position); });
+  rows.request = sequence.request;
+  rows.step = sequence.new_tokens;
+  failed_[sequence.slot] = !hook(rows);
 }
 
 void Backend::sample(std::span<Sequence* const> sequences, StepOutputs& outputs) {

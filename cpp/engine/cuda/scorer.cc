@@ -114,7 +114,7 @@ void Scorer::read(std::span<const Lane> lanes, std::span<const int64_t> tokens, 
   main().synchronize();
 }
 
-void Scorer::solve(const ScoreRequest& request, std::span<Target> targets) {
+void Scorer::solve(const ScoreRequest& request, int64_t /*step*/, std::span<Target> targets) {
   clock_.disturb();
   std::vector<int64_t> tokens;
   tokens.reserve(targets.size());
