@@ -33,30 +33,32 @@ DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const Engin
   memory_ = std::make_unique<SequenceMemory>(options, parts, main());
 }
 
-bool DeviceStep::launch(const Kind& kind) {
+bool DeviceStep::launch(const Kind& kind, const std::function<void()>& show) {
   Launches& launches = kinds_[kind];
   if (launches.graph != nullptr) {
     launches.graph->replay(main());
     return true;
   }
-  enqueue(kind);  // the first run also loads kernels and libraries before the capture
+  enqueue(kind, show);  // the first run also loads kernels and libraries before the capture
   ++launches.runs;
   // Plain steps in a row take about as long without a graph, and one must be timed before anything is drafted.
   return launches.runs > 1 && (!graph_ || launches.fails || kind.draft.count == 0);
 }
 
 bool DeviceStep::capture(int64_t least_runs) {
-  const auto wanted = [&](const Launches& found) { return found.graph != nullptr || found.fails ? 0 : found.runs; };
-  const auto most = std::max_element(kinds_.begin(), kinds_.end(), [&](const auto& one, const auto& other) {
-    return wanted(one.second) < wanted(other.second);
-  });
-  if (!graph_ || most == kinds_.end() || wanted(most->second) < std::max<int64_t>(least_runs, 1)) {
+  const auto wanted = [](const auto& entry) {
+    const auto& [kind, found] = entry;
+    return found.graph != nullptr || found.fails || kind.shown ? 0 : found.runs;
+  };
+  const auto most = std::max_element(kinds_.begin(), kinds_.end(),
+                                     [&](const auto& one, const auto& other) { return wanted(one) < wanted(other); });
+  if (!graph_ || most == kinds_.end() || wanted(*most) < std::max<int64_t>(least_runs, 1)) {
     return false;
   }
   auto& [kind, launches] = *most;
   auto graph = std::make_unique<Graph>();
   try {
-    graph->capture(main(), [&] { enqueue(kind); });
+    graph->capture(main(), [&] { enqueue(kind, {}); });
     launches.graph = std::move(graph);
   } catch (const std::exception& error) {  // perhaps there is no memory for it; any other failure comes again in a step
     launches.fails = true;
@@ -72,10 +74,16 @@ bool DeviceStep::uses_graph(const Kind& kind) const {
 
 // Queues one step: the logits of the last forward pass -> solve and fuse -> sample -> every model once. If it drafts,
 // after sample: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
-void DeviceStep::enqueue(const Kind& kind) {
-  const auto& [batch, draft, solvers] = kind;
-  sampler_->sample(fuse(kind, 1, table().active), batch, main());
-  memory_->advance(batch, 0, /*ends_step=*/draft.count == 0, main().stream());
+void DeviceStep::enqueue(const Kind& kind, const std::function<void()>& show) {
+  const int batch = kind.batch;
+  const StepDraft& draft = kind.draft;
+  const SamplerState::Rows rows = fuse(kind, 1, table().active);
+  if (kind.shown) {
+    show();
+  }
+  trace(kind, 1, table().active);
+  sampler_->sample(rows, batch, main());
+  memory_->advance(batch, 0, kind.traced, /*ends_step=*/draft.count == 0, main().stream());
   if (draft.count == 0) {
     return models_.forward(batch, [](size_t) { return Pass{0, 1}; });
   }
@@ -108,13 +116,33 @@ void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
 
 // Samples all positions, and accepts the drafted tokens that agree.
 void DeviceStep::verify(const Kind& kind) {
-  const auto& [batch, draft, solvers] = kind;
+  const int batch = kind.batch;
+  const StepDraft& draft = kind.draft;
   const Stream stream = main().stream();
   const DraftTable& drafts = memory_->draft();
-  sampler_->verify(fuse(kind, draft.count, drafts.wanted), batch, draft.count, main());
-  memory_->advance(batch, draft.count, /*ends_step=*/true, stream);
+  const SamplerState::Rows rows = fuse(kind, draft.count, drafts.wanted);
+  trace(kind, draft.count, drafts.wanted);
+  sampler_->verify(rows, batch, draft.count, main());
+  memory_->advance(batch, draft.count, kind.traced, /*ends_step=*/true, stream);
   sampler_->append_drafted(drafts.accepted, batch, main());
   models_.keep_logits(batch, table().active, drafts.accepted);
+}
+
+FusedRows DeviceStep::fused() {
+  if (plan_.experts.empty()) {
+    return {};
+  }
+  return {fused_.mutable_data_ptr<float>(), plan_.vocab, static_cast<FusionRecord*>(fusions_.mutable_data_ptr())};
+}
+
+// Draws what the large model alone would choose, with the random numbers of the next tokens.
+void DeviceStep::trace(const Kind& kind, int count, const int32_t* active) {
+  if (!kind.traced) {
+    return;
+  }
+  const Logits large = models_.logits(0);
+  sampler_->verify({large.data, large.stride, active}, kind.batch, count, main());
+  keep_own_tokens(sampler_->records(), memory_->own_tokens(), count * kind.batch, main().stream());
 }
 
 // Fuses the logits, and returns those to sample `count` tokens of each sequence from.

@@ -4,10 +4,12 @@
 
 #include <compare>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 
 #include "engine/cuda/device_models.h"
+#include "engine/cuda/hook_rows.h"
 #include "engine/cuda/sequence_memory.h"
 #include "engine/drafting/step_draft_policy.h"
 #include "engine/options.h"
@@ -28,13 +30,15 @@ class DeviceStep {
     int batch = 0;  // works on the first `batch` slots
     StepDraft draft;
     uint32_t solvers = 0;  // SolverKernels of their rules
+    bool traced = false;   // whether some sequence asks for the large model's own tokens
+    bool shown = false;    // whether the host sees the logits: such a step has no graph
 
     auto operator<=>(const Kind&) const = default;
   };
 
   // Launches a step: its graph, or kernel by kernel while its kind has none. Returns whether it takes as long as later
-  // steps of its kind.
-  bool launch(const Kind& kind);
+  // steps of its kind. A step that is shown calls show() when the fused logits are queued.
+  bool launch(const Kind& kind, const std::function<void()>& show = {});
 
   // Captures a graph for the kind of step that ran most often without one, at least `least_runs` times. This takes the
   // host milliseconds, in which the device works on earlier launches. Returns whether there was such a kind.
@@ -43,6 +47,7 @@ class DeviceStep {
   bool uses_graph(const Kind& kind) const;
 
   DeviceModels& models() { return models_; }
+  FusedRows fused();
   SamplerState& sampler() { return *sampler_; }
   const SequenceMemory& memory() const { return *memory_; }
   const SequenceTable& table() const { return memory_->table(); }
@@ -55,9 +60,10 @@ class DeviceStep {
     bool fails = false;
   };
 
-  void enqueue(const Kind& kind);
+  void enqueue(const Kind& kind, const std::function<void()>& show);
   void draft_tokens(int batch, const StepDraft& draft);
   void verify(const Kind& kind);
+  void trace(const Kind& kind, int count, const int32_t* active);
   SamplerState::Rows fuse(const Kind& kind, int count, const int32_t* active);
 
   const FusionPlan& plan_;

@@ -114,7 +114,7 @@ void Scorer::read(std::span<const Lane> lanes, std::span<const int64_t> tokens, 
   main().synchronize();
 }
 
-void Scorer::solve(const ScoreRequest& request, int64_t /*step*/, std::span<Target> targets) {
+void Scorer::solve(const ScoreRequest& request, int64_t step, std::span<Target> targets) {
   clock_.disturb();
   std::vector<int64_t> tokens;
   tokens.reserve(targets.size());
@@ -124,9 +124,13 @@ void Scorer::solve(const ScoreRequest& request, int64_t /*step*/, std::span<Targ
   main().run([&] {
     at::Tensor logits = rows_[0].narrow(0, 0, count_).narrow(1, 0, plan_.vocab);
     std::vector<FusionRecord> fused;
+    bool failed = false;
     if (!request.experts.empty()) {
-      fused = fuse(request);
+      fused = fuse(request, step, failed);
       logits = fused_.narrow(0, 0, count_);
+    }
+    if (request.hook && request.experts.empty()) {
+      failed = !show(request, step, {});
     }
     const at::Tensor there = on_host(tokens, at::kLong).to(on_device(main().device()).device());
     const auto found = to_vector<float>(at::gather(logits, 1, there.view({count_, -1})));
@@ -144,6 +148,7 @@ void Scorer::solve(const ScoreRequest& request, int64_t /*step*/, std::span<Targ
         std::transform(request.experts.begin(), request.experts.end(), target.alpha,
                        [&](int expert) { return fused[row].alpha[expert]; });
       }
+      target.bad_model = failed ? kHookFailed : target.bad_model;
       if (target.bad_model == kNoBadModel && !std::isfinite(log_totals[row])) {
         target.bad_model = log_totals[row] < 0 ? kEmptySupport : 0;
       }
@@ -151,7 +156,15 @@ void Scorer::solve(const ScoreRequest& request, int64_t /*step*/, std::span<Targ
   });
 }
 
-std::vector<FusionRecord> Scorer::fuse(const ScoreRequest& request) {
+// Shows the rows to the request's hook; returns whether the request goes on.
+bool Scorer::show(const ScoreRequest& request, int64_t step, const FusedRows& fused) {
+  HookRows rows;
+  rows.step = step;
+  return show_rows(request.hook, rows, request.experts, plan_, main().device(), fused, 0, count_,
+                   [&](int64_t lane) { return Logits{rows_[lane].const_data_ptr<float>(), rows_[lane].stride(0)}; });
+}
+
+std::vector<FusionRecord> Scorer::fuse(const ScoreRequest& request, int64_t step, bool& failed) {
   const auto all = static_cast<int>(plan_.experts.size());
   const RowRule rule = row_rule(request.rule, request.experts, all);
   const at::Tensor rule_here = at::empty({static_cast<int64_t>(sizeof(rule))}, at::kByte);
@@ -176,6 +189,7 @@ std::vector<FusionRecord> Scorer::fuse(const ScoreRequest& request) {
   args.rows = static_cast<int>(count_);
   args.vocab = plan_.vocab;
   cuda::solve(args, main().stream());
+  failed = request.hook && !show(request, step, {args.fused, args.fused_stride, args.records});
   main().synchronize();
   const at::Tensor here = records.cpu();
   const auto* found = static_cast<const FusionRecord*>(here.const_data_ptr());

@@ -9,6 +9,7 @@
 
 #include "engine/cuda/chunks.h"
 #include "engine/cuda/device_models.h"
+#include "engine/cuda/hook_rows.h"
 #include "engine/cuda/step_clock.h"
 #include "engine/plan.h"
 #include "engine/scoring.h"
@@ -32,7 +33,8 @@ class Scorer final : public ScoringRows {
  private:
   DeviceModel& model(size_t lane) { return models_.all()[plan_.lane_model[lane]]; }
   Queue& main() { return models_.main(); }
-  std::vector<FusionRecord> fuse(const ScoreRequest& request);
+  std::vector<FusionRecord> fuse(const ScoreRequest& request, int64_t step, bool& failed);
+  bool show(const ScoreRequest& request, int64_t step, const FusedRows& fused);
 
   const FusionPlan& plan_;
   DeviceModels& models_;

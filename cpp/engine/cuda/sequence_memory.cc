@@ -33,6 +33,7 @@ SequenceMemory::SequenceMemory(const EngineOptions& options, const Parts& parts,
     take(args_.draft.wanted, parts.max_tokens);
     take(args_.draft.accepted, batch);
     take(args_.ticket, 1);
+    take(args_.own_tokens, parts.max_tokens);
   });
   const int64_t records = kRing * batch * kStepTokens;
   take_pinned(args_.ring.records, records);
@@ -52,10 +53,11 @@ SequenceMemory::SequenceMemory(const EngineOptions& options, const Parts& parts,
   args_.top_capacity = parts.top_capacity;
 }
 
-void SequenceMemory::advance(int batch, int count, bool ends_step, Stream stream) const {
+void SequenceMemory::advance(int batch, int count, bool traced, bool ends_step, Stream stream) const {
   AdvanceArgs args = args_;
   args.batch = batch;
   args.count = count;
+  args.traced = traced;
   args.ends_step = ends_step;
   cuda::advance(args, stream);
 }

@@ -31,7 +31,9 @@ class SequenceMemory {
   const DraftTable& draft() const { return args_.draft; }
 
   // Queues advance() for the first `batch` sequences: their next tokens, or `count` drafted ones each.
-  void advance(int batch, int count, bool ends_step, Stream stream) const;
+  void advance(int batch, int count, bool traced, bool ends_step, Stream stream) const;
+
+  int32_t* own_tokens() const { return args_.own_tokens; }
 
   int64_t steps_done() const;  // steps whose records the host can read
 

@@ -43,6 +43,7 @@ __device__ void write_record(const AdvanceArgs& args, int row, int64_t place, St
   record.logprob = sample.logprob;
   record.failure = static_cast<int32_t>(sample.failure);
   record.top_count = sample.top_count;
+  record.own_token = args.traced ? args.own_tokens[row] : -1;
   if (args.fusions != nullptr) {
     const FusionRecord& fusion = args.fusions[row];
     record.f = fusion.f;
@@ -140,6 +141,13 @@ __global__ void advance_kernel(AdvanceArgs args) {
   }
 }
 
+// One block.
+__global__ void keep_own_tokens_kernel(const SampleRecord* samples, int32_t* own_tokens, int rows) {
+  for (int row = static_cast<int>(threadIdx.x); row < rows; row += static_cast<int>(blockDim.x)) {
+    own_tokens[row] = samples[row].failure == SampleFailure::none ? samples[row].token : -1;
+  }
+}
+
 // A block for each drafted token, and one for the position after the last; in each, a thread for each sequence.
 __global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int batch, int count) {
   const int sequence = static_cast<int>(threadIdx.x);
@@ -229,6 +237,10 @@ unsigned threads_for(int batch) { return 32 * ((static_cast<unsigned>(batch) + 3
 
 void advance(const AdvanceArgs& args, Stream stream) {
   launch(advance_kernel, {dim3(1), dim3(threads_for(args.batch))}, stream, args);
+}
+
+void keep_own_tokens(const SampleRecord* samples, int32_t* own_tokens, int rows, Stream stream) {
+  launch(keep_own_tokens_kernel, {dim3(1), dim3(256)}, stream, samples, own_tokens, rows);
 }
 
 void begin_draft(const SequenceTable& table, const DraftTable& draft, int batch, int count, Stream stream) {

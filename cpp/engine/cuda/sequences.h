@@ -47,6 +47,7 @@ struct StepRecord {
   float logprob;
   int32_t failure;  // a SampleFailure, or FusionRecord::bad_model
   int32_t top_count;
+  int32_t own_token;  // what the large model alone would choose; −1 if it is not traced or can choose none
   float f;
   float g;
   float alpha[kMaxExperts];
@@ -75,10 +76,12 @@ struct AdvanceArgs {
   const int32_t* top_tokens;    // [count * batch, top_capacity]
   const float* top_logprobs;
   const FusionRecord* fusions;  // [count * batch], or null without experts
+  int32_t* own_tokens;          // [count * batch], of a step that is traced
   int experts;
   int top_capacity;
   int batch;
-  int count;        // drafted tokens of each sequence; 0: its sampled next token instead
+  int count;  // drafted tokens of each sequence; 0: its sampled next token instead
+  bool traced;
   bool ends_step;   // whether this is the last advance() of the step
   int64_t* ticket;  // steps done; in device memory
   Ring ring;
@@ -88,6 +91,9 @@ struct AdvanceArgs {
 // the next forward pass. Drafted tokens have been read already: a sequence accepts them up to the first one that was
 // not sampled.
 void advance(const AdvanceArgs& args, Stream stream);
+
+// Keeps the sampled tokens as those that the large model alone would choose.
+void keep_own_tokens(const SampleRecord* samples, int32_t* own_tokens, int rows, Stream stream);
 
 // Sets, after advance(), the positions of `count` more tokens of each sequence, and which of them are wanted.
 void begin_draft(const SequenceTable& table, const DraftTable& draft, int batch, int count, Stream stream);

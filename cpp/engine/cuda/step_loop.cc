@@ -14,6 +14,7 @@
 
 #include "engine/cuda/chunks.h"
 #include "engine/cuda/device_step.h"
+#include "engine/cuda/hook_rows.h"
 #include "engine/cuda/memory_plan.h"
 #include "engine/cuda/scorer.h"
 #include "engine/cuda/sequences.h"
@@ -65,7 +66,8 @@ class Backend final : public dlf::Backend {
   bool wanted(std::span<Sequence* const> sequences) const;
   int batch_of(std::span<Sequence* const> sequences) const;
   StepDraft choose_draft(std::span<Sequence* const> sequences, int batch);
-  void launch(std::span<Sequence* const> sequences);
+  void launch(std::span<Sequence* const> sequences, bool shown, const CallHook& hook);
+  void show(std::span<Sequence* const> sequences, const CallHook& hook);
   void collect(std::span<Sequence* const> sequences, StepOutputs& outputs);
   void deliver(Sequence& sequence, int64_t step, StepOutputs& outputs);
   void take(Sequence& sequence, int64_t step, int token, StepOutput& output);
@@ -79,6 +81,7 @@ class Backend final : public dlf::Backend {
   StepDraftPolicy policy_;
   std::array<Flight, kRing> flights_;
   std::vector<Start> started_;  // of the sequence in each slot
+  std::vector<bool> failed_;    // likewise: whether its hook has failed
   StepTimings timings_;
 };
 
@@ -88,7 +91,8 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
       chunks_(plan_, step_.models(), clock_),
       scorer_(plan_, step_.models(), chunks_, clock_),
       policy_(plan_, {kStepDraft, most_tokens(options_), exact_tokens(plan_)}),
-      started_(options_.max_batch) {
+      started_(options_.max_batch),
+      failed_(options_.max_batch) {
   main().synchronize();
   for (Flight& flight : flights_) {
     flight.drafted.resize(options_.max_batch);
@@ -104,7 +108,6 @@ Backend::~Backend() {
 }
 
 void Backend::check(const Request& request) const {
-  TORCH_CHECK_VALUE(!request.hook && !request.trace, "this device has no hooks and no trace yet");
   SamplerState::check_request(request.sampling, request.prompts[0].tokens, plan_.vocab, options_.max_context + 1,
                               kTopCapacity);
 }
@@ -139,10 +142,13 @@ void Backend::stop(Sequence& sequence) {
   stop_sequence(step_.table(), static_cast<int>(sequence.slot), main().stream());
 }
 
-void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& /*hook*/) {
+void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) {
   const DeviceGuard guard(main().device());
-  while (clock_.on_their_way() <= kAhead && wanted(sequences)) {
-    launch(sequences);
+  // A hook sees the steps of its request as they are decoded: then none is queued behind a running one.
+  const bool shown = std::any_of(sequences.begin(), sequences.end(), [](const Sequence* one) { return one->hook; });
+  const int64_t ahead = shown ? 0 : kAhead;
+  while (clock_.on_their_way() <= ahead && wanted(sequences)) {
+    launch(sequences, shown, hook);
   }
   if (clock_.on_their_way() > 0) {
     // A capture needs time, so the device must have a step to go on with.
@@ -198,20 +204,42 @@ StepDraft Backend::choose_draft(std::span<Sequence* const> sequences, int batch)
 }
 
 // Launches one step for all slots.
-void Backend::launch(std::span<Sequence* const> sequences) {
-  DeviceStep::Kind kind = {batch_of(sequences), {}, 0};
+void Backend::launch(std::span<Sequence* const> sequences, bool shown, const CallHook& hook) {
+  DeviceStep::Kind kind = {batch_of(sequences), {}, 0, false, shown};
   kind.draft = choose_draft(sequences, kind.batch);
+  if (shown) {
+    kind.draft = {};  // the host does not know yet which drafted tokens are right
+  }
   Flight& flight = flights_[clock_.launched() % kRing];
   for (const Sequence* sequence : sequences) {
     flight.drafted[sequence->slot] = std::min<int64_t>(kind.draft.count, sequence->draft.limit);
     kind.solvers |= started_[sequence->slot].solver;
+    kind.traced |= sequence->trace;
   }
   flight.kind = kind;
   flight.graph = step_.uses_graph(kind);
-  if (!step_.launch(kind)) {
+  if (!step_.launch(kind, [&] { show(sequences, hook); })) {
     clock_.disturb();  // the host learns late that the step before has ended
   }
   clock_.launch();
+}
+
+// Shows the hook the logits of the sequences that have one.
+void Backend::show(std::span<Sequence* const> sequences, const CallHook& hook) {
+  TORCH_CHECK(hook, "a request has a hook, but the step was called without");
+  main().run([&] {
+    for (const Sequence* sequence : sequences) {
+      if (!sequence->hook || sequence->new_tokens >= sequence->limit) {
+        continue;
+      }
+      HookRows rows;
+      rows.request = sequence->request;
+      rows.step = sequence->new_tokens;
+      failed_[sequence->slot] =
+          !show_rows(hook, rows, sequence->experts, plan_, main().device(), step_.fused(), sequence->slot, 1,
+                     [&](int64_t lane) { return step_.models().logits(lane); });
+    }
+  });
 }
 
 // Waits for the oldest step in flight, and reads its results.
@@ -235,6 +263,13 @@ void Backend::collect(std::span<Sequence* const> sequences, StepOutputs& outputs
 void Backend::deliver(Sequence& sequence, int64_t step, StepOutputs& outputs) {
   const Flight& flight = flights_[step % kRing];
   const int64_t drafted = flight.drafted[sequence.slot];
+  if (failed_[sequence.slot]) {
+    failed_[sequence.slot] = false;
+    stop(sequence);
+    StepOutput& output = sequence.next_output(0, drafted);
+    outputs.push_back(&output);
+    return sequence.fail(output, row_failure(kHookFailed, "step " + std::to_string(sequence.new_tokens)));
+  }
   const int64_t drafter = flight.kind.draft.drafter;
   const int most = std::min(kStepTokens, static_cast<int>(sequence.outputs.size()));
   int tokens = 0;
@@ -260,6 +295,7 @@ void Backend::take(Sequence& sequence, int64_t step, int token, StepOutput& outp
     return sequence.fail(output, sample_failure(static_cast<SampleFailure>(record.failure), sequence.new_tokens));
   }
   output.token = record.token;
+  output.own_token = !sequence.trace ? -1 : record.own_token >= 0 ? record.own_token : record.token;
   output.logprob = record.logprob;
   output.f = record.f;
   output.g = record.g;

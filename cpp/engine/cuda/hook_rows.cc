@@ -1,0 +1,44 @@
+#include "engine/cuda/hook_rows.h"
+
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/tensor.h>
+
+#include <vector>
+
+namespace dlf::cuda {
+
+bool show_rows(const CallHook& hook, HookRows rows, std::span<const int> experts, const FusionPlan& plan, int device,
+               const FusedRows& fused, int64_t first, int64_t count,
+               const std::function<Logits(int64_t lane)>& logits) {
+  const at::TensorOptions floats = on_device(device).dtype(at::kFloat);
+  // Torch has no read-only tensors; the hook is told not to write.
+  const auto view = [&](const float* data, int64_t stride, int64_t width) {
+    return at::from_blob(const_cast<float*>(data) + first * stride, {count, width}, {stride, 1}, floats);
+  };
+  const auto lane_rows = [&](int64_t lane) {
+    const Logits of_lane = logits(lane);
+    return view(of_lane.data, of_lane.stride, plan.vocab);
+  };
+  rows.large = lane_rows(0);
+  for (const int expert : experts) {
+    const ExpertLanes& lanes = plan.experts[expert];
+    rows.experts.push_back(lane_rows(lanes.expert));
+    rows.bases.push_back(lanes.base == kNoLane ? at::Tensor() : lane_rows(lanes.base));
+  }
+  rows.fused = fused.logits == nullptr ? rows.large : view(fused.logits, fused.stride, plan.vocab);
+  if (experts.empty()) {
+    return hook(rows);
+  }
+  constexpr int64_t kRecord = sizeof(FusionRecord) / sizeof(float);
+  static_assert(sizeof(FusionRecord) % sizeof(float) == 0);
+  const at::Tensor all = view(fused.records->alpha, kRecord, static_cast<int64_t>(plan.experts.size()));
+  const at::Tensor chosen = at::tensor(std::vector<int64_t>(experts.begin(), experts.end())).to(all.device());
+  rows.alpha = all.index_select(1, chosen);
+  rows.f = view(&fused.records->f, kRecord, 1).select(1, 0);
+  rows.g = view(&fused.records->g, kRecord, 1).select(1, 0);
+  const bool goes_on = hook(rows);
+  at::Tensor(all).index_copy_(1, chosen, rows.alpha);
+  return goes_on;
+}
+
+}  // namespace dlf::cuda
