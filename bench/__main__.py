@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench import experts, quantization, solver, speculate
+from bench import experts, quantization, rules, solver, speculate
 from bench.family import build
 from bench.latency import run
 from bench.quality import run as quality
@@ -12,6 +12,7 @@ from bench.quality import run as quality
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(run.main)
 app.command("experts")(experts.main)
+app.command("rules")(rules.main)
 app.command("solver")(solver.main)
 app.command("speculate")(speculate.main)
 app.command("quantization")(quantization.main)
