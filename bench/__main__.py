@@ -8,6 +8,7 @@ from bench import experts, quantization, rules, solver, speculate
 from bench.family import build
 from bench.latency import run
 from bench.quality import run as quality
+from bench.weights import run as weights
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(run.main)
@@ -18,6 +19,7 @@ app.command("speculate")(speculate.main)
 app.command("quantization")(quantization.main)
 app.command("family")(build.main)
 app.command("quality")(quality.main)
+app.command("weights")(weights.main)
 
 
 @app.callback()
