@@ -23,7 +23,8 @@ from dlf.options import EngineOptions
 from dlf.rule import UNSAID, Rule, native_rule
 from dlf.support.option_values import as_float
 from dlf.text.layout import CHAT
-from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
+from dlf.text.same_tokenizer import USED_BY_ID, check_same_tokenizer, warn_of_added_tokens
+from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["Ensemble"]
 
@@ -102,9 +103,12 @@ class Ensemble:
                 have[key] if key in have else load_model(name, dtype, weights, placement.cuda, found[key])
                 for key, (name, weights) in zip(lanes.keys, lanes.models, strict=True)
             ]
+        differing = []
         for other in models[1:]:
             size = min(models[0].config.vocab_size, other.config.vocab_size)
-            check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name, size)
+            added = check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name, size)
+            differing.append((models[0].name, other.name, added))
+        warn_of_added_tokens(differing, USED_BY_ID)
         for lane in lanes.lanes:
             model = models[lane.model]
             if lane.layout.template == CHAT and not model.tokenizer.has_chat_template:
@@ -130,12 +134,6 @@ class Ensemble:
     def labels(self) -> list[str]:
         """Names of the experts."""
         return [expert.label for expert in self.experts]
-
-    @property
-    def eos_token_ids(self) -> list[int]:
-        """Tokens that end a text, by the large model's configuration files and its tokenizer."""
-        found = self.models[0].config.end_tokens(self.tokenizer.eos_token_id)
-        return [token for token in found if token < self.vocab_size]
 
     def rule(self, wanted: Rule, names: Sequence[str] | None, chosen: Sequence[int]) -> _C.Rule:
         """Rule for the solver of a request that fuses the `chosen` experts; `names` is the request's order, if any.

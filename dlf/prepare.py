@@ -159,7 +159,7 @@ def prepare(
         which = f"prompt {i}" if len(wanted.prompts) > 1 else "the prompt"
         drafter = uses_drafter(draft, ensemble)
         lanes = lane_prompts(ensemble, prompt, chosen, wanted.examples, which, drafter=drafter)
-        ends = end_tokens(ensemble, prompt)
+        ends = end_tokens(ensemble, prompt, chosen)
         for sample in range(sampling.num_return_sequences):
             native = sampling.build(eos_token_ids=ends, bad_words_ids=bad_words, seed=seed, stream=sample)
             request = RunningRequest(

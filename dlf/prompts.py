@@ -53,7 +53,7 @@ def lane_prompts(
     if not prompt:
         raise PromptError(f"{which} {EMPTY}")
     found = [_C.Prompt()] * len(ensemble.lanes.lanes)
-    encoded: dict[tuple[Layout, Tokenizer | bytes | None], _C.Prompt] = {}
+    encoded: dict[tuple[Layout, Tokenizer | bytes | None], tuple[_C.Prompt, int]] = {}  # with the highest id
     text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
     for number in ensemble.lanes.of_experts(experts, drafter=drafter):
         lane = ensemble.lanes.lanes[number]
@@ -82,31 +82,58 @@ def lane_prompts(
             if length is not None:
                 message = _too_long(ensemble, number, layout, text, (length, continuation, room), which)
                 raise PromptError(message, ErrorKind.TOO_LONG)
-            _check(ensemble, tokens, which)
-            encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])
-        found[number] = encoded[key]
+            _check(tokens, which)
+            encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else []), max(tokens)
+        found[number], highest = encoded[key]
+        # A text in a small model's own words may have tokens that the large model lacks.
+        ids = ensemble.vocab_size if number == 0 or text is None else ensemble.models[lane.model].config.vocab_size
+        if highest >= ids:
+            raise PromptError(f"{which} has the token id {highest}; ids are from 0 to {ids - 1}")
     return found
 
 
-def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages) -> list[int]:
-    """Token ids that end an answer to this prompt: the large model's, and in a chat the end of the assistant's turn."""
-    found = list(ensemble.eos_token_ids)
+def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages, experts: Sequence[int] = ()) -> list[int]:
+    """Token ids that end an answer to this prompt: the large model's and those of the request's experts.
+
+    In a chat the end of the assistant's turn is one of them. A base and a drafter end nothing: what they would say is
+    taken away, or only guessed. An expert's id counts only if the large model has a special token there, so that
+    no text ends at an ordinary token.
+
+    Parameters
+    ----------
+    ensemble
+        Models and lanes.
+    prompt
+        Text, token ids, or messages.
+    experts
+        Numbers of the experts that the request fuses.
+    """
+    found = dict.fromkeys(_ends(ensemble, prompt, 0))
+    for expert in experts:
+        ends = _ends(ensemble, prompt, ensemble.lanes.pairs[expert][0])
+        found |= dict.fromkeys(token for token in ends if ensemble.tokenizer.is_special(token))
+    return [token for token in found if token < ensemble.vocab_size]
+
+
+def _ends(ensemble: Ensemble, prompt: str | Sequence[int] | Messages, number: int) -> list[int]:
+    """Ids that end a text for the model of a lane, by its configuration, its tokenizer and its chat template."""
+    lane = ensemble.lanes.lanes[number]
+    model = ensemble.models[lane.model]
+    found = model.config.end_tokens(model.tokenizer.eos_token_id)
     if not isinstance(prompt, str) and isinstance(prompt[0], int):
         return found
-    layout, tokenizer = ensemble.lanes.lanes[0].layout, ensemble.tokenizer
-    if layout.is_chat(cast("str | Messages", prompt), tokenizer):
-        turn = tokenizer.end_of_turn_id
-        if turn is not None and turn < ensemble.vocab_size and turn not in found:
+    if lane.layout.is_chat(cast("str | Messages", prompt), model.tokenizer):
+        turn = model.tokenizer.end_of_turn_id
+        if turn is not None:
             found.append(turn)
     return found
 
 
-def _check(ensemble: Ensemble, tokens: list[int], which: str) -> None:
+def _check(tokens: list[int], which: str) -> None:
     if not tokens:  # a special token instead would be a prompt that nobody wrote
         raise PromptError(f"{which} {EMPTY}")
-    outside = next((token for token in tokens if not 0 <= token < ensemble.vocab_size), None)
-    if outside is not None:
-        raise PromptError(f"{which} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
+    if min(tokens) < 0:
+        raise PromptError(f"{which} has the token id {min(tokens)}; an id is never negative")
 
 
 def _too_long(

@@ -188,6 +188,40 @@ def make_sentencepiece_tokenizer(folder: Path) -> Path:
     return _save(tokenizer, folder)
 
 
+QWEN = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"]
+# Four ids under the names of the R1 distills: for the first and the last, decoding leaves the token out.
+R1 = ["<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<|object_ref_end|>"]
+QWEN_CHAT = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+R1_CHAT = (
+    "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}{{ '<｜User｜>' + message.content }}"
+    "{% else %}{{ '<｜Assistant｜>' + message.content + '<｜end▁of▁sentence｜>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
+)
+
+
+def make_qwen_tokenizer(folder: Path, r1: bool = False) -> Path:
+    """Write a byte-level BPE tokenizer whose added tokens come last, as Qwen2.5 has or, with `r1`, its R1 distills."""
+    names = R1 if r1 else QWEN
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(names),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_tokens([tokenizers.AddedToken(n, special=n not in ("<｜User｜>", "<｜Assistant｜>")) for n in names])
+    _save(tokenizer, folder)
+    config = {"eos_token": names[0], "chat_template": R1_CHAT if r1 else QWEN_CHAT}
+    config |= {"bos_token": names[3]} if r1 else {}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

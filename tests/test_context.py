@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import dlf
 from dlf import _C
 from dlf.model import load_model
+from dlf.prompts import end_tokens
 
 LONGROPE = {
     "rope_type": "longrope",
@@ -84,10 +85,10 @@ def test_all_sources_name_the_end(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7, 100_000]}))
     with dlf.Engine(folder, threads=1) as engine:
         assert engine.tokenizer.eos_token_id == 1
-        assert engine._ensemble.eos_token_ids == [9, 7, 1]
+        assert end_tokens(engine._ensemble, "x") == [9, 7, 1]
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {"eos_token_id": None}))
     (copy / "generation_config.json").unlink()
     with dlf.Engine(copy, threads=1) as engine:
-        assert engine._ensemble.eos_token_ids == [1]
+        assert end_tokens(engine._ensemble, "x") == [1]

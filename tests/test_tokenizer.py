@@ -6,17 +6,19 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import CORPUS, VOCAB_SIZE, make_sentencepiece_tokenizer, make_tokenizer
+from models import CORPUS, QWEN, R1, VOCAB_SIZE, make_qwen_tokenizer, make_sentencepiece_tokenizer, make_tokenizer
 
 from dlf.errors import CheckpointError, TokenizerMismatchError
+from dlf.text.same_tokenizer import AddedDifference, check_same_tokenizer
 from dlf.text.stream_decoder import StreamDecoder
-from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
+from dlf.text.tokenizer import Tokenizer
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"bytes": make_tokenizer, "sentencepiece": make_sentencepiece_tokenizer}
 
@@ -239,6 +241,42 @@ def test_different_tokenizers(tmp_path: Path) -> None:
             assert "large" in str(caught.value)
     with pytest.raises(TokenizerMismatchError, match="family"):
         check_same_tokenizer(original, Tokenizer(make_sentencepiece_tokenizer(tmp_path / "s")), "large", "small")
+
+
+def test_renamed_added_tokens(tmp_path: Path) -> None:
+    qwen, r1 = Tokenizer(make_qwen_tokenizer(tmp_path / "q")), Tokenizer(make_qwen_tokenizer(tmp_path / "r", r1=True))
+    first = VOCAB_SIZE - len(QWEN)
+    expected = [AddedDifference(first + i, QWEN[i], R1[i]) for i in range(4)]
+    assert check_same_tokenizer(qwen, r1, "a", "b") == expected
+    assert check_same_tokenizer(qwen, r1, "a", "b", first + 2) == expected[:2]
+
+
+def test_missing_moved_and_replaced_added_tokens(tmp_path: Path) -> None:
+    qwen = Tokenizer(make_qwen_tokenizer(tmp_path / "q"))
+
+    def edited(name: str, edit: Callable[[dict[str, Any]], None]) -> Tokenizer:
+        path = make_qwen_tokenizer(tmp_path / name) / "tokenizer.json"
+        values = json.loads(path.read_text())
+        edit(values)
+        path.write_text(json.dumps(values))
+        return Tokenizer(path.parent)
+
+    shorter = edited("shorter", lambda values: values["added_tokens"].pop())
+    last = VOCAB_SIZE - 1
+    assert check_same_tokenizer(qwen, shorter, "a", "b") == [AddedDifference(last, QWEN[4], None)]
+    assert check_same_tokenizer(shorter, qwen, "b", "a") == [AddedDifference(last, None, QWEN[4])]
+
+    def swap(values: dict[str, Any]) -> None:
+        one, other = values["added_tokens"][:2]
+        one["content"], other["content"] = other["content"], one["content"]
+
+    def as_ordinary(values: dict[str, Any]) -> None:
+        values["model"]["vocab"]["zzz"] = values["added_tokens"].pop()["id"]
+
+    for other in (edited("swapped", swap), edited("ordinary", as_ordinary)):
+        for pair in ((qwen, other), (other, qwen)):
+            with pytest.raises(TokenizerMismatchError, match="tokens differ"):
+                check_same_tokenizer(*pair, "a", "b")
 
 
 def fuzz(folder: Path, rounds: int) -> None:

@@ -34,7 +34,8 @@ from dlf.errors import CheckpointError, out_of_memory_is_memory_error
 from dlf.merging.methods import Recipe, merge_tensor
 from dlf.support.fields import read_json
 from dlf.support.terminal import printable
-from dlf.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer, check_same_tokenizer
+from dlf.text.same_tokenizer import check_same_tokenizer, warn_of_added_tokens
+from dlf.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
 
 __all__ = ["Merge", "Source", "write_checkpoint"]
 
@@ -141,15 +142,19 @@ class Merge:
         CheckpointError
             Naming the key of ``config.json`` that differs, and both values.
         TokenizerMismatchError
-            If two models give one token id different meanings.
+            If two models give one token id different meanings. Added tokens that only have another name are a warning:
+            a merge adds up rows of embeddings by id, whatever their names, and keeps those of the base.
         """
         tokenizer = _tokenizer(self.base)
+        differing = []
         for expert in self.experts:
             _check_same_shapes(self.base, expert)
             other = _tokenizer(expert)
             if tokenizer is not None and other is not None:
                 size = self.base.config.vocab_size
-                check_same_tokenizer(tokenizer, other, self.base.name, expert.name, size)
+                found = check_same_tokenizer(tokenizer, other, self.base.name, expert.name, size)
+                differing.append((self.base.name, expert.name, found))
+        warn_of_added_tokens(differing, "Rows of embeddings merge by id; the merged model has the base's names.")
 
     def write(self, folder: Path) -> None:
         """Write the merged checkpoint into an empty folder: weights, configuration, and the base's tokenizer.

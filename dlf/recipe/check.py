@@ -24,7 +24,8 @@ from dlf.recipe.engine_recipe import EngineRecipe
 from dlf.recipe.yaml_file import Keys
 from dlf.sampling import SamplingOptions
 from dlf.text.layout import CHAT
-from dlf.text.tokenizer import Tokenizer, check_same_tokenizer
+from dlf.text.same_tokenizer import USED_BY_ID, AddedDifference, check_same_tokenizer, warn_of_added_tokens
+from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["Checked", "check_recipe"]
 
@@ -63,6 +64,7 @@ class _Checker:
         self.recipe = recipe
         self.found = Checked()
         self.models: dict[str, tuple[ModelConfig, Tokenizer] | None] = {}  # None: a problem was reported
+        self.differing: list[tuple[str, str, list[AddedDifference]]] = []
 
     def run(self) -> Checked:
         self._check_devices()
@@ -78,6 +80,7 @@ class _Checker:
                 self.models[str(name)] and _is_here(str(name)) for name in (expert.base, *expert.experts)
             ):
                 self._try((*keys, "merge"), lambda expert: expert.open().check(), expert)
+        warn_of_added_tokens(self.differing, USED_BY_ID)
         if not self.found.problems:
             self._check_lanes()
         return self.found
@@ -107,7 +110,8 @@ class _Checker:
         large = self.models[self.recipe.large]
         if large:
             size = min(large[0].vocab_size, config.vocab_size)
-            check_same_tokenizer(large[1], tokenizer, self.recipe.large, name, size)
+            added = check_same_tokenizer(large[1], tokenizer, self.recipe.large, name, size)
+            self.differing.append((self.recipe.large, name, added))
         self.models[name] = config, tokenizer
 
     def _adapter(self, expert: Lora) -> None:

@@ -11,14 +11,14 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
-from dlf.errors import CheckpointError, TextTooLongError, TokenizerMismatchError
+from dlf.errors import CheckpointError, TextTooLongError
 from dlf.support.fields import MAX_VOCAB_SIZE, read_bytes, read_json
 from dlf.text.chat_template import ChatTemplate
 from dlf.text.decoding_unit import Unit, decoding_unit
 from dlf.text.special_tokens import read_extra_tokens
 from dlf.text.tokenizer_codec import ConfinedCodec, open_codec, parse
 
-__all__ = ["Tokenizer", "check_same_tokenizer"]
+__all__ = ["Tokenizer"]
 
 MAX_TOKENIZER_BYTES = 128 << 20
 MAX_TOKEN_ID = (1 << 32) - 1
@@ -71,7 +71,8 @@ class Tokenizer:
                     "tokenizer.json; the files do not belong together, so fetch the folder again"
                 )
         added = self._codec.added()
-        self._added_ids = frozenset(added)
+        self.added_ids = frozenset(added)
+        """Ids of added tokens: special ones, and others that the tokenizer's model does not make."""
         self._special = frozenset(content for content, special in added.values() if special)
         self._special_tokens = extra.named
         self.bos_token_id: int | None = self._ids.get(extra.named.get("bos_token", ""))
@@ -110,7 +111,7 @@ class Tokenizer:
             ids = self.encode(after.lstrip(), add_special_tokens=False) if found else []
         except ValueError:
             return None
-        return ids[0] if ids and ids[0] in self._added_ids else None
+        return ids[0] if ids and ids[0] in self.added_ids else None
 
     def encode(self, text: str, add_special_tokens: bool = True, max_tokens: int | None = None) -> list[int]:
         """Encode a text.
@@ -230,50 +231,3 @@ def _read(path: Path) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch the checkpoint again") from error
-
-
-def check_same_tokenizer(a: Tokenizer, b: Tokenizer, name_a: str, name_b: str, size: int | None = None) -> None:
-    """Check that two tokenizers agree on the ids and tokens that both have.
-
-    One may have tokens at the end that the other lacks; but an id that both have must mean the same token, and a token
-    that both have must have the same id.
-
-    Parameters
-    ----------
-    a, b
-        The tokenizers.
-    name_a, name_b
-        Their models, for errors.
-    size
-        Ids that the logits of both models have. A token beyond them, such as one for padding, is never read or
-        written, and may differ.
-
-    Raises
-    ------
-    TokenizerMismatchError
-        Naming the first ids that differ, and how many do.
-    """
-    vocab_a, vocab_b = a.vocab, b.vocab
-    if vocab_a == vocab_b:
-        return
-    if size is not None:
-        vocab_a, vocab_b = ({token: i for token, i in vocab.items() if i < size} for vocab in (vocab_a, vocab_b))
-    tokens_b = {token_id: token for token, token_id in vocab_b.items()}
-    differing, shared = [], 0
-    for token, token_id in vocab_a.items():
-        other, other_id = tokens_b.get(token_id), vocab_b.get(token)
-        shared += other is not None
-        if other not in (None, token) or other_id not in (None, token_id):
-            differing.append((token_id, token, other, other_id))
-    if not differing and shared:
-        return
-    differing.sort()
-    examples = "; ".join(
-        f"{token_id} is {token!r:.40} in {name_a}, "
-        + (f"{other!r:.40} in {name_b}" if other is not None else f"which has the id {other_id} in {name_b}")
-        for token_id, token, other, other_id in differing[:3]
-    )
-    raise TokenizerMismatchError(
-        f"{name_a} and {name_b} do not share a tokenizer: {len(differing)} of {len(vocab_a)} and {len(vocab_b)} tokens "
-        f"differ ({examples}); fuse models of one family"
-    )
