@@ -48,6 +48,7 @@ __all__: list[str] = [
     "StepLoop",
     "StepOutput",
     "StepTimings",
+    "TokenMap",
     "Weights",
     "cpu_capability",
     "cuda_devices",
@@ -564,6 +565,22 @@ class Speculation:
     @property
     def max_draft(self) -> int: ...
 
+class TokenMap:
+    """
+    Ids of a model whose tokenizer has other ids than the large model's.
+    """
+    @typing.overload
+    def __init__(self) -> None:
+        """
+        The large model's ids.
+        """
+    @typing.overload
+    def __init__(
+        self,
+        feed: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        read: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    ) -> None: ...
+
 class FusionPlan:
     """
     Lanes of each sequence, and which of them are experts and bases.
@@ -577,6 +594,7 @@ class FusionPlan:
         vocab: typing.SupportsInt | typing.SupportsIndex,
         lane_adapter: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         drafter: typing.SupportsInt | typing.SupportsIndex = -1,
+        token_maps: collections.abc.Sequence[TokenMap] = [],
     ) -> None: ...
 
 class EngineOptions:

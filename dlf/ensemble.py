@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any
 
 from dlf import _C
 from dlf.adapters.adapter import load_adapter
-from dlf.arguments import common_vocabulary, context
+from dlf.arguments import context
 from dlf.checkpoints.checkpoint import open_checkpoint
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
@@ -23,8 +24,8 @@ from dlf.options import EngineOptions
 from dlf.rule import UNSAID, Rule, native_rule
 from dlf.support.option_values import as_float
 from dlf.text.layout import CHAT
-from dlf.text.same_tokenizer import USED_BY_ID, check_same_tokenizer, warn_of_added_tokens
 from dlf.text.tokenizer import Tokenizer
+from dlf.vocabulary import NamedTokenizer, Vocabulary
 
 __all__ = ["Ensemble"]
 
@@ -45,8 +46,8 @@ class Ensemble:
         Memory that it takes, as planned before the models were loaded.
     tokenizer
         Tokenizer of the large model.
-    vocab_size
-        Token ids that all models share.
+    vocabulary
+        Token ids of prompts and results, and how each model's own ids follow from them.
     max_context, trained_context
         Tokens of prompt and completion together: the engine's limit, and the models'.
     """
@@ -58,7 +59,7 @@ class Ensemble:
     adapters: list[list[_C.Adapter]]
     memory: Memory
     tokenizer: Tokenizer
-    vocab_size: int
+    vocabulary: Vocabulary
     max_context: int
     trained_context: int
 
@@ -90,25 +91,29 @@ class Ensemble:
                 [loaded.get((key, name)) or _load_adapter(name, config, key[1], placement.cuda) for name in names]
                 for key, config, names in zip(lanes.keys, configs, lanes.adapters, strict=True)
             ]
+            named = [
+                NamedTokenizer(
+                    os.fspath(name), config, have[key].tokenizer if key in have else Tokenizer(found[key][0])
+                )
+                for key, (name, _), config in zip(lanes.keys, lanes.models, configs, strict=True)
+            ]
+            vocabulary = Vocabulary.of(named, lanes, options.tokenizer_map)
             memory = plan_memory(
                 options,
                 lanes,
                 configs,
                 [sum(adapter.nbytes for adapter in of_model) for of_model in adapters],
                 max_context,
+                lanes.plan(vocabulary.size, vocabulary.native()),
                 given_up=known.memory if known else None,
             )
             check_memory(memory, options.max_batch, max_context)
             models = [
-                have[key] if key in have else load_model(name, dtype, weights, placement.cuda, found[key])
-                for key, (name, weights) in zip(lanes.keys, lanes.models, strict=True)
+                have[key]
+                if key in have
+                else load_model(name, dtype, weights, placement.cuda, found[key], one.tokenizer)
+                for key, (name, weights), one in zip(lanes.keys, lanes.models, named, strict=True)
             ]
-        differing = []
-        for other in models[1:]:
-            size = min(models[0].config.vocab_size, other.config.vocab_size)
-            added = check_same_tokenizer(models[0].tokenizer, other.tokenizer, models[0].name, other.name, size)
-            differing.append((models[0].name, other.name, added))
-        warn_of_added_tokens(differing, USED_BY_ID)
         for lane in lanes.lanes:
             model = models[lane.model]
             if lane.layout.template == CHAT and not model.tokenizer.has_chat_template:
@@ -125,10 +130,15 @@ class Ensemble:
             adapters,
             memory,
             models[0].tokenizer,
-            common_vocabulary([(model.config, model.tokenizer) for model in models]),
+            vocabulary,
             max_context,
             trained,
         )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids of prompts and results."""
+        return self.vocabulary.size
 
     @property
     def labels(self) -> list[str]:
@@ -154,7 +164,7 @@ class Ensemble:
         """Return a step loop on these models, with caches of its own."""
         weights = [model.weights for model in self.models]
         options = self.options.native(self.max_context, len(weights))
-        return _C.StepLoop(weights, self.lanes.plan(self.vocab_size), options, self.adapters)
+        return _C.StepLoop(weights, self.lanes.plan(self.vocab_size, self.vocabulary.native()), options, self.adapters)
 
     def _adapters_by_name(self) -> dict[tuple[ModelKey, str], _C.Adapter]:
         return {

@@ -98,10 +98,10 @@ class Lanes:
             return []
         return [-1 if lane.adapter is None else lane.adapter for lane in self.lanes]
 
-    def plan(self, vocab: int) -> _C.FusionPlan:
-        """Plan for the step loop, of models that share `vocab` token ids."""
+    def plan(self, vocab: int, token_maps: Sequence[_C.TokenMap] = ()) -> _C.FusionPlan:
+        """Plan for the step loop, with `vocab` token ids of the large model, and a map of each model if any has one."""
         drafter = -1 if self.drafter is None else self.drafter
-        return _C.FusionPlan(self.of_model, self.pairs, vocab, self.adapter_of, drafter)
+        return _C.FusionPlan(self.of_model, self.pairs, vocab, self.adapter_of, drafter, list(token_maps))
 
     def counts(self) -> list[int]:
         """Number of lanes of each model."""

@@ -122,6 +122,7 @@ def plan_memory(
     configs: Sequence[ModelConfig],
     adapters: Sequence[int],
     max_context: int,
+    plan: _C.FusionPlan,
     given_up: Memory | None = None,
 ) -> Memory:
     """Plan the memory for the models of `lanes`.
@@ -130,6 +131,8 @@ def plan_memory(
     ----------
     configs, adapters
         Config of each model, and bytes of its adapters.
+    plan
+        Their plan for the step loop.
     given_up
         Memory of the engine that this one replaces, which is freed first.
     """
@@ -151,8 +154,7 @@ def plan_memory(
         )
         for config, (_, precision), (weights, _), adapter in zip(configs, lanes.keys, sizes, adapters, strict=True)
     ]
-    vocab = min(config.vocab_size for config in configs)  # the tokenizers may share slightly fewer ids
-    found = _C.cuda_memory(models, lanes.plan(vocab), options.native(max_context, len(models)))
+    found = _C.cuda_memory(models, plan, options.native(max_context, len(models)))
     used = {one.device for one in found}
     devices = {f"cuda:{device.index}": device for device in _C.cuda_devices() if device.index in used}
     return Memory(

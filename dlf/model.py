@@ -42,6 +42,7 @@ def load_model(
     weights: str | None = None,
     cuda: bool = False,
     found: tuple[Path, ModelConfig] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
     """Load a checkpoint folder or hub id.
 
@@ -58,6 +59,8 @@ def load_model(
         Whether the weights will be copied to a GPU; until then they stay in the mapped file.
     found
         Result of `open_checkpoint` for this name, if it was called already.
+    tokenizer
+        Its tokenizer, if it was read already.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def load_model(
     precision = Precision.of(dtype, weights)
     with out_of_memory_is_memory_error(f"loading {os.fspath(name)}"):
         folder, config = found or open_checkpoint(name)
-        tokenizer = Tokenizer(folder)
+        tokenizer = tokenizer or Tokenizer(folder)
         chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
         if precision.quantization is None:
             sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}

@@ -14,16 +14,17 @@ from dlf import _C
 from dlf.arguments import Path, prefix_bytes, sampling_options
 from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
 from dlf.devices import Placement
-from dlf.errors import OptionTypeError
+from dlf.errors import OptionError, OptionTypeError
 from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
 from dlf.rule import Rule
 from dlf.speculation import Speculate, as_speculation
 from dlf.support.option import Option, options_of
-from dlf.support.option_values import MAX_INT, MAX_THREADS, as_flag, as_float, as_int
+from dlf.support.option_values import MAX_INT, MAX_THREADS, as_flag, as_float, as_int, shown
 from dlf.text.layout import Layout
 
 __all__ = ["COMBINE", "MATCH", "EngineOptions"]
 
+TOKENIZER_MAPS = ("exact",)
 COMBINE, MATCH = _C.COMBINES, _C.MATCHES
 FUSION, MACHINE = "fusion", "engine"  # sections of a recipe
 
@@ -88,6 +89,10 @@ class EngineOptions:
     prefix_cache_bytes : int
         Memory for common beginnings of prompts, such as examples or a system message, which are then read once. The
         least recently used are dropped first; 0 reads every prompt anew. The results are bit-identical.
+    tokenizer_map : {"exact"}, optional
+        How the models' token ids are matched. By default they must be the same. ``"exact"`` maps the ids of small
+        models by the tokens' strings: a token that one of them lacks keeps the large model's logit. It does not help
+        where two tokenizers split a text into other tokens; see docs/guide/tokenizers.md.
     defaults : mapping, optional
         Sampling options of requests that do not set them.
     speculate : {"auto", False} or Speculation
@@ -137,6 +142,9 @@ class EngineOptions:
     prefix_cache_bytes: Annotated[
         int, Option("Bytes of memory for common beginnings of prompts.", least=0, section=MACHINE)
     ] = 1 << 30
+    tokenizer_map: Annotated[
+        str | None, Option("How token ids of other tokenizers are matched.", TOKENIZER_MAPS, section=MACHINE, flag="")
+    ] = None
     defaults: Mapping[str, Any] | None = None
     speculate: Annotated[Speculate, Option("Draft tokens and verify them together.", section=MACHINE)] = "auto"
     drafter: Annotated[
@@ -154,6 +162,11 @@ class EngineOptions:
                 self._set(name, as_int(name, value, option.least, MAX_INT if option.most is None else option.most))
         self._set("alpha_max", as_float("alpha_max", self.alpha_max))
         as_flag("cuda_graph", self.cuda_graph)
+        if self.tokenizer_map is not None and self.tokenizer_map not in TOKENIZER_MAPS:
+            raise OptionError(
+                f"tokenizer_map is {shown(self.tokenizer_map)}; it takes 'exact', or None for equal ids",
+                "tokenizer_map",
+            )
         prefix_bytes(self.prefix_cache_bytes)  # raises
         # Precision.of raises if dtype and weights contradict each other.
         self.placement.check_dtype(Precision.of(self.dtype, self.weights).dtype)

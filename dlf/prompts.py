@@ -53,22 +53,25 @@ def lane_prompts(
     if not prompt:
         raise PromptError(f"{which} {EMPTY}")
     found = [_C.Prompt()] * len(ensemble.lanes.lanes)
-    encoded: dict[tuple[Layout, Tokenizer | bytes | None], tuple[_C.Prompt, int]] = {}  # with the highest id
+    encoded: dict[tuple[Layout, Tokenizer | bytes | int | None], _C.Prompt] = {}
     text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
     for number in ensemble.lanes.of_experts(experts, drafter=drafter):
         lane = ensemble.lanes.lanes[number]
         as_large = number == 0 or number == ensemble.lanes.drafter  # the drafter imitates the large model
         layout = Layout(lane.layout.template, examples) if as_large and examples else lane.layout
         tokenizer = ensemble.models[lane.model].tokenizer
+        own = ensemble.vocabulary.maps[lane.model] if text is None else None
         if text is None:
             if not layout.plain:
                 raise PromptError(
                     f"{which} is token ids, but {_reader(ensemble, number)} reads it through a template or after "
                     "examples; give text"
                 )
-            key: tuple[Layout, Tokenizer | bytes | None] = layout, None
+            key: tuple[Layout, Tokenizer | bytes | int | None] = layout, None if own is None else lane.model
         else:
             key = layout, tokenizer if layout.is_chat(text, tokenizer) else tokenizer.fingerprint
+            if number > 0 and ensemble.models[lane.model].config.vocab_size < tokenizer.vocab_size:
+                key = layout, lane.model  # to be checked against its own number of ids
         if key not in encoded:
             # The last token of a continuation is not read.
             room = ensemble.max_context - (continuation - 1 if continuation else 1)
@@ -82,13 +85,14 @@ def lane_prompts(
             if length is not None:
                 message = _too_long(ensemble, number, layout, text, (length, continuation, room), which)
                 raise PromptError(message, ErrorKind.TOO_LONG)
-            _check(tokens, which)
-            encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else []), max(tokens)
-        found[number], highest = encoded[key]
-        # A text in a small model's own words may have tokens that the large model lacks.
-        ids = ensemble.vocab_size if number == 0 or text is None else ensemble.models[lane.model].config.vocab_size
-        if highest >= ids:
-            raise PromptError(f"{which} has the token id {highest}; ids are from 0 to {ids - 1}")
+            # A text in a small model's own words may have tokens that the large model lacks.
+            theirs = number == 0 or text is None
+            ids = ensemble.vocab_size if theirs else ensemble.models[lane.model].config.vocab_size
+            _check(tokens, ids, which)
+            if own is not None:
+                tokens = own.feed[tokens].tolist()
+            encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])
+        found[number] = encoded[key]
     return found
 
 
@@ -110,9 +114,18 @@ def end_tokens(ensemble: Ensemble, prompt: str | Sequence[int] | Messages, exper
     """
     found = dict.fromkeys(_ends(ensemble, prompt, 0))
     for expert in experts:
-        ends = _ends(ensemble, prompt, ensemble.lanes.pairs[expert][0])
-        found |= dict.fromkeys(token for token in ends if ensemble.tokenizer.is_special(token))
+        lane = ensemble.lanes.pairs[expert][0]
+        ends = (_of_large(ensemble, lane, token) for token in _ends(ensemble, prompt, lane))
+        found |= dict.fromkeys(token for token in ends if token is not None and ensemble.tokenizer.is_special(token))
     return [token for token in found if token < ensemble.vocab_size]
+
+
+def _of_large(ensemble: Ensemble, lane: int, token: int) -> int | None:
+    """Id of the large model for a token of a lane's model, or None."""
+    model = ensemble.lanes.lanes[lane].model
+    if ensemble.vocabulary.maps[model] is None:
+        return token
+    return ensemble.tokenizer.vocab.get(ensemble.models[model].tokenizer.token(token) or "")
 
 
 def _ends(ensemble: Ensemble, prompt: str | Sequence[int] | Messages, number: int) -> list[int]:
@@ -129,11 +142,12 @@ def _ends(ensemble: Ensemble, prompt: str | Sequence[int] | Messages, number: in
     return found
 
 
-def _check(tokens: list[int], which: str) -> None:
+def _check(tokens: list[int], ids: int, which: str) -> None:
     if not tokens:  # a special token instead would be a prompt that nobody wrote
         raise PromptError(f"{which} {EMPTY}")
-    if min(tokens) < 0:
-        raise PromptError(f"{which} has the token id {min(tokens)}; an id is never negative")
+    outside = next((token for token in tokens if not 0 <= token < ids), None)
+    if outside is not None:
+        raise PromptError(f"{which} has the token id {outside}; ids are from 0 to {ids - 1}")
 
 
 def _too_long(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
@@ -232,6 +233,38 @@ def _save(tokenizer: tokenizers.Tokenizer, folder: Path) -> Path:
         "chat_template": CHAT_TEMPLATE,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def permute(folder: Path, source: Path, seed: int, foreign: int = 0) -> Path:
+    """Copy a model of `make_model` with other ids for its tokens, and `foreign` ordinary tokens under other names.
+
+    The tokenizer still encodes any text, but with a foreign token as the two tokens that it is made of.
+    """
+    shutil.copytree(source, folder)
+    random = np.random.default_rng(seed)
+    new = random.permutation(VOCAB_SIZE)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab, merges = tokenizer["model"]["vocab"], [tuple(pair) for pair in tokenizer["model"]["merges"]]
+    parts = {part for pair in merges for part in pair}
+    whole = [pair for pair in merges if "".join(pair) not in parts]
+    renamed = {"".join(whole[i]) for i in random.permutation(len(whole))[:foreign]}
+    tokenizer["model"]["vocab"] = {f"<{t}>" if t in renamed else t: int(new[i]) for t, i in vocab.items()}
+    tokenizer["model"]["merges"] = [pair for pair in merges if "".join(pair) not in renamed]
+    for token in tokenizer["added_tokens"]:
+        token["id"] = int(new[token["id"]])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((folder / name).read_text())
+        config |= {key: int(new[config[key]]) for key in ("bos_token_id", "eos_token_id") if key in config}
+        (folder / name).write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in tensors:
+            rows = tensors[name].clone()
+            rows[torch.from_numpy(new)] = tensors[name][:VOCAB_SIZE]
+            tensors[name] = rows
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -42,7 +42,7 @@ experts:
 fusion: {combine: joint, match: forward, alpha_max: 3}
 engine:
   {threads: 2, max_batch: 4, max_context: 512, prompt_budget: 600, prefix_cache_bytes: 1000000, speculate: false,
-   drafter: small}
+   drafter: small, tokenizer_map: exact}
 sampling:
   max_new_tokens: 7
   temperature: 0.5
@@ -90,6 +90,7 @@ def test_everything(tmp_path: Path) -> None:
         "prefix_cache_bytes": 1000000,
         "speculate": False,
         "drafter": place["small"],
+        "tokenizer_map": "exact",
         "defaults": {"max_new_tokens": 7, "temperature": 0.5, "stop_strings": ["\n"]},
     }
 

@@ -146,17 +146,26 @@ void bind_results(py::module_& m) {
 
 // Arguments of a loop, and its requests.
 void bind_requests(py::module_& m) {
+  py::class_<TokenMap>(m, "TokenMap", "Ids of a model whose tokenizer has other ids than the large model's.")
+      .def(py::init<>(), "The large model's ids.")
+      .def(py::init([](std::vector<int32_t> feed, std::vector<int32_t> read) {
+             return TokenMap{std::move(feed), std::move(read)};
+           }),
+           py::arg("feed"), py::arg("read"));
+
   py::class_<FusionPlan>(m, "FusionPlan", "Lanes of each sequence, and which of them are experts and bases.")
       .def(py::init([](std::vector<int64_t> lane_model, const std::vector<std::pair<int64_t, int64_t>>& experts,
-                       int64_t vocab, std::vector<int64_t> lane_adapter, int64_t drafter) {
-             FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, vocab, drafter};
+                       int64_t vocab, std::vector<int64_t> lane_adapter, int64_t drafter,
+                       std::vector<TokenMap> token_maps) {
+             FusionPlan plan{std::move(lane_model), std::move(lane_adapter), {}, vocab, drafter, std::move(token_maps)};
              for (const auto& [expert, base] : experts) {
                plan.experts.push_back({expert, base});
              }
              return plan;
            }),
            py::arg("lane_model"), py::arg("experts"), py::arg("vocab"),
-           py::arg("lane_adapter") = std::vector<int64_t>(), py::arg("drafter") = -1);
+           py::arg("lane_adapter") = std::vector<int64_t>(), py::arg("drafter") = -1,
+           py::arg("token_maps") = std::vector<TokenMap>());
 
   py::class_<EngineOptions>(m, "EngineOptions", "Sizes and devices of a step loop.")
       .def(py::init([](int64_t max_batch, int64_t max_context, int threads, int64_t prefix_cache_bytes,

@@ -15,6 +15,21 @@ std::vector<int64_t> vocab_sizes(const Models& models) {
   return sizes;
 }
 
+namespace {
+
+void check_map(const FusionPlan& plan, int64_t model, int64_t vocab) {
+  const auto& [feed, read] = plan.token_maps[model];
+  TORCH_CHECK_VALUE(model != plan.lane_model[0], "the large model has a token map; its ids are those of the plan");
+  TORCH_CHECK_VALUE(static_cast<int64_t>(feed.size()) == plan.vocab && feed.size() == read.size(),
+                    "the token map of model ", model, " must have an entry for each of the ", plan.vocab, " ids");
+  const auto inside = [&](int64_t least) { return [=](int32_t id) { return id >= least && id < vocab; }; };
+  TORCH_CHECK_INDEX(
+      std::all_of(feed.begin(), feed.end(), inside(0)) && std::all_of(read.begin(), read.end(), inside(-1)),
+      "the token map of model ", model, " has an id outside its ", vocab, " logits");
+}
+
+}  // namespace
+
 void check_plan(const FusionPlan& plan, const Models& models, const Adapters& adapters) {
   const int64_t lanes = plan.lanes();
   TORCH_CHECK_VALUE(lanes >= 1 && lanes <= kMostLanes, "a plan has ", lanes, " lanes; it needs 1 to ", kMostLanes);
@@ -42,10 +57,16 @@ void check_plan(const FusionPlan& plan, const Models& models, const Adapters& ad
   if (!plan.experts.empty()) {
     check_expert_count(static_cast<int>(plan.experts.size()));
   }
+  TORCH_CHECK_VALUE(plan.token_maps.empty() || plan.token_maps.size() == models.size(),
+                    "token_maps must have an entry for each model");
   for (size_t i = 0; i < models.size(); ++i) {
     TORCH_CHECK_VALUE(plan.lanes_of(static_cast<int64_t>(i)) > 0, "model ", i, " has no lane; leave it out");
-    TORCH_CHECK_VALUE(models[i]->spec().vocab_size >= plan.vocab, "model ", i, " has fewer than ", plan.vocab,
-                      " logits");
+    const int64_t vocab = models[i]->spec().vocab_size;
+    if (plan.maps(static_cast<int64_t>(i))) {
+      check_map(plan, static_cast<int64_t>(i), vocab);
+    } else {
+      TORCH_CHECK_VALUE(vocab >= plan.vocab, "model ", i, " has fewer than ", plan.vocab, " logits");
+    }
   }
 }
 

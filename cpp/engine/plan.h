@@ -5,6 +5,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/token_map.h"
 #include "model/adapter.h"
 #include "model/weights.h"
 
@@ -26,8 +27,9 @@ struct FusionPlan {
   std::vector<int64_t> lane_model;    // the model (unique Weights) of each lane
   std::vector<int64_t> lane_adapter;  // the adapter of each lane among its model's, -1: none; empty if no lane has one
   std::vector<ExpertLanes> experts;   // none: the large model decodes alone
-  int64_t vocab = 0;                  // ids that all models share; further logits are padding
+  int64_t vocab = 0;                  // ids of the large model that are used; further logits are padding
   int64_t drafter = -1;               // a lane that is not fused and only drafts; -1: none
+  std::vector<TokenMap> token_maps = {};  // of each model; empty if all have the large model's ids
 
   int64_t lanes() const { return static_cast<int64_t>(lane_model.size()); }
   int64_t lanes_of(int64_t model) const { return std::count(lane_model.begin(), lane_model.end(), model); }
@@ -42,6 +44,11 @@ struct FusionPlan {
       return lanes.expert;
     }
     return lanes.base != kNoLane && !has_large(lanes.base) ? lanes.base : kNoLane;
+  }
+  bool maps(int64_t model) const { return !token_maps.empty() && !token_maps[model].empty(); }
+  const TokenMap& map_of(int64_t model) const {
+    static const TokenMap same = {};
+    return maps(model) ? token_maps[model] : same;
   }
   int64_t adapter_of(int64_t lane) const { return lane_adapter.empty() ? -1 : lane_adapter[lane]; }
   // Slot in the model's cache for a lane of the sequence in `slot`.

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlf import _C
 from dlf.adapters.adapter import AdapterFile
-from dlf.arguments import common_vocabulary, context
+from dlf.arguments import context
 from dlf.checkpoints.checkpoint import checkpoint_config
 from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.hub import resolve
@@ -24,8 +24,8 @@ from dlf.recipe.engine_recipe import EngineRecipe
 from dlf.recipe.yaml_file import Keys
 from dlf.sampling import SamplingOptions
 from dlf.text.layout import CHAT
-from dlf.text.same_tokenizer import USED_BY_ID, AddedDifference, check_same_tokenizer, warn_of_added_tokens
 from dlf.text.tokenizer import Tokenizer
+from dlf.vocabulary import NamedTokenizer, Vocabulary, check_tokenizer
 
 __all__ = ["Checked", "check_recipe"]
 
@@ -64,7 +64,6 @@ class _Checker:
         self.recipe = recipe
         self.found = Checked()
         self.models: dict[str, tuple[ModelConfig, Tokenizer] | None] = {}  # None: a problem was reported
-        self.differing: list[tuple[str, str, list[AddedDifference]]] = []
 
     def run(self) -> Checked:
         self._check_devices()
@@ -80,7 +79,6 @@ class _Checker:
                 self.models[str(name)] and _is_here(str(name)) for name in (expert.base, *expert.experts)
             ):
                 self._try((*keys, "merge"), lambda expert: expert.open().check(), expert)
-        warn_of_added_tokens(self.differing, USED_BY_ID)
         if not self.found.problems:
             self._check_lanes()
         return self.found
@@ -109,9 +107,11 @@ class _Checker:
         tokenizer = Tokenizer(folder)
         large = self.models[self.recipe.large]
         if large:
-            size = min(large[0].vocab_size, config.vocab_size)
-            added = check_same_tokenizer(large[1], tokenizer, self.recipe.large, name, size)
-            self.differing.append((self.recipe.large, name, added))
+            check_tokenizer(
+                NamedTokenizer(self.recipe.large, *large),
+                NamedTokenizer(name, config, tokenizer),
+                self.recipe.options.get("tokenizer_map"),
+            )
         self.models[name] = config, tokenizer
 
     def _adapter(self, expert: Lora) -> None:
@@ -141,7 +141,12 @@ class _Checker:
         dtype, weights = options.get("dtype", "auto"), options.get("weights")
         experts = [self._unmerged(i, as_expert(one, recipe.base, weights)) for i, one in enumerate(recipe.experts)]
         lanes = Lanes.of(recipe.large, experts, dtype, weights, recipe.template, options.get("drafter"))
-        models = [known for name, _ in lanes.models if (known := self.models[str(name)])]
+        names = [str(name) for name, _ in lanes.models]
+        models = [known for name in names if (known := self.models[name])]
+        named = [NamedTokenizer(name, *known) for name, known in zip(names, models, strict=True)]
+        vocabulary = self._try(("experts",), Vocabulary.of, named, lanes, options.get("tokenizer_map"))
+        if vocabulary is None:
+            return
         for i, lane in enumerate(lanes.lanes):
             name, tokenizer = lanes.models[lane.model][0], models[lane.model][1]
             if lane.layout.template == CHAT and not tokenizer.has_chat_template:
@@ -157,7 +162,7 @@ class _Checker:
         if length is None or self.found.problems:
             return
         self._check_examples(lanes, length, trained)
-        self._check_tokens(common_vocabulary(models))
+        self._check_tokens(vocabulary.size)
         if self.found.problems:
             return
         cuda = any(str(device).startswith("cuda") for device in self._devices())

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from dlf.errors import TokenizerMismatchError
 from dlf.text.tokenizer import Tokenizer
 
-__all__ = ["USED_BY_ID", "AddedDifference", "check_same_tokenizer", "warn_of_added_tokens"]
+__all__ = ["AddedDifference", "check_same_tokenizer", "warn_of_added_tokens"]
 
-USED_BY_ID = "Models exchange ids, so such a token means the same to all; a chat template writes its own model's names."
 SHOWN = 16  # differing added tokens of a pair that a warning names
 
 

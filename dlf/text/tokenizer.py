@@ -75,6 +75,8 @@ class Tokenizer:
         """Ids of added tokens: special ones, and others that the tokenizer's model does not make."""
         self._special = frozenset(content for content, special in added.values() if special)
         self._special_tokens = extra.named
+        self.unk_token_id: int | None = self._ids.get(_unknown(document))
+        """Id of the token that stands for text outside the vocabulary, if there is one."""
         self.bos_token_id: int | None = self._ids.get(extra.named.get("bos_token", ""))
         self.eos_token_id: int | None = self._ids.get(extra.named.get("eos_token", ""))
         self._chat_template = ChatTemplate.read(folder, config)
@@ -218,6 +220,17 @@ class Tokenizer:
             if len(self._encode(text[:size], False)) > 2 * max_tokens + 256:
                 raise TextTooLongError(max_tokens + 1)
             size *= 2
+
+
+def _unknown(document: Mapping[str, Any]) -> str:
+    """Token that the tokenizer's model gives for text that it does not know; empty if it has none."""
+    model = document.get("model")
+    if not isinstance(model, dict):
+        return ""
+    token, vocab, number = (model.get(key) for key in ("unk_token", "vocab", "unk_id"))
+    if isinstance(vocab, list) and type(number) is int and 0 <= number < len(vocab):  # of a unigram model
+        token = vocab[number][0] if isinstance(vocab[number], list) and vocab[number] else None
+    return token if isinstance(token, str) else ""
 
 
 def _read(path: Path) -> str:

@@ -569,8 +569,7 @@ class Taken : public c10::MemoryReportingInfoBase {
   int64_t bytes_ = 0;
 };
 
-void the_memory_is_what_was_said() {
-  const FusionPlan plan = tiny_plan();
+void expect_memory_to_be_what_was_said(const FusionPlan& plan) {
   const Models models = tiny_models();
   std::vector<ModelSize> sizes;
   for (const auto& model : models) {
@@ -593,6 +592,56 @@ void the_memory_is_what_was_said() {
     const double rounding = 0.02 * static_cast<double>(said);
     EXPECT(difference > -rounding && difference < rounding + static_cast<double>(bound));
   }
+}
+
+void the_memory_is_what_was_said() {
+  expect_memory_to_be_what_was_said(tiny_plan());
+  expect_memory_to_be_what_was_said(testing::mapped_plan());
+}
+
+// The small models have ids of their own; drafts are verified in one pass, and prompts come from the prefix cache.
+void expect_mapped_tokens_to_be_those_of_the_processor(const Devices& devices) {
+  const auto cpu = cpu::make_step_loop(testing::mapped_plan(), tiny_models(), {2, kContext, 1, 1 << 20});
+  EngineOptions some = options(2, true, devices);
+  some.prefix_cache_bytes = 1 << 20;
+  const auto cuda = cuda::make_step_loop(testing::mapped_plan(), tiny_models(), some);
+  for (const int64_t draft : {0, 3}) {
+    for (int64_t id = 1; id <= 3; ++id) {
+      Request request = make_request(id, 4, 12, id == 2 ? 0.0 : 1.0);
+      cpu->add(request);
+      request.speculation = {draft, kAutoDrafter, false};
+      cuda->add(request);
+    }
+    const Tokens expected = run(*cpu);
+    EXPECT(expected.size() == 3 && expected.at(3).size() == 12);
+    EXPECT(run(*cuda) == expected);
+  }
+}
+
+void models_may_have_ids_of_their_own() { expect_mapped_tokens_to_be_those_of_the_processor({0, 0, 0, 0}); }
+
+void models_with_ids_of_their_own_may_be_on_another_device() {
+  needs_two_devices();
+  expect_mapped_tokens_to_be_those_of_the_processor({0, 1, 1, 1});
+}
+
+void impossible_maps_are_refused() {
+  const auto refused = [](int64_t model, std::vector<int32_t> feed, std::vector<int32_t> read) {
+    FusionPlan plan = tiny_plan();
+    plan.token_maps.resize(4);
+    plan.token_maps[model] = {std::move(feed), std::move(read)};
+    EXPECT_THROWS(cpu::make_step_loop(plan, tiny_models(), {1, kContext, 1}));
+  };
+  const std::vector<int32_t> zeros(kVocab, 0);
+  std::vector<int32_t> outside = zeros;
+  outside[3] = kVocab;
+  std::vector<int32_t> none = zeros;
+  none[3] = -1;
+  refused(0, zeros, zeros);  // the large model
+  refused(1, zeros, outside);
+  refused(1, outside, zeros);
+  refused(1, none, zeros);  // a token without partner is fed, too
+  refused(1, {0, 1}, {0, 1});
 }
 
 void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
@@ -677,5 +726,9 @@ int main(int argc, char** argv) {
           {"the largest plan runs", dlf::the_largest_plan_runs, true},
           {"what does not fit is refused", dlf::what_does_not_fit_is_refused, true},
           {"the memory is what was said", dlf::the_memory_is_what_was_said},
+          {"models may have ids of their own", dlf::models_may_have_ids_of_their_own},
+          {"models with ids of their own may be on another device",
+           dlf::models_with_ids_of_their_own_may_be_on_another_device},
+          {"impossible maps are refused", dlf::impossible_maps_are_refused},
       });
 }

@@ -72,6 +72,21 @@ inline FusionPlan tiny_plan() {
   return plan;
 }
 
+// Returns the same plan with other ids for the experts and the base, which lack a few tokens.
+inline FusionPlan mapped_plan() {
+  FusionPlan plan = tiny_plan();
+  plan.token_maps.resize(4);
+  for (const int32_t model : {1, 2, 3}) {
+    TokenMap& map = plan.token_maps[model];
+    for (int32_t token = 0; token < kVocab; ++token) {
+      const auto id = static_cast<int32_t>((token + 7 * model) % kVocab);
+      map.feed.push_back(id);
+      map.read.push_back(token % 11 == 5 ? -1 : id);
+    }
+  }
+  return plan;
+}
+
 // Returns a random adapter of tiny_model(), for all products, or for q, v and down of the second layer.
 inline std::shared_ptr<const Adapter> tiny_adapter(uint32_t seed, int64_t rank, bool all) {
   std::mt19937 generator(seed);

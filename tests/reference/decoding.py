@@ -7,17 +7,43 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+
+class IdMap:
+    """Ids of a small model by token of the large one: as it is fed, and as its logit is read; None: it is not."""
+
+    def __init__(self, large: Path, small: Path, vocab: int) -> None:
+        ours, theirs = (PreTrainedTokenizerFast.from_pretrained(path) for path in (large, small))
+        names, ids = ours.convert_ids_to_tokens(range(vocab)), theirs.get_vocab()
+        self.read = [ids.get(name) for name in names]
+        self.feed = [
+            theirs.encode(ours.decode([token]), add_special_tokens=False)[0] if own is None else own
+            for token, own in enumerate(self.read)
+        ]
 
 
 class Reference:
-    """Greedy decoding by fused logits; `fuse(large, base, experts)` returns alpha [T] and logits [V]."""
+    """Greedy decoding by fused logits; `fuse(large, base, experts)` returns alpha [T] and logits [V].
 
-    def __init__(self, large: Path, base: Path, experts: list[Path], vocab: int) -> None:
+    With `maps`, of the base and the experts, those models have ids of their own; their prompts are given in these.
+    """
+
+    def __init__(
+        self,
+        large: Path,
+        base: Path,
+        experts: list[Path],
+        vocab: int,
+        maps: list[IdMap] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.models = [
-            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in (large, base, *experts)
+            AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval() for path in (large, base, *experts)
         ]
         self.vocab = vocab
+        self.maps = [None, *(maps or [None] * (len(experts) + 1))]
+        self.missing = [token for token in range(vocab) if any(m and m.read[token] is None for m in self.maps)]
 
     def generate(
         self,
@@ -34,10 +60,19 @@ class Reference:
         for _ in range(steps):
             with torch.no_grad():
                 large, base, *experts = (
-                    model(torch.tensor([own + tokens])).logits[0, -1, : self.vocab].numpy()
-                    for model, own in zip(self.models, prompts, strict=True)
+                    self.logits(model, own, tokens, ids)
+                    for model, own, ids in zip(self.models, prompts, self.maps, strict=True)
                 )
             alpha, logits = fuse(large, base, np.stack(experts))
             weights.append(alpha)
             tokens.append(int(np.argmax(logits)))
         return tokens, np.array(weights)
+
+    def logits(self, model: torch.nn.Module, prompt: list[int], tokens: list[int], ids: IdMap | None) -> np.ndarray:
+        """Logits after a prompt and tokens of the large model, by the large model's ids."""
+        if ids is None:
+            return model(torch.tensor([prompt + tokens])).logits[0, -1, : self.vocab].numpy()
+        row = model(torch.tensor([prompt + [ids.feed[token] for token in tokens]])).logits[0, -1].numpy()
+        found = row[[0 if own is None else own for own in ids.read]]
+        found[self.missing] = -1e30
+        return found

@@ -11,8 +11,8 @@ namespace dlf::cpu {
 void ChunkReader::read(const Chunk& chunk) {
   const Timer timer(seconds(chunk));
   last_logits_ = chunk.last ? model(chunk).add_logits(chunk.cache_slot) : nullptr;
-  model(chunk).decoder().prefill(chunk.tokens, chunk.cache_slot, chunk.begin, last_logits_, /*all_logits=*/false,
-                                 plan_.adapter_of(chunk.lane));
+  model(chunk).read(chunk.tokens, chunk.cache_slot, chunk.begin, last_logits_, /*all_logits=*/false,
+                    plan_.adapter_of(chunk.lane));
 }
 
 ChunkBytes ChunkReader::bytes(const Chunk& chunk) const {

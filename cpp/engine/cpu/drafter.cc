@@ -114,8 +114,9 @@ void Drafter::catch_up(const Sequence& sequence, Lane& lane) {
   const std::span<const int64_t> unread = sequence.unread(lane);
   if (unread.size() > 2) {
     const std::span<const int64_t> tokens = unread.first(unread.size() - 1);
-    models_[plan_.lane_model[lane_index]].decoder().prefill(tokens, lane.cache_slot, lane.length, nullptr,
-                                                            /*all_logits=*/false, plan_.adapter_of(lane_index));
+    Model& model = models_[plan_.lane_model[lane_index]];
+    model.read(model.own_ids(tokens), lane.cache_slot, lane.length, nullptr, /*all_logits=*/false,
+               plan_.adapter_of(lane_index));
     lane.length += static_cast<int64_t>(tokens.size());
   }
 }

@@ -5,14 +5,21 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/cpu/gather_logits.h"
 #include "engine/request.h"
 #include "engine/timer.h"
 
 namespace dlf::cpu {
 
 Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
-             std::vector<std::shared_ptr<const Adapter>> adapters)
-    : logits_(at::empty({rows, weights->spec().vocab_size}, at::kFloat)), lane_logits_(slots) {
+             std::vector<std::shared_ptr<const Adapter>> adapters, const TokenMap& map)
+    : team_(&team), map_(&map), lane_logits_(slots) {
+  const int64_t own = weights->spec().vocab_size;
+  logits_ = at::empty({rows, map.empty() ? own : static_cast<int64_t>(map.read.size())}, at::kFloat);
+  if (!map.empty()) {
+    own_logits_ = at::empty({rows, own}, at::kFloat);
+    own_ids_.reserve(max_context);
+  }
   decoder_ = std::make_unique<Decoder>(std::move(weights), slots, max_context, team, std::move(adapters), rows);
   rows_.reserve(rows);
   late_rows_.reserve(kCatchUpRows);
@@ -38,7 +45,7 @@ float* Model::add_logits(int64_t cache_slot) {
 
 void Model::add_rows(const Sequence& sequence, Lane& lane, int64_t adapter) {
   for (const int64_t token : sequence.unread(lane)) {
-    rows_.push_back({token, lane.cache_slot, lane.length++, adapter});
+    rows_.push_back({map_->own_id(token), lane.cache_slot, lane.length++, adapter});
     add_logits(lane.cache_slot);
   }
 }
@@ -51,11 +58,38 @@ void Model::catch_up(const Sequence& sequence, Lane& lane, int64_t adapter, int6
       return;
     }
     for (const int64_t token : unread.first(std::min(late, kCatchUpRows))) {
-      late_rows_.push_back({token, lane.cache_slot, lane.length++, adapter});
+      late_rows_.push_back({map_->own_id(token), lane.cache_slot, lane.length++, adapter});
     }
-    decoder_->decode(late_rows_, logits_.mutable_data_ptr<float>() + used_ * vocab());
+    at::Tensor& unused = map_->empty() ? logits_ : own_logits_;
+    const int64_t first = map_->empty() ? used_ : 0;
+    decoder_->decode(late_rows_, unused.mutable_data_ptr<float>() + first * unused.size(1));
     late_rows_.clear();
   }
+}
+
+std::span<const int64_t> Model::own_ids(std::span<const int64_t> tokens) {
+  if (map_->empty()) {
+    return tokens;
+  }
+  own_ids_.clear();
+  for (const int64_t token : tokens) {
+    own_ids_.push_back(map_->own_id(token));
+  }
+  return own_ids_;
+}
+
+void Model::read(std::span<const int64_t> own_ids, int64_t cache_slot, int64_t position, float* logits, bool all_logits,
+                 int64_t adapter) {
+  if (map_->empty() || logits == nullptr) {
+    return decoder_->prefill(own_ids, cache_slot, position, logits, all_logits, adapter);
+  }
+  const int64_t rows = all_logits ? static_cast<int64_t>(own_ids.size()) : 1;
+  if (rows > own_logits_.size(0)) {  // only while a continuation is scored
+    own_logits_ = at::empty({rows, own_logits_.size(1)}, at::kFloat);
+  }
+  auto* own = own_logits_.mutable_data_ptr<float>();
+  decoder_->prefill(own_ids, cache_slot, position, own, all_logits, adapter);
+  gather_logits(*map_, own, own_logits_.size(1), logits, rows, *team_);
 }
 
 void Model::decode() {
@@ -66,7 +100,14 @@ void Model::decode() {
   double seconds = 0;
   {
     const Timer timer(seconds);
-    decoder_->decode(rows_, logits_.mutable_data_ptr<float>() + (used_ - count) * vocab());
+    float* logits = logits_.mutable_data_ptr<float>() + (used_ - count) * vocab();
+    if (map_->empty()) {
+      decoder_->decode(rows_, logits);
+    } else {
+      auto* own = own_logits_.mutable_data_ptr<float>();
+      decoder_->decode(rows_, own);
+      gather_logits(*map_, own, own_logits_.size(1), logits, count, *team_);
+    }
   }
   times_.add(count, seconds);
   rows_.clear();

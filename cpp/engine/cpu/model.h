@@ -18,12 +18,13 @@ namespace dlf::cpu {
 class Model {
  public:
   // `rows`: most rows of logits in a step, of all lanes, and kCatchUpRows. Rows that no step needs stay untouched.
+  // `map` must outlive the model.
   Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
-        std::vector<std::shared_ptr<const Adapter>> adapters);
+        std::vector<std::shared_ptr<const Adapter>> adapters, const TokenMap& map);
 
   Decoder& decoder() { return *decoder_; }
   const PassTimes& times() const { return times_; }
-  int64_t vocab() const { return logits_.size(1); }
+  int64_t vocab() const { return logits_.size(1); }  // of a row of logits, by the large model's ids
 
   // Frees all logits of the last step, and drops the tokens of the next pass.
   void clear();
@@ -32,6 +33,12 @@ class Model {
   float* add_logits(int64_t cache_slot);
   // Logits of a lane in this step: after its last token, then after each drafted one.
   const std::vector<const float*>& logits(const Lane& lane) const { return lane_logits_[lane.cache_slot]; }
+
+  // Tokens of the large model as the model's own ids, valid until the next call.
+  std::span<const int64_t> own_ids(std::span<const int64_t> tokens);
+  // Reads own ids of one lane, as Decoder::prefill, and writes logits by the large model's ids.
+  void read(std::span<const int64_t> own_ids, int64_t cache_slot, int64_t position, float* logits, bool all_logits,
+            int64_t adapter);
 
   // Adds the tokens that a lane has not read to the next pass.
   void add_rows(const Sequence& sequence, Lane& lane, int64_t adapter);
@@ -44,9 +51,13 @@ class Model {
 
  private:
   std::unique_ptr<Decoder> decoder_;
+  ThreadTeam* team_;
+  const TokenMap* map_;
   at::Tensor logits_;                                   // [rows, vocab]
   int64_t used_ = 0;                                    // rows in use
   std::vector<std::vector<const float*>> lane_logits_;  // by cache slot
+  at::Tensor own_logits_;                               // [rows, vocab of the model], before they are gathered
+  std::vector<int64_t> own_ids_;                        // [max_context]
   std::vector<Row> rows_;                               // of the next pass
   std::vector<Row> late_rows_;                          // of a lane that catches up
   PassTimes times_;

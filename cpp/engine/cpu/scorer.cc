@@ -47,8 +47,9 @@ void Scorer::read(std::span<const Lane> lanes, std::span<const int64_t> tokens, 
       continue;
     }
     auto* logits = logits_[i].mutable_data_ptr<float>();
-    models_[plan_.lane_model[i]].decoder().prefill(tokens, lanes[i].cache_slot, lanes[i].length + position, logits,
-                                                   /*all_logits=*/true, plan_.adapter_of(static_cast<int64_t>(i)));
+    Model& model = models_[plan_.lane_model[i]];
+    model.read(model.own_ids(tokens), lanes[i].cache_slot, lanes[i].length + position, logits, /*all_logits=*/true,
+               plan_.adapter_of(static_cast<int64_t>(i)));
     lanes_[i] = {logits, logits_[i].size(1)};
   }
 }

@@ -67,7 +67,7 @@ std::vector<Model> make_models(const FusionPlan& plan, const Models& weights, co
     // One slot more for each lane is for scoring; until then its memory stays untouched.
     models.emplace_back(weights[i], (options.max_batch + 1) * lanes,
                         (options.max_batch + kMaxDraftRows) * lanes + Model::kCatchUpRows, options.max_context, team,
-                        adapters.empty() ? Adapters::value_type() : adapters[i]);
+                        adapters.empty() ? Adapters::value_type() : adapters[i], plan.map_of(static_cast<int64_t>(i)));
   }
   return models;
 }

@@ -8,7 +8,7 @@
 namespace dlf::cuda {
 namespace {
 
-int64_t vocab_bytes(const DeviceModel& model) { return model.decoder->vocab() * static_cast<int64_t>(sizeof(float)); }
+int64_t vocab_bytes(const DeviceModel& model) { return model.vocab() * static_cast<int64_t>(sizeof(float)); }
 
 int size_of(const Chunk& chunk) { return static_cast<int>(chunk.end - chunk.begin); }
 
@@ -36,6 +36,9 @@ void ChunkReader::read(const Chunk& chunk) {
   Decoder& decoder = *model(chunk.lane).decoder;
   decoder.prefill(send(chunk), size_of(chunk), static_cast<int>(chunk.cache_slot), static_cast<int>(chunk.begin),
                   chunk.last);
+  if (chunk.last) {
+    model(chunk.lane).gather(chunk.cache_slot, 1, /*active=*/false);
+  }
   publish(chunk);
 }
 
@@ -77,10 +80,10 @@ void ChunkReader::free(int64_t steps_done) {
   }
 }
 
-// Logits of the sequence's last token, where the model writes them.
+// Logits of the sequence's last token, on the device of the model.
 float* ChunkReader::logits(const Chunk& chunk) const {
-  Decoder& decoder = *model(chunk.lane).decoder;
-  return decoder.logits() + chunk.cache_slot * decoder.vocab();
+  DeviceModel& model = this->model(chunk.lane);
+  return model.own_logits() + chunk.cache_slot * model.vocab();
 }
 
 // Copies the tokens to the device of their model.
@@ -102,7 +105,7 @@ const int32_t* ChunkReader::send(const Chunk& chunk) {
 void ChunkReader::publish(const Chunk& chunk) {
   DeviceModel& model = this->model(chunk.lane);
   if (chunk.last && model.remote) {
-    model.queue->copy(model.logits.mutable_data_ptr<float>() + chunk.cache_slot * model.decoder->vocab(), logits(chunk),
+    model.queue->copy(model.logits.mutable_data_ptr<float>() + chunk.cache_slot * model.vocab(), logits(chunk),
                       vocab_bytes(model));
   }
 }

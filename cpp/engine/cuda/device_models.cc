@@ -4,6 +4,10 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+#include <span>
+
+#include "engine/cuda/gather_logits.h"
 #include "engine/cuda/memory_plan.h"
 
 namespace dlf::cuda {
@@ -12,10 +16,31 @@ namespace {
 int32_t* integers(at::Tensor& tensor) { return tensor.mutable_data_ptr<int32_t>(); }
 
 float* shared_logits(DeviceModel& model) {
-  return model.remote ? model.logits.mutable_data_ptr<float>() : model.decoder->logits();
+  return model.remote ? model.logits.mutable_data_ptr<float>() : model.own_logits();
+}
+
+// Copies ids to a device.
+at::Tensor sent(std::span<const int32_t> ids, int device) {
+  const at::Tensor here = at::empty({static_cast<int64_t>(ids.size())}, at::kInt);
+  std::copy(ids.begin(), ids.end(), here.mutable_data_ptr<int32_t>());
+  return here.to(on_device(device).device());
 }
 
 }  // namespace
+
+void DeviceModel::gather(int64_t first_row, int64_t rows, bool active) {
+  if (mapped()) {
+    gather(decoder->logits() + first_row * decoder->vocab(), own_logits() + first_row * vocab(),
+           active ? decoder->positions().const_data_ptr<int32_t>() + first_row : nullptr, rows);
+  }
+}
+
+void DeviceModel::gather(const float* from, float* to, const int32_t* positions, int64_t rows) {
+  const DeviceGuard guard(queue->device());
+  gather_logits(
+      {read.const_data_ptr<int32_t>(), positions, from, to, decoder->vocab(), vocab(), static_cast<int>(rows)},
+      queue->stream());
+}
 
 DeviceModels::DeviceModels(const FusionPlan& plan, const Models& weights, const EngineOptions& options,
                            const Adapters& adapters)
@@ -37,13 +62,22 @@ DeviceModels::DeviceModels(const FusionPlan& plan, const Models& weights, const 
       const auto own = adapters.empty() ? Adapters::value_type() : adapters[i];
       model.decoder = std::make_unique<Decoder>(*weights[i], shape, *model.queue, own, lane_adapter);
     });
+    const TokenMap& map = plan.map_of(static_cast<int64_t>(i));
+    if (!map.empty()) {
+      model.feed = sent(map.feed, device);
+      model.queue->run([&] {
+        const int own = model.queue->device();
+        model.read = sent(map.read, own);
+        model.gathered = at::zeros({model.decoder->logits_rows(), plan.vocab}, on_device(own).dtype(at::kFloat));
+      });
+    }
     model.queue->synchronize();
     model.ready = std::make_unique<Event>(model.queue->device());
     model.remote = model.queue->device() != device;
     model.tokens = model.remote ? at::zeros({shape.max_tokens}, ints) : model.decoder->tokens();
     model.positions = model.remote ? at::full({shape.rows()}, -1, ints) : model.decoder->positions();
     if (model.remote) {
-      model.logits = at::empty({model.decoder->logits_rows(), model.decoder->vocab()}, floats);
+      model.logits = at::empty({model.decoder->logits_rows(), model.vocab()}, floats);
     }
   }
   begun_ = std::make_unique<Event>(device);
@@ -75,10 +109,11 @@ void DeviceModels::forward(int batch, const std::function<Pass(size_t)>& pass_of
                         model.positions.const_data_ptr<int32_t>() + first_row, rows * 4);
     }
     model.decoder->decode(batch, first, count);
+    model.gather(first_row, rows, /*active=*/true);
     if (model.remote) {
-      const int64_t vocab = model.decoder->vocab();
+      const int64_t vocab = model.vocab();
       model.queue->copy(model.logits.mutable_data_ptr<float>() + first_row * vocab,
-                        model.decoder->logits() + first_row * vocab, rows * vocab * 4);
+                        model.own_logits() + first_row * vocab, rows * vocab * 4);
     }
     model.ready->record(*model.queue);
   }
@@ -94,15 +129,14 @@ void DeviceModels::forward(int batch, const std::function<Pass(size_t)>& pass_of
 
 Logits DeviceModels::logits(int64_t lane) {
   DeviceModel& model = models_[plan_.lane_model[lane]];
-  const int64_t vocab = model.decoder->vocab();
+  const int64_t vocab = model.vocab();
   return {shared_logits(model) + plan_.index_of(lane) * vocab, model.decoder->lanes() * vocab};
 }
 
 void DeviceModels::keep_logits(int batch, const int32_t* active, const int32_t* accepted) {
   for (DeviceModel& model : models_) {
     const Decoder& decoder = *model.decoder;
-    cuda::keep_logits({active, accepted, shared_logits(model), decoder.vocab(), decoder.lanes(), batch},
-                      main().stream());
+    cuda::keep_logits({active, accepted, shared_logits(model), model.vocab(), decoder.lanes(), batch}, main().stream());
   }
 }
 
@@ -110,7 +144,8 @@ std::vector<ModelRows> DeviceModels::rows() {
   std::vector<ModelRows> rows;
   rows.reserve(models_.size());
   for (DeviceModel& model : models_) {
-    rows.push_back({integers(model.tokens), integers(model.positions), model.decoder->lanes()});
+    const auto* feed = model.mapped() ? model.feed.const_data_ptr<int32_t>() : nullptr;
+    rows.push_back({integers(model.tokens), integers(model.positions), feed, model.decoder->lanes()});
   }
   return rows;
 }

@@ -24,6 +24,23 @@ struct DeviceModel {
   at::Tensor tokens, positions;  // the decoder's; of a remote one, the originals that it copies before a pass
   at::Tensor logits;             // of a remote one, the copy that the solver reads
   bool remote = false;           // on another device than the large model
+  // Of a model with a TokenMap: its feed, on the large model's device; on its own its read, and its logits by the large
+  // model's ids. None else.
+  at::Tensor feed, read, gathered;
+
+  bool mapped() const { return read.defined(); }
+  int64_t vocab() const { return mapped() ? read.size(0) : decoder->vocab(); }  // of a row of logits
+  // Logits by the large model's ids, on the model's device.
+  float* own_logits() { return mapped() ? gathered.mutable_data_ptr<float>() : decoder->logits(); }
+  // A row of the logits that the solver reads.
+  at::Tensor logits_of(int64_t row) const {
+    return remote     ? logits.narrow(0, row, 1)
+           : mapped() ? gathered.narrow(0, row, 1)
+                      : decoder->logits_of(static_cast<int>(row));
+  }
+  // Queues the gathering of rows of the decoder's logits; of those that are not idle if `active`.
+  void gather(int64_t first_row, int64_t rows, bool active);
+  void gather(const float* from, float* to, const int32_t* positions, int64_t rows);
 };
 
 // Tokens of each sequence that a pass of a model reads, counted as in Decoder::decode.

@@ -111,8 +111,15 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
     add(device, model, "KV cache", bytes.kv_cache);
     add(device, model, "activations", bytes.activations);
     add(device, model, "logits", bytes.logits);
+    const bool mapped = plan.maps(static_cast<int64_t>(i));
+    const int64_t gathered = bytes.logits / models[i].spec.vocab_size * plan.vocab;
+    if (mapped) {
+      constexpr auto kId = static_cast<int64_t>(sizeof(int32_t));
+      add(device, model, "logits", gathered + plan.vocab * kId);
+      add(main, model, "logits", plan.vocab * kId);  // which own id each token is fed as
+    }
     if (device != main) {
-      add(main, model, "logits", bytes.logits);  // a copy where they are fused
+      add(main, model, "logits", mapped ? gathered : bytes.logits);  // a copy where they are fused
     }
     add(device, model, "workspace", bytes.workspace);
   }

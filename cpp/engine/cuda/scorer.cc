@@ -47,9 +47,10 @@ void Scorer::begin(const ScoreRequest& request, int64_t rows) {
   };
   for (size_t i = 0; i < request.prompts.size(); ++i) {
     const bool used = request.prompts[i].size() > 0;
-    const int64_t vocab = model(i).decoder->vocab();
-    logits_.push_back(used ? make(*model(i).queue, vocab) : at::Tensor());
-    shared_.push_back(used && model(i).remote ? make(main(), vocab) : logits_.back());
+    const DeviceModel& model = this->model(i);
+    written_.push_back(used ? make(*model.queue, model.decoder->vocab()) : at::Tensor());
+    logits_.push_back(used && model.mapped() ? make(*model.queue, model.vocab()) : written_.back());
+    shared_.push_back(used && model.remote ? make(main(), model.vocab()) : logits_.back());
   }
   if (!request.experts.empty()) {
     fused_ = make(main(), plan_.vocab);
@@ -65,6 +66,7 @@ void Scorer::end() noexcept {
   } catch (const std::exception& error) {
     TORCH_WARN("the device failed while it scored: ", error.what());
   }
+  written_.clear();
   logits_.clear();
   shared_.clear();
   rows_.clear();
@@ -82,16 +84,22 @@ void Scorer::use_prompts(std::span<const Lane> lanes) {
   count_ = 1;
   rows_.clear();
   for (size_t i = 0; i < lanes.size(); ++i) {
-    const auto slot = static_cast<int>(lanes[i].cache_slot);
-    rows_.push_back(model(i).remote ? model(i).logits.narrow(0, slot, 1) : model(i).decoder->logits_of(slot));
+    rows_.push_back(model(i).logits_of(lanes[i].cache_slot));
   }
+}
+
+// Tokens of the large model as ids of the lane's model.
+std::vector<int64_t> Scorer::own_ids(size_t lane, std::span<const int64_t> tokens) const {
+  const TokenMap& map = plan_.map_of(plan_.lane_model[lane]);
+  std::vector<int64_t> ids(tokens.size());
+  std::transform(tokens.begin(), tokens.end(), ids.begin(), [&](int64_t token) { return map.own_id(token); });
+  return ids;
 }
 
 void Scorer::read(std::span<const Lane> lanes, std::span<const int64_t> tokens, int64_t position) {
   clock_.disturb();
   count_ = static_cast<int64_t>(tokens.size());
   const auto count = static_cast<int>(count_);
-  const at::Tensor here = on_host(tokens, at::kInt);
   std::vector<at::Tensor> there;  // kept until the work is done
   begun_->record(main());
   for (size_t i = 0; i < lanes.size(); ++i) {
@@ -100,11 +108,15 @@ void Scorer::read(std::span<const Lane> lanes, std::span<const int64_t> tokens, 
     }
     DeviceModel& model = this->model(i);
     model.queue->wait(*begun_);  // queued steps use the same buffers
+    const at::Tensor here = on_host(own_ids(i, tokens), at::kInt);
     model.queue->run([&] { there.push_back(here.to(on_device(model.queue->device()).device())); });
     model.decoder->prefill(there.back().const_data_ptr<int32_t>(), count, static_cast<int>(lanes[i].cache_slot),
-                           static_cast<int>(lanes[i].length + position), logits_[i]);
+                           static_cast<int>(lanes[i].length + position), written_[i]);
+    if (model.mapped()) {
+      model.gather(written_[i].const_data_ptr<float>(), logits_[i].mutable_data_ptr<float>(), nullptr, count);
+    }
     if (model.remote) {
-      const int64_t bytes = count * model.decoder->vocab() * static_cast<int64_t>(sizeof(float));
+      const int64_t bytes = count * model.vocab() * static_cast<int64_t>(sizeof(float));
       model.queue->copy(shared_[i].mutable_data_ptr(), logits_[i].const_data_ptr(), bytes);
     }
     model.ready->record(*model.queue);

@@ -33,6 +33,7 @@ class Scorer final : public ScoringRows {
  private:
   DeviceModel& model(size_t lane) { return models_.all()[plan_.lane_model[lane]]; }
   Queue& main() { return models_.main(); }
+  std::vector<int64_t> own_ids(size_t lane, std::span<const int64_t> tokens) const;
   std::vector<FusionRecord> fuse(const ScoreRequest& request, int64_t step, bool& failed);
   bool show(const ScoreRequest& request, int64_t step, const FusedRows& fused);
 
@@ -41,11 +42,12 @@ class Scorer final : public ScoringRows {
   ChunkReader& chunks_;
   StepClock& clock_;
   std::unique_ptr<Event> begun_;
-  std::vector<at::Tensor> logits_;  // of each lane: [most rows, vocab]
-  std::vector<at::Tensor> shared_;  // the same on the device that solves
-  at::Tensor fused_;                // [most rows, vocab]
-  std::vector<at::Tensor> rows_;    // rows to solve: shared_, or the last logits of the prompts
-  int64_t count_ = 0;               // rows to solve
+  std::vector<at::Tensor> written_;  // of each lane: [most rows, vocab of the model]
+  std::vector<at::Tensor> logits_;   // the same by the large model's ids
+  std::vector<at::Tensor> shared_;   // the same on the device that solves
+  at::Tensor fused_;                 // [most rows, vocab]
+  std::vector<at::Tensor> rows_;     // rows to solve: shared_, or the last logits of the prompts
+  int64_t count_ = 0;                // rows to solve
 };
 
 }  // namespace dlf::cuda

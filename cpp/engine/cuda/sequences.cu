@@ -4,6 +4,11 @@
 namespace dlf::cuda {
 namespace {
 
+// A token of the large model as the model's own id.
+__device__ int32_t own_id(const ModelRows& model, int32_t token) {
+  return model.feed == nullptr ? token : model.feed[token];
+}
+
 __device__ void set_positions(const SequenceTable& table, int sequence, int32_t position) {
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
@@ -94,7 +99,8 @@ __device__ int take_next(const AdvanceArgs& args, int64_t step, int sequence) {
   take(args, step, sequence, sequence, 0, result);
   if (result == StepResult::token) {
     for (int m = 0; m < args.table.model_count; ++m) {
-      args.table.models[m].tokens[sequence] = args.samples[sequence].token;
+      const ModelRows& model = args.table.models[m];
+      model.tokens[sequence] = own_id(model, args.samples[sequence].token);
     }
     move_positions(args.table, sequence, 1);
   }
@@ -184,7 +190,8 @@ __global__ void feed_draft_kernel(SequenceTable table, DraftTable draft, const S
     draft.tokens[row] = samples[sequence].token;
   }
   for (int m = 0; m < table.model_count; ++m) {
-    table.models[m].tokens[batch + row] = draft.tokens[row];
+    const ModelRows& model = table.models[m];
+    model.tokens[batch + row] = own_id(model, draft.tokens[row]);
   }
 }
 

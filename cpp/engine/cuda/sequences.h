@@ -18,8 +18,9 @@ inline constexpr int kStepTokens = kStepDraft + 1;  // most tokens that a step g
 // Tokens and positions of one model's rows: of each sequence's last token, then of each drafted token in turn, as in
 // Decoder::decode.
 struct ModelRows {
-  int32_t* tokens;     // [max_tokens]
-  int32_t* positions;  // [max_tokens * lanes]; −1: idle
+  int32_t* tokens;      // [max_tokens]
+  int32_t* positions;   // [max_tokens * lanes]; −1: idle
+  const int32_t* feed;  // TokenMap::feed; null: the model has the large model's ids
   int lanes;
 };
 
