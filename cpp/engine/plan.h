@@ -50,6 +50,9 @@ struct FusionPlan {
     static const TokenMap same = {};
     return maps(model) ? token_maps[model] : same;
   }
+  bool lacks_base() const {
+    return std::any_of(experts.begin(), experts.end(), [](const ExpertLanes& one) { return one.base == kNoLane; });
+  }
   int64_t adapter_of(int64_t lane) const { return lane_adapter.empty() ? -1 : lane_adapter[lane]; }
   // Slot in the model's cache for a lane of the sequence in `slot`.
   int64_t cache_slot(int64_t slot, int64_t lane) const { return slot * lanes_of(lane_model[lane]) + index_of(lane); }

@@ -120,7 +120,7 @@ class DeviceRules {
     std::memcpy(here.mutable_data_ptr(), rules.data(), bytes);
     there_ = here.to(on_device(0).device());
     for (const RowRule& rule : rules) {
-      kernels_ |= rule.kernel;
+      kernels_ |= rule.kernels;
     }
   }
   void put(FusionArgs& args) const {

@@ -80,6 +80,9 @@ DeviceModels::DeviceModels(const FusionPlan& plan, const Models& weights, const 
       model.logits = at::empty({model.decoder->logits_rows(), model.vocab()}, floats);
     }
   }
+  if (plan.lacks_base()) {
+    main().run([&] { zeros_ = at::zeros({plan.vocab}, floats); });
+  }
   begun_ = std::make_unique<Event>(device);
 }
 
@@ -128,6 +131,9 @@ void DeviceModels::forward(int batch, const std::function<Pass(size_t)>& pass_of
 }
 
 Logits DeviceModels::logits(int64_t lane) {
+  if (lane == kNoLane) {
+    return {zeros_.const_data_ptr<float>(), 0};
+  }
   DeviceModel& model = models_[plan_.lane_model[lane]];
   const int64_t vocab = model.vocab();
   return {shared_logits(model) + plan_.index_of(lane) * vocab, model.decoder->lanes() * vocab};

@@ -61,7 +61,7 @@ class DeviceModels {
   // Queues a pass of each model over tokens of the first `batch` sequences.
   void forward(int batch, const std::function<Pass(size_t)>& pass_of);
 
-  // A lane's logits on the large model's device, from its first row on.
+  // A lane's logits on the large model's device, from its first row on; for kNoLane, a row of zeros for all rows.
   Logits logits(int64_t lane);
   // Copies the logits after a sequence's last accepted token to where those of its last token are.
   void keep_logits(int batch, const int32_t* active, const int32_t* accepted);
@@ -72,6 +72,7 @@ class DeviceModels {
   const FusionPlan& plan_;
   size_t large_;
   std::vector<DeviceModel> models_;
+  at::Tensor zeros_;              // [vocab], if an expert has no base
   std::unique_ptr<Event> begun_;  // marks the work queued before on the main stream
 };
 

@@ -123,8 +123,8 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
     }
     add(device, model, "workspace", bytes.workspace);
   }
-  const int64_t fused =
-      plan.experts.empty() ? 0 : most_tokens(options) * plan.vocab * static_cast<int64_t>(sizeof(float));
+  const int64_t fused_rows = (plan.experts.empty() ? 0 : most_tokens(options)) + (plan.lacks_base() ? 1 : 0);
+  const int64_t fused = fused_rows * plan.vocab * static_cast<int64_t>(sizeof(float));
   add(main, -1, "fusion and sampling", fused + SamplerState::bytes(main, sampler_size(plan, options)));
   for (const int device : std::set<int>(options.devices.begin(), options.devices.begin() + std::ssize(models))) {
     add(device, -1, "prefix cache", options.prefix_cache_bytes);

@@ -183,7 +183,9 @@ std::vector<FusionRecord> Scorer::fuse(const ScoreRequest& request, int64_t step
   std::memcpy(rule_here.mutable_data_ptr(), &rule, sizeof(rule));
   const at::Tensor rule_there = rule_here.to(on_device(main().device()).device());
   FusionArgs args = {};
-  const auto logits = [&](int64_t lane) { return Logits{rows_[lane].const_data_ptr<float>(), rows_[lane].stride(0)}; };
+  const auto logits = [&](int64_t lane) {
+    return lane == kNoLane ? models_.logits(lane) : Logits{rows_[lane].const_data_ptr<float>(), rows_[lane].stride(0)};
+  };
   args.large = logits(0);
   for (const int t : request.experts) {
     args.experts[t] = logits(plan_.experts[t].expert);
@@ -196,7 +198,7 @@ std::vector<FusionRecord> Scorer::fuse(const ScoreRequest& request, int64_t step
   args.records = static_cast<FusionRecord*>(records.mutable_data_ptr());
   args.rules = static_cast<const RowRule*>(rule_there.const_data_ptr());
   args.rule_count = 1;
-  args.kernels = rule.kernel;
+  args.kernels = rule.kernels;
   args.expert_count = all;
   args.rows = static_cast<int>(count_);
   args.vocab = plan_.vocab;

@@ -57,8 +57,8 @@ class Backend final : public dlf::Backend {
 
   // What the host keeps of a sequence's start.
   struct Start {
-    int64_t step;     // the first one that it takes part in
-    uint32_t solver;  // SolverKernels of its rule
+    int64_t step;      // the first one that it takes part in
+    uint32_t solvers;  // SolverKernels of its rule
   };
 
   Queue& main() { return step_.main(); }
@@ -134,7 +134,7 @@ void Backend::start(Sequence& sequence) {
   args.stop_count = static_cast<int32_t>(stops.size());
   std::copy(stops.begin(), stops.end(), args.stops);
   start_sequence(args, main().stream());
-  started_[slot] = {clock_.launched(), args.rule.kernel};
+  started_[slot] = {clock_.launched(), args.rule.kernels};
 }
 
 void Backend::stop(Sequence& sequence) {
@@ -213,7 +213,7 @@ void Backend::launch(std::span<Sequence* const> sequences, bool shown, const Cal
   Flight& flight = flights_[clock_.launched() % kRing];
   for (const Sequence* sequence : sequences) {
     flight.drafted[sequence->slot] = std::min<int64_t>(kind.draft.count, sequence->draft.limit);
-    kind.solvers |= started_[sequence->slot].solver;
+    kind.solvers |= started_[sequence->slot].solvers;
     kind.traced |= sequence->trace;
   }
   flight.kind = kind;

@@ -17,7 +17,7 @@ __device__ void RowSolver<kKind, kHeld>::combine() {
       best = better ? t : best;
     }
     for (int t = 0; t < experts(); ++t) {
-      double alpha = slice_.chosen(t) ? rule().alpha[t] : 0.0F;
+      double alpha = slice_.chosen(t) ? given(t) : 0.0F;
       if (solved(t)) {
         const double alone = curves_[t].search.answer().alpha;
         alpha = !by_mean() ? alone / __popc(solved()) : t == best ? alone : 0.0;  // `joint` starts at the first
@@ -81,6 +81,7 @@ __device__ void RowSolver<kKind, kHeld>::finish() {
   record.g = static_cast<float>(fused.g);
   record.sweeps = sweeps_ + 1;
   record.bad_model = kNoBadModel;
+  record.closed = 0;
 }
 
 }  // namespace dlf::cuda

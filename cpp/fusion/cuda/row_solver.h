@@ -93,8 +93,7 @@ class RowSolver {
   __device__ RowSolver(const FusionArgs& args, const RowRule& rule, const SolverLayout& layout, unsigned char* memory)
       : args_(args),
         row_(static_cast<int>(blockIdx.x) / cluster_.blocks),
-        slice_(args, rule.chosen, layout, row_, cluster_.rank, reinterpret_cast<float*>(memory + layout.logits_at),
-               kHeld),
+        slice_(args, rule, layout, row_, cluster_.rank, reinterpret_cast<float*>(memory + layout.logits_at), kHeld),
         shared_(*reinterpret_cast<Shared*>(memory)),
         sums_{shared_.parts} {
     const SharedPlan plan(experts(), kKind == SolverKind::joint);
@@ -140,6 +139,10 @@ class RowSolver {
   // Bit t: the weight of expert t is solved.
   __device__ uint32_t solved() const { return slice_.chosen() & ~rule().given; }
   __device__ bool solved(int t) const { return (solved() >> t & 1U) != 0; }
+  // The weight of an expert that is not solved.
+  __device__ float given(int t) const {
+    return (rule().measured >> t & 1U) != 0 ? args_.records[row_].alpha[t] : rule().alpha[t];
+  }
   // Whether this warp adds up the curve of expert warp_index(), and whether it also searches it.
   __device__ bool owns_curve() const { return slice_.chosen(warp_index()); }
   __device__ bool owns_search() const { return solved(warp_index()); }

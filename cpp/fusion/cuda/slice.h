@@ -1,13 +1,12 @@
 #pragma once
 
+#include "fusion/cuda/float_math.h"
 #include "fusion/cuda/reduce.h"
 #include "fusion/cuda/solver.h"
 
 // The part of a row that one block handles, four tokens at a time.
 namespace dlf::cuda {
 
-constexpr float kInfinity = HUGE_VALF;
-constexpr float kLargest = 3.402823466e38F;
 constexpr float kMostDifference = 1e15F;  // nats; its square and a sum of them stay finite
 
 // Memory layout of a row, the same for all rows.
@@ -72,9 +71,15 @@ struct Extremes {
 
 class Slice {
  public:
-  __device__ Slice(const FusionArgs& args, uint32_t chosen, const SolverLayout& layout, int row, int block,
+  __device__ Slice(const FusionArgs& args, const RowRule& rule, const SolverLayout& layout, int row, int block,
                    float* shared, bool all_held)
-      : args_(args), layout_(layout), row_(row), chosen_(chosen), all_held_(all_held), shared_(shared) {
+      : args_(args),
+        layout_(layout),
+        row_(row),
+        chosen_(rule.chosen),
+        in_place_(rule.large_in_place != 0),
+        all_held_(all_held),
+        shared_(shared) {
     const int64_t all = (args.vocab + 3) / 4;
     const int64_t first = static_cast<int64_t>(block) * layout.groups;
     begin_ = 4 * first;
@@ -175,6 +180,7 @@ class Slice {
   const SolverLayout& layout_;
   int row_;
   uint32_t chosen_;
+  bool in_place_;  // whether the large model's logits are to be read where the fused ones will go
   bool all_held_;  // a constant in each kernel
   float* shared_;
   int64_t begin_;
@@ -202,7 +208,7 @@ __device__ __forceinline__ void Slice::read(int t, Extremes& extremes, Found& fo
   }
   const bool keeps_base = holds(1 + slot);
   const int delta_array = 1 + layout_.bases + t;
-  const float* const larges = is_first ? of(args_.large) : fused();
+  const float* const larges = is_first && !in_place_ ? of(args_.large) : fused();
   const float* const experts = of(args_.experts[t]);
   const float* const bases = of(args_.bases[t]);
 #pragma unroll 1

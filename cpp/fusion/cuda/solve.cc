@@ -46,7 +46,7 @@ FusionTensors solve_on_cuda(const at::Tensor& large, const at::Tensor& experts, 
     validate(rules[i], count);
     const cuda::RowRule row = cuda::row_rule(rules[i], every, count);
     std::memcpy(rows.mutable_data_ptr<uint8_t>() + i * sizeof(row), &row, sizeof(row));
-    kernels |= row.kernel;
+    kernels |= row.kernels;
   }
   at::Tensor here;
   cuda::Queue queue(device);

@@ -7,16 +7,17 @@
 #include "fusion/cuda/row_joint.h"
 #include "fusion/cuda/row_read.h"
 #include "fusion/cuda/row_search.h"
+#include "fusion/cuda/row_tokens.h"
 #include "fusion/cuda/row_wide.h"
 #include "fusion/cuda/solver.h"
 
 namespace dlf::cuda {
 namespace {
 
-// Whether a kernel of this kind solves the rows of `kernel`. A single expert is searched, whatever the rule.
+// Whether a kernel of this kind solves the rows of `kernels`. A single expert is searched, whatever the rule.
 template <SolverKind kKind>
-__device__ bool solves(uint32_t kernel) {
-  return kKind == SolverKind::one || kernel == (kKind == SolverKind::joint ? kJointKernel : kSearchKernel);
+__device__ bool solves(uint32_t kernels) {
+  return kKind == SolverKind::one || (kernels & (kKind == SolverKind::joint ? kJointKernel : kSearchKernel)) != 0;
 }
 
 template <SolverKind kKind, bool kHeld>
@@ -25,7 +26,10 @@ __global__ void __launch_bounds__(kSolverThreads, 1)
   const int row = static_cast<int>(blockIdx.x) / Cluster().blocks;
   const RowRule& rule = args.rules[row % args.rule_count];
   const int32_t active = args.active != nullptr ? args.active[row] : 1;
-  if (active == 0 || !solves<kKind>(rule.kernel)) {
+  if (active == 0 || !solves<kKind>(rule.kernels)) {
+    return;
+  }
+  if ((rule.kernels & kPrepareKernel) != 0 && args.records[row].closed != 0) {
     return;
   }
   RowSolver<kKind, kHeld> solver(args, rule, layout, shared_memory<unsigned char>());
@@ -109,15 +113,21 @@ FusionShape fusion_shape(int64_t vocab) {
 }
 
 void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {
-  if (args.expert_count == 1) {
-    launch_kind<SolverKind::one>(args, shape, stream);
-    return;
+  const bool is_one = args.expert_count == 1;
+  if ((args.kernels & kPrepareKernel) != 0) {
+    prepare_rows(args, shape.cluster, stream);
   }
-  if ((args.kernels & kSearchKernel) != 0) {
+  if (is_one) {
+    launch_kind<SolverKind::one>(args, shape, stream);
+  }
+  if (!is_one && (args.kernels & kSearchKernel) != 0) {
     launch_kind<SolverKind::some>(args, shape, stream);
   }
-  if ((args.kernels & kJointKernel) != 0) {
+  if (!is_one && (args.kernels & kJointKernel) != 0) {
     launch_kind<SolverKind::joint>(args, shape, stream);
+  }
+  if ((args.kernels & kMixKernel) != 0) {
+    mix_rows(args, shape.cluster, stream);
   }
 }
 

@@ -24,6 +24,7 @@ struct FusionRecord {
   float g;
   int32_t sweeps;
   int32_t bad_model;
+  int32_t closed;  // 1: the gate of the rule was closed, and the fused logits are the large model's
 };
 
 struct FusionArgs {
@@ -36,7 +37,7 @@ struct FusionArgs {
   const int32_t* active;  // [rows], 0 to skip a row; null to skip none
   const RowRule* rules;   // that of row r at r % rule_count
   int rule_count;
-  uint32_t kernels;  // SolverKernels to launch; a row whose rule has another is left alone
+  uint32_t kernels;  // SolverKernels to launch; each leaves alone the rows whose rules do not have it
   int rows;
   int expert_count;
   int64_t vocab;
