@@ -216,6 +216,8 @@ struct HostAnswer {
   double f;
   double g;
   int bad_model;
+  bool open;
+  Floats fused;
 };
 
 std::vector<HostAnswer> run_cpu(const Problem& problem, const Rule& rule) {
@@ -244,6 +246,8 @@ std::vector<HostAnswer> run_cpu(const Problem& problem, const Rule& rule) {
     answers[row].f = results[row].f;
     answers[row].g = results[row].g;
     answers[row].bad_model = results[row].bad_model;
+    answers[row].open = results[row].open;
+    answers[row].fused = std::move(fused[row]);
   }
   return answers;
 }
@@ -805,6 +809,109 @@ void given_weights_and_bounds_are_those_of_the_processor() {
   }
 }
 
+// Rules over probabilities: measured and mixed weights, coefficients of the large model, masks and gates.
+std::vector<Rule> probability_rules(int experts) {
+  const auto shares = [&](double sum) {
+    return std::vector<ExpertWeight>(experts, {2.0, sum / experts, /*mixed=*/true});
+  };
+  std::vector<ExpertWeight> some(experts);
+  some[0] = {2.0, 0.3, true};
+  std::vector<ExpertWeight> tight(experts, {0.05, std::nullopt});
+  tight.back().given = -0.4;
+  return {
+      {Combine::jsd, Match::symmetric, {}},
+      {Combine::jsd, Match::symmetric, tight, 0.7, 0.1},
+      {Combine::static_alpha, Match::symmetric, shares(0.8)},
+      {Combine::static_alpha, Match::symmetric, shares(1.0), 1.0, 0.01},
+      {Combine::jsd, Match::symmetric, some, 0.0},
+      {Combine::select, Match::forward, some, 1.0, 0.2, {GateKind::entropy, 3.0}},
+      {Combine::centroid, Match::reverse, {}, 1.7, 0.0, {GateKind::disagree}},
+      {Combine::joint, Match::symmetric, {}, 0.6, 0.0, {GateKind::top_prob, 0.5}},
+      {Combine::grid, Match::symmetric, {}, 1.0, 0.001},
+  };
+}
+
+// Checks a row of a rule over probabilities: what the device fused is what the processor fused.
+void check_as_on_the_processor(const Problem& problem, int row, const Rule& rule, const HostAnswer& host,
+                               const Answers& device) {
+  const FusionRecord& record = device.records[row];
+  EXPECT(record.bad_model == host.bad_model && (record.closed != 0) == !host.open);
+  if (host.bad_model != kNoBadModel) {
+    return;
+  }
+  EXPECT(host.open || device.fused[row] == problem.large[row]);
+  // A searched weight is as near as its loss is curved.
+  const bool searched = rule.combining().weights != CombineRow::Weights::given && !rule.is_measured();
+  for (int t = 0; t < problem.experts; ++t) {
+    EXPECT(near(record.alpha[t], host.alpha[t], 0.0, searched ? 2e-3 : 1e-6));
+    EXPECT(near(record.target_f[t], host.a[t], 1e-5, 1e-8));
+  }
+  EXPECT(near(record.f, host.f, searched ? 1e-2 : 1e-4, searched ? 1e-3 : 2e-6));
+  EXPECT(near(record.g, host.g, searched ? 1e-2 : 1e-4, searched ? 1e-3 : 2e-6));
+  bool fused = true;
+  for (int64_t i = 0; i < problem.vocab; ++i) {
+    const float expected = host.fused[i];
+    fused = fused && (std::isinf(expected) ? device.fused[row][i] == expected
+                                           : near(device.fused[row][i], expected, 1e-5, searched ? 2e-2 : 2e-5));
+  }
+  EXPECT(fused);
+}
+
+void rules_over_probabilities_are_those_of_the_processor() {
+  for (const int experts : {1, 2, 5}) {
+    Generator generator(50 + static_cast<uint32_t>(experts));
+    Problem problem(2300, experts, experts != 2);
+    for (int row = 0; row < 4; ++row) {
+      generator.language(problem);
+    }
+    generator.draw(problem, 1.0F);
+    generator.draw(problem, 0.05F);
+    for (int64_t i = 0; i < 9; ++i) {
+      problem.large[1][11 * i] = -kInfinity;
+      problem.tuned[2][i] = -kInfinity;
+      problem.bases[3][7 * i] = -kInfinity;
+    }
+    problem.tuned[3] = problem.bases[3];  // an expert that is its base
+    problem.tuned[3].resize(experts * problem.vocab, 0.5F);
+    int closed = 0;
+    for (const Rule& rule : probability_rules(experts)) {
+      const std::vector<HostAnswer> host = run_cpu(problem, rule);
+      for (const FusionShape shape : {kChosen, FusionShape{4, 24 * 1024}}) {
+        const Answers device = run_cuda(problem, {rule}, shape, shape.cluster == 4 ? 1 : 0);
+        for (int row = 0; row < problem.rows(); ++row) {
+          check_as_on_the_processor(problem, row, rule, host[row], device);
+        }
+      }
+      closed +=
+          static_cast<int>(std::count_if(host.begin(), host.end(), [](const HostAnswer& one) { return !one.open; }));
+    }
+    EXPECT(closed >= 2);
+  }
+}
+
+// The solver finds the fault, whatever works on the row before and after it.
+void bad_logits_are_found_under_every_rule() {
+  Generator generator(54);
+  Problem problem(900, 2, false);
+  for (int row = 0; row < 5; ++row) {
+    generator.draw(problem, 2.0F);
+  }
+  problem.large[0][3] = std::nanf("");
+  problem.large[1][899] = kInfinity;
+  problem.tuned[2][900 + 7] = std::nanf("");
+  problem.bases[3][8] = kInfinity;
+  std::fill(problem.large[4].begin(), problem.large[4].end(), -kInfinity);
+  const int expected[] = {0, 0, 3, 2, kEmptySupport};
+  for (Rule rule : probability_rules(2)) {
+    rule.gate = rule.gate.needs_experts() ? Gate() : rule.gate;  // closed gates hide a fault of the experts
+    rule.gate.threshold = rule.gate.kind == GateKind::top_prob ? 1.0 : 0.0;
+    const Answers found = run_cuda(problem, {rule});
+    for (int row = 0; row < 5; ++row) {
+      EXPECT(found.records[row].bad_model == expected[row]);
+    }
+  }
+}
+
 // Experts that a row does not use are not read; its result is bit-identical to that without them.
 void rows_may_use_some_of_the_experts() {
   Generator generator(32);
@@ -915,8 +1022,11 @@ void the_answer_is_the_same_in_every_order() {
   generator.draw(problem, 6.0F);
   problem.large[1][17] = -60.0F;
   problem.tuned[1][17] = problem.bases[1][17] + 80.0F;
+  std::vector<Rule> rules = probability_rules(2);
   for (const Combine combine : kCombines) {
-    const Rule rule = with_weights(rule_of(combine), 2);
+    rules.push_back(with_weights(rule_of(combine), 2));
+  }
+  for (const Rule& rule : rules) {
     const Answers first = run_cuda(problem, {rule}, {4, 60 * 1024});
 #if __has_include("emulator.h")
     emulation::set_order(emulation::Order::backward);
@@ -968,6 +1078,11 @@ void rows_of_other_rules_change_no_bit() {
     for (size_t row = 0; row < rules.size(); ++row) {
       generator.draw(all, row % 3 == 2 ? 6.0F : 1.0F);
       masks.push_back(row % 4 == 3 ? 0b1001U & ((1U << experts) - 1U) : (1U << experts) - 1U);
+    }
+    for (const Rule& rule : probability_rules(experts)) {
+      rules.push_back(rule);
+      generator.draw(all, 1.0F);
+      masks.push_back((1U << experts) - 1U);
     }
     masks[7] = 0;
     std::rotate(rules.begin(), rules.begin() + 4, rules.end());
@@ -1047,6 +1162,9 @@ int main(int argc, char** argv) {
           {"every shape", dlf::cuda::every_shape},
           {"given weights and bounds are those of the processor",
            dlf::cuda::given_weights_and_bounds_are_those_of_the_processor},
+          {"rules over probabilities are those of the processor",
+           dlf::cuda::rules_over_probabilities_are_those_of_the_processor, true},
+          {"bad logits are found under every rule", dlf::cuda::bad_logits_are_found_under_every_rule},
           {"rows may use some of the experts", dlf::cuda::rows_may_use_some_of_the_experts},
           {"inactive rows are left alone", dlf::cuda::inactive_rows_are_left_alone},
           {"the answer is the same in every order", dlf::cuda::the_answer_is_the_same_in_every_order},

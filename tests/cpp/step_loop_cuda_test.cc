@@ -53,7 +53,7 @@ void expect_near(const StepOutput& output, const StepOutput& expected) {
 }
 
 void tokens_are_those_of_the_processor() {
-  for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid}) {
+  for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid, Combine::jsd}) {
     const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {1, kContext, 1});
     const auto cuda = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
     for (const double temperature : {0.0, 1.0}) {
@@ -256,6 +256,8 @@ void rules_that_share_a_kernel_share_a_graph() {
   EXPECT(decode({Combine::joint, Combine::joint}) > 0);
   EXPECT(decode({Combine::joint, Combine::select}) > 0);
   EXPECT(decode({Combine::grid, Combine::joint}) == 0);
+  EXPECT(decode({Combine::jsd, Combine::select}) > 0);
+  EXPECT(decode({Combine::jsd, Combine::jsd}) == 0);
 }
 
 // The large model drafts for itself, with small expert weights: most drafts are right, and so are their results.
@@ -403,6 +405,30 @@ void lanes_share_a_model() {
     }
   }
   EXPECT(run(*loop) == run(*cpu));
+}
+
+// An expert without a base, and one whose base is the large model, decoded with drafts and scored.
+void experts_may_lack_a_base() {
+  FusionPlan plan;
+  plan.lane_model = {0, 1, 2};
+  plan.experts = {{1, kNoLane}, {2, 0}};
+  plan.vocab = kVocab;
+  const Models models = {tiny_model(1), tiny_model(2), tiny_model(3)};
+  const auto cpu = cpu::make_step_loop(plan, models, {2, kContext, 1});
+  const auto loop = cuda::make_step_loop(plan, models, options(2, true, {0, 0, 0}));
+  for (const int64_t id : {1, 30, 31, 35}) {
+    Request request = make_request(id, 5, 6);
+    request.prompts.resize(3);
+    request.rule = testing::rule_of(id);
+    cpu->add(request);
+    request.speculation = {id % 2 == 0 ? 3 : 0, 1, false};
+    loop->add(request);
+  }
+  EXPECT(run(*loop) == run(*cpu));
+  ScoreRequest request = testing::score_request(2);
+  request.prompts.resize(3);
+  request.rule.combine = Combine::centroid;
+  testing::expect_scores_near(loop->score(request, [] {}), cpu->score(request, [] {}), 3e-3);
 }
 
 // Lanes with two adapters and with none share a model, in every batch; some requests leave lanes out.
@@ -645,12 +671,17 @@ void impossible_maps_are_refused() {
 }
 
 void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
-  for (const Combine combine : {Combine::select, Combine::joint}) {
+  const Rule rules[] = {{},
+                        {Combine::joint, Match::symmetric, {}},
+                        {Combine::jsd, Match::symmetric, {}, 1.4, 0.01},
+                        {Combine::centroid, Match::symmetric, {}, 1.0, 0.0, {GateKind::top_prob, 0.2}}};
+  for (const Rule& rule : rules) {
     const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {1, kContext, 1});
     const auto loop =
         cuda::make_step_loop(tiny_plan(), tiny_models(), with_prefix_cache(options(1, true, devices), 1 << 20));
     for (const std::vector<int>& experts : {std::vector<int>{0, 1}, {1}, {}}) {
-      const ScoreRequest request = testing::score_request(2, experts, combine);
+      ScoreRequest request = testing::score_request(2, experts);
+      request.rule = rule;
       testing::expect_scores_near(loop->score(request, [] {}), cpu->score(request, [] {}), 3e-3);
     }
   }
@@ -711,6 +742,7 @@ int main(int argc, char** argv) {
           {"models may be on two devices", dlf::models_may_be_on_two_devices, true},
           {"the large model decodes alone", dlf::the_large_model_decodes_alone},
           {"lanes share a model", dlf::lanes_share_a_model},
+          {"experts may lack a base", dlf::experts_may_lack_a_base, true},
           {"adapters are those of the processor", dlf::adapters_are_those_of_the_processor},
           {"adapters may be on two devices", dlf::adapters_may_be_on_two_devices, true},
           {"the prefix cache changes nothing", dlf::the_prefix_cache_changes_nothing},

@@ -132,8 +132,29 @@ inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, 
   return request;
 }
 
-// Returns a rule that differs from those of the other ids up to 30.
+// Returns a rule over probabilities, of six.
+inline Rule probability_rule(int64_t index) {
+  switch (index) {
+    case 0:
+      return {Combine::jsd, Match::symmetric, {}};
+    case 1:
+      return {Combine::static_alpha, Match::symmetric, {{2.0, 0.4, true}, {2.0, 0.5}}};
+    case 2:
+      return {Combine::centroid, Match::symmetric, {}, 1.0, 0.1};
+    case 3:
+      return {Combine::joint, Match::symmetric, {}, 1.3};
+    case 4:
+      return {Combine::select, Match::symmetric, {}, 1.0, 0.0, {GateKind::top_prob, 0.2}};
+    default:
+      return {Combine::jsd, Match::symmetric, {{2.0, 0.2, true}, {}}, 0.8, 0.05, {GateKind::disagree}};
+  }
+}
+
+// Returns a rule that differs from those of the other ids up to 36.
 inline Rule rule_of(int64_t id) {
+  if (id >= 30) {
+    return probability_rule(id - 30);
+  }
   Rule rule = {kCombineTable[id % 5].combine, kMatchTable[id / 5 % 3].match, {{2.0, {}}, {2.0, {}}}};
   if (id % 5 == 3) {
     rule.weights = {{2.0, 0.4}, {2.0, -0.3}};
@@ -216,7 +237,7 @@ inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepL
     ruled.speculation = speculation;
     return ruled;
   };
-  const std::vector<int64_t> ids = {0, 1, 2, 3, 4, 6, 7, 12, 17};
+  const std::vector<int64_t> ids = {0, 1, 2, 3, 4, 6, 7, 12, 17, 30, 31, 32, 33, 34, 35};
   Tokens alone;
   const auto one_by_one = make();
   for (const int64_t id : ids) {
