@@ -674,7 +674,7 @@ void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
   const Rule rules[] = {{},
                         {Combine::joint, Match::symmetric, {}},
                         {Combine::jsd, Match::symmetric, {}, 1.4, 0.01},
-                        {Combine::centroid, Match::symmetric, {}, 1.0, 0.0, {GateKind::top_prob, 0.2}}};
+                        {Combine::centroid, Match::symmetric, {}, 1.0, 0.0, {GateKind::top_prob, 0.05}}};
   for (const Rule& rule : rules) {
     const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {1, kContext, 1});
     const auto loop =
