@@ -59,11 +59,11 @@ inline RowRule row_rule(const Rule& rule, std::span<const int> experts, int all)
     const int t = experts[i];
     const ExpertWeight weight = rule.weight(i);
     const uint32_t bit = 1U << t;
+    const auto given = static_cast<float>(weight.given.value_or(0.0));
     row.chosen |= bit;
     row.measured |= weight.solved() && rule.is_measured() ? bit : 0U;
     row.given |= weight.solved() ? 0U : bit;
-    row.mixed |= weight.mixed && *weight.given > 0.0 ? bit : 0U;
-    const auto given = static_cast<float>(weight.given.value_or(0.0));
+    row.mixed |= weight.mixed && given > 0.0F ? bit : 0U;
     row.alpha[t] = weight.mixed ? 0.0F : given;
     row.mix[t] = weight.mixed ? given : 0.0F;
     row.alpha_max[t] = static_cast<float>(weight.alpha_max);
