@@ -23,7 +23,7 @@ from dlf.errors import (
     TokenizerMismatchError,
     UnknownArchitectureError,
 )
-from dlf.experts import Expert, InContext, Lora, TaskArithmetic
+from dlf.experts import Amateur, Expert, Guidance, InContext, Lora, TaskArithmetic
 from dlf.memory import Memory, MemoryPart
 from dlf.options import EngineOptions
 from dlf.own_rule import StepLogits
@@ -34,6 +34,7 @@ from dlf.speculation import Speculation
 from dlf.stream import AsyncStream, Stream
 
 __all__ = [
+    "Amateur",
     "AsyncEngine",
     "AsyncStream",
     "CheckpointError",
@@ -44,6 +45,7 @@ __all__ = [
     "Error",
     "ErrorKind",
     "Expert",
+    "Guidance",
     "InContext",
     "LogitsError",
     "Lora",

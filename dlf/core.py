@@ -20,6 +20,7 @@ from dlf.driver import Driver, Poll, closed
 from dlf.ensemble import Ensemble
 from dlf.errors import OptionTypeError
 from dlf.experts import AnyExpert, as_expert
+from dlf.guidance import OPTIONS
 from dlf.memory import Memory
 from dlf.options import EngineOptions
 from dlf.own_rule import OwnRule, RuleFunction, StepLogits
@@ -198,9 +199,10 @@ class EngineCore:
         """Prepare a request for one token, and a list that gets the logits from which it is drawn."""
         found: list[StepLogits] = []
         fields, others = take_rule(rule, options)
+        guidance = {name: others.pop(name) for name in OPTIONS if name in others}
         for name in others:
             raise OptionTypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}", name)
-        one: dict[str, Any] = {"max_new_tokens": 1, "ignore_eos": True}
+        one: dict[str, Any] = {"max_new_tokens": 1, "ignore_eos": True, **guidance}
         wanted = Generation.of(
             prompt,
             messages,
@@ -251,12 +253,13 @@ class EngineCore:
         async def score(ensemble: Ensemble) -> list[Score]:
             chosen = chosen_experts(wanted.experts, ensemble.labels)
             names = [ensemble.labels[number] for number in chosen]
-            rule = ensemble.rule(wanted.rule, wanted.experts, chosen)
+            rule = ensemble.rule(wanted.guided.rule(wanted.rule, ensemble, chosen), wanted.experts, chosen)
+            beside = wanted.guided.beside(ensemble, chosen, count)
             scores: list[Score | None] = [None] * count
             bar = tqdm(total=count, desc="Scoring", unit="seq", disable=not progress)
             with bar, _Entered(self._running, next(self._ids)):
-                encode = partial(score_groups, ensemble, wanted.prompts, wanted.continuations, chosen, wanted.examples)
-                for group in await waiting.aside(encode):
+                given = wanted.prompts, wanted.continuations, chosen, wanted.examples, beside
+                for group in await waiting.aside(partial(score_groups, ensemble, *given)):
                     for numbers, tokens in group.parts():
                         hook = None if wanted.own_rule is None else OwnRule(wanted.own_rule, names)
                         work = self._scoring(ensemble, _C.ScoreRequest(group.lanes, chosen, tokens, rule), hook)

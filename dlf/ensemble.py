@@ -15,14 +15,13 @@ from dlf.checkpoints.checkpoint import open_checkpoint
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
 from dlf.errors import OptionError, field_of
-from dlf.experts import AnyExpert
+from dlf.experts import AnyExpert, Guidance
 from dlf.experts.merged import merged_experts
 from dlf.lanes import Lanes, ModelKey
 from dlf.memory import Memory, check_memory, plan_memory
 from dlf.model import Model, load_model
 from dlf.options import EngineOptions
 from dlf.rule import UNSAID, Rule, native_rule
-from dlf.support.option_values import as_float
 from dlf.text.layout import CHAT
 from dlf.text.tokenizer import Tokenizer
 from dlf.vocabulary import NamedTokenizer, Vocabulary
@@ -158,7 +157,7 @@ class Ensemble:
 
     @cached_property
     def _own_rule(self) -> Rule:
-        return _own_rule(self.options, self.experts)
+        return self.options.rule_of(self.experts)
 
     def loop(self) -> _C.StepLoop:
         """Return a step loop on these models, with caches of its own."""
@@ -186,19 +185,9 @@ def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None
             options.placement.check_dtype(Precision.of(options.dtype, expert.weights).dtype)
         except ValueError as error:
             raise OptionError(f"expert '{expert.label}': {error}", field_of(error)) from None
+    guides = [expert.label for expert in experts if isinstance(expert, Guidance)]
+    for name in guides:
+        if guides.count(name) > 1:
+            raise OptionError(f"several dlf.Guidance are called {name!r}; give each a name", "experts")
     if experts:
-        native_rule(UNSAID, _own_rule(options, experts), [], range(len(experts)))  # raises
-
-
-def _own_rule(options: EngineOptions, experts: Sequence[AnyExpert]) -> Rule:
-    """The engine's rule, with `alpha` and `alpha_max` of every expert."""
-    alpha = [None if expert.alpha is None else _number(expert, "alpha", expert.alpha) for expert in experts]
-    bounds: list[Any] = [
-        options.alpha_max if expert.alpha_max is None else _number(expert, "alpha_max", expert.alpha_max)
-        for expert in experts
-    ]
-    return Rule(options.combine, options.match, alpha, bounds)
-
-
-def _number(expert: AnyExpert, name: str, value: Any) -> float:
-    return as_float(f"expert '{expert.label}': {name}", value, name)
+        native_rule(UNSAID, options.rule_of(experts), [], range(len(experts)))  # raises

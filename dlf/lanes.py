@@ -10,21 +10,27 @@ from typing import TypeAlias
 from dlf import _C
 from dlf.arguments import Path
 from dlf.checkpoints.precision import Precision
-from dlf.experts import Expert, InContext, Lora
+from dlf.experts import WholeExpert
+from dlf.experts.context import Context, PromptKey, Read
 from dlf.text.layout import Layout
 
-__all__ = ["Lane", "Lanes", "ModelKey"]
+__all__ = ["NO_LANE", "Lane", "Lanes", "ModelKey"]
 
 ModelKey: TypeAlias = "tuple[str, Precision]"
+NO_LANE = -1  # of a base: the uniform distribution
 
 
 @dataclass(frozen=True)
 class Lane:
-    """A context: the number of its model, the layout of its prompts, and the number of its adapter, if any."""
+    """A context: the number of its model, the layout of its prompts, and the number of its adapter, if any.
+
+    It reads the request's prompt, or the one of `prompt` in its place.
+    """
 
     model: int
     layout: Layout
     adapter: int | None = None
+    prompt: PromptKey | None = None
 
 
 @dataclass
@@ -45,7 +51,7 @@ class Lanes:
     lanes : list of Lane
         A model that reads the same text for several experts has one lane for all of them.
     pairs : list of (int, int)
-        Lane of each expert, and of its base.
+        Lane of each expert, and of its base; `NO_LANE` for an expert without a base. Each may be the large model's.
     drafter : int, optional
         The lane of a model that is not fused and only drafts.
     """
@@ -62,24 +68,17 @@ class Lanes:
     def of(
         cls,
         large: Path,
-        experts: Sequence[Expert | InContext | Lora],
+        experts: Sequence[WholeExpert],
         dtype: str,
         weights: str | None,
         template: str | None,
         drafter: Path | None = None,
     ) -> Lanes:
-        """Return the lanes of a large model, of experts that each have a base, and of a drafter, if any."""
+        """Return the lanes of a large model, of experts that each name their base, and of a drafter, if any."""
         found = cls(dtype)
         found.lanes.append(Lane(found._model(large, weights), Layout(template)))
         for expert in experts:
-            assert expert.base is not None
-            own = template if expert.template is None else expert.template
-            other = None if isinstance(expert, InContext) else expert.base_template
-            model = expert.model if isinstance(expert, Expert) else expert.base
-            examples = tuple(expert.examples) if isinstance(expert, InContext) else ()
-            adapter = expert.adapter if isinstance(expert, Lora) else None
-            lane = found._lane(model, expert.weights, Layout(own, examples), adapter)
-            base = found._lane(expert.base, expert.weights, Layout(template if other is None else other))
+            lane, base = (found._lane_of(read, expert.weights, template) for read in expert.reads)
             found.pairs.append((lane, base))
         if drafter is not None:
             found.drafter = len(found.lanes)
@@ -109,8 +108,12 @@ class Lanes:
 
     def of_experts(self, experts: Sequence[int], *, drafter: bool = False) -> list[int]:
         """Lanes that a request with these experts needs, in rising order; with `drafter` also the drafter's."""
-        needed = {0} | {lane for expert in experts for lane in self.pairs[expert]}
+        needed = {0} | {lane for expert in experts for lane in self.pairs[expert] if lane != NO_LANE}
         return sorted(needed | {self.drafter} if drafter and self.drafter is not None else needed)
+
+    def small(self, lane: int) -> bool:
+        """Whether a lane is on other weights than the large model's, and so can draft."""
+        return lane != NO_LANE and self.of_model[lane] != 0
 
     def _model(self, name: Path, weights: str | None) -> int:
         key = _place(name), Precision.of(self.dtype, weights)
@@ -120,10 +123,16 @@ class Lanes:
             self.adapters.append([])
         return self.keys.index(key)
 
-    def _lane(self, name: Path, weights: str | None, layout: Layout, adapter: Path | None = None) -> int:
-        """Number of a small model's lane; on the large model's weights it is never the large model's own lane."""
-        model = self._model(name, weights)
-        lane = Lane(model, layout, None if adapter is None else self._adapter(model, adapter))
+    def _lane_of(self, read: Read, weights: str | None, template: str | None) -> int:
+        """Number of the lane of an expert or a base; on the large model's weights it may be a lane of its own."""
+        if read is None:
+            return NO_LANE
+        if not isinstance(read, Context):
+            return 0
+        model = self._model(self.models[0][0] if read.model is None else read.model, weights)
+        layout = Layout(template if read.template is None else read.template, read.examples)
+        adapter = None if read.adapter is None else self._adapter(model, read.adapter)
+        lane = Lane(model, layout, adapter, read.prompt)
         if lane not in self.lanes[1:]:
             self.lanes.append(lane)
             return len(self.lanes) - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from dlf.arguments import Path, prefix_bytes, sampling_options
 from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
 from dlf.devices import Placement
 from dlf.errors import OptionError, OptionTypeError
-from dlf.experts import EXPERTS, AnyExpert, as_expert, with_alpha
+from dlf.experts import EXPERTS, AnyExpert, as_expert, with_weights
 from dlf.rule import Rule
 from dlf.speculation import Speculate, as_speculation
 from dlf.support.option import Option, options_of
@@ -25,7 +25,7 @@ from dlf.text.layout import Layout
 __all__ = ["COMBINE", "MATCH", "EngineOptions"]
 
 TOKENIZER_MAPS = ("exact",)
-COMBINE, MATCH = _C.COMBINES, _C.MATCHES
+COMBINE, MATCH, GATES = _C.COMBINES, _C.MATCHES, _C.GATES
 FUSION, MACHINE = "fusion", "engine"  # sections of a recipe
 
 
@@ -37,7 +37,7 @@ class EngineOptions:
     ----------
     large : str or path
         Folder in Hugging Face format, or hub id, of the large model.
-    experts : sequence of Expert, InContext, Lora, TaskArithmetic, str or path
+    experts : sequence of Expert, InContext, Lora, TaskArithmetic, Guidance, Amateur, str or path
         At most 16; a plain string takes `base`, a `TaskArithmetic` is merged first. Without experts the large model
         decodes alone. Experts of all kinds can be mixed; those that share weights run in one batch.
     base : str or path, optional
@@ -47,9 +47,9 @@ class EngineOptions:
         ``"chat"`` for each model's chat template, a text with ``{prompt}`` where the prompt goes, or a text with
         ``{question}`` and ``{answer}``, which is also the form of examples. By default prompts are read as they are,
         and messages in the chat template of each model that has one.
-    combine : {"select", "centroid", "joint", "static", "grid"}
-        How several experts are combined; see `dlf.fusion.solve`. This and the next three are the rule of requests that
-        have no other.
+    combine : {"select", "centroid", "joint", "static", "grid", "jsd"}
+        How several experts are combined; see `dlf.fusion.solve`. The options from this one to `gate_threshold` are the
+        rule of requests that have no other; see `dlf.Rule`.
     match : {"symmetric", "forward", "reverse"}
         Which divergences are matched.
     alpha : sequence of float or None, optional
@@ -57,6 +57,17 @@ class EngineOptions:
         whose weight is solved. An expert may have its own instead.
     alpha_max : float
         Upper bound of a solved weight, for experts without their own.
+    mix : sequence of float or None, optional
+        Shares, one for each expert, of experts whose probabilities are mixed in; None for one that is added to the
+        logits. An expert may have its own instead.
+    large_weight : float
+        Coefficient of the large model's logits.
+    plausibility : float
+        Excludes tokens whose probability by the large model is below this share of its largest; 0 excludes none.
+    gate : {"none", "entropy", "top_prob", "disagree"}
+        Where the experts take part.
+    gate_threshold : float
+        Threshold of the gate: nats for ``"entropy"``, a probability for ``"top_prob"``.
     dtype : {"auto", "float32", "bfloat16", "float16"}
         Type of the weights and of the KV cache; ``"auto"`` keeps each file's. ``"float16"`` is for CUDA devices.
     weights : {"fp32", "bf16", "fp16", "int8", "int4", "int4-g64"}, optional
@@ -120,6 +131,16 @@ class EngineOptions:
         Sequence[float | None] | None, Option("Weight of each expert, for static.", section=FUSION, flag="", each=float)
     ] = None
     alpha_max: Annotated[float, Option("Upper bound of a solved weight.", section=FUSION, flag="")] = 2.0
+    mix: Annotated[
+        Sequence[float | None] | None,
+        Option("Share of each expert whose probabilities are mixed in.", section=FUSION, flag="", each=float),
+    ] = None
+    large_weight: Annotated[float, Option("Coefficient of the large model's logits.", section=FUSION, flag="")] = 1.0
+    plausibility: Annotated[
+        float, Option("Least probability of a token, as a share of the largest.", section=FUSION, flag="")
+    ] = 0.0
+    gate: Annotated[str, Option("Where the experts take part.", GATES, section=FUSION, flag="")] = "none"
+    gate_threshold: Annotated[float, Option("Threshold of the gate.", section=FUSION, flag="")] = 0.0
     dtype: Annotated[str, Option("Type of weights and KV cache.", ("auto", *DTYPES), section=MACHINE, flag="")] = "auto"
     weights: Annotated[
         str | None, Option("Type of the weights; by default dtype's.", WEIGHTS, section=MACHINE, flag="")
@@ -155,12 +176,13 @@ class EngineOptions:
         if isinstance(self.experts, (str, os.PathLike, *EXPERTS)):
             raise OptionTypeError("experts is one expert; give a list: experts=[...]", "experts")
         Layout(self.template)  # raises, as does the next line
-        Rule(self.combine, self.match)
+        _ = self.rule
         for name, option in options_of(EngineOptions).items():
             value = getattr(self, name)
             if option.least is not None and (value is not None or option.default is not None):
                 self._set(name, as_int(name, value, option.least, MAX_INT if option.most is None else option.most))
-        self._set("alpha_max", as_float("alpha_max", self.alpha_max))
+        for name in ("alpha_max", "large_weight", "plausibility", "gate_threshold"):
+            self._set(name, as_float(name, getattr(self, name)))
         as_flag("cuda_graph", self.cuda_graph)
         if self.tokenizer_map is not None and self.tokenizer_map not in TOKENIZER_MAPS:
             raise OptionError(
@@ -174,6 +196,24 @@ class EngineOptions:
         self._set("defaults", dict(self.defaults or {}))
         sampling_options(self.defaults or {})  # raises, as does the next line
         as_speculation(self.speculate)
+
+    @cached_property
+    def rule(self) -> Rule:
+        """The rule of requests, without what each expert may have of its own."""
+        return Rule(
+            self.combine,
+            self.match,
+            large_weight=self.large_weight,
+            plausibility=self.plausibility,
+            gate=self.gate,
+            gate_threshold=self.gate_threshold,
+        )
+
+    def rule_of(self, experts: Sequence[AnyExpert]) -> Rule:
+        """The rule of requests, with the weight, its bound or the share of every expert."""
+        bounds = [_number(expert, "alpha_max", self.alpha_max) for expert in experts]
+        alpha, mix = ([_number(expert, name, None) for expert in experts] for name in ("alpha", "mix"))
+        return replace(self.rule, alpha=alpha, alpha_max=bounds, mix=mix)
 
     @cached_property
     def placement(self) -> Placement:
@@ -194,7 +234,13 @@ class EngineOptions:
 
     def whole_experts(self) -> list[AnyExpert]:
         """The experts, with the engine's values where they have none."""
-        return with_alpha([as_expert(expert, self.base, self.weights) for expert in self.experts], self.alpha)
+        experts = [as_expert(expert, self.base, self.weights) for expert in self.experts]
+        return with_weights(experts, self.alpha, self.mix)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def _number(expert: AnyExpert, name: str, default: float | None) -> Any:
+    value = getattr(expert, name, None)
+    return default if value is None else as_float(f"expert '{expert.label}': {name}", value, name)

@@ -11,6 +11,7 @@ from dlf import _C
 from dlf.arguments import Prompt, as_prompts, chosen_experts, sampling_options
 from dlf.ensemble import Ensemble
 from dlf.errors import OptionError, OptionTypeError
+from dlf.guidance import NOT_GUIDED, Guided, take_guidance
 from dlf.own_rule import OwnRule, RuleFunction
 from dlf.prompts import end_tokens, lane_prompts
 from dlf.request import RunningRequest
@@ -33,6 +34,8 @@ class Generation:
         The prompts or conversations, and whether there was a single one rather than a list.
     sampling, examples, experts, rule, speculation
         As `Engine.generate` describes them.
+    guided
+        Its negative and positive prompts, and its guidance scale.
     own_rule
         A function as rule, which sees the logits that `rule` fuses.
     """
@@ -44,6 +47,7 @@ class Generation:
     experts: Sequence[str] | None
     rule: Rule
     speculation: Speculation | None
+    guided: Guided = NOT_GUIDED
     own_rule: RuleFunction | None = None
 
     @classmethod
@@ -67,10 +71,11 @@ class Generation:
         """
         prompts, single = as_prompts(prompt, messages)
         shots = () if examples is None else as_examples(examples)
-        own, others = take_rule(rule, options)
+        guided, others = take_guidance(options, len(prompts))
+        own, others = take_rule(rule, others)
         sampling = sampling_options(others)
         function = rule if callable(rule) else None
-        return cls(prompts, single, sampling, shots, experts, own, as_speculation(speculate), function)
+        return cls(prompts, single, sampling, shots, experts, own, as_speculation(speculate), guided, function)
 
     @property
     def sequences(self) -> int:
@@ -100,6 +105,7 @@ class Scoring:
     examples: tuple[Example, ...]
     experts: Sequence[str] | None
     rule: Rule
+    guided: Guided = NOT_GUIDED
     own_rule: RuleFunction | None = None
 
     @classmethod
@@ -125,11 +131,13 @@ class Scoring:
         continuations, single = as_continuations(continuation, None if one_prompt else len(prompts))
         if one_prompt:
             prompts = [prompts[0]] * len(continuations)  # type: ignore[assignment]
-        own, others = take_rule(rule, options)
+        guided, others = take_guidance(options, 1 if one_prompt else len(prompts))
+        own, others = take_rule(rule, others)
         for name in others:
             raise OptionTypeError(f"no option is called {name!r}; there are: {', '.join(FIELDS)}", name)
         shots = () if examples is None else as_examples(examples)
-        return cls(prompts, continuations, single, shots, experts, own, rule if callable(rule) else None)
+        function = rule if callable(rule) else None
+        return cls(prompts, continuations, single, shots, experts, own, guided.repeated(len(continuations)), function)
 
 
 def prepare(
@@ -146,7 +154,8 @@ def prepare(
     seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
     chosen = chosen_experts(wanted.experts, ensemble.labels)
     names = [ensemble.labels[number] for number in chosen]
-    rule = ensemble.rule(wanted.rule, wanted.experts, chosen)
+    rule = ensemble.rule(wanted.guided.rule(wanted.rule, ensemble, chosen), wanted.experts, chosen)
+    beside = wanted.guided.beside(ensemble, chosen, len(wanted.prompts))
     draft = native_speculation(wanted.speculation, ensemble, chosen)
     bad_words = [
         ensemble.tokenizer.encode(form, add_special_tokens=False)
@@ -158,7 +167,7 @@ def prepare(
     for i, prompt in enumerate(wanted.prompts):
         which = f"prompt {i}" if len(wanted.prompts) > 1 else "the prompt"
         drafter = uses_drafter(draft, ensemble)
-        lanes = lane_prompts(ensemble, prompt, chosen, wanted.examples, which, drafter=drafter)
+        lanes = lane_prompts(ensemble, prompt, chosen, wanted.examples, which, drafter=drafter, beside=beside[i])
         ends = end_tokens(ensemble, prompt, chosen)
         for sample in range(sampling.num_return_sequences):
             native = sampling.build(eos_token_ids=ends, bad_words_ids=bad_words, seed=seed, stream=sample)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import cast
 
 from dlf import _C
 from dlf.ensemble import Ensemble
 from dlf.errors import ErrorKind, PromptError, TextTooLongError
+from dlf.experts.context import PromptKey
+from dlf.guidance import SidePrompts
 from dlf.text.layout import Example, Layout, Messages
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["end_tokens", "lane_prompts"]
 
+NONE_BESIDE: SidePrompts = MappingProxyType({})
 EMPTY = "is empty; give text, or token ids such as [bos_token_id] to start from nothing"
 MIN_SHARED = 64  # tokens; reading fewer of them again costs less than a chunk of their own
 
@@ -25,6 +29,7 @@ def lane_prompts(
     which: str = "the prompt",
     continuation: int = 0,
     drafter: bool = False,
+    beside: SidePrompts = NONE_BESIDE,
 ) -> list[_C.Prompt]:
     """Write and encode a prompt for every lane.
 
@@ -44,6 +49,9 @@ def lane_prompts(
         Tokens of its continuation, if known.
     drafter
         Whether the engine's drafter reads it too.
+    beside
+        Negative and positive prompts. Without a negative prompt its lane reads the last token of the other side's, and
+        without a positive one its lane reads `prompt`.
 
     Raises
     ------
@@ -53,42 +61,50 @@ def lane_prompts(
     if not prompt:
         raise PromptError(f"{which} {EMPTY}")
     found = [_C.Prompt()] * len(ensemble.lanes.lanes)
-    encoded: dict[tuple[Layout, Tokenizer | bytes | int | None], _C.Prompt] = {}
-    text = prompt if isinstance(prompt, str) else None if isinstance(prompt[0], int) else cast(Messages, prompt)
+    encoded: dict[tuple[PromptKey | None, Layout, Tokenizer | bytes | int | None], _C.Prompt] = {}
     for number in ensemble.lanes.of_experts(experts, drafter=drafter):
         lane = ensemble.lanes.lanes[number]
+        side = lane.prompt if lane.prompt in beside else None
+        if lane.prompt is not None and side is None and lane.prompt.which == "negative":
+            guided = next(expert for expert, base in ensemble.lanes.pairs if base == number)
+            found[number] = _C.Prompt(found[guided].tokens[-1:], [])
+            continue
+        read = prompt if side is None else beside[side]
+        whose = which if side is None else f"the {side.which} prompt of '{side.expert}'"
+        text = read if isinstance(read, str) else None if isinstance(read[0], int) else cast(Messages, read)
         as_large = number == 0 or number == ensemble.lanes.drafter  # the drafter imitates the large model
         layout = Layout(lane.layout.template, examples) if as_large and examples else lane.layout
         tokenizer = ensemble.models[lane.model].tokenizer
         own = ensemble.vocabulary.maps[lane.model] if text is None else None
+        key: tuple[PromptKey | None, Layout, Tokenizer | bytes | int | None]
         if text is None:
             if not layout.plain:
                 raise PromptError(
-                    f"{which} is token ids, but {_reader(ensemble, number)} reads it through a template or after "
+                    f"{whose} is token ids, but {_reader(ensemble, number)} reads it through a template or after "
                     "examples; give text"
                 )
-            key: tuple[Layout, Tokenizer | bytes | int | None] = layout, None if own is None else lane.model
+            key = side, layout, None if own is None else lane.model
         else:
-            key = layout, tokenizer if layout.is_chat(text, tokenizer) else tokenizer.fingerprint
+            key = side, layout, tokenizer if layout.is_chat(text, tokenizer) else tokenizer.fingerprint
             if number > 0 and ensemble.models[lane.model].config.vocab_size < tokenizer.vocab_size:
-                key = layout, lane.model  # to be checked against its own number of ids
+                key = side, layout, lane.model  # to be checked against its own number of ids
         if key not in encoded:
             # The last token of a continuation is not read.
             room = ensemble.max_context - (continuation - 1 if continuation else 1)
             try:
                 tokens, shared = (
-                    (list(cast("Sequence[int]", prompt)), 0) if text is None else layout.encode(text, tokenizer, room)
+                    (list(cast("Sequence[int]", read)), 0) if text is None else layout.encode(text, tokenizer, room)
                 )
                 length = f"{len(tokens)} tokens" if len(tokens) > room else None
             except TextTooLongError as error:
                 length = f"at least {error.tokens} tokens"
             if length is not None:
-                message = _too_long(ensemble, number, layout, text, (length, continuation, room), which)
+                message = _too_long(ensemble, number, layout, text, (length, continuation, room), whose)
                 raise PromptError(message, ErrorKind.TOO_LONG)
             # A text in a small model's own words may have tokens that the large model lacks.
             theirs = number == 0 or text is None
             ids = ensemble.vocab_size if theirs else ensemble.models[lane.model].config.vocab_size
-            _check(tokens, ids, which)
+            _check(tokens, ids, whose)
             if own is not None:
                 tokens = own.feed[tokens].tolist()
             encoded[key] = _C.Prompt(tokens, [shared] if shared >= MIN_SHARED else [])

@@ -12,6 +12,7 @@ from dlf import _C
 from dlf.arguments import Prompt, as_list, token_ids
 from dlf.ensemble import Ensemble
 from dlf.errors import ErrorKind, PromptError, TextTooLongError
+from dlf.guidance import SidePrompts
 from dlf.prompts import lane_prompts
 from dlf.results import Score
 from dlf.text.layout import Example, Layout, Messages
@@ -81,8 +82,11 @@ def score_groups(
     continuations: Sequence[Continuation],
     experts: Sequence[int],
     examples: tuple[Example, ...],
+    beside: Sequence[SidePrompts],
 ) -> list[ScoreGroup]:
     """Encode pairs of prompt and continuation; pairs with the same prompt form a group, which reads it once.
+
+    `beside` has the negative and positive prompts of each pair.
 
     Raises
     ------
@@ -90,12 +94,12 @@ def score_groups(
         If a prompt is empty, or longer than the context together with its continuation.
     """
     several = len(continuations) > 1
-    by_prompt: dict[str, tuple[Any, list[int]]] = {}
+    by_prompt: dict[str, tuple[Any, SidePrompts, list[int]]] = {}
     encoded = []
-    for i, (prompt, continuation) in enumerate(zip(prompts, continuations, strict=True)):
+    for i, (whole, continuation, sides) in enumerate(zip(prompts, continuations, beside, strict=True)):
         whose = f"continuation {i}" if several else "the continuation"
         try:
-            prompt, tokens = _split(ensemble, prompt, continuation, examples)
+            prompt, tokens = _split(ensemble, whole, continuation, examples)
         except TextTooLongError as error:
             raise PromptError(
                 f"{whose} and its prompt have at least {error.tokens} tokens, but the context holds "
@@ -106,14 +110,21 @@ def score_groups(
         if outside is not None:
             raise PromptError(f"{whose} has the token id {outside}; ids are from 0 to {ensemble.vocab_size - 1}")
         encoded.append(tokens)
-        by_prompt.setdefault(repr(prompt), (prompt, []))[1].append(i)
+        if isinstance(whole, str) and prompt != whole:  # the continuation has the spaces at its end
+            sides = {key: _without(whole[len(prompt) :], side) for key, side in sides.items()}
+        by_prompt.setdefault(repr((prompt, sides)), (prompt, sides, []))[2].append(i)
     groups = []
-    for prompt, numbers in by_prompt.values():
+    for prompt, sides, numbers in by_prompt.values():
         own = [encoded[i] for i in numbers]
         which = f"prompt {numbers[0]}" if several else "the prompt"
-        lanes = lane_prompts(ensemble, prompt, experts, examples, which, continuation=max(map(len, own)))
+        lanes = lane_prompts(ensemble, prompt, experts, examples, which, max(map(len, own)), beside=sides)
         groups.append(ScoreGroup(lanes, own, numbers))
     return groups
+
+
+def _without(spaces: str, prompt: Any) -> Any:
+    """A prompt without the spaces at its end."""
+    return prompt.removesuffix(spaces) or prompt if isinstance(prompt, str) else prompt
 
 
 def as_score(native: _C.Score, tokens: list[int], experts: list[str]) -> Score:

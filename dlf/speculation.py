@@ -97,18 +97,24 @@ def uses_drafter(speculation: _C.Speculation, ensemble: Ensemble) -> bool:
 def _lane(drafter: str, ensemble: Ensemble, experts: list[int]) -> int:
     if drafter == "auto":
         return _C.AUTO_DRAFTER
-    names = [ensemble.labels[number] for number in experts]
-    if names.count(drafter) == 1:
-        return ensemble.lanes.pairs[experts[names.index(drafter)]][0]
-    if drafter == "base" and experts:
-        return ensemble.lanes.pairs[experts[0]][1]
-    if drafter == "prompt_lookup":
-        return _C.PROMPT_LOOKUP
-    if drafter == "drafter" and ensemble.lanes.drafter is not None:
-        return ensemble.lanes.drafter
-    there = [*names, *(["base"] if experts else []), "prompt_lookup"]
-    if ensemble.lanes.drafter is not None:
-        there.append("drafter")
+    lanes, names = ensemble.lanes, [ensemble.labels[number] for number in experts]
+    there: dict[str, int] = {}
+    for number, name in zip(experts, names, strict=True):
+        small = [lane for lane in lanes.pairs[number] if lanes.small(lane)]
+        if small and names.count(name) == 1:
+            there[name] = small[0]
+    others = {"prompt_lookup": _C.PROMPT_LOOKUP}
+    if experts and lanes.small(lanes.pairs[experts[0]][1]):
+        others = {"base": lanes.pairs[experts[0]][1], **others}
+    if lanes.drafter is not None:
+        others["drafter"] = lanes.drafter
+    there |= {name: lane for name, lane in others.items() if name not in there}
+    if drafter in there:
+        return there[drafter]
+    if drafter in (*names, "base") and experts:
+        raise OptionError(
+            f"'{drafter}' cannot draft: it is no model beside the large one; there are: {', '.join(there)}", "speculate"
+        )
     raise OptionError(
         f"no drafter is called {drafter!r}; there are: {', '.join(there)}; pass any other model as Engine(drafter=...)",
         "speculate",

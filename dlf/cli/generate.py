@@ -30,6 +30,10 @@ def generate(
     recipe: Annotated[Path | None, typer.Option(help="YAML file with models, experts and options.")] = None,
     expert: Annotated[list[str] | None, typer.Option(help="Fine-tuned small model; may be repeated.")] = None,
     base: Annotated[list[str] | None, typer.Option(help="Its base: one for all experts, or one for each.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Prompt to move away from: classifier-free guidance.")
+    ] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How far: 1 is no guidance; else it is solved.")] = None,
     experts_device: Annotated[str | None, typer.Option(help="Device of experts and bases, if it differs.")] = None,
     no_speculate: Annotated[bool, typer.Option("--no-speculate", help="Do not draft: one token at a time.")] = False,
     stream: Annotated[bool, typer.Option(help="Print the text as it comes.")] = True,
@@ -53,6 +57,10 @@ def generate(
         from dlf.recipe import load_recipe
 
         arguments = load_recipe(recipe).engine_arguments()
+    guidance: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
+    guidance = {name: value for name, value in guidance.items() if value is not None}
+    if guidance:
+        arguments["experts"] = _guided(arguments["experts"])
     experts = arguments["experts"]
     if (show_alpha or plot) and not experts:
         raise ValueError("--show-alpha and --plot need an --expert: without one there is no alpha")
@@ -80,7 +88,7 @@ def generate(
     with dlf.Engine(**arguments | {"max_batch": 1} | engine_options) as engine:
         echo = stream and not as_json
         try:
-            completion = engine.generate(prompt, callback=_keep(pieces, echo), progress=False, **options)
+            completion = engine.generate(prompt, callback=_keep(pieces, echo), progress=False, **guidance, **options)
         except Exception:
             if echo and pieces:
                 write("\n")  # the error gets a line of its own
@@ -114,6 +122,13 @@ def _experts(experts: list[str], bases: list[str]) -> list[Expert]:
 
     bases = bases * len(experts) if len(bases) == 1 else bases
     return [Expert(model, base=base) for model, base in zip(experts, bases, strict=True)]
+
+
+def _guided(experts: list[Any]) -> list[Any]:
+    """The experts, with guidance on the large model if there is none yet."""
+    from dlf import Guidance
+
+    return experts if any(isinstance(one, Guidance) for one in experts) else [*experts, Guidance()]
 
 
 def _keep(pieces: list[Piece], echo: bool) -> Callable[[Piece], None]:

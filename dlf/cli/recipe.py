@@ -15,6 +15,8 @@ from dlf.support.sizes import binary
 from dlf.support.terminal import printable
 
 if TYPE_CHECKING:
+    from dlf.experts import AnyExpert
+    from dlf.options import EngineOptions
     from dlf.recipe import EngineRecipe
     from dlf.recipe.check import Checked
 
@@ -22,7 +24,14 @@ __all__ = ["app"]
 
 app = typer.Typer(help="Check recipes: models, experts and options in one YAML file.", no_args_is_help=True)
 
-KINDS = {"Expert": "checkpoint", "InContext": "examples", "Lora": "LoRA adapter", "TaskArithmetic": "merge"}
+KINDS = {
+    "Expert": "checkpoint",
+    "InContext": "examples",
+    "Lora": "LoRA adapter",
+    "TaskArithmetic": "merge",
+    "Guidance": "guidance",
+    "Amateur": "amateur",
+}
 
 
 @app.command()
@@ -61,15 +70,21 @@ def schema() -> None:
 
 
 def _describe(recipe: EngineRecipe, checked: Checked) -> dict[str, Any]:
+    from dlf.options import EngineOptions
+
+    known = ("combine", "alpha", "alpha_max", "mix")  # the devices need not be this machine's
+    options = EngineOptions(
+        recipe.large, recipe.experts, **{name: recipe.options[name] for name in known if name in recipe.options}
+    )
     experts = [
         {
             "name": expert.label,
             "kind": KINDS[type(expert).__name__],
-            "base": str(expert.base),
-            "weight": _weight(expert, recipe),
+            "base": _base(expert, recipe),
+            "weight": _weight(expert, options),
             "template": expert.template,
         }
-        for expert in recipe.experts
+        for expert in options.whole_experts()
     ]
     return {
         "recipe": str(recipe.path),
@@ -84,15 +99,25 @@ def _describe(recipe: EngineRecipe, checked: Checked) -> dict[str, Any]:
     }
 
 
-def _weight(expert: Any, recipe: EngineRecipe) -> str:
+def _base(expert: AnyExpert, recipe: EngineRecipe) -> str:
+    """What the expert is measured against."""
+    from dlf.experts import Amateur, Guidance
+
+    if isinstance(expert, Guidance):
+        return f"{recipe.large if expert.model is None else expert.model}, after the negative prompt"
+    if isinstance(expert, Amateur):
+        return str(expert.model)
+    return "none" if expert.base is False else str(expert.base)
+
+
+def _weight(expert: AnyExpert, options: EngineOptions) -> str:
+    share = getattr(expert, "mix", None)
+    if share is not None:
+        return f"{share:g} of the probabilities"
     if expert.alpha is not None:
         return f"{expert.alpha:g}, given"
-    if recipe.options.get("alpha") is not None:
-        given = recipe.options["alpha"][recipe.experts.index(expert)]
-        if given is not None:
-            return f"{given:g}, given"
-    bound = recipe.options.get("alpha_max", 2.0) if expert.alpha_max is None else expert.alpha_max
-    return f"solved, up to {bound:g}"
+    bound = options.alpha_max if expert.alpha_max is None else expert.alpha_max
+    return f"measured, up to {bound:g}" if options.combine == "jsd" else f"solved, up to {bound:g}"
 
 
 def _show(found: dict[str, Any]) -> None:

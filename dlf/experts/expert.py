@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlf.checkpoints.hub import label_of
+from dlf.errors import OptionTypeError
+from dlf.experts.context import Context, Read
 from dlf.text.layout import Layout, as_examples
 
 __all__ = ["Expert", "InContext"]
@@ -17,14 +19,17 @@ class Expert:
     """A fine-tuned small model and the base that it is measured against.
 
     An expert adds ``alpha * (expert - base)`` to the large model's logits (Fan et al., arXiv 2406.15480, equation 3),
-    so the base should be the checkpoint that the fine-tuning started from.
+    so the base should be the checkpoint that the fine-tuning started from. Without a base it adds ``alpha * expert``,
+    as a reward model over tokens does (GenARM, 2410.08193); with `mix` its probabilities are mixed in (Memory Decoder,
+    2508.09874).
 
     Parameters
     ----------
     model : str or path
         Folder or hub id of the fine-tuned checkpoint.
-    base : str or path, optional
-        Folder or hub id of its base; the engine's ``base`` if not given.
+    base : str, path or False, optional
+        Folder or hub id of its base; the engine's ``base`` if not given. False: it has none, and is measured against
+        the uniform distribution.
     name : str, optional
         Its name in results, errors and ``generate(experts=[...])``; the last part of `model` if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
@@ -39,18 +44,23 @@ class Expert:
         (DExperts, 2105.03023). The other experts are solved as if this one were not there.
     alpha_max : float, optional
         Upper bound of its solved weight; the engine's ``alpha_max`` if not given.
+    mix : float, optional
+        Share of its probabilities in the result, from 0 to 1, in place of a weight of its logits.
     """
 
     model: str | os.PathLike[str]
-    base: str | os.PathLike[str] | None = None
+    base: str | os.PathLike[str] | bool | None = None
     name: str | None = None
     weights: str | None = None
     template: str | None = None
     base_template: str | None = None
     alpha: float | None = None
     alpha_max: float | None = None
+    mix: float | None = None
 
     def __post_init__(self) -> None:
+        if self.base is True:
+            raise OptionTypeError("base is True: give a path or a hub id, or False for no base", "base")
         for template in (self.template, self.base_template):
             Layout(template)  # raises
 
@@ -58,6 +68,12 @@ class Expert:
     def label(self) -> str:
         """The name, or the last part of the model's path or hub id."""
         return self.name or label_of(self.model)
+
+    @property
+    def reads(self) -> tuple[Read, Read]:
+        """What the expert and its base read."""
+        base = None if isinstance(self.base, bool) else Context(self.base, self.base_template)
+        return Context(self.model, self.template), base
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ class InContext:
         Its name; ``"in-context"`` if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
         Type of the base's weights; the engine's ``weights`` if not given.
-    alpha, alpha_max : float, optional
+    alpha, alpha_max, mix : float, optional
         As for `Expert`.
 
     Raises
@@ -102,6 +118,7 @@ class InContext:
     weights: str | None = None
     alpha: float | None = None
     alpha_max: float | None = None
+    mix: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "examples", as_examples(self.examples))
@@ -111,3 +128,8 @@ class InContext:
     def label(self) -> str:
         """The name, or ``"in-context"``."""
         return self.name or "in-context"
+
+    @property
+    def reads(self) -> tuple[Read, Read]:
+        """What the expert and its base read."""
+        return Context(self.base, self.template, tuple(self.examples)), Context(self.base)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dlf.checkpoints.hub import label_of
 from dlf.errors import OptionTypeError
+from dlf.experts.context import Context, Read
 from dlf.text.layout import Layout
 
 __all__ = ["Lora"]
@@ -33,7 +34,7 @@ class Lora:
     merge : bool
         Whether to fold the adapter into a copy of the base, kept in dlf's cache, which then is a model of its own.
         Needed for DoRA (2402.09353).
-    template, base_template, alpha, alpha_max : optional
+    template, base_template, alpha, alpha_max, mix : optional
         As for `dlf.Expert`.
 
     Raises
@@ -55,6 +56,7 @@ class Lora:
     base_template: str | None = None
     alpha: float | None = None
     alpha_max: float | None = None
+    mix: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.adapter, (str, os.PathLike)):
@@ -66,3 +68,8 @@ class Lora:
     def label(self) -> str:
         """The name, or the last part of the adapter's path or hub id."""
         return self.name or label_of(self.adapter)
+
+    @property
+    def reads(self) -> tuple[Read, Read]:
+        """What the expert and its base read."""
+        return Context(self.base, self.template, adapter=self.adapter), Context(self.base, self.base_template)

@@ -21,8 +21,8 @@ from dlf.adapters.adapter import AdapterFile
 from dlf.checkpoints.content_hash import file_hash, sha256
 from dlf.checkpoints.weight_cache import MANIFEST, MERGED, NAME_DIGITS, cache_folder, make_cache
 from dlf.errors import CheckpointError
-from dlf.experts.expert import Expert, InContext
-from dlf.experts.kinds import AnyExpert
+from dlf.experts.expert import Expert
+from dlf.experts.kinds import AnyExpert, WholeExpert
 from dlf.experts.lora import Lora
 from dlf.experts.task_arithmetic import TaskArithmetic
 from dlf.merging.fold import Fold
@@ -32,12 +32,19 @@ from dlf.support.new_folder import locked_folder, new_folder
 
 __all__ = ["merged_experts"]
 
-SAME = ("weights", "template", "base_template", "alpha", "alpha_max")  # the same in an expert and its merged form
+SAME = (
+    "weights",
+    "template",
+    "base_template",
+    "alpha",
+    "alpha_max",
+    "mix",
+)  # the same in an expert and its merged form
 FORMAT = "1"  # raise it when the result of a merge changes
 
 
 @contextlib.contextmanager
-def merged_experts(experts: Sequence[AnyExpert]) -> Iterator[list[Expert | InContext | Lora]]:
+def merged_experts(experts: Sequence[AnyExpert]) -> Iterator[list[WholeExpert]]:
     """Yield the experts, with a merged model in place of each one that is to be merged.
 
     Models that are not kept in the cache are removed when the block ends; what was mapped from them stays usable.
@@ -46,7 +53,7 @@ def merged_experts(experts: Sequence[AnyExpert]) -> Iterator[list[Expert | InCon
         yield [_whole(expert, temporary) for expert in experts]
 
 
-def _whole(expert: AnyExpert, temporary: contextlib.ExitStack) -> Expert | InContext | Lora:
+def _whole(expert: AnyExpert, temporary: contextlib.ExitStack) -> WholeExpert:
     merge: Merge | Fold
     if isinstance(expert, TaskArithmetic):
         merge = expert.open()

@@ -68,7 +68,7 @@ class TaskArithmetic:
         Its name in results and errors; made of the method and the experts' names if not given.
     weights : {"fp32", "bf16", "int8", "int4", "int4-g64"}, optional
         Type of its weights and its base's in an engine; the engine's ``weights`` if not given.
-    template, base_template, alpha, alpha_max : optional
+    template, base_template, alpha, alpha_max, mix : optional
         As for `dlf.Expert`.
 
     Raises
@@ -96,6 +96,7 @@ class TaskArithmetic:
     base_template: str | None = None
     alpha: float | None = None
     alpha_max: float | None = None
+    mix: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.base, (str, os.PathLike)):

@@ -12,6 +12,7 @@ from dlf.arguments import DEFAULT_CONTEXT, Path
 from dlf.checkpoints.config import read_config
 from dlf.checkpoints.hub import resolve
 from dlf.engine import Engine
+from dlf.experts import checkpoints_of
 from dlf.options import EngineOptions
 from dlf.text.tokenizer import Tokenizer
 
@@ -150,7 +151,8 @@ def _checkpoints(arguments: dict[str, Any]) -> Iterator[Path]:
         if arguments.get(name) is not None:
             yield arguments[name]
     for expert in arguments["experts"]:
-        yield from (own for own in (expert.base, getattr(expert, "model", None)) if own is not None)
+        for places in checkpoints_of(expert).values():
+            yield from places
 
 
 def warn_of_default_context(engine: Engine) -> None:

@@ -16,7 +16,7 @@ from dlf.checkpoints.hub import resolve
 from dlf.checkpoints.precision import Precision
 from dlf.devices import Placement
 from dlf.errors import field_of
-from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, as_expert
+from dlf.experts import AnyExpert, Expert, Lora, TaskArithmetic, WholeExpert, as_expert, checkpoints_of
 from dlf.lanes import Lanes
 from dlf.memory import model_bytes
 from dlf.options import EngineOptions
@@ -90,15 +90,16 @@ class _Checker:
         if recipe.base is not None:
             yield ("base",), recipe.base
         for number, expert in enumerate(recipe.experts):
-            keys = ("experts", number)
-            yield (*keys, "base"), str(expert.base)
-            if isinstance(expert, Expert):
-                yield (*keys, "model"), str(expert.model)
-            elif isinstance(expert, TaskArithmetic):
-                for name in expert.experts:
-                    yield (*keys, "merge"), str(name)
+            for name, places in checkpoints_of(expert).items():
+                for place in places:
+                    yield ("experts", number, self._written(number, name)), str(place)
         if recipe.options.get("drafter") is not None:
             yield ("engine", "drafter"), str(recipe.options["drafter"])
+
+    def _written(self, number: int, field: str) -> str:
+        """Key of an expert's field in the recipe."""
+        other = {"model": ("guidance", "amateur"), "experts": ("merge",)}.get(field, ())
+        return next((key for key in other if ("experts", number, key) in self.recipe.lines), field)
 
     def _look(self, name: str) -> None:
         folder = resolve(name, weights=False)
@@ -200,9 +201,9 @@ class _Checker:
             field = field_of(error)
             self._add(("sampling", field) if field in sampling else ("sampling",), str(error))
 
-    def _unmerged(self, number: int, expert: AnyExpert) -> Expert | InContext | Lora:
+    def _unmerged(self, number: int, expert: AnyExpert) -> WholeExpert:
         """Replace an expert that will be merged by a model with the shapes and the tokenizer of its base."""
-        if isinstance(expert, (Expert, InContext)) or (isinstance(expert, Lora) and not expert.merge):
+        if not isinstance(expert, TaskArithmetic) and not (isinstance(expert, Lora) and expert.merge):
             return expert
         name = f"experts[{number}], merged"
         self.models[name] = self.models[str(expert.base)]

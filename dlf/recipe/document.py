@@ -14,12 +14,25 @@ from dlf.recipe.yaml_file import Keys
 from dlf.sampling import SamplingOptions
 from dlf.support.option import options_of
 
-__all__ = ["Adapter", "Checkpoint", "Document", "Entry", "Examples", "Merge", "explain", "meant", "schema"]
+__all__ = [
+    "Adapter",
+    "Amateur",
+    "Checkpoint",
+    "Document",
+    "Entry",
+    "Examples",
+    "Guidance",
+    "Merge",
+    "explain",
+    "meant",
+    "schema",
+]
 
 KINDS = (
-    "a checkpoint has 'model', examples have 'examples' or 'examples_file', an adapter has 'adapter', a merge 'merge'"
+    "a checkpoint has 'model', examples have 'examples' or 'examples_file', an adapter has 'adapter', a merge 'merge', "
+    "guidance 'guidance', an amateur 'amateur'"
 )
-KIND_KEYS = ["model", "examples", "examples_file", "adapter", "merge"]
+KIND_KEYS = ["model", "examples", "examples_file", "adapter", "merge", "guidance", "amateur"]
 DEVICES = r"^(cpu|cuda(:\d{1,3})?)$"
 
 # The names of `checkpoints.precision` and `dlf.merging` again, for type checkers; a test compares them.
@@ -30,6 +43,7 @@ Method: TypeAlias = Literal["linear", "task_arithmetic", "ties", "dare_linear", 
 Place: TypeAlias = Annotated[str, Field(min_length=1)]
 Finite: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 Bound: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Device: TypeAlias = Annotated[str, Field(pattern=DEVICES)]
 Pair: TypeAlias = Annotated[tuple[str, str], Field(strict=False)]  # YAML has lists only
 
@@ -38,19 +52,24 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-class _Expert(_Section):
+class _Kind(_Section):
     name: str | None = None
-    base: Place | None = None
     weights: Weights | None = None
     template: str | None = None
     alpha: Finite | None = None
     alpha_max: Bound | None = None
 
 
+class _Expert(_Kind):
+    base: Place | None = None
+    mix: Share | None = None
+
+
 class Checkpoint(_Expert):
-    """A fine-tuned checkpoint: `dlf.Expert`."""
+    """A fine-tuned checkpoint: `dlf.Expert`; with ``base: false`` it has no base."""
 
     model: Place
+    base: Place | Literal[False] | None = None  # type: ignore[assignment]
     base_template: str | None = None
 
 
@@ -82,10 +101,30 @@ class Merge(_Expert):
     base_template: str | None = None
 
 
+class Guidance(_Kind):
+    """Classifier-free guidance: `dlf.Guidance`, on the large model for ``guidance: true``, or on a small model."""
+
+    guidance: Place | Literal[True]
+    scale: Finite | None = None
+    positive: bool = False
+    negative_prompt: Place | None = None
+
+
+class Amateur(_Kind):
+    """Contrastive decoding: `dlf.Amateur`; ``alpha: null`` solves its weight."""
+
+    amateur: Place
+    alpha: Finite | None = 0.5
+
+
 # Types of the engine's options in a recipe, if they differ from those of the argument.
 WRITTEN: dict[str, Any] = {
     "alpha": list[Finite | None],
     "alpha_max": Bound,
+    "mix": list[Share | None],
+    "large_weight": Finite,
+    "plausibility": Finite,
+    "gate_threshold": Finite,
     "device": Device,
     "device_map": dict[Literal["large", "experts"], Device],
     "speculate": bool,
@@ -122,7 +161,7 @@ def _kind(entry: Any) -> str | None:
     return str(keys.pop()) if len(keys) == 1 else None
 
 
-Entry: TypeAlias = Checkpoint | Examples | Adapter | Merge
+Entry: TypeAlias = Checkpoint | Examples | Adapter | Merge | Guidance | Amateur
 
 
 class Document(_Section):
@@ -136,7 +175,9 @@ class Document(_Section):
             Annotated[Checkpoint, Tag("model")]
             | Annotated[Examples, Tag("examples")]
             | Annotated[Adapter, Tag("adapter")]
-            | Annotated[Merge, Tag("merge")],
+            | Annotated[Merge, Tag("merge")]
+            | Annotated[Guidance, Tag("guidance")]
+            | Annotated[Amateur, Tag("amateur")],
             Discriminator(_kind, custom_error_type="kind", custom_error_message=f"is of no clear kind: {KINDS}"),
         ]
     ] = Field(default_factory=list, max_length=16)
@@ -153,6 +194,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "examples": Examples,
     "adapter": Adapter,
     "merge": Merge,
+    "guidance": Guidance,
+    "amateur": Amateur,
 }
 
 

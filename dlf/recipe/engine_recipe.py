@@ -6,19 +6,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
-from dlf import _C
 from dlf.arguments import prefix_bytes
 from dlf.checkpoints.precision import Precision
 from dlf.errors import Error, ErrorKind, OptionError, field_of
-from dlf.experts import AnyExpert, Expert, InContext, Lora, TaskArithmetic, with_alpha
+from dlf.experts import Amateur, AnyExpert, Expert, Guidance, InContext, Lora, TaskArithmetic, with_weights
 from dlf.options import EngineOptions
-from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Merge, explain, meant, schema
+from dlf.recipe import document as written
+from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Examples, Merge, explain, meant, schema
 from dlf.recipe.examples_file import read_examples
 from dlf.recipe.yaml_file import Keys, read_yaml
+from dlf.rule import UNSAID, native_rule
 from dlf.sampling import SamplingOptions
 from dlf.support.terminal import printable
 from dlf.text.layout import Layout
@@ -27,6 +28,8 @@ __all__ = ["EngineRecipe", "RecipeError", "load_recipe", "recipe_schema"]
 
 T = TypeVar("T")
 
+SAME = {"name", "weights", "template", "alpha", "alpha_max", "mix"}  # the same in an entry and its expert
+Plain: TypeAlias = Checkpoint | Examples | Adapter | Merge
 MAX_PROBLEMS = 50
 UNKNOWN = "?"  # stands in for a missing path while the rest of a recipe is checked
 
@@ -196,14 +199,32 @@ class _Reader:
                 entry = entry.model_copy(update={name: None})  # other mistakes should show too
         dtype = document.engine.model_dump()["dtype"] or "auto"
         self._try((*keys, "weights"), Precision.of, dtype, entry.weights)
-        if entry.base is None and document.base is None:
-            self._add(keys, "it has no base: give the checkpoint that it was fine-tuned from, here or for all experts")
-        made = self._try(keys, self._make, keys, entry, entry.base or document.base or UNKNOWN)
+        made: AnyExpert | None
+        if isinstance(entry, (written.Guidance, written.Amateur)):
+            made = self._try(keys, self._contrast, entry)
+        else:
+            if entry.base is None and document.base is None:
+                self._add(
+                    keys,
+                    "it has no base: give the checkpoint that it was fine-tuned from, here or for all experts, or "
+                    "'base: false' for an expert that is measured against none",
+                )
+            made = self._try(keys, self._make, keys, entry, document.base or UNKNOWN)
         return made if len(self.problems) == before else None
 
-    def _make(self, keys: Keys, entry: Entry, base: str) -> AnyExpert | None:
-        same = entry.model_dump(include={"name", "weights", "template", "alpha", "alpha_max"})
-        place = self._place(base)
+    def _contrast(self, entry: written.Guidance | written.Amateur) -> AnyExpert:
+        same = entry.model_dump(include=SAME - {"mix"}, exclude_defaults=True)
+        if isinstance(entry, written.Amateur):
+            return Amateur(self._place(entry.amateur), **same)
+        model = None if isinstance(entry.guidance, bool) else self._place(entry.guidance)
+        own = entry.model_dump(include={"scale", "positive", "negative_prompt"})
+        return Guidance(model, **own, **same)
+
+    def _make(self, keys: Keys, entry: Plain, base: str) -> AnyExpert | None:
+        same = entry.model_dump(include=SAME)
+        if isinstance(entry, Checkpoint) and entry.base is False:
+            return Expert(self._place(entry.model), False, **same)
+        place = self._place(str(entry.base or base))
         if isinstance(entry, Checkpoint):
             return Expert(self._place(entry.model), place, base_template=entry.base_template, **same)
         if isinstance(entry, Adapter):
@@ -248,12 +269,10 @@ class _Reader:
 
 
 def _check_fusion(fusion: dict[str, Any], experts: list[AnyExpert]) -> None:
-    given = with_alpha(experts, fusion.get("alpha"))
-    bound = fusion.get("alpha_max", EngineOptions.alpha_max)
-    bounds = [bound if one.alpha_max is None else one.alpha_max for one in given]
-    if given:
-        combine, match = fusion.get("combine", EngineOptions.combine), fusion.get("match", EngineOptions.match)
-        _C.Rule(combine, match, [one.alpha for one in given], bounds, len(given))  # raises
+    options = EngineOptions(UNKNOWN, **fusion)
+    own = options.rule_of(with_weights(experts, options.alpha, options.mix))
+    if experts:
+        native_rule(UNSAID, own, [], range(len(experts)))  # raises
 
 
 def _problem(path: Path, lines: dict[Keys, int], keys: Keys, message: str) -> tuple[int, str]:

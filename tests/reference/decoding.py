@@ -76,3 +76,34 @@ class Reference:
         found = row[[0 if own is None else own for own in ids.read]]
         found[self.missing] = -1e30
         return found
+
+class Contexts:
+    """Models that read a prompt each; `fuse` makes the logits [V] of the next token, in double, from those of all."""
+
+    def __init__(self, models: list[Path], vocab: int) -> None:
+        loaded = {path: AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval() for path in set(models)}
+        self.models = [loaded[path] for path in models]
+        self.vocab = vocab
+
+    def fused(self, prompts: list[list[int]], tokens: list[int], fuse: Callable[..., np.ndarray]) -> np.ndarray:
+        """Log-probabilities [V] after `tokens`, which follow every prompt."""
+        with torch.no_grad():
+            logits = fuse(
+                *(
+                    model(torch.tensor([prompt + tokens])).logits[0, -1, : self.vocab].double().numpy()
+                    for model, prompt in zip(self.models, prompts, strict=True)
+                )
+            )
+        peak = logits.max()
+        return logits - peak - np.log(np.exp(logits - peak).sum())
+
+    def generate(self, prompts: list[list[int]], steps: int, fuse: Callable[..., np.ndarray]) -> list[int]:
+        """Greedy tokens."""
+        tokens: list[int] = []
+        for _ in range(steps):
+            tokens.append(int(np.argmax(self.fused(prompts, tokens, fuse))))
+        return tokens
+
+    def score(self, prompts: list[list[int]], tokens: list[int], fuse: Callable[..., np.ndarray]) -> list[float]:
+        """Log-probability of each token."""
+        return [float(self.fused(prompts, tokens[:i], fuse)[token]) for i, token in enumerate(tokens)]
