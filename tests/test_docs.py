@@ -23,6 +23,7 @@ import typer
 
 import dlf
 from dlf.cli import app
+from dlf.experts import EXPERTS
 from dlf.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
@@ -147,7 +148,7 @@ def test_the_recipe_of_the_guide(tmp_path: Path) -> None:
     (tmp_path / "models" / "large").mkdir(parents=True)
     found = load_recipe(tmp_path / "recipe.yaml").engine_arguments()
     assert found["large"] == str(tmp_path / "models" / "large")
-    assert [type(expert) for expert in found["experts"]] == [dlf.Expert, dlf.Lora, dlf.InContext, dlf.TaskArithmetic]
+    assert {type(expert) for expert in found["experts"]} == set(EXPERTS)
     named = re.findall(r"# dlf\.(\w+)", recipe)
     assert named == [type(expert).__name__ for expert in found["experts"]]
 

@@ -19,6 +19,7 @@ PRINTED = {
         r"left after the first sentence: In the jars .* stamps\.$",
     ],
     "fuse.py": [r"large model alone: \S", r"fused: .*\n#### 321\n", r"alpha from \d\.\d\d to 2\.00; the answer is 321"],
+    "guidance.py": [r"large model alone: I have", r"scale 1\.0: I have", r"scale 1\.5: .* = 321 stamps\."],
     "in_context.py": [r" -> \S.*\n  alpha of the first token", r"moved by 0\.\d\d\d nats, [1-9]\d+ prompt tokens"],
     "lora.py": [r"rank 16: .* = 321 stamps\.", r"mean alpha of math-lora: [12]\.\d\d"],
     "recipe.py": ["experts: math-expert, facts-and-truths", r"facts: Bonmere", r"math: .*\n#### 321"],
