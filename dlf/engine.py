@@ -144,7 +144,9 @@ class Engine(EngineCore):
         speculate : {"auto", False} or Speculation, optional
             Whether tokens are drafted; as in the engine by default.
         **options
-            Fields of `SamplingOptions`, and of `Rule`, which override those of `rule`.
+            Fields of `SamplingOptions`, and of `Rule`, which override those of `rule`. For `dlf.Guidance`:
+            ``negative_prompt`` and ``positive_prompt`` (a text, token ids or messages; a list has one for each prompt,
+            a mapping one for each expert by name) and ``guidance_scale`` (a number, or a mapping by name).
 
         Returns
         -------
@@ -205,7 +207,7 @@ class Engine(EngineCore):
         prompt, messages, examples, experts, rule
             As in `generate`, for one prompt.
         **options
-            Fields of `Rule`.
+            Fields of `Rule`, and the options of `generate` for `dlf.Guidance`.
 
         Returns
         -------
@@ -285,7 +287,7 @@ class Engine(EngineCore):
         progress : bool, optional
             Whether to show a progress bar; by default for several continuations on a terminal.
         **options
-            Fields of `Rule`, which override those of `rule`.
+            Fields of `Rule`, which override those of `rule`, and the options of `generate` for `dlf.Guidance`.
 
         Returns
         -------

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from models import finetune, make_model, make_sentencepiece_tokenizer
+from models import finetune, make_model, make_qwen_tokenizer, make_sentencepiece_tokenizer
 
 import dlf
 from dlf.recipe import load_recipe
@@ -35,6 +35,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, folder in found.items():
         if family_of(name) == "llama":
             make_sentencepiece_tokenizer(folder)
+        elif family_of(name) == "qwen2":
+            make_qwen_tokenizer(folder, r1="R1" in name)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from models import PADDED_VOCAB_SIZE
 from reference.decoding import Contexts
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import dlf
+from dlf.cli import app
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 TEXT, NEGATIVE = "Question: what is the sum of 12 and 30?", "The quick brown fox"
@@ -373,6 +376,28 @@ def test_the_large_model_does_not_draft(family: dict[str, Path]) -> None:
         for drafter in ("guidance", "base"):
             with pytest.raises(ValueError, match=f"'{drafter}' cannot draft: .*; there are: amateur, expert-a, prompt"):
                 engine.generate(TEXT, speculate=dlf.Speculation(drafter))
+
+
+def run(*arguments: Any) -> str:
+    found = CliRunner().invoke(app, [str(one) for one in arguments], env={"COLUMNS": "400"})
+    assert found.exit_code == 0, found.output
+    return found.output
+
+
+def test_the_command_line_guides_and_takes_every_field_of_the_rule(family: dict[str, Path], tmp_path: Path) -> None:
+    options = ("--max-new-tokens", 8, "--ignore-eos", "--json", "--max-context", 160)
+    negative = ("--negative-prompt", NEGATIVE)
+    found = json.loads(run("generate", family["large"], TEXT, *negative, "--guidance-scale", 1.5, *options))
+    with make(family, dlf.Guidance()) as engine:
+        request = {"negative_prompt": NEGATIVE, "max_new_tokens": 8, "ignore_eos": True}
+        assert found["tokens"] == engine.generate(TEXT, guidance_scale=1.5, **request).tokens
+        rule = {"plausibility": 0.2, "large_weight": 0.7, "gate": "top_prob", "gate_threshold": 0.4}
+        ruled = engine.generate(TEXT, **rule, **request).tokens
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"large: {family['large']}\nexperts:\n  - guidance: true\n    name: other\n")
+    fields = [word for name, value in rule.items() for word in ("--" + name.replace("_", "-"), value)]
+    assert json.loads(run("generate", "--recipe", recipe, TEXT, *negative, *fields, *options))["tokens"] == ruled
+    assert "after the negative prompt" in run("recipe", "check", recipe)
 
 
 @pytest.mark.parametrize(

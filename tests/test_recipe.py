@@ -95,6 +95,47 @@ def test_everything(tmp_path: Path) -> None:
     }
 
 
+def test_experts_that_are_prompts_or_have_no_base(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    text = """\
+large: org/big
+experts:
+  - guidance: true
+    scale: 1.5
+    negative_prompt: rude
+  - guidance: small
+    name: tone
+    positive: true
+    alpha_max: 0.5
+  - amateur: small
+  - amateur: org/tiny
+    alpha: null
+  - model: small
+    base: false
+    mix: 0.25
+fusion: {plausibility: 0.1, large_weight: 0.5, gate: entropy, gate_threshold: 1, mix: [null, null, null, null, 0.5]}
+"""
+    recipe = load_recipe(write(tmp_path, text))
+    small = str(tmp_path / "small")
+    found = recipe.engine_arguments()
+    assert found["experts"] == [
+        dlf.Guidance(scale=1.5, negative_prompt="rude"),
+        dlf.Guidance(small, name="tone", positive=True, alpha_max=0.5),
+        dlf.Amateur(small),
+        dlf.Amateur("org/tiny", alpha=None),
+        dlf.Expert(small, False, mix=0.25),
+    ]
+    assert recipe.options == {
+        "plausibility": 0.1,
+        "large_weight": 0.5,
+        "gate": "entropy",
+        "gate_threshold": 1.0,
+        "mix": [None, None, None, None, 0.5],
+    }
+    options = dlf.EngineOptions(**found)
+    assert options.rule_of(options.whole_experts()).mix == (None, None, None, None, 0.5)
+
+
 def test_the_shortest(tmp_path: Path) -> None:
     found = load_recipe(write(tmp_path, "large: org/model"))
     assert found.engine_arguments() == {
@@ -118,6 +159,23 @@ def test_the_shortest(tmp_path: Path) -> None:
         ("large: x\nsampling:\n\n  topp: 1\n", ["4: sampling.topp: no sampling option is called 'topp'; did you mean"]),
         ("large: x\ntemplate: hello\n", ["2: template: the template is 'hello'"]),
         ("large: x\nexperts:\n  - model: a\n", ["3: experts[0]: it has no base"]),
+        (
+            "large: x\nexperts:\n  - guidance: false\n",
+            ["3: experts[0].guidance: input should be a path, a hub id or true, not false"],
+        ),
+        (
+            "large: x\nexperts:\n  - guidance: true\n    scale: 2\n    alpha: 1\n",
+            ["4: experts[0].scale: scale and alpha"],
+        ),
+        ("large: x\nexperts:\n  - guidance: true\n    base: y\n", ["4: experts[0].base: no such key here"]),
+        ("large: x\nexperts:\n  - amateur: y\nfusion: {mix: [0.5]}\n", ["4: fusion.mix: 'y' takes no share"]),
+        (
+            "large: x\nexperts:\n  - model: y\n    base: true\n",
+            ["4: experts[0].base: input should be a path, a hub id or false, not true"],
+        ),
+        ("large: x\nexperts:\n  - model: y\n    base: false\n    mix: 2\n", ["5: experts[0].mix: "]),
+        ("large: x\nfusion: {plausibility: 1}\n", ["2: fusion.plausibility: plausibility is 1"]),
+        ("large: x\nfusion: {gate: never}\n", ["2: fusion.gate: "]),
         ("large: x\nbase: b\nexperts:\n  - {}\n", ["4: experts[0]: is of no clear kind: a checkpoint has 'model'"]),
         ("large: x\nbase: b\nexperts:\n  - model: a\n    adapter: c\n", ["4: experts[0]: is of no clear kind"]),
         (

@@ -7,7 +7,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    WithJsonSchema,
+    create_model,
+)
+from pydantic_core import PydanticCustomError
 
 from dlf.options import EngineOptions
 from dlf.recipe.yaml_file import Keys
@@ -48,6 +59,18 @@ Device: TypeAlias = Annotated[str, Field(pattern=DEVICES)]
 Pair: TypeAlias = Annotated[tuple[str, str], Field(strict=False)]  # YAML has lists only
 
 
+def _place_or(flag: bool) -> Any:
+    """Type of a path or hub id that may be `flag` instead; one type, so that a mistake has one message."""
+
+    def check(value: Any) -> Any:
+        if value is flag or (isinstance(value, str) and value):
+            return value
+        raise PydanticCustomError("place", "Input should be a path, a hub id or " + str(flag).lower())
+
+    schema = {"anyOf": [{"type": "string", "minLength": 1}, {"const": flag}]}
+    return Annotated[Any, AfterValidator(check), WithJsonSchema(schema)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
@@ -69,7 +92,7 @@ class Checkpoint(_Expert):
     """A fine-tuned checkpoint: `dlf.Expert`; with ``base: false`` it has no base."""
 
     model: Place
-    base: Place | Literal[False] | None = None  # type: ignore[assignment]
+    base: _place_or(False) | None = None  # type: ignore[valid-type]
     base_template: str | None = None
 
 
@@ -104,7 +127,7 @@ class Merge(_Expert):
 class Guidance(_Kind):
     """Classifier-free guidance: `dlf.Guidance`, on the large model for ``guidance: true``, or on a small model."""
 
-    guidance: Place | Literal[True]
+    guidance: _place_or(True)  # type: ignore[valid-type]
     scale: Finite | None = None
     positive: bool = False
     negative_prompt: Place | None = None

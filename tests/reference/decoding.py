@@ -77,6 +77,7 @@ class Reference:
         found[self.missing] = -1e30
         return found
 
+
 class Contexts:
     """Models that read a prompt each; `fuse` makes the logits [V] of the next token, in double, from those of all."""
 
