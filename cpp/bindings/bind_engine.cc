@@ -52,6 +52,7 @@ std::optional<at::Tensor> defined(const at::Tensor& tensor) {
 
 std::vector<std::optional<at::Tensor>> defined(const std::vector<at::Tensor>& tensors) {
   std::vector<std::optional<at::Tensor>> found;
+  found.reserve(tensors.size());
   for (const at::Tensor& tensor : tensors) {
     found.push_back(defined(tensor));
   }

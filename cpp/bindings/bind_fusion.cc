@@ -145,6 +145,7 @@ void bind_fusion(py::module_& m) {
           "bounds",
           [](const Rule& rule) {
             std::vector<std::optional<double>> bounds;
+            bounds.reserve(rule.weights.size());
             for (size_t t = 0; t < rule.weights.size(); ++t) {
               bounds.push_back(rule.bound(t));
             }

@@ -56,10 +56,10 @@ std::vector<ExpertWeight> expert_weights(const RuleOptions& options, int experts
   for (size_t t = 0; t < count; ++t) {
     weights[t].alpha_max = alpha_max[alpha_max.size() == 1 ? 0 : t];
     weights[t].given = alpha.empty() ? std::nullopt : alpha[t];
-    if (!mix.empty() && mix[t].has_value()) {
-      check_option(!weights[t].given, "mix", "[", t, "] is ", *mix[t], ", but alpha[", t,
+    if (const std::optional<double> share = mix.empty() ? std::nullopt : mix[t]) {
+      check_option(!weights[t].given, "mix", "[", t, "] is ", *share, ", but alpha[", t,
                    "] is given, too; an expert is either mixed in or added");
-      weights[t].given = mix[t];
+      weights[t].given = share;
       weights[t].mixed = true;
     }
   }
@@ -71,7 +71,7 @@ std::vector<ExpertWeight> expert_weights(const RuleOptions& options, int experts
 double Rule::mixed_share() const {
   double share = 0.0;
   for (const ExpertWeight& weight : weights) {
-    share += weight.mixed ? *weight.given : 0.0;
+    share += weight.share();
   }
   return share;
 }
@@ -108,7 +108,7 @@ void validate(const Rule& rule, int experts) {
     check_option(weight.alpha_max > 0.0 && weight.alpha_max <= kMostAlpha, "alpha_max", " is ", weight.alpha_max,
                  " for expert ", t, "; give a finite number above 0, at most ", kMostAlpha);
     if (weight.mixed) {
-      check_option(*weight.given >= 0.0 && *weight.given <= 1.0, "mix", "[", t, "] is ", *weight.given,
+      check_option(weight.share() >= 0.0 && weight.share() <= 1.0, "mix", "[", t, "] is ", weight.share(),
                    "; give a share from 0 to 1");
       continue;
     }

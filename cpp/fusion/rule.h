@@ -73,6 +73,7 @@ struct ExpertWeight {
   bool mixed = false;  // `given` is the share of the expert's own probabilities; nothing is added to the logits
 
   bool solved() const { return !given.has_value(); }
+  double share() const { return mixed ? given.value_or(0.0) : 0.0; }
 };
 
 // Where the experts take part. Elsewhere the gate is closed, and the large model's logits stay as they are.

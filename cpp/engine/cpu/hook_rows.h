@@ -29,6 +29,7 @@ template <typename Logits>
 HookRows hook_rows(const HookPlace& place, Logits&& logits) {
   const auto tensor = [&](int64_t lane) {
     std::vector<const float*> rows;
+    rows.reserve(place.count);
     for (int64_t position = 0; position < place.count; ++position) {
       rows.push_back(logits(lane, position));
     }

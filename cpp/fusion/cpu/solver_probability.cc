@@ -126,9 +126,9 @@ void FusionSolver::mix() {
     int count = 0;
     for (int t = 0; t < experts(row); ++t) {
       const ExpertWeight given = weight(row * experts_ + t);
-      if (given.mixed && *given.given > 0.0) {
+      if (given.share() > 0.0) {
         mixed[count] = input.experts[t];
-        shifts[count++] = std::log(*given.given) - curves[t].expert_log_sum;
+        shifts[count++] = std::log(given.share()) - curves[t].expert_log_sum;
       }
     }
     const double rest = std::log(std::max(1.0 - input.rule->mixed_share(), 0.0));
@@ -151,7 +151,7 @@ void FusionSolver::mix() {
     ++result.sweeps;
     for (int t = 0; t < experts(row); ++t) {
       const ExpertWeight given = weight(row * experts_ + t);
-      result.alpha[t] = given.mixed ? *given.given : result.alpha[t];
+      result.alpha[t] = given.mixed ? given.share() : result.alpha[t];
     }
   }
 }
