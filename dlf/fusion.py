@@ -94,6 +94,8 @@ def solve(
         ``"static"``: all weights given by `alpha`.
         ``"grid"``: as ``"select"``, trying 0, 0.1, ..., 2.0 up to `alpha_max`.
         ``"jsd"``: the Jensen-Shannon divergence of every expert and its base, in nats (AdaCAD, 2409.07394).
+        ``"certainty"``: as ``"select"``, but a large model that is surer than an expert moves less, and a selected
+        expert that is surer than the fused model is mixed in; see docs/quality.md.
     match : str, optional
         ``"symmetric"`` minimises (f - a)^2 + (g - b)^2, the default; ``"forward"`` brings f to a, ``"reverse"`` g to b.
     alpha : sequence of T floats or None, optional

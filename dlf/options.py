@@ -47,7 +47,7 @@ class EngineOptions:
         ``"chat"`` for each model's chat template, a text with ``{prompt}`` where the prompt goes, or a text with
         ``{question}`` and ``{answer}``, which is also the form of examples. By default prompts are read as they are,
         and messages in the chat template of each model that has one.
-    combine : {"select", "centroid", "joint", "static", "grid", "jsd"}
+    combine : {"select", "centroid", "joint", "static", "grid", "jsd", "certainty"}
         How several experts are combined; see `dlf.fusion.solve`. The options from this one to `gate_threshold` are the
         rule of requests that have no other; see `dlf.Rule`.
     match : {"symmetric", "forward", "reverse"}

@@ -28,7 +28,7 @@ class Rule:
 
     Parameters
     ----------
-    combine : {"select", "centroid", "joint", "static", "grid", "jsd"}, optional
+    combine : {"select", "centroid", "joint", "static", "grid", "jsd", "certainty"}, optional
         How several experts are combined; see `dlf.fusion.solve`.
     match : {"symmetric", "forward", "reverse"}, optional
         Which divergences are matched.

@@ -155,7 +155,7 @@ def test_without_experts_a_rule_says_nothing(family: dict[str, Path], engine: dl
         (
             {"combine": "best"},
             ValueError,
-            "combine is 'best'; it takes 'select', 'centroid', 'joint', 'static', 'grid' or 'jsd'",
+            "combine is 'best'; it takes 'select', 'centroid', 'joint', 'static', 'grid', 'jsd' or 'certainty'",
         ),
         ({"match": "both"}, ValueError, "match is 'both'; it takes 'symmetric', 'forward' or 'reverse'"),
         ({"combine": 3}, TypeError, "combine is 3: give a name"),
@@ -224,7 +224,7 @@ def test_arrays_are_weights(engine: dlf.Engine) -> None:
 
 
 def test_the_table_has_every_name() -> None:
-    assert _C.COMBINES == ("select", "centroid", "joint", "static", "grid", "jsd")
+    assert _C.COMBINES == ("select", "centroid", "joint", "static", "grid", "jsd", "certainty")
     assert _C.MATCHES == ("symmetric", "forward", "reverse")
     assert [_C.Rule(name, "forward", [], [2.0], 0).takes_given for name in _C.COMBINES].index(True) == 3
 
@@ -257,7 +257,7 @@ def test_lanes_behind_a_gate_catch_up(engine: dlf.Engine, gate: dict[str, Any]) 
 
 
 def test_gates_in_company_change_no_bit(engine: dlf.Engine) -> None:
-    rules = [{}, *({"combine": "joint", **gate} for gate in GATES), {"combine": "jsd"}]
+    rules = [{}, *({"combine": "joint", **gate} for gate in GATES), {"combine": "jsd"}, {"combine": "certainty"}]
     alone = [engine.generate(PROMPT, rule=dlf.Rule(**rule), **OPTIONS) for rule in rules]
     streams = [engine.stream(PROMPT, rule=dlf.Rule(**rule), **OPTIONS) for rule in rules]
     for stream in streams:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference import fusion as reference
+from reference.certainty import certainty, entropy
 from test_solver import language
 
 from dlf import OptionError, fusion
@@ -121,3 +122,40 @@ def test_an_impossible_rule_names_its_field(rule: dict[str, Any], field: str) ->
     with pytest.raises(OptionError) as caught:
         fusion.solve(large, base, experts, **rule)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_certainty_is_its_reference(device: str) -> None:
+    large, base, experts = some_logits(7, 12)
+    large[:, :7] = 0.0  # every logit is finite
+    experts[:, :, 5] = 0.0
+    large[4:8] *= 0.4  # an unsure large model beside a sure expert, and the other way round
+    experts[4:8] *= 2.0
+    base[8:] *= 0.3
+    experts[8:] *= 0.3
+    found = fusion.solve(large, base, experts[:, :1], combine="certainty", device=device)
+    near = 1e-6 if device == "cpu" else 3e-4
+    shares = []
+    for i in range(len(large)):
+        alpha, share, expected = certainty(large[i], base[i], experts[i, 0])
+        shares.append(share)
+        assert found.alpha[i, 0] == pytest.approx(alpha, abs=10 * near)
+        got = reference.log_softmax(found.logits[i].astype(np.float64))
+        np.testing.assert_allclose(np.exp(got), np.exp(expected), atol=10 * near)
+    assert min(shares) == 0.0 and max(shares) > 0.1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_certainty_mixes_in_the_selected_expert(device: str) -> None:
+    large, base, experts = some_logits(8, 6)
+    large *= 0.3
+    found = fusion.solve(large, base, experts, combine="certainty", device=device)
+    assert ((found.alpha > 0).sum(1) <= 1).all()
+    for i in range(len(large)):
+        [chosen] = np.flatnonzero(found.alpha[i])
+        row = reference.prepare(large[i].astype(np.float64), np.stack([base[i]] * 2), experts[i].astype(np.float64))
+        added = np.exp(reference.log_softmax(row.log_large + found.alpha[i] @ row.delta))
+        expert = np.exp(reference.log_softmax(experts[i, chosen, row.support].astype(np.float64)))
+        got = np.exp(reference.log_softmax(found.logits[i, row.support].astype(np.float64)))
+        share = max(np.exp(-entropy(np.log(expert))) - np.exp(-entropy(np.log(added))), 0.0)
+        np.testing.assert_allclose(got, (1 - share) * added + share * expert, atol=1e-6 if device == "cpu" else 3e-3)

@@ -12,7 +12,7 @@ namespace dlf {
 inline constexpr int kMaxExperts = 16;
 
 // How the weights of several experts are combined.
-enum class Combine { select, centroid, joint, static_alpha, grid, jsd };
+enum class Combine { select, centroid, joint, static_alpha, grid, jsd, certainty };
 
 // Which divergences are matched with the expert's: f = KL(P̃‖P) with a, g = KL(P‖P̃) with b.
 enum class Match { symmetric, forward, reverse };
@@ -33,15 +33,20 @@ struct CombineRow {
     refined,  // chosen by the search until α is known
     grid,     // the 21 values of the paper, a tenth apart, up to α_max
   };
+  enum class Certainty {
+    ignored,
+    follows,  // a large model that is surer than an expert moves less, and a surer expert is mixed in
+  };
 
   Combine combine;
   std::string_view name;
   Weights weights;
   Targets targets;
   Points points;
+  Certainty certainty = Certainty::ignored;
 };
 
-inline constexpr std::array<CombineRow, 6> kCombineTable = {{
+inline constexpr std::array<CombineRow, 7> kCombineTable = {{
     {Combine::select, "select", CombineRow::Weights::searched, CombineRow::Targets::mean, CombineRow::Points::refined},
     {Combine::centroid, "centroid", CombineRow::Weights::searched, CombineRow::Targets::own,
      CombineRow::Points::refined},
@@ -50,6 +55,8 @@ inline constexpr std::array<CombineRow, 6> kCombineTable = {{
      CombineRow::Points::refined},
     {Combine::grid, "grid", CombineRow::Weights::searched, CombineRow::Targets::mean, CombineRow::Points::grid},
     {Combine::jsd, "jsd", CombineRow::Weights::measured, CombineRow::Targets::own, CombineRow::Points::refined},
+    {Combine::certainty, "certainty", CombineRow::Weights::searched, CombineRow::Targets::mean,
+     CombineRow::Points::refined, CombineRow::Certainty::follows},
 }};
 
 // Weights of the squares of f − a and g − b in the loss.
@@ -118,6 +125,7 @@ struct Rule {
   bool is_joint() const { return combining().weights == CombineRow::Weights::joint; }
   bool is_measured() const { return combining().weights == CombineRow::Weights::measured; }
   bool meets_mean() const { return combining().targets == CombineRow::Targets::mean; }
+  bool follows_certainty() const { return combining().certainty == CombineRow::Certainty::follows; }
   bool on_grid() const { return combining().points == CombineRow::Points::grid; }
   ExpertWeight weight(size_t expert) const { return weights.empty() ? ExpertWeight() : weights[expert]; }
   double mixed_share() const;                        // Σ of the shares of mixed experts

@@ -35,18 +35,14 @@ inline Vector log_add(Vector x, Vector y) {
 
 }  // namespace
 
-void sweep_large(const LargeBlock& block) {
+void sweep_model(const ModelBlock& block) {
   const int64_t tokens = block.end - block.begin;
-  const float* large = block.large + block.begin;
-  Vector peaks = Vector{} - kInfinity;
-  for (int64_t i = 0; i < tokens; i += kWidth) {
-    peaks = larger(load(large, i, tokens), peaks);
-  }
-  const double peak = largest(peaks);
+  Buffer logit;
+  const double peak = read_logits(block.logits + block.begin, block.large + block.begin, tokens, logit);
   Vector total = {};
   Vector first = {};
   for (int64_t i = 0; i < tokens && peak != -kInfinity; i += kWidth) {
-    const Vector below = load(large, i, tokens) - peak;
+    const Vector below = logit.load(i) - peak;
     const Vector w = exponential(below);
     total += w;
     first += below == -kInfinity ? Vector{} : w * below;

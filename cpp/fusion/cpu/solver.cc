@@ -277,6 +277,11 @@ void FusionSolver::set_targets() {
     for (int t = 0; t < experts(row); ++t) {
       results_[row].target_f[t] = curves[t].a;
       results_[row].target_g[t] = curves[t].b;
+    }
+    if (inputs_[row].rule->follows_certainty()) {
+      weigh_targets(row);
+    }
+    for (int t = 0; t < experts(row); ++t) {
       mean_a += curves[t].solved ? curves[t].a / count : 0.0;
       mean_b += curves[t].solved ? curves[t].b / count : 0.0;
     }
@@ -349,6 +354,7 @@ void FusionSolver::combine(int row) {
   const int among = solved(row);
   int best = -1;
   for (int t = 0; t < count; ++t) {
+    curves[t].selected = false;
     if (!curves[t].solved) {
       result.alpha[t] = curves[t].given;
       continue;
@@ -360,6 +366,7 @@ void FusionSolver::combine(int row) {
   }
   if (one && best >= 0) {
     result.alpha[best] = curves[best].search.answer().alpha;
+    curves[best].selected = true;
   }
 }
 

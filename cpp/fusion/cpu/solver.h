@@ -63,14 +63,18 @@ class FusionSolver {
     double base_log_sum;
     double fused_log_sum;  // of the row, kept by its first curve
     double given;          // the weight that is not searched; 0 for an expert that is mixed in
+    double share;          // of its probabilities in the result
+    double entropy;        // of the expert, where the rule needs it
     uint32_t flags;
-    bool solved;  // whether the weight is searched
+    bool solved;    // whether the weight is searched
+    bool selected;  // whether it is the expert that the row selects
     int sweeps;
     int ranges;  // of α, in the next sweep
     AlphaRange alpha[kSweepRanges];
   };
 
   // A curve's number is row * T + expert.
+  void choose_shares(int row);
   double find_centre(int curve) const;
   int name(int curve) const;
   int experts(int row) const { return inputs_[row].count; }
@@ -78,7 +82,9 @@ class FusionSolver {
   const Rule& rule(int curve) const { return *inputs_[curve / experts_].rule; }
   ExpertWeight weight(int curve) const { return rule(curve).weight(curve % experts_); }
   AlphaRange first_range(int curve) const;
-  BlockSum sum_large(const float* large, BlockSum* sums);
+  BlockSum sum_model(const float* logits, const float* large, BlockSum* sums);
+  double entropy(const float* logits, const float* large, BlockSum* sums);
+  void weigh_targets(int row);
   bool disagrees(const FusionInput& input) const;
   void close_gates();
   void scale_rows();

@@ -3,13 +3,20 @@
 
 #include "fusion/cpu/solver.h"
 
-// What a rule does with probabilities: gates, measured weights, mixtures, and the mask of implausible tokens.
+// What a rule does with probabilities: gates, measured weights, certainty, mixtures, the mask of implausible tokens.
 namespace dlf {
+namespace {
 
-// Sums of the row's large model over the vocabulary: its peak, its normaliser, and the mean of log p less the peak's.
-BlockSum FusionSolver::sum_large(const float* large, BlockSum* sums) {
-  const auto kernel = DLF_CPU_DISPATCH(sweep_large);
-  for_blocks(1, [&](int, int64_t block, int64_t begin, int64_t end) { kernel({large, begin, end, sums + block}); });
+// Rounding may put it a little below 0.
+double entropy_of(const BlockSum& sum) { return std::max(std::log(sum.weight) - sum.first / sum.weight, 0.0); }
+
+}  // namespace
+
+// Adds up the sums of a model over the vocabulary, without the tokens that `large` excludes.
+BlockSum FusionSolver::sum_model(const float* logits, const float* large, BlockSum* sums) {
+  const auto kernel = DLF_CPU_DISPATCH(sweep_model);
+  for_blocks(
+      1, [&](int, int64_t block, int64_t begin, int64_t end) { kernel({logits, large, begin, end, sums + block}); });
   BlockSum total = sums[0];
   for (int64_t block = 1; block < blocks_; ++block) {
     total.peak = std::max(total.peak, sums[block].peak);
@@ -28,14 +35,54 @@ BlockSum FusionSolver::sum_large(const float* large, BlockSum* sums) {
 
 // A large model with NaN has an open gate, so that the row is solved and the fault is found.
 bool FusionSolver::is_open(const Gate& gate, const float* large) {
-  const BlockSum total = sum_large(large, sums_.get());
+  const BlockSum total = sum_model(large, large, sums_.get());
   if (!(total.weight > 0.0) || std::isinf(total.peak)) {
     return true;
   }
   if (gate.kind == GateKind::top_prob) {
     return 1.0 / total.weight <= gate.threshold;
   }
-  return std::log(total.weight) - total.first / total.weight >= gate.threshold;
+  return entropy_of(total) >= gate.threshold;
+}
+
+// In nats.
+double FusionSolver::entropy(const float* logits, const float* large, BlockSum* sums) {
+  return entropy_of(sum_model(logits, large, sums));
+}
+
+// Scales the targets of a row's experts by how sure the large model is beside each: one that is surer moves less.
+void FusionSolver::weigh_targets(int row) {
+  Curve* curves = &curves_[row * experts_];
+  BlockSum* scratch = sums(row * experts_);
+  const double of_large = entropy(large_[row], large_[row], scratch);
+  for (int t = 0; t < experts(row); ++t) {
+    curves[t].entropy = entropy(inputs_[row].experts[t], large_[row], scratch);
+    const double both = of_large + curves[t].entropy;
+    const double scale = both > 0.0 ? std::min(2.0 * of_large / both, 1.0) : 1.0;
+    curves[t].a *= scale;
+    curves[t].b *= scale;
+  }
+}
+
+// Finds the shares of experts' probabilities in the row's result. By certainty, the selected expert gets the difference
+// of its certainty and that of the fused distribution, one over the perplexity of each, if it is the surer one.
+void FusionSolver::choose_shares(int row) {
+  Curve* curves = &curves_[row * experts_];
+  double rest = 1.0;
+  for (int t = 0; t < experts(row); ++t) {
+    curves[t].share = weight(row * experts_ + t).share();
+    rest -= curves[t].share;
+  }
+  if (!inputs_[row].rule->follows_certainty()) {
+    return;
+  }
+  const float* fused = results_[row].logits;
+  const double certainty = std::exp(-entropy(fused, fused, sums(row * experts_)));
+  for (int t = 0; t < experts(row); ++t) {
+    if (curves[t].selected) {
+      curves[t].share = std::max(rest, 0.0) * std::max(std::exp(-curves[t].entropy) - certainty, 0.0);
+    }
+  }
 }
 
 // Whether some expert's most probable token is not the large model's.
@@ -112,7 +159,12 @@ void FusionSolver::measure() {
 void FusionSolver::mix() {
   active_rows_.clear();
   for (int row = 0; row < static_cast<int>(inputs_.size()); ++row) {
-    if (alive(row) && inputs_[row].rule->mixed_share() > 0.0) {
+    if (!alive(row)) {
+      continue;
+    }
+    choose_shares(row);
+    const Curve* curves = &curves_[row * experts_];
+    if (std::any_of(curves, curves + experts(row), [](const Curve& curve) { return curve.share > 0.0; })) {
       active_rows_.push_back(row);
     }
   }
@@ -124,17 +176,17 @@ void FusionSolver::mix() {
     const float* mixed[kMaxExperts];
     double shifts[kMaxExperts];
     int count = 0;
+    double rest = 1.0;
     for (int t = 0; t < experts(row); ++t) {
-      const ExpertWeight given = weight(row * experts_ + t);
-      if (given.share() > 0.0) {
+      if (curves[t].share > 0.0) {
         mixed[count] = input.experts[t];
-        shifts[count++] = std::log(given.share()) - curves[t].expert_log_sum;
+        shifts[count++] = std::log(curves[t].share) - curves[t].expert_log_sum;
+        rest -= curves[t].share;
       }
     }
-    const double rest = std::log(std::max(1.0 - input.rule->mixed_share(), 0.0));
     double both[2];
-    kernel({input.large, mixed, shifts, count, rest - curves[0].fused_log_sum, input.rule->large_weight,
-            curves[0].zero.log_sum, begin, end, results_[row].logits, both});
+    kernel({input.large, mixed, shifts, count, std::log(std::max(rest, 0.0)) - curves[0].fused_log_sum,
+            input.rule->large_weight, curves[0].zero.log_sum, begin, end, results_[row].logits, both});
     BlockSum& sum = sums(row * experts_)[block];
     sum.first = both[0];
     sum.second = both[1];
@@ -165,7 +217,7 @@ void FusionSolver::mask() {
       continue;
     }
     const float* large = inputs_[row].large;
-    const double least = sum_large(large, sums(row * experts_)).peak + std::log(share);
+    const double least = sum_model(large, large, sums(row * experts_)).peak + std::log(share);
     for_blocks(1, [&](int, int64_t, int64_t begin, int64_t end) {
       kernel({large, static_cast<float>(least), begin, end, results_[row].logits});
     });

@@ -107,8 +107,10 @@ struct SupportBlock {
   float* support;
 };
 
-// Sums of the large model alone: peak, Σ exp(logit − peak), Σ exp(logit − peak)(logit − peak).
-struct LargeBlock {
+// Sums of one model: peak, Σ exp(logit − peak), Σ exp(logit − peak)(logit − peak). Tokens where `large` is −inf don't
+// take part.
+struct ModelBlock {
+  const float* logits;
   const float* large;
   int64_t begin;
   int64_t end;
@@ -166,7 +168,7 @@ DLF_CPU_KERNEL(sweep_curve, const CurveBlock& block);
 DLF_CPU_KERNEL(sweep_fuse, const FuseBlock& block);
 DLF_CPU_KERNEL(sweep_joint, const JointBlock& block);
 DLF_CPU_KERNEL(sweep_support, const SupportBlock& block);
-DLF_CPU_KERNEL(sweep_large, const LargeBlock& block);
+DLF_CPU_KERNEL(sweep_model, const ModelBlock& block);
 DLF_CPU_KERNEL(sweep_divergence, const DivergenceBlock& block);
 DLF_CPU_KERNEL(sweep_mix, const MixBlock& block);
 DLF_CPU_KERNEL(sweep_scale, const ScaleBlock& block);
