@@ -32,6 +32,7 @@ PROBABILITY_RULES: list[dict[str, Any]] = [
     {"combine": "jsd", "mix": [0.3, None], "large_weight": 1.2},
     {"combine": "static", "mix": [0.2, 0.5], "plausibility": 0.05},
     {"combine": "centroid", "gate": "top_prob", "gate_threshold": 0.25},
+    {"combine": "certainty"},
 ]
 EVERY_RULE = RULES + PROBABILITY_RULES
 

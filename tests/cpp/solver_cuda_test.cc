@@ -809,7 +809,7 @@ void given_weights_and_bounds_are_those_of_the_processor() {
   }
 }
 
-// Rules over probabilities: measured and mixed weights, coefficients of the large model, masks and gates.
+// Rules over probabilities: measured and mixed weights, certainty, coefficients of the large model, masks and gates.
 std::vector<Rule> probability_rules(int experts) {
   const auto shares = [&](double sum) {
     return std::vector<ExpertWeight>(experts, {2.0, sum / experts, /*mixed=*/true});
@@ -828,6 +828,9 @@ std::vector<Rule> probability_rules(int experts) {
       {Combine::centroid, Match::reverse, {}, 1.7, 0.0, {GateKind::disagree}},
       {Combine::joint, Match::symmetric, {}, 0.6, 0.0, {GateKind::top_prob, 0.5}},
       {Combine::grid, Match::symmetric, {}, 1.0, 0.001},
+      {Combine::certainty, Match::symmetric, {}},
+      {Combine::certainty, Match::forward, some, 0.4, 0.01},
+      {Combine::certainty, Match::reverse, tight, 1.6},
   };
 }
 

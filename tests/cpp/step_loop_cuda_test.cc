@@ -53,7 +53,8 @@ void expect_near(const StepOutput& output, const StepOutput& expected) {
 }
 
 void tokens_are_those_of_the_processor() {
-  for (const Combine combine : {Combine::select, Combine::centroid, Combine::joint, Combine::grid, Combine::jsd}) {
+  for (const Combine combine :
+       {Combine::select, Combine::centroid, Combine::joint, Combine::grid, Combine::jsd, Combine::certainty}) {
     const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {1, kContext, 1});
     const auto cuda = cuda::make_step_loop(tiny_plan(), tiny_models(), options(1));
     for (const double temperature : {0.0, 1.0}) {
@@ -416,7 +417,7 @@ void experts_may_lack_a_base() {
   const Models models = {tiny_model(1), tiny_model(2), tiny_model(3)};
   const auto cpu = cpu::make_step_loop(plan, models, {2, kContext, 1});
   const auto loop = cuda::make_step_loop(plan, models, options(2, true, {0, 0, 0}));
-  for (const int64_t id : {1, 30, 31, 35}) {
+  for (const int64_t id : {1, 30, 31, 35, 36}) {
     Request request = make_request(id, 5, 6);
     request.prompts.resize(3);
     request.rule = testing::rule_of(id);
@@ -674,6 +675,7 @@ void expect_scores_to_be_those_of_the_processor(const Devices& devices) {
   const Rule rules[] = {{},
                         {Combine::joint, Match::symmetric, {}},
                         {Combine::jsd, Match::symmetric, {}, 1.4, 0.01},
+                        {Combine::certainty, Match::symmetric, {}},
                         {Combine::centroid, Match::symmetric, {}, 1.0, 0.0, {GateKind::top_prob, 0.05}}};
   for (const Rule& rule : rules) {
     const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {1, kContext, 1});

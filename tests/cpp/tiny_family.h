@@ -132,7 +132,7 @@ inline Request make_request(int64_t id, int64_t prompt, int64_t max_new_tokens, 
   return request;
 }
 
-// Returns a rule over probabilities, of six.
+// Returns a rule over probabilities, of seven.
 inline Rule probability_rule(int64_t index) {
   switch (index) {
     case 0:
@@ -145,12 +145,14 @@ inline Rule probability_rule(int64_t index) {
       return {Combine::joint, Match::symmetric, {}, 1.3};
     case 4:
       return {Combine::select, Match::symmetric, {}, 1.0, 0.0, {GateKind::top_prob, 0.05}};
+    case 5:
+      return {Combine::certainty, Match::symmetric, {}, 0.9};
     default:
       return {Combine::jsd, Match::symmetric, {{2.0, 0.2, true}, {}}, 0.8, 0.05, {GateKind::disagree}};
   }
 }
 
-// Returns a rule that differs from those of the other ids up to 36.
+// Returns a rule that differs from those of the other ids up to 37.
 inline Rule rule_of(int64_t id) {
   if (id >= 30) {
     return probability_rule(id - 30);
@@ -237,7 +239,7 @@ inline void expect_rules_to_keep_apart(const std::function<std::unique_ptr<StepL
     ruled.speculation = speculation;
     return ruled;
   };
-  const std::vector<int64_t> ids = {0, 1, 2, 3, 4, 6, 7, 12, 17, 30, 31, 32, 33, 34, 35};
+  const std::vector<int64_t> ids = {0, 1, 2, 3, 4, 6, 7, 12, 17, 30, 31, 32, 33, 34, 35, 36};
   Tokens alone;
   std::map<int64_t, std::set<bool>> closed;  // whether the experts of a request had no weight, over its tokens
   const auto one_by_one = make();

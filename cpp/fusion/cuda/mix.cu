@@ -14,19 +14,41 @@ __device__ float log_add(float x, float y) {
   return high == -kInfinity ? high : high + log1pf(exp2_fast((fminf(x, y) - high) * kLog2E));
 }
 
+// The share of an expert's probabilities that is mixed in besides the given ones.
+struct Selected {
+  int expert;
+  float share;
+};
+
+// By certainty, the selected expert gets the difference of its certainty and that of the fused distribution, one over
+// the perplexity of each, if it is the surer one.
+__device__ Selected choose_share(RowTokens& tokens, const FusionArgs& args, const RowRule& rule, const float* fused) {
+  const int t = args.records[tokens.row()].selected;
+  if (t < 0 || (rule.weighed >> t & 1U) == 0) {
+    return {0, 0.0F};
+  }
+  const float* expert = tokens.of(args.experts[t]);
+  const float of_fused = tokens.entropy([&](int64_t i) { return fused[i]; });
+  const float of_expert = tokens.entropy([&](int64_t i) { return fused[i] == -kInfinity ? -kInfinity : expert[i]; });
+  return {t, rule.rest * fmaxf(expf(-of_expert) - expf(-of_fused), 0.0F)};
+}
+
 // Replaces the fused logits by the logarithms of the mixed probabilities, with f and g of these.
-__device__ void mix(RowTokens& tokens, const FusionArgs& args, const RowRule& rule, float* fused, float* shifts) {
+__device__ void mix(RowTokens& tokens, const FusionArgs& args, const RowRule& rule, const Selected& selected,
+                    float* fused, float* shifts) {
+  const uint32_t experts = rule.mixed | (selected.share > 0.0F ? 1U << selected.expert : 0U);
   const float* large = tokens.of(args.large);
   const auto allowed = [&](int64_t i, float logit) { return fused[i] == -kInfinity ? -kInfinity : logit; };
   const float large_total =
       tokens.log_sum([&](int64_t i) { return allowed(i, scaled(large[i], rule.large_weight)); }).value;
-  const float fused_shift = logf(rule.rest) - tokens.log_sum([&](int64_t i) { return fused[i]; }).value;
-  for (uint32_t rest = rule.mixed; rest != 0; rest &= rest - 1) {
+  const float fused_shift =
+      logf(rule.rest - selected.share) - tokens.log_sum([&](int64_t i) { return fused[i]; }).value;
+  for (uint32_t rest = experts; rest != 0; rest &= rest - 1) {
     const int t = __ffs(static_cast<int>(rest)) - 1;
     const float* expert = tokens.of(args.experts[t]);
     const float total = tokens.log_sum([&](int64_t i) { return allowed(i, expert[i]); }).value;
     if (threadIdx.x == 0) {
-      shifts[t] = logf(rule.mix[t]) - total;
+      shifts[t] = logf((rule.mixed >> t & 1U) != 0 ? rule.mix[t] : selected.share) - total;
     }
   }
   __syncthreads();
@@ -38,7 +60,7 @@ __device__ void mix(RowTokens& tokens, const FusionArgs& args, const RowRule& ru
     }
     const float p = fmaxf(scaled(large[i], rule.large_weight) - large_total, -kLargest);
     float mixed = fused[i] + fused_shift;
-    for (uint32_t rest = rule.mixed; rest != 0; rest &= rest - 1) {
+    for (uint32_t rest = experts; rest != 0; rest &= rest - 1) {
       const int t = __ffs(static_cast<int>(rest)) - 1;
       mixed = log_add(mixed, tokens.of(args.experts[t])[i] + shifts[t]);
     }
@@ -84,8 +106,9 @@ __global__ void __launch_bounds__(kSolverThreads, 1) mix_kernel(const __grid_con
     return;
   }
   float* fused = args.fused + tokens.row() * args.fused_stride;
-  if (rule->mixed != 0) {
-    mix(tokens, args, *rule, fused, memory.shifts);
+  const Selected selected = choose_share(tokens, args, *rule, fused);
+  if (rule->mixed != 0 || selected.share > 0.0F) {
+    mix(tokens, args, *rule, selected, fused, memory.shifts);
   }
   if (rule->plausibility > 0.0F) {
     mask(tokens, args, *rule, fused);

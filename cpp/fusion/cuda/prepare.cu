@@ -52,11 +52,11 @@ __device__ bool is_closed(RowTokens& tokens, const FusionArgs& args, const RowRu
   return entropy < rule.gate_threshold;
 }
 
-// Copies the large model's logits with their coefficient to where the fused ones will go. If weights are measured, it
-// excludes the tokens that any model of the row rules out.
+// Copies the large model's logits with their coefficient to where the fused ones will go. If weights or certainty are
+// measured, it excludes the tokens that any model of the row rules out.
 __device__ void place_large(const RowTokens& tokens, const FusionArgs& args, const RowRule& rule, float* placed) {
   const float* large = tokens.of(args.large);
-  const uint32_t looked_at = rule.measured != 0 ? rule.chosen : 0;
+  const uint32_t looked_at = (rule.measured | rule.weighed) != 0 ? rule.chosen : 0;
   tokens.for_each([&](int64_t i) {
     bool is_out = false;
     for (uint32_t rest = looked_at; rest != 0; rest &= rest - 1) {
@@ -89,6 +89,21 @@ __device__ float divergence(RowTokens& tokens, const float* placed, const float*
   return fmaxf(0.5F * tokens.sum(both), 0.0F);
 }
 
+// Finds how the targets of experts are scaled: by how sure the large model is beside each, 2H(P) / (H(P) + H(Q_t)) up
+// to 1, so that one that is surer moves less.
+__device__ void weigh_targets(RowTokens& tokens, const FusionArgs& args, uint32_t experts, const float* placed) {
+  const float of_large = tokens.entropy([&](int64_t i) { return placed[i]; });
+  for (uint32_t rest = experts; rest != 0; rest &= rest - 1) {
+    const int t = __ffs(static_cast<int>(rest)) - 1;
+    const float* expert = tokens.of(args.experts[t]);
+    const float both =
+        of_large + tokens.entropy([&](int64_t i) { return placed[i] == -kInfinity ? -kInfinity : expert[i]; });
+    if (tokens.is_first()) {
+      args.records[tokens.row()].alpha[t] = both > 0.0F ? fminf(2.0F * of_large / both, 1.0F) : 1.0F;
+    }
+  }
+}
+
 __global__ void __launch_bounds__(kSolverThreads, 1) prepare_kernel(const __grid_constant__ FusionArgs args) {
   RowTokens tokens(args, *shared_memory<RowTokens::Memory>());
   const RowRule* rule = rule_for(args, tokens.row(), kPrepareKernel);
@@ -115,6 +130,9 @@ __global__ void __launch_bounds__(kSolverThreads, 1) prepare_kernel(const __grid
     if (tokens.is_first()) {
       record.alpha[t] = fminf(weight, rule->alpha_max[t]);
     }
+  }
+  if (!closed && rule->weighed != 0) {
+    weigh_targets(tokens, args, rule->weighed, fused);
   }
   tokens.leave();
 }

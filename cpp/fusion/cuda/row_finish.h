@@ -16,6 +16,7 @@ __device__ void RowSolver<kKind, kHeld>::combine() {
       const bool better = solved(t) && curves_[t].search.answer_loss() < curves_[best].search.answer_loss() - tie;
       best = better ? t : best;
     }
+    shared_.selected = by_mean() ? best : -1;
     for (int t = 0; t < experts(); ++t) {
       double alpha = slice_.chosen(t) ? given(t) : 0.0F;
       if (solved(t)) {
@@ -82,6 +83,7 @@ __device__ void RowSolver<kKind, kHeld>::finish() {
   record.sweeps = sweeps_ + 1;
   record.bad_model = kNoBadModel;
   record.closed = 0;
+  record.selected = shared_.selected;
 }
 
 }  // namespace dlf::cuda

@@ -234,14 +234,14 @@ __device__ void RowSolver<kKind, kHeld>::start_searches() {
     return;
   }
   // Σ_t (f − a_t)² is T(f − ā)² and a constant, so one expert among several is searched with the mean targets.
-  double a = own().a;
-  double b = own().b;
+  double a = weighed(warp_index(), own().a);
+  double b = weighed(warp_index(), own().b);
   if (by_mean() && solved() != 0) {
     a = 0.0;
     b = 0.0;
     for (int t = 0; t < experts(); ++t) {
-      a += solved(t) ? curves_[t].a : 0.0;
-      b += solved(t) ? curves_[t].b : 0.0;
+      a += solved(t) ? weighed(t, curves_[t].a) : 0.0;
+      b += solved(t) ? weighed(t, curves_[t].b) : 0.0;
     }
     const double share = 1.0 / __popc(solved());
     a *= share;

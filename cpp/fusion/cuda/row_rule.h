@@ -13,7 +13,7 @@ namespace dlf::cuda {
 enum SolverKernel : uint32_t {
   kSearchKernel = 1,
   kJointKernel = 2,    // in place of the search kernel, if there are several experts
-  kPrepareKernel = 4,  // before: gates, a coefficient of the large model, measured weights
+  kPrepareKernel = 4,  // before: gates, a coefficient of the large model, measured weights, scales of targets
   kMixKernel = 8,      // after: mixed probabilities, masks
 };
 
@@ -23,6 +23,7 @@ struct RowRule {
   uint32_t given;      // bit t: its weight is alpha[t], or measured
   uint32_t measured;   // bit t: the prepare kernel measures its weight
   uint32_t mixed;      // bit t: a share of its probabilities is mixed in; it is given the weight 0
+  uint32_t weighed;    // bit t: its targets are scaled, and it is mixed in if selected, by certainty
   uint32_t kernels;    // SolverKernels
   int32_t meets_mean;  // a bool, like the next two
   int32_t on_grid;
@@ -62,6 +63,7 @@ inline RowRule row_rule(const Rule& rule, std::span<const int> experts, int all)
     const auto given = static_cast<float>(weight.given.value_or(0.0));
     row.chosen |= bit;
     row.measured |= weight.solved() && rule.is_measured() ? bit : 0U;
+    row.weighed |= weight.solved() && rule.follows_certainty() ? bit : 0U;
     row.given |= weight.solved() ? 0U : bit;
     row.mixed |= weight.mixed && given > 0.0F ? bit : 0U;
     row.alpha[t] = weight.mixed ? 0.0F : given;
@@ -69,9 +71,9 @@ inline RowRule row_rule(const Rule& rule, std::span<const int> experts, int all)
     row.alpha_max[t] = static_cast<float>(weight.alpha_max);
   }
   row.given |= row.measured;
-  row.large_in_place = rule.large_weight != 1.0 || row.measured != 0 ? 1 : 0;
+  row.large_in_place = rule.large_weight != 1.0 || (row.measured | row.weighed) != 0 ? 1 : 0;
   row.kernels |= rule.gate.exists() || row.large_in_place != 0 ? kPrepareKernel : 0U;
-  row.kernels |= row.mixed != 0 || rule.plausibility > 0.0 ? kMixKernel : 0U;
+  row.kernels |= (row.mixed | row.weighed) != 0 || rule.plausibility > 0.0 ? kMixKernel : 0U;
   return row;
 }
 

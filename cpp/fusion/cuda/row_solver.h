@@ -35,6 +35,7 @@ struct Shared {
   double per_weight;  // 1 / Σp
   int bad;            // kNoBadModel, kEmptySupport or a model
   float alpha[kMaxExperts];
+  int selected;  // −1 where no expert is
   RowRule rule;
   float parts[BlockSums::kFloats];
   float peaks[kSolverWarps];
@@ -142,6 +143,10 @@ class RowSolver {
   // The weight of an expert that is not solved.
   __device__ float given(int t) const {
     return (rule().measured >> t & 1U) != 0 ? args_.records[row_].alpha[t] : rule().alpha[t];
+  }
+  // A target of an expert as its search meets it.
+  __device__ double weighed(int t, double target) const {
+    return (rule().weighed >> t & 1U) != 0 ? target * args_.records[row_].alpha[t] : target;
   }
   // Whether this warp adds up the curve of expert warp_index(), and whether it also searches it.
   __device__ bool owns_curve() const { return slice_.chosen(warp_index()); }

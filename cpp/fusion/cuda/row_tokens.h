@@ -8,7 +8,7 @@
 namespace dlf::cuda {
 
 // Before the solver, for rows with kPrepareKernel: closes gates, copies the large model's logits with their coefficient
-// to where the fused ones will go, and measures weights.
+// to where the fused ones will go, measures weights and finds how certainty scales targets.
 void prepare_rows(const FusionArgs& args, int cluster, Stream stream);
 
 // After the solver, for rows with kMixKernel: mixes probabilities in and masks tokens.
@@ -69,6 +69,31 @@ class RowTokens {
     });
     const float most = largest(peak);
     return {most, most + logf(sum(total * weight_of(peak, finite_peak(most))))};
+  }
+
+  // The entropy of softmax(logit) in nats; NaN if a logit is NaN or +inf, or if all are −inf. It keeps its digits where
+  // one probability is near 1, since two of these are divided: `rest` leaves one token at the peak out.
+  template <typename Logit>
+  __device__ float entropy(Logit&& logit) {
+    float most = -kInfinity;
+    for_each([&](int64_t i) { most = fmaxf(most, logit(i)); });
+    const float peak = largest(most);
+    float level = 0.0F;  // tokens at the peak
+    float others = 0.0F;
+    float below = 0.0F;
+    for_each([&](int64_t i) {
+      const float x = logit(i);
+      const float apart = peak - x;
+      if (apart == 0.0F) {
+        level += 1.0F;
+      } else if (x != -kInfinity) {
+        const float weight = weight_of(x, peak);
+        others += weight;
+        below = fmaf(weight, fminf(apart, kLargest), below);
+      }
+    });
+    const float rest = sum(level) - 1.0F + sum(others);
+    return log1pf(rest) + sum(below) / (1.0F + rest);
   }
 
   // Waits until no other block reads this one's memory.

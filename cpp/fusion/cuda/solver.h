@@ -17,14 +17,15 @@ struct Logits {
 
 // FusionResult of a row.
 struct FusionRecord {
-  float alpha[kMaxExperts];
+  float alpha[kMaxExperts];  // before the solver: measured weights, and scales of targets
   float target_f[kMaxExperts];
   float target_g[kMaxExperts];
   float f;
   float g;
   int32_t sweeps;
   int32_t bad_model;
-  int32_t closed;  // 1: the gate of the rule was closed, and the fused logits are the large model's
+  int32_t selected;  // the expert whose curve passes nearest the targets; −1 where none is selected
+  int32_t closed;    // 1: the gate of the rule was closed, and the fused logits are the large model's
 };
 
 struct FusionArgs {
