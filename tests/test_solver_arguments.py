@@ -64,7 +64,10 @@ def test_no_token_left() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"combine": "best"}, "combine is 'best'; it takes 'select', 'centroid', 'joint', 'static', 'grid', 'jsd' or 'certainty'"),
+        (
+            {"combine": "best"},
+            "combine is 'best'; it takes 'select', 'centroid', 'joint', 'static', 'grid', 'jsd' or 'certainty'",
+        ),
         ({"match": "both"}, "match is 'both'; it takes 'symmetric', 'forward' or 'reverse'"),
         ({"alpha_max": 0.0}, "alpha_max is 0"),
         ({"alpha_max": np.inf}, "alpha_max is inf"),

@@ -159,3 +159,19 @@ def test_certainty_mixes_in_the_selected_expert(device: str) -> None:
         got = np.exp(reference.log_softmax(found.logits[i, row.support].astype(np.float64)))
         share = max(np.exp(-entropy(np.log(expert))) - np.exp(-entropy(np.log(added))), 0.0)
         np.testing.assert_allclose(got, (1 - share) * added + share * expert, atol=1e-6 if device == "cpu" else 3e-3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_certainty_keeps_its_digits_beside_sure_models(device: str) -> None:
+    rng = np.random.default_rng(11)
+    large, base, experts = (rng.standard_normal((6, 900)).astype(np.float32) for _ in range(3))
+    large += 20.0  # entropies of 1e-4 to 1e-11 nats, below the rounding of a logit
+    large[:, 0] += 16.0 + 3.0 * np.arange(6, dtype=np.float32)
+    base[:, 0] += 10.0
+    experts[:, 1] += 16.0
+    found = fusion.solve(large, base, experts[:, None], combine="certainty", device=device)
+    for i in range(6):
+        alpha, _, expected = certainty(large[i], base[i], experts[i])
+        assert found.alpha[i, 0] == pytest.approx(alpha, abs=1e-6 if device == "cpu" else 1e-3)
+        got = reference.log_softmax(found.logits[i].astype(np.float64))
+        np.testing.assert_allclose(np.exp(got), np.exp(expected), atol=1e-5)
