@@ -37,6 +37,7 @@ RULES: dict[str, dict[str, Any]] = {
     "select, traced": {"trace": True},
     "static": {"combine": "static", "alpha": [0.5]},
     "jsd": {"combine": "jsd"},
+    "certainty": {"combine": "certainty"},
     "large_weight": {"large_weight": 1.5},
     "plausibility": {"plausibility": 0.1},
     "mixture": {"mix": [0.3]},
