@@ -12,7 +12,7 @@ from dlf import _C
 from dlf.arguments import common_vocabulary
 from dlf.checkpoints.config import ModelConfig
 from dlf.errors import TokenizerMismatchError
-from dlf.lanes import Lanes
+from dlf.lanes import NO_LANE, Lanes
 from dlf.text.same_tokenizer import AddedDifference, check_same_tokenizer, warn_of_added_tokens
 from dlf.text.token_map import TokenMap, token_map
 from dlf.text.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ class Vocabulary:
         large = models[0]
         size = min(large.config.vocab_size, large.tokenizer.vocab_size)
         maps = [None, *(_map(large, other, size) for other in models[1:])]
-        fused = {lanes.lanes[lane].model for pair in lanes.pairs for lane in pair if lane is not None and lane >= 0}
+        fused = {lanes.lanes[lane].model for pair in lanes.pairs for lane in pair if lane != NO_LANE}
         missing = np.zeros(size, bool)
         for number in fused - {0}:
             found = maps[number]

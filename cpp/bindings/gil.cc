@@ -72,26 +72,10 @@ void GilRelease::acquire() {
   or_stop([&] { PyEval_RestoreThread(state_); });
 }
 
-void GilRelease::call(const pybind11::object& function) {
-  acquire();
-  const bool raised = or_stop([&] {
-    PyObject* result = PyObject_CallNoArgs(function.ptr());
-    Py_XDECREF(result);
-    return result == nullptr;
-  });
-  if (raised) {
-    pybind11::error_already_set error;
-    release();
-    throw error;
-  }
-  release();
-}
-
-bool GilRelease::call(const pybind11::object& function, const std::function<pybind11::object()>& make) {
+bool GilRelease::ask(const std::function<PyObject*()>& make_call) {
   acquire();
   const int answer = or_stop([&] {
-    const pybind11::object given = make();
-    PyObject* result = PyObject_CallOneArg(function.ptr(), given.ptr());
+    PyObject* result = make_call();
     const int is_true = result == nullptr ? -1 : PyObject_IsTrue(result);
     Py_XDECREF(result);
     return is_true;

@@ -18,12 +18,18 @@ class GilRelease {
   GilRelease& operator=(const GilRelease&) = delete;
 
   // Calls a Python function with the GIL held; throws what it raises.
-  void call(const pybind11::object& function);
+  void call(const pybind11::object& function) {
+    ask([&] { return PyObject_CallNoArgs(function.ptr()); });
+  }
   // Calls a Python function with the object that make() returns, both with the GIL held. Returns whether the result is
   // true; throws what the function raises.
-  bool call(const pybind11::object& function, const std::function<pybind11::object()>& make);
+  bool call(const pybind11::object& function, const std::function<pybind11::object()>& make) {
+    return ask([&] { return PyObject_CallOneArg(function.ptr(), make().ptr()); });
+  }
 
  private:
+  // Returns whether the result of a call, made with the GIL held, is true; null is an exception, which is thrown.
+  bool ask(const std::function<PyObject*()>& make_call);
   void release();
   void acquire();
 

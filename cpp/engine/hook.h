@@ -4,7 +4,10 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
+
+#include "engine/plan.h"
 
 namespace dlf {
 
@@ -21,6 +24,17 @@ struct HookRows {
   at::Tensor alpha;                 // [B, T]
   at::Tensor f, g;                  // [B]
 };
+
+// Collects the logits of the large model and of the experts; tensor(lane) returns those of a lane.
+template <typename LaneTensor>
+void add_lanes(HookRows& rows, const FusionPlan& plan, std::span<const int> experts, LaneTensor&& tensor) {
+  rows.large = tensor(0);
+  for (const int expert : experts) {
+    const ExpertLanes& lanes = plan.experts[expert];
+    rows.experts.push_back(tensor(lanes.expert));
+    rows.bases.push_back(lanes.base == kNoLane ? at::Tensor() : tensor(lanes.base));
+  }
+}
 
 // Shows the caller the logits of a request; returns false if the request is to fail.
 using CallHook = std::function<bool(const HookRows&)>;

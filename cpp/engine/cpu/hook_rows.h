@@ -36,12 +36,7 @@ HookRows hook_rows(const HookPlace& place, Logits&& logits) {
     return as_tensor(rows, place.plan.vocab);
   };
   HookRows rows;
-  rows.large = tensor(0);
-  for (const int expert : place.experts) {
-    const ExpertLanes& lanes = place.plan.experts[expert];
-    rows.experts.push_back(tensor(lanes.expert));
-    rows.bases.push_back(lanes.base == kNoLane ? at::Tensor() : tensor(lanes.base));
-  }
+  add_lanes(rows, place.plan, place.experts, tensor);
   add_results(place, rows);
   return rows;
 }

@@ -15,16 +15,10 @@ bool show_rows(const CallHook& hook, HookRows rows, std::span<const int> experts
   const auto view = [&](const float* data, int64_t stride, int64_t width) {
     return at::from_blob(const_cast<float*>(data) + first * stride, {count, width}, {stride, 1}, floats);
   };
-  const auto lane_rows = [&](int64_t lane) {
+  add_lanes(rows, plan, experts, [&](int64_t lane) {
     const Logits of_lane = logits(lane);
     return view(of_lane.data, of_lane.stride, plan.vocab);
-  };
-  rows.large = lane_rows(0);
-  for (const int expert : experts) {
-    const ExpertLanes& lanes = plan.experts[expert];
-    rows.experts.push_back(lane_rows(lanes.expert));
-    rows.bases.push_back(lanes.base == kNoLane ? at::Tensor() : lane_rows(lanes.base));
-  }
+  });
   rows.fused = fused.logits == nullptr ? rows.large : view(fused.logits, fused.stride, plan.vocab);
   if (experts.empty()) {
     return hook(rows);

@@ -126,7 +126,7 @@ class FusionSolver {
   std::vector<Curve> curves_;              // max_batch × T
   std::vector<AlphaRange> ranges_;         // per curve: of the first sweep
   std::vector<double> centres_;            // per curve: subtracted from Δ in the sweeps, so that Δ² keeps its digits
-  std::vector<int> active_;                // curves of the next sweep
+  std::vector<int> active_;                // curves of the next sweep, or rows to scale
   std::vector<int> active_rows_;           // rows of the next sweep
   std::vector<const float*> large_;        // per row: the logits, or their copy on the common support
   std::unique_ptr<BlockSum[]> sums_;       // per curve and block

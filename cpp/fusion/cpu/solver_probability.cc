@@ -68,14 +68,13 @@ void FusionSolver::weigh_targets(int row) {
 // of its certainty and that of the fused distribution, one over the perplexity of each, if it is the surer one.
 void FusionSolver::choose_shares(int row) {
   Curve* curves = &curves_[row * experts_];
-  double rest = 1.0;
   for (int t = 0; t < experts(row); ++t) {
     curves[t].share = weight(row * experts_ + t).share();
-    rest -= curves[t].share;
   }
   if (!inputs_[row].rule->follows_certainty()) {
     return;
   }
+  const double rest = 1.0 - inputs_[row].rule->mixed_share();
   const float* fused = results_[row].logits;
   const double certainty = std::exp(-entropy(fused, fused, sums(row * experts_)));
   for (int t = 0; t < experts(row); ++t) {
@@ -113,17 +112,20 @@ void FusionSolver::close_gates() {
 
 // Replaces the large logits of rows in which they have a weight by a copy, kept where the fused logits will go.
 void FusionSolver::scale_rows() {
-  const auto kernel = DLF_CPU_DISPATCH(sweep_scale);
-  for_blocks(active_rows_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
-    const int row = active_rows_[item];
-    const auto factor = static_cast<float>(inputs_[row].rule->large_weight);
-    if (factor != 1.0F) {
-      kernel({inputs_[row].large, factor, begin, end, results_[row].logits});
-    }
-  });
+  active_.clear();
   for (const int row : active_rows_) {
-    large_[row] = inputs_[row].rule->large_weight == 1.0 ? inputs_[row].large : results_[row].logits;
+    const bool scaled = inputs_[row].rule->large_weight != 1.0;
+    large_[row] = scaled ? results_[row].logits : inputs_[row].large;
+    if (scaled) {
+      active_.push_back(row);
+    }
   }
+  const auto kernel = DLF_CPU_DISPATCH(sweep_scale);
+  for_blocks(active_.size(), [&](int item, int64_t, int64_t begin, int64_t end) {
+    const int row = active_[item];
+    const auto factor = static_cast<float>(inputs_[row].rule->large_weight);
+    kernel({inputs_[row].large, factor, begin, end, results_[row].logits});
+  });
 }
 
 // Measures the weights of the rows whose rule says so: the Jensen-Shannon divergence of each expert and its base.
