@@ -60,7 +60,7 @@ def run_all(recorder: Recorder) -> None:
     trio = make_trio(recorder.folder / "trio")
     for cases in (solver, families, ropes, shipped, errors):
         cases(recorder)
-    for cases in (fusion, sampling, ends, company, lanes, adapters, merged, drafts, recipe):
+    for cases in (fusion, rules, sampling, ends, company, lanes, adapters, merged, drafts, recipe):
         cases(recorder, trio)
     long_texts(recorder)
 
@@ -207,6 +207,50 @@ def fusion(recorder: Recorder, trio: dict[str, Path], bound: float = 0.5) -> Non
     bases = [dlf.Expert(trio["a"], trio["base"]), dlf.Expert(trio["b"], trio["a"], weights="int8")]
     with recorder.engine("fusion/bases", trio["large"], bases, weights="bf16", combine="joint"):
         recorder.generate("greedy", prompts)
+
+
+def rules(recorder: Recorder, trio: dict[str, Path]) -> None:
+    """Rules beyond solved weights: mixtures, masks, gates, contrasts of one model with itself, functions."""
+    prompts = PROMPTS[: 1 if recorder.small else 3]
+    alone = dlf.Expert(trio["a"], base=False, name="alone")
+    mixed = dlf.Expert(trio["b"], trio["base"], name="mixed", mix=0.4)
+    added = dlf.Expert(trio["a"], trio["base"], name="added")
+    drafted = {"speculate": dlf.Speculation("prompt_lookup", 4, adaptive=False), "trace": True}
+
+    def run(name: str, experts: list[Any], rule: dict[str, Any], **request: Any) -> None:
+        with recorder.engine(f"rules/{name}", trio["large"], experts, **rule):
+            recorder.generate("greedy", prompts, **request)
+            recorder.generate("sampled", prompts, temperature=0.9, seed=2, **request)
+            if not recorder.small:
+                recorder.generate("drafted", prompts, temperature=0.9, seed=2, **drafted, **request)
+                recorder.score("score", PROMPTS[0], [" of 12 and 30? The quick", "?"], **request)
+
+    ways: dict[str, tuple[list[Any], dict[str, Any]]] = {
+        "jsd": (pair(trio), {"combine": "jsd"}),
+        "certainty": (pair(trio), {"combine": "certainty"}),
+        "large_weight": ([alone], {"large_weight": 0.6, "alpha": [0.4]}),
+        "plausibility": (pair(trio), {"plausibility": 0.2}),
+        "mix": ([added, mixed], {}),
+        "amateur": ([dlf.Amateur(trio["base"], alpha=0.5)], {"plausibility": 0.1}),
+        "entropy gate": (pair(trio), {"gate": "entropy", "gate_threshold": 5.0}),
+        "top gate": (pair(trio), {"gate": "top_prob", "gate_threshold": 0.03}),
+        "disagreement gate": (pair(trio), {"gate": "disagree"}),
+    }
+    for name, (experts, rule) in recorder.few(ways.items(), 5):
+        run(name, experts, rule)
+    run("guidance", [dlf.Guidance(scale=1.5)], {}, negative_prompt="lazy dog")
+    run("guidance of a base", [dlf.Guidance(trio["base"], alpha_max=2.0)], {}, negative_prompt="x")
+    with recorder.engine("rules/together", trio["large"], [added, mixed, alone, dlf.Guidance(scale=2.0, name="cfg")]):
+        requests: dict[str, dict[str, Any]] = {
+            "select": {"experts": ["added"]},
+            "jsd": {"experts": ["added"], "combine": "jsd", "plausibility": 0.3},
+            "mixture": {"experts": ["mixed", "added"], "large_weight": 0.8},
+            "gate": {"experts": ["added", "alone"], "gate": "entropy", "gate_threshold": 5.0},
+            "cfg": {"experts": ["cfg"], "negative_prompt": "x", "guidance_scale": 1.2},
+            "function": {"experts": ["added"], "rule": lambda step: step.large + step.experts[0] - step.bases[0]},
+        }
+        every: dict[str, Any] = {"prompt": PROMPTS[0], "ignore_eos": True}
+        recorder.together("rules", {key: every | one for key, one in requests.items()})
 
 
 def sampling(recorder: Recorder, trio: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from dlf.recipe.check import check_recipe
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
-MODEL = re.compile(r"^(\s*(?:- )?(?:large|base|model|amateur): )([\w.-]+/[\w.-]+)$", re.MULTILINE)
+MODEL = re.compile(r"^(\s*(?:- )?(?:large|base|model|amateur): )([\w.-]+/[\w.-]+(?:@[\w./-]+)?)$", re.MULTILINE)
 FAMILY = {"Qwen": "qwen2", "Mistral": "mistral", "lama": "llama", "LLaMA": "llama"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import VOCAB_SIZE, finetune, make_sentencepiece_tokenizer, permute
+from models import VOCAB_SIZE, finetune, make_sentencepiece_tokenizer, permute, write_adapter
 from reference.decoding import IdMap, Reference
 
 import dlf
@@ -85,6 +85,29 @@ def test_permuted_ids_change_no_bit(family: dict[str, Path], permuted: dict[str,
             ours, theirs = mapped.score(PROMPTS[0], continuation), plain.score(PROMPTS[0], continuation)
             assert ours.tokens == theirs.tokens
             assert np.array_equal(ours.logprobs, theirs.logprobs) and np.array_equal(ours.alpha, theirs.alpha)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_adapters_and_examples_on_a_mapped_base(
+    family: dict[str, Path], permuted: dict[str, Path], tmp_path: Path, device: str
+) -> None:
+    """Both are lanes on the base's own weights, and examples are read in its own ids."""
+    shots = [("1 and 2?", "the sum is 3"), ("3 and 5?", "the sum is 8")]
+    adapter = write_adapter(tmp_path / "adapter", family["base"], 1, rank=4)
+    options = options_of(device)
+    drafted = options | {"speculate": dlf.Speculation(max_draft=3, adaptive=False)}
+    found = []
+    for models, mapping in ((family, None), (permuted, "exact")):
+        experts = [dlf.Lora(models["base"], adapter, name="lora"), dlf.InContext(models["base"], shots, name="shots")]
+        with dlf.Engine(
+            models["large"], experts, tokenizer_map=mapping, threads=2, max_batch=2, max_context=200, device=device
+        ) as engine:
+            found.append([*engine.generate(PROMPTS, **options), engine.generate(PROMPTS[0], **drafted)])
+            found[-1].append(engine.generate(PROMPTS[0], experts=["shots"], **options))
+            found[-1].append(engine.generate(PROMPTS[0], experts=["lora"], **options))
+    for ours, theirs in zip(*found, strict=True):
+        same(ours, theirs)
+    assert all(one.alpha.any(axis=0).all() for one in found[0][:1])
 
 
 @pytest.mark.parametrize("draft", [0, 3])

@@ -32,14 +32,8 @@ from dlf.support.new_folder import locked_folder, new_folder
 
 __all__ = ["merged_experts"]
 
-SAME = (
-    "weights",
-    "template",
-    "base_template",
-    "alpha",
-    "alpha_max",
-    "mix",
-)  # the same in an expert and its merged form
+# Fields that an expert and its merged form share.
+SAME = ("weights", "template", "base_template", "alpha", "alpha_max", "mix")
 FORMAT = "1"  # raise it when the result of a merge changes
 
 
