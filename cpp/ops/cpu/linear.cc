@@ -13,14 +13,8 @@
 namespace dlf::ops {
 namespace {
 
-using LinearKernel = void(const LinearInputRows&, const LinearArgs&, int64_t, int64_t);
-
 constexpr int64_t kFewRows = 16;         // up to this, reading the weights costs more than multiplying
 constexpr int64_t kLibraryOutputs = 32;  // a product of the library has a multiple of these outputs
-
-LinearKernel* kernel_of(MatrixType type) {
-  return is_quantized(type) ? DLF_CPU_DISPATCH_BF16(linear_tiles_kernel) : DLF_CPU_DISPATCH_BF16(linear_kernel);
-}
 
 // Limits torch to one thread: its own threads spin for milliseconds after a product and would keep ours from their
 // cores. Each thread has a limit of its own; the destructor restores the one that new threads start with.
@@ -53,12 +47,18 @@ at::Tensor with_library_rows(const uint16_t* data, int64_t rows, int64_t columns
 
 }  // namespace
 
+LinearKernel* linear_kernel_of(MatrixType type) {
+  return is_quantized(type) ? DLF_CPU_DISPATCH_BF16(linear_tiles_kernel) : DLF_CPU_DISPATCH_BF16(linear_kernel);
+}
+
+bool linear_uses_library(const Matrix& weight, int64_t rows) { return rows > kFewRows && !is_quantized(weight.type); }
+
 void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
   linear(x, std::span(&args, 1), team);
 }
 
 void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team) {
-  LinearKernel* kernel = kernel_of(products[0].weight.type);
+  LinearKernel* kernel = linear_kernel_of(products[0].weight.type);
   int64_t total = 0;
   for (const LinearArgs& args : products) {
     total += tiles(args.weight.out);
@@ -78,7 +78,7 @@ void linear(const LinearInputRows& x, std::span<const LinearArgs> products, Thre
 }
 
 void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, ThreadTeam& team) {
-  LinearKernel* kernel = kernel_of(gate.weight.type);
+  LinearKernel* kernel = linear_kernel_of(gate.weight.type);
   const auto activate = DLF_CPU_DISPATCH(swiglu_kernel);
   const int64_t out = gate.weight.out;
   const auto size = static_cast<int>(out);
@@ -94,7 +94,7 @@ void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const Linea
 
 void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
   const Matrix& matrix = args.weight;
-  if (args.rows <= kFewRows || is_quantized(matrix.type)) {
+  if (!linear_uses_library(matrix, args.rows)) {
     return linear(x, args, team);
   }
   const TorchThreads caller;

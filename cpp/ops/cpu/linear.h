@@ -27,8 +27,16 @@ void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const Linea
 // kernels for few rows, which are then bound by arithmetic and faster than the library.
 void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 
+// Whether linear_prefill() uses the library for so many rows.
+bool linear_uses_library(const Matrix& weight, int64_t rows);
+
 // Tiles [begin, end) of kTileOutputs output channels: of float32 and bfloat16 weights, and of int8 and int4 weights.
 DLF_CPU_KERNEL(linear_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 DLF_CPU_KERNEL(linear_tiles_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
+
+using LinearKernel = void(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
+
+// The kernel for weights of a type.
+LinearKernel* linear_kernel_of(MatrixType type);
 
 }  // namespace dlf::ops

@@ -19,6 +19,12 @@ struct LinearInputRows {
   int8_t* value;  // [rows, stride]
   float* scale;   // [rows, stride / kInputGroup]
   int32_t* sum;   // of a group's values; takes the offset of all weights out of a product
+
+  // The rows from `row` on.
+  LinearInputRows from(int64_t row) const {
+    const int64_t group = row * (stride / kInputGroup);
+    return {x + row * in, in, stride, bfloat16 + row * in, value + row * stride, scale + group, sum + group};
+  }
 };
 
 // Scratch memory for the input of linear layers: weights of 16 bits multiply activations of 16 bits, weights of 8 bits

@@ -11,7 +11,6 @@ namespace dlf::cuda {
 namespace {
 
 using ops::kTileOutputs;
-using ops::MatrixType;
 
 // A block computes the channels of one tile, or two, for up to kLinearRows rows. Its warps take the inputs in turn,
 // kStage at a time, and keep Weights::kAhead stages in flight from memory, the first of them before x is ready. x is
@@ -114,19 +113,6 @@ void start(const LinearArgs& args, Stream stream) {
   blocks < kFewBlocks ? start<T, Weights, 16>(args, blocks, stream) : start<T, Weights, 8>(args, blocks, stream);
 }
 
-template <typename T>
-void start(const LinearArgs& args, Stream stream) {
-  switch (args.weight.type) {
-    case MatrixType::int8:
-      return start<T, Int8Weights<T>>(args, stream);
-    case MatrixType::int4:
-      return args.weight.group == kStage ? start<T, Int4Weights<T, kStage>>(args, stream)
-                                         : start<T, Int4Weights<T, kHalf>>(args, stream);
-    default:
-      return start<T, RowWeights<T>>(args, stream);
-  }
-}
-
 bool uses_tensor_cores(const LinearArgs& args) { return args.dtype != DType::float32 && args.weight.in % 8 == 0; }
 
 // Only large products use the ring: it takes most of a multiprocessor, and small models' products must fit beside it.
@@ -152,7 +138,9 @@ void linear(const LinearArgs& args, Stream stream) {
 }
 
 void linear_direct(const LinearArgs& args, Stream stream) {
-  for_half(args.dtype, [&]<typename T>() { start<T>(args, stream); });
+  for_half(args.dtype, [&]<typename T>() {
+    for_weights<T>(args.weight, [&]<typename Weights>() { start<T, Weights>(args, stream); });
+  });
 }
 
 }  // namespace dlf::cuda

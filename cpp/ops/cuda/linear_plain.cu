@@ -1,83 +1,14 @@
-#include <type_traits>
-
 #include "ops/cuda/linear_plain.h"
-#include "ops/cuda/vector.h"
+#include "ops/cuda/linear_quads.h"
 
 namespace dlf::cuda {
 namespace {
 
 using ops::kTileOutputs;
 using ops::Matrix;
-using ops::MatrixType;
 
 constexpr int kWarps = 8;    // per block
 constexpr int kQuads = 256;  // quads of each channel that a block dequantizes
-
-struct Quad {
-  float at[4];
-};
-
-// Loads four inputs of a row, zeros beyond its end.
-template <typename T>
-__device__ Quad load_quad(const T* row, int64_t in, int quad) {
-  Quad values;
-  const T* from = row + 4 * static_cast<int64_t>(quad);
-  if (in % 4 == 0) {
-    const auto vector = load<T, 4>(from);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      values.at[i] = to_float(vector.at[i]);
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      values.at[i] = 4 * static_cast<int64_t>(quad) + i < in ? to_float(from[i]) : 0.0F;
-    }
-  }
-  return values;
-}
-
-// Each type of weights loads inputs 4 * quad .. 4 * quad + 3 of one channel.
-template <typename T>
-struct Rows {
-  __device__ static Quad load(const Matrix& matrix, int64_t channel, int quad) {
-    return load_quad(static_cast<const T*>(matrix.data) + channel * matrix.in, matrix.in, quad);
-  }
-};
-
-struct Int8 {
-  __device__ static Quad load(const Matrix& matrix, int64_t channel, int quad) {
-    const int64_t quads = ops::padded_inputs(matrix.in, matrix.group) / 4;
-    const int64_t place = (channel / kTileOutputs * quads + quad) * kTileOutputs + channel % kTileOutputs;
-    const float scale = static_cast<const float*>(matrix.scale)[channel];
-    const auto bytes = cuda::load<int8_t, 4>(static_cast<const int8_t*>(matrix.data) + 4 * place);
-    Quad values;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      values.at[i] = static_cast<float>(bytes.at[i]) * scale;
-    }
-    return values;
-  }
-};
-
-struct Int4 {
-  __device__ static Quad load(const Matrix& matrix, int64_t channel, int quad) {
-    const int64_t padded = ops::padded_inputs(matrix.in, matrix.group);
-    const int64_t tile = channel / kTileOutputs;
-    const int64_t word = (tile * (padded / 8) + quad / 2) * kTileOutputs + channel % kTileOutputs;
-    const int64_t group = tile * (padded / matrix.group) + 4 * static_cast<int64_t>(quad) / matrix.group;
-    const float scale =
-        to_float(static_cast<const __nv_bfloat16*>(matrix.scale)[group * kTileOutputs + channel % kTileOutputs]);
-    const auto bytes = cuda::load<uint8_t, 4>(static_cast<const uint8_t*>(matrix.data) + 4 * word);
-    Quad values;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int value = quad % 2 == 0 ? bytes.at[i] & 15 : bytes.at[i] >> 4;
-      values.at[i] = static_cast<float>(value - 8) * scale;
-    }
-    return values;
-  }
-};
 
 // A warp computes one channel for up to kLinearRows rows.
 template <typename T, typename Weights>
@@ -164,33 +95,32 @@ __global__ void dequantize_kernel(Matrix matrix, T* y) {
   }
 }
 
+template <typename T, typename Weights>
+void start(const LinearArgs& args, Stream stream) {
+  const auto row_blocks = static_cast<unsigned>((args.rows + kLinearRows - 1) / kLinearRows);
+  const auto channel_blocks = static_cast<unsigned>((args.weight.out + kWarps - 1) / kWarps);
+  launch_early(linear_plain_kernel<T, Weights>, {dim3(row_blocks, channel_blocks), dim3(kWarps * kWarp)}, stream, args);
+}
+
+template <typename T, typename Weights>
+void start_dequantize(const Matrix& weight, void* y, Stream stream) {
+  const auto quad_blocks = static_cast<unsigned>((weight.in + 4 * kQuads - 1) / (4 * kQuads));
+  launch(dequantize_kernel<T, Weights>,
+         {dim3(quad_blocks, static_cast<unsigned>(ops::tiles(weight.out))), dim3(kQuads)}, stream, weight,
+         static_cast<T*>(y));
+}
+
 }  // namespace
 
 void linear_plain(const LinearArgs& args, Stream stream) {
-  const auto row_blocks = static_cast<unsigned>((args.rows + kLinearRows - 1) / kLinearRows);
-  const auto channel_blocks = static_cast<unsigned>((args.weight.out + kWarps - 1) / kWarps);
-  const Shape shape = {dim3(row_blocks, channel_blocks), dim3(kWarps * kWarp)};
   for_dtype(args.dtype, [&]<typename T>() {
-    switch (args.weight.type) {
-      case MatrixType::int8:
-        return launch_early(linear_plain_kernel<T, Int8>, shape, stream, args);
-      case MatrixType::int4:
-        return launch_early(linear_plain_kernel<T, Int4>, shape, stream, args);
-      default:
-        return launch_early(linear_plain_kernel<T, Rows<T>>, shape, stream, args);
-    }
+    for_quads<T>(args.weight.type, [&]<typename Weights>() { start<T, Weights>(args, stream); });
   });
 }
 
 void dequantize(const Matrix& weight, void* y, DType dtype, Stream stream) {
-  const auto quad_blocks = static_cast<unsigned>((weight.in + 4 * kQuads - 1) / (4 * kQuads));
-  const Shape shape = {dim3(quad_blocks, static_cast<unsigned>(ops::tiles(weight.out))), dim3(kQuads)};
   for_dtype(dtype, [&]<typename T>() {
-    if (weight.type == MatrixType::int8) {
-      launch(dequantize_kernel<T, Int8>, shape, stream, weight, static_cast<T*>(y));
-    } else {
-      launch(dequantize_kernel<T, Int4>, shape, stream, weight, static_cast<T*>(y));
-    }
+    for_quads<T>(weight.type, [&]<typename Weights>() { start_dequantize<T, Weights>(weight, y, stream); });
   });
 }
 

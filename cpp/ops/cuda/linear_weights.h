@@ -257,4 +257,18 @@ class Int4Weights {
   int in_;
 };
 
+// Calls body.operator()<Weights>() with the type above that reads a matrix; those of floats are of T.
+template <typename T, typename Body>
+void for_weights(const Matrix& matrix, Body&& body) {
+  switch (matrix.type) {
+    case ops::MatrixType::int8:
+      return body.template operator()<Int8Weights<T>>();
+    case ops::MatrixType::int4:
+      return matrix.group == kStage ? body.template operator()<Int4Weights<T, kStage>>()
+                                    : body.template operator()<Int4Weights<T, kHalf>>();
+    default:
+      return body.template operator()<RowWeights<T>>();
+  }
+}
+
 }  // namespace dlf::cuda
