@@ -11,9 +11,9 @@ from typing import Any
 from dlf import _C
 from dlf.adapters.adapter import load_adapter
 from dlf.arguments import context
-from dlf.checkpoints.checkpoint import open_checkpoint
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
+from dlf.checkpoints.source import open_checkpoint
 from dlf.errors import OptionError, field_of
 from dlf.experts import AnyExpert, Guidance
 from dlf.experts.merged import merged_experts
@@ -82,7 +82,7 @@ class Ensemble:
                 for key, (name, _) in zip(lanes.keys, lanes.models, strict=True)
                 if key not in have
             }
-            configs = [have[key].config if key in have else found[key][1] for key in lanes.keys]
+            configs = [have[key].config if key in have else found[key].config for key in lanes.keys]
             trained = min(config.context_length for config in configs)
             max_context = context(options.max_context, trained, [config.short_context for config in configs])
             loaded = known._adapters_by_name() if known else {}
@@ -91,9 +91,7 @@ class Ensemble:
                 for key, config, names in zip(lanes.keys, configs, lanes.adapters, strict=True)
             ]
             named = [
-                NamedTokenizer(
-                    os.fspath(name), config, have[key].tokenizer if key in have else Tokenizer(found[key][0])
-                )
+                NamedTokenizer(os.fspath(name), config, have[key].tokenizer if key in have else found[key].tokenizer())
                 for key, (name, _), config in zip(lanes.keys, lanes.models, configs, strict=True)
             ]
             vocabulary = Vocabulary.of(named, lanes, options.tokenizer_map)

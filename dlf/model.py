@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from dlf import _C
-from dlf.checkpoints.checkpoint import load_tensors, open_checkpoint
+from dlf.checkpoints.checkpoint import load_tensors
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.huge_pages import leave, placement
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
 from dlf.checkpoints.quantized import load_quantized, stored_linears
+from dlf.checkpoints.source import Source, open_checkpoint
 from dlf.errors import out_of_memory_is_memory_error
 from dlf.text.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def load_model(
     dtype: str = "auto",
     weights: str | None = None,
     cuda: bool = False,
-    found: tuple[Path, ModelConfig] | None = None,
+    source: Source | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> Model:
     """Load a checkpoint folder or hub id.
@@ -57,7 +57,7 @@ def load_model(
         Type of the linear layers' weights, if it differs; see `dlf.EngineOptions`.
     cuda
         Whether the weights will be copied to a GPU; until then they stay in the mapped file.
-    found
+    source
         Result of `open_checkpoint` for this name, if it was called already.
     tokenizer
         Its tokenizer, if it was read already.
@@ -73,14 +73,14 @@ def load_model(
     """
     precision = Precision.of(dtype, weights)
     with out_of_memory_is_memory_error(f"loading {os.fspath(name)}"):
-        folder, config = found or open_checkpoint(name)
-        tokenizer = tokenizer or Tokenizer(folder)
+        source = source or open_checkpoint(name)
+        config, tokenizer = source.config, tokenizer or source.tokenizer()
         chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
         if precision.quantization is None:
             sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
             by_row = set() if config.tie_word_embeddings else {config.embedding}
             place = leave if cuda else placement(sizes)
-            tensors = load_tensors(folder, config, chosen, place=place, by_row=by_row)
+            tensors = load_tensors(source, chosen, place=place, by_row=by_row)
         else:
-            tensors = load_quantized(folder, config, chosen, precision.quantization, huge_pages=not cuda)
+            tensors = load_quantized(source, chosen, precision.quantization, huge_pages=not cuda)
         return Model(os.fspath(name), config, tokenizer, _C.Weights(config.spec, config.by_slot(tensors)))

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import dlf
-from dlf.checkpoints.checkpoint import check_finite, checkpoint_config, load_tensors
+from dlf.checkpoints.checkpoint import check_finite, load_tensors
 from dlf.checkpoints.config import ModelConfig, read_config
+from dlf.checkpoints.folder import Folder
 from dlf.checkpoints.hub import resolve
 from dlf.checkpoints.precision import QUANTIZATIONS
 from dlf.checkpoints.quantized import load_quantized
@@ -38,7 +39,7 @@ def config(folder: Path) -> ModelConfig:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_loads_what_transformers_wrote(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     config = read_config(make_model(tmp_path, family))
-    tensors = load_tensors(tmp_path, config, dtype)
+    tensors = load_tensors(Folder(tmp_path), dtype)
     written = load_file(tmp_path / "model.safetensors")
     assert set(config.tensors()) == set(written)
     assert set(tensors) == set(written) | {"lm_head.weight"}
@@ -65,8 +66,8 @@ def in_mapping_of(path: Path, address: int) -> bool:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
 def test_equal_dtype_is_mapped_not_copied(folder: Path, config: ModelConfig) -> None:
     path = folder / "model.safetensors"
-    assert all(in_mapping_of(path, t.data_ptr()) for t in load_tensors(folder, config, torch.float32).values())
-    assert not any(in_mapping_of(path, t.data_ptr()) for t in load_tensors(folder, config, torch.bfloat16).values())
+    assert all(in_mapping_of(path, t.data_ptr()) for t in load_tensors(Folder(folder), torch.float32).values())
+    assert not any(in_mapping_of(path, t.data_ptr()) for t in load_tensors(Folder(folder), torch.bfloat16).values())
 
 
 MEASURE = """
@@ -98,9 +99,9 @@ def test_numbers_lie_on_their_natural_borders(folder: Path, config: ModelConfig,
     path = folder / "model.safetensors"
     content = path.read_bytes()
     end = 8 + struct.unpack("<Q", content[:8])[0]
-    expected = {name: tensor.clone() for name, tensor in load_tensors(folder, config, torch.float32).items()}
+    expected = {name: tensor.clone() for name, tensor in load_tensors(Folder(folder), torch.float32).items()}
     path.write_bytes(struct.pack("<Q", end - 8 + padding) + content[8:end] + b" " * padding + content[end:])
-    tensors = load_tensors(folder, config, torch.float32)
+    tensors = load_tensors(Folder(folder), torch.float32)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
     assert all(tensor.data_ptr() % 4 == 0 for tensor in tensors.values())
 
@@ -124,9 +125,9 @@ def write_index(folder: Path, weight_map: object) -> None:
 
 
 def test_shards(folder: Path, config: ModelConfig) -> None:
-    whole = {name: tensor.clone() for name, tensor in load_tensors(folder, config, torch.float32).items()}
+    whole = {name: tensor.clone() for name, tensor in load_tensors(Folder(folder), torch.float32).items()}
     shard(folder)
-    parts = load_tensors(folder, config, torch.float32)
+    parts = load_tensors(Folder(folder), torch.float32)
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -138,7 +139,7 @@ def test_shard_names_stay_in_the_folder(folder: Path, config: ModelConfig, file:
     weight_map = shard(folder)
     write_index(folder, weight_map | {"model.norm.weight": file})
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
 
 
 def test_index_without_tensor_or_map(folder: Path, config: ModelConfig) -> None:
@@ -146,17 +147,17 @@ def test_index_without_tensor_or_map(folder: Path, config: ModelConfig) -> None:
     del weight_map["model.norm.weight"]
     write_index(folder, weight_map)
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
     write_index(folder, [])
     with pytest.raises(CheckpointError, match="weight_map"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
 
 
 def test_missing_shard(folder: Path, config: ModelConfig) -> None:
     shard(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="00002-of"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
 
 
 def rewrite(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
@@ -181,15 +182,15 @@ def rewrite(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
 def test_bad_tensor_is_named(folder: Path, config: ModelConfig, tensor: torch.Tensor | None, words: str) -> None:
     rewrite(folder, "model.norm.weight", tensor)
     with pytest.raises(CheckpointError, match=words) as caught:
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
     assert "model.norm.weight" in str(caught.value)
 
 
 def test_float16_overflow_is_named_with_the_remedy(folder: Path, config: ModelConfig) -> None:
     rewrite(folder, "model.norm.weight", torch.full((64,), 1e6))
-    load_tensors(folder, config, torch.bfloat16)
+    load_tensors(Folder(folder), torch.bfloat16)
     with pytest.raises(CheckpointError, match="bfloat16"):
-        load_tensors(folder, config, torch.float16)
+        load_tensors(Folder(folder), torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
@@ -210,7 +211,7 @@ def test_extra_tensors_are_ignored(folder: Path, config: ModelConfig) -> None:
     tensors = load_file(folder / "model.safetensors")
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3), "other": torch.zeros(2, dtype=torch.int8)}
     save_file(tensors | extra, folder / "model.safetensors")
-    assert not extra.keys() & load_tensors(folder, config, torch.float32).keys()
+    assert not extra.keys() & load_tensors(Folder(folder), torch.float32).keys()
 
 
 @pytest.mark.parametrize("keep", [0, 4, 8, 100, 5000, -1])
@@ -218,25 +219,25 @@ def test_truncated_file(folder: Path, config: ModelConfig, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "consolidated.00.pth"])
 def test_pickle_is_not_opened(folder: Path, config: ModelConfig, file: str) -> None:
     (folder / "model.safetensors").rename(folder / file)
     with pytest.raises(CheckpointError, match="safetensors"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
 
 
 def test_no_weights_at_all(folder: Path, config: ModelConfig) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
 
 
 def test_dtype_of_the_user_is_checked(folder: Path, config: ModelConfig) -> None:
     with pytest.raises(ValueError, match="int8"):
-        load_tensors(folder, config, torch.int8)
+        load_tensors(Folder(folder), torch.int8)
 
 
 def test_resolve(folder: Path) -> None:
@@ -266,16 +267,16 @@ def test_a_head_of_its_own_is_used_whatever_the_config_says(folder: Path, config
     embedding[-1, -1] = 0.0
     add(folder, {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding})
     alter(folder, tie_word_embeddings=True)
-    assert checkpoint_config(folder).tie_word_embeddings
+    assert Folder(folder).config.tie_word_embeddings
     add(folder, {"lm_head.weight": embedding.double()})
-    assert not checkpoint_config(folder).tie_word_embeddings
+    assert not Folder(folder).config.tie_word_embeddings
     embedding[-1, -1] = -0.0
     add(folder, {"lm_head.weight": embedding})
     if sharded:
         shard(folder)
-    found = checkpoint_config(folder)
+    found = Folder(folder).config
     assert not found.tie_word_embeddings
-    assert load_tensors(folder, found, torch.float32)["lm_head.weight"][-1, -1].signbit()
+    assert load_tensors(Folder(folder), torch.float32)["lm_head.weight"][-1, -1].signbit()
 
 
 def test_a_head_that_is_missing_is_an_error(folder: Path) -> None:
@@ -292,7 +293,7 @@ def test_a_dtype_that_is_not_given_is_that_of_the_file(folder: Path, dtype: str)
     tensors = load_file(folder / "model.safetensors")
     save_file({name: tensor.to(kind) for name, tensor in tensors.items()}, folder / "model.safetensors")
     alter(folder, dtype=None)
-    assert checkpoint_config(folder).dtype == dtype
+    assert Folder(folder).config.dtype == dtype
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
     assert theirs == kind
     on_the_cpu = "float32" if dtype == "float16" else dtype
@@ -327,11 +328,12 @@ def test_work_is_linear_in_the_number_of_tensors(
         opened.append(path)
         return safe_open(path, **options)
 
+    path, source = folder / "model.safetensors", Folder(folder)
+    assert source.config.tensors() == config.tensors()
     monkeypatch.setattr("dlf.checkpoints.tensor_file.safe_open", counted)
-    path = folder / "model.safetensors"
-    load_tensors(folder, config, torch.float32)
+    load_tensors(source, torch.float32)
     assert opened.count(path) <= 2
-    load_quantized(folder, config, torch.float32, QUANTIZATIONS["int8"])
+    load_quantized(source, torch.float32, QUANTIZATIONS["int8"])
     assert opened.count(path) <= 5
     opened.clear()
     dlf.TaskArithmetic(folder, {folder: 0.5}).save(tmp_path / "merged")
@@ -400,10 +402,10 @@ def test_files_that_cannot_be_read(folder: Path, config: ModelConfig) -> None:
     weight_map = shard(folder)
     write_index(folder, weight_map | {"model.norm.weight": "a" * 300 + ".safetensors"})
     with pytest.raises(CheckpointError, match="no plain name"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
     write_index(folder, weight_map | {"model.norm.weight": "\u00e9" * 240 + ".safetensors"})
     with pytest.raises(FileNotFoundError, match="is missing"):
-        load_tensors(folder, config, torch.float32)
+        load_tensors(Folder(folder), torch.float32)
 
 
 def test_a_folder_whose_name_is_not_utf8(folder: Path) -> None:
@@ -445,7 +447,7 @@ def fuzz(folder: Path, rounds: int) -> None:
             content = bytearray(struct.pack("<Q", len(text)) + text + original[end:])
         path.write_bytes(content)
         try:
-            tensors = load_tensors(folder, config, torch.float32)
+            tensors = load_tensors(Folder(folder), torch.float32)
             assert tensors.keys() >= config.tensors().keys()
             read += 1
         except CheckpointError:

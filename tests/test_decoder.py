@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import dlf
 from dlf import _C
 from dlf.checkpoints.config import read_config
+from dlf.checkpoints.folder import Folder
 from dlf.checkpoints.precision import QUANTIZATIONS
 from dlf.checkpoints.quantized import linear_shapes, load_quantized
 from dlf.model import load_model
@@ -105,7 +106,7 @@ def test_quantized(folder: Path, weights: str) -> None:
     decoded = torch.cat([decoder.decode([token], [1], [i]) for i, token in enumerate(tokens)])
 
     config = read_config(folder)
-    tiles = load_quantized(folder, config, torch.float32, QUANTIZATIONS[weights])
+    tiles = load_quantized(Folder(folder), torch.float32, QUANTIZATIONS[weights])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         for name, (out, columns) in linear_shapes(

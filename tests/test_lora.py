@@ -20,9 +20,9 @@ import dlf
 from dlf import _C
 from dlf.adapters.adapter import AdapterFile, load_adapter
 from dlf.checkpoints.config import read_config
+from dlf.checkpoints.folder import Folder
 from dlf.errors import CheckpointError
 from dlf.merging.fold import Fold
-from dlf.merging.merge import Source
 from dlf.model import load_model
 
 peft = pytest.importorskip("peft")
@@ -174,7 +174,7 @@ def test_folding_is_peft_merging(bases: dict[str, Path], use_dora: bool, tmp_pat
     base = bases["qwen2"]
     adapter = make_adapter(tmp_path / "adapter", base, 3, use_dora=use_dora, **KINDS["patterns"])
     (tmp_path / "folded").mkdir()
-    Fold(Source(base), AdapterFile(adapter)).write(tmp_path / "folded")
+    Fold(Folder(base), AdapterFile(adapter)).write(tmp_path / "folded")
     model = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
     expected = model.merge_and_unload().state_dict()
     for name, tensor in load_file(tmp_path / "folded" / "model.safetensors").items():

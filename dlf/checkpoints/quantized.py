@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from dlf import _C
-from dlf.checkpoints.checkpoint import check_finite, find_shards, load_tensors, read_tensors
+from dlf.checkpoints.checkpoint import check_finite, load_tensors, read_tensors
 from dlf.checkpoints.config import ModelConfig
-from dlf.checkpoints.content_hash import content_hash
 from dlf.checkpoints.huge_pages import leave, placement
 from dlf.checkpoints.precision import Precision, Quantization, scale_name
+from dlf.checkpoints.source import Source
 from dlf.checkpoints.weight_cache import CachedWeights, cache_folder
 
 __all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
@@ -50,7 +49,7 @@ def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False)
 
 
 def load_quantized(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, quantization: Quantization, huge_pages: bool = True
+    source: Source, dtype: torch.dtype, quantization: Quantization, huge_pages: bool = True
 ) -> dict[str, torch.Tensor]:
     """Read a checkpoint's tensors, those of linear layers as tiles and scales.
 
@@ -68,20 +67,20 @@ def load_quantized(
     FileNotFoundError, CheckpointError
         As `load_tensors` does.
     """
+    config = source.config
     linears = linear_shapes(config)
     layout = quantization.layout(linears)
     place = placement({name: one.nbytes for name, one in layout.items()}) if huge_pages else leave
-    shapes = config.tensors()
-    shards = find_shards(folder, shapes)
-    tensors = load_tensors(folder, config, dtype, shapes.keys() - linears.keys(), place, {config.embedding})
+    others = config.tensors().keys() - linears.keys()
+    tensors = load_tensors(source, dtype, others, place, {config.embedding})
     cache = cache_folder()
     if cache is not None:
-        kept = CachedWeights(cache, content_hash(shards, cache), quantization.name, layout)
+        kept = CachedWeights(cache, source.content_hash(cache), quantization.name, layout)
         found = kept.load(place)
         if found is not None:
             return tensors | found
         try:
-            return tensors | kept.store(_quantize(folder, config, quantization), place)
+            return tensors | kept.store(_quantize(source, quantization), place)
         except OSError as error:
             warnings.warn(
                 f"quantized weights cannot be kept in {cache} ({error.strerror or error}); going on without. "
@@ -89,17 +88,18 @@ def load_quantized(
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return tensors | {name: place(name, tensor) for name, tensor in _quantize(folder, config, quantization)}
+    return tensors | {name: place(name, tensor) for name, tensor in _quantize(source, quantization)}
 
 
-def _quantize(folder: Path, config: ModelConfig, quantization: Quantization) -> Iterator[tuple[str, torch.Tensor]]:
+def _quantize(source: Source, quantization: Quantization) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield tiles and scales of one linear layer after the other."""
+    config = source.config
     names = stored_linears(config)
-    task = f"Quantizing {folder.name} to {quantization.name}"
-    for file, name, tensor in read_tensors(folder, config, names, task, keep=False):
+    task = f"Quantizing {source.path.name} to {quantization.name}"
+    for path, name, tensor in read_tensors(source, names, task, keep=False):
         if tensor.dtype != torch.bfloat16:
             tensor = tensor.float()
-        check_finite(tensor, name, file.path)
+        check_finite(tensor, name, path)
         tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
         del tensor  # and with it the file's pages, before the next tensor is read
         target = config.head if name == config.embedding else name

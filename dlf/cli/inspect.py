@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,27 +42,24 @@ def inspect(
 
 def describe(model: str) -> dict[str, Any]:
     """Report of `inspect`, by the names of its JSON; no weight is loaded."""
-    from dlf.checkpoints import checkpoint, config, hub, precision, quantized
-    from dlf.checkpoints.tensor_file import TensorFile
-    from dlf.text.tokenizer import Tokenizer
+    from dlf.checkpoints import precision, quantized
+    from dlf.checkpoints.source import open_source
 
-    folder = hub.resolve(model)
-    files: list[Path] = []
+    source = open_source(model)
+    dtypes: list[str] = []
     try:
-        c = checkpoint.checkpoint_config(folder)
-        files = list(checkpoint.find_shards(folder, c.tensors()))
+        c = source.config
+        dtypes = sorted({layout.dtype for layout in source.layouts.values()})
     except FileNotFoundError:  # without weights, the configuration still says something
-        c = config.read_config(folder)
+        c = source.declared
     spec = c.spec
-    found = {one.dtype for file in files for one in TensorFile(file).layout.values()}
-    dtypes = sorted(found) or [c.dtype or "unknown"]
     width = 4 if precision.Precision().float_dtype(c.dtype) == "float32" else 2
-    own = Tokenizer(folder) if os.path.isfile(folder / "tokenizer.json") else None
+    own = source.tokenizer() if source.has_tokenizer else None
     return {
-        "path": str(folder),
+        "path": str(source.path),
         "architecture": c.family.architecture,
         "parameters": sum(math.prod(shape) for shape in c.tensors().values()),
-        "dtypes": dtypes,
+        "dtypes": dtypes or [c.dtype or "unknown"],
         "layers": len(spec.layers),
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.feed_forward.size,
@@ -76,7 +72,7 @@ def describe(model: str) -> dict[str, Any]:
         "tokenizer_size": own.vocab_size if own else None,
         "eos_token_ids": c.end_tokens(own.eos_token_id if own else None),
         "tied_embeddings": c.tie_word_embeddings,
-        "disk_bytes": sum(os.path.getsize(file) for file in folder.iterdir() if os.path.isfile(file)),
+        "disk_bytes": sum(os.path.getsize(file) for file in source.path.iterdir() if os.path.isfile(file)),
         **{
             f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, precision.Precision.stored(name))
             for name in precision.CPU_WEIGHTS

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dlf.adapters.adapter import AdapterFile
 from dlf.checkpoints.content_hash import file_hash, sha256
+from dlf.checkpoints.source import open_checkpoint
 from dlf.checkpoints.weight_cache import MANIFEST, MERGED, NAME_DIGITS, cache_folder, make_cache
 from dlf.errors import CheckpointError
 from dlf.experts.expert import Expert
@@ -26,7 +27,7 @@ from dlf.experts.kinds import AnyExpert, WholeExpert
 from dlf.experts.lora import Lora
 from dlf.experts.task_arithmetic import TaskArithmetic
 from dlf.merging.fold import Fold
-from dlf.merging.merge import Merge, Source
+from dlf.merging.merge import Merge
 from dlf.support.fields import read_json
 from dlf.support.new_folder import locked_folder, new_folder
 
@@ -53,7 +54,7 @@ def _whole(expert: AnyExpert, temporary: contextlib.ExitStack) -> WholeExpert:
         merge = expert.open()
     elif isinstance(expert, Lora) and expert.merge:
         assert expert.base is not None
-        merge = Fold(Source(expert.base), AdapterFile(expert.adapter))
+        merge = Fold(open_checkpoint(expert.base), AdapterFile(expert.adapter))
     else:
         return expert
     same = {name: getattr(expert, name) for name in SAME}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from dlf.checkpoints.precision import TORCH_DTYPES
+from dlf.checkpoints.source import open_checkpoint
 from dlf.errors import OptionError, OptionTypeError
-from dlf.merging.merge import Merge, Source
+from dlf.merging.merge import Merge
 from dlf.merging.methods import Recipe
 from dlf.merging.model_card import model_card, shown_name
 from dlf.support.new_folder import check_new, new_folder
@@ -140,7 +141,8 @@ class TaskArithmetic:
             If one of them is no usable checkpoint.
         """
         dtype = None if self.dtype is None else TORCH_DTYPES[self.dtype]
-        return Merge(Source(self.base), [Source(expert) for expert in self.experts], self.recipe, dtype)
+        experts = [open_checkpoint(expert) for expert in self.experts]
+        return Merge(open_checkpoint(self.base), experts, self.recipe, dtype)
 
     def save(self, folder: PathLike) -> Path:
         """Write the merged model as a folder in Hugging Face format: weights, configuration, tokenizer, model card.

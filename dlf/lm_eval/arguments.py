@@ -9,8 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from dlf.arguments import DEFAULT_CONTEXT, Path
-from dlf.checkpoints.config import read_config
-from dlf.checkpoints.hub import resolve
+from dlf.checkpoints.source import open_source
 from dlf.engine import Engine
 from dlf.experts import checkpoints_of
 from dlf.options import EngineOptions
@@ -113,7 +112,7 @@ def check_tokenizer(tokenizer: Any, own: Tokenizer) -> None:
     """
     if not isinstance(tokenizer, (str, os.PathLike)):
         raise ValueError("tokenizer: give a folder or hub id; one that is loaded already cannot be used")
-    other = Tokenizer(resolve(tokenizer, weights=False))
+    other = open_source(tokenizer, weights=False).tokenizer()
     for part in ("fingerprint", "bos_token_id", "eos_token_id", "chat_template"):
         if getattr(other, part) != getattr(own, part):
             raise ValueError(
@@ -130,7 +129,7 @@ def model_length(arguments: dict[str, Any]) -> int:
     arguments
         Arguments of `Engine`.
     """
-    configs = [read_config(resolve(name, weights=False)) for name in _checkpoints(arguments)]
+    configs = [open_source(name, weights=False).declared for name in _checkpoints(arguments)]
     # Beyond its short context a model has other frequencies for all of a text, and hf chooses for each text anew.
     short = [config.short_context for config in configs if config.short_context is not None]
     length = min(config.max_position_embeddings for config in configs)

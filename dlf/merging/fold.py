@@ -13,8 +13,9 @@ from dlf.adapters.adapter import AdapterFile, LowRank
 from dlf.adapters.config import CONFIG
 from dlf.checkpoints.checkpoint import is_finite
 from dlf.checkpoints.content_hash import file_hash, sha256
+from dlf.checkpoints.source import Source
 from dlf.errors import CheckpointError
-from dlf.merging.merge import Source, write_checkpoint
+from dlf.merging.merge import identity, read_finite, write_checkpoint
 
 __all__ = ["Fold"]
 
@@ -45,7 +46,7 @@ class Fold:
     def identity(self, cache: Path) -> list[Any]:
         """Everything that the result depends on."""
         config = sha256(self.adapter.folder / CONFIG)
-        return ["fold", self.base.identity(cache), config, file_hash(self.adapter.path, cache)]
+        return ["fold", identity(self.base, cache), config, file_hash(self.adapter.path, cache)]
 
     def write(self, folder: Path) -> None:
         """Write the folded checkpoint into an empty folder.
@@ -59,7 +60,7 @@ class Fold:
 
         def tensors(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
             for name in names:
-                weight = self.base.read_finite(name)
+                weight = read_finite(self.base, name)
                 update = updates.get(name.removesuffix(".weight"))
                 folded = weight if update is None else fold(weight, update)
                 if not is_finite(folded):

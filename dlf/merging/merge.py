@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
-import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,102 +16,42 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dlf.checkpoints.checkpoint import (
-    PROGRESS_PARAMETERS,
-    check_finite,
-    find_shards,
-    is_finite,
-    open_checkpoint,
-)
+from dlf.checkpoints.checkpoint import PROGRESS_PARAMETERS, check_finite, is_finite
 from dlf.checkpoints.config import ModelConfig
-from dlf.checkpoints.content_hash import content_hash, sha256
-from dlf.checkpoints.hub import TOKENIZER_FILES, additional_templates
 from dlf.checkpoints.precision import TensorLayout
 from dlf.checkpoints.safetensors_file import write_safetensors
-from dlf.checkpoints.tensor_file import PORTION_BYTES, TensorFile
+from dlf.checkpoints.source import Source
 from dlf.errors import CheckpointError, out_of_memory_is_memory_error
 from dlf.merging.methods import Recipe, merge_tensor
-from dlf.support.fields import read_json
+from dlf.support.fields import parse_json
 from dlf.support.terminal import printable
 from dlf.text.same_tokenizer import check_same_tokenizer, warn_of_added_tokens
-from dlf.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
+from dlf.text.tokenizer import Tokenizer
 
-__all__ = ["Merge", "Source", "write_checkpoint"]
+__all__ = ["Merge", "identity", "read_finite", "write_checkpoint"]
 
 MAX_SHARD_BYTES = 5 * 10**9  # the default of transformers for years
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONFIGURATION = ("config.json", "generation_config.json")
-SMALL_FILES = [*CONFIGURATION, *TOKENIZER_FILES]
 
 
-class Source:
-    """A checkpoint whose tensors are read in any order.
+def read_finite(source: Source, name: str) -> torch.Tensor:
+    """Return a tensor as a view of its file, if its values are finite. A tied head is the embedding."""
+    name = _stored(source, name)
+    values = source.read(name)
+    check_finite(values, name, source.path_of(name))
+    return values
 
-    Parameters
-    ----------
-    name
-        Folder or hub id.
 
-    Raises
-    ------
-    FileNotFoundError, CheckpointError
-        If it is no usable checkpoint.
-    """
+def identity(source: Source, cache: Path) -> list[Any]:
+    """Hashes of everything that is read of a checkpoint."""
+    side = {name: hashlib.sha256(content).hexdigest() for name, content in source.side_files().items()}
+    return [source.content_hash(cache), side]
 
-    def __init__(self, name: str | os.PathLike[str]) -> None:
-        self.name = os.fspath(name)
-        self.folder, self.config = open_checkpoint(name)
-        self.shapes = self.config.tensors()
-        self.shards = find_shards(self.folder, self.shapes)
-        self._path = {tensor: path for path, tensors in self.shards.items() for tensor in tensors}
-        self._files: dict[Path, TensorFile] = {}
-        self._read_bytes = 0
 
-    def small_files(self) -> dict[str, Path]:
-        """Files of `SMALL_FILES`, and additional templates, that the checkpoint has, by their path in it."""
-        places = [*(self.folder / name for name in SMALL_FILES), *additional_templates(self.folder)]
-        found = {str(path.relative_to(self.folder)): path for path in places if os.path.isfile(path)}
-        for path in found.values():
-            if os.path.getsize(path) > MAX_TOKENIZER_BYTES:
-                raise CheckpointError(
-                    f"{path} is larger than {MAX_TOKENIZER_BYTES >> 20} MiB, more than any valid file of its kind"
-                )
-        return found
-
-    def identity(self, cache: Path) -> list[Any]:
-        """Hashes of everything that is read of this checkpoint."""
-        small = {name: sha256(path) for name, path in self.small_files().items()}
-        return [content_hash(self.shards, cache), small]
-
-    def dtype(self, tensor: str) -> str:
-        """Type of one tensor in its file, as safetensors calls it."""
-        name = self._own(tensor)
-        return self._file(name).header(name, self.shapes[name]).dtype
-
-    def read_finite(self, tensor: str) -> torch.Tensor:
-        """Return a tensor as a view of its file, if its values are finite. A tied head is the embedding."""
-        name = self._own(tensor)
-        if self._read_bytes > PORTION_BYTES:
-            self.close()
-        values = self._file(name).read(name, self.shapes[name])
-        self._read_bytes += values.nbytes
-        check_finite(values, name, self._path[name])
-        return values
-
-    def close(self) -> None:
-        """End the mappings of the files; they can be read again."""
-        for file in self._files.values():
-            file.close()
-        self._read_bytes = 0
-
-    def _own(self, tensor: str) -> str:
-        return self.config.embedding if tensor == self.config.head and self.config.tie_word_embeddings else tensor
-
-    def _file(self, tensor: str) -> TensorFile:
-        path = self._path[tensor]
-        if path not in self._files:
-            self._files[path] = TensorFile(path)
-        return self._files[path]
+def _stored(source: Source, name: str) -> str:
+    config = source.config
+    return config.embedding if name == config.head and config.tie_word_embeddings else name
 
 
 @dataclass(frozen=True)
@@ -183,13 +122,13 @@ class Merge:
 
     def identity(self, cache: Path) -> list[Any]:
         """Everything that the result depends on."""
-        sources = [source.identity(cache) for source in (self.base, *self.experts)]
+        sources = [identity(source, cache) for source in (self.base, *self.experts)]
         return [sources, asdict(self.recipe), str(self.dtype)]
 
     def _tensors(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
-            base = self.base.read_finite(name)
-            experts = (expert.read_finite(name) for expert in self.experts)
+            base = read_finite(self.base, name)
+            experts = (read_finite(expert, name) for expert in self.experts)
             merged = merge_tensor(self.recipe, name, base, experts, self.dtype)
             if not is_finite(merged):
                 raise ValueError(
@@ -232,19 +171,22 @@ def write_checkpoint(
     MemoryError
         If memory runs out.
     """
-    shapes, head = dict(base.shapes), base.config.head
+    shapes, head = base.config.tensors(), base.config.head
     for other in others:
-        shapes |= {head: other.shapes[head]} if head in other.shapes else {}
-    _write_config(base, folder, dtype, tied=head not in shapes)
-    files = base.small_files()
+        theirs = other.config.tensors()
+        shapes |= {head: theirs[head]} if head in theirs else {}
+    files = base.side_files()
+    _write_config(parse_json(files.pop("config.json"), base.path / "config.json"), folder, dtype, head not in shapes)
     if "tokenizer.json" not in files:
-        found = (one.small_files() for one in others)
-        theirs = next((one for one in found if "tokenizer.json" in one), {})
-        files |= {name: path for name, path in theirs.items() if name not in CONFIGURATION}
-    for name in files.keys() - {"config.json"}:
+        given = next((one.side_files() for one in others if one.has_tokenizer), {})
+        files |= {name: content for name, content in given.items() if name not in CONFIGURATION}
+    for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(files[name], folder / name)
-    layout = {name: TensorLayout(DTYPES[dtype] if dtype else base.dtype(name), shape) for name, shape in shapes.items()}
+        (folder / name).write_bytes(content)
+    layout = {
+        name: TensorLayout(DTYPES[dtype] if dtype else base.layout(_stored(base, name)).dtype, shape)
+        for name, shape in shapes.items()
+    }
     shards = _split(layout)
     total = sum(math.prod(shape) for shape in shapes.values())
     hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
@@ -267,8 +209,7 @@ def write_checkpoint(
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _write_config(base: Source, folder: Path, dtype: torch.dtype | None, tied: bool) -> None:
-    values = read_json(base.folder / "config.json")
+def _write_config(values: dict[str, Any], folder: Path, dtype: torch.dtype | None, tied: bool) -> None:
     if values.get("tie_word_embeddings", False) is not tied:
         values["tie_word_embeddings"] = tied
     if dtype is not None:
@@ -331,7 +272,7 @@ def _windows(config: ModelConfig) -> list[int]:
 
 
 def _tokenizer(source: Source) -> Tokenizer | None:
-    return Tokenizer(source.folder) if os.path.isfile(source.folder / "tokenizer.json") else None
+    return source.tokenizer() if source.has_tokenizer else None
 
 
 def _split(layout: dict[str, TensorLayout]) -> dict[str, dict[str, TensorLayout]]:

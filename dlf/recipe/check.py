@@ -10,10 +10,9 @@ from typing import Any
 from dlf import _C
 from dlf.adapters.adapter import AdapterFile
 from dlf.arguments import context
-from dlf.checkpoints.checkpoint import checkpoint_config
-from dlf.checkpoints.config import ModelConfig, read_config
-from dlf.checkpoints.hub import resolve
+from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import Precision
+from dlf.checkpoints.source import open_source
 from dlf.devices import Placement
 from dlf.errors import field_of
 from dlf.experts import AnyExpert, Expert, Lora, TaskArithmetic, WholeExpert, as_expert, checkpoints_of
@@ -102,10 +101,9 @@ class _Checker:
         return next((key for key in other if ("experts", number, key) in self.recipe.lines), field)
 
     def _look(self, name: str) -> None:
-        folder = resolve(name, weights=False)
-        # Weights on the hub have not been fetched.
-        config = checkpoint_config(folder) if _is_here(name) else read_config(folder)
-        tokenizer = Tokenizer(folder)
+        source = open_source(name, weights=False)
+        config = source.config if _is_here(name) else source.declared
+        tokenizer = source.tokenizer()
         large = self.models[self.recipe.large]
         if large:
             check_tokenizer(

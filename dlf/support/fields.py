@@ -10,7 +10,7 @@ from typing import Any
 
 from dlf.errors import CheckpointError
 
-__all__ = ["MAX_VOCAB_SIZE", "Fields", "check_fetched", "read_bytes", "read_json"]
+__all__ = ["MAX_VOCAB_SIZE", "Fields", "check_fetched", "parse_json", "read_bytes", "read_json"]
 
 MAX_JSON_BYTES = 16 << 20
 MAX_VOCAB_SIZE = 4_000_000
@@ -95,9 +95,13 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
     CheckpointError
         If it cannot be read, is too large, no JSON, or JSON that is not an object.
     """
-    text = read_bytes(path, max_bytes)
+    return parse_json(read_bytes(path, max_bytes), path)
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse the JSON object in the content of a file; errors are those of `read_json`."""
     try:
-        values = json.loads(text)
+        values = json.loads(content)
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError too
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the checkpoint again") from error
     if not isinstance(values, dict):

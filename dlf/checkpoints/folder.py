@@ -1,0 +1,234 @@
+"""A checkpoint in a folder in Hugging Face format: ``config.json``, safetensors files and ``tokenizer.json``.
+
+Only safetensors are read: a ``*.bin`` checkpoint is a pickle, and reading a pickle runs any code that its author put
+there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from dlf.checkpoints.config import ModelConfig, read_config
+from dlf.checkpoints.content_hash import content_hash
+from dlf.checkpoints.hub import INDEX, SINGLE, TOKENIZER_FILES, additional_templates, index_of
+from dlf.checkpoints.precision import DTYPES, TensorLayout
+from dlf.checkpoints.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
+from dlf.errors import CheckpointError
+from dlf.support.fields import read_bytes
+from dlf.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
+
+__all__ = ["Folder", "find_shards"]
+
+SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Buffers that older writers saved, and that follow from the configuration.
+BUFFERS = re.compile(r"(?:.*\.)?(?:rotary_emb\.\w+|rope\.freqs|position_ids)")
+COMPARED_BYTES = 8 << 20
+SIDE_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+
+
+class Folder:
+    """The `Source` of a folder.
+
+    The pages of a mapped file count as memory of this process from their first use until the mapping ends. So files are
+    mapped anew after every few tensors, which frees the pages of those that nobody kept.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    name
+        What the user called it, if that differs.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path = Path(path)
+        self.name = os.fspath(path) if name is None else name
+        self._files: dict[Path, TensorFile] = {}
+        self._read_bytes = 0
+
+    @cached_property
+    def declared(self) -> ModelConfig:
+        """Configuration as the JSON files have it."""
+        return read_config(self.path)
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """Configuration, corrected where the weights say otherwise.
+
+        A head in the files that differs from the embedding is used, whatever ``tie_word_embeddings`` says, and a
+        missing ``dtype`` is that of the first floating-point tensor; ``transformers`` does both. Other tensors that the
+        configuration does not ask for are a warning.
+        """
+        config, layouts = self.declared, self._layouts
+        present = {name: path for path, layout in layouts.items() for name in layout}
+        if config.dtype is None:
+            config = replace(config, dtype=_first_dtype(layouts))
+        if config.tie_word_embeddings and config.head in present and config.embedding in present:
+            config = replace(config, tie_word_embeddings=_is_embedding(config, present))
+        unused = [name for name in present.keys() - config.tensors().keys() if not BUFFERS.fullmatch(name)]
+        unused = sorted(set(unused) - {config.head})
+        if unused:
+            some = ", ".join(f"{name!r:.80}" for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
+            warnings.warn(
+                f"{self.path} has {len(unused)} tensors that its config.json does not ask for and that are not used: "
+                f"{some}; check that config.json and weights are of one checkpoint",
+                RuntimeWarning,
+                stacklevel=3,  # cached_property calls this
+            )
+        return config
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the folder has a ``tokenizer.json``."""
+        return os.path.isfile(self.path / "tokenizer.json")
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the folder's tokenizer."""
+        return Tokenizer(self.path)
+
+    @property
+    def layouts(self) -> Mapping[str, TensorLayout]:
+        """Type and shape of each tensor in the files that the configuration needs, or that the index names."""
+        return {name: one for layout in self._layouts.values() for name, one in layout.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """Tensors of the configuration, file by file."""
+        return list(self._places)
+
+    def path_of(self, name: str) -> Path:
+        """Return the file that holds a tensor."""
+        return self._places[name]
+
+    def layout(self, name: str) -> TensorLayout:
+        """Return the type and shape of a tensor of the configuration."""
+        return self._file(name).header(name, self._shapes[name])
+
+    def read(self, name: str, keep: bool = False, alone: bool = False) -> torch.Tensor:
+        """Return a tensor of the configuration as a view of its mapped file."""
+        file, nbytes = self._file(name), self.layout(name).nbytes
+        portion = max(PORTION_BYTES, os.path.getsize(file.path) // PORTIONS if keep else 0)
+        if self._read_bytes and self._read_bytes + nbytes > portion:
+            self.close()
+        self._read_bytes += nbytes
+        return file.take(name, alone)
+
+    def close(self) -> None:
+        """End the mappings of the files, except for tensors that are still in use."""
+        for file in self._files.values():
+            file.close()
+        self._read_bytes = 0
+
+    def content_hash(self, cache: Path) -> str:
+        """Return one hash of the files, and of the names of the tensors taken from each."""
+        return content_hash(self._shards, cache)
+
+    def side_files(self) -> dict[str, bytes]:
+        """Return the JSON files, the tokenizer's files and the chat templates that the folder has."""
+        paths = [*(self.path / name for name in SIDE_FILES), *additional_templates(self.path)]
+        return {
+            str(path.relative_to(self.path)): read_bytes(path, MAX_TOKENIZER_BYTES)
+            for path in paths
+            if os.path.isfile(path)
+        }
+
+    @cached_property
+    def _layouts(self) -> dict[Path, dict[str, TensorLayout]]:
+        for path in _files(self.path, self.declared):
+            with self._open(path):
+                pass  # ends the mapping
+        return {path: file.layout for path, file in self._files.items()}
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return self.config.tensors()
+
+    @cached_property
+    def _shards(self) -> dict[Path, list[str]]:
+        return find_shards(self.path, self.config.tensors())
+
+    @cached_property
+    def _places(self) -> dict[str, Path]:
+        return {name: path for path, names in self._shards.items() for name in names}
+
+    def _file(self, name: str) -> TensorFile:
+        return self._open(self._places[name])
+
+    def _open(self, path: Path) -> TensorFile:
+        if path not in self._files:
+            self._files[path] = TensorFile(path, sys.maxsize)  # read() bounds what all files together keep mapped
+        return self._files[path]
+
+
+def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
+    """Names of the wanted tensors in each file.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        If the folder has no safetensors files, one is missing, or the index lacks a tensor.
+    """
+    if os.path.isfile(folder / SINGLE):
+        return {folder / SINGLE: list(shapes)}
+    if not os.path.lexists(folder / INDEX):
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
+            raise CheckpointError(
+                f"{folder} has only pickled weights, which dlf does not open because they can run "
+                "code; convert them to safetensors (transformers: model.save_pretrained(folder))"
+            )
+        adapter = os.path.isfile(folder / "adapter_config.json")
+        raise FileNotFoundError(
+            f"{folder} has neither {SINGLE} nor {INDEX}: "
+            + ("it is an adapter, give it as dlf.Lora(base, adapter)" if adapter else "fetch the checkpoint again")
+        )
+    weight_map = index_of(folder)
+    shards: defaultdict[Path, list[str]] = defaultdict(list)
+    for name in shapes:
+        if name not in weight_map:
+            raise CheckpointError(
+                f"{folder / INDEX} lists no tensor '{name}'; the checkpoint is incomplete, fetch it again"
+            )
+        path = folder / weight_map[name]
+        if path not in shards and not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} is missing, though {INDEX} lists it; fetch the checkpoint again")
+        shards[path].append(name)
+    return dict(shards)
+
+
+def _files(folder: Path, config: ModelConfig) -> list[Path]:
+    """Files with tensors that the configuration asks for, and further files that the index names."""
+    needed = find_shards(folder, config.tensors())
+    if folder / SINGLE in needed:
+        return list(needed)
+    index = index_of(folder)
+    named = {folder / file for file in set(index.values())}
+    return sorted({*needed, *(path for path in named if os.path.isfile(path) or path.name == index.get(config.head))})
+
+
+def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | None:
+    dtypes = (SAFETENSORS_DTYPES.get(one.dtype) for layout in layouts.values() for one in layout.values())
+    found = next((dtype for dtype in dtypes if dtype is not None), None)
+    return found if found in DTYPES else None
+
+
+def _is_embedding(config: ModelConfig, present: Mapping[str, Path]) -> bool:
+    """Whether the head in the files is bit-identical to the embedding."""
+    rows, hidden = shape = (config.spec.vocab_size, config.spec.hidden_size)
+    with TensorFile(present[config.head]) as head_file, TensorFile(present[config.embedding]) as embedding_file:
+        head = head_file.read(config.head, shape)
+        embedding = embedding_file.read(config.embedding, shape)
+        step = max(1, COMPARED_BYTES // (hidden * head.element_size()))
+        return head.dtype == embedding.dtype and all(
+            torch.equal(head[i : i + step].view(torch.uint8), embedding[i : i + step].view(torch.uint8))
+            for i in range(0, rows, step)
+        )

@@ -1,0 +1,117 @@
+"""A checkpoint as the rest of dlf reads it, whatever files it is stored in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.folder import Folder
+from dlf.checkpoints.hub import resolve
+from dlf.checkpoints.precision import TensorLayout
+from dlf.text.tokenizer import Tokenizer
+
+__all__ = ["Source", "open_checkpoint", "open_source"]
+
+
+class Source(Protocol):
+    """Where a checkpoint's configuration, tensors and tokenizer are read.
+
+    Tensors have the names and shapes of `ModelConfig.tensors`, however the files call and store them. Every method
+    raises FileNotFoundError for a missing file and CheckpointError for a damaged or unsupported one; messages name the
+    file and the remedy.
+    """
+
+    @property
+    def name(self) -> str:
+        """The checkpoint as the user named it."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder or file."""
+
+    @property
+    def declared(self) -> ModelConfig:
+        """Configuration as it is written; needs no weights."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """Configuration, corrected where the weights say otherwise; reads their headers only."""
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether `tokenizer` finds one."""
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the tokenizer and its chat template."""
+
+    @property
+    def layouts(self) -> Mapping[str, TensorLayout]:
+        """Type and shape of each stored tensor, also of those that the configuration does not ask for."""
+
+    @property
+    def names(self) -> list[str]:
+        """Tensors of the configuration, in the order in which to read them."""
+
+    def path_of(self, name: str) -> Path:
+        """Return the file that holds a tensor of the configuration."""
+
+    def layout(self, name: str) -> TensorLayout:
+        """Return the type and shape of a tensor of the configuration, which must have the shape expected there."""
+
+    def read(self, name: str, keep: bool = False, alone: bool = False) -> torch.Tensor:
+        """Return the floating-point values of a tensor of the configuration, as a view of its file if possible.
+
+        Parameters
+        ----------
+        name
+            One of `ModelConfig.tensors`.
+        keep
+            Whether the caller keeps the view; then fewer of them are mapped anew.
+        alone
+            Whether the view gets a mapping of its own, so that memory holds only those rows that are used.
+        """
+
+    def close(self) -> None:
+        """Release what reading took, except for tensors that are still in use; they can be read again."""
+
+    def content_hash(self, cache: Path) -> str:
+        """Return a hash of the tensors of the configuration; `cache` remembers the hashes of files."""
+
+    def side_files(self) -> dict[str, bytes]:
+        """Return the configuration, tokenizer and templates as the files of a Hugging Face folder, by path in it."""
+
+
+def open_source(name: str | os.PathLike[str], weights: bool = True) -> Source:
+    """Return the source of a checkpoint, given as a folder or hub id; nothing is read of it yet.
+
+    Parameters
+    ----------
+    name
+        An existing folder, or a hub id; see `resolve`.
+    weights
+        Whether weights on the hub are fetched too. Without, only `Source.declared` and the tokenizer can be read.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As `resolve`.
+    """
+    return Folder(resolve(name, weights), os.fspath(name))
+
+
+def open_checkpoint(name: str | os.PathLike[str]) -> Source:
+    """Return the source of a checkpoint whose configuration has been read and checked against the weights' headers.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError, MemoryError
+        If there is no such checkpoint, or it cannot be used.
+    """
+    source = open_source(name)
+    _ = source.config
+    return source
