@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlf.adapters.module_patterns import first_matches, full_match
 from dlf.errors import CheckpointError
 from dlf.support.fields import Fields, read_json
+from dlf.support.module_patterns import first_matches, full_match
 
 __all__ = ["CONFIG", "NOT_PLAIN", "AdapterConfig"]
 

@@ -1,4 +1,4 @@
-"""Finds the modules that the regular expressions of an adapter's configuration select, as PEFT does.
+"""Finds the modules that the regular expressions of a configuration select.
 
 The expressions are untrusted. RE2 matches in time that is linear in expression and text, where Python's own engine may
 never end; what RE2 cannot match, such as lookaround and backreferences, is refused.
@@ -17,13 +17,16 @@ __all__ = ["first_matches", "full_match"]
 PROGRAM_BYTES = 1 << 17  # of one compiled expression
 MAX_WORK = 1 << 26  # instructions of an expression times names matched against it, over all expressions
 CALL = 50  # cost of calling the matcher, in instructions
+PEFT_FORM = r"(.*\.)?({})$"  # matches the end of a name
 READ_OTHERWISE = re.compile(r"\{,|\[\[:")  # spellings that Python and RE2 read differently
 
 
-def first_matches(patterns: Mapping[str, float], names: Iterable[str], default: float, where: str) -> dict[str, float]:
-    r"""Return for each name the value of the first pattern of the mapping that matches its end, or `default`.
+def first_matches(
+    patterns: Mapping[str, float], names: Iterable[str], default: float, where: str, form: str = PEFT_FORM
+) -> dict[str, float]:
+    """Return for each name the value of the first pattern of the mapping that matches, or `default`.
 
-    A pattern matches as in PEFT, ``re.match(rf"(.*\.)?({pattern})$", name)``.
+    A pattern matches as in ``re.match(form.format(pattern), name)``; the default `form` is PEFT's.
 
     Raises
     ------
@@ -35,7 +38,7 @@ def first_matches(patterns: Mapping[str, float], names: Iterable[str], default: 
     for pattern, value in patterns.items():
         if not left:
             break
-        expression = _compiled(rf"(.*\.)?({pattern})$", pattern, where)
+        expression = _compiled(form.format(pattern), pattern, where)
         work += (CALL + expression.programsize) * len(left)
         if work > MAX_WORK:
             raise CheckpointError(
@@ -58,14 +61,14 @@ def full_match(pattern: str, where: str) -> Callable[[str], bool]:
 
 
 def _compiled(text: str, pattern: str, where: str) -> Any:
-    import re2  # few adapters need it
+    import re2  # few checkpoints need it
 
     options = re2.Options()
     options.max_mem = PROGRAM_BYTES
     options.log_errors = False
     try:
         if READ_OTHERWISE.search(pattern):
-            raise re2.error("this spelling means something else to PEFT")
+            raise re2.error("this spelling means something else in Python")
         return re2.compile(text, options)
     except (re2.error, UnicodeEncodeError) as error:
         said = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
