@@ -1,4 +1,4 @@
-"""The command line: ``dlf generate``, ``dlf recipe``, ``dlf merge``, ``dlf inspect``, ``dlf demo`` and ``dlf cache``.
+"""The command line: one command of ``dlf`` after the other.
 
 Modules that are slow to import are imported by the commands that need them.
 """
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from dlf.cli.chat import chat
 from dlf.cli.flags import given, takes
 from dlf.cli.generate import generate
 from dlf.cli.inspect import inspect
@@ -117,6 +118,7 @@ def _root(
 
 
 app.command()(generate)
+app.command()(chat)
 app.command()(merge)
 app.command()(inspect)
 

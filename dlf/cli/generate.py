@@ -12,12 +12,13 @@ import typer
 from rich.console import Console
 
 from dlf.cli.flags import given, takes
+from dlf.cli.models import engine_arguments
 from dlf.cli.streams import read_prompt, write
 from dlf.options import EngineOptions
 from dlf.sampling import SamplingOptions
 
 if TYPE_CHECKING:
-    from dlf import Completion, Expert, Piece
+    from dlf import Completion, Piece
 
 __all__ = ["generate"]
 
@@ -52,11 +53,10 @@ def generate(
         prompt, large = large, None
     if prompt is None:
         raise ValueError("there is no prompt: dlf generate LARGE PROMPT, or dlf generate --recipe FILE PROMPT")
-    arguments: dict[str, Any] = {"large": large, "experts": _experts(expert or [], base or [])}
-    if recipe is not None:
-        from dlf.recipe import load_recipe
-
-        arguments = load_recipe(recipe).engine_arguments()
+    options, engine_options = given(SamplingOptions, flags), given(EngineOptions, flags)
+    if no_speculate:
+        engine_options["speculate"] = False
+    arguments = engine_arguments(large, recipe, expert, base, engine_options, experts_device)
     guidance: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
     guidance = {name: value for name, value in guidance.items() if value is not None}
     if guidance:
@@ -74,18 +74,10 @@ def generate(
     import dlf
 
     pieces: list[Piece] = []
-    options, engine_options = given(SamplingOptions, flags), given(EngineOptions, flags)
-    if "device" in engine_options:
-        arguments.pop("device_map", None)  # the recipe's map is for other devices
-    if no_speculate:
-        engine_options["speculate"] = False
-    if experts_device is not None:
-        large_device = engine_options.get("device", arguments.get("device", EngineOptions.device))
-        engine_options["device_map"] = {"large": large_device, "experts": experts_device}
     if recipe is not None:
         options["num_return_sequences"] = 1  # one completion is printed, whatever the recipe says
-    alpha_max = engine_options.get("alpha_max", arguments.get("alpha_max", EngineOptions.alpha_max))
-    with dlf.Engine(**arguments | {"max_batch": 1} | engine_options) as engine:
+    alpha_max = arguments.get("alpha_max", EngineOptions.alpha_max)
+    with dlf.Engine(**arguments) as engine:
         echo = stream and not as_json
         try:
             completion = engine.generate(prompt, callback=_keep(pieces, echo), progress=False, **guidance, **options)
@@ -108,20 +100,6 @@ def generate(
         console = Console(highlight=False)
         console.print()
         console.print(alpha_line(pieces, console.width, alpha_max), alpha_legend(alpha_max))
-
-
-def _experts(experts: list[str], bases: list[str]) -> list[Expert]:
-    """Pair experts with bases, before anything heavy is imported or loaded."""
-    if len(bases) not in (1, len(experts)) or (bases and not experts):
-        raise ValueError(
-            f"{len(experts)} --expert and {len(bases)} --base: give one --base for all experts or one for each"
-        )
-    if not experts:
-        return []
-    from dlf import Expert
-
-    bases = bases * len(experts) if len(bases) == 1 else bases
-    return [Expert(model, base=base) for model, base in zip(experts, bases, strict=True)]
 
 
 def _guided(experts: list[Any]) -> list[Any]:
