@@ -239,7 +239,7 @@ def test_the_end_is_what_either_file_says(tmp_path: Path) -> None:
         {"hidden_act": "gelu"},
         {"hidden_act": []},
         {"tie_word_embeddings": 1},
-        {"quantization_config": {"bits": 4}},
+        {"quantization_config": [4]},
         {"dtype": "int8"},
         {"dtype": {}},
         {"eos_token_id": -1},

@@ -34,7 +34,8 @@ class ModelConfig:
 
     ``spec`` is what the model computes, as its ``family`` reads it. ``context_length`` is the number of positions that
     the model was made for: ``max_position_embeddings``, or more if rotary scaling lengthens that. ``dtype`` is the
-    one that the file declares. ``eos_token_ids`` are those of both configuration files.
+    one that the file declares. ``eos_token_ids`` are those of both configuration files. ``quantization`` is the object
+    ``quantization_config`` of a quantized checkpoint, unchecked.
     """
 
     family: Family
@@ -45,6 +46,7 @@ class ModelConfig:
     dtype: str | None
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
+    quantization: Mapping[str, Any] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -128,8 +130,6 @@ def read_config(folder: Path) -> ModelConfig:
     values = read_json(path)
     family = _family(values, path)
     fields = Fields(values, dict(family.defaults), str(path))
-    if "quantization_config" in fields:
-        raise CheckpointError(f"{path}: the checkpoint is quantized; use one in {', '.join(DTYPES)}")
     spec = family.spec(fields)
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
     return ModelConfig(
@@ -141,6 +141,7 @@ def read_config(folder: Path) -> ModelConfig:
         dtype=_dtype(fields),
         eos_token_ids=_eos_token_ids(folder, fields),
         bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
+        quantization=fields.table("quantization_config") or None,
     )
 
 

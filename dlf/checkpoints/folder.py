@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,9 @@ import torch
 from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.content_hash import content_hash
 from dlf.checkpoints.hub import INDEX, SINGLE, TOKENIZER_FILES, additional_templates, index_of
+from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import DTYPES, TensorLayout
+from dlf.checkpoints.published import Scheme, StoredLayer, StoredMatrix, read_scheme
 from dlf.checkpoints.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
 from dlf.errors import CheckpointError
 from dlf.support.fields import read_bytes
@@ -75,8 +77,8 @@ class Folder:
             config = replace(config, dtype=_first_dtype(layouts))
         if config.tie_word_embeddings and config.head in present and config.embedding in present:
             config = replace(config, tie_word_embeddings=_is_embedding(config, present))
-        unused = [name for name in present.keys() - config.tensors().keys() if not BUFFERS.fullmatch(name)]
-        unused = sorted(set(unused) - {config.head})
+        used = {*config.tensors(), *(part for parts in self._parts.values() for part in parts), config.head}
+        unused = sorted(name for name in present.keys() - used if not self._may_lie_unused(name, present[name]))
         if unused:
             some = ", ".join(f"{name!r:.80}" for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
             warnings.warn(
@@ -102,21 +104,45 @@ class Folder:
         return {name: one for layout in self._layouts.values() for name, one in layout.items()}
 
     @property
+    def kinds(self) -> Mapping[str, str]:
+        """The form of each quantized matrix."""
+        return {name: stored.kind for name, stored in self.quantized.items()}
+
+    @property
     def names(self) -> list[str]:
         """Tensors of the configuration, file by file."""
-        return list(self._places)
+        return [name for name in self._places if name in self._shapes]
 
     def path_of(self, name: str) -> Path:
         """Return the file that holds a tensor."""
         return self._places[name]
 
     def layout(self, name: str) -> TensorLayout:
-        """Return the type and shape of a tensor of the configuration."""
+        """Return the type and shape of a tensor of the configuration; that of a quantized one is float32."""
+        if name in self.quantized:
+            return TensorLayout("F32", self._shapes[name])
         return self._file(name).header(name, self._shapes[name])
 
     def read(self, name: str, keep: bool = False, alone: bool = False) -> torch.Tensor:
-        """Return a tensor of the configuration as a view of its mapped file."""
-        file, nbytes = self._file(name), self.layout(name).nbytes
+        """Return a tensor of the configuration: as a view of its mapped file, or dequantized."""
+        matrix = self.matrix(name, keep, alone)
+        return matrix.dequantize() if isinstance(matrix, PackedMatrix) else matrix
+
+    def matrix(self, name: str, keep: bool = False, alone: bool = False) -> PackedMatrix | torch.Tensor:
+        """Return a tensor of the configuration: as a view of its mapped file, as integers and scales, or dequantized.
+
+        Integers become floats where groups of inputs do not lie side by side.
+        """
+        stored = self.quantized.get(name)
+        if stored is not None:
+            return stored.read(self._take, str(self.path_of(name)))
+        self.layout(name)  # checks it
+        return self._take(name, keep, alone)
+
+    def _take(self, name: str, keep: bool = False, alone: bool = False) -> torch.Tensor:
+        """Return a stored tensor as a view of its mapped file."""
+        file = self._file(name)
+        nbytes = file.layout[name].nbytes
         portion = max(PORTION_BYTES, os.path.getsize(file.path) // PORTIONS if keep else 0)
         if self._read_bytes and self._read_bytes + nbytes > portion:
             self.close()
@@ -154,12 +180,51 @@ class Folder:
         return self.config.tensors()
 
     @cached_property
+    def scheme(self) -> Scheme | None:
+        """How matrices are quantized; None if none is."""
+        config = self.declared
+        if config.quantization is None:
+            return None
+        return read_scheme(config.quantization, str(self.path / "config.json"), _modules(config))
+
+    @cached_property
+    def quantized(self) -> dict[str, StoredMatrix]:
+        """The quantized tensors of the configuration by name."""
+        if self.scheme is None:
+            return {}
+        layouts, shapes, found = self.layouts, self.declared.tensors(), {}
+        for module in _modules(self.declared):
+            name = f"{module}.weight"
+            out, columns = shapes[name]
+            stored = self.scheme.matrix(StoredLayer(str(self.path), module, (out, columns), layouts))
+            if stored is not None:
+                found[name] = stored
+        return found
+
+    @cached_property
+    def _parts(self) -> dict[str, list[str]]:
+        """Stored tensors of each tensor of the configuration."""
+        names = self.declared.tensors()
+        return {name: list(self.quantized[name].names.values()) if name in self.quantized else [name] for name in names}
+
+    @cached_property
     def _shards(self) -> dict[Path, list[str]]:
-        return find_shards(self.path, self.config.tensors())
+        names = self.config.tensors()
+        return find_shards(self.path, [part for name in names for part in self._parts.get(name, [name])])
 
     @cached_property
     def _places(self) -> dict[str, Path]:
-        return {name: path for path, names in self._shards.items() for name in names}
+        """File of each stored tensor, and of each tensor of the configuration."""
+        stored = {name: path for path, names in self._shards.items() for name in names}
+        return stored | {name: stored[self._parts[name][0]] for name in self.quantized}
+
+    def _may_lie_unused(self, name: str, path: Path) -> bool:
+        """Whether a tensor may be left out without a warning: buffers, and what quantized layers have besides."""
+        module, _, last = name.rpartition(".")
+        if self.scheme is None or f"{module}.weight" not in self.quantized:
+            return BUFFERS.fullmatch(name) is not None
+        # Some writers give each layer a bias, of zeros if the model has none.
+        return last in self.scheme.companions or (last == "bias" and not self._open(path).take(name).any())
 
     def _file(self, name: str) -> TensorFile:
         return self._open(self._places[name])
@@ -170,7 +235,7 @@ class Folder:
         return self._files[path]
 
 
-def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Path, list[str]]:
+def find_shards(folder: Path, shapes: Collection[str]) -> dict[Path, list[str]]:
     """Names of the wanted tensors in each file.
 
     Raises
@@ -207,12 +272,21 @@ def find_shards(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[Pat
 
 def _files(folder: Path, config: ModelConfig) -> list[Path]:
     """Files with tensors that the configuration asks for, and further files that the index names."""
-    needed = find_shards(folder, config.tensors())
+    needed = find_shards(folder, config.tensors() if config.quantization is None else ())
     if folder / SINGLE in needed:
         return list(needed)
     index = index_of(folder)
     named = {folder / file for file in set(index.values())}
+    if config.quantization is not None:  # their names are the scheme's
+        return sorted(named)
     return sorted({*needed, *(path for path in named if os.path.isfile(path) or path.name == index.get(config.head))})
+
+
+def _modules(config: ModelConfig) -> list[str]:
+    """Names of the linear layers."""
+    shapes = config.tensors()
+    weights = (name for name, shape in shapes.items() if len(shape) == 2 and name.endswith(".weight"))
+    return [name.removesuffix(".weight") for name in weights if name != config.embedding]
 
 
 def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | None:

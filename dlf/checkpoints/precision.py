@@ -16,7 +16,12 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 DTYPES = tuple(TORCH_DTYPES)
 TILE_OUTPUTS = 16  # these two as in cpp/ops/matrix.h
 INPUT_GROUP = 32
-ITEM_BYTES = {"I8": 1, "U8": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+ITEM_BYTES = (  # of safetensors
+    dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1)
+    | dict.fromkeys(("I16", "U16", "F16", "BF16"), 2)
+    | dict.fromkeys(("I32", "U32", "F32"), 4)
+    | dict.fromkeys(("I64", "U64", "F64", "C64"), 8)
+)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.folder import Folder
 from dlf.checkpoints.hub import resolve
+from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import TensorLayout
 from dlf.text.tokenizer import Tokenizer
 
@@ -54,6 +55,10 @@ class Source(Protocol):
         """Type and shape of each stored tensor, also of those that the configuration does not ask for."""
 
     @property
+    def kinds(self) -> Mapping[str, str]:
+        """The form of each tensor of the configuration that the files have quantized, for people."""
+
+    @property
     def names(self) -> list[str]:
         """Tensors of the configuration, in the order in which to read them."""
 
@@ -75,6 +80,9 @@ class Source(Protocol):
         alone
             Whether the view gets a mapping of its own, so that memory holds only those rows that are used.
         """
+
+    def matrix(self, name: str) -> PackedMatrix | torch.Tensor:
+        """Return a tensor of the configuration as integers and scales if the file has it so, else as `read`."""
 
     def close(self) -> None:
         """Release what reading took, except for tensors that are still in use; they can be read again."""

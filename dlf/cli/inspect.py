@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
@@ -47,9 +48,11 @@ def describe(model: str) -> dict[str, Any]:
 
     source = open_source(model)
     dtypes: list[str] = []
+    kinds: Counter[str] = Counter()
     try:
         c = source.config
         dtypes = sorted({layout.dtype for layout in source.layouts.values()})
+        kinds = Counter(source.kinds.values())
     except FileNotFoundError:  # without weights, the configuration still says something
         c = source.declared
     spec = c.spec
@@ -60,6 +63,7 @@ def describe(model: str) -> dict[str, Any]:
         "architecture": c.family.architecture,
         "parameters": sum(math.prod(shape) for shape in c.tensors().values()),
         "dtypes": dtypes or [c.dtype or "unknown"],
+        "quantized": [f"{count} x {kind}" for kind, count in sorted(kinds.items())] or None,
         "layers": len(spec.layers),
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.feed_forward.size,

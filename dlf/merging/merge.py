@@ -215,8 +215,8 @@ def _write_config(values: dict[str, Any], folder: Path, dtype: torch.dtype | Non
     if dtype is not None:
         key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
         values[key] = str(dtype).removeprefix("torch.")
-    # The code that auto_map names is not copied, and dlf's architectures need none.
-    for key in ("auto_map", "_name_or_path"):
+    # The code that auto_map names is not copied, and dlf's architectures need none. Quantized weights became floats.
+    for key in ("auto_map", "_name_or_path", "quantization_config"):
         values.pop(key, None)
     _write_json(folder / "config.json", values)
 

@@ -23,6 +23,7 @@ __all__ = ["read"]
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
 STRATEGIES = ("tensor", "channel", "group", "block")
 MAX_GROUPS, MAX_TARGETS = 64, 4096
+LEFT = COMPANIONS | {"weight_shape", "weight_zero_point", "input_zero_point", "output_scale", "output_zero_point"}
 CLASS = "Linear"  # a target that names all linear layers
 
 
@@ -64,7 +65,7 @@ def read(fields: Fields, modules: Collection[str]) -> Scheme:
             groups.append(_weights(Fields(one.table("weights"), {}, f"{one.where} weights")))
             targets.append(_targets(one))
     chosen = _chosen(targets, modules, fields.where)
-    return Scheme("compressed-tensors", partial(_matrix, groups=groups, chosen=chosen), COMPANIONS)
+    return Scheme("compressed-tensors", partial(_matrix, groups=groups, chosen=chosen), LEFT)
 
 
 def _check_format(fields: Fields) -> None:
