@@ -1,0 +1,134 @@
+#include "ops/cpu/experts.h"
+
+#include <algorithm>
+#include <array>
+
+#include "ops/cpu/activation.h"
+#include "ops/cpu/linear.h"
+
+namespace dlf::ops {
+namespace {
+
+// The products of one run's pairs: their rows of x, and of y [pairs, out].
+struct RunProduct {
+  LinearInputRows x;
+  LinearArgs args;
+};
+
+RunProduct product(const LinearInputRows& x, const Matrix& weight, float* y, const ExpertRun& run) {
+  return {x.from(run.first), {{weight, nullptr, y + run.first * weight.out, run.pairs}, /*accumulate=*/false}};
+}
+
+// Calls body(run, begin, end) with stretches of the tiles of every run that the library does not multiply. All runs
+// share one loop, since one expert has too little work for many threads.
+template <typename Body>
+void for_tiles(const CpuExpertsArgs& args, const Matrix& first, ThreadTeam& team, Body&& body) {
+  const int64_t count = tiles(first.out);
+  team.parallel_for(*args.routes.run_count * count, 1, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const ExpertRun& run = args.routes.runs[begin / count];
+      const int64_t tile = begin % count;
+      const int64_t last = std::min(count, tile + end - begin);
+      if (!args.is_prompt || !linear_uses_library(first, run.pairs)) {
+        body(run, tile, last);
+      }
+      begin += last - tile;
+    }
+  });
+}
+
+template <typename Body>
+void for_library_runs(const CpuExpertsArgs& args, const Matrix& first, Body&& body) {
+  for (int32_t i = 0; i < *args.routes.run_count; ++i) {
+    const ExpertRun& run = args.routes.runs[i];
+    if (args.is_prompt && linear_uses_library(first, run.pairs)) {
+      body(run);
+    }
+  }
+}
+
+// gated = silu(gate(x)) * up(x)
+void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team) {
+  auto* const gated = static_cast<float*>(args.gated);
+  const Matrix& first = args.experts[0].gate;
+  const auto activate = DLF_CPU_DISPATCH(swiglu_kernel);
+  LinearKernel* kernel = linear_kernel_of(first.type);
+  const auto swiglu_args = [&](const ExpertRun& run) {
+    const int64_t place = int64_t{run.first} * args.inner;
+    return SwiGluArgs{gated + place, args.up + place, args.inner, gated + place, run.pairs, args.inner, DType::float32};
+  };
+  for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
+    const Expert& expert = args.experts[run.expert];
+    const RunProduct gates = product(x, expert.gate, gated, run);
+    kernel(gates.x, gates.args, begin, end);
+    kernel(gates.x, product(x, expert.up, args.up, run).args, begin, end);
+    for (int64_t pair = 0; pair < run.pairs; ++pair) {
+      activate(swiglu_args(run), pair * first.out + begin * kTileOutputs,
+               pair * first.out + std::min(end * kTileOutputs, first.out));
+    }
+  });
+  for_library_runs(args, first, [&](const ExpertRun& run) {
+    const Expert& expert = args.experts[run.expert];
+    const RunProduct gates = product(x, expert.gate, gated, run);
+    linear_prefill(gates.x, gates.args, team);
+    linear_prefill(gates.x, product(x, expert.up, args.up, run).args, team);
+    swiglu(swiglu_args(run), team);
+  });
+}
+
+// products = down(gated)
+void project(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team) {
+  const Matrix& first = args.experts[0].down;
+  LinearKernel* kernel = linear_kernel_of(first.type);
+  for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
+    const RunProduct products = product(x, args.experts[run.expert].down, args.products, run);
+    kernel(products.x, products.args, begin, end);
+  });
+  for_library_runs(args, first, [&](const ExpertRun& run) {
+    const RunProduct products = product(x, args.experts[run.expert].down, args.products, run);
+    linear_prefill(products.x, products.args, team);
+  });
+}
+
+void mix(const CpuExpertsArgs& args, int64_t row) {
+  constexpr int kBlock = 256;
+  const int32_t* places = args.routes.place + row * args.chosen;
+  const float* weights = args.routes.weight + row * args.chosen;
+  for (int begin = 0; begin < args.hidden; begin += kBlock) {
+    const int count = std::min(kBlock, args.hidden - begin);
+    std::array<float, kBlock> sums = {};
+    for (int k = 0; k < args.chosen; ++k) {
+      const float* product = args.products + int64_t{places[k]} * args.hidden + begin;
+      for (int i = 0; i < count; ++i) {
+        sums[i] += weights[k] * product[i];
+      }
+    }
+    float* y = static_cast<float*>(args.y) + row * args.hidden + begin;
+    for (int i = 0; i < count; ++i) {
+      y[i] = args.accumulate ? y[i] + sums[i] : sums[i];
+    }
+  }
+}
+
+}  // namespace
+
+void experts(const CpuExpertsArgs& args, ThreadTeam& team) {
+  const int64_t pairs = int64_t{args.rows} * args.chosen;
+  const Expert& first = args.experts[0];
+  const auto* x = static_cast<const float*>(args.x);
+  team.parallel_for(pairs, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) {
+      std::copy_n(x + int64_t{args.routes.row[pair]} * args.hidden, args.hidden, args.products + pair * args.hidden);
+    }
+  });
+  gate(args, args.input->prepare(args.products, pairs, args.hidden, first.gate.type, team), team);
+  const auto* gated = static_cast<const float*>(args.gated);
+  project(args, args.input->prepare(gated, pairs, args.inner, first.down.type, team), team);
+  team.parallel_for(args.rows, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      mix(args, row);
+    }
+  });
+}
+
+}  // namespace dlf::ops
