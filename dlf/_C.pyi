@@ -35,6 +35,7 @@ __all__: list[str] = [
     "MemoryPart",
     "ModelSize",
     "ModelSpec",
+    "NormSpec",
     "PROMPT_LOOKUP",
     "Prompt",
     "Request",
@@ -194,6 +195,33 @@ class Sampler:
         Token chosen from logits[vocab], its log-probability, and the most probable tokens with theirs.
         """
 
+class NormSpec:
+    """
+    The norms of the residual stream.
+    """
+    def __init__(
+        self,
+        *,
+        kind: str = "rms",
+        epsilon: typing.SupportsFloat | typing.SupportsIndex = 1e-06,
+        offset: bool = False,
+        bias: bool = False,
+        before: bool = True,
+        after: bool = False,
+    ) -> None: ...
+    @property
+    def after(self) -> bool: ...
+    @property
+    def before(self) -> bool: ...
+    @property
+    def bias(self) -> bool: ...
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def offset(self) -> bool: ...
+
 class AttentionSpec:
     """
     Attention; the same in all layers.
@@ -205,7 +233,8 @@ class AttentionSpec:
         kv_heads: typing.SupportsInt | typing.SupportsIndex,
         head_dim: typing.SupportsInt | typing.SupportsIndex,
         query_scalar: typing.SupportsFloat | typing.SupportsIndex | None = None,
-        head_norm: bool = False,
+        softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        head_norm: str = "none",
         bias: bool = False,
         output_bias: bool = False,
     ) -> None: ...
@@ -214,7 +243,7 @@ class AttentionSpec:
     @property
     def head_dim(self) -> int: ...
     @property
-    def head_norm(self) -> bool: ...
+    def head_norm(self) -> str: ...
     @property
     def heads(self) -> int: ...
     @property
@@ -223,20 +252,33 @@ class AttentionSpec:
     def output_bias(self) -> bool: ...
     @property
     def query_scalar(self) -> float: ...
+    @property
+    def softcap(self) -> float: ...
 
 class FeedForwardSpec:
     """
-    SwiGLU; the same in all layers.
+    The feed-forward; the same in all layers.
     """
-    def __init__(self, *, size: typing.SupportsInt | typing.SupportsIndex, bias: bool = False) -> None: ...
+    def __init__(
+        self,
+        *,
+        size: typing.SupportsInt | typing.SupportsIndex,
+        activation: str = "silu",
+        gated: bool = True,
+        bias: bool = False,
+    ) -> None: ...
+    @property
+    def activation(self) -> str: ...
     @property
     def bias(self) -> bool: ...
+    @property
+    def gated(self) -> bool: ...
     @property
     def size(self) -> int: ...
 
 class RopeSpec:
     """
-    How positions rotate queries and keys.
+    How positions change queries and keys.
     """
     def __init__(
         self,
@@ -245,6 +287,8 @@ class RopeSpec:
         scaling: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         long_inv_freq: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex] = [],
         short_context: typing.SupportsInt | typing.SupportsIndex = 0,
+        query_beta: typing.SupportsFloat | typing.SupportsIndex = 0.0,
+        query_positions: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     def frequencies(self, context: typing.SupportsInt | typing.SupportsIndex) -> list[float]:
         """
@@ -254,6 +298,10 @@ class RopeSpec:
     def inv_freq(self) -> list[float]: ...
     @property
     def long_inv_freq(self) -> list[float]: ...
+    @property
+    def query_beta(self) -> float: ...
+    @property
+    def query_positions(self) -> int: ...
     @property
     def scaling(self) -> float: ...
     @property
@@ -283,14 +331,22 @@ class ModelSpec:
         *,
         vocab_size: typing.SupportsInt | typing.SupportsIndex,
         hidden_size: typing.SupportsInt | typing.SupportsIndex,
-        norm_epsilon: typing.SupportsFloat | typing.SupportsIndex,
+        norm: NormSpec,
         attention: AttentionSpec,
         feed_forward: FeedForwardSpec,
         ropes: collections.abc.Sequence[RopeSpec],
         layers: collections.abc.Sequence[LayerSpec],
+        learned_positions: typing.SupportsInt | typing.SupportsIndex = 0,
+        embedding_multiplier: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        parallel: bool = False,
+        residual_multiplier: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        logit_multiplier: typing.SupportsFloat | typing.SupportsIndex = 1.0,
+        logit_softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
     ) -> None: ...
     @property
     def attention(self) -> AttentionSpec: ...
+    @property
+    def embedding_multiplier(self) -> float: ...
     @property
     def feed_forward(self) -> FeedForwardSpec: ...
     @property
@@ -298,7 +354,17 @@ class ModelSpec:
     @property
     def layers(self) -> list[LayerSpec]: ...
     @property
-    def norm_epsilon(self) -> float: ...
+    def learned_positions(self) -> int: ...
+    @property
+    def logit_multiplier(self) -> float: ...
+    @property
+    def logit_softcap(self) -> float: ...
+    @property
+    def norm(self) -> NormSpec: ...
+    @property
+    def parallel(self) -> bool: ...
+    @property
+    def residual_multiplier(self) -> float: ...
     @property
     def ropes(self) -> list[RopeSpec]: ...
     @property

@@ -153,13 +153,13 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, architecture: str) -
         assert getattr(ours, name) == getattr(theirs, name), name
     spec, attention = ours.spec, ours.spec.attention
     assert (spec.vocab_size, spec.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
-    assert (spec.feed_forward.size, spec.norm_epsilon) == (theirs.intermediate_size, theirs.rms_norm_eps)
+    assert (spec.feed_forward.size, spec.norm.epsilon) == (theirs.intermediate_size, theirs.rms_norm_eps)
     assert (attention.heads, attention.kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
     assert attention.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
     assert attention.query_scalar == attention.head_dim
     assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
     assert windows(ours) == [4096 if architecture.startswith("Mistral") else 0] * theirs.num_hidden_layers
-    assert attention.head_norm == architecture.startswith("Qwen3")
+    assert attention.head_norm == ("head" if architecture.startswith("Qwen3") else "none")
     assert (attention.bias, attention.output_bias) == (architecture.startswith("Qwen2"), False)
 
 

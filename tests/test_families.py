@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
 from dlf import _C, families
 from dlf.checkpoints.config import read_config
-from dlf.families.family import COMMON_DEFAULTS, Family, decoder
+from dlf.families.family import COMMON_DEFAULTS, MODULES, Family, decoder
+from dlf.families.parts import fused, parts
 from dlf.support.fields import Fields
 
 TOKENS = [5, 17, 200, 3, 99, 42, 7, 7, 301, 12, 260]
@@ -30,7 +32,7 @@ def logits(folder: Path, spec: _C.ModelSpec | None = None) -> torch.Tensor:
 
 
 def changed(spec: _C.ModelSpec, **changes: Any) -> _C.ModelSpec:
-    names = "vocab_size hidden_size norm_epsilon attention feed_forward ropes layers".split()
+    names = "vocab_size hidden_size norm attention feed_forward ropes layers".split()
     return _C.ModelSpec(**({name: getattr(spec, name) for name in names} | changes))
 
 
@@ -41,11 +43,43 @@ def test_every_family_has_a_tiny_configuration() -> None:
 
 
 def test_slots_have_the_names_of_the_files() -> None:
-    family = families.FAMILIES["LlamaForCausalLM"]
-    assert family.tensor("embedding") == "model.embed_tokens.weight"
-    assert family.module("12.o") == "model.layers.12.self_attn.o_proj"
-    assert family.tensor("12.o.bias") == "model.layers.12.self_attn.o_proj.bias"
-    assert family.tensor("3.feed_forward_norm") == "model.layers.3.post_attention_layernorm.weight"
+    spec = _C.ModelSpec(
+        vocab_size=10,
+        hidden_size=8,
+        norm=_C.NormSpec(),
+        attention=_C.AttentionSpec(heads=4, kv_heads=2, head_dim=2, bias=True),
+        feed_forward=_C.FeedForwardSpec(size=6),
+        ropes=[_C.RopeSpec(inv_freq=[1.0])],
+        layers=[_C.LayerSpec()] * 2,
+    )
+    plain = parts(MODULES, spec)
+    assert plain["embedding"].tensor == plain["embedding"].name == "model.embed_tokens.weight"
+    assert plain["1.q"].module == "model.layers.1.self_attn.q_proj"
+    assert plain["1.q.bias"].tensor == "model.layers.1.self_attn.q_proj.bias"
+    assert plain["0.feed_forward_norm"].tensor == "model.layers.0.post_attention_layernorm.weight"
+
+    # Several slots in one tensor: one after the other, and head by head; and as [in, out].
+    weight = torch.arange(16.0 * 8).view(16, 8)
+    rows = parts(MODULES | fused("{layer}.qkv", "q", "k", "v"), spec)
+    assert [rows[f"0.{slot}"].name for slot in "qkv"] == [f"0.qkv.weight[{slot}]" for slot in "qkv"]
+    assert torch.equal(rows["0.k"].take(weight), weight[8:12]) and rows["0.k"].stored == (16, 8)
+    assert rows["0.k"].take(weight).data_ptr() == weight[8].data_ptr()  # a view
+    assert torch.equal(rows["0.v.bias"].take(weight[:, 0]), weight[12:, 0])
+    heads = parts(MODULES | fused("{layer}.qkv", "q", "k", "v", interleaved=True), spec)
+    assert torch.equal(heads["1.q"].take(weight), weight[[0, 1, 2, 3, 8, 9, 10, 11]])
+    assert torch.equal(heads["1.v"].take(weight), weight[[6, 7, 14, 15]])
+    turned = parts(MODULES | fused("{layer}.qkv", "q", "k", "v", transposed=True), spec)
+    assert torch.equal(turned["1.v"].take(weight.t().contiguous()), weight[12:]) and turned["1.v"].stored == (8, 16)
+    assert turned["1.v.bias"].stored == (16,)
+
+
+def test_a_checkpoint_may_spell_names_in_another_way() -> None:
+    config = read_config(Path(__file__).parents[1] / "dlf" / "zoo" / "small-base")
+    family = replace(config.family, spellings=({}, {"model.": "", "lm_head": "out"}))
+    names = family.spelled(config.spec, ["embed_tokens.weight", "layers.0.mlp.up_proj.weight", "out.weight"]).modules
+    assert names["norm"].module == "norm" and names["head"].module == "out"
+    assert family.spelled(config.spec, config.tensors()).modules == family.modules
+    assert family.spelled(config.spec, []).modules == family.modules
 
 
 def test_a_family_is_one_piece_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,8 +127,9 @@ def test_scores_are_divided_by_the_root_of_the_scalar(tmp_path: Path) -> None:
         ({"layers": []}, "number of layers"),
         ({"layers": [_C.LayerSpec(rope=1)]}, "a layer has rope 1; number of ropes: 1"),
         ({"layers": [_C.LayerSpec(window=-1)]}, "window -1"),
-        ({"ropes": [_C.RopeSpec(inv_freq=[1.0])]}, "8 entries"),
-        ({"ropes": [_C.RopeSpec(inv_freq=[1.0] * 8, long_inv_freq=[1.0])]}, "8 entries"),
+        ({"ropes": [_C.RopeSpec(inv_freq=[1.0] * 9)]}, "at most head_dim / 2 = 8"),
+        ({"ropes": [_C.RopeSpec(inv_freq=[1.0] * 8, long_inv_freq=[1.0])]}, "1 entries and inv_freq 8"),
+        ({"ropes": [_C.RopeSpec(inv_freq=[1.0] * 8, query_beta=0.1)]}, "query_positions is 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )

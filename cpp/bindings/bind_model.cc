@@ -2,7 +2,9 @@
 #include <pybind11/stl.h>
 #include <pybind11/typing.h>
 
+#include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
@@ -109,42 +111,95 @@ py::tuple quantize(const at::Tensor& weight, int bits, int64_t group, int thread
   return py::make_tuple(result.data, result.scale);
 }
 
+// Names that a field's values have in Python.
+template <typename T>
+struct Names {
+  const char* field;
+  std::vector<std::pair<const char*, T>> values;
+
+  T of(const std::string& name) const {
+    std::string all;
+    for (const auto& [known, value] : values) {
+      if (name == known) {
+        return value;
+      }
+      all += (all.empty() ? "" : ", ") + std::string(known);
+    }
+    TORCH_CHECK_VALUE(false, field, " is '", name, "'; it takes ", all);
+  }
+  const char* of(T value) const {
+    return std::find_if(values.begin(), values.end(), [&](const auto& one) { return one.second == value; })->first;
+  }
+};
+
+const Names<ops::NormKind> kNormKinds = {"kind", {{"rms", ops::NormKind::rms}, {"layer", ops::NormKind::layer}}};
+const Names<HeadNorm> kHeadNorms = {"head_norm",
+                                    {{"none", HeadNorm::none}, {"head", HeadNorm::head}, {"whole", HeadNorm::whole}}};
+const Names<ops::Activation> kActivations = {
+    "activation",
+    {{"silu", ops::Activation::silu}, {"gelu", ops::Activation::gelu}, {"gelu_tanh", ops::Activation::gelu_tanh}}};
+
 // Binds what a family's file says of a model, immutable; model/spec.h has the meaning of each field.
 void bind_spec(py::module_& m) {
+  py::class_<NormSpec>(m, "NormSpec", "The norms of the residual stream.")
+      .def(py::init([](const std::string& kind, double epsilon, bool offset, bool bias, bool before, bool after) {
+             return NormSpec{kNormKinds.of(kind), epsilon, offset, bias, before, after};
+           }),
+           py::kw_only(), py::arg("kind") = "rms", py::arg("epsilon") = 1e-6, py::arg("offset") = false,
+           py::arg("bias") = false, py::arg("before") = true, py::arg("after") = false)
+      .def_property_readonly("kind", [](const NormSpec& spec) { return kNormKinds.of(spec.kind); })
+      .def_readonly("epsilon", &NormSpec::epsilon)
+      .def_readonly("offset", &NormSpec::offset)
+      .def_readonly("bias", &NormSpec::bias)
+      .def_readonly("before", &NormSpec::before)
+      .def_readonly("after", &NormSpec::after);
+
   py::class_<AttentionSpec>(m, "AttentionSpec", "Attention; the same in all layers.")
       .def(py::init([](int64_t heads, int64_t kv_heads, int64_t head_dim, std::optional<double> query_scalar,
-                       bool head_norm, bool bias, bool output_bias) {
-             return AttentionSpec{heads,     kv_heads, head_dim,   query_scalar.value_or(static_cast<double>(head_dim)),
-                                  head_norm, bias,     output_bias};
+                       double softcap, const std::string& head_norm, bool bias, bool output_bias) {
+             return AttentionSpec{heads,    kv_heads,
+                                  head_dim, query_scalar.value_or(static_cast<double>(head_dim)),
+                                  softcap,  kHeadNorms.of(head_norm),
+                                  bias,     output_bias};
            }),
            py::kw_only(), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
-           py::arg("query_scalar") = py::none(), py::arg("head_norm") = false, py::arg("bias") = false,
-           py::arg("output_bias") = false)
+           py::arg("query_scalar") = py::none(), py::arg("softcap") = 0.0, py::arg("head_norm") = "none",
+           py::arg("bias") = false, py::arg("output_bias") = false)
       .def_readonly("heads", &AttentionSpec::heads)
       .def_readonly("kv_heads", &AttentionSpec::kv_heads)
       .def_readonly("head_dim", &AttentionSpec::head_dim)
       .def_readonly("query_scalar", &AttentionSpec::query_scalar)
-      .def_readonly("head_norm", &AttentionSpec::head_norm)
+      .def_readonly("softcap", &AttentionSpec::softcap)
+      .def_property_readonly("head_norm", [](const AttentionSpec& spec) { return kHeadNorms.of(spec.head_norm); })
       .def_readonly("bias", &AttentionSpec::bias)
       .def_readonly("output_bias", &AttentionSpec::output_bias);
 
-  py::class_<FeedForwardSpec>(m, "FeedForwardSpec", "SwiGLU; the same in all layers.")
-      .def(py::init([](int64_t size, bool bias) { return FeedForwardSpec{size, bias}; }), py::kw_only(),
-           py::arg("size"), py::arg("bias") = false)
+  py::class_<FeedForwardSpec>(m, "FeedForwardSpec", "The feed-forward; the same in all layers.")
+      .def(py::init([](int64_t size, const std::string& activation, bool gated, bool bias) {
+             return FeedForwardSpec{size, kActivations.of(activation), gated, bias};
+           }),
+           py::kw_only(), py::arg("size"), py::arg("activation") = "silu", py::arg("gated") = true,
+           py::arg("bias") = false)
       .def_readonly("size", &FeedForwardSpec::size)
+      .def_property_readonly("activation", [](const FeedForwardSpec& spec) { return kActivations.of(spec.activation); })
+      .def_readonly("gated", &FeedForwardSpec::gated)
       .def_readonly("bias", &FeedForwardSpec::bias);
 
-  py::class_<RopeSpec>(m, "RopeSpec", "How positions rotate queries and keys.")
+  py::class_<RopeSpec>(m, "RopeSpec", "How positions change queries and keys.")
       .def(py::init([](std::vector<float> inv_freq, double scaling, std::vector<float> long_inv_freq,
-                       int64_t short_context) {
-             return RopeSpec{std::move(inv_freq), scaling, std::move(long_inv_freq), short_context};
+                       int64_t short_context, double query_beta, int64_t query_positions) {
+             return RopeSpec{std::move(inv_freq), scaling,    std::move(long_inv_freq),
+                             short_context,       query_beta, query_positions};
            }),
            py::kw_only(), py::arg("inv_freq"), py::arg("scaling") = 1.0,
-           py::arg("long_inv_freq") = std::vector<float>(), py::arg("short_context") = 0)
+           py::arg("long_inv_freq") = std::vector<float>(), py::arg("short_context") = 0, py::arg("query_beta") = 0.0,
+           py::arg("query_positions") = 0)
       .def_readonly("inv_freq", &RopeSpec::inv_freq)
       .def_readonly("scaling", &RopeSpec::scaling)
       .def_readonly("long_inv_freq", &RopeSpec::long_inv_freq)
       .def_readonly("short_context", &RopeSpec::short_context)
+      .def_readonly("query_beta", &RopeSpec::query_beta)
+      .def_readonly("query_positions", &RopeSpec::query_positions)
       .def("frequencies", &RopeSpec::frequencies, py::arg("context"), "Frequencies for a context of this length.");
 
   py::class_<LayerSpec>(m, "LayerSpec", "What may differ from layer to layer.")
@@ -154,20 +209,32 @@ void bind_spec(py::module_& m) {
       .def_readonly("rope", &LayerSpec::rope);
 
   py::class_<ModelSpec>(m, "ModelSpec", "What one decoder-only transformer computes.")
-      .def(py::init([](int64_t vocab_size, int64_t hidden_size, double norm_epsilon, AttentionSpec attention,
-                       FeedForwardSpec feed_forward, std::vector<RopeSpec> ropes, std::vector<LayerSpec> layers) {
-             ModelSpec spec = {vocab_size,   hidden_size,      norm_epsilon,     attention,
-                               feed_forward, std::move(ropes), std::move(layers)};
+      .def(py::init([](int64_t vocab_size, int64_t hidden_size, const NormSpec& norm, const AttentionSpec& attention,
+                       const FeedForwardSpec& feed_forward, std::vector<RopeSpec> ropes, std::vector<LayerSpec> layers,
+                       int64_t learned_positions, double embedding_multiplier, bool parallel,
+                       double residual_multiplier, double logit_multiplier, double logit_softcap) {
+             ModelSpec spec = {
+                 vocab_size,    hidden_size,      learned_positions, embedding_multiplier, norm,
+                 attention,     feed_forward,     parallel,          residual_multiplier,  logit_multiplier,
+                 logit_softcap, std::move(ropes), std::move(layers)};
              check(spec);
              return spec;
            }),
-           py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("norm_epsilon"), py::arg("attention"),
-           py::arg("feed_forward"), py::arg("ropes"), py::arg("layers"))
+           py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("norm"), py::arg("attention"),
+           py::arg("feed_forward"), py::arg("ropes"), py::arg("layers"), py::arg("learned_positions") = 0,
+           py::arg("embedding_multiplier") = 1.0, py::arg("parallel") = false, py::arg("residual_multiplier") = 1.0,
+           py::arg("logit_multiplier") = 1.0, py::arg("logit_softcap") = 0.0)
       .def_readonly("vocab_size", &ModelSpec::vocab_size)
       .def_readonly("hidden_size", &ModelSpec::hidden_size)
-      .def_readonly("norm_epsilon", &ModelSpec::norm_epsilon)
+      .def_readonly("learned_positions", &ModelSpec::learned_positions)
+      .def_readonly("embedding_multiplier", &ModelSpec::embedding_multiplier)
+      .def_readonly("norm", &ModelSpec::norm)
       .def_readonly("attention", &ModelSpec::attention)
       .def_readonly("feed_forward", &ModelSpec::feed_forward)
+      .def_readonly("parallel", &ModelSpec::parallel)
+      .def_readonly("residual_multiplier", &ModelSpec::residual_multiplier)
+      .def_readonly("logit_multiplier", &ModelSpec::logit_multiplier)
+      .def_readonly("logit_softcap", &ModelSpec::logit_softcap)
       .def_readonly("ropes", &ModelSpec::ropes)
       .def_readonly("layers", &ModelSpec::layers);
 

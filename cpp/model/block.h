@@ -38,14 +38,14 @@ template <typename P>
 concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, const ops::AttentionArgs& attention) {
   { pass.spec() } -> std::same_as<const ModelSpec&>;
   { pass.buffers(layer) } -> std::same_as<AttentionBuffers>;
-  pass.norm(pass.layer(layer).attention_norm);  // normed = RMSNorm(stream)
+  pass.norm(pass.layer(layer).attention_norm);  // normed = norm(stream), or the stream itself
   pass.norm(pass.layer(layer).feed_forward_norm);
   pass.project_heads(layer);      // q, k, v = projections of normed
   pass.rope_and_cache(rope);      // rotates q and k; k goes into the cache with v
   pass.attend(layer, attention);  // attended = attention over the cache
-  pass.add_attention(layer);      // stream += o(attended)
-  pass.gate(layer);               // gated = silu(gate(normed)) * up(normed)
-  pass.add_feed_forward(layer);   // stream += down(gated)
+  pass.add_attention(layer);      // stream += o(attended), normed and multiplied where the spec says so
+  pass.gate(layer);               // activated = activation(gate(normed)) * up(normed)
+  pass.add_feed_forward(layer);   // stream += down(activated), likewise
 };
 
 inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& buffers) {
@@ -62,7 +62,7 @@ inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& bu
   args.sin = buffers.sin;
   args.q_norm = buffers.q_norm;
   args.k_norm = buffers.k_norm;
-  args.epsilon = static_cast<float>(spec.norm_epsilon);
+  args.epsilon = static_cast<float>(spec.norm.epsilon);
   args.places = buffers.places;
   args.heads = static_cast<int>(attention.heads);
   args.kv_heads = static_cast<int>(attention.kv_heads);
@@ -91,19 +91,19 @@ inline ops::AttentionArgs attention_args(const ModelSpec& spec, int64_t layer, c
   return args;
 }
 
+// Computes attention's output, still to be projected.
 template <BlockPass P>
-void attention_block(P& pass, int64_t layer) {
+void attend(P& pass, int64_t layer) {
   pass.norm(pass.layer(layer).attention_norm);
   pass.project_heads(layer);
   const AttentionBuffers buffers = pass.buffers(layer);
   pass.rope_and_cache(rope_args(pass.spec(), buffers));
   pass.attend(layer, attention_args(pass.spec(), layer, buffers));
-  pass.add_attention(layer);
 }
 
+// Reads the normed stream.
 template <BlockPass P>
-void feed_forward_block(P& pass, int64_t layer) {
-  pass.norm(pass.layer(layer).feed_forward_norm);
+void feed_forward(P& pass, int64_t layer) {
   pass.gate(layer);
   pass.add_feed_forward(layer);
 }
@@ -112,8 +112,15 @@ void feed_forward_block(P& pass, int64_t layer) {
 template <BlockPass P>
 void run_layers(P& pass) {
   for (int64_t layer = 0; layer < pass.spec().layer_count(); ++layer) {
-    attention_block(pass, layer);
-    feed_forward_block(pass, layer);
+    attend(pass, layer);
+    if (pass.spec().parallel) {
+      pass.norm(pass.layer(layer).feed_forward_norm);
+      pass.add_attention(layer);
+    } else {
+      pass.add_attention(layer);
+      pass.norm(pass.layer(layer).feed_forward_norm);
+    }
+    feed_forward(pass, layer);
   }
 }
 

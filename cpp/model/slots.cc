@@ -8,24 +8,39 @@ namespace dlf {
 std::vector<LinearSlot> linear_slots(const ModelSpec& spec) {
   const int64_t hidden = spec.hidden_size;
   const AttentionSpec& attention = spec.attention;
+  const FeedForwardSpec& feed_forward = spec.feed_forward;
   const int64_t q = attention.q_size();
   const int64_t kv = attention.kv_size();
-  const auto& [inner, bias] = spec.feed_forward;
-  return {{"q", q, hidden, attention.bias, &LayerWeights::q, &LayerAdapter::q},
-          {"k", kv, hidden, attention.bias, &LayerWeights::k, &LayerAdapter::k},
-          {"v", kv, hidden, attention.bias, &LayerWeights::v, &LayerAdapter::v},
-          {"o", hidden, q, attention.output_bias, &LayerWeights::o, &LayerAdapter::o},
-          {"gate", inner, hidden, bias, &LayerWeights::gate, &LayerAdapter::gate},
-          {"up", inner, hidden, bias, &LayerWeights::up, &LayerAdapter::up},
-          {"down", hidden, inner, bias, &LayerWeights::down, &LayerAdapter::down}};
+  const int64_t inner = feed_forward.size;
+  std::vector<LinearSlot> slots = {{"q", q, hidden, attention.bias, &LayerWeights::q, &LayerAdapter::q},
+                                   {"k", kv, hidden, attention.bias, &LayerWeights::k, &LayerAdapter::k},
+                                   {"v", kv, hidden, attention.bias, &LayerWeights::v, &LayerAdapter::v},
+                                   {"o", hidden, q, attention.output_bias, &LayerWeights::o, &LayerAdapter::o}};
+  if (feed_forward.gated) {
+    slots.push_back({"gate", inner, hidden, feed_forward.bias, &LayerWeights::gate, &LayerAdapter::gate});
+  }
+  slots.push_back({"up", inner, hidden, feed_forward.bias, &LayerWeights::up, &LayerAdapter::up});
+  slots.push_back({"down", hidden, inner, feed_forward.bias, &LayerWeights::down, &LayerAdapter::down});
+  return slots;
 }
 
-std::vector<VectorSlot> vector_slots(const ModelSpec& spec) {
-  std::vector<VectorSlot> slots = {{"attention_norm", spec.hidden_size, &LayerWeights::attention_norm},
-                                   {"feed_forward_norm", spec.hidden_size, &LayerWeights::feed_forward_norm}};
-  if (spec.attention.head_norm) {
-    slots.push_back({"q_norm", spec.attention.head_dim, &LayerWeights::q_norm});
-    slots.push_back({"k_norm", spec.attention.head_dim, &LayerWeights::k_norm});
+std::vector<NormSlot> norm_slots(const ModelSpec& spec) {
+  const int64_t hidden = spec.hidden_size;
+  const NormSpec& norm = spec.norm;
+  const AttentionSpec& attention = spec.attention;
+  std::vector<NormSlot> slots;
+  if (norm.before) {
+    slots.push_back({"attention_norm", hidden, norm.bias, &LayerWeights::attention_norm});
+    slots.push_back({"feed_forward_norm", hidden, norm.bias, &LayerWeights::feed_forward_norm});
+  }
+  if (norm.after) {
+    slots.push_back({"attention_post_norm", hidden, norm.bias, &LayerWeights::attention_post_norm});
+    slots.push_back({"feed_forward_post_norm", hidden, norm.bias, &LayerWeights::feed_forward_post_norm});
+  }
+  if (attention.head_norm != HeadNorm::none) {
+    const bool whole = attention.head_norm == HeadNorm::whole;
+    slots.push_back({"q_norm", whole ? attention.q_size() : attention.head_dim, false, &LayerWeights::q_norm});
+    slots.push_back({"k_norm", whole ? attention.kv_size() : attention.head_dim, false, &LayerWeights::k_norm});
   }
   return slots;
 }
@@ -34,10 +49,19 @@ std::string slot_of(int64_t layer, const char* name) { return std::to_string(lay
 
 std::vector<TensorSlot> tensor_slots(const ModelSpec& spec) {
   std::vector<TensorSlot> slots = {{"embedding", {spec.vocab_size, spec.hidden_size}}};
+  if (spec.learned_positions > 0) {
+    slots.push_back({"positions", {spec.learned_positions, spec.hidden_size}});
+  }
+  const auto add_norm = [&](const std::string& name, int64_t size, bool bias) {
+    slots.push_back({name, {size}});
+    if (bias) {
+      slots.push_back({name + ".bias", {size}});
+    }
+  };
   const std::vector<LinearSlot> linears = linear_slots(spec);
   for (int64_t layer = 0; layer < spec.layer_count(); ++layer) {
-    for (const VectorSlot& vector : vector_slots(spec)) {
-      slots.push_back({slot_of(layer, vector.name), {vector.size}});
+    for (const NormSlot& norm : norm_slots(spec)) {
+      add_norm(slot_of(layer, norm.name), norm.size, norm.bias);
     }
     for (const LinearSlot& linear : linears) {
       slots.push_back({slot_of(layer, linear.name), {linear.out, linear.in}});
@@ -46,7 +70,7 @@ std::vector<TensorSlot> tensor_slots(const ModelSpec& spec) {
       }
     }
   }
-  slots.push_back({"norm", {spec.hidden_size}});
+  add_norm("norm", spec.hidden_size, spec.norm.bias);
   slots.push_back({"head", {spec.vocab_size, spec.hidden_size}});
   return slots;
 }

@@ -14,6 +14,7 @@ struct LayerAdapter;
 struct LayerWeights;
 struct LinearWeights;
 struct LowRank;
+struct NormWeights;
 
 // A linear layer of a block: the name of its tensors in every family, and the members that hold them.
 struct LinearSlot {
@@ -25,23 +26,24 @@ struct LinearSlot {
   LowRank LayerAdapter::* update;
 };
 
-// A norm's weight.
-struct VectorSlot {
+// A norm: its weight, and perhaps a bias.
+struct NormSlot {
   const char* name;
   int64_t size;
-  at::Tensor LayerWeights::* weight;
+  bool bias;
+  NormWeights LayerWeights::* weights;
 };
 
 // Slots of each layer.
 std::vector<LinearSlot> linear_slots(const ModelSpec& spec);
-std::vector<VectorSlot> vector_slots(const ModelSpec& spec);
+std::vector<NormSlot> norm_slots(const ModelSpec& spec);
 
 // Name of a layer's slot, such as "3.q".
 std::string slot_of(int64_t layer, const char* name);
 
 // A tensor that a checkpoint must have.
 struct TensorSlot {
-  std::string name;  // "embedding", "3.q", "3.q.bias", "norm", ...
+  std::string name;  // "embedding", "positions", "3.q", "3.q.bias", "norm", ...
   std::vector<int64_t> shape;
 };
 

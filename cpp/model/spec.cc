@@ -3,6 +3,30 @@
 #include <c10/util/Exception.h>
 
 namespace dlf {
+namespace {
+
+// What no pass computes yet.
+void refuse_unfinished(const ModelSpec& spec) {
+  const auto refuse = [](bool asked, const char* what) {
+    TORCH_CHECK_VALUE(!asked, "the specification has ", what, ", which no backend computes yet");
+  };
+  refuse(spec.learned_positions > 0, "learned_positions");
+  refuse(spec.embedding_multiplier != 1, "an embedding_multiplier");
+  refuse(spec.norm.kind != ops::NormKind::rms || spec.norm.bias, "norms other than RMSNorm");
+  refuse(!spec.norm.before || spec.norm.after, "norms elsewhere than before attention and feed-forward");
+  refuse(spec.attention.softcap > 0 || spec.logit_softcap > 0, "a softcap");
+  refuse(spec.attention.head_norm == HeadNorm::whole, "a norm of whole projections");
+  refuse(spec.feed_forward.activation != ops::Activation::silu, "an activation other than silu");
+  refuse(!spec.feed_forward.gated, "a feed-forward without gates");
+  refuse(spec.residual_multiplier != 1 || spec.logit_multiplier != 1, "multipliers");
+  const auto half = static_cast<size_t>(spec.attention.head_dim / 2);
+  for (const RopeSpec& rope : spec.ropes) {
+    refuse(rope.inv_freq.size() < half, "a partial rotation");
+    refuse(rope.query_beta != 0, "queries scaled by position");
+  }
+}
+
+}  // namespace
 
 void check(const ModelSpec& spec) {
   const AttentionSpec& attention = spec.attention;
@@ -13,16 +37,23 @@ void check(const ModelSpec& spec) {
   TORCH_CHECK_VALUE(attention.query_scalar > 0, "query_scalar is ", attention.query_scalar, "; it must be above 0");
   TORCH_CHECK_VALUE(spec.vocab_size > 0 && spec.hidden_size > 0 && spec.feed_forward.size > 0 && !spec.layers.empty(),
                     "vocab_size, hidden_size, the size of the feed-forward and the number of layers must be above 0");
+  TORCH_CHECK_VALUE(attention.softcap >= 0 && spec.logit_softcap >= 0 && spec.learned_positions >= 0,
+                    "softcaps and learned_positions must be 0 or more");
   const auto half = static_cast<size_t>(attention.head_dim / 2);
   for (const RopeSpec& rope : spec.ropes) {
-    TORCH_CHECK_VALUE(rope.inv_freq.size() == half && (rope.long_inv_freq.empty() || rope.long_inv_freq.size() == half),
-                      "inv_freq must have head_dim / 2 = ", half, " entries");
+    TORCH_CHECK_VALUE(rope.inv_freq.size() <= half, "inv_freq has ", rope.inv_freq.size(),
+                      " entries; it can have at most head_dim / 2 = ", half);
+    TORCH_CHECK_VALUE(rope.long_inv_freq.empty() || rope.long_inv_freq.size() == rope.inv_freq.size(),
+                      "long_inv_freq has ", rope.long_inv_freq.size(), " entries and inv_freq ", rope.inv_freq.size());
+    TORCH_CHECK_VALUE(rope.query_beta == 0 || rope.query_positions > 0, "query_positions is ", rope.query_positions,
+                      "; it must be above 0");
   }
   for (const LayerSpec& layer : spec.layers) {
     TORCH_CHECK_VALUE(layer.rope >= 0 && layer.rope < static_cast<int64_t>(spec.ropes.size()), "a layer has rope ",
                       layer.rope, "; number of ropes: ", spec.ropes.size());
     TORCH_CHECK_VALUE(layer.window >= 0, "a layer has the window ", layer.window, "; it must be 0 or more");
   }
+  refuse_unfinished(spec);
 }
 
 }  // namespace dlf

@@ -3,36 +3,57 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/activation.h"
+#include "ops/norm.h"
+
 namespace dlf {
 
 // What one decoder-only transformer computes, as data: a file of dlf/families/ makes it from a config.json, block.h
 // runs it. Sizes are the same in all layers; what may differ from layer to layer is in LayerSpec.
 
+// The norms of the residual stream.
+struct NormSpec {
+  ops::NormKind kind = ops::NormKind::rms;
+  double epsilon = 1e-6;
+  bool offset = false;  // files hold weights less 1, as Gemma's do; those of heads too
+  bool bias = false;
+  bool before = true;  // attention and feed-forward read the normed stream, else the stream itself
+  bool after = false;  // their outputs are normed before they are added to it
+};
+
+enum class HeadNorm : int8_t { none, head, whole };
+
 struct AttentionSpec {
   int64_t heads = 0;
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  double query_scalar = 0;   // scores are divided by its square root; head_dim in most families
-  bool head_norm = false;    // RMSNorm of each head of q and k before the rotation
-  bool bias = false;         // of q, k and v
-  bool output_bias = false;  // of o
+  double query_scalar = 0;              // scores are divided by its square root; head_dim in most families
+  double softcap = 0;                   // scores s become softcap * tanh(s / softcap); 0: they stay
+  HeadNorm head_norm = HeadNorm::none;  // RMSNorm of q and k before the rotation: of each head, or of all together
+  bool bias = false;                    // of q, k and v
+  bool output_bias = false;             // of o
 
   int64_t q_size() const { return heads * head_dim; }
   int64_t kv_size() const { return kv_heads * head_dim; }
 };
 
-// SwiGLU: down(silu(gate(x)) * up(x)).
+// down(activation(gate(x)) * up(x)), or down(activation(up(x))) without gates.
 struct FeedForwardSpec {
-  int64_t size = 0;   // outputs of gate and up
+  int64_t size = 0;  // outputs of gate and up
+  ops::Activation activation = ops::Activation::silu;
+  bool gated = true;
   bool bias = false;  // of gate, up and down
 };
 
-// How positions rotate queries and keys.
+// How positions change queries and keys.
 struct RopeSpec {
-  std::vector<float> inv_freq;            // [head_dim / 2], after any scaling; zeros leave q and k as they are
+  std::vector<float> inv_freq;            // after any scaling; where fewer than head_dim / 2, the rest of a head stays
   double scaling = 1.0;                   // multiplies cos and sin
   std::vector<float> long_inv_freq = {};  // for contexts of more than short_context positions; empty: inv_freq
   int64_t short_context = 0;
+  // Queries at position p are multiplied by 1 + query_beta * log(1 + floor(p / query_positions)), as in Llama 4.
+  double query_beta = 0;
+  int64_t query_positions = 0;
 
   const std::vector<float>& frequencies(int64_t context) const {
     return long_inv_freq.empty() || context <= short_context ? inv_freq : long_inv_freq;
@@ -47,9 +68,15 @@ struct LayerSpec {
 struct ModelSpec {
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
-  double norm_epsilon = 1e-6;
+  int64_t learned_positions = 0;    // rows of a table that is added to the embedding; 0: none
+  double embedding_multiplier = 1;  // rounded to the type of the weights, as Gemma does
+  NormSpec norm;
   AttentionSpec attention;
   FeedForwardSpec feed_forward;
+  bool parallel = false;           // attention and feed-forward read the same stream
+  double residual_multiplier = 1;  // of what they add to it
+  double logit_multiplier = 1;
+  double logit_softcap = 0;  // as AttentionSpec::softcap, after the multiplier
   std::vector<RopeSpec> ropes;
   std::vector<LayerSpec> layers;
 

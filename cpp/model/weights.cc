@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <ATen/ops/add.h>
 #include <c10/util/Exception.h>
 
 #include "model/slots.h"
@@ -36,17 +37,20 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
   dtype_ = first == at::kFloat ? DType::float32 : first == at::kBFloat16 ? DType::bfloat16 : DType::float16;
 
   embedding = take(tensors, "embedding", {spec_.vocab_size, spec_.hidden_size});
+  if (spec_.learned_positions > 0) {
+    positions = take(tensors, "positions", {spec_.learned_positions, spec_.hidden_size});
+  }
   const std::vector<LinearSlot> linears = linear_slots(spec_);
   for (int64_t i = 0; i < spec_.layer_count(); ++i) {
     LayerWeights& layer = layers.emplace_back();
-    for (const VectorSlot& slot : vector_slots(spec_)) {
-      layer.*slot.weight = vector(tensors, slot_of(i, slot.name), slot.size);
+    for (const NormSlot& slot : norm_slots(spec_)) {
+      layer.*slot.weights = norm_of(tensors, slot_of(i, slot.name), slot.size, slot.bias);
     }
     for (const LinearSlot& slot : linears) {
       layer.*slot.weights = linear(tensors, slot_of(i, slot.name), slot.out, slot.in, slot.bias);
     }
   }
-  norm = vector(tensors, "norm", spec_.hidden_size);
+  norm = norm_of(tensors, "norm", spec_.hidden_size, spec_.norm.bias);
   const auto own = tensors.find("head");
   if (own != tensors.end() && !own->second.is_same(embedding)) {  // else tied: counted once
     head = linear(tensors, "head", spec_.vocab_size, spec_.hidden_size, /*bias=*/false);
@@ -78,6 +82,14 @@ at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::
 
 at::Tensor Weights::vector(const TensorMap& tensors, const std::string& name, int64_t size) {
   return take(tensors, name, {size}).to(at::kFloat);
+}
+
+NormWeights Weights::norm_of(const TensorMap& tensors, const std::string& name, int64_t size, bool bias) {
+  NormWeights norm = {vector(tensors, name, size), bias ? vector(tensors, name + ".bias", size) : at::Tensor()};
+  if (spec_.norm.offset) {
+    norm.weight = at::add(norm.weight, 1.0);
+  }
+  return norm;
 }
 
 LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in,

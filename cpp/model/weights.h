@@ -23,12 +23,21 @@ struct LinearWeights {
   ops::Matrix matrix;
 };
 
+struct NormWeights {
+  at::Tensor weight;  // [size] float32, or undefined: no norm
+  at::Tensor bias;    // likewise
+
+  bool defined() const { return weight.defined(); }
+};
+
 struct LayerWeights {
-  at::Tensor attention_norm;  // norms are float32
+  NormWeights attention_norm;
   LinearWeights q, k, v, o;
-  at::Tensor q_norm, k_norm;  // [head_dim], or undefined
-  at::Tensor feed_forward_norm;
+  NormWeights q_norm, k_norm;
+  NormWeights attention_post_norm;  // of the output of attention
+  NormWeights feed_forward_norm;
   LinearWeights gate, up, down;
+  NormWeights feed_forward_post_norm;
 };
 
 // The tensors and spec of one checkpoint: immutable, loaded once, shared by every lane that runs on it.
@@ -46,13 +55,15 @@ class Weights {
   int64_t bytes() const { return bytes_; }
 
   at::Tensor embedding;  // [vocab, hidden]
+  at::Tensor positions;  // [learned_positions, hidden], or undefined
   std::vector<LayerWeights> layers;
-  at::Tensor norm;
+  NormWeights norm;
   LinearWeights head;
 
  private:
   at::Tensor take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape);
   at::Tensor vector(const TensorMap& tensors, const std::string& name, int64_t size);
+  NormWeights norm_of(const TensorMap& tensors, const std::string& name, int64_t size, bool bias);
   LinearWeights linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in, bool bias);
   at::Tensor take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type, at::IntArrayRef shape);
 

@@ -76,13 +76,13 @@ class AdapterFile:
         CheckpointError
             If the file is damaged, or a tensor fits no layer of this base, is missing or misshapen.
         """
-        shapes, linears = config.tensors(), config.linear_modules()
+        linears = config.linear_modules()
         found: dict[str, dict[str, torch.Tensor]] = {}
         with TensorFile(self.path, os.path.getsize(self.path)) as file:
             places = {key: self._place(key, linears) for key in file.layout}
             ranks = self._config.ranks({layer for layer, _ in places.values()})
             for key, (layer, part) in places.items():
-                out, columns = shapes[layer + ".weight"]
+                out, columns = linears[layer].shape
                 wanted = {"lora_A": (ranks[layer], columns), "lora_B": (out, ranks[layer])}.get(part, (out,))
                 one = file.layout[key]
                 if one.shape != wanted or one.dtype not in DTYPES:
@@ -157,11 +157,11 @@ def load_adapter(name: str | os.PathLike[str], config: ModelConfig, dtype: torch
         file.check_low_rank()
         tensors: dict[str, torch.Tensor] = {}
         scales: dict[str, float] = {}
-        slots = config.linear_modules()
+        modules = config.linear_modules()
         for layer, update in file.read(config).items():
-            slot = slots[layer]
-            for key, part, tensor in (("a", "lora_A", update.a), ("b", "lora_B", update.b.t())):
-                tensors[f"{slot}.{key}"] = tensor.to(dtype, copy=True).contiguous()
-                check_finite(tensors[f"{slot}.{key}"], f"{layer}.{part}", file.path)
-            scales[slot] = update.scale
+            for slot, rows in modules[layer].parts.items():
+                for key, part, tensor in (("a", "lora_A", update.a), ("b", "lora_B", rows.rows(update.b).t())):
+                    tensors[f"{slot}.{key}"] = tensor.to(dtype, copy=True).contiguous()
+                    check_finite(tensors[f"{slot}.{key}"], f"{layer}.{part}", file.path)
+                scales[slot] = update.scale
         return _C.Adapter(config.spec, tensors, scales)

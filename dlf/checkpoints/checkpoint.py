@@ -13,6 +13,7 @@ from tqdm import tqdm
 from dlf.checkpoints.huge_pages import Place, leave
 from dlf.checkpoints.source import Source
 from dlf.errors import CheckpointError
+from dlf.families.parts import Part
 from dlf.support.terminal import printable
 
 __all__ = ["check_finite", "is_finite", "load_tensors", "read_tensors"]
@@ -40,17 +41,17 @@ def load_tensors(
     dtype
         ``torch.float32``, ``torch.float16`` or ``torch.bfloat16``.
     names
-        Which of `ModelConfig.tensors` to read; all of them if not given.
+        Which of `ModelConfig.parts` to read, by their names; all of them if not given.
     place
         Decides where each of them stays.
     by_row
-        Tensors of which only single rows will be read. Checking them reads them whole; then they are mapped anew, so
+        Parts of which only single rows will be read. Checking them reads them whole; then they are mapped anew, so
         that memory holds only the rows that are used.
 
     Returns
     -------
     dict
-        The tensors asked for; if these are all and the embedding is tied, the head is the same tensor.
+        The parts asked for, by name; if these are all and the embedding is tied, the head is the same tensor.
 
     Raises
     ------
@@ -62,11 +63,11 @@ def load_tensors(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
     config, tensors = source.config, dict[str, torch.Tensor]()
-    for path, name, tensor in read_tensors(source, names, f"Loading {source.path.name}"):
-        tensors[name] = place(name, tensor.to(dtype))
-        check_finite(tensors[name], name, path)
-        if name in by_row and tensor.dtype == dtype:
-            tensors[name] = source.read(name, alone=True)
+    for path, part, tensor in read_tensors(source, names, f"Loading {source.path.name}"):
+        tensors[part.name] = place(part.name, tensor.to(dtype))
+        check_finite(tensors[part.name], part.name, path)
+        if part.name in by_row and tensor.dtype == dtype:
+            tensors[part.name] = part.take(source.read(part.tensor, alone=True))
     if config.tie_word_embeddings and names is None:
         tensors[config.head] = tensors[config.embedding]
     return tensors
@@ -74,21 +75,24 @@ def load_tensors(
 
 def read_tensors(
     source: Source, names: Collection[str] | None, task: str, keep: bool = True
-) -> Iterator[tuple[Path, str, torch.Tensor]]:
-    """Yield the file, the name and the values of each tensor; the values are a view of the mapped file.
+) -> Iterator[tuple[Path, Part, torch.Tensor]]:
+    """Yield the file, the part and the values of each tensor; the values are a view of the mapped file if possible.
 
     A caller that does not `keep` the views holds less memory meanwhile. Large checkpoints get a progress bar that says
     `task`. Errors are those of `load_tensors`.
     """
-    shapes = {name: shape for name, shape in source.config.tensors().items() if names is None or name in names}
-    total = sum(math.prod(shape) for shape in shapes.values())
+    wanted: dict[str, dict[str, Part]] = {}  # by stored tensor, then by name
+    for part in source.config.parts.values():
+        if names is None or part.name in names:
+            wanted.setdefault(part.tensor, {})[part.name] = part
+    total = sum(math.prod(part.shape) for parts in wanted.values() for part in parts.values())
     hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
     try:
         with tqdm(total=total, desc=printable(task), unit="param", unit_scale=True, disable=hidden) as progress:
             for name in source.names:
-                if name in shapes:
-                    yield source.path_of(name), name, source.read(name, keep)
-                    progress.update(math.prod(shapes[name]))
+                for part in wanted.get(name, {}).values():
+                    yield source.path_of(name), part, part.take(source.read(name, keep))
+                    progress.update(math.prod(part.shape))
     finally:
         source.close()
 

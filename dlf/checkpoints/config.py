@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dlf import _C
 from dlf.checkpoints.precision import scale_name
 from dlf.errors import CheckpointError, UnknownArchitectureError
 from dlf.families import FAMILIES, Family
+from dlf.families.parts import LinearModule, Part, parts
 from dlf.families.rope import MAX_POSITIONS, read_rotary
 from dlf.support.fields import Fields, read_json
 
@@ -68,29 +70,37 @@ class ModelConfig:
         """Name of the head's tensor; the files have none if it is tied to the embedding."""
         return self.family.tensor("head")
 
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """The part of a stored tensor that fills each slot; a tied head has that of the embedding."""
+        found = parts(self.family.modules, self.spec)
+        return found | {"head": found["embedding"]} if self.tie_word_embeddings else found
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor that the checkpoint must have.
 
-        Weights of linear layers are ``[out, in]``. The head is expected unless it is tied to the embedding.
+        The head is expected unless it is tied to the embedding.
         """
-        shapes = {self.family.tensor(slot): shape for slot, shape in _C.tensor_shapes(self.spec).items()}
-        if self.tie_word_embeddings:
-            del shapes[self.head]
-        return shapes
+        return {part.tensor: part.stored for part in self.parts.values()}
 
-    def linear_modules(self) -> dict[str, str]:
-        """Slot of each linear layer of attention and feed-forward, by the name of its module."""
-        slots = (slot for slot, shape in _C.tensor_shapes(self.spec).items() if "." in slot and len(shape) == 2)
-        return {self.family.module(slot): slot for slot in slots}
+    def linear_modules(self) -> dict[str, LinearModule]:
+        """Return the linear layers of attention and feed-forward, by the names of their modules."""
+        found: dict[str, LinearModule] = {}
+        for slot, part in self.parts.items():
+            if "." in slot and len(part.shape) == 2:
+                found.setdefault(part.module, LinearModule()).parts[slot] = part
+        return found
 
     def by_slot(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors of this checkpoint, and any scales, by the slots that they fill."""
+        """Parts of this checkpoint, and any scales, by the slots that they fill; parts of stored tensors are taken."""
         found = {}
-        for slot in _C.tensor_shapes(self.spec):
-            name = self.family.tensor(slot)
+        for slot, part in self.parts.items():
+            name = self.head if slot == "head" else part.name
             for key, place in ((name, slot), (scale_name(name), f"{slot}.scale")):
                 if key in tensors:
                     found[place] = tensors[key]
+            if slot not in found and part.tensor in tensors:
+                found[slot] = part.take(tensors[part.tensor])
         return found
 
     def kv_bytes_per_token(self, item_bytes: int) -> int:

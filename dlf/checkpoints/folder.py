@@ -71,7 +71,7 @@ class Folder:
         missing ``dtype`` is that of the first floating-point tensor; ``transformers`` does both. Other tensors that the
         configuration does not ask for are a warning.
         """
-        config, layouts = self.declared, self._layouts
+        config, layouts = self._spelled, self._layouts
         present = {name: path for path, layout in layouts.items() for name in layout}
         if config.dtype is None:
             config = replace(config, dtype=_first_dtype(layouts))
@@ -169,8 +169,20 @@ class Folder:
         }
 
     @cached_property
+    def _spelled(self) -> ModelConfig:
+        """Configuration with the names that the files have."""
+        config = self.declared
+        if os.path.isfile(self.path / SINGLE):
+            names: Collection[str] = self._open(self.path / SINGLE).layout
+        elif os.path.lexists(self.path / INDEX):
+            names = index_of(self.path)
+        else:
+            return config
+        return replace(config, family=config.family.spelled(config.spec, names))
+
+    @cached_property
     def _layouts(self) -> dict[Path, dict[str, TensorLayout]]:
-        for path in _files(self.path, self.declared):
+        for path in _files(self.path, self._spelled):
             with self._open(path):
                 pass  # ends the mapping
         return {path: file.layout for path, file in self._files.items()}

@@ -18,13 +18,15 @@ from dlf.checkpoints.weight_cache import CachedWeights, cache_folder
 
 __all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
 
+TABLES = ("embedding", "positions")  # slots of which a token reads one row
+
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Name and shape ``[out, in]`` of every linear layer's weight; a tied embedding counts as the head."""
     shapes = {
-        name: (shape[0], shape[1])
-        for name, shape in config.tensors().items()
-        if len(shape) == 2 and name != config.embedding
+        part.name: (part.shape[0], part.shape[1])
+        for slot, part in config.parts.items()
+        if len(part.shape) == 2 and slot not in TABLES and part.name != config.embedding
     }
     return shapes | {config.head: (config.spec.vocab_size, config.spec.hidden_size)}
 
@@ -39,7 +41,7 @@ def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
     """Bytes that a model's weights take."""
-    shapes = config.tensors()
+    shapes = {part.name: part.shape for part in config.parts.values()}
     width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
     if precision.quantization is None:
         return width * sum(math.prod(shape) for shape in shapes.values())
@@ -71,7 +73,7 @@ def load_quantized(
     linears = linear_shapes(config)
     layout = quantization.layout(linears)
     place = placement({name: one.nbytes for name, one in layout.items()}) if huge_pages else leave
-    others = config.tensors().keys() - linears.keys()
+    others = {part.name for part in config.parts.values()} - linears.keys()
     tensors = load_tensors(source, dtype, others, place, {config.embedding})
     cache = cache_folder()
     if cache is not None:
@@ -96,13 +98,13 @@ def _quantize(source: Source, quantization: Quantization) -> Iterator[tuple[str,
     config = source.config
     names = stored_linears(config)
     task = f"Quantizing {source.path.name} to {quantization.name}"
-    for path, name, tensor in read_tensors(source, names, task, keep=False):
+    for path, part, tensor in read_tensors(source, names, task, keep=False):
         if tensor.dtype != torch.bfloat16:
             tensor = tensor.float()
-        check_finite(tensor, name, path)
+        check_finite(tensor, part.name, path)
         tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
         del tensor  # and with it the file's pages, before the next tensor is read
-        target = config.head if name == config.embedding else name
+        target = config.head if part.name == config.embedding else part.name
         yield target, tiles
         yield scale_name(target), scale
         del tiles, scale

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dlf import _C
 from dlf.errors import CheckpointError
+from dlf.families.parts import Stored, parts, stored
 from dlf.families.rope import MAX_POSITIONS, read_rotary
 from dlf.support.fields import MAX_VOCAB_SIZE, Fields
 
@@ -28,22 +29,22 @@ COMMON_DEFAULTS: dict[str, Any] = {
 }
 
 # The modules of a checkpoint by slot, as Llama named them and most others do.
-MODULES = {
-    "embedding": "model.embed_tokens",
-    "attention_norm": "model.layers.{layer}.input_layernorm",
-    "q": "model.layers.{layer}.self_attn.q_proj",
-    "k": "model.layers.{layer}.self_attn.k_proj",
-    "v": "model.layers.{layer}.self_attn.v_proj",
-    "o": "model.layers.{layer}.self_attn.o_proj",
-    "q_norm": "model.layers.{layer}.self_attn.q_norm",
-    "k_norm": "model.layers.{layer}.self_attn.k_norm",
-    "feed_forward_norm": "model.layers.{layer}.post_attention_layernorm",
-    "gate": "model.layers.{layer}.mlp.gate_proj",
-    "up": "model.layers.{layer}.mlp.up_proj",
-    "down": "model.layers.{layer}.mlp.down_proj",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
+MODULES = stored(
+    embedding="model.embed_tokens",
+    attention_norm="model.layers.{layer}.input_layernorm",
+    q="model.layers.{layer}.self_attn.q_proj",
+    k="model.layers.{layer}.self_attn.k_proj",
+    v="model.layers.{layer}.self_attn.v_proj",
+    o="model.layers.{layer}.self_attn.o_proj",
+    q_norm="model.layers.{layer}.self_attn.q_norm",
+    k_norm="model.layers.{layer}.self_attn.k_norm",
+    feed_forward_norm="model.layers.{layer}.post_attention_layernorm",
+    gate="model.layers.{layer}.mlp.gate_proj",
+    up="model.layers.{layer}.mlp.up_proj",
+    down="model.layers.{layer}.mlp.down_proj",
+    norm="model.norm",
+    head="lm_head",
+)
 
 
 @dataclass(frozen=True)
@@ -61,24 +62,38 @@ class Family:
     spec
         Makes a ``ModelSpec`` of a ``config.json``; raises CheckpointError for what dlf does not support.
     modules
-        Module of the checkpoint that fills each slot; ``{layer}`` is the layer's number.
+        Module of the checkpoint that holds each slot.
+    spellings
+        Beginnings of names that some files write in another way, each set with what they write. The set that finds
+        the most tensors in a checkpoint is taken.
     """
 
     architecture: str
     model_type: str
     defaults: Mapping[str, Any]
     spec: Callable[[Fields], _C.ModelSpec]
-    modules: Mapping[str, str] = field(default_factory=lambda: MODULES)
-
-    def module(self, slot: str) -> str:
-        """Return the module of a slot: that of ``"3.q"`` is ``"model.layers.3.self_attn.q_proj"``."""
-        layer, dot, name = slot.partition(".")
-        return self.modules[name].format(layer=layer) if dot else self.modules[slot]
+    modules: Mapping[str, Stored] = field(default_factory=lambda: MODULES)
+    spellings: tuple[Mapping[str, str], ...] = ({},)
 
     def tensor(self, slot: str) -> str:
-        """Return the tensor of a slot: that of ``"3.q.bias"`` is ``"model.layers.3.self_attn.q_proj.bias"``."""
-        module = slot.removesuffix(".bias")
-        return f"{self.module(module)}.{'weight' if module == slot else 'bias'}"
+        """Return the tensor that holds the embedding or the head."""
+        return f"{self.modules[slot].module}.weight"
+
+    def spelled(self, spec: _C.ModelSpec, names: Collection[str]) -> Family:
+        """Return the family with its modules as a checkpoint with these tensors spells them."""
+        spelled = [{slot: _spell(one, spelling) for slot, one in self.modules.items()} for spelling in self.spellings]
+        return replace(self, modules=max(spelled, key=lambda modules: _found(modules, spec, names)))
+
+
+def _spell(one: Stored, spelling: Mapping[str, str]) -> Stored:
+    for begin, written in spelling.items():
+        if one.module.startswith(begin):
+            return replace(one, module=written + one.module.removeprefix(begin))
+    return one
+
+
+def _found(modules: Mapping[str, Stored], spec: _C.ModelSpec, names: Collection[str]) -> int:
+    return sum(part.tensor in names for part in parts(modules, spec).values())
 
 
 def layer_count(fields: Fields) -> int:
@@ -89,7 +104,7 @@ def layer_count(fields: Fields) -> int:
 def decoder(
     fields: Fields,
     layers: Sequence[_C.LayerSpec] | None = None,
-    head_norm: bool = False,
+    head_norm: str = "none",
     bias: bool = False,
     output_bias: bool = False,
     feed_forward_bias: bool = False,
@@ -103,7 +118,7 @@ def decoder(
     layers
         Settings of each layer, if layers differ.
     head_norm
-        Whether queries and keys are normed head by head.
+        Whether queries and keys are normed: ``"none"``, ``"head"`` by head or ``"whole"``.
     bias, output_bias, feed_forward_bias
         Whether the projections to q, k and v, that of attention's output, and those of the feed-forward have a bias.
     """
@@ -119,7 +134,7 @@ def decoder(
     return _C.ModelSpec(
         vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB_SIZE),
         hidden_size=hidden_size,
-        norm_epsilon=fields.number("rms_norm_eps", 0.0, 1.0),
+        norm=_C.NormSpec(epsilon=fields.number("rms_norm_eps", 0.0, 1.0)),
         attention=_C.AttentionSpec(
             heads=heads, kv_heads=kv_heads, head_dim=head_dim, head_norm=head_norm, bias=bias, output_bias=output_bias
         ),

@@ -12,7 +12,7 @@ __all__ = ["FAMILY"]
 
 def _spec(fields: Fields) -> _C.ModelSpec:
     bias = fields.flag("attention_bias")
-    return decoder(fields, qwen2.windowed_layers(fields), head_norm=True, bias=bias, output_bias=bias)
+    return decoder(fields, qwen2.windowed_layers(fields), head_norm="head", bias=bias, output_bias=bias)
 
 
 FAMILY = Family(

@@ -57,12 +57,19 @@ class Fold:
             As `Merge.write`.
         """
         updates = self.adapter.read(self.base.config)
+        modules = self.base.config.linear_modules()
 
         def tensors(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
             for name in names:
                 weight = read_finite(self.base, name)
-                update = updates.get(name.removesuffix(".weight"))
-                folded = weight if update is None else fold(weight, update)
+                module = name.removesuffix(".weight")
+                update = updates.get(module)
+                if update is None:
+                    folded = weight
+                elif modules[module].transposed:
+                    folded = fold(weight.t(), update).t().contiguous()
+                else:
+                    folded = fold(weight, update)
                 if not is_finite(folded):
                     raise CheckpointError(f"{self.adapter.path} makes values of tensor '{name}' that are not finite")
                 yield name, folded

@@ -251,7 +251,7 @@ def _check_same_shapes(base: Source, expert: Source) -> None:
                 "fine-tuned from one base and kept its shape"
             )
     for keys, same in (
-        ("rms_norm_eps", a.spec.norm_epsilon == b.spec.norm_epsilon),
+        ("rms_norm_eps", a.spec.norm.epsilon == b.spec.norm.epsilon),
         ("rotary embedding", _ropes(a) == _ropes(b)),
         ("sliding_window", _windows(a) == _windows(b)),
     ):

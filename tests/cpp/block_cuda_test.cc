@@ -89,9 +89,9 @@ void backends_agree_on_every_field() {
     change(spec);
     EXPECT(!at::allclose(check_backends(spec), base, 1e-3, 1e-3));
   };
-  changes([](ModelSpec& spec) { spec.norm_epsilon = 0.5; });
+  changes([](ModelSpec& spec) { spec.norm.epsilon = 0.5; });
   changes([](ModelSpec& spec) { spec.attention.query_scalar = 1; });
-  changes([](ModelSpec& spec) { spec.attention.head_norm = true; });
+  changes([](ModelSpec& spec) { spec.attention.head_norm = HeadNorm::head; });
   changes([](ModelSpec& spec) { spec.attention.bias = true; });
   changes([](ModelSpec& spec) { spec.attention.output_bias = true; });
   changes([](ModelSpec& spec) { spec.feed_forward.bias = true; });

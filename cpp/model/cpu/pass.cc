@@ -44,12 +44,12 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           places_,
           data(rope.cos),
           data(rope.sin),
-          data(layer(index).q_norm),
-          data(layer(index).k_norm),
+          data(layer(index).q_norm.weight),
+          data(layer(index).k_norm.weight),
           d_.weights_->dtype()};
 }
 
-void Decoder::Pass::norm(const at::Tensor& weight) { norm(data(d_.hidden_), weight); }
+void Decoder::Pass::norm(const NormWeights& weights) { norm(data(d_.hidden_), weights); }
 
 void Decoder::Pass::project_heads(int64_t index) {
   const LayerWeights& w = layer(index);
@@ -93,9 +93,9 @@ ops::LinearInputRows Decoder::Pass::input_of(const LinearWeights& linear, const 
   return d_.input_.prepare(x, rows_, linear.matrix.in, linear.matrix.type, d_.team_);
 }
 
-void Decoder::Pass::norm(float* x, const at::Tensor& weight) {
-  ops::rms_norm({x, nullptr, data(weight), data(d_.normed_), rows_, static_cast<int>(spec().hidden_size),
-                 static_cast<float>(spec().norm_epsilon), DType::float32},
+void Decoder::Pass::norm(float* x, const NormWeights& weights) {
+  ops::rms_norm({x, nullptr, data(weights.weight), data(d_.normed_), rows_, static_cast<int>(spec().hidden_size),
+                 static_cast<float>(spec().norm.epsilon), DType::float32},
                 d_.team_);
 }
 

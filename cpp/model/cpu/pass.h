@@ -21,7 +21,7 @@ class Decoder::Pass {
   const ModelSpec& spec() const { return d_.weights_->spec(); }
   const LayerWeights& layer(int64_t index) const { return d_.weights_->layers[index]; }
   AttentionBuffers buffers(int64_t index);
-  void norm(const at::Tensor& weight);
+  void norm(const NormWeights& weights);
   void project_heads(int64_t index);
   void rope_and_cache(const ops::RopeArgs& args);
   void attend(int64_t index, const ops::AttentionArgs& args);
@@ -38,7 +38,7 @@ class Decoder::Pass {
 
   ops::LinearArgs product(const LinearWeights& linear, float* y, bool accumulate = false) const;
   ops::LinearInputRows input_of(const LinearWeights& linear, const float* x);
-  void norm(float* x, const at::Tensor& weight);
+  void norm(float* x, const NormWeights& weights);
   void multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products);
   void add(int64_t index, LinearWeights LayerWeights::* weights, LowRank LayerAdapter::* update, const float* x);
   void adapt(int64_t index, const float* x, std::initializer_list<Adapted> products);

@@ -63,20 +63,20 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           places_,
           data(rope.cos),
           data(rope.sin),
-          data(layer(index).q_norm),
-          data(layer(index).k_norm),
+          data(layer(index).q_norm.weight),
+          data(layer(index).k_norm.weight),
           d_.dtype_};
 }
 
-void Decoder::Pass::norm(const at::Tensor& weight) { norm(weight, 0); }
+void Decoder::Pass::norm(const NormWeights& weights) { norm(weights, 0); }
 
-void Decoder::Pass::norm(const at::Tensor& weight, int first) {
+void Decoder::Pass::norm(const NormWeights& weights, int first) {
   at::Tensor hidden = d_.hidden_.narrow(0, first, rows_);
   at::Tensor normed = d_.normed_.narrow(0, first, rows_);
   const at::Tensor branch = d_.branch_.narrow(0, first, rows_);
-  cuda::rms_norm({hidden.mutable_data_ptr<float>(), branched_ ? branch.const_data_ptr() : nullptr, data(weight),
+  cuda::rms_norm({hidden.mutable_data_ptr<float>(), branched_ ? branch.const_data_ptr() : nullptr, data(weights.weight),
                   normed.mutable_data_ptr(), rows_, static_cast<int>(spec().hidden_size),
-                  static_cast<float>(spec().norm_epsilon), d_.dtype_},
+                  static_cast<float>(spec().norm.epsilon), d_.dtype_},
                  d_.queue_.stream());
   branched_ = false;
 }

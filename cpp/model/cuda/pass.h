@@ -31,7 +31,7 @@ class Decoder::Pass {
   const ModelSpec& spec() const { return d_.spec_; }
   const DeviceLayer& layer(int64_t index) const { return d_.weights_.layers[index]; }
   AttentionBuffers buffers(int64_t index);
-  void norm(const at::Tensor& weight);
+  void norm(const NormWeights& weights);
   void project_heads(int64_t index);
   void rope_and_cache(const ops::RopeArgs& args);
   void attend(int64_t index, const ops::AttentionArgs& args);
@@ -45,7 +45,7 @@ class Decoder::Pass {
 
   bool is_prompt() const { return prompt_row_ >= 0; }
   const Cache& cache() const { return is_prompt() ? d_.cache_of(prompt_row_) : d_.cache_; }
-  void norm(const at::Tensor& weight, int first);
+  void norm(const NormWeights& weights, int first);
   void attend_prompt(int64_t index, const ops::AttentionArgs& args);
   LinearArgs linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const;
   at::Tensor library_weight(const DeviceLinear& linear) const;

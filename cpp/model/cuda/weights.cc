@@ -2,7 +2,7 @@
 
 #include <ATen/ops/zeros.h>
 
-#include <initializer_list>
+#include <vector>
 
 #include "support/cuda/runtime.h"
 
@@ -15,6 +15,10 @@ at::Tensor to_device(const at::Tensor& tensor, int device) {
   return tensor.defined() ? tensor.to(on_device(device).dtype(tensor.scalar_type()), /*non_blocking=*/false,
                                       /*copy=*/true)
                           : at::Tensor();
+}
+
+NormWeights to_device(const NormWeights& norm, int device) {
+  return {to_device(norm.weight, device), to_device(norm.bias, device)};
 }
 
 // Concatenates tensors; each begins at a multiple of `rows`.
@@ -34,7 +38,7 @@ at::Tensor stack(const std::vector<at::Tensor>& parts, int64_t rows, int device)
   return stacked;
 }
 
-DeviceLinear linear(std::initializer_list<const LinearWeights*> parts, int device) {
+DeviceLinear linear(const std::vector<const LinearWeights*>& parts, int device) {
   std::vector<at::Tensor> weights;
   std::vector<at::Tensor> scales;
   std::vector<at::Tensor> biases;
@@ -66,12 +70,16 @@ DeviceLinear linear(std::initializer_list<const LinearWeights*> parts, int devic
 }  // namespace
 
 DeviceWeights::DeviceWeights(const Weights& weights, int device)
-    : embedding(to_device(weights.embedding, device)), norm(to_device(weights.norm, device)) {
+    : embedding(to_device(weights.embedding, device)),
+      positions(to_device(weights.positions, device)),
+      norm(to_device(weights.norm, device)) {
+  const bool gated = weights.spec().feed_forward.gated;
   for (const LayerWeights& layer : weights.layers) {
     layers.push_back({to_device(layer.attention_norm, device), linear({&layer.q, &layer.k, &layer.v}, device),
                       linear({&layer.o}, device), to_device(layer.q_norm, device), to_device(layer.k_norm, device),
-                      to_device(layer.feed_forward_norm, device), linear({&layer.gate, &layer.up}, device),
-                      linear({&layer.down}, device)});
+                      to_device(layer.attention_post_norm, device), to_device(layer.feed_forward_norm, device),
+                      gated ? linear({&layer.gate, &layer.up}, device) : linear({&layer.up}, device),
+                      linear({&layer.down}, device), to_device(layer.feed_forward_post_norm, device)});
   }
   if (weights.head.weight.is_same(weights.embedding)) {  // tied: held once
     head = {embedding, {}, {}, weights.head.matrix};

@@ -19,11 +19,13 @@ struct DeviceLinear {
 };
 
 struct DeviceLayer {
-  at::Tensor attention_norm;
+  NormWeights attention_norm;
   DeviceLinear qkv, o;
-  at::Tensor q_norm, k_norm;
-  at::Tensor feed_forward_norm;
-  DeviceLinear gate_up, down;
+  NormWeights q_norm, k_norm;
+  NormWeights attention_post_norm;
+  NormWeights feed_forward_norm;
+  DeviceLinear gate_up, down;  // without gates, up alone
+  NormWeights feed_forward_post_norm;
 };
 
 // A checkpoint's tensors in the memory of one device.
@@ -32,8 +34,9 @@ struct DeviceWeights {
   DeviceWeights(const Weights& weights, int device);
 
   at::Tensor embedding;
+  at::Tensor positions;
   std::vector<DeviceLayer> layers;
-  at::Tensor norm;
+  NormWeights norm;
   DeviceLinear head;
 };
 

@@ -1,0 +1,144 @@
+"""Where a checkpoint keeps the tensors of a model: each in one of its own, or several in one that it stores whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from dlf import _C
+
+__all__ = ["LinearModule", "Part", "Stored", "fused", "parts", "stored"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The module of a checkpoint that holds a slot.
+
+    Attributes
+    ----------
+    module
+        Its name, in which ``{layer}`` is the layer's number.
+    slots
+        All slots that it holds, in the order of their rows; empty if it holds one.
+    interleaved
+        Whether its rows are those of the first head of each slot, then those of the second, and so on.
+    transposed
+        Whether its weight is ``[in, out]``, as in GPT-2.
+    """
+
+    module: str
+    slots: tuple[str, ...] = ()
+    interleaved: bool = False
+    transposed: bool = False
+
+
+def stored(**modules: str) -> dict[str, Stored]:
+    """Return modules that hold one slot each, by slot."""
+    return {slot: Stored(module) for slot, module in modules.items()}
+
+
+def fused(module: str, *slots: str, interleaved: bool = False, transposed: bool = False) -> dict[str, Stored]:
+    """Return one module that holds several slots, by slot."""
+    one = Stored(module, slots, interleaved, transposed)
+    return dict.fromkeys(slots, one)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slot's tensor as a part of a stored one.
+
+    Attributes
+    ----------
+    module, tensor
+        Names of the module and of the stored tensor.
+    name
+        Name of the part: that of the stored tensor if this is the part as it is.
+    stored
+        Shape of the stored tensor.
+    shape
+        Shape of the part, ``[out, in]`` or ``[out]``.
+    begin
+        Its first row among the stored ones, or among those of each group.
+    groups
+        Into how many equal stretches the stored rows are cut; the part has as many rows in each of them.
+    transposed
+        Whether the stored tensor is ``[in, out]``.
+    """
+
+    module: str
+    tensor: str
+    name: str
+    stored: tuple[int, ...]
+    shape: tuple[int, ...]
+    begin: int = 0
+    groups: int = 1
+    transposed: bool = False
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the part of the stored tensor: a view if its rows are neighbours, else a copy."""
+        return self.rows(tensor.t() if self.transposed else tensor).contiguous()
+
+    def rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the part's rows of a tensor that has a row for each output of the module."""
+        count = self.shape[0] // self.groups
+        if self.groups == 1:
+            return tensor.narrow(0, self.begin, count)
+        rows = tensor.reshape(self.groups, -1, *tensor.shape[1:]).narrow(1, self.begin, count)
+        return rows.reshape(-1, *tensor.shape[1:])
+
+
+@dataclass(frozen=True)
+class LinearModule:
+    """A linear layer of a checkpoint, and the slots that it fills."""
+
+    parts: dict[str, Part] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Its outputs and inputs."""
+        part = next(iter(self.parts.values()))
+        out, columns = part.stored[::-1] if part.transposed else part.stored
+        return out, columns
+
+    @property
+    def transposed(self) -> bool:
+        """Whether its weight is stored as ``[in, out]``."""
+        return any(part.transposed for part in self.parts.values())
+
+
+def parts(modules: Mapping[str, Stored], spec: _C.ModelSpec) -> dict[str, Part]:
+    """Return the part that fills each slot of a model, in the order of a pass."""
+    shapes = _C.tensor_shapes(spec)
+    return {slot: _part(modules, shapes, slot, spec.attention.kv_heads) for slot in shapes}
+
+
+def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], slot: str, heads: int) -> Part:
+    layer, name, end = _split(slot)
+    one, shape = modules[name], shapes[slot]
+    module = one.module.format(layer=layer.removesuffix("."))
+    tensor = f"{module}{end or '.weight'}"
+    transposed = one.transposed and len(shape) == 2
+    rows = {other: shapes[f"{layer}{other}{end}"][0] for other in one.slots or (name,)}
+    whole = (sum(rows.values()), *shape[1:])
+    before = list(rows)[: list(rows).index(name)]
+    groups = heads if one.interleaved else 1
+    return Part(
+        module=module,
+        tensor=tensor,
+        name=f"{tensor}[{name}]" if one.slots or transposed else tensor,
+        stored=whole[::-1] if transposed else whole,
+        shape=shape,
+        begin=sum(rows[other] for other in before) // groups,
+        groups=groups,
+        transposed=transposed,
+    )
+
+
+def _split(slot: str) -> tuple[str, str, str]:
+    """Split ``"3.q.bias"`` into ``"3."``, ``"q"`` and ``".bias"``; layer and end may be empty."""
+    name = slot.removesuffix(".bias")
+    end = slot[len(name) :]
+    layer, dot, name = name.rpartition(".")
+    return layer + dot, name, end
