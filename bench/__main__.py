@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from bench import experts, quantization, rules, solver, speculate
+from bench.context import run as context
 from bench.family import build
 from bench.latency import run
 from bench.quality import run as quality
@@ -20,6 +21,7 @@ app.command("quantization")(quantization.main)
 app.command("family")(build.main)
 app.command("quality")(quality.main)
 app.command("weights")(weights.main)
+app.command("context")(context.main)
 
 
 @app.callback()
