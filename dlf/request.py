@@ -97,8 +97,9 @@ class RunningRequest:
         self._logprobs.append(output.logprob)
         self._alpha.append(output.alpha)
         self._divergences.append((output.f, output.g))
-        if output.top_tokens:
-            self._top_logprobs.append(dict(zip(output.top_tokens, output.top_logprobs, strict=True)))
+        top = dict(zip(output.top_tokens, output.top_logprobs, strict=True)) if output.top_tokens else None
+        if top is not None:
+            self._top_logprobs.append(top)
         self.finish_reason = REASONS.get(output.finish)
         text, stopped = self._push(output.token)
         if not stopped and self.finished:
@@ -107,7 +108,9 @@ class RunningRequest:
         if stopped:
             self.finish_reason = "stop"
         self._text.append(text)
-        self.pieces.append(Piece(text, output.token, output.logprob, np.array(output.alpha, np.float64), self._index))
+        alpha = np.array(output.alpha, np.float64)
+        own = output.own_token if output.own_token >= 0 else None
+        self.pieces.append(Piece(text, output.token, output.logprob, alpha, self._index, output.f, output.g, top, own))
 
     def cut(self, reason: str) -> None:
         """End the sequence after the last piece that was taken; drop the tokens after it."""

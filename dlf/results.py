@@ -28,6 +28,12 @@ class Piece:
         Weight of each expert, float64 ``[experts]``.
     index : int
         Number of its sequence in the call.
+    f, g : float
+        KL(fused || large) and KL(large || fused) at this step, in nats.
+    top_logprobs : dict or None
+        The most probable tokens and their log-probabilities, if ``logprobs`` asked for them.
+    own_token : int or None
+        With the option ``trace``: the token that the large model alone would have chosen here.
     """
 
     text: str
@@ -35,6 +41,10 @@ class Piece:
     logprob: float
     alpha: npt.NDArray[np.float64]
     index: int = 0
+    f: float = 0.0
+    g: float = 0.0
+    top_logprobs: dict[int, float] | None = None
+    own_token: int | None = None
 
 
 @dataclass

@@ -89,7 +89,9 @@ def main(
                 _prefers(engine, one, asked[i], **given, **({"negative_prompt": beside[i]} if guided else {}))
                 for i, one in enumerate(questions)
             ]
-    right = {rule: [one.is_answer(text) for one, text in zip(questions, texts, strict=True)] for rule, texts in said.items()}
+    right = {
+        rule: [one.is_answer(text) for one, text in zip(questions, texts, strict=True)] for rule, texts in said.items()
+    }
     result = {
         "rules": {rule: {"answers": _share(right[rule]), "prefers": _share(prefers[rule])} for rule in said},
         "said": said,
@@ -100,7 +102,8 @@ def main(
     output.write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     table = Table("rule", "answers from the text", "prefers its answer", title=name or model, title_justify="left")
     for rule, figures in result["rules"].items():
-        table.add_row(rule, *(f"{100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})" for value, low, high in figures.values()))
+        shown = (f"{100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})" for value, low, high in figures.values())
+        table.add_row(rule, *shown)
     Console().print(table)
 
 

@@ -21,6 +21,7 @@ from dlf.cli.generate import generate
 from dlf.cli.inspect import inspect
 from dlf.cli.merge import merge
 from dlf.cli.recipe import app as recipe_app
+from dlf.cli.serve import serve
 from dlf.cli.streams import abandon_output, open_streams, print_error, print_traceback, warning_line, write
 from dlf.devices import DeviceError
 from dlf.options import EngineOptions
@@ -119,6 +120,7 @@ def _root(
 
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.command()(merge)
 app.command()(inspect)
 

@@ -1,0 +1,117 @@
+"""What answers of both endpoints have: their frame, the tokens used, and the weights of the experts."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dlf.results import Completion, Piece
+from dlf.server.metrics import Metrics
+from dlf.server.tokens import token_text
+from dlf.text.tokenizer import Tokenizer
+
+__all__ = ["Answer", "Usage", "alpha_fields"]
+
+
+@dataclass
+class Usage:
+    """Tokens of a request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    _prompts: set[int] = field(default_factory=set)
+
+    def add(self, prompt: int, completion: Completion) -> None:
+        """Add a choice that has ended; the tokens of a prompt count once for all of its choices."""
+        if prompt not in self._prompts:
+            self.prompt_tokens += completion.prompt_tokens
+            self.cached_tokens += completion.cached_tokens
+        self._prompts.add(prompt)
+        self.completion_tokens += len(completion.tokens)
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's object."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+@dataclass
+class Answer:
+    """The frame of all parts of one answer.
+
+    Attributes
+    ----------
+    kind : str
+        OpenAI's ``object`` of its parts.
+    model : str
+        The model that the request named.
+    metrics : Metrics
+        Count its tokens.
+    opened : set of int
+        Choices of which a stream has sent the role.
+    """
+
+    kind: str
+    model: str
+    metrics: Metrics
+    usage: Usage = field(default_factory=Usage)
+    created: int = field(default_factory=lambda: int(time.time()))
+    opened: set[int] = field(default_factory=set)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _start: float = field(default_factory=time.perf_counter)
+    _last: dict[int, float] = field(default_factory=dict)
+
+    def part(self, *choices: dict[str, Any]) -> dict[str, Any]:
+        """A part with these choices."""
+        prefix = "chatcmpl" if self.kind.startswith("chat") else "cmpl"
+        return {
+            "id": f"{prefix}-{self.id}",
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": list(choices),
+        }
+
+    def count(self, choice: int, piece: Piece) -> None:
+        """Count a token of a choice in the metrics."""
+        now = time.perf_counter()
+        last = self._last.get(choice)
+        self.metrics.token(self.model, piece, now - (self._start if last is None else last), first=last is None)
+        self._last[choice] = now
+
+    def end(self, prompt: int, completion: Completion) -> str | None:
+        """Count a choice that has ended; returns why."""
+        self.usage.add(prompt, completion)
+        self.metrics.completion(self.model, completion)
+        return completion.finish_reason
+
+
+def alpha_fields(pieces: Sequence[Piece], tokenizer: Tokenizer, experts: Sequence[str]) -> dict[str, Any]:
+    """The fields that ``return_alpha`` adds to a choice: what fusion did at each of these tokens."""
+
+    def finite(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    tokens = []
+    for piece in pieces:
+        changed = None if piece.own_token is None else piece.own_token != piece.token
+        tokens.append(
+            {
+                "token": token_text(tokenizer, piece.token),
+                "alpha": [finite(float(value)) for value in piece.alpha],
+                "f": finite(piece.f),
+                "g": finite(piece.g),
+                "changed": changed,
+                "own_token": None if piece.own_token is None else token_text(tokenizer, piece.own_token),
+            }
+        )
+    return {"fusion": {"experts": list(experts), "tokens": tokens}}

@@ -1,0 +1,145 @@
+"""From the body of a request to streams of the engine, one for each choice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from dlf.results import Completion, Piece
+from dlf.rule import FIELDS
+from dlf.server.errors import ApiError
+from dlf.server.protocol import GenerationRequest
+from dlf.server.service import Served
+from dlf.server.settings import ServerSettings
+from dlf.stream import AsyncStream
+
+__all__ = ["Choice", "choices_of", "engine_options", "fusion_options", "pieces_of"]
+
+SEEDS = 1 << 63
+DEFAULTS = {"temperature": 1.0}  # OpenAI's
+# The engine's options by the names of requests, where they differ.
+SAMPLING = {
+    "frequency_penalty": "frequency_penalty",
+    "presence_penalty": "presence_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "logit_bias": "logit_bias",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "stop_token_ids": "stop_token_ids",
+    "bad_words": "bad_words",
+    "min_tokens": "min_new_tokens",
+}
+GUIDANCE = ("negative_prompt", "positive_prompt", "guidance_scale")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One sequence of a request: its number, the number of its prompt, and its pieces."""
+
+    index: int
+    prompt: int
+    stream: AsyncStream
+
+    def completion(self) -> Completion:
+        """Its result so far."""
+        return self.stream.completion()
+
+
+def fusion_options(body: GenerationRequest, experts: Sequence[str] | None) -> dict[str, Any]:
+    """Options of `AsyncEngine.generate` and `score` that say how a request fuses."""
+    found = {name: getattr(body, name) for name in (*FIELDS, *GUIDANCE) if getattr(body, name, None) is not None}
+    chosen = body.experts if body.experts is not None else experts
+    return found if chosen is None else found | {"experts": chosen}
+
+
+def engine_options(
+    body: GenerationRequest, served: Served, settings: ServerSettings, max_tokens: int, logprobs: int
+) -> dict[str, Any]:
+    """Options of sampling, and the drafts, of one choice.
+
+    Raises
+    ------
+    ApiError
+        If the request asks for more than the server allows.
+    """
+    stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
+    if len(stop) > settings.max_stop:
+        raise ApiError(400, f"{len(stop)} stop strings are given; at most {settings.max_stop} are taken", "stop")
+    if logprobs > settings.max_logprobs:
+        raise ApiError(400, f"logprobs are for at most {settings.max_logprobs} tokens", "top_logprobs")
+    found = DEFAULTS | dict(served.defaults)
+    found.pop("num_return_sequences", None)
+    found |= {name: getattr(body, own) for own, name in SAMPLING.items() if getattr(body, own) is not None}
+    if body.top_k is not None:
+        found["top_k"] = max(0, body.top_k)  # vLLM's -1 is off
+    if stop:
+        found["stop_strings"] = stop
+    if body.ignore_eos:
+        found["ignore_eos"] = True
+    if body.speculate is not None:
+        found["speculate"] = body.speculate
+    if body.return_alpha:
+        found["trace"] = True
+    return found | {"max_new_tokens": max_tokens, "logprobs": logprobs}
+
+
+def choices_of(
+    body: GenerationRequest, served: Served, prompts: Sequence[Any], options: Mapping[str, Any], messages: bool = False
+) -> list[Choice]:
+    """Streams of a request, `n` for each prompt; each has a seed of its own, so that one is the same without others.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an option is impossible.
+    """
+    found: list[Choice] = []
+    count = body.n or 1
+    for number, prompt in enumerate(prompts):
+        for sample in range(count):
+            seed: dict[str, Any] = {} if body.seed is None else {"seed": (body.seed + sample) % SEEDS}
+            given: dict[str, Any] = {"messages": prompt} if messages else {"prompt": prompt}
+            found.append(Choice(len(found), number, served.engine.generate(**given, **options, **seed)))
+    return found
+
+
+async def pieces_of(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece | None]]:
+    """Yield the pieces of all choices as they come, and None at the end of each.
+
+    All of them end when the iterator is closed, when its task is cancelled, and when one of them fails.
+    """
+    async with AsyncExitStack() as stack:
+        for choice in choices:
+            await stack.enter_async_context(choice.stream)
+        if len(choices) == 1:
+            async for piece in choices[0].stream:
+                yield choices[0], piece
+            yield choices[0], None
+            return
+        queue: asyncio.Queue[tuple[Choice, Piece | BaseException | None]] = asyncio.Queue()
+
+        async def pump(choice: Choice) -> None:
+            try:
+                async for piece in choice.stream:
+                    queue.put_nowait((choice, piece))
+                queue.put_nowait((choice, None))
+            except Exception as error:
+                queue.put_nowait((choice, error))
+
+        tasks = [asyncio.create_task(pump(choice)) for choice in choices]
+        try:
+            left = len(tasks)
+            while left:
+                choice, found = await queue.get()
+                if isinstance(found, BaseException):
+                    raise found
+                left -= found is None
+                yield choice, found
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

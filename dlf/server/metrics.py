@@ -1,0 +1,86 @@
+"""What ``/metrics`` shows, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from dlf.results import Completion, Piece
+from dlf.server.errors import ApiError
+
+__all__ = ["Metrics"]
+
+SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics:
+    """Counters of one server; every one has the label ``model``, the name that requests give."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"dlf_{name}", text, ("model", *labels), registry=self.registry)
+
+        self.requests = counter("requests", "Requests by endpoint and status.", "endpoint", "status")
+        self._prompt = counter("prompt_tokens", "Tokens of prompts.")
+        self._cached = counter("cached_prompt_tokens", "Tokens of prompts that the prefix cache had, of all lanes.")
+        self._generated = counter("generated_tokens", "Generated tokens.")
+        self._passes = counter("passes", "Passes of the large model that gave tokens.")
+        self._drafted = counter("drafted_tokens", "Drafted tokens.")
+        self._accepted = counter("accepted_tokens", "Drafted tokens that were right.")
+        self._alpha = counter(
+            "alpha_sum", "Sum of the experts' weights over generated tokens; divided by these, their mean."
+        )
+        self._traced = counter("traced_tokens", "Generated tokens of requests with return_alpha.")
+        self._changed = counter("changed_tokens", "Of these, tokens that fusion changed.")
+        self.sequences = Gauge("dlf_sequences", "Sequences that run or wait.", ("model",), registry=self.registry)
+        self._first = Histogram(
+            "dlf_time_to_first_token_seconds",
+            "Time from a request to its first token.",
+            ("model",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._between = Histogram(
+            "dlf_time_between_tokens_seconds",
+            "Time between two tokens of a sequence.",
+            ("model",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+
+    @contextmanager
+    def request(self, model: str, endpoint: str) -> Iterator[None]:
+        """Count a request, with the status of its error or 200."""
+        status = 200
+        try:
+            yield
+        except ApiError as error:
+            status = error.status
+            raise
+        finally:
+            self.requests.labels(model, endpoint, status).inc()
+
+    def token(self, model: str, piece: Piece, seconds: float, first: bool) -> None:
+        """Count a token, `seconds` after the one before it or after the request."""
+        (self._first if first else self._between).labels(model).observe(seconds)
+        self._alpha.labels(model).inc(max(0.0, float(piece.alpha.sum())))
+        if piece.own_token is not None:
+            self._traced.labels(model).inc()
+            self._changed.labels(model).inc(piece.own_token != piece.token)
+
+    def completion(self, model: str, found: Completion) -> None:
+        """Count a sequence that has ended."""
+        self._prompt.labels(model).inc(found.prompt_tokens)
+        self._cached.labels(model).inc(found.cached_tokens)
+        self._generated.labels(model).inc(len(found.tokens))
+        self._passes.labels(model).inc(found.passes)
+        self._drafted.labels(model).inc(found.drafted)
+        self._accepted.labels(model).inc(max(0, len(found.tokens) - found.passes))
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
