@@ -8,7 +8,16 @@ from functools import partial
 import torch
 
 from dlf.checkpoints.packed import PackedMatrix
-from dlf.checkpoints.published.stored import FLOATS, Scheme, StoredLayer, StoredMatrix, Tensors, packed, unpack_words
+from dlf.checkpoints.published.stored import (
+    FLOATS,
+    Integers,
+    Scheme,
+    StoredLayer,
+    StoredMatrix,
+    Tensors,
+    packed,
+    unpack_words,
+)
 from dlf.support.fields import Fields
 
 __all__ = ["read"]
@@ -46,13 +55,13 @@ def _matrix(layer: StoredLayer, group: int) -> StoredMatrix | None:
         raise layer.error(f"has a layer '{layer.module}' of {out} outputs; AWQ packs eight in a word")
     layer.need("qweight", ["I32"], (columns, out // 8))
     layer.need("qzeros", ["I32"], (groups, out // 8))
-    layer.need("scales", FLOATS, (groups, out))
+    integers = Integers(4, group, layer.need("scales", FLOATS, (groups, out)).dtype, symmetric=False)
 
     def unpack(tensors: Tensors) -> PackedMatrix | torch.Tensor:
         values, zero = (
             unpack_words(tensors[part], 4, out).view(-1, out // 8, 8)[:, :, NIBBLES].reshape(-1, out).t().contiguous()
             for part in ("qweight", "qzeros")
         )
-        return packed(values, tensors["scales"].t(), zero, 4, group)
+        return packed(values, tensors["scales"].t(), zero, integers)
 
-    return layer.found(f"AWQ 4-bit, {f'groups of {group}' if group else 'per channel'}", unpack)
+    return layer.found(f"AWQ 4-bit, {f'groups of {group}' if group else 'per channel'}", unpack, integers)

@@ -14,7 +14,7 @@ from collections.abc import Collection
 import torch
 
 from dlf.checkpoints.packed import PackedMatrix
-from dlf.checkpoints.published.stored import Scheme, StoredLayer, StoredMatrix, Tensors
+from dlf.checkpoints.published.stored import Integers, Scheme, StoredLayer, StoredMatrix, Tensors
 from dlf.errors import CheckpointError
 from dlf.support.fields import Fields
 
@@ -64,7 +64,7 @@ def _eight_bits(layer: StoredLayer) -> StoredMatrix:
             )
         return PackedMatrix(tensors["weight"], (tensors["SCB"] / 127)[:, None], None, 8, 0)
 
-    return layer.found("bitsandbytes int8, per channel", unpack)
+    return layer.found("bitsandbytes int8, per channel", unpack, Integers(8, 0, "F32", symmetric=True))
 
 
 def _four_bits(layer: StoredLayer, kind: str) -> StoredMatrix:

@@ -14,7 +14,16 @@ import torch
 
 from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.published.fp8 import COMPANIONS, FLOAT8, float8_matrix
-from dlf.checkpoints.published.stored import FLOATS, Scheme, StoredLayer, StoredMatrix, Tensors, packed, unpack_words
+from dlf.checkpoints.published.stored import (
+    FLOATS,
+    Integers,
+    Scheme,
+    StoredLayer,
+    StoredMatrix,
+    Tensors,
+    packed,
+    unpack_words,
+)
 from dlf.support.fields import Fields
 from dlf.support.module_patterns import first_matches
 
@@ -134,16 +143,19 @@ def _integers(layer: StoredLayer, how: Weights, words: bool) -> StoredMatrix:
         layer.need("weight_packed", ["I32"], (out, -(-columns * how.bits // 32)))
     else:
         layer.need("weight", ["I8"], layer.shape)
-    layer.need("weight_scale", FLOATS, (out, count), *([(1,), ()] if how.strategy == "tensor" else []))
+    scalar = [(1,), ()] if how.strategy == "tensor" else []
+    scale_type = layer.need("weight_scale", FLOATS, (out, count), *scalar).dtype
     if not how.symmetric:
         packed_zero = (-(-out * how.bits // 32), count)
         zero = layer.get("weight_zero_point")
         if words and zero is not None and zero.dtype == "I32":
             layer.need("weight_zero_point", ["I32"], packed_zero)
         else:
-            layer.need("weight_zero_point", ["I8"], (out, count), *([(1,), ()] if how.strategy == "tensor" else []))
-    if layer.get("weight_g_idx") is not None:
+            layer.need("weight_zero_point", ["I8"], (out, count), *scalar)
+    ordered = layer.get("weight_g_idx") is not None
+    if ordered:
         layer.need("weight_g_idx", ["I32", "I64"], (columns,))
+    integers = Integers(how.bits, how.group, scale_type, how.symmetric, "weight_g_idx" if ordered else None)
     middle = 1 << (how.bits - 1)
 
     def unsigned(values: torch.Tensor) -> torch.Tensor:
@@ -156,10 +168,7 @@ def _integers(layer: StoredLayer, how: Weights, words: bool) -> StoredMatrix:
         if zero is not None:
             packed_zero = zero.dtype == torch.int32
             zero = unpack_words(zero.t(), how.bits, out).t() if packed_zero else unsigned(zero).expand(out, count)
-        order = tensors.get("weight_g_idx")
-        if order is not None and bool((order == -1).any()):  # never set
-            order = None
-        return packed(values, scale, zero, how.bits, how.group, order)
+        return packed(values, scale, zero, integers, tensors.get("weight_g_idx"))
 
     form = f"groups of {how.group}" if how.group else "one scale" if how.strategy == "tensor" else "per channel"
-    return layer.found(f"compressed-tensors {how.bits}-bit, {form}", unpack)
+    return layer.found(f"compressed-tensors {how.bits}-bit, {form}", unpack, integers)

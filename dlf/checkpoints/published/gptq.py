@@ -13,7 +13,16 @@ from functools import partial
 import torch
 
 from dlf.checkpoints.packed import PackedMatrix
-from dlf.checkpoints.published.stored import FLOATS, Scheme, StoredLayer, StoredMatrix, Tensors, packed, unpack_words
+from dlf.checkpoints.published.stored import (
+    FLOATS,
+    Integers,
+    Scheme,
+    StoredLayer,
+    StoredMatrix,
+    Tensors,
+    packed,
+    unpack_words,
+)
 from dlf.support.fields import Fields
 
 __all__ = ["read"]
@@ -44,8 +53,8 @@ def read(fields: Fields, modules: Collection[str]) -> Scheme:
         raise fields.error("dynamic", "patterns '-:...' of layers that are not quantized; dlf reads one width for all")
     if fields.raw("adapter"):
         raise fields.error("adapter", "absent; give an adapter as dlf.Lora(base, adapter)")
-    group = _group(fields)
-    return Scheme("GPTQ", partial(_matrix, bits=bits, group=group, lowered=form == "gptq"))
+    how = {"bits": bits, "group": _group(fields), "symmetric": fields.raw("sym") is not False}
+    return Scheme("GPTQ", partial(_matrix, **how, lowered=form == "gptq"))
 
 
 def _group(fields: Fields) -> int:
@@ -55,16 +64,18 @@ def _group(fields: Fields) -> int:
     return fields.integer("group_size", 8, 1 << 20)
 
 
-def _matrix(layer: StoredLayer, bits: int, group: int, lowered: bool) -> StoredMatrix | None:
+def _matrix(layer: StoredLayer, bits: int, group: int, symmetric: bool, lowered: bool) -> StoredMatrix | None:
     if layer.get("qweight") is None:
         return None
     out, columns = layer.shape
     groups = layer.groups(group)
     layer.need("qweight", ["I32"], (-(-columns * bits // 32), out))
     layer.need("qzeros", ["I32"], (groups, -(-out * bits // 32)))
-    layer.need("scales", FLOATS, (groups, out))
-    if layer.get("g_idx") is not None:
+    scale = layer.need("scales", FLOATS, (groups, out)).dtype
+    ordered = layer.get("g_idx") is not None
+    if ordered:
         layer.need("g_idx", ["I32", "I64"], (columns,))
+    integers = Integers(bits, group, scale, symmetric, "g_idx" if ordered else None)
 
     def unpack(tensors: Tensors) -> PackedMatrix | torch.Tensor:
         values = unpack_words(tensors["qweight"].t(), bits, columns)
@@ -72,6 +83,6 @@ def _matrix(layer: StoredLayer, bits: int, group: int, lowered: bool) -> StoredM
         if lowered:  # added to the whole word, since a zero of 0 had borrowed from its neighbour
             words = words + ONES[bits]
         zero = unpack_words(words, bits, out).t()
-        return packed(values, tensors["scales"].t(), zero, bits, group, tensors.get("g_idx"))
+        return packed(values, tensors["scales"].t(), zero, integers, tensors.get("g_idx"))
 
-    return layer.found(f"GPTQ {bits}-bit, {f'groups of {group}' if group else 'per channel'}", unpack)
+    return layer.found(f"GPTQ {bits}-bit, {f'groups of {group}' if group else 'per channel'}", unpack, integers)

@@ -11,10 +11,33 @@ from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import TensorLayout
 from dlf.errors import CheckpointError
 
-__all__ = ["FLOATS", "Scheme", "StoredLayer", "StoredMatrix", "Tensors", "packed", "unpack_words"]
+__all__ = ["FLOATS", "Integers", "Scheme", "StoredLayer", "StoredMatrix", "Tensors", "packed", "unpack_words"]
 
 FLOATS = ("F16", "BF16", "F32")
 Tensors = Mapping[str, torch.Tensor]  # by their last name, such as qweight
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What the headers say of a matrix of integers.
+
+    Parameters
+    ----------
+    bits, group
+        As in `PackedMatrix`.
+    scale
+        Type of the scales, as safetensors calls it.
+    symmetric
+        Whether integers are centred, and so have no zero points.
+    order
+        Last name of the tensor with the group of each input; None if neighbours make groups.
+    """
+
+    bits: int
+    group: int
+    scale: str
+    symmetric: bool
+    order: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,11 +52,21 @@ class StoredMatrix:
         The form of its numbers, for people.
     unpack
         Makes the matrix of the stored tensors: packed where that keeps its numbers, else float32 ``[out, in]``.
+    integers
+        The integers that `unpack` packs; None if it makes floats.
     """
 
     names: Mapping[str, str]
     kind: str
     unpack: Callable[[Tensors], PackedMatrix | torch.Tensor]
+    integers: Integers | None = None
+
+    def packs(self, take: Callable[[str], torch.Tensor]) -> Integers | None:
+        """Integers that `read` packs; None if it makes floats, as it does of groups whose inputs are no neighbours."""
+        found = self.integers
+        if found is None or found.order is None:
+            return found
+        return found if neighbours(take(self.names[found.order]), found.group) else None
 
     def read(self, take: Callable[[str], torch.Tensor], where: str) -> PackedMatrix | torch.Tensor:
         """Read the tensors with `take`, which gets a name in the file; `where` begins errors.
@@ -116,9 +149,14 @@ class StoredLayer:
         self.names[part] = f"{self.module}.{part}"
         return found
 
-    def found(self, kind: str, unpack: Callable[[Tensors], PackedMatrix | torch.Tensor]) -> StoredMatrix:
+    def found(
+        self,
+        kind: str,
+        unpack: Callable[[Tensors], PackedMatrix | torch.Tensor],
+        integers: Integers | None = None,
+    ) -> StoredMatrix:
         """The matrix of the tensors that were taken."""
-        return StoredMatrix(self.names, kind, unpack)
+        return StoredMatrix(self.names, kind, unpack, integers)
 
     def error(self, problem: str) -> CheckpointError:
         """Return an error that begins with the file."""
@@ -137,24 +175,28 @@ def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     return values[:, :count].contiguous()
 
 
+def neighbours(order: torch.Tensor, group: int) -> bool:
+    """Whether the inputs of each group lie side by side; an `order` with −1 was never set."""
+    columns = len(order)
+    ascending = torch.arange(columns) // (group or columns)
+    return torch.equal(order.long(), ascending) or bool((order == -1).all())
+
+
 def packed(
     values: torch.Tensor,
     scale: torch.Tensor,
     zero: torch.Tensor | None,
-    bits: int,
-    group: int,
+    integers: Integers,
     order: torch.Tensor | None = None,
 ) -> PackedMatrix | torch.Tensor:
-    """Pack unsigned values ``[out, in]`` with scales and zeros ``[out, groups]``; centred ones become signed.
+    """Pack unsigned values ``[out, in]`` with scales and zeros ``[out, groups]``; symmetric ones become signed.
 
     Parameters
     ----------
     values, scale, zero
-        Without a `zero`, values are centred: half of their range stands for 0.
-    bits
-        4 or 8.
-    group
-        Inputs that share a scale; 0 is all of them.
+        Without a `zero`, half of the range of values stands for 0.
+    integers
+        What the headers said.
     order
         Group of each input. If groups are no neighbours, the result is float32.
 
@@ -163,9 +205,8 @@ def packed(
     CheckpointError
         If `order` names a group that does not exist.
     """
-    middle = 1 << (bits - 1)
-    columns = values.shape[1]
-    if order is not None and not torch.equal(order.long(), torch.arange(columns) // (group or columns)):
+    bits, group, middle = integers.bits, integers.group, 1 << (integers.bits - 1)
+    if order is not None and not neighbours(order, group):
         if bool(((order < 0) | (order >= scale.shape[1])).any()):
             raise CheckpointError(
                 f"inputs are in other groups than the {scale.shape[1]} that have scales; fetch it again"
@@ -173,7 +214,7 @@ def packed(
         each = order.long()
         zeros = middle if zero is None else zero.float()[:, each]
         return (values.float() - zeros) * scale.float()[:, each]
-    if zero is None or bool((zero == middle).all()):
+    if zero is None or (integers.symmetric and bool((zero == middle).all())):
         signed = (values ^ 128).view(torch.int8) if bits == 8 else values.to(torch.int8) - middle
         return PackedMatrix(signed, scale.contiguous(), None, bits, group)
     return PackedMatrix(values, scale.contiguous(), None, bits, group, zero=zero.contiguous())
