@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dlf
+from dlf.checkpoints import write as checkpoint_writer
 from dlf.checkpoints.weight_cache import MERGED, cache_bytes, clear_cache, merged_labels
 from dlf.experts import merged
 from dlf.merging import merge
@@ -273,7 +274,7 @@ def test_shards_and_types(family: dict[str, Path], tmp_path: Path, monkeypatch: 
     whole = load_file(expert.save(tmp_path / "whole") / "model.safetensors")
     assert all(one.dtype == (torch.float32 if "norm" in name else torch.bfloat16) for name, one in whole.items())
     with monkeypatch.context() as patch:
-        patch.setattr(merge, "MAX_SHARD_BYTES", 60_000)
+        patch.setattr(checkpoint_writer, "MAX_SHARD_BYTES", 60_000)
         folder = expert.save(tmp_path / "shards")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shards = {file.name: load_file(file) for file in folder.glob("*.safetensors")}

@@ -194,7 +194,7 @@ class Folder:
     @cached_property
     def scheme(self) -> Scheme | None:
         """How matrices are quantized; None if none is."""
-        config = self.declared
+        config = self._spelled
         if config.quantization is None:
             return None
         return read_scheme(config.quantization, str(self.path / "config.json"), _modules(config))
@@ -204,8 +204,8 @@ class Folder:
         """The quantized tensors of the configuration by name."""
         if self.scheme is None:
             return {}
-        layouts, shapes, found = self.layouts, self.declared.tensors(), {}
-        for module in _modules(self.declared):
+        layouts, shapes, found = self.layouts, self._spelled.tensors(), {}
+        for module in _modules(self._spelled):
             name = f"{module}.weight"
             out, columns = shapes[name]
             stored = self.scheme.matrix(StoredLayer(str(self.path), module, (out, columns), layouts))
@@ -216,7 +216,7 @@ class Folder:
     @cached_property
     def _parts(self) -> dict[str, list[str]]:
         """Stored tensors of each tensor of the configuration."""
-        names = self.declared.tensors()
+        names = self._spelled.tensors()
         return {name: list(self.quantized[name].names.values()) if name in self.quantized else [name] for name in names}
 
     @cached_property

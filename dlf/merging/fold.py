@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class Fold:
         updates = self.adapter.read(self.base.config)
         modules = self.base.config.linear_modules()
 
-        def tensors(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        def tensors(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
             for name in names:
                 weight = read_finite(self.base, name)
                 module = name.removesuffix(".weight")

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from dlf.checkpoints.checkpoint import PROGRESS_PARAMETERS, check_finite, is_finite
+from dlf.checkpoints.checkpoint import check_finite, is_finite
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import TensorLayout
-from dlf.checkpoints.safetensors_file import write_safetensors
 from dlf.checkpoints.source import Source
-from dlf.errors import CheckpointError, out_of_memory_is_memory_error
+from dlf.checkpoints.write import write_json, write_weights
+from dlf.errors import CheckpointError
 from dlf.merging.methods import Recipe, merge_tensor
 from dlf.support.fields import parse_json
-from dlf.support.terminal import printable
 from dlf.text.same_tokenizer import check_same_tokenizer, warn_of_added_tokens
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["Merge", "identity", "read_finite", "write_checkpoint"]
 
-MAX_SHARD_BYTES = 5 * 10**9  # the default of transformers for years
 DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONFIGURATION = ("config.json", "generation_config.json")
 
@@ -125,7 +119,7 @@ class Merge:
         sources = [identity(source, cache) for source in (self.base, *self.experts)]
         return [sources, asdict(self.recipe), str(self.dtype)]
 
-    def _tensors(self, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
             base = read_finite(self.base, name)
             experts = (read_finite(expert, name) for expert in self.experts)
@@ -141,7 +135,7 @@ class Merge:
 def write_checkpoint(
     base: Source,
     folder: Path,
-    tensors: Callable[[list[str]], Iterator[tuple[str, torch.Tensor]]],
+    tensors: Callable[[Iterable[str]], Iterator[tuple[str, torch.Tensor]]],
     task: str,
     dtype: torch.dtype | None = None,
     others: Sequence[Source] = (),
@@ -183,30 +177,14 @@ def write_checkpoint(
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
-    layout = {
-        name: TensorLayout(DTYPES[dtype] if dtype else base.layout(_stored(base, name)).dtype, shape)
+    units = {
+        name: {name: TensorLayout(DTYPES[dtype] if dtype else base.layout(_stored(base, name)).dtype, shape)}
         for name, shape in shapes.items()
     }
-    shards = _split(layout)
-    total = sum(math.prod(shape) for shape in shapes.values())
-    hidden = total < PROGRESS_PARAMETERS or not sys.stderr.isatty()
-    with tqdm(total=total, desc=printable(task), unit="param", unit_scale=True, disable=hidden) as progress:
-
-        def counted(names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in tensors(names):
-                yield name, tensor
-                progress.update(tensor.numel())
-
-        with contextlib.ExitStack() as sources, out_of_memory_is_memory_error(task[0].lower() + task[1:]):
-            for one in (base, *others):
-                sources.callback(one.close)
-            for file_name, members in shards.items():
-                with open(folder / file_name, "wb") as file:
-                    write_safetensors(file, members, {"format": "pt"}, counted(list(members)))
-    if len(shards) > 1:
-        weight_map = {name: file_name for file_name, members in shards.items() for name in members}
-        index = {"metadata": {"total_size": sum(one.nbytes for one in layout.values())}, "weight_map": weight_map}
-        _write_json(folder / "model.safetensors.index.json", index)
+    with contextlib.ExitStack() as sources:
+        for one in (base, *others):
+            sources.callback(one.close)
+        write_weights(folder, units, tensors, task)
 
 
 def _write_config(values: dict[str, Any], folder: Path, dtype: torch.dtype | None, tied: bool) -> None:
@@ -218,7 +196,7 @@ def _write_config(values: dict[str, Any], folder: Path, dtype: torch.dtype | Non
     # The code that auto_map names is not copied, and dlf's architectures need none. Quantized weights became floats.
     for key in ("auto_map", "_name_or_path", "quantization_config"):
         values.pop(key, None)
-    _write_json(folder / "config.json", values)
+    write_json(folder / "config.json", values)
 
 
 def _shape(config: ModelConfig) -> dict[str, object]:
@@ -273,23 +251,3 @@ def _windows(config: ModelConfig) -> list[int]:
 
 def _tokenizer(source: Source) -> Tokenizer | None:
     return source.tokenizer() if source.has_tokenizer else None
-
-
-def _split(layout: dict[str, TensorLayout]) -> dict[str, dict[str, TensorLayout]]:
-    """Split tensors into files of at most `MAX_SHARD_BYTES`; wide numbers come first, so that all are aligned."""
-    parts: list[dict[str, TensorLayout]] = [{}]
-    room = MAX_SHARD_BYTES
-    for name, one in layout.items():
-        if parts[-1] and one.nbytes > room:
-            parts.append({})
-            room = MAX_SHARD_BYTES
-        parts[-1][name] = one
-        room -= one.nbytes
-    parts = [dict(sorted(part.items(), key=lambda item: -item[1].item_bytes)) for part in parts]
-    if len(parts) == 1:
-        return {"model.safetensors": parts[0]}
-    return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
-
-
-def _write_json(path: Path, values: dict[str, object]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

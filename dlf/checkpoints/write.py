@@ -1,0 +1,92 @@
+"""Writes the weights of a checkpoint folder, in files of a bounded size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dlf.checkpoints.checkpoint import PROGRESS_PARAMETERS
+from dlf.checkpoints.hub import INDEX, SINGLE
+from dlf.checkpoints.precision import TensorLayout
+from dlf.checkpoints.safetensors_file import write_safetensors
+from dlf.errors import out_of_memory_is_memory_error
+from dlf.support.terminal import printable
+
+__all__ = ["write_json", "write_weights"]
+
+MAX_SHARD_BYTES = 5 * 10**9  # the default of transformers for years
+
+Unit = Mapping[str, TensorLayout]  # tensors that are made together, and lie in one file
+
+
+def write_weights(
+    folder: Path,
+    units: Mapping[str, Unit],
+    tensors: Callable[[Iterable[str]], Iterator[tuple[str, torch.Tensor]]],
+    task: str,
+) -> None:
+    """Write safetensors files, and an index if there are several.
+
+    Parameters
+    ----------
+    folder
+        Where to write.
+    units
+        Layouts of the tensors, by the name of each unit.
+    tensors
+        Yields the tensors of these units, one after the other.
+    task
+        Text of the progress bar, which large models get.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or the disk is full.
+    MemoryError
+        If memory runs out.
+    """
+    shards = _split(units)
+    total = sum(layout.nbytes for unit in units.values() for layout in unit.values())
+    hidden = total < 2 * PROGRESS_PARAMETERS or not sys.stderr.isatty()
+    with tqdm(total=total, desc=printable(task), unit="B", unit_scale=True, disable=hidden) as progress:
+
+        def counted(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in tensors(names):
+                yield name, tensor
+                progress.update(tensor.nbytes)
+
+        with out_of_memory_is_memory_error(task[0].lower() + task[1:]):
+            for file_name, members in shards.items():
+                layout = {name: one for unit in members for name, one in units[unit].items()}
+                wide_first = dict(sorted(layout.items(), key=lambda item: -item[1].item_bytes))  # so all are aligned
+                with open(folder / file_name, "wb") as file:
+                    write_safetensors(file, wide_first, {"format": "pt"}, counted(members))
+    if len(shards) > 1:
+        weight_map = {name: file for file, members in shards.items() for unit in members for name in units[unit]}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _split(units: Mapping[str, Unit]) -> dict[str, list[str]]:
+    """Names of the units in each file of at most `MAX_SHARD_BYTES`."""
+    parts: list[list[str]] = [[]]
+    room = MAX_SHARD_BYTES
+    for name, unit in units.items():
+        nbytes = sum(layout.nbytes for layout in unit.values())
+        if parts[-1] and nbytes > room:
+            parts.append([])
+            room = MAX_SHARD_BYTES
+        parts[-1].append(name)
+        room -= nbytes
+    if len(parts) == 1:
+        return {SINGLE: parts[0]}
+    return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def write_json(path: Path, values: Mapping[str, object]) -> None:
+    """Write an object as a file that people can read."""
+    path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
