@@ -21,6 +21,7 @@ from dlf.server.completions import complete, prompts_of
 from dlf.server.errors import ApiError, error_body, from_engine, from_validation
 from dlf.server.guard import Guard
 from dlf.server.metrics import Metrics
+from dlf.server.playground import HEADERS, PAGE
 from dlf.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest
 from dlf.server.service import Served, Service
 from dlf.server.settings import ServerSettings
@@ -157,6 +158,10 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
         for one in service.served:
             metrics.sequences.labels(one.name).set(one.sequences)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def playground() -> Response:
+        return Response(PAGE, media_type="text/html", headers=HEADERS)
 
     @app.get("/version")
     async def version() -> dict[str, str]:

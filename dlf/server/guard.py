@@ -12,7 +12,7 @@ from dlf.server.settings import ServerSettings
 
 __all__ = ["Guard"]
 
-OPEN = ("/health", "/health/live", "/health/ready", "/version")  # for probes, which have no key
+OPEN = ("/", "/health", "/health/live", "/health/ready", "/version")  # the page asks for a key; probes have none
 
 
 class Guard:
