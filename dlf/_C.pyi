@@ -18,6 +18,7 @@ __all__: list[str] = [
     "Decoder",
     "DeviceInfo",
     "EngineOptions",
+    "ExpertsSpec",
     "Failure",
     "FailureKind",
     "FeedForwardSpec",
@@ -276,6 +277,27 @@ class FeedForwardSpec:
     @property
     def size(self) -> int: ...
 
+class ExpertsSpec:
+    """
+    The experts of the layers that have some.
+    """
+    def __init__(
+        self,
+        *,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        chosen: typing.SupportsInt | typing.SupportsIndex,
+        size: typing.SupportsInt | typing.SupportsIndex,
+        normalise: bool = False,
+    ) -> None: ...
+    @property
+    def chosen(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def normalise(self) -> bool: ...
+    @property
+    def size(self) -> int: ...
+
 class RopeSpec:
     """
     How positions change queries and keys.
@@ -316,7 +338,10 @@ class LayerSpec:
         *,
         window: typing.SupportsInt | typing.SupportsIndex = 0,
         rope: typing.SupportsInt | typing.SupportsIndex = 0,
+        experts: bool = False,
     ) -> None: ...
+    @property
+    def experts(self) -> bool: ...
     @property
     def rope(self) -> int: ...
     @property
@@ -336,6 +361,7 @@ class ModelSpec:
         feed_forward: FeedForwardSpec,
         ropes: collections.abc.Sequence[RopeSpec],
         layers: collections.abc.Sequence[LayerSpec],
+        experts: ExpertsSpec | None = None,
         learned_positions: typing.SupportsInt | typing.SupportsIndex = 0,
         embedding_multiplier: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         parallel: bool = False,
@@ -347,6 +373,8 @@ class ModelSpec:
     def attention(self) -> AttentionSpec: ...
     @property
     def embedding_multiplier(self) -> float: ...
+    @property
+    def experts(self) -> ExpertsSpec: ...
     @property
     def feed_forward(self) -> FeedForwardSpec: ...
     @property

@@ -86,6 +86,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         },
     ),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {
+            "head_dim": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "mlp_only_layers": [1],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+    ),
+    "mixtral": ("Mixtral", {"head_dim": 24, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 12}),
 }
 
 
@@ -127,7 +139,7 @@ def draw(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrai
             elif name.endswith("bias") or "embed_tokens" in name or "lm_head" in name:
                 parameter.normal_(0.0, 0.3, generator=generator)
             else:  # keeps the scale of activations
-                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
     return model
 
 
@@ -277,7 +289,7 @@ def write_adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
             shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - no mapping
     tensors = {}
     for name, shape in sorted(shapes.items()):
-        if name.endswith("_proj.weight"):
+        if name.endswith("_proj.weight") and ".experts." not in name:
             layer = "base_model.model." + name.removesuffix(".weight")
             for part, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
                 update = torch.randn(size, generator=generator) * 0.5 * size[1] ** -0.5

@@ -46,8 +46,8 @@ def windows(config: ModelConfig) -> list[int]:
 
 
 def rotary(family: str, config: Any) -> Any:
-    name = FAMILIES[family][0]
-    module = importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
+    name, kind = FAMILIES[family][0], config.model_type
+    module = importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
     return getattr(module, f"{name}RotaryEmbedding")(config)
 
 
@@ -155,10 +155,17 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, architecture: str) -
     assert (spec.vocab_size, spec.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
     assert (spec.feed_forward.size, spec.norm.epsilon) == (theirs.intermediate_size, theirs.rms_norm_eps)
     assert (attention.heads, attention.kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
-    assert attention.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
+    head_dim = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    assert attention.head_dim == head_dim
     assert attention.query_scalar == attention.head_dim
     assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
     assert windows(ours) == [4096 if architecture.startswith("Mistral") else 0] * theirs.num_hidden_layers
+    if spec.experts.count:
+        chosen = theirs.num_experts_per_tok, getattr(theirs, "norm_topk_prob", True)
+        assert (spec.experts.chosen, spec.experts.normalise) == chosen
+        assert spec.experts.count == theirs.num_local_experts
+        assert spec.experts.size == getattr(theirs, "moe_intermediate_size", theirs.intermediate_size)
+    assert all(layer.experts == (spec.experts.count > 0) for layer in spec.layers)
     assert attention.head_norm == ("head" if architecture.startswith("Qwen3") else "none")
     assert (attention.bias, attention.output_bias) == (architecture.startswith("Qwen2"), False)
 
@@ -284,7 +291,7 @@ def test_unknown_architecture_lists_the_known(tmp_path: Path, names: Any) -> Non
 
 @pytest.mark.parametrize("architecture", REGISTRY)
 def test_a_model_type_stands_in_for_architectures(tmp_path: Path, architecture: str) -> None:
-    kind = architecture.removesuffix("ForCausalLM").lower()
+    kind = REGISTRY[architecture].model_type
     for names in ({}, {"architectures": None}, {"architectures": []}):
         assert read_config(write(tmp_path, {"model_type": kind} | names)).family is REGISTRY[architecture]
     for name in (f"{architecture[:-11]}Model", f"{architecture[:-11]}ForSequenceClassification"):

@@ -185,6 +185,16 @@ void bind_spec(py::module_& m) {
       .def_readonly("gated", &FeedForwardSpec::gated)
       .def_readonly("bias", &FeedForwardSpec::bias);
 
+  py::class_<ExpertsSpec>(m, "ExpertsSpec", "The experts of the layers that have some.")
+      .def(py::init([](int64_t count, int64_t chosen, int64_t size, bool normalise) {
+             return ExpertsSpec{count, chosen, size, normalise};
+           }),
+           py::kw_only(), py::arg("count"), py::arg("chosen"), py::arg("size"), py::arg("normalise") = false)
+      .def_readonly("count", &ExpertsSpec::count)
+      .def_readonly("chosen", &ExpertsSpec::chosen)
+      .def_readonly("size", &ExpertsSpec::size)
+      .def_readonly("normalise", &ExpertsSpec::normalise);
+
   py::class_<RopeSpec>(m, "RopeSpec", "How positions change queries and keys.")
       .def(py::init([](std::vector<float> inv_freq, double scaling, std::vector<float> long_inv_freq,
                        int64_t short_context, double query_beta, int64_t query_positions) {
@@ -203,27 +213,39 @@ void bind_spec(py::module_& m) {
       .def("frequencies", &RopeSpec::frequencies, py::arg("context"), "Frequencies for a context of this length.");
 
   py::class_<LayerSpec>(m, "LayerSpec", "What may differ from layer to layer.")
-      .def(py::init([](int64_t window, int64_t rope) { return LayerSpec{window, rope}; }), py::kw_only(),
-           py::arg("window") = 0, py::arg("rope") = 0)
+      .def(py::init([](int64_t window, int64_t rope, bool experts) { return LayerSpec{window, rope, experts}; }),
+           py::kw_only(), py::arg("window") = 0, py::arg("rope") = 0, py::arg("experts") = false)
       .def_readonly("window", &LayerSpec::window)
-      .def_readonly("rope", &LayerSpec::rope);
+      .def_readonly("rope", &LayerSpec::rope)
+      .def_readonly("experts", &LayerSpec::experts);
 
   py::class_<ModelSpec>(m, "ModelSpec", "What one decoder-only transformer computes.")
-      .def(py::init([](int64_t vocab_size, int64_t hidden_size, const NormSpec& norm, const AttentionSpec& attention,
-                       const FeedForwardSpec& feed_forward, std::vector<RopeSpec> ropes, std::vector<LayerSpec> layers,
-                       int64_t learned_positions, double embedding_multiplier, bool parallel,
-                       double residual_multiplier, double logit_multiplier, double logit_softcap) {
-             ModelSpec spec = {
-                 vocab_size,    hidden_size,      learned_positions, embedding_multiplier, norm,
-                 attention,     feed_forward,     parallel,          residual_multiplier,  logit_multiplier,
-                 logit_softcap, std::move(ropes), std::move(layers)};
-             check(spec);
-             return spec;
-           }),
-           py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("norm"), py::arg("attention"),
-           py::arg("feed_forward"), py::arg("ropes"), py::arg("layers"), py::arg("learned_positions") = 0,
-           py::arg("embedding_multiplier") = 1.0, py::arg("parallel") = false, py::arg("residual_multiplier") = 1.0,
-           py::arg("logit_multiplier") = 1.0, py::arg("logit_softcap") = 0.0)
+      .def(
+          py::init([](int64_t vocab_size, int64_t hidden_size, const NormSpec& norm, const AttentionSpec& attention,
+                      const FeedForwardSpec& feed_forward, std::vector<RopeSpec> ropes, std::vector<LayerSpec> layers,
+                      const std::optional<ExpertsSpec>& experts, int64_t learned_positions, double embedding_multiplier,
+                      bool parallel, double residual_multiplier, double logit_multiplier, double logit_softcap) {
+            ModelSpec spec = {vocab_size,
+                              hidden_size,
+                              learned_positions,
+                              embedding_multiplier,
+                              norm,
+                              attention,
+                              feed_forward,
+                              experts.value_or(ExpertsSpec{}),
+                              parallel,
+                              residual_multiplier,
+                              logit_multiplier,
+                              logit_softcap,
+                              std::move(ropes),
+                              std::move(layers)};
+            check(spec);
+            return spec;
+          }),
+          py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("norm"), py::arg("attention"),
+          py::arg("feed_forward"), py::arg("ropes"), py::arg("layers"), py::arg("experts") = py::none(),
+          py::arg("learned_positions") = 0, py::arg("embedding_multiplier") = 1.0, py::arg("parallel") = false,
+          py::arg("residual_multiplier") = 1.0, py::arg("logit_multiplier") = 1.0, py::arg("logit_softcap") = 0.0)
       .def_readonly("vocab_size", &ModelSpec::vocab_size)
       .def_readonly("hidden_size", &ModelSpec::hidden_size)
       .def_readonly("learned_positions", &ModelSpec::learned_positions)
@@ -231,6 +253,7 @@ void bind_spec(py::module_& m) {
       .def_readonly("norm", &ModelSpec::norm)
       .def_readonly("attention", &ModelSpec::attention)
       .def_readonly("feed_forward", &ModelSpec::feed_forward)
+      .def_readonly("experts", &ModelSpec::experts)
       .def_readonly("parallel", &ModelSpec::parallel)
       .def_readonly("residual_multiplier", &ModelSpec::residual_multiplier)
       .def_readonly("logit_multiplier", &ModelSpec::logit_multiplier)

@@ -39,10 +39,9 @@ Adapter::Adapter(const ModelSpec& spec, const TensorMap& tensors,
     max_rank_ = std::max(max_rank_, rank);
     return LowRank{take(name + ".a", {rank, in}), take(name + ".b", {rank, out}), static_cast<float>(scale->second)};
   };
-  const std::vector<LinearSlot> slots = linear_slots(spec);
   for (int64_t i = 0; i < spec.layer_count(); ++i) {
     LayerAdapter& layer = layers.emplace_back();
-    for (const LinearSlot& slot : slots) {
+    for (const LinearSlot& slot : linear_slots(spec, i)) {
       layer.*slot.update = low_rank(slot_of(i, slot.name), slot.out, slot.in);
     }
   }
@@ -55,11 +54,10 @@ void check_fits(const Adapter& adapter, const Weights& weights) {
                     " and its base ", scalar_type(weights.dtype()), "; load it in the type of the base");
   TORCH_CHECK_VALUE(adapter.layers.size() == weights.layers.size(), "an adapter has ", adapter.layers.size(),
                     " layers and its base ", weights.layers.size(), "; load it for this base");
-  const std::vector<LinearSlot> slots = linear_slots(weights.spec());
   for (size_t i = 0; i < adapter.layers.size(); ++i) {
     const LayerAdapter& updates = adapter.layers[i];
     const LayerWeights& layer = weights.layers[i];
-    for (const LinearSlot& slot : slots) {
+    for (const LinearSlot& slot : linear_slots(weights.spec(), static_cast<int64_t>(i))) {
       const LowRank& update = updates.*slot.update;
       const ops::Matrix& matrix = (layer.*slot.weights).matrix;
       TORCH_CHECK_VALUE(!update.defined() || (update.a.size(1) == matrix.in && update.b.size(1) == matrix.out),

@@ -46,6 +46,8 @@ concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, 
   pass.add_attention(layer);      // stream += o(attended), normed and multiplied where the spec says so
   pass.gate(layer);               // activated = activation(gate(normed)) * up(normed)
   pass.add_feed_forward(layer);   // stream += down(activated), likewise
+  pass.route(layer);              // chooses the experts of each row by normed
+  pass.add_experts(layer);        // stream += the mixture of the experts of normed, likewise
 };
 
 inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& buffers) {
@@ -104,6 +106,11 @@ void attend(P& pass, int64_t layer) {
 // Reads the normed stream.
 template <BlockPass P>
 void feed_forward(P& pass, int64_t layer) {
+  if (pass.spec().layers[layer].experts) {
+    pass.route(layer);
+    pass.add_experts(layer);
+    return;
+  }
   pass.gate(layer);
   pass.add_feed_forward(layer);
 }

@@ -5,7 +5,7 @@
 
 namespace dlf {
 
-std::vector<LinearSlot> linear_slots(const ModelSpec& spec) {
+std::vector<LinearSlot> linear_slots(const ModelSpec& spec, int64_t layer) {
   const int64_t hidden = spec.hidden_size;
   const AttentionSpec& attention = spec.attention;
   const FeedForwardSpec& feed_forward = spec.feed_forward;
@@ -16,12 +16,23 @@ std::vector<LinearSlot> linear_slots(const ModelSpec& spec) {
                                    {"k", kv, hidden, attention.bias, &LayerWeights::k, &LayerAdapter::k},
                                    {"v", kv, hidden, attention.bias, &LayerWeights::v, &LayerAdapter::v},
                                    {"o", hidden, q, attention.output_bias, &LayerWeights::o, &LayerAdapter::o}};
+  if (spec.layers[layer].experts) {
+    return slots;
+  }
   if (feed_forward.gated) {
     slots.push_back({"gate", inner, hidden, feed_forward.bias, &LayerWeights::gate, &LayerAdapter::gate});
   }
   slots.push_back({"up", inner, hidden, feed_forward.bias, &LayerWeights::up, &LayerAdapter::up});
   slots.push_back({"down", hidden, inner, feed_forward.bias, &LayerWeights::down, &LayerAdapter::down});
   return slots;
+}
+
+std::vector<ExpertSlot> expert_slots(const ModelSpec& spec) {
+  const int64_t hidden = spec.hidden_size;
+  const int64_t inner = spec.experts.size;
+  return {{"gate", inner, hidden, &ExpertWeights::gate},
+          {"up", inner, hidden, &ExpertWeights::up},
+          {"down", hidden, inner, &ExpertWeights::down}};
 }
 
 std::vector<NormSlot> norm_slots(const ModelSpec& spec) {
@@ -47,6 +58,10 @@ std::vector<NormSlot> norm_slots(const ModelSpec& spec) {
 
 std::string slot_of(int64_t layer, const char* name) { return std::to_string(layer) + "." + name; }
 
+std::string slot_of(int64_t layer, int64_t expert, const char* name) {
+  return slot_of(layer, "experts.") + std::to_string(expert) + "." + name;
+}
+
 std::vector<TensorSlot> tensor_slots(const ModelSpec& spec) {
   std::vector<TensorSlot> slots = {{"embedding", {spec.vocab_size, spec.hidden_size}}};
   if (spec.learned_positions > 0) {
@@ -58,15 +73,22 @@ std::vector<TensorSlot> tensor_slots(const ModelSpec& spec) {
       slots.push_back({name + ".bias", {size}});
     }
   };
-  const std::vector<LinearSlot> linears = linear_slots(spec);
   for (int64_t layer = 0; layer < spec.layer_count(); ++layer) {
     for (const NormSlot& norm : norm_slots(spec)) {
       add_norm(slot_of(layer, norm.name), norm.size, norm.bias);
     }
-    for (const LinearSlot& linear : linears) {
+    for (const LinearSlot& linear : linear_slots(spec, layer)) {
       slots.push_back({slot_of(layer, linear.name), {linear.out, linear.in}});
       if (linear.bias) {
         slots.push_back({slot_of(layer, linear.name) + ".bias", {linear.out}});
+      }
+    }
+    if (spec.layers[layer].experts) {
+      slots.push_back({slot_of(layer, "router"), {spec.experts.count, spec.hidden_size}});
+      for (int64_t expert = 0; expert < spec.experts.count; ++expert) {
+        for (const ExpertSlot& linear : expert_slots(spec)) {
+          slots.push_back({slot_of(layer, expert, linear.name), {linear.out, linear.in}});
+        }
       }
     }
   }

@@ -10,6 +10,7 @@
 
 namespace dlf {
 
+struct ExpertWeights;
 struct LayerAdapter;
 struct LayerWeights;
 struct LinearWeights;
@@ -34,16 +35,27 @@ struct NormSlot {
   NormWeights LayerWeights::* weights;
 };
 
-// Slots of each layer.
-std::vector<LinearSlot> linear_slots(const ModelSpec& spec);
+// A linear layer of an expert.
+struct ExpertSlot {
+  const char* name;
+  int64_t out;
+  int64_t in;
+  LinearWeights ExpertWeights::* weights;
+};
+
+// Slots of a layer, of all layers, and of every expert.
+std::vector<LinearSlot> linear_slots(const ModelSpec& spec, int64_t layer);
+std::vector<ExpertSlot> expert_slots(const ModelSpec& spec);
 std::vector<NormSlot> norm_slots(const ModelSpec& spec);
 
 // Name of a layer's slot, such as "3.q".
 std::string slot_of(int64_t layer, const char* name);
+// The same of an expert's slot, such as "3.experts.7.gate".
+std::string slot_of(int64_t layer, int64_t expert, const char* name);
 
 // A tensor that a checkpoint must have.
 struct TensorSlot {
-  std::string name;  // "embedding", "positions", "3.q", "3.q.bias", "norm", ...
+  std::string name;  // "embedding", "positions", "3.q", "3.q.bias", "3.router", "3.experts.7.up", "norm", ...
   std::vector<int64_t> shape;
 };
 

@@ -2,6 +2,10 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
+
+#include "ops/router.h"
+
 namespace dlf {
 namespace {
 
@@ -48,12 +52,27 @@ void check(const ModelSpec& spec) {
     TORCH_CHECK_VALUE(rope.query_beta == 0 || rope.query_positions > 0, "query_positions is ", rope.query_positions,
                       "; it must be above 0");
   }
+  const ExpertsSpec& experts = spec.experts;
+  TORCH_CHECK_VALUE(experts.count >= 0 && experts.count <= ops::kMostExperts, "the number of experts is ",
+                    experts.count, "; it can be at most ", ops::kMostExperts);
+  TORCH_CHECK_VALUE(experts.count == 0 || (experts.chosen > 0 && experts.chosen <= experts.count && experts.size > 0),
+                    "experts have the size ", experts.size, ", and a token gets ", experts.chosen, " of ",
+                    experts.count, "; it gets from 1 to all, of a size above 0");
+  TORCH_CHECK_VALUE(
+      experts.count == 0 || (spec.feed_forward.gated && spec.feed_forward.activation == ops::Activation::silu),
+      "experts without gates, or with an activation other than silu, are not supported");
   for (const LayerSpec& layer : spec.layers) {
+    TORCH_CHECK_VALUE(!layer.experts || experts.count > 0, "a layer has experts, and their number is 0");
     TORCH_CHECK_VALUE(layer.rope >= 0 && layer.rope < static_cast<int64_t>(spec.ropes.size()), "a layer has rope ",
                       layer.rope, "; number of ropes: ", spec.ropes.size());
     TORCH_CHECK_VALUE(layer.window >= 0, "a layer has the window ", layer.window, "; it must be 0 or more");
   }
   refuse_unfinished(spec);
+}
+
+int64_t ModelSpec::dense_size() const {
+  const bool dense = std::any_of(layers.begin(), layers.end(), [](const LayerSpec& layer) { return !layer.experts; });
+  return dense ? feed_forward.size : 0;
 }
 
 }  // namespace dlf

@@ -45,6 +45,15 @@ struct FeedForwardSpec {
   bool bias = false;  // of gate, up and down
 };
 
+// A mixture of experts in place of one feed-forward: a router chooses some of them for each token. They have the gates
+// and the activation of FeedForwardSpec, and no biases.
+struct ExpertsSpec {
+  int64_t count = 0;       // 0: no layer has experts
+  int64_t chosen = 0;      // for each token
+  int64_t size = 0;        // outputs of gate and up of each expert
+  bool normalise = false;  // the weights of the chosen experts add up to 1
+};
+
 // How positions change queries and keys.
 struct RopeSpec {
   std::vector<float> inv_freq;            // after any scaling; where fewer than head_dim / 2, the rest of a head stays
@@ -63,6 +72,7 @@ struct RopeSpec {
 struct LayerSpec {
   int64_t window = 0;  // positions that a token sees, itself included; 0: all
   int64_t rope = 0;    // index in ModelSpec::ropes
+  bool experts = false;
 };
 
 struct ModelSpec {
@@ -72,7 +82,8 @@ struct ModelSpec {
   double embedding_multiplier = 1;  // rounded to the type of the weights, as Gemma does
   NormSpec norm;
   AttentionSpec attention;
-  FeedForwardSpec feed_forward;
+  FeedForwardSpec feed_forward;  // of layers without experts
+  ExpertsSpec experts;
   bool parallel = false;           // attention and feed-forward read the same stream
   double residual_multiplier = 1;  // of what they add to it
   double logit_multiplier = 1;
@@ -81,6 +92,8 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
+  // Outputs of gate and up in the layers without experts; 0 if all layers have them.
+  int64_t dense_size() const;
 };
 
 // Throws a ValueError that names the first size that is out of range or does not fit the others.

@@ -40,14 +40,24 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
   if (spec_.learned_positions > 0) {
     positions = take(tensors, "positions", {spec_.learned_positions, spec_.hidden_size});
   }
-  const std::vector<LinearSlot> linears = linear_slots(spec_);
   for (int64_t i = 0; i < spec_.layer_count(); ++i) {
     LayerWeights& layer = layers.emplace_back();
     for (const NormSlot& slot : norm_slots(spec_)) {
       layer.*slot.weights = norm_of(tensors, slot_of(i, slot.name), slot.size, slot.bias);
     }
-    for (const LinearSlot& slot : linears) {
+    for (const LinearSlot& slot : linear_slots(spec_, i)) {
       layer.*slot.weights = linear(tensors, slot_of(i, slot.name), slot.out, slot.in, slot.bias);
+    }
+    if (spec_.layers[i].experts) {
+      layer.router = linear(tensors, slot_of(i, "router"), spec_.experts.count, spec_.hidden_size, /*bias=*/false);
+      TORCH_CHECK_VALUE(!ops::is_quantized(layer.router.matrix.type), "the router of layer ", i, " is quantized");
+    }
+    for (int64_t e = 0; spec_.layers[i].experts && e < spec_.experts.count; ++e) {
+      ExpertWeights& expert = layer.experts.emplace_back();
+      for (const ExpertSlot& slot : expert_slots(spec_)) {
+        expert.*slot.weights = linear(tensors, slot_of(i, e, slot.name), slot.out, slot.in, /*bias=*/false);
+      }
+      layer.expert_matrices.push_back({expert.gate.matrix, expert.up.matrix, expert.down.matrix});
     }
   }
   norm = norm_of(tensors, "norm", spec_.hidden_size, spec_.norm.bias);
@@ -60,10 +70,18 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
             {},
             {embedding.const_data_ptr(), nullptr, spec_.vocab_size, spec_.hidden_size, float_type(dtype_), 0}};
   }
-  for (const LayerWeights& layer : layers) {
-    for (const LinearSlot& slot : linears) {
-      TORCH_CHECK_VALUE((layer.*slot.weights).matrix.type == type(),
-                        "the linear layers are stored in different types; load all with one");
+  const auto check_type = [&](const LinearWeights& linear) {
+    TORCH_CHECK_VALUE(linear.matrix.type == type(),
+                      "the linear layers are stored in different types; load all with one");
+  };
+  for (int64_t i = 0; i < spec_.layer_count(); ++i) {
+    for (const LinearSlot& slot : linear_slots(spec_, i)) {
+      check_type(layers[i].*slot.weights);
+    }
+    for (const ExpertWeights& expert : layers[i].experts) {
+      for (const ExpertSlot& slot : expert_slots(spec_)) {
+        check_type(expert.*slot.weights);
+      }
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "model/spec.h"
+#include "ops/experts.h"
 #include "ops/matrix.h"
 #include "support/dtype.h"
 
@@ -30,13 +31,20 @@ struct NormWeights {
   bool defined() const { return weight.defined(); }
 };
 
+struct ExpertWeights {
+  LinearWeights gate, up, down;
+};
+
 struct LayerWeights {
   NormWeights attention_norm;
   LinearWeights q, k, v, o;
   NormWeights q_norm, k_norm;
   NormWeights attention_post_norm;  // of the output of attention
   NormWeights feed_forward_norm;
-  LinearWeights gate, up, down;
+  LinearWeights gate, up, down;        // in layers without experts
+  LinearWeights router;                // of floats
+  std::vector<ExpertWeights> experts;  // of one type
+  std::vector<ops::Expert> expert_matrices;
   NormWeights feed_forward_post_norm;
 };
 

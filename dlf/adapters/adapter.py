@@ -76,10 +76,10 @@ class AdapterFile:
         CheckpointError
             If the file is damaged, or a tensor fits no layer of this base, is missing or misshapen.
         """
-        linears = config.linear_modules()
+        linears, mixed = config.linear_modules(), config.expert_modules()
         found: dict[str, dict[str, torch.Tensor]] = {}
         with TensorFile(self.path, os.path.getsize(self.path)) as file:
-            places = {key: self._place(key, linears) for key in file.layout}
+            places = {key: self._place(key, linears, mixed) for key in file.layout}
             ranks = self._config.ranks({layer for layer, _ in places.values()})
             for key, (layer, part) in places.items():
                 out, columns = linears[layer].shape
@@ -117,8 +117,13 @@ class AdapterFile:
                 "dlf.Lora(..., merge=True)"
             )
 
-    def _place(self, key: str, linears: Collection[str]) -> tuple[str, str]:
+    def _place(self, key: str, linears: Collection[str], mixed: Collection[str]) -> tuple[str, str]:
         match = PART.fullmatch(key.removeprefix(PREFIX))
+        if match and match[1] in mixed:
+            raise CheckpointError(
+                f"{self.path}: tensor {key!r:.120} adapts experts or their router, which dlf does not run; adapt "
+                "attention alone, or merge the adapter into its base (PEFT: merge_and_unload) and give the result"
+            )
         if not match or not key.startswith(PREFIX) or match[1] not in linears:
             raise CheckpointError(
                 f"{self.path}: tensor {key!r:.120} belongs to no linear layer of attention or MLP of this base; "

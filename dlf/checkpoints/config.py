@@ -8,6 +8,7 @@ version 5 (``rope_parameters``, ``dtype``) are read.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,14 @@ class ModelConfig:
         return self.spec.vocab_size
 
     @property
+    def active_parameters(self) -> int:
+        """Parameters that one token takes part in: of experts, those that it is routed to."""
+        experts = self.spec.experts
+        mixed = sum(math.prod(part.shape) for slot, part in self.parts.items() if ".experts." in slot)
+        idle = mixed // experts.count * (experts.count - experts.chosen) if experts.count else 0
+        return sum(math.prod(shape) for shape in self.tensors().values()) - idle
+
+    @property
     def short_context(self) -> int | None:
         """Positions beyond which a context has other rotary frequencies; None if it never has."""
         return min((rope.short_context for rope in self.spec.ropes if rope.long_inv_freq), default=None)
@@ -84,12 +93,17 @@ class ModelConfig:
         return {part.tensor: part.stored for part in self.parts.values()}
 
     def linear_modules(self) -> dict[str, LinearModule]:
-        """Return the linear layers of attention and feed-forward, by the names of their modules."""
+        """Return the linear layers of attention and feed-forward, by the names of their modules; without experts."""
         found: dict[str, LinearModule] = {}
+        mixed = self.expert_modules()
         for slot, part in self.parts.items():
-            if "." in slot and len(part.shape) == 2:
+            if "." in slot and len(part.shape) == 2 and part.module not in mixed:
                 found.setdefault(part.module, LinearModule()).parts[slot] = part
         return found
+
+    def expert_modules(self) -> set[str]:
+        """Return the modules of experts and their routers."""
+        return {part.module for slot, part in self.parts.items() if ".experts." in slot or slot.endswith(".router")}
 
     def by_slot(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Parts of this checkpoint, and any scales, by the slots that they fill; parts of stored tensors are taken."""

@@ -18,7 +18,7 @@ from dlf.checkpoints.weight_cache import CachedWeights, cache_folder
 
 __all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
 
-TABLES = ("embedding", "positions")  # slots of which a token reads one row
+FLOATS = ("embedding", "positions", "router")  # slots of matrices that are small, or of which a token reads one row
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -26,7 +26,7 @@ def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     shapes = {
         part.name: (part.shape[0], part.shape[1])
         for slot, part in config.parts.items()
-        if len(part.shape) == 2 and slot not in TABLES and part.name != config.embedding
+        if len(part.shape) == 2 and not slot.endswith(FLOATS) and part.name != config.embedding
     }
     return shapes | {config.head: (config.spec.vocab_size, config.spec.hidden_size)}
 

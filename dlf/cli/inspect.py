@@ -62,11 +62,15 @@ def describe(model: str) -> dict[str, Any]:
         "path": str(source.path),
         "architecture": c.family.architecture,
         "parameters": sum(math.prod(shape) for shape in c.tensors().values()),
+        "active_parameters": c.active_parameters,
         "dtypes": dtypes or [c.dtype or "unknown"],
         "quantized": [f"{count} x {kind}" for kind, count in sorted(kinds.items())] or None,
         "layers": len(spec.layers),
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.feed_forward.size,
+        "experts": f"{spec.experts.chosen} of {spec.experts.count}, each of {spec.experts.size}"
+        if spec.experts.count
+        else None,
         "attention_heads": spec.attention.heads,
         "key_value_heads": spec.attention.kv_heads,
         "head_dim": spec.attention.head_dim,

@@ -12,9 +12,10 @@ from dlf.families.parts import Stored, parts, stored
 from dlf.families.rope import MAX_POSITIONS, read_rotary
 from dlf.support.fields import MAX_VOCAB_SIZE, Fields
 
-__all__ = ["COMMON_DEFAULTS", "MAX_WINDOW", "MODULES", "Family", "decoder", "layer_count"]
+__all__ = ["COMMON_DEFAULTS", "MAX_WINDOW", "MODULES", "Family", "decoder", "layer_count", "read_experts"]
 
 MAX_WINDOW = 1 << 28
+MAX_EXPERTS = 1024  # as in cpp/ops/router.h
 
 # Values that transformers assumes in most families for keys that config.json leaves out.
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -42,6 +43,10 @@ MODULES = stored(
     gate="model.layers.{layer}.mlp.gate_proj",
     up="model.layers.{layer}.mlp.up_proj",
     down="model.layers.{layer}.mlp.down_proj",
+    router="model.layers.{layer}.mlp.gate",
+    expert_gate="model.layers.{layer}.mlp.experts.{expert}.gate_proj",
+    expert_up="model.layers.{layer}.mlp.experts.{expert}.up_proj",
+    expert_down="model.layers.{layer}.mlp.experts.{expert}.down_proj",
     norm="model.norm",
     head="lm_head",
 )
@@ -101,6 +106,13 @@ def layer_count(fields: Fields) -> int:
     return fields.integer("num_hidden_layers", 1, 1024)
 
 
+def read_experts(fields: Fields, count: str, size: str, normalise: bool) -> _C.ExpertsSpec:
+    """Read the number of experts and their size from the keys `count` and `size`, and how many a token gets."""
+    experts = fields.integer(count, 1, MAX_EXPERTS)
+    chosen = fields.integer("num_experts_per_tok", 1, experts)
+    return _C.ExpertsSpec(count=experts, chosen=chosen, size=fields.integer(size, 1, 1 << 20), normalise=normalise)
+
+
 def decoder(
     fields: Fields,
     layers: Sequence[_C.LayerSpec] | None = None,
@@ -108,6 +120,7 @@ def decoder(
     bias: bool = False,
     output_bias: bool = False,
     feed_forward_bias: bool = False,
+    experts: _C.ExpertsSpec | None = None,
 ) -> _C.ModelSpec:
     """Read what families like Llama share: pre-norm layers, grouped queries, rotary positions, SwiGLU.
 
@@ -121,6 +134,8 @@ def decoder(
         Whether queries and keys are normed: ``"none"``, ``"head"`` by head or ``"whole"``.
     bias, output_bias, feed_forward_bias
         Whether the projections to q, k and v, that of attention's output, and those of the feed-forward have a bias.
+    experts
+        Experts of the layers that have some; without `layers`, of all of them.
     """
     if fields.raw("hidden_act") != "silu":
         raise fields.error("hidden_act", "'silu', the only activation dlf has")
@@ -131,6 +146,7 @@ def decoder(
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads = {heads}")
     head_dim = _head_dim(fields, hidden_size, heads)
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
+    every = _C.LayerSpec(experts=experts is not None)
     return _C.ModelSpec(
         vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB_SIZE),
         hidden_size=hidden_size,
@@ -140,7 +156,8 @@ def decoder(
         ),
         feed_forward=_C.FeedForwardSpec(size=fields.integer("intermediate_size", 1, 1 << 20), bias=feed_forward_bias),
         ropes=[read_rotary(fields, head_dim, max_positions).rope],
-        layers=list(layers) if layers is not None else [_C.LayerSpec()] * layer_count(fields),
+        layers=list(layers) if layers is not None else [every] * layer_count(fields),
+        experts=experts,
     )
 
 

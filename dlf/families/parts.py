@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,6 +12,9 @@ from dlf import _C
 
 __all__ = ["LinearModule", "Part", "Stored", "fused", "parts", "stored"]
 
+# "norm", "3.q.bias", "3.experts.7.gate": what comes before the name, layer, expert, name, and the end.
+SLOT = re.compile(r"((?:(\d+)\.)?(?:experts\.(\d+)\.)?)(\w+)((?:\.bias)?)")
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -19,7 +23,7 @@ class Stored:
     Attributes
     ----------
     module
-        Its name, in which ``{layer}`` is the layer's number.
+        Its name, in which ``{layer}`` is the layer's number and ``{expert}`` the expert's.
     slots
         All slots that it holds, in the order of their rows; empty if it holds one.
     interleaved
@@ -115,12 +119,14 @@ def parts(modules: Mapping[str, Stored], spec: _C.ModelSpec) -> dict[str, Part]:
 
 
 def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], slot: str, heads: int) -> Part:
-    layer, name, end = _split(slot)
-    one, shape = modules[name], shapes[slot]
-    module = one.module.format(layer=layer.removesuffix("."))
+    match = SLOT.fullmatch(slot)
+    assert match
+    beginning, layer, expert, name, end = match.groups()
+    one, shape = modules[name if expert is None else f"expert_{name}"], shapes[slot]
+    module = one.module.format(layer=layer, expert=expert)
     tensor = f"{module}{end or '.weight'}"
     transposed = one.transposed and len(shape) == 2
-    rows = {other: shapes[f"{layer}{other}{end}"][0] for other in one.slots or (name,)}
+    rows = {other: shapes[f"{beginning}{other}{end}"][0] for other in one.slots or (name,)}
     whole = (sum(rows.values()), *shape[1:])
     before = list(rows)[: list(rows).index(name)]
     groups = heads if one.interleaved else 1
@@ -134,11 +140,3 @@ def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], 
         groups=groups,
         transposed=transposed,
     )
-
-
-def _split(slot: str) -> tuple[str, str, str]:
-    """Split ``"3.q.bias"`` into ``"3."``, ``"q"`` and ``".bias"``; layer and end may be empty."""
-    name = slot.removesuffix(".bias")
-    end = slot[len(name) :]
-    layer, dot, name = name.rpartition(".")
-    return layer + dot, name, end

@@ -216,6 +216,7 @@ def _shape(config: ModelConfig) -> dict[str, object]:
         "head_dim": spec.attention.head_dim,
         "attention_bias": (spec.attention.bias, spec.attention.output_bias),
         "mlp_bias": spec.feed_forward.bias,
+        "experts": (spec.experts.count, spec.experts.size, [layer.experts for layer in spec.layers]),
     }
 
 
@@ -232,6 +233,7 @@ def _check_same_shapes(base: Source, expert: Source) -> None:
         ("rms_norm_eps", a.spec.norm.epsilon == b.spec.norm.epsilon),
         ("rotary embedding", _ropes(a) == _ropes(b)),
         ("sliding_window", _windows(a) == _windows(b)),
+        ("routing", _routing(a) == _routing(b)),
     ):
         if not same:
             warnings.warn(
@@ -247,6 +249,10 @@ def _ropes(config: ModelConfig) -> list[object]:
 
 def _windows(config: ModelConfig) -> list[int]:
     return [layer.window for layer in config.spec.layers]
+
+
+def _routing(config: ModelConfig) -> tuple[int, bool]:
+    return config.spec.experts.chosen, config.spec.experts.normalise
 
 
 def _tokenizer(source: Source) -> Tokenizer | None:

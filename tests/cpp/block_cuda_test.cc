@@ -101,6 +101,18 @@ void backends_agree_on_every_field() {
     spec.ropes[0].short_context = kContext - 1;
   });
   changes([](ModelSpec& spec) { spec.layers[1].window = 4; });
+  for (const bool normalise : {false, true}) {
+    changes([&](ModelSpec& spec) {
+      spec.experts = {5, 2, 28, normalise};
+      spec.layers[1].experts = true;
+    });
+  }
+  changes([](ModelSpec& spec) {
+    spec.experts = {4, 3, 36, true};
+    for (LayerSpec& layer : spec.layers) {
+      layer.experts = true;
+    }
+  });
   changes([](ModelSpec& spec) {
     spec.ropes.push_back({{0.0F, 0.0F, 0.0F}});
     spec.layers[1].rope = 1;

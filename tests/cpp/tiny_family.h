@@ -99,7 +99,7 @@ inline std::shared_ptr<const Adapter> tiny_adapter(uint32_t seed, int64_t rank, 
   };
   const std::shared_ptr<const Weights> base = tiny_model(1);
   for (int layer = all ? 0 : 1; layer < 2; ++layer) {
-    for (const LinearSlot& slot : linear_slots(base->spec())) {
+    for (const LinearSlot& slot : linear_slots(base->spec(), layer)) {
       const std::string_view name = slot.name;
       if (all || name == "q" || name == "v" || name == "down") {
         add(slot_of(layer, slot.name), slot.out, slot.in);

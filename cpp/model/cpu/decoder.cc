@@ -1,6 +1,7 @@
 #include "model/cpu/decoder.h"
 
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
@@ -17,8 +18,11 @@ constexpr int64_t kMostAdapted = 3;  // products of one input: q, k and v
 
 // The widest input of a linear layer.
 int64_t most_in(const ModelSpec& spec) {
-  return std::max({spec.hidden_size, spec.attention.q_size(), spec.feed_forward.size});
+  return std::max({spec.hidden_size, spec.attention.q_size(), spec.dense_size(), spec.experts.size});
 }
+
+// Most rows of such an input: those of experts are pairs.
+int64_t most_inputs(const ModelSpec& spec, int64_t rows) { return rows * std::max(int64_t{1}, spec.experts.chosen); }
 
 }  // namespace
 
@@ -28,7 +32,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
       cache_(weights_->spec(), weights_->dtype(), slots, max_context),
       decode_rows_(rows > 0 ? rows : slots),
       team_(team),
-      input_(most_rows(decode_rows_), most_in(weights_->spec())),
+      input_(most_inputs(weights_->spec(), most_rows(decode_rows_)), most_in(weights_->spec())),
       adapters_(std::move(adapters)) {
   const ModelSpec& spec = weights_->spec();
   TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
@@ -44,8 +48,12 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   k_ = at::empty({rows, spec.attention.kv_size()}, at::kFloat);
   v_ = at::empty({rows, spec.attention.kv_size()}, at::kFloat);
   attended_ = at::empty({rows, spec.attention.q_size()}, at::kFloat);
-  gate_ = at::empty({rows, spec.feed_forward.size}, at::kFloat);
-  up_ = at::empty({rows, spec.feed_forward.size}, at::kFloat);
+  gate_ = at::empty({rows, spec.dense_size()}, at::kFloat);
+  up_ = at::empty({rows, spec.dense_size()}, at::kFloat);
+  if (spec.experts.count > 0) {
+    experts_ = ExpertBuffers(spec, rows, spec.experts.count, at::kFloat);
+    expert_up_ = at::empty_like(experts_.gated);
+  }
   for (std::vector<int32_t>* of_rows : {&tokens_, &positions_, &slots_}) {
     of_rows->reserve(rows);
   }

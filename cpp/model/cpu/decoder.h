@@ -5,6 +5,7 @@
 
 #include "model/adapter.h"
 #include "model/cpu/kv_cache.h"
+#include "model/expert_buffers.h"
 #include "model/rope_table.h"
 #include "model/weights.h"
 #include "ops/cpu/linear_input.h"
@@ -60,6 +61,8 @@ class Decoder {
   ThreadTeam& team_;
   std::vector<RopeTable> ropes_;
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass
+  ExpertBuffers experts_;
+  at::Tensor expert_up_;  // [pairs, size]
   ops::LinearInput input_;
   std::vector<int32_t> tokens_, positions_, slots_;  // of the pass's rows
 

@@ -1,12 +1,15 @@
 #include "model/cpu/pass.h"
 
 #include <array>
+#include <limits>
 
 #include "ops/cpu/activation.h"
 #include "ops/cpu/attention.h"
 #include "ops/cpu/embedding.h"
+#include "ops/cpu/experts.h"
 #include "ops/cpu/norm.h"
 #include "ops/cpu/rope.h"
+#include "ops/cpu/router.h"
 
 namespace dlf {
 namespace {
@@ -83,6 +86,27 @@ void Decoder::Pass::gate(int64_t index) {
 
 void Decoder::Pass::add_feed_forward(int64_t index) {
   add(index, &LayerWeights::down, &LayerAdapter::down, data(d_.gate_));
+}
+
+void Decoder::Pass::route(int64_t index) {
+  const ExpertsSpec& experts = spec().experts;
+  const LinearWeights& router = layer(index).router;
+  const std::array products = {product(router, data(d_.experts_.logits))};
+  multiply(input_of(router, data(d_.normed_)), products);
+  ops::router({data(d_.experts_.logits), nullptr, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
+               static_cast<int>(experts.chosen), std::numeric_limits<int>::max(), experts.normalise},
+              d_.team_);
+}
+
+void Decoder::Pass::add_experts(int64_t index) {
+  ops::experts({{layer(index).expert_matrices.data(), d_.experts_.routes(), data(d_.normed_), data(d_.experts_.gated),
+                 data(d_.experts_.products), data(d_.hidden_), rows_, static_cast<int>(spec().experts.chosen),
+                 static_cast<int>(spec().hidden_size), static_cast<int>(spec().experts.size), DType::float32},
+                data(d_.expert_up_),
+                &d_.input_,
+                is_prompt_,
+                /*accumulate=*/true},
+               d_.team_);
 }
 
 ops::LinearArgs Decoder::Pass::product(const LinearWeights& linear, float* y, bool accumulate) const {

@@ -28,6 +28,8 @@ class Decoder::Pass {
   void add_attention(int64_t index);
   void gate(int64_t index);
   void add_feed_forward(int64_t index);
+  void route(int64_t index);
+  void add_experts(int64_t index);
 
  private:
   // A product that adapters may add to.

@@ -9,6 +9,7 @@
 
 #include "model/block.h"
 #include "model/cuda/pass.h"
+#include "ops/cuda/experts.h"
 #include "support/scalar_type.h"
 
 namespace dlf::cuda {
@@ -28,12 +29,21 @@ int64_t rows_with_logits(const DecoderShape& shape) { return std::max(shape.rows
 int64_t qkv_size(const AttentionSpec& attention) {
   return padded_outputs(attention.q_size()) + 2 * padded_outputs(attention.kv_size());
 }
-int64_t gate_up_size(const FeedForwardSpec& feed_forward) { return 2 * padded_outputs(feed_forward.size); }
+int64_t gate_up_size(const ModelSpec& spec) { return 2 * padded_outputs(spec.dense_size()); }
+
+// Most runs of pairs that a router makes of up to so many rows.
+int64_t most_runs(const ModelSpec& spec, int64_t rows) {
+  int64_t runs = 0;
+  for (const int64_t some : {std::min<int64_t>(rows, kExpertStepRows), rows}) {
+    runs = std::max(
+        runs, ops::most_runs(some, spec.experts.count, spec.experts.chosen, expert_run_pairs(static_cast<int>(some))));
+  }
+  return runs;
+}
 
 // Weights of the largest matrix that may have to be dequantized.
 int64_t largest_matrix(const ModelSpec& spec) {
-  const int64_t outputs =
-      std::max({qkv_size(spec.attention), gate_up_size(spec.feed_forward), spec.feed_forward.size, spec.vocab_size});
+  const int64_t outputs = std::max({qkv_size(spec.attention), gate_up_size(spec), spec.dense_size(), spec.vocab_size});
   return outputs * spec.hidden_size;
 }
 
@@ -49,7 +59,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
       adapters_(adapters, lane_adapter, queue.device()),
       k_offset_(padded_outputs(spec_.attention.q_size())),
       v_offset_(k_offset_ + padded_outputs(spec_.attention.kv_size())),
-      up_offset_(padded_outputs(spec_.feed_forward.size)),
+      up_offset_(padded_outputs(spec_.dense_size())),
       device_(devices().at(queue.device())) {
   TORCH_CHECK_VALUE(spec_.attention.head_dim <= kMaxHeadDim, "head_dim is ", spec_.attention.head_dim,
                     "; on CUDA it can be at most ", kMaxHeadDim);
@@ -70,8 +80,11 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   qkv_ = at::zeros({rows, qkv_size(spec_.attention)}, halves);
   attended_ = at::zeros({rows, spec_.attention.q_size()}, halves);
   branch_ = at::zeros({rows, spec_.hidden_size}, halves);
-  gate_up_ = at::zeros({rows, gate_up_size(spec_.feed_forward)}, halves);
-  activated_ = at::zeros({rows, spec_.feed_forward.size}, halves);
+  gate_up_ = at::zeros({rows, gate_up_size(spec_)}, halves);
+  activated_ = at::zeros({rows, spec_.dense_size()}, halves);
+  if (spec_.experts.count > 0) {
+    experts_ = ExpertBuffers(spec_, rows, most_runs(spec_, rows), halves);
+  }
   logits_ = at::zeros({rows_with_logits(shape), spec_.vocab_size}, floats);
   if (ops::is_quantized(weights.type())) {
     dequantized_ = at::empty({largest_matrix(spec_)}, halves);
@@ -98,16 +111,17 @@ void Decoder::ready_libraries() {
 DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
   const ModelSpec& spec = model.spec;
   const AttentionSpec& attention = spec.attention;
-  const FeedForwardSpec& feed_forward = spec.feed_forward;
   const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(model.dtype)));
-  const int64_t row =
-      spec.hidden_size * (4 + 2 * element) +
-      (qkv_size(attention) + attention.q_size() + gate_up_size(feed_forward) + feed_forward.size) * element;
+  const int64_t row = spec.hidden_size * (4 + 2 * element) +
+                      (qkv_size(attention) + attention.q_size() + gate_up_size(spec) + spec.dense_size()) * element;
   const int64_t ropes = static_cast<int64_t>(spec.ropes.size()) * shape.max_context * attention.head_dim * 4;
   DecoderBytes bytes = {};
   bytes.weights = model.weights;
   bytes.kv_cache = 2 * spec.layer_count() * shape.slots() * attention.kv_size() * shape.max_context * element;
   bytes.activations = most_rows(shape) * row + ropes + (shape.max_tokens + shape.rows()) * 4;
+  if (spec.experts.count > 0) {
+    bytes.activations += ExpertBuffers::bytes(spec, most_rows(shape), most_runs(spec, most_rows(shape)), element);
+  }
   bytes.logits = rows_with_logits(shape) * spec.vocab_size * 4;
   bytes.workspace = kLibraryBytes + (model.quantized ? largest_matrix(spec) * element : 0);
   if (model.dtype == DType::float32) {  // masked attention holds the scores of a chunk before and after the softmax

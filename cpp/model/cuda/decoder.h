@@ -8,6 +8,7 @@
 
 #include "model/cuda/adapters.h"
 #include "model/cuda/weights.h"
+#include "model/expert_buffers.h"
 #include "model/model_size.h"
 #include "model/rope_table.h"
 #include "model/spec.h"
@@ -109,6 +110,7 @@ class Decoder {
   at::Tensor tokens_, positions_;
   at::Tensor hidden_;  // float32 [most rows, hidden]
   at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
+  ExpertBuffers experts_;
   at::Tensor dequantized_;  // the largest matrix, if weights are quantized
   at::Tensor logits_;       // float32 [rows, with those of the spare sequence; vocab]
 };

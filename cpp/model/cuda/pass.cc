@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <tuple>
 #include <vector>
 
 #include "model/cuda/prompt_attention.h"
@@ -11,9 +10,11 @@
 #include "ops/cuda/attention.h"
 #include "ops/cuda/bias.h"
 #include "ops/cuda/embedding.h"
+#include "ops/cuda/experts.h"
 #include "ops/cuda/lora.h"
 #include "ops/cuda/norm.h"
 #include "ops/cuda/rope.h"
+#include "ops/cuda/router.h"
 
 namespace dlf::cuda {
 namespace {
@@ -140,6 +141,37 @@ void Decoder::Pass::add_feed_forward(int64_t index) {
   branched_ = true;
 }
 
+void Decoder::Pass::route(int64_t index) {
+  const ExpertsSpec& experts = spec().experts;
+  multiply(layer(index).router, d_.normed_, d_.experts_.logits);
+  cuda::router(
+      {data(d_.experts_.logits), places_.position, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
+       static_cast<int>(experts.chosen), expert_run_pairs(rows_), experts.normalise},
+      d_.queue_.stream());
+}
+
+void Decoder::Pass::add_experts(int64_t index) {
+  const ExpertsSpec& experts = spec().experts;
+  const DeviceExperts& weights = layer(index).experts;
+  ExpertsArgs args = {};
+  args.experts = static_cast<const ops::Expert*>(weights.table.const_data_ptr());
+  args.like = weights.like;
+  args.routes = d_.experts_.routes();
+  args.x = d_.normed_.const_data_ptr();
+  args.gated = d_.experts_.gated.mutable_data_ptr();
+  args.products = d_.experts_.products.mutable_data_ptr<float>();
+  args.y = d_.branch_.mutable_data_ptr();
+  args.rows = rows_;
+  args.chosen = static_cast<int>(experts.chosen);
+  args.hidden = static_cast<int>(spec().hidden_size);
+  args.inner = static_cast<int>(experts.size);
+  args.dtype = d_.dtype_;
+  args.position = places_.position;
+  args.most_runs = static_cast<int>(ops::most_runs(rows_, experts.count, experts.chosen, expert_run_pairs(rows_)));
+  cuda::experts(args, d_.queue_.stream());
+  branched_ = true;
+}
+
 // Adds the updates of the lanes' adapters to the products of one input.
 void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
   const int lane = is_prompt() ? prompt_row_ % d_.shape_.lanes : -1;
@@ -212,12 +244,24 @@ void Decoder::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at
 }
 
 void Decoder::Pass::multiply_once(int rows) {
-  const DeviceLayer& first = layer(0);
-  for (const auto& [linear, x, y] :
-       {std::tuple(&first.qkv, &d_.normed_, &d_.qkv_), std::tuple(&first.o, &d_.attended_, &d_.branch_),
-        std::tuple(&first.gate_up, &d_.normed_, &d_.gate_up_), std::tuple(&first.down, &d_.activated_, &d_.branch_)}) {
-    at::Tensor out = y->narrow(0, 0, rows).narrow(1, 0, linear->matrix.out);
-    matmul(x->narrow(0, 0, rows), library_weight(*linear), out);
+  const auto multiply = [&](const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) {
+    at::Tensor out = y.narrow(0, 0, rows).narrow(1, 0, linear.matrix.out);
+    matmul(x.narrow(0, 0, rows), library_weight(linear), out);
+  };
+  const auto first = [&](bool experts) {
+    const auto& layers = spec().layers;
+    const auto found =
+        std::find_if(layers.begin(), layers.end(), [&](const auto& one) { return one.experts == experts; });
+    return found == layers.end() ? nullptr : &layer(found - layers.begin());
+  };
+  multiply(layer(0).qkv, d_.normed_, d_.qkv_);
+  multiply(layer(0).o, d_.attended_, d_.branch_);
+  if (const DeviceLayer* dense = first(/*experts=*/false)) {
+    multiply(dense->gate_up, d_.normed_, d_.gate_up_);
+    multiply(dense->down, d_.activated_, d_.branch_);
+  }
+  if (const DeviceLayer* mixed = first(/*experts=*/true)) {
+    multiply(mixed->router, d_.normed_, d_.experts_.logits);
   }
 }
 

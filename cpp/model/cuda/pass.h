@@ -38,6 +38,8 @@ class Decoder::Pass {
   void add_attention(int64_t index);
   void gate(int64_t index);
   void add_feed_forward(int64_t index);
+  void route(int64_t index);
+  void add_experts(int64_t index);
 
  private:
   Pass(Decoder& decoder, const ops::Places& places, int prompt_row)

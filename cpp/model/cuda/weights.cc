@@ -1,7 +1,9 @@
 #include "model/cuda/weights.h"
 
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 
+#include <cstddef>
 #include <vector>
 
 #include "support/cuda/runtime.h"
@@ -67,6 +69,35 @@ DeviceLinear linear(const std::vector<const LinearWeights*>& parts, int device) 
   return stacked;
 }
 
+DeviceExperts experts(const LayerWeights& layer, int device) {
+  std::vector<ops::Expert> matrices = layer.expert_matrices;
+  const auto put = [&](LinearWeights ExpertWeights::* member, ops::Matrix ops::Expert::* matrix) {
+    std::vector<const LinearWeights*> parts;
+    for (const ExpertWeights& expert : layer.experts) {
+      parts.push_back(&(expert.*member));
+    }
+    DeviceLinear stacked = linear(parts, device);
+    const auto count = static_cast<int64_t>(parts.size());
+    const auto address = [&](const at::Tensor& tensor, int64_t e) -> const void* {
+      return tensor.defined() ? static_cast<const std::byte*>(tensor.const_data_ptr()) + tensor.nbytes() / count * e
+                              : nullptr;
+    };
+    for (int64_t e = 0; e < count; ++e) {
+      (matrices[e].*matrix).data = address(stacked.weight, e);
+      (matrices[e].*matrix).scale = address(stacked.scale, e);
+    }
+    return stacked;
+  };
+  DeviceExperts found;
+  found.gate = put(&ExpertWeights::gate, &ops::Expert::gate);
+  found.up = put(&ExpertWeights::up, &ops::Expert::up);
+  found.down = put(&ExpertWeights::down, &ops::Expert::down);
+  const auto bytes = static_cast<int64_t>(matrices.size() * sizeof(ops::Expert));
+  found.table = to_device(at::from_blob(matrices.data(), {bytes}, at::kByte), device);
+  found.like = matrices[0];
+  return found;
+}
+
 }  // namespace
 
 DeviceWeights::DeviceWeights(const Weights& weights, int device)
@@ -75,11 +106,22 @@ DeviceWeights::DeviceWeights(const Weights& weights, int device)
       norm(to_device(weights.norm, device)) {
   const bool gated = weights.spec().feed_forward.gated;
   for (const LayerWeights& layer : weights.layers) {
-    layers.push_back({to_device(layer.attention_norm, device), linear({&layer.q, &layer.k, &layer.v}, device),
-                      linear({&layer.o}, device), to_device(layer.q_norm, device), to_device(layer.k_norm, device),
-                      to_device(layer.attention_post_norm, device), to_device(layer.feed_forward_norm, device),
-                      gated ? linear({&layer.gate, &layer.up}, device) : linear({&layer.up}, device),
-                      linear({&layer.down}, device), to_device(layer.feed_forward_post_norm, device)});
+    DeviceLayer& to = layers.emplace_back();
+    to.attention_norm = to_device(layer.attention_norm, device);
+    to.qkv = linear({&layer.q, &layer.k, &layer.v}, device);
+    to.o = linear({&layer.o}, device);
+    to.q_norm = to_device(layer.q_norm, device);
+    to.k_norm = to_device(layer.k_norm, device);
+    to.attention_post_norm = to_device(layer.attention_post_norm, device);
+    to.feed_forward_norm = to_device(layer.feed_forward_norm, device);
+    if (layer.experts.empty()) {
+      to.gate_up = gated ? linear({&layer.gate, &layer.up}, device) : linear({&layer.up}, device);
+      to.down = linear({&layer.down}, device);
+    } else {
+      to.router = linear({&layer.router}, device);
+      to.experts = experts(layer, device);
+    }
+    to.feed_forward_post_norm = to_device(layer.feed_forward_post_norm, device);
   }
   if (weights.head.weight.is_same(weights.embedding)) {  // tied: held once
     head = {embedding, {}, {}, weights.head.matrix};

@@ -18,13 +18,22 @@ struct DeviceLinear {
   ops::Matrix matrix;  // `out` includes the padding
 };
 
+// The experts of a layer on a device.
+struct DeviceExperts {
+  DeviceLinear gate, up, down;  // of all experts, one after another
+  at::Tensor table;             // bytes of ops::Expert [experts]
+  ops::Expert like;             // the first one
+};
+
 struct DeviceLayer {
   NormWeights attention_norm;
   DeviceLinear qkv, o;
   NormWeights q_norm, k_norm;
   NormWeights attention_post_norm;
   NormWeights feed_forward_norm;
-  DeviceLinear gate_up, down;  // without gates, up alone
+  DeviceLinear gate_up, down;  // without gates, up alone; undefined in layers with experts
+  DeviceLinear router;
+  DeviceExperts experts;
   NormWeights feed_forward_post_norm;
 };
 

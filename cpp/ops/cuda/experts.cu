@@ -13,7 +13,6 @@ namespace {
 using ops::ExpertRun;
 using ops::kTileOutputs;
 
-constexpr int kFewRows = 64;      // of a decode step
 constexpr int kGroupRows = 8;     // that the tensor cores take at once
 constexpr int kPromptGroups = 4;  // of a run of a prompt
 constexpr int kWarps = 8;         // per block
@@ -233,11 +232,11 @@ void run(const ExpertsArgs& args, Stream stream) {
 
 }  // namespace
 
-int expert_run_pairs(int rows) { return rows <= kFewRows ? kGroupRows : kPromptGroups * kGroupRows; }
+int expert_run_pairs(int rows) { return rows <= kExpertStepRows ? kGroupRows : kPromptGroups * kGroupRows; }
 
 void experts(const ExpertsArgs& args, Stream stream) {
   for_dtype(args.dtype, [&]<typename T>() {
-    args.rows <= kFewRows ? run<T, 1>(args, stream) : run<T, kPromptGroups>(args, stream);
+    args.rows <= kExpertStepRows ? run<T, 1>(args, stream) : run<T, kPromptGroups>(args, stream);
   });
 }
 

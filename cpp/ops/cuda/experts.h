@@ -12,6 +12,8 @@ struct ExpertsArgs : ops::ExpertsArgs {
   int most_runs;            // that the router can make of so many rows
 };
 
+inline constexpr int kExpertStepRows = 64;  // most rows that run as those of a step
+
 // Most pairs of a run: rows that share one reading of an expert's weights. It may depend on the number of rows, since
 // each row's sums are the same in any run.
 int expert_run_pairs(int rows);
