@@ -8,6 +8,7 @@ check_torch()
 from dlf import fusion
 from dlf._C import __version__
 from dlf.async_engine import AsyncEngine
+from dlf.checkpoints.convert import convert
 from dlf.engine import Engine
 from dlf.errors import (
     CheckpointError,
@@ -70,5 +71,6 @@ __all__ = [
     "Trace",
     "UnknownArchitectureError",
     "__version__",
+    "convert",
     "fusion",
 ]

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from dlf.checkpoints.safetensors_file import write_safetensors
 from dlf.errors import out_of_memory_is_memory_error
 from dlf.support.terminal import printable
 
-__all__ = ["write_json", "write_weights"]
+__all__ = ["write_config", "write_weights"]
 
 MAX_SHARD_BYTES = 5 * 10**9  # the default of transformers for years
 
@@ -68,7 +69,7 @@ def write_weights(
                     write_safetensors(file, wide_first, {"format": "pt"}, counted(members))
     if len(shards) > 1:
         weight_map = {name: file for file, members in shards.items() for unit in members for name in units[unit]}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _split(units: Mapping[str, Unit]) -> dict[str, list[str]]:
@@ -87,6 +88,40 @@ def _split(units: Mapping[str, Unit]) -> dict[str, list[str]]:
     return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
 
 
-def write_json(path: Path, values: Mapping[str, object]) -> None:
-    """Write an object as a file that people can read."""
+def write_config(
+    values: dict[str, Any],
+    folder: Path,
+    dtype: torch.dtype | None,
+    tied: bool,
+    quantization: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the ``config.json`` of weights that were made from those of another.
+
+    Parameters
+    ----------
+    values
+        That of the other; it is changed.
+    folder
+        Where to write.
+    dtype
+        Type of the weights; the other's if not given.
+    tied
+        Whether the embedding stands for the head.
+    quantization
+        Its ``quantization_config``; floats have none.
+    """
+    if values.get("tie_word_embeddings", False) is not tied:
+        values["tie_word_embeddings"] = tied
+    if dtype is not None:
+        key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
+        values[key] = str(dtype).removeprefix("torch.")
+    # The code that auto_map names is not copied, and dlf's architectures need none.
+    for key in ("auto_map", "_name_or_path", "quantization_config"):
+        values.pop(key, None)
+    _write_json(
+        folder / "config.json", values | ({} if quantization is None else {"quantization_config": quantization})
+    )
+
+
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", "utf-8")

@@ -16,6 +16,7 @@ import typer
 import typer.core
 
 from dlf.cli.chat import chat
+from dlf.cli.convert import convert
 from dlf.cli.flags import given, takes
 from dlf.cli.generate import generate
 from dlf.cli.inspect import inspect
@@ -122,6 +123,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(serve)
 app.command()(merge)
+app.command()(convert)
 app.command()(inspect)
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dlf.cli.inspect import describe
+from dlf.cli.signals import cleaning_up_when_terminated
 from dlf.support.sizes import binary
 from dlf.support.terminal import printable
 
@@ -55,7 +52,7 @@ def merge(
 
     begin = time.monotonic()
     merged = dlf.TaskArithmetic(base, weights, method, densities, normalize, scale, seed, dtype)
-    with _cleaning_up_when_terminated():
+    with cleaning_up_when_terminated():
         folder = merged.save(output)
     recipe = merged.recipe
     found = {
@@ -93,13 +90,3 @@ def _weights(experts: list[str]) -> dict[str, float]:
             raise ValueError(f"--expert {path!r} is given twice; add its weights up")
         found[path] = value
     return found
-
-
-@contextlib.contextmanager
-def _cleaning_up_when_terminated() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, so that nothing half-written stays."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

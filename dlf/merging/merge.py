@@ -16,7 +16,7 @@ from dlf.checkpoints.checkpoint import check_finite, is_finite
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import TensorLayout
 from dlf.checkpoints.source import Source
-from dlf.checkpoints.write import write_json, write_weights
+from dlf.checkpoints.write import write_config, write_weights
 from dlf.errors import CheckpointError
 from dlf.merging.methods import Recipe, merge_tensor
 from dlf.support.fields import parse_json
@@ -170,7 +170,7 @@ def write_checkpoint(
         theirs = other.config.tensors()
         shapes |= {head: theirs[head]} if head in theirs else {}
     files = base.side_files()
-    _write_config(parse_json(files.pop("config.json"), base.path / "config.json"), folder, dtype, head not in shapes)
+    write_config(parse_json(files.pop("config.json"), base.path / "config.json"), folder, dtype, head not in shapes)
     if "tokenizer.json" not in files:
         given = next((one.side_files() for one in others if one.has_tokenizer), {})
         files |= {name: content for name, content in given.items() if name not in CONFIGURATION}
@@ -185,18 +185,6 @@ def write_checkpoint(
         for one in (base, *others):
             sources.callback(one.close)
         write_weights(folder, units, tensors, task)
-
-
-def _write_config(values: dict[str, Any], folder: Path, dtype: torch.dtype | None, tied: bool) -> None:
-    if values.get("tie_word_embeddings", False) is not tied:
-        values["tie_word_embeddings"] = tied
-    if dtype is not None:
-        key = "dtype" if "dtype" in values else "torch_dtype"  # versions 5 and 4 of transformers
-        values[key] = str(dtype).removeprefix("torch.")
-    # The code that auto_map names is not copied, and dlf's architectures need none. Quantized weights became floats.
-    for key in ("auto_map", "_name_or_path", "quantization_config"):
-        values.pop(key, None)
-    write_json(folder / "config.json", values)
 
 
 def _shape(config: ModelConfig) -> dict[str, object]:
