@@ -13,7 +13,7 @@ from dlf.checkpoints.checkpoint import load_tensors
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.huge_pages import leave, placement
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
-from dlf.checkpoints.quantized import load_quantized, stored_linears
+from dlf.checkpoints.quantized import always_read, load_quantized, stored_linears
 from dlf.checkpoints.source import Source, open_checkpoint
 from dlf.errors import out_of_memory_is_memory_error
 from dlf.text.tokenizer import Tokenizer
@@ -79,7 +79,7 @@ def load_model(
         if precision.quantization is None:
             sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
             by_row = set() if config.tie_word_embeddings else {config.embedding}
-            place = leave if cuda else placement(sizes)
+            place = leave if cuda else placement(always_read(config, sizes))
             tensors = load_tensors(source, chosen, place=place, by_row=by_row)
         else:
             tensors = load_quantized(source, chosen, precision.quantization, huge_pages=not cuda)

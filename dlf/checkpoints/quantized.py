@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -16,7 +16,7 @@ from dlf.checkpoints.precision import Precision, Quantization, scale_name
 from dlf.checkpoints.source import Source
 from dlf.checkpoints.weight_cache import CachedWeights, cache_folder
 
-__all__ = ["linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
+__all__ = ["always_read", "linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
 
 FLOATS = ("embedding", "positions", "router")  # slots of matrices that are small, or of which a token reads one row
 
@@ -37,6 +37,13 @@ def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
     if config.tie_word_embeddings:
         shapes[config.embedding] = shapes.pop(config.head)
     return shapes
+
+
+def always_read(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the sizes of the tensors that every step reads: not those of experts, which stay where they are."""
+    experts = {part.name for slot, part in config.parts.items() if ".experts." in slot}
+    experts |= {scale_name(name) for name in experts}
+    return {name: size for name, size in sizes.items() if name not in experts}
 
 
 def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
@@ -72,7 +79,7 @@ def load_quantized(
     config = source.config
     linears = linear_shapes(config)
     layout = quantization.layout(linears)
-    place = placement({name: one.nbytes for name, one in layout.items()}) if huge_pages else leave
+    place = placement(always_read(config, {n: one.nbytes for n, one in layout.items()})) if huge_pages else leave
     others = {part.name for part in config.parts.values()} - linears.keys()
     tensors = load_tensors(source, dtype, others, place, {config.embedding})
     cache = cache_folder()
