@@ -5,35 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dlf import _C
 from dlf.adapters.config import CONFIG, NOT_PLAIN, AdapterConfig
+from dlf.adapters.tables import Tables
+from dlf.adapters.updates import LowRank, TableUpdate
 from dlf.checkpoints.checkpoint import check_finite
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.hub import resolve_adapter
 from dlf.checkpoints.tensor_file import TensorFile
 from dlf.errors import CheckpointError, out_of_memory_is_memory_error
 
-__all__ = ["AdapterFile", "LowRank", "load_adapter"]
+__all__ = ["AdapterFile", "load_adapter"]
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_magnitude_vector)(?:\.weight)?")
 DTYPES = ("F32", "F16", "BF16")
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The update of one linear layer: scale * B A, and DoRA's magnitudes."""
-
-    a: torch.Tensor  # [rank, in]
-    b: torch.Tensor  # [out, rank]
-    scale: float
-    magnitude: torch.Tensor | None = None  # [out]
 
 
 class AdapterFile:
@@ -79,7 +70,9 @@ class AdapterFile:
         linears, mixed = config.linear_modules(), config.expert_modules()
         found: dict[str, dict[str, torch.Tensor]] = {}
         with TensorFile(self.path, os.path.getsize(self.path)) as file:
-            places = {key: self._place(key, linears, mixed) for key in file.layout}
+            tables = Tables.of(file, config, PREFIX)
+            of_tables = {key for parts in tables.keys.values() for key in parts.values()}
+            places = {key: self._place(key, linears, mixed) for key in file.layout if key not in of_tables}
             ranks = self._config.ranks({layer for layer, _ in places.values()})
             for key, (layer, part) in places.items():
                 out, columns = linears[layer].shape
@@ -91,7 +84,7 @@ class AdapterFile:
                         f"and {CONFIG} it must be floating-point {list(wanted)}"
                     )
                 found.setdefault(layer, {})[part] = file.read(key, wanted)
-        if not found:
+        if not found and not of_tables:
             raise CheckpointError(f"{self.path} has no tensors; fetch the adapter again")
         for layer in self._config.targets(linears):
             if layer not in found:
@@ -108,6 +101,11 @@ class AdapterFile:
             layer: LowRank(t["lora_A"], t["lora_B"], scales[layer], t.get("lora_magnitude_vector"))
             for layer, t in found.items()
         }
+
+    def read_tables(self, config: ModelConfig) -> dict[str, TableUpdate]:
+        """Read the updates of the embedding and the head, by slot; errors are those of `read`."""
+        with TensorFile(self.path, os.path.getsize(self.path)) as file:
+            return Tables.of(file, config, PREFIX).read(config, self._config)
 
     def check_low_rank(self) -> None:
         """Raise CheckpointError if the adapter cannot run beside its base and must be folded into it."""
@@ -160,6 +158,11 @@ def load_adapter(name: str | os.PathLike[str], config: ModelConfig, dtype: torch
     with out_of_memory_is_memory_error(f"loading {os.fspath(name)}"):
         file = AdapterFile(name)
         file.check_low_rank()
+        if file.read_tables(config):
+            raise CheckpointError(
+                f"{file.folder} changes the embedding or the head, which all lanes of a base share; fold it into the "
+                "base with dlf.Lora(..., merge=True)"
+            )
         tensors: dict[str, torch.Tensor] = {}
         scales: dict[str, float] = {}
         modules = config.linear_modules()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlf.errors import CheckpointError
-from dlf.support.fields import Fields, read_json
+from dlf.support.fields import MAX_VOCAB_SIZE, Fields, read_json
 from dlf.support.module_patterns import first_matches, full_match
 
 __all__ = ["CONFIG", "NOT_PLAIN", "AdapterConfig"]
@@ -24,14 +24,18 @@ TRAINING = set(
     "layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config megatron_config megatron_core "
     "peft_version qalora_group_size revision runtime_config target_modules task_type velora_config".split()
 )
-COMPUTED = set("alpha_pattern bias init_lora_weights lora_alpha peft_type r rank_pattern use_dora use_rslora".split())
+COMPUTED = set(
+    "alpha_pattern bias init_lora_weights lora_alpha modules_to_save peft_type r rank_pattern trainable_token_indices "
+    "use_dora use_rslora".split()
+)
 # Keys that make an adapter something other than plain LoRA.
 OTHERS = set(
-    "alora_invocation_tokens arrow_config fan_in_fan_out kasa_config layer_replication lora_bias modules_to_save "
-    "monteclora_config target_parameters trainable_token_indices use_bdlora use_qalora".split()
+    "alora_invocation_tokens arrow_config fan_in_fan_out kasa_config layer_replication lora_bias monteclora_config "
+    "target_parameters use_bdlora use_qalora".split()
 )
 NEUTRAL_STARTS = ("gaussian", "eva", "mica", "orthogonal")  # these leave the base unchanged
-NOT_PLAIN = "dlf adds plain LoRA to the linear layers of attention and MLP; train such an adapter"
+NOT_PLAIN = "dlf adds plain LoRA to the layers of attention and MLP, the embedding and the head; train such an adapter"
+MAX_TOKENS = 1 << 20  # of trainable_token_indices
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -78,6 +82,41 @@ class AdapterConfig:
         """Factor on the update of each layer, from its rank; errors are those of `ranks`."""
         alphas = first_matches(self._alphas, ranks, self._alpha, f"{self._where}: 'alpha_pattern'")
         return {layer: alphas[layer] / (math.sqrt(rank) if self._rslora else rank) for layer, rank in ranks.items()}
+
+    def saved(self, modules: Iterable[str]) -> set[str]:
+        """Modules that ``modules_to_save`` names; raises CheckpointError if it has others than these."""
+        said, found = self._values.get("modules_to_save") or [], set()
+        for name in said if isinstance(said, list) else [said]:
+            named = [module for module in modules if name in _ends(module)]
+            if not named:
+                raise CheckpointError(f"{self._where}: 'modules_to_save' has {name!r:.60}; {NOT_PLAIN}")
+            found.update(named)
+        return found
+
+    def trained_tokens(self, module: str, is_embedding: bool) -> list[int]:
+        """Tokens whose rows of the embedding or the head were trained.
+
+        Raises
+        ------
+        CheckpointError
+            If they are no distinct token ids.
+        """
+        said = self._values.get("trainable_token_indices")
+        if isinstance(said, dict):
+            said = next((tokens for name, tokens in said.items() if name in _ends(module)), [])
+        elif not is_embedding:  # a list is for the embedding
+            said = []
+        tokens = [] if said is None else said
+        if (
+            not isinstance(tokens, list)
+            or len(tokens) > MAX_TOKENS
+            or any(type(token) is not int or not 0 <= token < MAX_VOCAB_SIZE for token in tokens)
+            or len(set(tokens)) != len(tokens)
+        ):
+            raise CheckpointError(
+                f"{self._where}: 'trainable_token_indices' must be distinct token ids, or such a list for each module"
+            )
+        return tokens
 
     def targets(self, layers: Iterable[str]) -> list[str]:
         """Layers that the adapter should have an update for, as far as the configuration tells."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from dlf.adapters.adapter import AdapterFile, LowRank
+from dlf.adapters.adapter import AdapterFile
 from dlf.adapters.config import CONFIG
+from dlf.adapters.updates import LowRank
 from dlf.checkpoints.checkpoint import is_finite
 from dlf.checkpoints.content_hash import file_hash, sha256
 from dlf.checkpoints.source import Source
@@ -42,6 +43,7 @@ class Fold:
             If it does not.
         """
         self.adapter.read(self.base.config)
+        self.adapter.read_tables(self.base.config)
 
     def identity(self, cache: Path) -> list[Any]:
         """Everything that the result depends on."""
@@ -57,15 +59,23 @@ class Fold:
             As `Merge.write`.
         """
         updates = self.adapter.read(self.base.config)
-        modules = self.base.config.linear_modules()
+        config = self.base.config
+        modules = config.linear_modules()
+        tables = self.adapter.read_tables(config)
+        by_name = {config.family.tensor(slot): update for slot, update in tables.items()}
+        tied = config.tie_word_embeddings and tables.get("embedding") is tables.get("head")
 
         def tensors(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
             for name in names:
                 weight = read_finite(self.base, name)
                 module = name.removesuffix(".weight")
-                update = updates.get(module)
+                table, update = by_name.get(name), updates.get(module)
+                if table is not None:
+                    weight, update = table.replaced(weight), table.low_rank
                 if update is None:
                     folded = weight
+                elif table is not None:
+                    folded = fold(weight, update)
                 elif modules[module].transposed:
                     folded = fold(weight.t(), update).t().contiguous()
                 else:
@@ -74,7 +84,8 @@ class Fold:
                     raise CheckpointError(f"{self.adapter.path} makes values of tensor '{name}' that are not finite")
                 yield name, folded
 
-        write_checkpoint(self.base, folder, tensors, f"Folding {self.adapter.folder.name}")
+        task = f"Folding {self.adapter.folder.name}"
+        write_checkpoint(self.base, folder, tensors, task, own_head=config.tie_word_embeddings and not tied)
 
 
 def fold(weight: torch.Tensor, update: LowRank) -> torch.Tensor:

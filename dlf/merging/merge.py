@@ -139,6 +139,7 @@ def write_checkpoint(
     task: str,
     dtype: torch.dtype | None = None,
     others: Sequence[Source] = (),
+    own_head: bool = False,
 ) -> None:
     """Write a checkpoint that has a base's shapes into an empty folder: weights, configuration, tokenizer.
 
@@ -157,6 +158,8 @@ def write_checkpoint(
     others
         Further models that go into it. If one has a head of its own, the result has one too, even if the base's is
         tied. If the base has no tokenizer, they give it.
+    own_head
+        Whether the result has a head of its own in any case.
 
     Raises
     ------
@@ -169,6 +172,8 @@ def write_checkpoint(
     for other in others:
         theirs = other.config.tensors()
         shapes |= {head: theirs[head]} if head in theirs else {}
+    if own_head:
+        shapes[head] = (base.config.spec.vocab_size, base.config.spec.hidden_size)
     files = base.side_files()
     write_config(parse_json(files.pop("config.json"), base.path / "config.json"), folder, dtype, head not in shapes)
     if "tokenizer.json" not in files:
