@@ -63,23 +63,27 @@ def load_tensors(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
     config, tensors = source.config, dict[str, torch.Tensor]()
-    for path, part, tensor in read_tensors(source, names, f"Loading {source.path.name}"):
+    for path, part, tensor in read_tensors(source, names, f"Loading {source.path.name}", dtype=dtype):
         tensors[part.name] = place(part.name, tensor.to(dtype))
         check_finite(tensors[part.name], part.name, path)
-        if part.name in by_row and tensor.dtype == dtype:
-            tensors[part.name] = part.take(source.read(part.tensor, alone=True))
+        if part.name in by_row:
+            tensors[part.name] = part.take(source.release(part.tensor, tensors[part.name]))
     if config.tie_word_embeddings and names is None:
         tensors[config.head] = tensors[config.embedding]
     return tensors
 
 
 def read_tensors(
-    source: Source, names: Collection[str] | None, task: str, keep: bool = True
+    source: Source,
+    names: Collection[str] | None,
+    task: str,
+    keep: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[Path, Part, torch.Tensor]]:
     """Yield the file, the part and the values of each tensor; the values are a view of the mapped file if possible.
 
-    A caller that does not `keep` the views holds less memory meanwhile. Large checkpoints get a progress bar that says
-    `task`. Errors are those of `load_tensors`.
+    A caller that does not `keep` the views holds less memory meanwhile. `dtype` is as in `Source.read`. Large
+    checkpoints get a progress bar that says `task`. Errors are those of `load_tensors`.
     """
     wanted: dict[str, dict[str, Part]] = {}  # by stored tensor, then by name
     for part in source.config.parts.values():
@@ -90,9 +94,12 @@ def read_tensors(
     try:
         with tqdm(total=total, desc=printable(task), unit="param", unit_scale=True, disable=hidden) as progress:
             for name in source.names:
-                for part in wanted.get(name, {}).values():
-                    yield source.path_of(name), part, part.take(source.read(name, keep))
+                parts = wanted.get(name, {}).values()
+                whole = source.read(name, keep, dtype) if parts else None
+                for part in parts:
+                    yield source.path_of(name), part, part.take(whole)
                     progress.update(math.prod(part.shape))
+                del whole
     finally:
         source.close()
 

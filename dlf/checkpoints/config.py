@@ -26,7 +26,7 @@ from dlf.families.parts import LinearModule, Part, parts
 from dlf.families.rope import MAX_POSITIONS, read_rotary
 from dlf.support.fields import Fields, read_json
 
-__all__ = ["ModelConfig", "read_config"]
+__all__ = ["ModelConfig", "make_config", "read_config"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -151,9 +151,32 @@ def read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(
             f"{folder} is an adapter and not a model: give it as dlf.Lora(base, adapter), or in a recipe as `adapter:`"
         )
-    values = read_json(path)
-    family = _family(values, path)
-    fields = Fields(values, dict(family.defaults), str(path))
+    if not os.path.lexists(path) and any(folder.glob("*.gguf")):
+        raise FileNotFoundError(f"{folder} has no config.json, but GGUF files: give one of these")
+    further = folder / "generation_config.json"
+    fields = Fields(read_json(further), {}, str(further)) if os.path.isfile(further) else None
+    return make_config(read_json(path), str(path), fields.token_ids("eos_token_id") if fields else ())
+
+
+def make_config(values: dict[str, Any], where: str, eos_token_ids: tuple[int, ...] = ()) -> ModelConfig:
+    """Make the configuration that the content of a ``config.json`` describes.
+
+    Parameters
+    ----------
+    values
+        The content.
+    where
+        Its place, for messages.
+    eos_token_ids
+        Ids that end a text, before those of `values`.
+
+    Raises
+    ------
+    UnknownArchitectureError, CheckpointError
+        As `read_config`.
+    """
+    family = _family(values, where)
+    fields = Fields(values, dict(family.defaults), where)
     spec = family.spec(fields)
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
     return ModelConfig(
@@ -163,13 +186,13 @@ def read_config(folder: Path) -> ModelConfig:
         context_length=read_rotary(fields, spec.attention.head_dim, max_positions).context_length,
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
         dtype=_dtype(fields),
-        eos_token_ids=_eos_token_ids(folder, fields),
+        eos_token_ids=tuple(dict.fromkeys(eos_token_ids + fields.token_ids("eos_token_id"))),
         bos_token_id=next(iter(fields.token_ids("bos_token_id")), None),
         quantization=fields.table("quantization_config") or None,
     )
 
 
-def _family(values: dict[str, Any], path: Path) -> Family:
+def _family(values: dict[str, Any], where: str) -> Family:
     names, kind = values.get("architectures"), values.get("model_type")
     own = next((family for family in FAMILIES.values() if family.model_type == kind), None)
     if names in (None, []) and own is not None:
@@ -179,7 +202,7 @@ def _family(values: dict[str, Any], path: Path) -> Family:
         return FAMILIES[name]
     other = f"that is no class of {kind} models that predicts tokens; " if own is not None else ""
     raise UnknownArchitectureError(
-        f"{path}: 'architectures' is {names!r:.80}; {other}dlf runs {', '.join(FAMILIES)}: choose such a checkpoint"
+        f"{where}: 'architectures' is {names!r:.80}; {other}dlf runs {', '.join(FAMILIES)}: choose such a checkpoint"
     )
 
 
@@ -191,11 +214,3 @@ def _dtype(fields: Fields) -> str | None:
     if name not in DTYPES:
         raise fields.error("dtype" if "dtype" in fields else "torch_dtype", f"one of {', '.join(DTYPES)}")
     return str(name)
-
-
-def _eos_token_ids(folder: Path, fields: Fields) -> tuple[int, ...]:
-    """The ids of generation_config.json, then those of config.json that it lacks."""
-    path, found = folder / "generation_config.json", fields.token_ids("eos_token_id")
-    if os.path.isfile(path):
-        found = Fields(read_json(path), {}, str(path)).token_ids("eos_token_id") + found
-    return tuple(dict.fromkeys(found))

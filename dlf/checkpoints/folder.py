@@ -22,16 +22,16 @@ from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.content_hash import content_hash
 from dlf.checkpoints.hub import INDEX, SINGLE, TOKENIZER_FILES, additional_templates, index_of
 from dlf.checkpoints.packed import PackedMatrix
-from dlf.checkpoints.precision import DTYPES, TensorLayout
+from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TORCH_DTYPES, TensorLayout
 from dlf.checkpoints.published import Scheme, StoredLayer, StoredMatrix, read_scheme
 from dlf.checkpoints.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
 from dlf.errors import CheckpointError
 from dlf.support.fields import read_bytes
-from dlf.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
+from dlf.text.tokenizer import Tokenizer
+from dlf.text.tokenizer_parts import MAX_TOKENIZER_BYTES
 
 __all__ = ["Folder", "find_shards"]
 
-SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # Buffers that older writers saved, and that follow from the configuration.
 BUFFERS = re.compile(r"(?:.*\.)?(?:rotary_emb\.\w+|rope\.freqs|position_ids)")
 COMPARED_BYTES = 8 << 20
@@ -57,6 +57,11 @@ class Folder:
         self.name = os.fspath(path) if name is None else name
         self._files: dict[Path, TensorFile] = {}
         self._read_bytes = 0
+
+    @property
+    def files(self) -> list[Path]:
+        """All files in the folder."""
+        return [file for file in self.path.iterdir() if os.path.isfile(file)]
 
     @cached_property
     def declared(self) -> ModelConfig:
@@ -123,12 +128,12 @@ class Folder:
             return TensorLayout("F32", self._shapes[name])
         return self._file(name).header(name, self._shapes[name])
 
-    def read(self, name: str, keep: bool = False, alone: bool = False) -> torch.Tensor:
+    def read(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return a tensor of the configuration: as a view of its mapped file, or dequantized."""
-        matrix = self.matrix(name, keep, alone)
+        matrix = self.matrix(name, keep)
         return matrix.dequantize() if isinstance(matrix, PackedMatrix) else matrix
 
-    def matrix(self, name: str, keep: bool = False, alone: bool = False) -> PackedMatrix | torch.Tensor:
+    def matrix(self, name: str, keep: bool = False) -> PackedMatrix | torch.Tensor:
         """Return a tensor of the configuration: as a view of its mapped file, as integers and scales, or dequantized.
 
         Integers become floats where groups of inputs do not lie side by side.
@@ -137,9 +142,9 @@ class Folder:
         if stored is not None:
             return stored.read(self._take, str(self.path_of(name)))
         self.layout(name)  # checks it
-        return self._take(name, keep, alone)
+        return self._take(name, keep)
 
-    def _take(self, name: str, keep: bool = False, alone: bool = False) -> torch.Tensor:
+    def _take(self, name: str, keep: bool = False) -> torch.Tensor:
         """Return a stored tensor as a view of its mapped file."""
         file = self._file(name)
         nbytes = file.layout[name].nbytes
@@ -147,7 +152,12 @@ class Folder:
         if self._read_bytes and self._read_bytes + nbytes > portion:
             self.close()
         self._read_bytes += nbytes
-        return file.take(name, alone)
+        return file.take(name)
+
+    def release(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor that was read with a mapping of its own, if it is a view."""
+        viewed = name not in self.quantized and SAFETENSORS_DTYPES[tensor.dtype] == self.layout(name).dtype
+        return self._file(name).take(name, alone=True) if viewed else tensor
 
     def close(self) -> None:
         """End the mappings of the files, except for tensors that are still in use."""
@@ -302,9 +312,10 @@ def _modules(config: ModelConfig) -> list[str]:
 
 
 def _first_dtype(layouts: Mapping[Path, Mapping[str, TensorLayout]]) -> str | None:
-    dtypes = (SAFETENSORS_DTYPES.get(one.dtype) for layout in layouts.values() for one in layout.values())
+    floats = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
+    dtypes = (floats.get(one.dtype) for layout in layouts.values() for one in layout.values())
     found = next((dtype for dtype in dtypes if dtype is not None), None)
-    return found if found in DTYPES else None
+    return next((name for name, dtype in TORCH_DTYPES.items() if dtype == found), None)
 
 
 def _is_embedding(config: ModelConfig, present: Mapping[str, Path]) -> bool:

@@ -1,4 +1,4 @@
-"""Finds the folder of a checkpoint or an adapter; fetches from the Hugging Face hub only the files that are read."""
+"""Finds a checkpoint or an adapter; fetches from the Hugging Face hub only the files that are read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dlf.errors import CheckpointError
 from dlf.support.fields import read_json
 
 __all__ = [
+    "GGUF",
     "HUB_ID",
     "INDEX",
     "SINGLE",
@@ -23,6 +24,9 @@ __all__ = [
 ]
 
 HUB_ID = re.compile(r"([A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@((?!\S*\.\.)[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
+GGUF = ".gguf"
+HUB_FILE = re.compile(rf"({HUB_ID.pattern}):([\w-][\w.-]*(?:/[\w-][\w.-]*)*\{GGUF})", re.ASCII)
+SPLIT = re.compile(rf"(.+)-\d{{5}}-of-(\d{{5}})\{GGUF}")
 MAX_INDEX_BYTES = 64 << 20
 MAX_SHARDS = 4096
 PATTERNS = 200  # given to the hub's client at once; with more it compiles each anew for every file
@@ -43,24 +47,31 @@ SMALL_FILES = [
 
 
 def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
-    """Return the folder of a checkpoint, fetching it if a hub id is given.
+    """Return the folder or the GGUF file of a checkpoint, fetching it if a hub id is given.
 
     Parameters
     ----------
     name_or_path
-        An existing folder, or ``"organisation/name"`` or ``"organisation/name@revision"`` on the Hugging Face hub.
-        Only the files that are read are fetched, into the hub's own cache: the configuration, the tokenizer, and
-        ``model.safetensors`` or else the files that its index names.
+        An existing folder or file, or ``"organisation/name"`` or ``"organisation/name@revision"`` on the Hugging Face
+        hub. Only the files that are read are fetched, into the hub's own cache: the configuration, the tokenizer, and
+        ``model.safetensors`` or else the files that its index names. With ``":file.gguf"`` behind it, it is this file,
+        or all parts of it.
     weights
         Whether the weights are fetched too.
 
     Raises
     ------
     FileNotFoundError
-        If there is neither such a folder nor such a checkpoint, or the hub cannot be reached.
+        If there is neither such a folder or file nor such a checkpoint, or the hub cannot be reached.
     CheckpointError
         If the index of its weights is damaged.
     """
+    path = Path(os.path.expanduser(name_or_path))
+    if path.suffix == GGUF and os.path.isfile(path):
+        return path
+    match = HUB_FILE.fullmatch(name_or_path) if isinstance(name_or_path, str) else None
+    if match:
+        return _fetch_file(match[2], match[3], match[4])
     found = _folder(name_or_path)
     if isinstance(found, Path):
         return found
@@ -118,6 +129,9 @@ def additional_templates(folder: Path) -> list[Path]:
 def label_of(name_or_path: str | os.PathLike[str]) -> str:
     """Name of a model for people: the last part of its path, or a hub id's name and revision."""
     name = os.fspath(name_or_path)
+    if name.endswith(GGUF):
+        file = HUB_FILE.fullmatch(name)
+        return os.path.basename(file[4] if file else name).removesuffix(GGUF)
     match = HUB_ID.fullmatch(name)
     if match and match[2]:
         return name.split("/", 1)[1]
@@ -131,14 +145,23 @@ def _folder(name_or_path: str | os.PathLike[str]) -> Path | tuple[str, str | Non
     if os.path.isdir(path):
         return path
     if os.path.isfile(path):
-        raise FileNotFoundError(f"{path} is a file: give the folder it lies in")
+        raise FileNotFoundError(f"{path} is a file: give the folder it lies in, or a file in GGUF format")
     match = HUB_ID.fullmatch(name_or_path) if isinstance(name_or_path, str) else None
     if not match:
         raise FileNotFoundError(
-            f"no folder {str(path)!r:.300}: give a checkpoint's folder or a hub id, 'organisation/name' or "
-            "'organisation/name@revision'"
+            f"no folder {str(path)!r:.300}: give a checkpoint's folder, a GGUF file or a hub id, 'organisation/name', "
+            "'organisation/name@revision' or 'organisation/name:file.gguf'"
         )
     return match[1], match[2]
+
+
+def _fetch_file(repository: str, revision: str | None, file: str) -> Path:
+    """Fetch a file, and those that it continues in."""
+    split = SPLIT.fullmatch(file)
+    folder = _fetch(repository, revision, [f"{split[1]}-?????-of-{split[2]}{GGUF}" if split else file])
+    if not os.path.isfile(folder / file):
+        raise FileNotFoundError(f"{repository} has no file {file!r} on the hub; check the spelling")
+    return folder / file
 
 
 def _fetch(repository: str, revision: str | None, files: Sequence[str]) -> Path:

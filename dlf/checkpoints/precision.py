@@ -10,10 +10,20 @@ import torch
 
 from dlf.errors import OptionError
 
-__all__ = ["CPU_WEIGHTS", "DTYPES", "TORCH_DTYPES", "WEIGHTS", "Precision", "Quantization", "TensorLayout"]
+__all__ = [
+    "CPU_WEIGHTS",
+    "DTYPES",
+    "SAFETENSORS_DTYPES",
+    "TORCH_DTYPES",
+    "WEIGHTS",
+    "Precision",
+    "Quantization",
+    "TensorLayout",
+]
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES = tuple(TORCH_DTYPES)
+SAFETENSORS_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 TILE_OUTPUTS = 16  # these two as in cpp/ops/matrix.h
 INPUT_GROUP = 32
 ITEM_BYTES = (  # of safetensors

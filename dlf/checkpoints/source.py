@@ -11,7 +11,7 @@ import torch
 
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.folder import Folder
-from dlf.checkpoints.hub import resolve
+from dlf.checkpoints.hub import GGUF, resolve
 from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import TensorLayout
 from dlf.text.tokenizer import Tokenizer
@@ -34,6 +34,10 @@ class Source(Protocol):
     @property
     def path(self) -> Path:
         """Its folder or file."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Files that it is stored in."""
 
     @property
     def declared(self) -> ModelConfig:
@@ -66,9 +70,9 @@ class Source(Protocol):
         """Return the file that holds a tensor of the configuration."""
 
     def layout(self, name: str) -> TensorLayout:
-        """Return the type and shape of a tensor of the configuration, which must have the shape expected there."""
+        """Return the type and shape in which `read` returns a tensor of the configuration."""
 
-    def read(self, name: str, keep: bool = False, alone: bool = False) -> torch.Tensor:
+    def read(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return the floating-point values of a tensor of the configuration, as a view of its file if possible.
 
         Parameters
@@ -77,12 +81,15 @@ class Source(Protocol):
             One of `ModelConfig.tensors`.
         keep
             Whether the caller keeps the view; then fewer of them are mapped anew.
-        alone
-            Whether the view gets a mapping of its own, so that memory holds only those rows that are used.
+        dtype
+            Type that the caller will convert to. Values that are computed and not viewed may have it already.
         """
 
     def matrix(self, name: str) -> PackedMatrix | torch.Tensor:
         """Return a tensor of the configuration as integers and scales if the file has it so, else as `read`."""
+
+    def release(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor that was read, without its pages in memory if it is a view: each comes back with its use."""
 
     def close(self) -> None:
         """Release what reading took, except for tensors that are still in use; they can be read again."""
@@ -95,21 +102,27 @@ class Source(Protocol):
 
 
 def open_source(name: str | os.PathLike[str], weights: bool = True) -> Source:
-    """Return the source of a checkpoint, given as a folder or hub id; nothing is read of it yet.
+    """Return the source of a checkpoint; nothing is read of it yet.
 
     Parameters
     ----------
     name
-        An existing folder, or a hub id; see `resolve`.
+        An existing folder or GGUF file, or a hub id; see `resolve`.
     weights
-        Whether weights on the hub are fetched too. Without, only `Source.declared` and the tokenizer can be read.
+        Whether weights on the hub are fetched too. Without, only `Source.declared` and the tokenizer can be read; a
+        GGUF file is fetched in any case, since it holds all in one.
 
     Raises
     ------
     FileNotFoundError, CheckpointError
         As `resolve`.
     """
-    return Folder(resolve(name, weights), os.fspath(name))
+    path = resolve(name, weights)
+    if path.suffix == GGUF:
+        from dlf.checkpoints.gguf.source import Gguf
+
+        return Gguf(path, os.fspath(name))
+    return Folder(path, os.fspath(name))
 
 
 def open_checkpoint(name: str | os.PathLike[str]) -> Source:

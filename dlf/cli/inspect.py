@@ -80,7 +80,7 @@ def describe(model: str) -> dict[str, Any]:
         "tokenizer_size": own.vocab_size if own else None,
         "eos_token_ids": c.end_tokens(own.eos_token_id if own else None),
         "tied_embeddings": c.tie_word_embeddings,
-        "disk_bytes": sum(os.path.getsize(file) for file in source.path.iterdir() if os.path.isfile(file)),
+        "disk_bytes": sum(os.path.getsize(file) for file in source.files),
         **{
             f"{name.replace('-', '_')}_bytes": quantized.weights_bytes(c, precision.Precision.stored(name))
             for name in precision.CPU_WEIGHTS

@@ -49,7 +49,7 @@ REFUSED = {
     "delta": "apply it to its base, and give the folder with the result",
     "autogptq": QUANTIZED,
     "gptqmodel": QUANTIZED,
-    "gguf_file": f"dlf reads safetensors, and {QUANTIZED}",
+    "gguf_file": "give the file itself, as pretrained=FOLDER/FILE.gguf",
     "load_in_8bit": QUANTIZED,
     "load_in_4bit": QUANTIZED,
     "quantization_config": QUANTIZED,
@@ -93,7 +93,7 @@ def translate(options: dict[str, Any]) -> dict[str, Any]:
 def located(pretrained: Path, revision: Any, subfolder: str | None) -> str:
     """Name of a model with what ``hf`` takes separately: a folder within it, and its revision on the hub."""
     name = os.fspath(pretrained)
-    here = os.path.isdir(os.path.expanduser(name))
+    here = os.path.exists(os.path.expanduser(name))
     if subfolder:
         if not here:
             raise ValueError(f"subfolder={subfolder!r} needs a local model: fetch it from the hub, and give its folder")

@@ -14,7 +14,7 @@ import torch
 
 from dlf.checkpoints.checkpoint import check_finite, is_finite
 from dlf.checkpoints.config import ModelConfig
-from dlf.checkpoints.precision import TensorLayout
+from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TensorLayout
 from dlf.checkpoints.source import Source
 from dlf.checkpoints.write import write_config, write_weights
 from dlf.errors import CheckpointError
@@ -25,7 +25,6 @@ from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["Merge", "identity", "read_finite", "write_checkpoint"]
 
-DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 CONFIGURATION = ("config.json", "generation_config.json")
 
 
@@ -183,7 +182,7 @@ def write_checkpoint(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     units = {
-        name: {name: TensorLayout(DTYPES[dtype] if dtype else base.layout(_stored(base, name)).dtype, shape)}
+        name: {name: TensorLayout(SAFETENSORS_DTYPES[dtype] if dtype else base.layout(_stored(base, name)).dtype, shape)}
         for name, shape in shapes.items()
     }
     with contextlib.ExitStack() as sources:

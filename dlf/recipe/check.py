@@ -233,5 +233,5 @@ class _Checker:
 
 
 def _is_here(name: str) -> bool:
-    """Whether a checkpoint is a folder, with its weights; weights on the hub are not fetched."""
-    return os.path.isdir(os.path.expanduser(name))
+    """Whether a checkpoint is a folder or file, with its weights; weights on the hub are not fetched."""
+    return os.path.exists(os.path.expanduser(name))

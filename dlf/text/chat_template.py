@@ -55,7 +55,17 @@ class ChatTemplate:
         where = folder / "tokenizer_config.json"
         if files:
             return cls({name: (_read(path), path) for name, path in files.items()}, where)
+        return cls.of(tokenizer_config, where)
+
+    @classmethod
+    def of(cls, tokenizer_config: Mapping[str, Any], where: Path) -> ChatTemplate:
+        """Take the templates of ``chat_template`` in the content of a ``tokenizer_config.json``."""
         return cls({name: (source, where) for name, source in _listed(tokenizer_config, where).items()}, where)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """All templates by name."""
+        return {name: source for name, (source, _) in self._named.items()}
 
     @property
     def source(self) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import index
@@ -12,31 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from dlf.errors import CheckpointError, TextTooLongError
-from dlf.support.fields import MAX_VOCAB_SIZE, read_bytes, read_json
-from dlf.text.chat_template import ChatTemplate
+from dlf.support.fields import MAX_VOCAB_SIZE
 from dlf.text.decoding_unit import Unit, decoding_unit
-from dlf.text.special_tokens import read_extra_tokens
-from dlf.text.tokenizer_codec import ConfinedCodec, open_codec, parse
+from dlf.text.tokenizer_codec import ConfinedCodec, open_codec
+from dlf.text.tokenizer_parts import TokenizerParts, read_parts
 
 __all__ = ["Tokenizer"]
 
-MAX_TOKENIZER_BYTES = 128 << 20
 MAX_TOKEN_ID = (1 << 32) - 1
 CHARACTERS_PER_TOKEN = 12  # more than any language has
 ANSWER = "sentinelanswer"  # an answer that shows where the assistant's turn ends
 
 
 class Tokenizer:
-    """The tokenizer of a checkpoint folder.
+    """The tokenizer of a checkpoint.
 
     Most tokenizers run in this process. One with parts that could crash it, or never end, runs in a helper process
     under limits of time and memory.
 
     Parameters
     ----------
-    folder
-        A folder with ``tokenizer.json``. ``tokenizer_config.json``, ``special_tokens_map.json``, ``added_tokens.json``
-        and chat templates are read if they are there.
+    source
+        A folder with ``tokenizer.json``, or what was read elsewhere. In a folder ``tokenizer_config.json``,
+        ``special_tokens_map.json``, ``added_tokens.json`` and chat templates are read if they are there.
 
     Raises
     ------
@@ -46,29 +43,24 @@ class Tokenizer:
         If a file is damaged, or two of them give a token different ids.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder = Path(folder)
-        self._path = path = folder / "tokenizer.json"
-        content = _read(path)
-        document, twice = parse(content, path)
-        config_path = folder / "tokenizer_config.json"
-        config = read_json(config_path) if os.path.isfile(config_path) else {}
-        extra = read_extra_tokens(folder, config, document)
-        self._codec = open_codec(content, document, twice, extra.added, path)
+    def __init__(self, source: Path | TokenizerParts) -> None:
+        parts = source if isinstance(source, TokenizerParts) else read_parts(Path(source))
+        self._path, content, document, extra = parts.path, parts.content, parts.document, parts.extra
+        self._codec = open_codec(content, document, parts.twice, extra.added, parts.path)
         self.fingerprint = hashlib.sha256(f"{json.dumps(extra.added)}\n{content}".encode()).digest()
         """Hash of everything that encoding depends on: tokenizers with the same hash encode alike."""
-        self.decoding_unit = Unit.TEXT if twice else decoding_unit(document.get("decoder"))
+        self.decoding_unit = Unit.TEXT if parts.twice else decoding_unit(document.get("decoder"))
         """The smallest part of a text that `StreamDecoder` can give out."""
         self._ids = self._codec.vocab()
         self.vocab_size = max(self._ids.values(), default=-1) + 1
         """Highest id + 1, added tokens included; a model's logits may be padded beyond it."""
         if not 0 < self.vocab_size <= MAX_VOCAB_SIZE:
-            raise CheckpointError(f"{path}: {self.vocab_size} token ids, not 1 to {MAX_VOCAB_SIZE}")
+            raise CheckpointError(f"{parts.path}: {self.vocab_size} token ids, not 1 to {MAX_VOCAB_SIZE}")
         for token, token_id in extra.ids.items():
             if self._ids.get(token, token_id) != token_id:
                 raise CheckpointError(
-                    f"{folder}: the token {token!r:.60} should have the id {token_id}, but has {self._ids[token]} in "
-                    "tokenizer.json; the files do not belong together, so fetch the folder again"
+                    f"{parts.path.parent}: the token {token!r:.60} should have the id {token_id}, but has "
+                    f"{self._ids[token]} in tokenizer.json; the files do not belong together, so fetch the folder again"
                 )
         added = self._codec.added()
         self.added_ids = frozenset(added)
@@ -79,7 +71,7 @@ class Tokenizer:
         """Id of the token that stands for text outside the vocabulary, if there is one."""
         self.bos_token_id: int | None = self._ids.get(extra.named.get("bos_token", ""))
         self.eos_token_id: int | None = self._ids.get(extra.named.get("eos_token", ""))
-        self._chat_template = ChatTemplate.read(folder, config)
+        self._chat_template = parts.template
 
     @property
     def vocab(self) -> Mapping[str, int]:
@@ -231,16 +223,3 @@ def _unknown(document: Mapping[str, Any]) -> str:
     if isinstance(vocab, list) and type(number) is int and 0 <= number < len(vocab):  # of a unigram model
         token = vocab[number][0] if isinstance(vocab[number], list) and vocab[number] else None
     return token if isinstance(token, str) else ""
-
-
-def _read(path: Path) -> str:
-    """Text of ``tokenizer.json``."""
-    try:
-        return read_bytes(path, MAX_TOKENIZER_BYTES).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{path} is missing; fetch the checkpoint again, or write one with transformers: "
-            "AutoTokenizer.from_pretrained(name).save_pretrained(folder)"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text ({error}); fetch the checkpoint again") from error
