@@ -94,9 +94,10 @@ def read_tensors(
     try:
         with tqdm(total=total, desc=printable(task), unit="param", unit_scale=True, disable=hidden) as progress:
             for name in source.names:
-                parts = wanted.get(name, {}).values()
-                whole = source.read(name, keep, dtype) if parts else None
-                for part in parts:
+                if name not in wanted:
+                    continue
+                whole = source.read(name, keep, dtype)
+                for part in wanted[name].values():
                     yield source.path_of(name), part, part.take(whole)
                     progress.update(math.prod(part.shape))
                 del whole

@@ -241,7 +241,7 @@ def _factors(file: GgufFile, name: str, rotated: Any) -> list[float]:
 def _dtype(file: GgufFile) -> str:
     """Return the type that values which are not quantised to native tiles are held in."""
     kinds = {tensor.kind.name for tensor in file.tensors.values() if len(tensor.shape) > 1}
-    return "bfloat16" if kinds <= {"BF16"} else "float32" if kinds <= {"F32"} else "float16"
+    return "float32" if kinds <= {"F32"} else "float16" if kinds <= {"F16", "F32"} else "bfloat16"
 
 
 def _end_tokens(file: GgufFile, size: int) -> list[int]:

@@ -13,11 +13,13 @@ import torch
 
 from dlf.checkpoints.config import ModelConfig, make_config
 from dlf.checkpoints.content_hash import content_hash
+from dlf.checkpoints.gguf.blocks import UNPACK, change_rows
 from dlf.checkpoints.gguf.config import architecture_of, config_values
 from dlf.checkpoints.gguf.file import GgufFile, read_gguf
 from dlf.checkpoints.gguf.names import Stored, find_tensors
 from dlf.checkpoints.gguf.tokenizer import tokenizer_parts
-from dlf.checkpoints.gguf.values import FLOATS, KINDS, read_values
+from dlf.checkpoints.gguf.values import FLOATS, KINDS, read_packed, read_values
+from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TensorLayout
 from dlf.errors import CheckpointError
 from dlf.text.tokenizer import Tokenizer
@@ -92,6 +94,12 @@ class Gguf:
         return {name: TensorLayout(one.kind.name, one.shape) for name, one in self.file.tensors.items()}
 
     @property
+    def kinds(self) -> Mapping[str, str]:
+        """The type of each quantised tensor."""
+        kinds = {name: stored.tensor.kind for name, stored in self._stored.items()}
+        return {name: f"GGUF {kind.name}" for name, kind in kinds.items() if kind not in FLOATS}
+
+    @property
     def names(self) -> list[str]:
         """Tensors of the configuration in the order of the file."""
         stored = self._stored
@@ -110,6 +118,13 @@ class Gguf:
         """Return a tensor: a view of the mapped file if it has these values, else computed."""
         stored = self._stored[name]
         return stored.undo(read_values(stored.tensor, dtype))
+
+    def matrix(self, name: str) -> PackedMatrix | torch.Tensor:
+        """Return a matrix as integers and scales where `UNPACK` has its type, else as `read`."""
+        stored = self._stored[name]
+        if stored.tensor.kind not in UNPACK or stored.transposed or len(stored.shape) != 2:
+            return self.read(name)
+        return change_rows(read_packed(stored.tensor), stored.undo)
 
     def release(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view with a mapping of its own; each has one."""

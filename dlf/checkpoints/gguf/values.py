@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, dequantize
 
+from dlf.checkpoints.gguf.blocks import UNPACK, unpack
 from dlf.checkpoints.gguf.file import GgufTensor
+from dlf.checkpoints.packed import PackedMatrix
 from dlf.errors import CheckpointError
 
-__all__ = ["FLOATS", "KINDS", "read_values"]
+__all__ = ["FLOATS", "KINDS", "read_packed", "read_values"]
 
 FLOATS = {
     GGMLQuantizationType.F64: torch.float64,
@@ -20,12 +24,9 @@ FLOATS = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
-QUANTIZED = tuple(
-    GGMLQuantizationType[name]
-    for name in ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
-)
-KINDS = (*FLOATS, *QUANTIZED)
-CHUNK_BYTES = 1 << 20  # read at once; the package needs some 40 times as much to dequantise them
+FLOATS_ONLY = tuple(GGMLQuantizationType[name] for name in ("Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"))  # no integers of these
+KINDS = (*FLOATS, *UNPACK, *FLOATS_ONLY)
+CHUNK_BYTES = 1 << 20  # read at once; dequantising takes some 20 times as much
 
 
 def read_values(tensor: GgufTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -50,20 +51,39 @@ def read_values(tensor: GgufTensor, dtype: torch.dtype | None = None) -> torch.T
     """
     if tensor.kind in FLOATS:
         return _mapped(tensor, FLOATS[tensor.kind])
-    columns = tensor.shape[-1]
     found = torch.empty(tensor.shape, dtype=dtype or torch.float32)
-    rows = found.view(-1, columns)
-    row_bytes = tensor.nbytes // len(rows)
-    step = max(1, CHUNK_BYTES // row_bytes)
-    with open(tensor.path, "rb") as file, np.errstate(all="ignore"):  # the caller checks that all are finite
-        for first in range(0, len(rows), step):
-            part = rows[first : first + step]
-            content = os.pread(file.fileno(), len(part) * row_bytes, tensor.offset + first * row_bytes)
-            if len(content) < len(part) * row_bytes:
-                raise _shorter(tensor)
-            blocks = np.frombuffer(content, np.uint8).reshape(len(part), row_bytes)
-            part.copy_(torch.from_numpy(dequantize(blocks, tensor.kind)))
+    rows = found.view(-1, tensor.shape[-1])
+    with np.errstate(all="ignore"):  # the caller checks that all values are finite
+        for first, content in _chunks(tensor):
+            rows[first : first + len(content)] = torch.from_numpy(dequantize(content, tensor.kind))
     return found
+
+
+def read_packed(tensor: GgufTensor) -> PackedMatrix:
+    """Return the integers and scales of a matrix, whose type is one of `UNPACK`; errors are those of `read_values`."""
+    whole: dict[str, torch.Tensor] = {}
+    for first, content in _chunks(tensor):
+        packed = unpack(tensor.kind, torch.from_numpy(content))
+        for field in fields(packed):
+            part = getattr(packed, field.name)
+            if isinstance(part, torch.Tensor):
+                room = whole.setdefault(field.name, part.new_empty(tensor.shape[0], *part.shape[1:]))
+                room[first : first + len(part)] = part
+    return replace(packed, **whole)  # type: ignore[arg-type]  # of fields of one type only
+
+
+def _chunks(tensor: GgufTensor) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the bytes of some rows, uint8 ``[rows, bytes]``, and the number of the first."""
+    count = int(np.prod(tensor.shape[:-1], dtype=np.int64))
+    row_bytes = tensor.nbytes // count
+    step = max(1, CHUNK_BYTES // row_bytes)
+    with open(tensor.path, "rb") as file:
+        for first in range(0, count, step):
+            rows = min(step, count - first)
+            content = bytearray(rows * row_bytes)
+            if os.preadv(file.fileno(), [content], tensor.offset + first * row_bytes) < len(content):
+                raise _shorter(tensor)
+            yield first, np.frombuffer(content, np.uint8).reshape(rows, row_bytes)
 
 
 def _mapped(tensor: GgufTensor, dtype: torch.dtype) -> torch.Tensor:
