@@ -182,7 +182,9 @@ def write_checkpoint(
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     units = {
-        name: {name: TensorLayout(SAFETENSORS_DTYPES[dtype] if dtype else base.layout(_stored(base, name)).dtype, shape)}
+        name: {
+            name: TensorLayout(SAFETENSORS_DTYPES[dtype] if dtype else base.layout(_stored(base, name)).dtype, shape)
+        }
         for name, shape in shapes.items()
     }
     with contextlib.ExitStack() as sources:
