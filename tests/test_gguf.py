@@ -41,6 +41,15 @@ TEXTS = [*CORPUS, "", " ", "  two\n\n spaces ", "don't I'LL we're 12345 x²½", 
 TEXTS += ["<|end|>a<|begin|>"]
 
 
+# Settings that a file of these architectures cannot have.
+NOT_IN_GGUF: dict[str, dict[str, Any]] = {
+    "mistral": {"sliding_window": None},
+    "mixtral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True},
+}
+
+
 def logits(path: Path, tokens: list[int], **options: Any) -> torch.Tensor:
     model = load_model(path, **options)
     return _C.Decoder(model.weights, 2, 64, 1).prefill(tokens, 0, 0).clone()
@@ -59,8 +68,7 @@ def file(folder: Path) -> Path:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_that_of_its_folder(tmp_path: Path, family: str) -> None:
     """Weights are bit-identical, and so are logits where the frequencies are."""
-    changes = {"use_sliding_window": False} if family == "qwen2" else {}
-    changes |= {"sliding_window": None} if family == "mistral" else {}  # GGUF has no window for them
+    changes = NOT_IN_GGUF.get(family, {})
     folder = make_model(tmp_path / "model", family, **changes)
     file = write_gguf(tmp_path / "model.gguf", folder)
     theirs, ours = open_checkpoint(folder), open_checkpoint(file)
