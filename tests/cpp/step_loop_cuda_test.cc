@@ -224,6 +224,46 @@ void drafts_change_nothing() {
                                          {8, kAutoDrafter, true}});
 }
 
+// Drafted tokens of a small batch have rows that are a larger batch's slots, one of which reads its prompt.
+void drafts_leave_nothing_in_slots_that_read_a_prompt() {
+  const auto found = [](StepLoop& loop, bool alone) {
+    Request drafting = make_request(1, 5, 12);
+    drafting.speculation = {3, 3, false};
+    if (!alone) {
+      loop.add(drafting);
+      for (int step = 0; step < 3; ++step) {
+        loop.step();
+      }
+    }
+    Request reading = make_request(2, 40, 6);
+    for (Prompt& prompt : reading.prompts) {
+      prompt.breaks = {20, 24, 28, 32, 36};
+    }
+    loop.add(reading);
+    if (!alone) {
+      loop.add(make_request(3, 4, 12));
+    }
+    std::vector<std::pair<int64_t, float>> outputs;
+    while (!loop.idle()) {
+      for (const StepOutput* output : loop.step()) {
+        if (output->request == 2) {
+          outputs.emplace_back(output->token, output->logprob);
+        }
+      }
+    }
+    return outputs;
+  };
+  EngineOptions one_chunk = options(4);
+  one_chunk.prompt_budget = 1;
+  const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), one_chunk);
+  const auto expected = found(*loop, true);
+  const auto beside = found(*loop, false);
+  EXPECT(expected.size() == 6 && beside.size() == 6);
+  for (size_t i = 0; i < std::min(expected.size(), beside.size()); ++i) {
+    EXPECT(beside[i].first == expected[i].first && std::abs(beside[i].second - expected[i].second) < 1e-4);
+  }
+}
+
 void drafts_on_two_devices_change_nothing() {
   needs_two_devices();
   expect_drafts_to_change_nothing(kTwo, {{4, kAutoDrafter, false}, {3, 3, false}});
@@ -734,6 +774,8 @@ int main(int argc, char** argv) {
           {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits, true},
           {"no prompt has a size that the library has not met", dlf::no_prompt_has_a_size_that_the_library_has_not_met},
           {"drafts change nothing", dlf::drafts_change_nothing},
+          {"drafts leave nothing in slots that read a prompt", dlf::drafts_leave_nothing_in_slots_that_read_a_prompt,
+           true},
           {"drafts on two devices change nothing", dlf::drafts_on_two_devices_change_nothing},
           {"drafts that are right are taken", dlf::drafts_that_are_right_are_taken},
           {"requests may have rules of their own", dlf::requests_may_have_rules_of_their_own},

@@ -4,9 +4,9 @@
 namespace dlf::cuda {
 namespace {
 
-// A token of the large model as the model's own id.
+// A token of the large model as the model's own id; −1 stays.
 __device__ int32_t own_id(const ModelRows& model, int32_t token) {
-  return model.feed == nullptr ? token : model.feed[token];
+  return model.feed == nullptr || token < 0 ? token : model.feed[token];
 }
 
 __device__ void set_positions(const SequenceTable& table, int sequence, int32_t position) {
@@ -93,6 +93,7 @@ __device__ void take(const AdvanceArgs& args, int64_t step, int sequence, int ro
 // Takes the sequence's next token, which no model has read. Returns how many tokens of this step the host knows.
 __device__ int take_next(const AdvanceArgs& args, int64_t step, int sequence) {
   if (args.table.active[sequence] == 0) {
+    set_positions(args.table, sequence, -1);  // a smaller batch may have had its further tokens here
     return 0;
   }
   const StepResult result = result_of(args, sequence, sequence);
@@ -187,7 +188,7 @@ __global__ void feed_draft_kernel(SequenceTable table, DraftTable draft, const S
     return;
   }
   if (samples != nullptr) {
-    draft.tokens[row] = samples[sequence].token;
+    draft.tokens[row] = table.active[sequence] != 0 ? samples[sequence].token : -1;
   }
   for (int m = 0; m < table.model_count; ++m) {
     const ModelRows& model = table.models[m];
