@@ -53,6 +53,7 @@ class Cost:
     seconds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     closed: list[float] = field(default_factory=list)
+    passes: list[float] = field(default_factory=list)  # of small models, for each token
 
     def summary(self) -> dict[str, Any]:
         """Medians, and the range of the ratios without the outer tenths."""
@@ -62,6 +63,7 @@ class Cost:
             "ratio": statistics.median(self.ratios),
             "ratio_10_90": [tenths[0], tenths[-1]],
             "closed": statistics.mean(self.closed),
+            "small_passes": statistics.mean(self.passes),
         }
 
 
@@ -86,22 +88,24 @@ def measure(engine: dlf.Engine, rules: dict[str, dict[str, Any]], rounds: int, t
     common = {"max_new_tokens": tokens + 1, "ignore_eos": True, "temperature": 1.0, "seed": 1, "speculate": False}
     prompt = words(random.Random(99), PROMPT_TOKENS)
 
-    def step(name: str) -> tuple[float, float]:
+    def step(name: str) -> tuple[float, float, float]:
         completion = engine.generate(prompt, **common, **rules[name])
         closed = (completion.alpha == 0).all(1).mean() if "gate" in name else 0.0
-        return float(completion.timings.token_times.mean()), float(closed)
+        passes = statistics.mean(step.small_passes for step in completion.timings.steps[1:])
+        return float(completion.timings.token_times.mean()), float(closed), passes
 
     for turn in track(range(rounds + 1), "rules", transient=True):
         names = list(rules)
         random.Random(turn).shuffle(names)
         for name in names:
             around = [step("select")[0]]
-            seconds, closed = step(name)
+            seconds, closed, passes = step(name)
             around.append(step("select")[0])
             if turn > 0:  # the first turn touches pages
                 costs[name].seconds.append(seconds)
                 costs[name].ratios.append(seconds / statistics.mean(around))
                 costs[name].closed.append(closed)
+                costs[name].passes.append(passes)
     return costs
 
 
@@ -129,13 +133,14 @@ def main(
             costs = measure(engine, rules, rounds, tokens)
     title = f"{large} + 2 x {small}, bf16, batch 1, {place}"
     table = Table(title=title, title_justify="left")
-    for column in ("rule", "ms a step", "of select", "10 to 90 %", "closed"):
+    for column in ("rule", "ms a step", "of select", "10 to 90 %", "closed", "small passes"):
         table.add_column(column, no_wrap=True, justify="left" if column == "rule" else "right")
     found = {name: cost.summary() for name, cost in costs.items()}
     for name, cost in found.items():
         low, high = cost["ratio_10_90"]
         closed = f"{cost['closed']:.0%}" if "gate" in name else ""
-        table.add_row(name, milliseconds(cost["step_s"]), f"{cost['ratio']:.3f}", f"{low:.3f} to {high:.3f}", closed)
+        ratio, passes = f"{cost['ratio']:.3f}", f"{cost['small_passes']:.2f}"
+        table.add_row(name, milliseconds(cost["step_s"]), ratio, f"{low:.3f} to {high:.3f}", closed, passes)
     console.print(table)
     versions = {"dlf": dlf.__version__, "torch": torch.__version__}
     record = {"title": title, "machine": describe(versions, threads, device), "rules": found}

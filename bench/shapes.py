@@ -14,9 +14,10 @@ from dlf.checkpoints.config import read_config
 
 VOCAB_SIZE = 32000
 
-# Llama shapes: 1.1B is TinyLlama's, 360M and 135M are SmolLM's with this vocabulary. tiny and micro are for trying a
-# benchmark, micro on an emulated device.
+# Llama shapes: 7B is Llama 2's, 1.1B TinyLlama's, 360M and 135M are SmolLM's with this vocabulary. tiny and micro are
+# for trying a benchmark, micro on an emulated device.
 SHAPES: dict[str, dict[str, int]] = {
+    "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "heads": 32, "kv_heads": 32},
     "1.1B": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "heads": 32, "kv_heads": 4},
     "360M": {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "heads": 15, "kv_heads": 5},
     "143M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 15, "heads": 12, "kv_heads": 4},

@@ -75,7 +75,8 @@ class RunningRequest:
 
     def spend(self, timings: _C.StepTimings, time: float) -> None:
         """Add a step that this sequence took part in; the step ended at `time`."""
-        self._steps.append(Step(time - self._now, 0, timings.drafted, timings.drafter, timings.graph))
+        draft = (timings.drafted, timings.drafter)
+        self._steps.append(Step(time - self._now, 0, *draft, timings.graph, timings.small_passes))
         self._now = time
         for part in self._spent:
             self._spent[part] += getattr(timings, part)

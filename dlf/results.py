@@ -63,6 +63,9 @@ class Step:
         Source of the drafted tokens, if any: a lane of the engine, or -2 for prompt lookup.
     graph : bool
         Whether it was launched as one CUDA graph.
+    small_passes : int
+        Passes of the models beside the large one, each counted, for all of its sequences; those that read prompts are
+        not. A closed gate saves them.
     """
 
     seconds: float
@@ -70,6 +73,7 @@ class Step:
     drafted: int
     drafter: int
     graph: bool
+    small_passes: int
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ def engine(request: pytest.FixtureRequest, family: dict[str, Path]) -> Iterator[
         yield made
 
 
+def small_passes(completion: dlf.Completion) -> int:
+    return sum(step.small_passes for step in completion.timings.steps)
+
+
 def same(a: dlf.Completion, b: dlf.Completion) -> bool:
     return a.tokens == b.tokens and np.array_equal(a.alpha, b.alpha) and np.array_equal(a.logprobs, b.logprobs)
 
@@ -246,6 +250,8 @@ def test_lanes_behind_a_gate_catch_up(engine: dlf.Engine, gate: dict[str, Any]) 
     plain = engine.generate(PROMPT, **options, speculate=False)
     closed = (plain.alpha == 0).all(1)
     assert 0.1 < closed.mean() < 0.9
+    every = engine.generate(PROMPT, **{**options, "rule": dlf.Rule(combine="centroid")}, speculate=False)
+    assert 0 < small_passes(plain) < small_passes(every)
     assert (plain.f[closed] == 0).all()
     for drafter in ("prompt_lookup", "expert-b", "base") if is_long else ("expert-b",):
         speculation = dlf.Speculation(drafter, max_draft=4, adaptive=False)

@@ -127,6 +127,7 @@ void bind_results(py::module_& m) {
       .def_readonly("small", &StepTimings::small)
       .def_readonly("solve", &StepTimings::solve)
       .def_readonly("sample", &StepTimings::sample)
+      .def_readonly("small_passes", &StepTimings::small_passes)
       .def_readonly("drafted", &StepTimings::drafted)
       .def_readonly("drafter", &StepTimings::drafter)
       .def_readonly("graph", &StepTimings::graph);

@@ -26,16 +26,17 @@ struct EngineOptions {
 // Throws a ValueError for options that no backend can run.
 void check(const EngineOptions& options);
 
-// Seconds that the last step spent in each of its parts; all zero on a GPU, where parts are not timed. On a GPU alone,
-// also what kind of step it was.
+// Seconds that the last step spent in each of its parts; all zero on a GPU, where parts are not timed. Also passes that
+// it ran, and on a GPU alone what kind of step it was.
 struct StepTimings {
   double large = 0;
   double small = 0;
   double solve = 0;
   double sample = 0;
-  int drafted = 0;      // drafted tokens of each sequence
-  int64_t drafter = 0;  // if any are drafted: a lane, or kPromptLookup
-  bool graph = false;   // whether it was one launch
+  int small_passes = 0;  // of the models beside the large one, each counted; those that read prompts are not
+  int drafted = 0;       // drafted tokens of each sequence
+  int64_t drafter = 0;   // if any are drafted: a lane, or kPromptLookup
+  bool graph = false;    // whether it was one launch
 };
 
 // A part of the device memory that a step loop takes.

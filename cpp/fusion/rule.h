@@ -105,6 +105,7 @@ struct Gate {
 
   bool exists() const { return kind != GateKind::none; }
   bool needs_experts() const { return kGateTable[static_cast<size_t>(kind)].needs_experts; }
+  bool reads_large_alone() const { return exists() && !needs_experts(); }
 };
 
 // How the logits of a request's experts move those of the large model. Every request has a rule of its own.

@@ -30,6 +30,7 @@ Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows
 
 void Model::clear() {
   used_ = 0;
+  passes_ = 0;
   rows_.clear();
   for (std::vector<const float*>& lane : lane_logits_) {
     lane.clear();
@@ -64,6 +65,7 @@ void Model::catch_up(const Sequence& sequence, Lane& lane, int64_t adapter, int6
     const int64_t first = map_->empty() ? used_ : 0;
     decoder_->decode(late_rows_, unused.mutable_data_ptr<float>() + first * unused.size(1));
     late_rows_.clear();
+    ++passes_;
   }
 }
 
@@ -111,6 +113,7 @@ void Model::decode() {
   }
   times_.add(count, seconds);
   rows_.clear();
+  ++passes_;
 }
 
 }  // namespace dlf::cpu

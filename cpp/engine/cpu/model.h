@@ -24,9 +24,10 @@ class Model {
 
   Decoder& decoder() { return *decoder_; }
   const PassTimes& times() const { return times_; }
+  int passes() const { return passes_; }             // of this step, without those that read prompts
   int64_t vocab() const { return logits_.size(1); }  // of a row of logits, by the large model's ids
 
-  // Frees all logits of the last step, and drops the tokens of the next pass.
+  // Begins a step: frees all logits of the last one, and drops the tokens of the next pass.
   void clear();
 
   // Takes the next row of logits, for the next token of the lane in this cache slot.
@@ -61,6 +62,7 @@ class Model {
   std::vector<Row> rows_;                               // of the next pass
   std::vector<Row> late_rows_;                          // of a lane that catches up
   PassTimes times_;
+  int passes_ = 0;
 };
 
 // Logits of a sequence's lane in this step, after its last token and `position` drafted ones; null if the step does not

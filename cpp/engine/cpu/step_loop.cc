@@ -105,6 +105,9 @@ void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs,
   forward(sequences);
   solve(sequences, hook);
   sample(sequences, outputs);
+  for (size_t i = 0; i < models_.size(); ++i) {
+    timings_.small_passes += static_cast<int64_t>(i) == plan_.lane_model[0] ? 0 : models_[i].passes();
+  }
   last_timings_ = timings_;
 }
 

@@ -9,6 +9,7 @@
 
 #include "engine/cuda/gather_logits.h"
 #include "engine/cuda/memory_plan.h"
+#include "ops/cuda/linear.h"
 
 namespace dlf::cuda {
 namespace {
@@ -92,17 +93,26 @@ void DeviceModels::synchronize() {
   }
 }
 
+int DeviceModels::small_tokens(int batch) const {
+  int lanes = 0;
+  for (size_t i = 0; i < models_.size(); ++i) {
+    lanes = is_small(i) ? std::max(lanes, models_[i].decoder->lanes()) : lanes;
+  }
+  return lanes == 0 ? 0 : kLinearRows / (batch * lanes);
+}
+
 void DeviceModels::forward(int batch, const std::function<Pass(size_t)>& pass_of) {
   begun_->record(main());
   for (size_t i = 0; i < models_.size(); ++i) {
     DeviceModel& model = models_[i];
-    const auto [first, count] = pass_of(i);
+    const auto [first, count, first_logits] = pass_of(i);
     if (i == large_ || count == 0) {
       continue;
     }
     model.queue->wait(*begun_);
     const int64_t tokens = int64_t{batch} * count;
     const int64_t rows = tokens * model.decoder->lanes();
+    const int64_t logits_rows = first_logits ? int64_t{batch} * model.decoder->lanes() : rows;
     const int64_t first_row = int64_t{batch} * first * model.decoder->lanes();
     if (model.remote) {
       const int64_t first_token = int64_t{batch} * first;
@@ -111,17 +121,17 @@ void DeviceModels::forward(int batch, const std::function<Pass(size_t)>& pass_of
       model.queue->copy(model.decoder->positions().mutable_data_ptr<int32_t>() + first_row,
                         model.positions.const_data_ptr<int32_t>() + first_row, rows * 4);
     }
-    model.decoder->decode(batch, first, count);
-    model.gather(first_row, rows, /*active=*/true);
+    model.decoder->decode(batch, first, count, first_logits);
+    model.gather(first_row, logits_rows, /*active=*/true);
     if (model.remote) {
       const int64_t vocab = model.vocab();
       model.queue->copy(model.logits.mutable_data_ptr<float>() + first_row * vocab,
-                        model.own_logits() + first_row * vocab, rows * vocab * 4);
+                        model.own_logits() + first_row * vocab, logits_rows * vocab * 4);
     }
     model.ready->record(*model.queue);
   }
-  if (const auto [first, count] = pass_of(large_); count > 0) {
-    models_[large_].decoder->decode(batch, first, count);
+  if (const auto [first, count, first_logits] = pass_of(large_); count > 0) {
+    models_[large_].decoder->decode(batch, first, count, first_logits);
   }
   for (size_t i = 0; i < models_.size(); ++i) {
     if (i != large_ && pass_of(i).count > 0) {
@@ -151,7 +161,8 @@ std::vector<ModelRows> DeviceModels::rows() {
   rows.reserve(models_.size());
   for (DeviceModel& model : models_) {
     const auto* feed = model.mapped() ? model.feed.const_data_ptr<int32_t>() : nullptr;
-    rows.push_back({integers(model.tokens), integers(model.positions), feed, model.decoder->lanes()});
+    const bool small = is_small(static_cast<size_t>(&model - models_.data()));
+    rows.push_back({integers(model.tokens), integers(model.positions), feed, model.decoder->lanes(), small});
   }
   return rows;
 }

@@ -46,7 +46,8 @@ struct DeviceModel {
 // Tokens of each sequence that a pass of a model reads, counted as in Decoder::decode.
 struct Pass {
   int first;
-  int count;  // 0: it does not run
+  int count;                  // 0: it does not run
+  bool first_logits = false;  // whether only the first token gets logits
 };
 
 // The models of an engine, the small ones on streams of their own beside the large one's.
@@ -57,6 +58,11 @@ class DeviceModels {
   std::vector<DeviceModel>& all() { return models_; }
   Queue& main() { return *models_[large_].queue; }  // everything else is queued here, too
   void synchronize();
+
+  bool is_small(size_t model) const { return model != large_; }
+  // Most tokens of each sequence that one pass of the small models reads bit-identical to single-token passes; 0 if
+  // there are none.
+  int small_tokens(int batch) const;
 
   // Queues a pass of each model over tokens of the first `batch` sequences.
   void forward(int batch, const std::function<Pass(size_t)>& pass_of);

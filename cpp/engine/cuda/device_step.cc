@@ -26,6 +26,7 @@ DeviceStep::DeviceStep(const FusionPlan& plan, const Models& models, const Engin
           at::zeros({static_cast<int64_t>(max_tokens * sizeof(FusionRecord))}, on_device(device).dtype(at::kByte));
     }
   });
+  opened_ = pinned({1}, at::kInt);
   const auto experts = static_cast<int>(plan_.experts.size());
   const auto* fusions = experts == 0 ? nullptr : static_cast<const FusionRecord*>(fusions_.const_data_ptr());
   const std::vector<ModelRows> rows = models_.rows();
@@ -43,6 +44,31 @@ bool DeviceStep::launch(const Kind& kind, const std::function<void()>& show) {
   ++launches.runs;
   // Plain steps in a row take about as long without a graph, and one must be timed before anything is drafted.
   return launches.runs > 1 && (!graph_ || launches.fails || kind.draft.count == 0);
+}
+
+bool DeviceStep::catch_up(int batch, int unread) {
+  const int rows = models_.small_tokens(batch);
+  TORCH_INTERNAL_ASSERT(unread <= rows);
+  feed_unread({table(), sampler_->args(batch), batch, unread, rows}, main().stream());
+  Kind kind;
+  kind.batch = batch;
+  kind.catches_up = true;
+  return launch(kind);
+}
+
+bool DeviceStep::opens(int batch) {
+  auto* opened = opened_.mutable_data_ptr<int32_t>();
+  *opened = 0;
+  FusionArgs args = fusion_args(batch, 1, table().active);
+  args.opened = opened;
+  close_gates(args, main().stream());
+  main().synchronize();
+  return *opened != 0;
+}
+
+int DeviceStep::small_passes(const Kind& kind, int models) {
+  const bool lane_drafts = kind.draft.count > 0 && kind.draft.drafter != kPromptLookup;
+  return (kind.holds ? 0 : models) + (lane_drafts ? kind.draft.count : 0);
 }
 
 bool DeviceStep::capture(int64_t least_runs) {
@@ -73,9 +99,15 @@ bool DeviceStep::uses_graph(const Kind& kind) const {
 }
 
 // Queues one step: the logits of the last forward pass -> solve and fuse -> sample -> every model once. If it drafts,
-// after sample: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept.
+// after sample: draft tokens -> every model once, over all of them -> solve and fuse -> sample -> accept. If it holds,
+// the small models run beforehand, in catch_up(), where a gate is open.
 void DeviceStep::enqueue(const Kind& kind, const std::function<void()>& show) {
   const int batch = kind.batch;
+  if (kind.catches_up) {
+    const int tokens = models_.small_tokens(batch);
+    return models_.forward(
+        batch, [&](size_t model) { return Pass{0, models_.is_small(model) ? tokens : 0, /*first_logits=*/true}; });
+  }
   const StepDraft& draft = kind.draft;
   const SamplerState::Rows rows = fuse(kind, 1, table().active);
   if (kind.shown) {
@@ -85,7 +117,7 @@ void DeviceStep::enqueue(const Kind& kind, const std::function<void()>& show) {
   sampler_->sample(rows, batch, main());
   memory_->advance(batch, 0, kind.traced, /*ends_step=*/draft.count == 0, main().stream());
   if (draft.count == 0) {
-    return models_.forward(batch, [](size_t) { return Pass{0, 1}; });
+    return models_.forward(batch, [&](size_t model) { return Pass{0, kind.holds && models_.is_small(model) ? 0 : 1}; });
   }
   draft_tokens(batch, draft);
   verify(kind);
@@ -145,15 +177,11 @@ void DeviceStep::trace(const Kind& kind, int count, const int32_t* active) {
   keep_own_tokens(sampler_->records(), memory_->own_tokens(), count * kind.batch, main().stream());
 }
 
-// Fuses the logits, and returns those to sample `count` tokens of each sequence from.
-SamplerState::Rows DeviceStep::fuse(const Kind& kind, int count, const int32_t* active) {
-  const Logits large = models_.logits(0);
-  if (plan_.experts.empty()) {
-    return {large.data, large.stride, active};
-  }
+// The logits of `count` positions of each sequence, and where they are fused.
+FusionArgs DeviceStep::fusion_args(int batch, int count, const int32_t* active) {
   FusionArgs args = {};
   args.expert_count = static_cast<int>(plan_.experts.size());
-  args.large = large;
+  args.large = models_.logits(0);
   for (size_t t = 0; t < plan_.experts.size(); ++t) {
     args.experts[t] = models_.logits(plan_.experts[t].expert);
     args.bases[t] = models_.logits(plan_.experts[t].base);
@@ -163,10 +191,21 @@ SamplerState::Rows DeviceStep::fuse(const Kind& kind, int count, const int32_t* 
   args.records = static_cast<FusionRecord*>(fusions_.mutable_data_ptr());
   args.active = active;
   args.rules = table().rules;
-  args.rule_count = kind.batch;
-  args.kernels = kind.solvers;
-  args.rows = count * kind.batch;
+  args.rule_count = batch;
+  args.rows = count * batch;
   args.vocab = plan_.vocab;
+  return args;
+}
+
+// Fuses the logits, and returns those to sample `count` tokens of each sequence from. Where a step holds, opens() has
+// decided the gates.
+SamplerState::Rows DeviceStep::fuse(const Kind& kind, int count, const int32_t* active) {
+  if (plan_.experts.empty()) {
+    const Logits large = models_.logits(0);
+    return {large.data, large.stride, active};
+  }
+  FusionArgs args = fusion_args(kind.batch, count, active);
+  args.kernels = kind.solvers & ~(kind.holds ? kGateKernel : 0U);
   cuda::solve(args, main().stream());
   return {args.fused, args.fused_stride, active};
 }

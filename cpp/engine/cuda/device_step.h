@@ -29,9 +29,11 @@ class DeviceStep {
   struct Kind {
     int batch = 0;  // works on the first `batch` slots
     StepDraft draft;
-    uint32_t solvers = 0;  // SolverKernels of their rules
-    bool traced = false;   // whether some sequence asks for the large model's own tokens
-    bool shown = false;    // whether the host sees the logits: such a step has no graph
+    uint32_t solvers = 0;     // SolverKernels of their rules
+    bool traced = false;      // whether some sequence asks for the large model's own tokens
+    bool shown = false;       // whether the host sees the logits: such a step has no graph
+    bool holds = false;       // whether the small models read nothing
+    bool catches_up = false;  // no step: the small models read what they were held back from
 
     auto operator<=>(const Kind&) const = default;
   };
@@ -40,6 +42,17 @@ class DeviceStep {
   // steps of its kind. A step that is shown calls show() when the fused logits are queued.
   bool launch(const Kind& kind, const std::function<void()>& show = {});
 
+  // Launches a pass of the small models over the last `unread` tokens of the first `batch` sequences, which they have
+  // not read; at most models().small_tokens(batch). Returns what launch() does.
+  bool catch_up(int batch, int unread);
+
+  // Decides the gates that read the large model's logits alone, for a step that holds. The host waits for the answer:
+  // whether one is open.
+  bool opens(int batch);
+
+  // Passes that the small models in use run in a step of this kind.
+  static int small_passes(const Kind& kind, int models);
+
   // Captures a graph for the kind of step that ran most often without one, at least `least_runs` times. This takes the
   // host milliseconds, in which the device works on earlier launches. Returns whether there was such a kind.
   bool capture(int64_t least_runs);
@@ -47,6 +60,7 @@ class DeviceStep {
   bool uses_graph(const Kind& kind) const;
 
   DeviceModels& models() { return models_; }
+  const DeviceModels& models() const { return models_; }
   FusedRows fused();
   SamplerState& sampler() { return *sampler_; }
   const SequenceMemory& memory() const { return *memory_; }
@@ -64,6 +78,7 @@ class DeviceStep {
   void draft_tokens(int batch, const StepDraft& draft);
   void verify(const Kind& kind);
   void trace(const Kind& kind, int count, const int32_t* active);
+  FusionArgs fusion_args(int batch, int count, const int32_t* active);
   SamplerState::Rows fuse(const Kind& kind, int count, const int32_t* active);
 
   const FusionPlan& plan_;
@@ -71,6 +86,7 @@ class DeviceStep {
   DeviceModels models_;
   std::unique_ptr<SamplerState> sampler_;
   at::Tensor fused_, fusions_;
+  at::Tensor opened_;  // pinned: FusionArgs::opened
   std::unique_ptr<SequenceMemory> memory_;
   std::map<Kind, Launches> kinds_;
 };

@@ -196,6 +196,31 @@ __global__ void feed_draft_kernel(SequenceTable table, DraftTable draft, const S
   }
 }
 
+// A block for each row of a sequence but the first; in each, a thread for each sequence.
+__global__ void feed_unread_kernel(FeedUnreadArgs args) {
+  const int sequence = static_cast<int>(threadIdx.x);
+  const int before = 1 + static_cast<int>(blockIdx.x);  // the last token
+  if (sequence >= args.batch) {
+    return;
+  }
+  const SequenceTable& table = args.table;
+  const int row = before * args.batch + sequence;
+  const bool read = table.active[sequence] != 0 && before < args.unread;
+  const int32_t* history = args.sampler.history + sequence * args.sampler.history_stride;
+  const int32_t token = read ? history[args.sampler.rows[sequence].history_length - 1 - before] : -1;
+  for (int m = 0; m < table.model_count; ++m) {
+    const ModelRows& model = table.models[m];
+    if (!model.small) {
+      continue;
+    }
+    model.tokens[row] = own_id(model, token);
+    for (int lane = 0; lane < model.lanes; ++lane) {
+      const int32_t last = model.positions[sequence * model.lanes + lane];
+      model.positions[row * model.lanes + lane] = read && last >= 0 ? last - before : -1;
+    }
+  }
+}
+
 __global__ void keep_logits_kernel(KeepArgs args) {
   const int row = static_cast<int>(blockIdx.y);
   const int sequence = row / args.lanes;
@@ -260,6 +285,13 @@ void feed_draft(const SequenceTable& table, const DraftTable& draft, const Sampl
                 int count, Stream stream) {
   const auto blocks = static_cast<unsigned>(count);
   launch(feed_draft_kernel, {dim3(blocks), dim3(threads_for(batch))}, stream, table, draft, samples, batch, first);
+}
+
+void feed_unread(const FeedUnreadArgs& args, Stream stream) {
+  if (args.rows > 1) {
+    launch(feed_unread_kernel, {dim3(static_cast<unsigned>(args.rows - 1)), dim3(threads_for(args.batch))}, stream,
+           args);
+  }
 }
 
 void keep_logits(const KeepArgs& args, Stream stream) {

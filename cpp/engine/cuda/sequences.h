@@ -22,6 +22,7 @@ struct ModelRows {
   int32_t* positions;   // [max_tokens * lanes]; −1: idle
   const int32_t* feed;  // TokenMap::feed; null: the model has the large model's ids
   int lanes;
+  bool small;  // whether it is another model than the large one
 };
 
 // State in device memory, with an entry for each sequence.
@@ -103,6 +104,17 @@ void begin_draft(const SequenceTable& table, const DraftTable& draft, int batch,
 // is null.
 void feed_draft(const SequenceTable& table, const DraftTable& draft, const SampleRecord* samples, int batch, int first,
                 int count, Stream stream);
+
+// Makes the last `unread` tokens of each sequence the input of a pass of the small models, over `rows` tokens of each:
+// first the last token, which is its input already, then the ones before it.
+struct FeedUnreadArgs {
+  SequenceTable table;
+  SampleArgs sampler;  // it has the tokens
+  int batch;
+  int unread;
+  int rows;
+};
+void feed_unread(const FeedUnreadArgs& args, Stream stream);
 
 // Copies the logits after a sequence's last accepted token to where those of its last token are.
 struct KeepArgs {

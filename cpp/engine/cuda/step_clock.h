@@ -16,15 +16,16 @@ class StepClock {
   void launch() { ++launched_; }
 
   // Notes that the oldest step in flight has ended. Returns how many seconds it took, if the device began it right
-  // after the step before and did nothing else.
-  std::optional<double> collect() {
+  // after the step before and did nothing else. `followed`: whether the host launches a step as soon as this one lets
+  // it, though none is queued.
+  std::optional<double> collect(bool followed) {
     const Clock::time_point now = Clock::now();
     std::optional<double> seconds;
     if (last_end_ && collected_ >= timed_from_) {
       seconds = std::chrono::duration<double>(now - *last_end_).count();
     }
     ++collected_;
-    last_end_ = on_their_way() > 0 ? std::optional(now) : std::nullopt;
+    last_end_ = on_their_way() > 0 || followed ? std::optional(now) : std::nullopt;
     return seconds;
   }
 

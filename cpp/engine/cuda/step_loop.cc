@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <chrono>
 #include <exception>
 #include <span>
@@ -53,22 +54,27 @@ class Backend final : public dlf::Backend {
     std::vector<int64_t> drafted;  // drafted tokens of the sequence in each slot
     DeviceStep::Kind kind;
     bool graph;
+    int small_passes;
   };
 
   // What the host keeps of a sequence's start.
   struct Start {
-    int64_t step;      // the first one that it takes part in
-    uint32_t solvers;  // SolverKernels of its rule
+    int64_t step;           // the first one that it takes part in
+    uint32_t solvers;       // SolverKernels of its rule
+    uint64_t small_models;  // bit m: some lane of its is on the small model m
   };
 
   Queue& main() { return step_.main(); }
   int64_t in_flight(const Sequence& sequence) const;
   bool wanted(std::span<Sequence* const> sequences) const;
   int batch_of(std::span<Sequence* const> sequences) const;
+  bool holds(std::span<Sequence* const> sequences, int batch) const;
+  DeviceStep::Kind kind_of(std::span<Sequence* const> sequences) const;
   StepDraft choose_draft(std::span<Sequence* const> sequences, int batch);
-  void launch(std::span<Sequence* const> sequences, bool shown, const CallHook& hook);
+  void launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind, const CallHook& hook);
+  void catch_up();
   void show(std::span<Sequence* const> sequences, const CallHook& hook);
-  void collect(std::span<Sequence* const> sequences, StepOutputs& outputs);
+  void collect(std::span<Sequence* const> sequences, bool followed, StepOutputs& outputs);
   void deliver(Sequence& sequence, int64_t step, StepOutputs& outputs);
   void take(Sequence& sequence, int64_t step, int token, StepOutput& output);
   void look_up(Sequence& sequence, int64_t token);
@@ -82,6 +88,14 @@ class Backend final : public dlf::Backend {
   std::array<Flight, kRing> flights_;
   std::vector<Start> started_;  // of the sequence in each slot
   std::vector<bool> failed_;    // likewise: whether its hook has failed
+  // What the small models have not read, since closed gates held them back.
+  struct Unread {
+    int tokens;  // of every sequence
+    int batch;   // slots of the sequences
+    int models;  // small models that read them
+  };
+  Unread unread_ = {};
+  int caught_up_ = 0;  // passes of small models for that, since the last step was launched
   StepTimings timings_;
 };
 
@@ -115,6 +129,7 @@ void Backend::check(const Request& request) const {
 void Backend::start(Sequence& sequence) {
   const DeviceGuard guard(main().device());
   const auto slot = static_cast<int>(sequence.slot);
+  catch_up();  // all sequences have the same number of unread tokens
   step_.sampler().set(slot, sequence.sampling, sequence.lanes[0].prompt.tokens, main());
   StartArgs args = {};
   args.table = step_.table();
@@ -134,7 +149,12 @@ void Backend::start(Sequence& sequence) {
   args.stop_count = static_cast<int32_t>(stops.size());
   std::copy(stops.begin(), stops.end(), args.stops);
   start_sequence(args, main().stream());
-  started_[slot] = {clock_.launched(), args.rule.kernels};
+  started_[slot] = {clock_.launched(), args.rule.kernels, 0};
+  for (size_t lane = 0; lane < sequence.lanes.size(); ++lane) {
+    if (sequence.lanes[lane].used() && !plan_.has_large(static_cast<int64_t>(lane))) {
+      started_[slot].small_models |= uint64_t{1} << plan_.lane_model[lane];
+    }
+  }
 }
 
 void Backend::stop(Sequence& sequence) {
@@ -144,18 +164,22 @@ void Backend::stop(Sequence& sequence) {
 
 void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) {
   const DeviceGuard guard(main().device());
-  // A hook sees the steps of its request as they are decoded: then none is queued behind a running one.
-  const bool shown = std::any_of(sequences.begin(), sequences.end(), [](const Sequence* one) { return one->hook; });
-  const int64_t ahead = shown ? 0 : kAhead;
+  const DeviceStep::Kind kind = kind_of(sequences);
+  // A hook sees the steps of its request as they are decoded, and a step that may hold waits until the gates are
+  // decided: then none is queued behind a running one.
+  const int64_t ahead = kind.shown || kind.holds ? 0 : kAhead;
   while (clock_.on_their_way() <= ahead && wanted(sequences)) {
-    launch(sequences, shown, hook);
+    launch(sequences, kind, hook);
   }
   if (clock_.on_their_way() > 0) {
     // A capture needs time, so the device must have a step to go on with.
-    if (clock_.on_their_way() > kAhead && step_.capture(kRunsBeforeCapture)) {
+    if (clock_.on_their_way() > ahead && step_.capture(kRunsBeforeCapture)) {
       clock_.disturb();
     }
-    collect(sequences, outputs);
+    collect(sequences, kind.holds, outputs);
+    if (std::all_of(sequences.begin(), sequences.end(), [](const Sequence* one) { return one->finished(); })) {
+      unread_ = {};  // nobody needs to catch up
+    }
     chunks_.free(clock_.collected());
   } else {
     main().synchronize();  // only prompts were read: the host must not run further ahead
@@ -193,6 +217,36 @@ int Backend::batch_of(std::span<Sequence* const> sequences) const {
   return static_cast<int>(std::min(batch, options_.max_batch));
 }
 
+// Whether the small models may be held back: every request that fuses has a gate that reads the large model's logits
+// alone, no hook wants to see the others, and a pass reads several tokens of each sequence, so that catching up costs
+// less than reading at once.
+bool Backend::holds(std::span<Sequence* const> sequences, int batch) const {
+  bool gated = false;
+  for (const Sequence* sequence : sequences) {
+    const bool fuses = !sequence->experts.empty();
+    const Speculation& speculation = sequence->draft.options;
+    const bool must_draft = speculation.max_draft > 0 && !speculation.adaptive;
+    if (sequence->hook || must_draft || (fuses && !sequence->rule.gate.reads_large_alone())) {
+      return false;
+    }
+    gated |= fuses;
+  }
+  return gated && step_.models().small_tokens(batch) > 1;
+}
+
+// Kind of the next step, but for its draft.
+DeviceStep::Kind Backend::kind_of(std::span<Sequence* const> sequences) const {
+  DeviceStep::Kind kind;
+  kind.batch = batch_of(sequences);
+  kind.holds = holds(sequences, kind.batch);
+  for (const Sequence* sequence : sequences) {
+    kind.solvers |= started_[sequence->slot].solvers;
+    kind.traced |= sequence->trace;
+    kind.shown |= sequence->hook;
+  }
+  return kind;
+}
+
 StepDraft Backend::choose_draft(std::span<Sequence* const> sequences, int batch) {
   for (Sequence* sequence : sequences) {
     sequence->draft.limit =
@@ -204,24 +258,44 @@ StepDraft Backend::choose_draft(std::span<Sequence* const> sequences, int batch)
 }
 
 // Launches one step for all slots.
-void Backend::launch(std::span<Sequence* const> sequences, bool shown, const CallHook& hook) {
-  DeviceStep::Kind kind = {batch_of(sequences), {}, 0, false, shown};
+void Backend::launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind, const CallHook& hook) {
   kind.draft = choose_draft(sequences, kind.batch);
-  if (shown) {
+  if (kind.shown) {
     kind.draft = {};  // the host does not know yet which drafted tokens are right
   }
+  kind.holds &= kind.draft.count == 0;
   Flight& flight = flights_[clock_.launched() % kRing];
+  uint64_t small_models = 0;
   for (const Sequence* sequence : sequences) {
     flight.drafted[sequence->slot] = std::min<int64_t>(kind.draft.count, sequence->draft.limit);
-    kind.solvers |= started_[sequence->slot].solvers;
-    kind.traced |= sequence->trace;
+    small_models |= started_[sequence->slot].small_models;
   }
+  const int models = std::popcount(small_models);
+  if (!kind.holds || step_.opens(kind.batch) || unread_.tokens == step_.models().small_tokens(kind.batch)) {
+    catch_up();
+  }
+  flight.small_passes = DeviceStep::small_passes(kind, models) + std::exchange(caught_up_, 0);
   flight.kind = kind;
   flight.graph = step_.uses_graph(kind);
   if (!step_.launch(kind, [&] { show(sequences, hook); })) {
     clock_.disturb();  // the host learns late that the step before has ended
   }
   clock_.launch();
+  if (kind.holds) {
+    unread_ = {unread_.tokens + 1, kind.batch, models};
+  }
+}
+
+// Has the small models read what they were held back from.
+void Backend::catch_up() {
+  if (unread_.tokens == 0) {
+    return;
+  }
+  if (!step_.catch_up(unread_.batch, unread_.tokens)) {
+    clock_.disturb();
+  }
+  caught_up_ += unread_.models;
+  unread_ = {};
 }
 
 // Shows the hook the logits of the sequences that have one.
@@ -243,16 +317,17 @@ void Backend::show(std::span<Sequence* const> sequences, const CallHook& hook) {
 }
 
 // Waits for the oldest step in flight, and reads its results.
-void Backend::collect(std::span<Sequence* const> sequences, StepOutputs& outputs) {
+void Backend::collect(std::span<Sequence* const> sequences, bool followed, StepOutputs& outputs) {
   const int64_t step = clock_.collected();
   wait_for(step + 1);
   const Flight& flight = flights_[step % kRing];
-  if (const std::optional<double> seconds = clock_.collect()) {
+  if (const std::optional<double> seconds = clock_.collect(followed)) {
     policy_.add_time(flight.kind.batch, flight.kind.draft, *seconds);
   }
   timings_.drafted = flight.kind.draft.count;
   timings_.drafter = flight.kind.draft.drafter;
   timings_.graph = flight.graph;
+  timings_.small_passes = flight.small_passes;
   for (Sequence* sequence : sequences) {
     if (started_[sequence->slot].step <= step) {
       deliver(*sequence, step, outputs);

@@ -29,29 +29,6 @@ __device__ bool disagrees(RowTokens& tokens, const FusionArgs& args, uint32_t ex
   return differs;
 }
 
-// A large model with a NaN, or without a token, has an open gate, so that the solver finds the fault.
-__device__ bool is_closed(RowTokens& tokens, const FusionArgs& args, const RowRule& rule) {
-  const auto gate = static_cast<GateKind>(rule.gate);
-  if (gate == GateKind::none) {
-    return false;
-  }
-  if (gate == GateKind::disagree) {
-    return !disagrees(tokens, args, rule.chosen);
-  }
-  const float* large = tokens.of(args.large);
-  const RowTokens::LogSum total = tokens.log_sum([&](int64_t i) { return large[i]; });
-  if (gate == GateKind::top_prob) {
-    return weight_of(total.peak, total.value) > rule.gate_threshold;
-  }
-  // The entropy as a sum of numbers that are not negative: log Σe^(x − peak) and the mean of peak − x.
-  float below = 0.0F;
-  tokens.for_each([&](int64_t i) {
-    below += large[i] == -kInfinity ? 0.0F : weight_of(large[i], total.value) * (total.peak - large[i]);
-  });
-  const float entropy = total.value - total.peak + tokens.sum(below);
-  return entropy < rule.gate_threshold;
-}
-
 // Copies the large model's logits with their coefficient to where the fused ones will go. If weights or certainty are
 // measured, it excludes the tokens that any model of the row rules out.
 __device__ void place_large(const RowTokens& tokens, const FusionArgs& args, const RowRule& rule, float* placed) {
@@ -112,16 +89,14 @@ __global__ void __launch_bounds__(kSolverThreads, 1) prepare_kernel(const __grid
   }
   FusionRecord& record = args.records[tokens.row()];
   float* fused = args.fused + tokens.row() * args.fused_stride;
-  const bool closed = is_closed(tokens, args, *rule);
-  if (tokens.is_first()) {
-    record = {};
-    record.bad_model = kNoBadModel;
-    record.closed = closed ? 1 : 0;
+  bool closed = false;
+  if ((rule->kernels & kGateKernel) != 0) {
+    closed = record.closed != 0;
+  } else {
+    closed = static_cast<GateKind>(rule->gate) == GateKind::disagree && !disagrees(tokens, args, rule->chosen);
+    begin_record(tokens, args, closed);
   }
-  if (closed) {
-    const float* large = tokens.of(args.large);
-    tokens.for_each([&](int64_t i) { fused[i] = large[i]; });
-  } else if (rule->large_in_place != 0) {
+  if (!closed && rule->large_in_place != 0) {
     place_large(tokens, args, *rule, fused);
   }
   for (uint32_t rest = closed ? 0U : rule->measured; rest != 0; rest &= rest - 1) {

@@ -13,8 +13,10 @@ namespace dlf::cuda {
 enum SolverKernel : uint32_t {
   kSearchKernel = 1,
   kJointKernel = 2,    // in place of the search kernel, if there are several experts
-  kPrepareKernel = 4,  // before: gates, a coefficient of the large model, measured weights, scales of targets
+  kPrepareKernel = 4,  // before: gates that read experts, a coefficient of the large model, measured weights, scales of
+                       // targets
   kMixKernel = 8,      // after: mixed probabilities, masks
+  kGateKernel = 16,    // at first: gates that read the large model's logits alone
 };
 
 // A row's rule as the kernels read it: numbers in device memory, so that one launch or graph serves any rules.
@@ -72,7 +74,8 @@ inline RowRule row_rule(const Rule& rule, std::span<const int> experts, int all)
   }
   row.given |= row.measured;
   row.large_in_place = rule.large_weight != 1.0 || (row.measured | row.weighed) != 0 ? 1 : 0;
-  row.kernels |= rule.gate.exists() || row.large_in_place != 0 ? kPrepareKernel : 0U;
+  row.kernels |= rule.gate.reads_large_alone() ? kGateKernel : 0U;
+  row.kernels |= rule.gate.needs_experts() || row.large_in_place != 0 ? kPrepareKernel : 0U;
   row.kernels |= (row.mixed | row.weighed) != 0 || rule.plausibility > 0.0 ? kMixKernel : 0U;
   return row;
 }

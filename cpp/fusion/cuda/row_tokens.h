@@ -7,8 +7,11 @@
 // What the kernels before and after the solver share: sweeps over a row's tokens, one number a thread at a time.
 namespace dlf::cuda {
 
-// Before the solver, for rows with kPrepareKernel: closes gates, copies the large model's logits with their coefficient
-// to where the fused ones will go, measures weights and finds how certainty scales targets.
+// At first, for rows with kGateKernel: decides whether their gates are open.
+void gate_rows(const FusionArgs& args, int cluster, Stream stream);
+
+// Before the solver, for rows with kPrepareKernel: decides gates that read experts, copies the large model's logits
+// with their coefficient to where the fused ones will go, measures weights and finds how certainty scales targets.
 void prepare_rows(const FusionArgs& args, int cluster, Stream stream);
 
 // After the solver, for rows with kMixKernel: mixes probabilities in and masks tokens.
@@ -145,6 +148,21 @@ __device__ inline const RowRule* rule_for(const FusionArgs& args, int row, Solve
   const RowRule& rule = args.rules[row % args.rule_count];
   const bool is_active = args.active == nullptr || args.active[row] != 0;
   return is_active && (rule.kernels & kernel) != 0 ? &rule : nullptr;
+}
+
+// Clears the record of a row. If its gate is closed, the fused logits are the large model's.
+__device__ inline void begin_record(const RowTokens& tokens, const FusionArgs& args, bool closed) {
+  if (tokens.is_first()) {
+    FusionRecord& record = args.records[tokens.row()];
+    record = {};
+    record.bad_model = kNoBadModel;
+    record.closed = closed ? 1 : 0;
+  }
+  const float* large = tokens.of(args.large);
+  float* fused = args.fused + tokens.row() * args.fused_stride;
+  if (closed) {
+    tokens.for_each([&](int64_t i) { fused[i] = large[i]; });
+  }
 }
 
 // A logit of the large model times its coefficient. A finite logit stays finite.

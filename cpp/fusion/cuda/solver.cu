@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kSolverThreads, 1)
   if (active == 0 || !solves<kKind>(rule.kernels)) {
     return;
   }
-  if ((rule.kernels & kPrepareKernel) != 0 && args.records[row].closed != 0) {
+  if ((rule.kernels & (kGateKernel | kPrepareKernel)) != 0 && args.records[row].closed != 0) {
     return;
   }
   RowSolver<kKind, kHeld> solver(args, rule, layout, shared_memory<unsigned char>());
@@ -114,6 +114,9 @@ FusionShape fusion_shape(int64_t vocab) {
 
 void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {
   const bool is_one = args.expert_count == 1;
+  if ((args.kernels & kGateKernel) != 0) {
+    gate_rows(args, shape.cluster, stream);
+  }
   if ((args.kernels & kPrepareKernel) != 0) {
     prepare_rows(args, shape.cluster, stream);
   }
@@ -130,6 +133,8 @@ void solve(const FusionArgs& args, const FusionShape& shape, Stream stream) {
     mix_rows(args, shape.cluster, stream);
   }
 }
+
+void close_gates(const FusionArgs& args, Stream stream) { gate_rows(args, fusion_shape(args.vocab).cluster, stream); }
 
 void solve(const FusionArgs& args, Stream stream) { solve(args, fusion_shape(args.vocab), stream); }
 

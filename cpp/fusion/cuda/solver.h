@@ -39,6 +39,7 @@ struct FusionArgs {
   const RowRule* rules;   // that of row r at r % rule_count
   int rule_count;
   uint32_t kernels;  // SolverKernels to launch; each leaves alone the rows whose rules do not have it
+  int32_t* opened;   // set to 1 by kGateKernel if a gate is open; or null
   int rows;
   int expert_count;
   int64_t vocab;
@@ -52,6 +53,9 @@ struct FusionShape {
 
 // Shape for the current device and the vocabulary; it depends on nothing else.
 FusionShape fusion_shape(int64_t vocab);
+
+// Decides the gates of rows with kGateKernel. A later solve() without kGateKernel uses what they are.
+void close_gates(const FusionArgs& args, Stream stream);
 
 // Solves and fuses all rows. The fused logits of a row whose record names a bad model are undefined.
 void solve(const FusionArgs& args, Stream stream);

@@ -130,14 +130,15 @@ DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
   return bytes;
 }
 
-void Decoder::decode(int batch, int first, int count) {
+void Decoder::decode(int batch, int first, int count, bool first_logits) {
   const int slots = batch * shape_.lanes;
   TORCH_INTERNAL_ASSERT((first + count) * slots <= shape_.rows());
   queue_.run([&] {
     Pass pass = Pass::decode(*this, first * slots, count * slots, slots);
     pass.embed(tokens_.const_data_ptr<int32_t>() + first * batch, shape_.lanes);
     run_layers(pass);
-    pass.head(0, count * slots, logits_.narrow(0, first * slots, count * slots));
+    const int rows = first_logits ? slots : count * slots;
+    pass.head(0, rows, logits_.narrow(0, first * slots, rows));
   });
 }
 

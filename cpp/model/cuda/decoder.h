@@ -54,8 +54,8 @@ class Decoder {
 
   // Reads `count` tokens, from the `first` one on, of the first `batch` sequences in each of their lanes: from tokens()
   // and positions() to logits(). The rows of one token of all sequences come before those of the next token, in
-  // tokens() as in logits().
-  void decode(int batch, int first = 0, int count = 1);
+  // tokens() as in logits(). `first_logits`: only those of the first token get logits.
+  void decode(int batch, int first = 0, int count = 1, bool first_logits = false);
 
   // Reads `count` tokens (in device memory) of one row, from position `start` on; if `last`, computes the last one's
   // logits.
