@@ -25,6 +25,7 @@ from dlf.errors import (
     UnknownArchitectureError,
 )
 from dlf.experts import Amateur, Expert, Guidance, InContext, Lora, TaskArithmetic
+from dlf.grammar import Grammar
 from dlf.memory import Memory, MemoryPart
 from dlf.options import EngineOptions
 from dlf.own_rule import StepLogits
@@ -46,6 +47,7 @@ __all__ = [
     "Error",
     "ErrorKind",
     "Expert",
+    "Grammar",
     "Guidance",
     "InContext",
     "LogitsError",

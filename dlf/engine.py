@@ -144,7 +144,8 @@ class Engine(EngineCore):
         speculate : {"auto", False} or Speculation, optional
             Whether tokens are drafted; as in the engine by default.
         **options
-            Fields of `SamplingOptions`, and of `Rule`, which override those of `rule`. For `dlf.Guidance`:
+            Fields of `SamplingOptions`, and of `Rule`, which override those of `rule`. ``grammar``: a `dlf.Grammar`
+            that each answer must follow; like a function as rule, it runs in Python. For `dlf.Guidance`:
             ``negative_prompt`` and ``positive_prompt`` (a text, token ids or messages; a list has one for each prompt,
             a mapping one for each expert by name) and ``guidance_scale`` (a number, or a mapping by name).
 

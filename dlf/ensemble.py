@@ -17,6 +17,7 @@ from dlf.checkpoints.source import open_checkpoint
 from dlf.errors import OptionError, field_of
 from dlf.experts import AnyExpert, Guidance
 from dlf.experts.merged import merged_experts
+from dlf.grammar_mask import GrammarTokens
 from dlf.lanes import Lanes, ModelKey
 from dlf.memory import Memory, check_memory, plan_memory
 from dlf.model import Model, load_model
@@ -152,6 +153,11 @@ class Ensemble:
         """
         order = chosen if names is None else [self.labels.index(name) for name in dict.fromkeys(names)]
         return native_rule(wanted, self._own_rule, self.labels, order)
+
+    @cached_property
+    def grammar_tokens(self) -> GrammarTokens:
+        """The large model's tokens for grammars."""
+        return GrammarTokens(self.tokenizer, self.vocab_size)
 
     @cached_property
     def _own_rule(self) -> Rule:

@@ -38,6 +38,9 @@ class StepLogits:
         Names of the experts.
     step : int
         Number of tokens that were decoded before the first position.
+    tokens : list of int
+        The token before each position, [B]: the prompt's last one or the last decoded one, then the drafted ones.
+        Empty where positions are scored.
     state : dict
         Belongs to the request: what a function keeps here it finds at the next step. A position after a drafted token
         may come again, so a function that keeps something keeps it by step.
@@ -52,6 +55,7 @@ class StepLogits:
     g: torch.Tensor
     names: list[str]
     step: int
+    tokens: list[int] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
 
     def clone(self) -> StepLogits:
@@ -62,22 +66,32 @@ class StepLogits:
 
         own = (self.fused.clone(), self.alpha.clone(), self.f.clone(), self.g.clone())
         return StepLogits(
-            self.large.clone(), copies(self.experts), copies(self.bases), *own, self.names, self.step, self.state
+            self.large.clone(),
+            copies(self.experts),
+            copies(self.bases),
+            *own,
+            self.names,
+            self.step,
+            self.tokens,
+            self.state,
         )
 
 
 RuleFunction: TypeAlias = "Callable[[StepLogits], torch.Tensor | None]"
+Mask: TypeAlias = "Callable[[_C.HookRows], None]"
 
 
 class OwnRule:
     """Runs a function of the caller at each step of one request, on the thread that steps.
 
     The function returns None to leave the fused logits as they are, logits [B, V] to draw the next tokens from, or
-    weights [B, T], with which the logits ``large + sum_t alpha_t (expert_t - base_t)`` are made here.
+    weights [B, T], with which the logits ``large + sum_t alpha_t (expert_t - base_t)`` are made here. A mask then
+    excludes tokens. Either may be missing.
     """
 
-    def __init__(self, function: RuleFunction, names: list[str]) -> None:
+    def __init__(self, function: RuleFunction | None, names: list[str], mask: Mask | None = None) -> None:
         self._function = function
+        self._mask = mask
         self._names = names
         self._state: dict[str, Any] = {}
         self.error: BaseException | None = None
@@ -86,13 +100,16 @@ class OwnRule:
         """Show the function a step; return whether the request goes on."""
         try:
             with torch.inference_mode():
-                self._fuse(rows)
+                if self._function is not None:
+                    self._fuse(rows, self._function)
+                if self._mask is not None:
+                    self._mask(rows)
         except BaseException as error:
             self.error = error
             return False
         return True
 
-    def _fuse(self, rows: _C.HookRows) -> None:
+    def _fuse(self, rows: _C.HookRows, function: RuleFunction) -> None:
         count = len(rows.large)
         none = rows.large.new_zeros(count)
         step = StepLogits(
@@ -105,9 +122,10 @@ class OwnRule:
             none if rows.g is None else rows.g,
             self._names,
             rows.step,
+            rows.tokens,
             self._state,
         )
-        answer = self._function(step)
+        answer = function(step)
         if answer is None:
             return
         if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():

@@ -11,6 +11,8 @@ from dlf import _C
 from dlf.arguments import Prompt, as_prompts, chosen_experts, sampling_options
 from dlf.ensemble import Ensemble
 from dlf.errors import OptionError, OptionTypeError
+from dlf.grammar import Grammar
+from dlf.grammar_mask import GrammarMask
 from dlf.guidance import NOT_GUIDED, Guided, take_guidance
 from dlf.own_rule import OwnRule, RuleFunction
 from dlf.prompts import end_tokens, lane_prompts
@@ -19,6 +21,7 @@ from dlf.rule import FIELDS, Rule, take_rule
 from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import Continuation, as_continuations
 from dlf.speculation import Speculate, Speculation, as_speculation, native_speculation, uses_drafter
+from dlf.support.option_values import shown
 from dlf.text.layout import Example, Messages, as_examples
 
 __all__ = ["Generation", "Scoring", "prepare"]
@@ -38,6 +41,8 @@ class Generation:
         Its negative and positive prompts, and its guidance scale.
     own_rule
         A function as rule, which sees the logits that `rule` fuses.
+    grammar
+        What each answer must follow, if anything.
     """
 
     prompts: Sequence[Prompt] | Sequence[Messages]
@@ -49,6 +54,7 @@ class Generation:
     speculation: Speculation | None
     guided: Guided = NOT_GUIDED
     own_rule: RuleFunction | None = None
+    grammar: Grammar | None = None
 
     @classmethod
     def of(
@@ -73,9 +79,13 @@ class Generation:
         shots = () if examples is None else as_examples(examples)
         guided, others = take_guidance(options, len(prompts))
         own, others = take_rule(rule, others)
+        grammar = others.pop("grammar", None)
+        if grammar is not None and not isinstance(grammar, Grammar):
+            raise OptionTypeError(f"grammar is {shown(grammar)}: give a dlf.Grammar", "grammar")
         sampling = sampling_options(others)
         function = rule if callable(rule) else None
-        return cls(prompts, single, sampling, shots, experts, own, as_speculation(speculate), guided, function)
+        draft = as_speculation(speculate)
+        return cls(prompts, single, sampling, shots, experts, own, draft, guided, function, grammar)
 
     @property
     def sequences(self) -> int:
@@ -170,6 +180,7 @@ def prepare(
         lanes = lane_prompts(ensemble, prompt, chosen, wanted.examples, which, drafter=drafter, beside=beside[i])
         ends = end_tokens(ensemble, prompt, chosen)
         for sample in range(sampling.num_return_sequences):
+            mask = None if wanted.grammar is None else GrammarMask(wanted.grammar, ensemble.grammar_tokens.of(ends))
             native = sampling.build(eos_token_ids=ends, bad_words_ids=bad_words, seed=seed, stream=sample)
             request = RunningRequest(
                 next(ids),
@@ -179,7 +190,7 @@ def prepare(
                 StopStrings(sampling.stop_strings or ()),
                 names,
                 rule.bounds,
-                None if wanted.own_rule is None else OwnRule(wanted.own_rule, names),
+                OwnRule(wanted.own_rule, names, mask) if wanted.own_rule or mask else None,
             )
             requests.append(request)
             submissions.append(

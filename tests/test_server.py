@@ -28,7 +28,7 @@ from openai import OpenAI
 import dlf
 from dlf.cli.serve import names_of
 from dlf.server import Served, ServerSettings, Service, make_app
-from dlf.server.tokens import token_bytes
+from dlf.text.token_bytes import token_bytes
 
 KEY = "a key of the tests"
 PROMPT = "Question: what is the sum"
@@ -195,7 +195,7 @@ def test_a_chat(client: OpenAI, engine: dlf.Engine) -> None:
     assert choice.message.content == expected.text and choice.message.role == "assistant"
     assert choice.logprobs is not None and choice.logprobs.content is not None
     for token, one, top in zip(expected.tokens, choice.logprobs.content, expected.top_logprobs, strict=True):
-        assert one.bytes == token_bytes(engine.tokenizer, token)
+        assert one.bytes == list(token_bytes(engine.tokenizer, token))
         assert [best.logprob for best in one.top_logprobs] == list(top.values())
     fusion = choice.model_extra["fusion"]  # type: ignore[index]
     assert fusion["experts"] == ["a", "b", "cfg"]
@@ -266,11 +266,23 @@ def test_streams(client: OpenAI, engine: dlf.Engine) -> None:
         ("/v1/chat/completions", GREEDY | {"messages": TALK, "tools": [{}]}, 400, "tools", "not supported"),
         (
             "/v1/chat/completions",
-            GREEDY | {"messages": TALK, "response_format": {"type": "json_object"}},
+            GREEDY | {"messages": TALK, "response_format": {"type": "xml"}},
             400,
-            "response_format",
-            "only 'text'",
+            "response_format.type",
+            "json_schema",
         ),
+        (
+            "/v1/chat/completions",
+            GREEDY | {"messages": TALK, "response_format": {"type": "json_schema", "json_schema": {}}},
+            400,
+            "response_format.json_schema",
+            "'schema'",
+        ),
+        ("/v1/completions", BODY | {"guided_regex": "(", "n": 1}, 400, "grammar", "mistake"),
+        ("/v1/completions", BODY | {"guided_json": "{"}, 400, "grammar", "JSON"),
+        ("/v1/completions", BODY | {"guided_json": {"type": "nonsense"}}, 400, "grammar", "mistake"),
+        ("/v1/completions", BODY | {"guided_choice": []}, 400, "grammar", "no choice"),
+        ("/v1/completions", BODY | {"guided_regex": "a", "guided_json": {}}, 400, "guided_regex", "both given"),
         ("/tokenize", {}, 400, "prompt", "either prompt or messages"),
         ("/detokenize", {"tokens": [-1]}, 400, None, "negative"),
         ("/nothing", {}, 404, None, "Not Found"),

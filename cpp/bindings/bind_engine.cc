@@ -63,6 +63,7 @@ void bind_hooks(py::module_& m) {
   py::class_<HookRows>(m, "HookRows", "Logits of a request's positions in a step, valid while the hook runs.")
       .def_readonly("request", &HookRows::request)
       .def_readonly("step", &HookRows::step)
+      .def_readonly("tokens", &HookRows::tokens)
       .def_property_readonly("large", [](const HookRows& rows) { return rows.large; })
       .def_property_readonly("experts", [](const HookRows& rows) { return defined(rows.experts); })
       .def_property_readonly("bases", [](const HookRows& rows) { return defined(rows.bases); })

@@ -17,6 +17,7 @@ namespace dlf {
 struct HookRows {
   int64_t request = 0;
   int64_t step = 0;                 // tokens that were decoded before the first row
+  std::vector<int64_t> tokens;      // [B], the token before each row; empty for positions that are scored
   at::Tensor large;                 // [B, V]
   std::vector<at::Tensor> experts;  // T of [B, V]; undefined where a closed gate held the model back
   std::vector<at::Tensor> bases;    // T of [B, V]; undefined for an expert without a base

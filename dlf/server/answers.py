@@ -11,7 +11,7 @@ from typing import Any
 
 from dlf.results import Completion, Piece
 from dlf.server.metrics import Metrics
-from dlf.server.tokens import token_text
+from dlf.text.token_bytes import token_text
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["Answer", "Usage", "alpha_fields"]

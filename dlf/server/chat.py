@@ -9,10 +9,11 @@ from dlf.results import Piece
 from dlf.server.answers import Answer, alpha_fields
 from dlf.server.errors import ApiError
 from dlf.server.generation import choices_of, engine_options, fusion_options, pieces_of
+from dlf.server.logprob import in_json
 from dlf.server.protocol import ChatRequest
 from dlf.server.service import Served
 from dlf.server.settings import ServerSettings
-from dlf.server.tokens import in_json, token_bytes, token_text
+from dlf.text.token_bytes import token_bytes, token_text
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["chat", "messages_of"]
@@ -75,8 +76,6 @@ async def chat(
 
 def _refuse(body: ChatRequest) -> None:
     """Refuse what these models cannot do yet, rather than ignoring it."""
-    if body.response_format is not None and body.response_format.type != "text":
-        raise ApiError(400, "response_format takes only 'text'", "response_format")
     if body.tools and body.tool_choice != "none":
         raise ApiError(400, "tools are not supported; leave them out, or give tool_choice 'none'", "tools")
 
@@ -92,7 +91,7 @@ def _logprob(tokenizer: Tokenizer, piece: Piece) -> dict[str, Any]:
         return {
             "token": token_text(tokenizer, token),
             "logprob": in_json(logprob),
-            "bytes": token_bytes(tokenizer, token),
+            "bytes": list(token_bytes(tokenizer, token)),
         }
 
     top = [one(token, logprob) for token, logprob in (piece.top_logprobs or {}).items()]

@@ -12,10 +12,11 @@ from dlf.rule import FIELDS
 from dlf.server.answers import Answer, alpha_fields
 from dlf.server.errors import ApiError
 from dlf.server.generation import choices_of, engine_options, fusion_options, pieces_of
+from dlf.server.logprob import in_json
 from dlf.server.protocol import CompletionRequest
 from dlf.server.service import Served
 from dlf.server.settings import ServerSettings
-from dlf.server.tokens import in_json, token_text
+from dlf.text.token_bytes import token_text
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["complete"]

@@ -15,7 +15,6 @@ NAMES = {
     "min_new_tokens": "min_tokens",
     "num_return_sequences": "n",
     "stop_strings": "stop",
-    "speculate": "speculate",
 }
 
 

@@ -14,6 +14,7 @@ from dlf.server.errors import ApiError
 from dlf.server.protocol import GenerationRequest
 from dlf.server.service import Served
 from dlf.server.settings import ServerSettings
+from dlf.server.structure import grammar_of
 from dlf.stream import AsyncStream
 
 __all__ = ["Choice", "choices_of", "engine_options", "fusion_options", "pieces_of"]
@@ -84,6 +85,9 @@ def engine_options(
         found["speculate"] = body.speculate
     if body.return_alpha:
         found["trace"] = True
+    grammar = grammar_of(body)
+    if grammar is not None:
+        found["grammar"] = grammar
     return found | {"max_new_tokens": max_tokens, "logprobs": logprobs}
 
 

@@ -69,6 +69,11 @@ class GenerationRequest(Fusion):
     stop_token_ids: list[int] | None = Field(None, max_length=256)
     bad_words: list[str] | None = Field(None, max_length=256)
     ignore_eos: bool = False
+    # Form of the answer, under vLLM's names.
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     # Accepted, as clients send them, and without a meaning here.
     metadata: dict[str, Any] | None = None
     store: bool | None = None

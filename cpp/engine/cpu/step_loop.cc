@@ -190,6 +190,8 @@ void Backend::call(const Sequence& sequence, FusionResult* fused, const CallHook
       [&](int64_t lane, int64_t position) { return logits_of(plan_, models_, sequence.lanes, lane, position); });
   rows.request = sequence.request;
   rows.step = sequence.new_tokens;
+  const std::span<const int64_t> before = std::span(sequence.tokens).last(sequence.draft.size + 1);
+  rows.tokens.assign(before.begin(), before.end());
   failed_[sequence.slot] = !hook(rows);
 }
 

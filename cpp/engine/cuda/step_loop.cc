@@ -309,6 +309,7 @@ void Backend::show(std::span<Sequence* const> sequences, const CallHook& hook) {
       HookRows rows;
       rows.request = sequence->request;
       rows.step = sequence->new_tokens;
+      rows.tokens = {sequence->tokens.back()};
       failed_[sequence->slot] =
           !show_rows(hook, rows, sequence->experts, plan_, main().device(), step_.fused(), sequence->slot, 1,
                      [&](int64_t lane) { return step_.models().logits(lane); });

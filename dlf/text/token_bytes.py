@@ -1,4 +1,4 @@
-"""Tokens as clients see them: their text, and their bytes."""
+"""The bytes and the text of single tokens, also of those that are a part of a character."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from functools import lru_cache
 from dlf.text.decoding_unit import Unit
 from dlf.text.tokenizer import Tokenizer
 
-__all__ = ["in_json", "token_bytes", "token_text"]
-
-LEAST = -9999.0  # OpenAI's log-probability of an impossible token; JSON has no infinity
-
-
-def in_json(logprob: float) -> float:
-    """A log-probability as a client gets it."""
-    return max(logprob, LEAST)
+__all__ = ["token_bytes", "token_text"]
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
@@ -22,18 +15,20 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
     return tokenizer.decode([token], skip_special_tokens=False)
 
 
-def token_bytes(tokenizer: Tokenizer, token: int) -> list[int]:
-    """Bytes of one token, also of one that is a part of a character."""
+def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """Bytes that one token adds to a text; none for an id without a token."""
     spelt = tokenizer.token(token)
     if spelt is None:
-        return []
+        return b""
     if token not in tokenizer.added_ids:
         if len(spelt) == 6 and spelt.startswith("<0x") and spelt.endswith(">"):
-            return [int(spelt[3:5], 16)]
+            return bytes([int(spelt[3:5], 16)])
         if tokenizer.decoding_unit is Unit.BYTE:
             letters = byte_letters()
-            return [letters[letter] for letter in spelt if letter in letters]
-    return list(token_text(tokenizer, token).encode())
+            return bytes(letters[letter] for letter in spelt if letter in letters)
+        if spelt.startswith("\u2581"):  # SentencePiece's space, which decoding strips from the first token of a text
+            return spelt.replace("\u2581", " ").encode()
+    return token_text(tokenizer, token).encode()
 
 
 @lru_cache(maxsize=1)
