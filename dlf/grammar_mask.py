@@ -54,7 +54,7 @@ class GrammarMask:
         self._drafted = rows.tokens[1:]
         read = 0
         for row in range(len(rows.tokens)):
-            if row > 0:
+            if row > 0 and not self._matcher.is_stopped():
                 if self._matcher.try_consume_tokens([rows.tokens[row]]) == 0:
                     break  # the draft is wrong from here on
                 read += 1

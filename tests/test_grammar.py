@@ -116,9 +116,11 @@ def test_choices_regular_expressions_and_lark(engine: dlf.Engine) -> None:
 def test_behind_the_end_of_an_answer_there_are_only_ends(engine: dlf.Engine) -> None:
     grammar = dlf.Grammar.choice(["the fox"])
     ended = engine.generate(PROMPTS[0], grammar=grammar)
-    found = engine.generate(PROMPTS[0], grammar=grammar, ignore_eos=True, max_new_tokens=len(ended.tokens) + 3)
-    assert ended.text == found.text == "the fox"
-    assert found.tokens == ended.tokens + [ended.tokens[-1]] * 3
+    for draft in (False, dlf.Speculation(max_draft=4, drafter="prompt_lookup", adaptive=False)):
+        most = len(ended.tokens) + 8
+        found = engine.generate(PROMPTS[0], grammar=grammar, ignore_eos=True, max_new_tokens=most, speculate=draft)
+        assert ended.text == found.text == "the fox"
+        assert found.tokens == ended.tokens + [ended.tokens[-1]] * 8
 
 
 def test_a_function_and_a_grammar_together(engine: dlf.Engine) -> None:
