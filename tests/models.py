@@ -98,13 +98,100 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mixtral": ("Mixtral", {"head_dim": 24, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 12}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 24,
+            "sliding_window": 12,
+            "query_pre_attn_scalar": 20,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 6.0,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3",
+        {
+            "head_dim": 24,
+            "sliding_window": 12,
+            "sliding_window_pattern": 2,
+            "query_pre_attn_scalar": 20,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "olmo2": ("Olmo2", {"pad_token_id": 0}),
+    "olmo3": ("Olmo3", {"num_hidden_layers": 4, "sliding_window": 9, "pad_token_id": 0}),
+    "phi3": (
+        "Phi3",
+        {
+            "max_position_embeddings": 512,
+            "original_max_position_embeddings": 256,
+            "sliding_window": 30,
+            "pad_token_id": 0,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.5, 2.0, 2.5],
+                "long_factor": [2.0, 4.0, 5.0, 8.0],
+            },
+        },
+    ),
+    "pythia": (
+        "GPTNeoX",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}},
+    ),
+    "gpt_neox": ("GPTNeoX", {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new"}),
+    "gpt2": ("GPT2", {"n_inner": 100, "tie_word_embeddings": True}),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "tie_word_embeddings": True, "pad_token_id": 0}),
+    "ministral3": (
+        "Ministral3",
+        {
+            "head_dim": 16,
+            "pad_token_id": 0,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.3,
+            },
+        },
+    ),
+    "granite": (
+        "Granite",
+        {
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 0.5,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+            "pad_token_id": 0,
+        },
+    ),
 }
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}
+ARCHITECTURES = {"GPT2": "GPT2LMHeadModel"}
+
+
+def config_class(family: str) -> type[transformers.PreTrainedConfig]:
+    """Return the class of a family's configuration."""
+    name = FAMILIES[family][0]
+    return getattr(transformers, CONFIGS.get(name, f"{name}Config"))
+
+
+def model_class(family: str) -> type[transformers.PreTrainedModel]:
+    """Return the class of a family's models."""
+    name = FAMILIES[family][0]
+    return getattr(transformers, ARCHITECTURES.get(name, f"{name}ForCausalLM"))
 
 
 def make_config(family: str, **overrides: Any) -> transformers.PreTrainedConfig:
     """Return the tiny configuration of a family, with `overrides`."""
-    name, settings = FAMILIES[family]
-    return getattr(transformers, f"{name}Config")(**(COMMON | settings | overrides))
+    return config_class(family)(**(COMMON | FAMILIES[family][1] | overrides))
 
 
 def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
@@ -123,7 +210,7 @@ def make_model(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Pa
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model = getattr(transformers, f"{FAMILIES[family][0]}ForCausalLM")(make_config(family, **overrides)).float()
+    model = model_class(family)(make_config(family, **overrides)).float()
     draw(model, seed).save_pretrained(folder)
     make_tokenizer(folder)
     return folder
@@ -134,8 +221,9 @@ def draw(model: transformers.PreTrainedModel, seed: int) -> transformers.PreTrai
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or ".ln_" in name and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5, generator=generator)
+                parameter -= float(type(model).__name__.startswith("Gemma"))  # stored less 1
             elif name.endswith("bias") or "embed_tokens" in name or "lm_head" in name:
                 parameter.normal_(0.0, 0.3, generator=generator)
             else:  # keeps the scale of activations

@@ -38,15 +38,15 @@ def config(folder: Path) -> ModelConfig:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_loads_what_transformers_wrote(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
-    config = read_config(make_model(tmp_path, family))
-    tensors = load_tensors(Folder(tmp_path), dtype)
+    source = Folder(make_model(tmp_path, family))
+    config, tensors = source.config, load_tensors(source, dtype)
     written = load_file(tmp_path / "model.safetensors")
     assert set(config.tensors()) == set(written)
-    assert set(tensors) == set(written) | {"lm_head.weight"}
-    for name, tensor in written.items():
-        assert torch.equal(tensors[name], tensor.to(dtype)), name
+    assert set(tensors) == {part.name for part in config.parts.values()} | {config.head}
+    for part in config.parts.values():
+        assert torch.equal(tensors[part.name], part.take(written[part.tensor]).to(dtype)), part.name
     if config.tie_word_embeddings:
-        assert tensors["lm_head.weight"] is tensors["model.embed_tokens.weight"]
+        assert tensors[config.head] is tensors[config.embedding]
 
 
 @pytest.mark.parametrize("settings", [{"attention_bias": True}, {"mlp_bias": True}], ids=str)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import dlf
 from dlf import _C
-from dlf.checkpoints.config import ModelConfig, read_config
+from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.folder import Folder
 from dlf.checkpoints.precision import QUANTIZATIONS
 from dlf.checkpoints.quantized import linear_shapes, load_quantized
@@ -108,16 +108,23 @@ def test_quantized(folder: Path, tmp_path: Path, weights: str) -> None:
     decoder.prefill(tokens[:1], 1, 0)
     decoded = torch.cat([decoder.decode([token], [1], [i]) for i, token in enumerate(tokens)])
 
-    config = read_config(folder)
+    config = Folder(folder).config
     tiles = load_quantized(Folder(folder), torch.float32, QUANTIZATIONS[weights])
     rounded = shutil.copytree(folder, tmp_path / "rounded")
-    tensors = load_file(rounded / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in load_file(rounded / "model.safetensors").items()}
+    parts = {part.name: part for part in config.parts.values()}
     for name, (out, columns) in linear_shapes(config).items():
-        tensors[name] = dequantize(tiles[name], tiles[f"{name}_scale"], out, columns)
+        values = dequantize(tiles[name], tiles[f"{name}_scale"], out, columns)
+        if name == config.head:
+            tensors[name] = values
+            continue
+        part = parts[name]
+        weight = tensors[part.tensor].t() if part.transposed else tensors[part.tensor]
+        weight[part.rows(torch.arange(len(weight)))] = values
     save_file(tensors, rounded / "model.safetensors", metadata={"format": "pt"})
     # The embedding is not quantized, even if the head is tied to it.
-    values = json.loads((rounded / "config.json").read_text()) | {"tie_word_embeddings": False}
-    (rounded / "config.json").write_text(json.dumps(values))
+    said = json.loads((rounded / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (rounded / "config.json").write_text(json.dumps(said))
     expected = reference_logits(rounded, tokens)
     exact = reference_logits(folder, tokens)
     for logits in (prefilled, decoded):

@@ -88,9 +88,14 @@ void time_product(const Case& of, const Kind& kind, const char* way, Product pro
   Graph graph;
   graph.capture(queue, [&] {
     for (int i = 0; i < count; ++i) {
-      rms_norm({hidden.mutable_data_ptr<float>(), nullptr, weight.const_data_ptr<float>(), x.mutable_data_ptr(), rows,
-                static_cast<int>(of.in), 1e-5F, DType::bfloat16},
-               queue.stream());
+      norm({hidden.mutable_data_ptr<float>(),
+            nullptr,
+            x.mutable_data_ptr(),
+            rows,
+            static_cast<int>(of.in),
+            {weight.const_data_ptr<float>(), 1e-5F},
+            DType::bfloat16},
+           queue.stream());
       const Matrix matrix = {static_cast<const char*>(data.const_data_ptr()) + i * bytes,
                              static_cast<const char*>(scales.const_data_ptr()) + i * scale_bytes,
                              of.out,

@@ -5,7 +5,11 @@
 #include <cstdint>
 
 #include "model/spec.h"
+#include "model/weights.h"
 #include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/logits.h"
+#include "ops/norm.h"
 #include "ops/places.h"
 #include "ops/rope.h"
 
@@ -28,7 +32,9 @@ struct AttentionBuffers {
   ops::Places places;
   const float* cos;  // of the layer's rotation
   const float* sin;
-  const float* q_norm;  // null where the layer has none
+  const float* q_scale;  // null where the layer has none, like the norms
+  int rotated;           // elements of a head
+  const float* q_norm;
   const float* k_norm;
   DType dtype;
 };
@@ -62,13 +68,16 @@ inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& bu
   args.v_cache = buffers.values;
   args.cos = buffers.cos;
   args.sin = buffers.sin;
+  args.q_scale = buffers.q_scale;
   args.q_norm = buffers.q_norm;
   args.k_norm = buffers.k_norm;
+  args.whole_norm = attention.head_norm == HeadNorm::whole;
   args.epsilon = static_cast<float>(spec.norm.epsilon);
   args.places = buffers.places;
   args.heads = static_cast<int>(attention.heads);
   args.kv_heads = static_cast<int>(attention.kv_heads);
   args.head_dim = static_cast<int>(attention.head_dim);
+  args.rotated = buffers.rotated;
   args.capacity = buffers.capacity;
   args.dtype = buffers.dtype;
   return args;
@@ -89,8 +98,35 @@ inline ops::AttentionArgs attention_args(const ModelSpec& spec, int64_t layer, c
   args.capacity = buffers.capacity;
   args.window = static_cast<int>(spec.layers[layer].window);
   args.scale = 1.0F / std::sqrt(static_cast<float>(attention.query_scalar));
+  args.softcap = static_cast<float>(attention.softcap);
   args.dtype = buffers.dtype;
   return args;
+}
+
+// The embedding's arguments, but for the rows.
+inline ops::EmbeddingArgs embedding_args(const ModelSpec& spec, const at::Tensor& embedding,
+                                         const at::Tensor& positions, DType dtype) {
+  ops::EmbeddingArgs args = {};
+  args.weight = embedding.const_data_ptr();
+  args.size = static_cast<int>(spec.hidden_size);
+  args.dtype = dtype;
+  args.multiplier = rounded(spec.embedding_multiplier, dtype);
+  args.positions = positions.defined() ? positions.const_data_ptr() : nullptr;
+  return args;
+}
+
+inline ops::NormOf norm_of(const ModelSpec& spec, const NormWeights& weights) {
+  const auto data = [](const at::Tensor& tensor) {
+    return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
+  };
+  return {data(weights.weight), static_cast<float>(spec.norm.epsilon), spec.norm.kind, data(weights.bias)};
+}
+
+// Whether a head's logits are final; else they need logit_args().
+inline bool are_final(const ModelSpec& spec) { return spec.logit_multiplier == 1 && spec.logit_softcap == 0; }
+inline ops::LogitArgs logit_args(const ModelSpec& spec, float* y, int rows) {
+  return {y, rows, static_cast<int>(spec.vocab_size), static_cast<float>(spec.logit_multiplier),
+          static_cast<float>(spec.logit_softcap)};
 }
 
 // Computes attention's output, still to be projected.

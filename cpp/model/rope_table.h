@@ -6,10 +6,11 @@
 
 namespace dlf {
 
-// cos and sin of every rotation, times the scaling: float32 [max_context, head_dim / 2].
 struct RopeTable {
-  at::Tensor cos;
+  at::Tensor cos;  // of every rotation, times the scaling: float32 [max_context, rotated / 2]
   at::Tensor sin;
+  at::Tensor query_scale;  // float32 [max_context], or undefined
+  int rotated;             // elements of a head
 
   RopeTable(const RopeSpec& rope, int64_t max_context);
 };

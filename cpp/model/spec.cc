@@ -7,30 +7,6 @@
 #include "ops/router.h"
 
 namespace dlf {
-namespace {
-
-// What no pass computes yet.
-void refuse_unfinished(const ModelSpec& spec) {
-  const auto refuse = [](bool asked, const char* what) {
-    TORCH_CHECK_VALUE(!asked, "the specification has ", what, ", which no backend computes yet");
-  };
-  refuse(spec.learned_positions > 0, "learned_positions");
-  refuse(spec.embedding_multiplier != 1, "an embedding_multiplier");
-  refuse(spec.norm.kind != ops::NormKind::rms || spec.norm.bias, "norms other than RMSNorm");
-  refuse(!spec.norm.before || spec.norm.after, "norms elsewhere than before attention and feed-forward");
-  refuse(spec.attention.softcap > 0 || spec.logit_softcap > 0, "a softcap");
-  refuse(spec.attention.head_norm == HeadNorm::whole, "a norm of whole projections");
-  refuse(spec.feed_forward.activation != ops::Activation::silu, "an activation other than silu");
-  refuse(!spec.feed_forward.gated, "a feed-forward without gates");
-  refuse(spec.residual_multiplier != 1 || spec.logit_multiplier != 1, "multipliers");
-  const auto half = static_cast<size_t>(spec.attention.head_dim / 2);
-  for (const RopeSpec& rope : spec.ropes) {
-    refuse(rope.inv_freq.size() < half, "a partial rotation");
-    refuse(rope.query_beta != 0, "queries scaled by position");
-  }
-}
-
-}  // namespace
 
 void check(const ModelSpec& spec) {
   const AttentionSpec& attention = spec.attention;
@@ -39,6 +15,8 @@ void check(const ModelSpec& spec) {
   TORCH_CHECK_VALUE(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0, "heads (", attention.heads,
                     ") is no multiple of kv_heads (", attention.kv_heads, ")");
   TORCH_CHECK_VALUE(attention.query_scalar > 0, "query_scalar is ", attention.query_scalar, "; it must be above 0");
+  TORCH_CHECK_VALUE(attention.softcap >= 0 && spec.logit_softcap >= 0 && spec.learned_positions >= 0,
+                    "softcaps and learned_positions must be 0 or more");
   TORCH_CHECK_VALUE(spec.vocab_size > 0 && spec.hidden_size > 0 && spec.feed_forward.size > 0 && !spec.layers.empty(),
                     "vocab_size, hidden_size, the size of the feed-forward and the number of layers must be above 0");
   TORCH_CHECK_VALUE(attention.softcap >= 0 && spec.logit_softcap >= 0 && spec.learned_positions >= 0,
@@ -67,7 +45,11 @@ void check(const ModelSpec& spec) {
                       layer.rope, "; number of ropes: ", spec.ropes.size());
     TORCH_CHECK_VALUE(layer.window >= 0, "a layer has the window ", layer.window, "; it must be 0 or more");
   }
-  refuse_unfinished(spec);
+}
+
+void check_context(const ModelSpec& spec, int64_t max_context) {
+  TORCH_CHECK_VALUE(spec.learned_positions == 0 || max_context <= spec.learned_positions, "max_context is ",
+                    max_context, ", but the model has learned only ", spec.learned_positions, " positions");
 }
 
 int64_t ModelSpec::dense_size() const {

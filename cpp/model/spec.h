@@ -99,4 +99,7 @@ struct ModelSpec {
 // Throws a ValueError that names the first size that is out of range or does not fit the others.
 void check(const ModelSpec& spec);
 
+// Throws a ValueError unless the model has a place for every position of a context.
+void check_context(const ModelSpec& spec, int64_t max_context);
+
 }  // namespace dlf

@@ -1,7 +1,9 @@
 #include "model/weights.h"
 
 #include <ATen/ops/add.h>
+#include <c10/util/BFloat16.h>
 #include <c10/util/Exception.h>
+#include <c10/util/Half.h>
 
 #include "model/slots.h"
 #include "support/scalar_type.h"
@@ -16,6 +18,18 @@ ops::MatrixType float_type(DType dtype) {
       return ops::MatrixType::bfloat16;
     default:
       return ops::MatrixType::float16;
+  }
+}
+
+float rounded(double value, DType dtype) {
+  const auto single = static_cast<float>(value);
+  switch (dtype) {
+    case DType::float32:
+      return single;
+    case DType::bfloat16:
+      return c10::BFloat16(single);
+    default:
+      return c10::Half(single);
   }
 }
 

@@ -15,6 +15,9 @@ namespace dlf {
 
 ops::MatrixType float_type(DType dtype);
 
+// The nearest number that the type holds.
+float rounded(double value, DType dtype);
+
 using TensorMap = std::unordered_map<std::string, at::Tensor>;
 
 struct LinearWeights {

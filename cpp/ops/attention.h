@@ -21,6 +21,7 @@ struct AttentionArgs {
   int window;    // only the last `window` positions, itself included; 0: all
   float scale;   // of the scores
   DType dtype;
+  float softcap = 0.0F;  // scores s become softcap * tanh(s / softcap); 0: they stay
 };
 
 }  // namespace dlf::ops

@@ -21,14 +21,21 @@ import torch
 from dlf import _C
 from dlf.checkpoints.precision import scale_name
 from dlf.errors import CheckpointError, UnknownArchitectureError
-from dlf.families import FAMILIES, Family
+from dlf.families import FAMILIES, WRAPPERS, Family, Wrapper
 from dlf.families.parts import LinearModule, Part, parts
-from dlf.families.rope import MAX_POSITIONS, read_rotary
+from dlf.families.rope import MAX_POSITIONS
 from dlf.support.fields import Fields, read_json
 
 __all__ = ["ModelConfig", "make_config", "read_config"]
 
 DTYPES = ("float32", "bfloat16", "float16")
+# model_type of well-known models that are something else.
+OTHER_KINDS = {
+    "recurrent": {"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma"},
+    "partly recurrent": {"jamba", "bamba", "zamba", "zamba2", "granitemoehybrid", "qwen3_next", "lfm2", "nemotron_h"},
+    "encoders": {"bert", "roberta", "distilbert", "deberta", "deberta-v2", "electra", "albert", "modernbert"},
+    "encoders with a decoder": {"t5", "mt5", "bart", "mbart", "pegasus", "marian", "whisper", "t5gemma"},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,15 +182,14 @@ def make_config(values: dict[str, Any], where: str, eos_token_ids: tuple[int, ..
     UnknownArchitectureError, CheckpointError
         As `read_config`.
     """
-    family = _family(values, where)
+    family, values = _text_part(values, where)
+    values = {family.aliases.get(key, key): value for key, value in values.items()}
     fields = Fields(values, dict(family.defaults), where)
-    spec = family.spec(fields)
-    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
     return ModelConfig(
         family=family,
-        spec=spec,
-        max_position_embeddings=max_positions,
-        context_length=read_rotary(fields, spec.attention.head_dim, max_positions).context_length,
+        spec=family.spec(fields),
+        max_position_embeddings=fields.integer("max_position_embeddings", 1, MAX_POSITIONS),
+        context_length=family.context(fields),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),
         dtype=_dtype(fields),
         eos_token_ids=tuple(dict.fromkeys(eos_token_ids + fields.token_ids("eos_token_id"))),
@@ -192,17 +198,38 @@ def make_config(values: dict[str, Any], where: str, eos_token_ids: tuple[int, ..
     )
 
 
-def _family(values: dict[str, Any], where: str) -> Family:
+def _text_part(values: dict[str, Any], where: str) -> tuple[Family, dict[str, Any]]:
+    """Return the family, and its part of the configuration if the whole has several."""
+    found = _family(values, where)
+    if isinstance(found, Family):
+        return found, values
+    text = found.text(values)
+    inner = _family({"model_type": text["model_type"]}, f"{where}: 'text_config'")
+    if not isinstance(inner, Family):
+        raise CheckpointError(f"{where}: 'text_config' is of several parts itself; dlf reads one text part")
+    return found.wrap(inner), text
+
+
+def _family(values: dict[str, Any], where: str) -> Family | Wrapper:
     names, kind = values.get("architectures"), values.get("model_type")
-    own = next((family for family in FAMILIES.values() if family.model_type == kind), None)
+    known: dict[str, Family | Wrapper] = {**FAMILIES, **WRAPPERS}
+    own = next((family for family in known.values() if family.model_type == kind), None)
     if names in (None, []) and own is not None:
         return own
     name = names[0] if isinstance(names, list) and names else None
-    if isinstance(name, str) and name in FAMILIES:
-        return FAMILIES[name]
-    other = f"that is no class of {kind} models that predicts tokens; " if own is not None else ""
+    if isinstance(name, str) and name in known:
+        return known[name]
+    if own is not None:
+        other = f"that is no class of {kind} models that predicts tokens; "
+    else:
+        kinds = (
+            f"such models are {what}; " for what, some in OTHER_KINDS.items() if isinstance(kind, str) and kind in some
+        )
+        other = next(kinds, "")
+    said = f"'architectures' is {names!r:.80}" + ("" if kind is None else f" and 'model_type' {kind!r:.40}")
     raise UnknownArchitectureError(
-        f"{where}: 'architectures' is {names!r:.80}; {other}dlf runs {', '.join(FAMILIES)}: choose such a checkpoint"
+        f"{where}: {said}; {other}dlf runs decoder-only transformers: {', '.join(known)}; choose such a checkpoint, or "
+        "add the family (docs/guide/families.md)"
     )
 
 

@@ -9,13 +9,39 @@ from typing import Any
 from dlf import _C
 from dlf.errors import CheckpointError
 from dlf.families.parts import Stored, parts, stored
-from dlf.families.rope import MAX_POSITIONS, read_rotary
+from dlf.families.rope import context_length, read_rotary
 from dlf.support.fields import MAX_VOCAB_SIZE, Fields
 
-__all__ = ["COMMON_DEFAULTS", "MAX_WINDOW", "MODULES", "Family", "decoder", "layer_count", "read_experts"]
+__all__ = [
+    "COMMON_DEFAULTS",
+    "MAX_WINDOW",
+    "MODULES",
+    "Family",
+    "Wrapper",
+    "attention_sizes",
+    "decoder",
+    "epsilon",
+    "layer_count",
+    "multiplier",
+    "read_experts",
+    "sliding_layers",
+    "softcap",
+    "window_of",
+]
 
 MAX_WINDOW = 1 << 28
+MAX_HIDDEN_SIZE = 1 << 16
+MAX_INNER_SIZE = 1 << 20
 MAX_EXPERTS = 1024  # as in cpp/ops/router.h
+LAYER_KINDS = ("full_attention", "sliding_attention")
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
 
 # Values that transformers assumes in most families for keys that config.json leaves out.
 COMMON_DEFAULTS: dict[str, Any] = {
@@ -71,6 +97,10 @@ class Family:
     spellings
         Beginnings of names that some files write in another way, each set with what they write. The set that finds
         the most tensors in a checkpoint is taken.
+    aliases
+        Other names of keys of ``config.json``.
+    context
+        Returns the number of positions that a model was made for.
     """
 
     architecture: str
@@ -79,6 +109,8 @@ class Family:
     spec: Callable[[Fields], _C.ModelSpec]
     modules: Mapping[str, Stored] = field(default_factory=lambda: MODULES)
     spellings: tuple[Mapping[str, str], ...] = ({},)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    context: Callable[[Fields], int] = context_length
 
     def tensor(self, slot: str) -> str:
         """Return the tensor that holds the embedding or the head."""
@@ -101,26 +133,96 @@ def _found(modules: Mapping[str, Stored], spec: _C.ModelSpec, names: Collection[
     return sum(part.tensor in names for part in parts(modules, spec).values())
 
 
+@dataclass(frozen=True)
+class Wrapper:
+    """An architecture of several parts, whose text part is of another family.
+
+    Attributes
+    ----------
+    architecture, model_type
+        As for a `Family`.
+    text_type
+        ``model_type`` of the text part, if the file does not say.
+    defaults
+        Values that ``transformers`` assumes for the whole.
+    """
+
+    architecture: str
+    model_type: str
+    text_type: str
+    defaults: Mapping[str, Any]
+
+    def text(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration of the text part; what the whole says of both wins."""
+        whole = {key: values[key] for key in SHARED if values.get(key) is not None}
+        part = values.get("text_config")
+        return {"model_type": self.text_type, **(part if isinstance(part, dict) else {}), **self.defaults, **whole}
+
+    def wrap(self, family: Family) -> Family:
+        """Return the family of the text part with the architecture and the names of the whole."""
+        return replace(family, architecture=self.architecture, model_type=self.model_type, spellings=SPELLINGS)
+
+
+# What the configuration of the whole says for all parts, and how it names the text part.
+SHARED = ("tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id", "bos_token_id", "quantization_config")
+SPELLINGS = (
+    {"model.": "model.language_model."},
+    {"model.": "language_model.model.", "lm_head": "language_model.lm_head"},
+)
+
+
 def layer_count(fields: Fields) -> int:
     """Return the number of layers."""
     return fields.integer("num_hidden_layers", 1, 1024)
+
+
+def window_of(fields: Fields) -> int:
+    """Return ``sliding_window``, or 0 if there is none."""
+    return fields.integer("sliding_window", 1, MAX_WINDOW) if "sliding_window" in fields else 0
+
+
+def sliding_layers(fields: Fields, default: Callable[[int], bool]) -> list[bool]:
+    """Return whether each layer has a window: as ``layer_types`` says, else by number."""
+    count = layer_count(fields)
+    if "layer_types" not in fields:
+        return [default(layer) for layer in range(count)]
+    types = fields.raw("layer_types")
+    if not isinstance(types, list) or len(types) != count or any(kind not in LAYER_KINDS for kind in types):
+        raise fields.error("layer_types", f"a list of {count} times one of {', '.join(LAYER_KINDS)}")
+    if "sliding_attention" in types and "sliding_window" not in fields:
+        raise fields.error("sliding_window", "given where layer_types has sliding_attention")
+    return [kind == "sliding_attention" for kind in types]
+
+
+def multiplier(fields: Fields, key: str) -> float:
+    """Return a factor on activations."""
+    return fields.number(key, 1e-6, 1e6)
+
+
+def softcap(fields: Fields, key: str) -> float:
+    """Return a bound on scores or logits, or 0 if there is none."""
+    return fields.number(key, 1e-3, 1e6) if key in fields else 0.0
 
 
 def read_experts(fields: Fields, count: str, size: str, normalise: bool) -> _C.ExpertsSpec:
     """Read the number of experts and their size from the keys `count` and `size`, and how many a token gets."""
     experts = fields.integer(count, 1, MAX_EXPERTS)
     chosen = fields.integer("num_experts_per_tok", 1, experts)
-    return _C.ExpertsSpec(count=experts, chosen=chosen, size=fields.integer(size, 1, 1 << 20), normalise=normalise)
+    return _C.ExpertsSpec(
+        count=experts, chosen=chosen, size=fields.integer(size, 1, MAX_INNER_SIZE), normalise=normalise
+    )
 
 
 def decoder(
     fields: Fields,
     layers: Sequence[_C.LayerSpec] | None = None,
-    head_norm: str = "none",
-    bias: bool = False,
-    output_bias: bool = False,
-    feed_forward_bias: bool = False,
+    ropes: Sequence[_C.RopeSpec] | None = None,
+    norm: _C.NormSpec | None = None,
+    attention: Mapping[str, Any] | None = None,
+    feed_forward: Mapping[str, Any] | None = None,
+    activation: str = "hidden_act",
     experts: _C.ExpertsSpec | None = None,
+    **model: Any,
 ) -> _C.ModelSpec:
     """Read what families like Llama share: pre-norm layers, grouped queries, rotary positions, SwiGLU.
 
@@ -130,35 +232,51 @@ def decoder(
         ``config.json``, with the family's defaults.
     layers
         Settings of each layer, if layers differ.
-    head_norm
-        Whether queries and keys are normed: ``"none"``, ``"head"`` by head or ``"whole"``.
-    bias, output_bias, feed_forward_bias
-        Whether the projections to q, k and v, that of attention's output, and those of the feed-forward have a bias.
+    ropes
+        Rotations, if not one for all layers.
+    norm
+        The norms, if not RMSNorm before attention and feed-forward.
+    attention, feed_forward, model
+        Further fields of ``AttentionSpec``, ``FeedForwardSpec`` and ``ModelSpec``.
+    activation
+        Key of the activation's name.
     experts
         Experts of the layers that have some; without `layers`, of all of them.
     """
-    if fields.raw("hidden_act") != "silu":
-        raise fields.error("hidden_act", "'silu', the only activation dlf has")
-    hidden_size = fields.integer("hidden_size", 1, 65536)
+    sizes = attention_sizes(fields)
+    name = fields.raw(activation)
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise fields.error(activation, f"one of the activations that dlf has, {', '.join(ACTIVATIONS)}")
+    inner = {"activation": ACTIVATIONS[name], **(feed_forward or {})}
+    if "size" not in inner:
+        inner["size"] = fields.integer("intermediate_size", 1, MAX_INNER_SIZE)
+    every = _C.LayerSpec(experts=experts is not None)
+    return _C.ModelSpec(
+        vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB_SIZE),
+        hidden_size=fields.integer("hidden_size", 1, MAX_HIDDEN_SIZE),
+        norm=norm or _C.NormSpec(epsilon=epsilon(fields, "rms_norm_eps")),
+        attention=_C.AttentionSpec(**{**sizes, **(attention or {})}),
+        feed_forward=_C.FeedForwardSpec(**inner),
+        ropes=list(ropes) if ropes is not None else [read_rotary(fields, sizes["head_dim"])],
+        layers=list(layers) if layers is not None else [every] * layer_count(fields),
+        experts=experts,
+        **model,
+    )
+
+
+def epsilon(fields: Fields, key: str) -> float:
+    """Return what a norm adds to the variance."""
+    return fields.number(key, 0.0, 1.0)
+
+
+def attention_sizes(fields: Fields) -> dict[str, Any]:
+    """Return the numbers and the size of heads, as ``AttentionSpec`` names them."""
+    hidden_size = fields.integer("hidden_size", 1, MAX_HIDDEN_SIZE)
     heads = fields.integer("num_attention_heads", 1, 4096)
     kv_heads = fields.integer("num_key_value_heads", 1, heads) if "num_key_value_heads" in fields else heads
     if heads % kv_heads:
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads = {heads}")
-    head_dim = _head_dim(fields, hidden_size, heads)
-    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
-    every = _C.LayerSpec(experts=experts is not None)
-    return _C.ModelSpec(
-        vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB_SIZE),
-        hidden_size=hidden_size,
-        norm=_C.NormSpec(epsilon=fields.number("rms_norm_eps", 0.0, 1.0)),
-        attention=_C.AttentionSpec(
-            heads=heads, kv_heads=kv_heads, head_dim=head_dim, head_norm=head_norm, bias=bias, output_bias=output_bias
-        ),
-        feed_forward=_C.FeedForwardSpec(size=fields.integer("intermediate_size", 1, 1 << 20), bias=feed_forward_bias),
-        ropes=[read_rotary(fields, head_dim, max_positions).rope],
-        layers=list(layers) if layers is not None else [every] * layer_count(fields),
-        experts=experts,
-    )
+    return {"heads": heads, "kv_heads": kv_heads, "head_dim": _head_dim(fields, hidden_size, heads)}
 
 
 def _head_dim(fields: Fields, hidden_size: int, heads: int) -> int:

@@ -11,7 +11,8 @@ __all__ = ["FAMILY"]
 
 def _spec(fields: Fields) -> _C.ModelSpec:
     bias = fields.flag("attention_bias")
-    return decoder(fields, bias=bias, output_bias=bias, feed_forward_bias=fields.flag("mlp_bias"))
+    attention = {"bias": bias, "output_bias": bias}
+    return decoder(fields, attention=attention, feed_forward={"bias": fields.flag("mlp_bias")})
 
 
 FAMILY = Family(

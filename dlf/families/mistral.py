@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dlf import _C
-from dlf.families.family import COMMON_DEFAULTS, MAX_WINDOW, Family, decoder, layer_count
+from dlf.families.family import COMMON_DEFAULTS, Family, decoder, layer_count, window_of
 from dlf.support.fields import Fields
 
 __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    window = fields.integer("sliding_window", 1, MAX_WINDOW) if "sliding_window" in fields else 0
-    return decoder(fields, [_C.LayerSpec(window=window)] * layer_count(fields))
+    return decoder(fields, [_C.LayerSpec(window=window_of(fields))] * layer_count(fields))
 
 
 FAMILY = Family(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlf import _C
-from dlf.families.family import COMMON_DEFAULTS, MAX_WINDOW, MODULES, Family, decoder, layer_count, read_experts
+from dlf.families.family import COMMON_DEFAULTS, MODULES, Family, decoder, layer_count, read_experts, window_of
 from dlf.families.parts import stored
 from dlf.support.fields import Fields
 
@@ -11,10 +11,9 @@ __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    window = fields.integer("sliding_window", 1, MAX_WINDOW) if "sliding_window" in fields else 0
     return decoder(
         fields,
-        [_C.LayerSpec(window=window, experts=True)] * layer_count(fields),
+        [_C.LayerSpec(window=window_of(fields), experts=True)] * layer_count(fields),
         experts=read_experts(fields, "num_local_experts", "intermediate_size", normalise=True),
     )
 

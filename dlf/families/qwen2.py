@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlf import _C
-from dlf.families.family import COMMON_DEFAULTS, MAX_WINDOW, Family, decoder, layer_count
+from dlf.families.family import COMMON_DEFAULTS, MAX_WINDOW, Family, decoder, sliding_layers, window_of
 from dlf.support.fields import Fields
 
 __all__ = ["DEFAULTS", "FAMILY", "windowed_layers"]
@@ -19,29 +19,22 @@ DEFAULTS: dict[str, Any] = COMMON_DEFAULTS | {
     "sliding_window": 4096,
     "max_window_layers": 28,
 }
-KINDS = ("full_attention", "sliding_attention")
 
 
 def windowed_layers(fields: Fields) -> list[_C.LayerSpec]:
     """Return the layers, with a window in those that ``layer_types`` marks, or from ``max_window_layers`` on."""
-    count = layer_count(fields)
-    given = "sliding_window" in fields and fields.flag("use_sliding_window")
-    window = fields.integer("sliding_window", 1, MAX_WINDOW) if given else 0
-    if "layer_types" not in fields:
-        first = fields.integer("max_window_layers", 0, MAX_WINDOW) if window else count
-        return [_C.LayerSpec(window=window if layer >= first else 0) for layer in range(count)]
-    types = fields.raw("layer_types")
-    if not isinstance(types, list) or len(types) != count or any(kind not in KINDS for kind in types):
-        raise fields.error("layer_types", f"a list of {count} times one of {', '.join(KINDS)}")
-    if not window and "sliding_attention" in types:
+    window = window_of(fields) if "sliding_window" in fields and fields.flag("use_sliding_window") else 0
+    first = fields.integer("max_window_layers", 0, MAX_WINDOW) if window else 0
+    slides = sliding_layers(fields, lambda layer: window > 0 and layer >= first)
+    if any(slides) and not window:
         raise fields.error(
             "sliding_window", "given, and use_sliding_window true, where layer_types has sliding_attention"
         )
-    return [_C.LayerSpec(window=window if kind == "sliding_attention" else 0) for kind in types]
+    return [_C.LayerSpec(window=window if sliding else 0) for sliding in slides]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    return decoder(fields, windowed_layers(fields), bias=True)  # whatever the file says
+    return decoder(fields, windowed_layers(fields), attention={"bias": True})  # whatever the file says
 
 
 FAMILY = Family(architecture="Qwen2ForCausalLM", model_type="qwen2", defaults=DEFAULTS, spec=_spec)

@@ -12,7 +12,8 @@ __all__ = ["FAMILY"]
 
 def _spec(fields: Fields) -> _C.ModelSpec:
     bias = fields.flag("attention_bias")
-    return decoder(fields, qwen2.windowed_layers(fields), head_norm="head", bias=bias, output_bias=bias)
+    attention = {"head_norm": "head", "bias": bias, "output_bias": bias}
+    return decoder(fields, qwen2.windowed_layers(fields), attention=attention)
 
 
 FAMILY = Family(

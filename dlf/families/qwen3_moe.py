@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dlf import _C
 from dlf.families import qwen2
-from dlf.families.family import MAX_WINDOW, Family, decoder, layer_count, read_experts
+from dlf.families.family import Family, decoder, layer_count, read_experts, window_of
 from dlf.support.fields import Fields
 
 __all__ = ["FAMILY"]
@@ -12,8 +12,7 @@ __all__ = ["FAMILY"]
 
 def _spec(fields: Fields) -> _C.ModelSpec:
     count = layer_count(fields)
-    given = "sliding_window" in fields and fields.flag("use_sliding_window")
-    window = fields.integer("sliding_window", 1, MAX_WINDOW) if given else 0
+    window = window_of(fields) if fields.flag("use_sliding_window") else 0
     step = fields.integer("decoder_sparse_step", 1, 1024)
     dense = fields.raw("mlp_only_layers") or []
     if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
@@ -24,9 +23,7 @@ def _spec(fields: Fields) -> _C.ModelSpec:
     return decoder(
         fields,
         [_C.LayerSpec(window=window, experts=experts) for experts in sparse],
-        head_norm="head",
-        bias=bias,
-        output_bias=bias,
+        attention={"head_norm": "head", "bias": bias, "output_bias": bias},
         experts=read_experts(fields, number, "moe_intermediate_size", fields.flag("norm_topk_prob")),
     )
 

@@ -18,7 +18,7 @@ from dlf import _C
 from dlf.errors import CheckpointError
 from dlf.support.fields import Fields
 
-__all__ = ["MAX_POSITIONS", "Rotary", "read_rotary"]
+__all__ = ["MAX_POSITIONS", "context_length", "read_rotary"]
 
 MAX_POSITIONS = 1 << 28
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -26,77 +26,124 @@ ALIASES = {"su": "longrope", "mrope": "default"}  # mrope rotates text as defaul
 
 
 @dataclass(frozen=True)
-class Rotary:
-    """How positions rotate queries and keys.
+class _Scaling:
+    """A table of rotary scaling, and the lengths that it is about."""
 
-    Attributes
-    ----------
-    rope
-        Frequencies and the factor on their cosines and sines.
-    context_length
-        Positions that the model was made for.
-    """
-
-    rope: _C.RopeSpec
-    context_length: int
+    table: Fields
+    kind: str
+    factor: float
+    original: int
+    extended: int
 
 
-def read_rotary(fields: Fields, head_dim: int, max_positions: int) -> Rotary:
+def context_length(fields: Fields) -> int:
+    """Return the number of positions that a model was made for: more than it says if its scaling lengthens that."""
+    return _scaling(fields, "full_attention").extended
+
+
+def read_rotary(
+    fields: Fields, head_dim: int, layers: str = "full_attention", partial: bool = False, queries: bool = False
+) -> _C.RopeSpec:
     """Read ``rope_scaling`` or ``rope_parameters``.
+
+    Parameters
+    ----------
+    fields
+        ``config.json``.
+    head_dim
+        Size of a head.
+    layers
+        Kind of the layers, in files that have a table for each.
+    partial
+        Whether the family can rotate a part of each head, as ``partial_rotary_factor`` says.
+    queries
+        Whether the family multiplies queries by a function of their position, as ``llama_4_scaling_beta`` says.
 
     Raises
     ------
     CheckpointError
         If a value is missing or out of bounds, or dlf does not support the kind of scaling.
     """
-    values = fields.table("rope_scaling") or fields.table("rope_parameters")
-    for key, value in values.items():
-        if isinstance(value, dict):  # other architectures have a table for each kind of layer
-            raise CheckpointError(
-                f"{fields.where}: rotary embedding: {key!r:.80} is a table; dlf has one for all layers"
-            )
-    defaults = {"rope_theta": 10000.0 if "rope_theta" not in fields else fields.raw("rope_theta")}
-    rope = Fields(values, defaults, f"{fields.where}: rotary embedding")
-    kind = _kind(rope)
-    for source in (fields, rope):
-        if "partial_rotary_factor" in source:
-            source.number("partial_rotary_factor", 1.0, 1.0)  # the whole head rotates, in every family dlf runs
-
+    scaling = _scaling(fields, layers)
+    rope, kind, factor, original = scaling.table, scaling.kind, scaling.factor, scaling.original
+    size = _rotated(fields, rope, head_dim, partial)
     theta = rope.number("rope_theta", 1.0 + 1e-6, 1e12)
-    powers = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    powers = theta ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
     inv_freq = 1.0 / powers
     if kind == "default":
-        return Rotary(_spec(inv_freq), max_positions)
+        found = _spec(inv_freq)
+    elif kind == "dynamic":
+        found = _spec(_dynamic(rope, factor, theta, size, original))
+    elif kind == "linear":
+        found = _spec(inv_freq / factor)
+    elif kind == "llama3":
+        low = rope.number("low_freq_factor", 1e-3, 1e6)
+        high = rope.number("high_freq_factor", 1e-3, 1e6)
+        if low == high:
+            raise rope.error("high_freq_factor", "different from low_freq_factor")
+        found = _spec(_llama3(inv_freq, factor, low, high, original))
+    elif kind == "longrope":
+        found = _longrope(rope, powers, factor, original)
+    else:
+        found = _yarn(rope, powers, size, theta, factor, original)
+    if queries and "llama_4_scaling_beta" in rope:
+        beta = rope.number("llama_4_scaling_beta", 0.0, 1e3)
+        return _C.RopeSpec(inv_freq=found.inv_freq, scaling=found.scaling, query_beta=beta, query_positions=original)
+    return found
+
+
+def _table(fields: Fields, layers: str) -> Fields:
+    """Return the table of scaling for a kind of layers, with the base that stands beside it."""
+    key = "rope_scaling" if fields.table("rope_scaling") else "rope_parameters"
+    values, where = fields.table(key), f"{fields.where}: rotary embedding"
+    if values and all(isinstance(one, dict) or one is None for one in values.values()):
+        if layers not in values:
+            raise CheckpointError(f"{where}: {key!r} has tables, but none for {layers}")
+        values = values[layers] or {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            raise CheckpointError(f"{where}: {name!r:.80} is a table beside plain values")
+    return Fields(values, {"rope_theta": fields.raw("rope_theta") if "rope_theta" in fields else 10000.0}, where)
+
+
+def _scaling(fields: Fields, layers: str) -> _Scaling:
+    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
+    rope = _table(fields, layers)
+    kind = _kind(rope)
+    if kind == "default":
+        return _Scaling(rope, kind, 1.0, max_positions, max_positions)
 
     # A value beside the rope table, as some files have it, wins over the one inside.
     source = fields if "original_max_position_embeddings" in fields else rope
     original = max_positions
     if "original_max_position_embeddings" in source:
         original = source.integer("original_max_position_embeddings", 1, MAX_POSITIONS)
-
     if kind in ("yarn", "longrope") and "factor" not in rope:
         factor = max_positions / original
     else:
         factor = rope.number("factor", 1e-3, 1e6)
     if kind == "dynamic":
-        return Rotary(_spec(_dynamic(rope, factor, theta, head_dim, max_positions)), max_positions)
+        return _Scaling(rope, kind, factor, max_positions, max_positions)
 
     # max_position_embeddings is the original length in some files, the extended one in others. An extended one bounds
     # Llama 3 and longrope, even below `factor` times the original length.
     extended = max_positions
     if kind in ("linear", "yarn") or max_positions <= original:
         extended = max(max_positions, min(int(factor * original), MAX_POSITIONS))
-    if kind == "linear":
-        return Rotary(_spec(inv_freq / factor), extended)
-    if kind == "llama3":
-        low = rope.number("low_freq_factor", 1e-3, 1e6)
-        high = rope.number("high_freq_factor", 1e-3, 1e6)
-        if low == high:
-            raise rope.error("high_freq_factor", "different from low_freq_factor")
-        return Rotary(_spec(_llama3(inv_freq, factor, low, high, original)), extended)
-    if kind == "longrope":
-        return Rotary(_longrope(rope, powers, factor, original), extended)
-    return Rotary(_yarn(rope, powers, head_dim, theta, factor, original), extended)
+    return _Scaling(rope, kind, factor, original, extended)
+
+
+def _rotated(fields: Fields, rope: Fields, head_dim: int, partial: bool) -> int:
+    """Return how many elements of a head turn."""
+    source = rope if "partial_rotary_factor" in rope else fields
+    if "partial_rotary_factor" not in source:
+        return head_dim
+    if not partial:
+        source.number("partial_rotary_factor", 1.0, 1.0)
+    size = int(head_dim * source.number("partial_rotary_factor", 0.0, 1.0))
+    if size < 2 or size % 2:
+        raise source.error("partial_rotary_factor", f"a share of head_dim = {head_dim} that is an even number")
+    return size
 
 
 def _spec(inv_freq: torch.Tensor, scaling: float = 1.0) -> _C.RopeSpec:

@@ -90,12 +90,43 @@ void backends_agree_on_every_field() {
     EXPECT(!at::allclose(check_backends(spec), base, 1e-3, 1e-3));
   };
   changes([](ModelSpec& spec) { spec.norm.epsilon = 0.5; });
+  changes([](ModelSpec& spec) { spec.norm.kind = ops::NormKind::layer; });
+  changes([](ModelSpec& spec) {
+    spec.norm.kind = ops::NormKind::layer;
+    spec.norm.bias = true;
+  });
+  changes([](ModelSpec& spec) { spec.norm.offset = true; });
+  changes([](ModelSpec& spec) { spec.norm.after = true; });
+  changes([](ModelSpec& spec) {
+    spec.norm.before = false;
+    spec.norm.after = true;
+  });
+  changes([](ModelSpec& spec) { spec.parallel = true; });
+  changes([](ModelSpec& spec) { spec.learned_positions = kContext; });
+  changes([](ModelSpec& spec) { spec.embedding_multiplier = 3; });
+  changes([](ModelSpec& spec) { spec.residual_multiplier = 0.3; });
+  changes([](ModelSpec& spec) { spec.logit_multiplier = 0.3; });
+  changes([](ModelSpec& spec) { spec.logit_softcap = 0.3; });
   changes([](ModelSpec& spec) { spec.attention.query_scalar = 1; });
+  changes([](ModelSpec& spec) { spec.attention.softcap = 0.1; });
   changes([](ModelSpec& spec) { spec.attention.head_norm = HeadNorm::head; });
+  changes([](ModelSpec& spec) { spec.attention.head_norm = HeadNorm::whole; });
   changes([](ModelSpec& spec) { spec.attention.bias = true; });
   changes([](ModelSpec& spec) { spec.attention.output_bias = true; });
   changes([](ModelSpec& spec) { spec.feed_forward.bias = true; });
+  changes([](ModelSpec& spec) { spec.feed_forward.activation = ops::Activation::gelu; });
+  changes([](ModelSpec& spec) { spec.feed_forward.activation = ops::Activation::gelu_tanh; });
+  changes([](ModelSpec& spec) { spec.feed_forward.gated = false; });
+  changes([](ModelSpec& spec) {
+    spec.feed_forward.gated = false;
+    spec.feed_forward.bias = true;
+  });
   changes([](ModelSpec& spec) { spec.ropes[0].scaling = 1.5; });
+  changes([](ModelSpec& spec) { spec.ropes[0].inv_freq.pop_back(); });
+  changes([](ModelSpec& spec) {
+    spec.ropes[0].query_beta = 2.0;
+    spec.ropes[0].query_positions = 3;
+  });
   changes([](ModelSpec& spec) {
     spec.ropes[0].long_inv_freq = {0.5F, 0.2F, 0.01F};
     spec.ropes[0].short_context = kContext - 1;
@@ -114,7 +145,7 @@ void backends_agree_on_every_field() {
     }
   });
   changes([](ModelSpec& spec) {
-    spec.ropes.push_back({{0.0F, 0.0F, 0.0F}});
+    spec.ropes.push_back({});
     spec.layers[1].rope = 1;
   });
 }

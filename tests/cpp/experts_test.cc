@@ -186,8 +186,9 @@ Floats run_alone(const Layer& layer, const Floats& x, const Routing& routing, bo
       Floats gate(inner);
       Floats up(inner);
       Floats down(hidden);
-      linear_swiglu(input.prepare(x.data() + row * hidden, 1, hidden, expert.gate.type, team),
-                    {{expert.gate, nullptr, gate.data(), 1}, false}, {{expert.up, nullptr, up.data(), 1}, false}, team);
+      linear_gated(input.prepare(x.data() + row * hidden, 1, hidden, expert.gate.type, team),
+                   {{expert.gate, nullptr, gate.data(), 1}, false}, {{expert.up, nullptr, up.data(), 1}, false},
+                   Activation::silu, team);
       linear(input.prepare(gate.data(), 1, inner, expert.down.type, team),
              {{expert.down, nullptr, down.data(), 1}, false}, team);
       for (int i = 0; i < hidden; ++i) {

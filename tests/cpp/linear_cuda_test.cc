@@ -226,9 +226,9 @@ void the_activation_may_come_with_it() {
       const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
       const at::Tensor gate = gate_up.narrow(1, 0, kGated);
       const at::Tensor up = gate_up.narrow(1, kUp, kGated);
-      swiglu({gate.const_data_ptr(), up.const_data_ptr(), static_cast<int>(gate_up.size(1)), y.mutable_data_ptr(), 3,
-              kGated, kind.dtype},
-             stream);
+      activate({gate.const_data_ptr(), up.const_data_ptr(), static_cast<int>(gate_up.size(1)), y.mutable_data_ptr(), 3,
+                kGated, kind.dtype},
+               stream);
       return y;
     });
     const at::Tensor y = of([&](Stream stream) {

@@ -10,6 +10,7 @@
 #include "ops/cuda/activation.h"
 #include "ops/cuda/attention.h"
 #include "ops/cuda/embedding.h"
+#include "ops/cuda/logits.h"
 #include "ops/cuda/norm.h"
 #include "ops/cuda/rope.h"
 
@@ -17,7 +18,9 @@ namespace dlf::cuda {
 namespace {
 
 using namespace dlf::testing;
+using ops::Activation;
 using ops::AttentionArgs;
+using ops::NormKind;
 using ops::RopeArgs;
 
 void embedding_copies_rows() {
@@ -37,60 +40,126 @@ void embedding_copies_rows() {
     for (int row = 0; row < 6; ++row) {
       EXPECT(at::equal(y[row], row / 2 == 0 ? expected[9] : row / 2 == 1 ? at::zeros({size}) : expected[4]));
     }
+    const at::Tensor learned = random({5, size}, scalar_type(dtype), 2);
+    const at::Tensor device_learned = to_device(learned);
+    const at::Tensor position = to_device({0, 4, -1, -1, 2, 2});
+    const at::Tensor placed = run_in_any_order([&](Stream stream) {
+      const at::Tensor hidden = filled({6, size}, at::kFloat, 7.0);
+      embedding({on_device.const_data_ptr(), token.const_data_ptr<int32_t>(), hidden.mutable_data_ptr<float>(), 6, 2,
+                 size, dtype, 2.5F, device_learned.const_data_ptr(),
+                 ops::Places{6, position.const_data_ptr<int32_t>(), 0, nullptr, 0, 6}},
+                stream);
+      return hidden;
+    });
+    const at::Tensor first = 2.5 * expected[9];
+    const at::Tensor last = 2.5 * expected[4] + learned[2].to(at::kFloat);
+    const at::Tensor none = at::zeros({size});
+    const at::Tensor sums =
+        at::stack({first + learned[0].to(at::kFloat), first + learned[4].to(at::kFloat), none, none, last, last});
+    EXPECT(near(placed, sums, 1e-6));
   }
 }
 
-void rms_norm_divides_by_the_root_mean_square() {
+void norms_are_those_of_their_definitions() {
   const double epsilon = 1e-5;
   for (const int size : {1, 5, 64, 200, 2050, 5120}) {
     for (const DType dtype : kDeviceTypes) {
-      for (const bool add : {false, true}) {
-        const at::Tensor x = random({3, size}, at::kFloat, 2);
-        const at::Tensor branch = random({3, size}, scalar_type(dtype), 3);
+      for (const NormKind kind : {NormKind::rms, NormKind::layer}) {
+        const bool centred = kind == NormKind::layer;
+        const at::ScalarType type = scalar_type(dtype);
+        const at::Tensor x = random({3, size}, at::kFloat, 2) + 2.0;
+        const at::Tensor branch = random({3, size}, type, 3);
         const at::Tensor weight = random({size}, at::kFloat, 4);
+        const at::Tensor bias = random({size}, at::kFloat, 5);
         const at::Tensor device_branch = to_device(branch);
         const at::Tensor device_weight = to_device(weight);
-        at::Tensor hidden;
-        const at::Tensor y = run_in_any_order([&](Stream stream) {
-          hidden = to_device(x.clone());
-          const at::Tensor normed = filled({3, size}, scalar_type(dtype), 7.0);
-          rms_norm({hidden.mutable_data_ptr<float>(), add ? device_branch.const_data_ptr() : nullptr,
-                    device_weight.const_data_ptr<float>(), normed.mutable_data_ptr(), 3, size,
-                    static_cast<float>(epsilon), dtype},
+        const at::Tensor device_bias = to_device(bias);
+        const ops::NormOf of = {device_weight.const_data_ptr<float>(), static_cast<float>(epsilon), kind,
+                                centred ? device_bias.const_data_ptr<float>() : nullptr};
+        const auto exact = [&](const at::Tensor& from) {
+          const at::Tensor values = from.to(at::kDouble);
+          const at::Tensor rest = centred ? values - values.mean(1, true) : values;
+          const at::Tensor normed = rest / (rest.square().mean(1, true) + epsilon).sqrt() * weight.to(at::kDouble);
+          return centred ? normed + bias.to(at::kDouble) : normed;
+        };
+        const at::Tensor added = branch.to(at::kFloat);
+        for (const bool add : {false, true}) {
+          at::Tensor hidden;
+          const auto run = [&](const ops::NormOf& norm_of, float branch_scale) {
+            return run_in_any_order([&](Stream stream) {
+              hidden = to_device(x.clone());
+              const at::Tensor normed = filled({3, size}, type, 7.0);
+              norm({hidden.mutable_data_ptr<float>(), add ? device_branch.const_data_ptr() : nullptr,
+                    normed.mutable_data_ptr(), 3, size, norm_of, dtype, branch_scale},
                    stream);
-          return normed;
-        });
-        const at::Tensor sum = add ? x + branch.to(at::kFloat) : x;
-        EXPECT(at::equal(hidden.to(at::kCPU), sum));
-        const at::Tensor exact = sum.to(at::kDouble);
-        const at::Tensor expected = exact / (exact.square().mean(1, true) + epsilon).sqrt() * weight.to(at::kDouble);
-        EXPECT(near(y, expected, tolerance(dtype)));
+              return normed;
+            });
+          };
+          const at::Tensor y = run(of, 1.0F);
+          const at::Tensor sum = add ? x + added : x;
+          EXPECT(at::equal(hidden.to(at::kCPU), sum));
+          EXPECT(near(y, exact(sum), tolerance(dtype)));
+          EXPECT(near(run({nullptr, 0.0F}, 0.5F), add ? x + 0.5 * added : x, tolerance(dtype)));
+        }
+        for (const bool normed : {false, true}) {
+          const at::Tensor hidden = run_in_any_order([&](Stream stream) {
+            const at::Tensor sum = to_device(x.clone());
+            const ops::NormOf norm_of = normed ? of : ops::NormOf{nullptr, 0.0F};
+            add_norm({sum.mutable_data_ptr<float>(), device_branch.const_data_ptr(), 3, size, norm_of, 0.5F, dtype},
+                     stream);
+            return sum;
+          });
+          EXPECT(near(hidden, x + 0.5 * (normed ? exact(added) : added.to(at::kDouble)), 1e-5));
+        }
       }
     }
   }
 }
 
-void swiglu_gates() {
-  for (const int size : {1, 6, 100, 1000}) {
-    for (const int padding : {0, 3, 8}) {
-      for (const DType dtype : kDeviceTypes) {
-        at::Tensor x = random({3, 2 * (size + padding)}, scalar_type(dtype), 5);
-        x[0][0] = 100.0;
-        x[1][0] = -100.0;
-        const at::Tensor device_x = to_device(x);
-        const at::Tensor y = run_in_any_order([&](Stream stream) {
-          const at::Tensor activated = filled({3, size}, scalar_type(dtype), 7.0);
-          const at::Tensor up = device_x.narrow(1, size + padding, size);
-          swiglu({device_x.const_data_ptr(), up.const_data_ptr(), 2 * (size + padding), activated.mutable_data_ptr(), 3,
-                  size, dtype},
-                 stream);
-          return activated;
-        });
-        const at::Tensor gate = x.narrow(1, 0, size).to(at::kDouble);
-        const at::Tensor up = x.narrow(1, size + padding, size).to(at::kDouble);
-        EXPECT(near(y, gate * gate.sigmoid() * up, tolerance(dtype)));
+void activations_gate() {
+  const auto activated = [](Activation activation, const at::Tensor& x) {
+    return activation == Activation::silu ? x * x.sigmoid()
+                                          : at::gelu(x, activation == Activation::gelu ? "none" : "tanh");
+  };
+  for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
+    for (const int size : {1, 6, 100, 1000}) {
+      for (const int padding : {0, 3, 8}) {
+        for (const DType dtype : kDeviceTypes) {
+          at::Tensor x = random({3, 2 * (size + padding)}, scalar_type(dtype), 5);
+          x[0][0] = 100.0;
+          x[1][0] = -100.0;
+          const at::Tensor device_x = to_device(x);
+          const auto run = [&](bool gated) {
+            return run_in_any_order([&](Stream stream) {
+              const at::Tensor y = filled({3, size}, scalar_type(dtype), 7.0);
+              const at::Tensor up = device_x.narrow(1, size + padding, size);
+              activate(
+                  {gated ? device_x.const_data_ptr() : nullptr, gated ? up.const_data_ptr() : device_x.const_data_ptr(),
+                   2 * (size + padding), y.mutable_data_ptr(), 3, size, dtype, activation},
+                  stream);
+              return y;
+            });
+          };
+          const at::Tensor gate = activated(activation, x.narrow(1, 0, size).to(at::kDouble));
+          const at::Tensor up = x.narrow(1, size + padding, size).to(at::kDouble);
+          EXPECT(near(run(true), gate * up, tolerance(dtype)));
+          EXPECT(near(run(false), gate, tolerance(dtype)));
+        }
       }
     }
+  }
+}
+
+void logits_are_scaled_and_capped() {
+  const at::Tensor x = random({2, 300}, at::kFloat, 5);
+  for (const float softcap : {0.0F, 0.7F}) {
+    const at::Tensor y = run_in_any_order([&](Stream stream) {
+      const at::Tensor logits = to_device(x.clone());
+      finish_logits({logits.mutable_data_ptr<float>(), 2, 300, 3.0F, softcap}, stream);
+      return logits;
+    });
+    const at::Tensor scaled = x.to(at::kDouble) * 3.0;
+    EXPECT(near(y, softcap > 0 ? softcap * (scaled / softcap).tanh() : scaled, 1e-5));
   }
 }
 
@@ -101,20 +170,24 @@ at::Tensor normed(const at::Tensor& x, const at::Tensor& weight, double epsilon)
 }
 
 at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const int64_t half = x.size(-1) / 2;
+  const int64_t half = cos.size(-1);
   const at::Tensor a = x.narrow(-1, 0, half);
   const at::Tensor b = x.narrow(-1, half, half);
-  return at::cat({a * cos - b * sin, b * cos + a * sin}, -1);
+  return at::cat({a * cos - b * sin, b * cos + a * sin, x.narrow(-1, 2 * half, x.size(-1) - 2 * half)}, -1);
 }
 
 enum class Standing { rows, slots, prompt };  // row r in slot r % slots; each row in its own slot; all rows in one slot
+
+enum class Norm { none, head, whole };
 
 struct RopeCase {
   int heads;
   int kv_heads;
   int dim;
-  bool norm;
+  Norm norm;
   Standing standing;
+  int rotated;
+  bool scaled = false;
 };
 
 void check_rope(const RopeCase& test, DType dtype) {
@@ -131,9 +204,12 @@ void check_rope(const RopeCase& test, DType dtype) {
   const int64_t cache_size = int64_t{kSlots} * kCapacity * kv_size;
   const at::ScalarType type = scalar_type(dtype);
   const at::Tensor x = random({kRows, stride}, type, 6);
-  const at::Tensor angle = random({kCapacity, test.dim / 2}, at::kFloat, 7);
-  const at::Tensor q_norm = random({test.dim}, at::kFloat, 8);
-  const at::Tensor k_norm = random({test.dim}, at::kFloat, 9);
+  const at::Tensor angle = random({kCapacity, test.rotated / 2}, at::kFloat, 7);
+  const bool whole = test.norm == Norm::whole;
+  const at::Tensor q_norm = random({whole ? q_size : test.dim}, at::kFloat, 8);
+  const at::Tensor k_norm = random({whole ? kv_size : test.dim}, at::kFloat, 9);
+  const at::Tensor scale = random({kCapacity}, at::kFloat, 10);
+  const at::Tensor device_scale = to_device(scale);
   const at::Tensor cos = to_device(angle.cos());
   const at::Tensor sin = to_device(angle.sin());
   const at::Tensor device_q_norm = to_device(q_norm);
@@ -155,8 +231,10 @@ void check_rope(const RopeCase& test, DType dtype) {
     args.v_cache = values.mutable_data_ptr();
     args.cos = cos.const_data_ptr<float>();
     args.sin = sin.const_data_ptr<float>();
-    args.q_norm = test.norm ? device_q_norm.const_data_ptr<float>() : nullptr;
-    args.k_norm = test.norm ? device_k_norm.const_data_ptr<float>() : nullptr;
+    args.q_scale = test.scaled ? device_scale.const_data_ptr<float>() : nullptr;
+    args.q_norm = test.norm != Norm::none ? device_q_norm.const_data_ptr<float>() : nullptr;
+    args.k_norm = test.norm != Norm::none ? device_k_norm.const_data_ptr<float>() : nullptr;
+    args.whole_norm = whole;
     args.epsilon = static_cast<float>(kEpsilon);
     if (is_prompt) {
       args.places = ops::prompt_places(kRows, kStart, kSlot);
@@ -169,6 +247,7 @@ void check_rope(const RopeCase& test, DType dtype) {
     args.heads = test.heads;
     args.kv_heads = test.kv_heads;
     args.head_dim = test.dim;
+    args.rotated = test.rotated;
     args.capacity = kCapacity;
     args.dtype = dtype;
     rope_and_cache(args, stream);
@@ -182,33 +261,42 @@ void check_rope(const RopeCase& test, DType dtype) {
   for (int r = 0; r < kRows; ++r) {
     const int p = is_prompt ? kStart + r : positions[r];
     const int slot = is_prompt ? kSlot : test.standing == Standing::slots ? own_slots[r] : r;
+    at::Tensor all_q = expected[r].narrow(0, 0, q_size);
+    at::Tensor all_k = expected[r].narrow(0, k_offset, kv_size);
+    if (whole) {  // idle rows too
+      all_q.copy_(normed(all_q, q_norm, kEpsilon));
+      all_k.copy_(normed(all_k, k_norm, kEpsilon));
+    }
     if (p < 0) {
       continue;
     }
     const at::Tensor c = angle[p].cos().to(at::kDouble);
     const at::Tensor s = angle[p].sin().to(at::kDouble);
-    at::Tensor q = expected[r].narrow(0, 0, q_size).view({test.heads, test.dim});
-    at::Tensor k = expected[r].narrow(0, k_offset, kv_size).view({test.kv_heads, test.dim}).clone();
+    at::Tensor q = all_q.view({test.heads, test.dim});
+    at::Tensor k = all_k.view({test.kv_heads, test.dim}).clone();
     const at::Tensor v = expected[r].narrow(0, v_offset, kv_size).view({test.kv_heads, test.dim});
-    if (test.norm) {
+    if (test.norm == Norm::head) {
       q.copy_(normed(q, q_norm, kEpsilon));
       k = normed(k, k_norm, kEpsilon);
     }
-    q.copy_(rotated(q, c, s));
+    q.copy_(rotated(q, c, s) * (test.scaled ? scale[p].item<float>() : 1.0F));
     expected_caches[0][slot].select(1, p).copy_(rotated(k, c, s));
     expected_caches[1][slot].select(1, p).copy_(v);
   }
-  EXPECT(near(qkv, expected, tolerance(dtype)));
-  EXPECT(near(caches, expected_caches, tolerance(dtype)));
+  const double bound = (whole ? 2 : 1) * tolerance(dtype);  // a norm of whole projections is rounded once more
+  EXPECT(near(qkv, expected, bound));
+  EXPECT(near(caches, expected_caches, bound));
 }
 
 void rope_rotates_and_fills_the_cache() {
   for (const DType dtype : kDeviceTypes) {
-    for (const bool norm : {false, true}) {
+    for (const Norm norm : {Norm::none, Norm::head, Norm::whole}) {
       for (const Standing standing : {Standing::rows, Standing::slots, Standing::prompt}) {
-        check_rope({4, 2, 10, norm, standing}, dtype);
-        check_rope({5, 5, 128, norm, standing}, dtype);
-        check_rope({1, 1, 2, norm, standing}, dtype);
+        check_rope({4, 2, 10, norm, standing, 10}, dtype);
+        check_rope({5, 5, 128, norm, standing, 128}, dtype);
+        check_rope({1, 1, 2, norm, standing, 2}, dtype);
+        check_rope({3, 1, 20, norm, standing, 6, true}, dtype);
+        check_rope({2, 2, 16, norm, standing, 0}, dtype);
       }
     }
   }
@@ -223,6 +311,7 @@ struct AttentionCase {
   int capacity;
   int window;
   std::vector<int32_t> positions;
+  float softcap = 0.0F;
 };
 
 class AttentionData {
@@ -265,6 +354,7 @@ class AttentionData {
     args.capacity = test_.capacity;
     args.window = test_.window;
     args.scale = scale();
+    args.softcap = test_.softcap;
     args.dtype = dtype_;
     attention(args, splits, stream);
     return y;
@@ -283,7 +373,10 @@ class AttentionData {
       const auto seen = [&](const at::Tensor& cache) {
         return cache[r].narrow(1, begin, end - begin).to(at::kDouble).repeat_interleave(share, 0);
       };
-      const at::Tensor scores = at::matmul(seen(keys_), q.view({test_.heads, test_.dim, 1})).squeeze(2) * scale();
+      at::Tensor scores = at::matmul(seen(keys_), q.view({test_.heads, test_.dim, 1})).squeeze(2) * scale();
+      if (test_.softcap > 0) {
+        scores = (scores / test_.softcap).tanh() * test_.softcap;
+      }
       y[r].copy_(at::matmul(scores.softmax(1).unsqueeze(1), seen(values_)).squeeze(1));
     }
     return y;
@@ -324,6 +417,11 @@ void attention_averages_the_values_that_a_row_sees() {
     check_attention({7, 1, 128, 40, 0, {39}}, dtype);
     check_attention({4, 2, 30, 50, 0, {-1, 20, 49}}, dtype);  // no vector loads
     check_attention({2, 1, 256, 50, 7, {49}}, dtype);
+    check_attention({6, 6, 256, 50, 0, {49, 3}}, dtype);
+    check_attention({3, 1, 200, 50, 9, {49, -1, 20}}, dtype);
+    check_attention({4, 2, 256, 70, 0, {69, 30}, 0.4F}, dtype);
+    check_attention({2, 2, 64, 70, 12, {69}, 0.4F}, dtype);
+    check_attention({4, 1, 30, 50, 0, {49}, 0.4F}, dtype);
     check_attention({1, 1, 2, 9, 0, {8}}, dtype);
   }
 }
@@ -355,8 +453,9 @@ int main() {
   using namespace dlf::cuda;
   return dlf::testing::run_cuda({
       {"embedding copies rows", embedding_copies_rows},
-      {"rms_norm divides by the root mean square", rms_norm_divides_by_the_root_mean_square},
-      {"swiglu gates", swiglu_gates},
+      {"norms are those of their definitions", norms_are_those_of_their_definitions},
+      {"activations gate", activations_gate},
+      {"logits are scaled and capped", logits_are_scaled_and_capped},
       {"rope rotates and fills the cache", rope_rotates_and_fills_the_cache},
       {"attention averages the values that a row sees", attention_averages_the_values_that_a_row_sees},
       {"attention over a long context", attention_over_a_long_context},

@@ -11,6 +11,7 @@
 #include "ops/cpu/activation.h"
 #include "ops/cpu/attention.h"
 #include "ops/cpu/embedding.h"
+#include "ops/cpu/logits.h"
 #include "ops/cpu/norm.h"
 #include "ops/cpu/rope.h"
 #include "ops_testing.h"
@@ -18,86 +19,164 @@
 namespace dlf::ops {
 namespace {
 
-// Checks that the rows of y are those of x, divided by their root mean square and times the weight.
-void check_normed(const Floats& y, const Floats& x, const Floats& weight) {
-  const auto size = static_cast<int64_t>(weight.size());
-  for (int64_t r = 0; r < 3; ++r) {
-    double squares = 0.0;
-    for (int64_t i = 0; i < size; ++i) {
-      squares += static_cast<double>(x[r * size + i]) * x[r * size + i];
-    }
-    for (int64_t i = 0; i < size; ++i) {
-      EXPECT(near(y[r * size + i], x[r * size + i] / std::sqrt(squares / size + 1e-5) * weight[i], 1e-5));
-    }
+// The norm of one value of a row, in double precision.
+double normed(const Floats& x, int64_t size, int64_t at, const NormOf& norm) {
+  const int64_t first = at / size * size;
+  double mean = 0.0;
+  for (int64_t i = 0; norm.kind == NormKind::layer && i < size; ++i) {
+    mean += x[first + i] / static_cast<double>(size);
   }
+  double squares = 0.0;
+  for (int64_t i = 0; i < size; ++i) {
+    squares += (x[first + i] - mean) * (x[first + i] - mean);
+  }
+  const double bias = norm.bias != nullptr ? norm.bias[at - first] : 0.0;
+  return (x[at] - mean) / std::sqrt(squares / size + norm.epsilon) * norm.weight[at - first] + bias;
 }
 
-void rms_norm_divides_by_the_root_mean_square() {
+void norms_are_those_of_their_definitions() {
   for (const int size : {1, 5, 64, 200}) {
-    const Floats x = random_floats(int64_t{3} * size, 9);
+    Floats x = random_floats(int64_t{3} * size, 9);
+    for (float& value : x) {
+      value += 3.0F;  // far from centred
+    }
     const Floats branch = random_floats(int64_t{3} * size, 8);
     const Floats weight = random_floats(size, 10);
+    const Floats bias = random_floats(size, 7);
     Floats sum = x;
+    Floats shared = x;
     for (size_t i = 0; i < sum.size(); ++i) {
       sum[i] += branch[i];
+      shared[i] += branch[i] * 0.5F;
     }
-    for_each_kernel(KERNELS(rms_norm_kernel), [&](auto* kernel) {
-      Floats y = x;
-      kernel({y.data(), nullptr, weight.data(), y.data(), 3, size, 1e-5F, DType::float32}, 0, 3);  // in place
-      check_normed(y, x, weight);
-      Floats hidden = x;
-      kernel({hidden.data(), branch.data(), weight.data(), y.data(), 3, size, 1e-5F, DType::float32}, 0, 3);
-      EXPECT(hidden == sum);
-      check_normed(y, sum, weight);
-    });
+    for (const NormOf& of : {NormOf{weight.data(), 1e-5F},
+                             {weight.data(), 1e-2F, NormKind::layer, bias.data()},
+                             {weight.data(), 1e-2F, NormKind::layer}}) {
+      for_each_kernel(KERNELS(norm_kernel), [&](auto* kernel) {
+        const auto check = [&](const Floats& y, const Floats& from) {
+          for (size_t i = 0; i < y.size(); ++i) {
+            EXPECT(near(y[i], normed(from, size, static_cast<int64_t>(i), of), 1e-5));
+          }
+        };
+        Floats y = x;
+        kernel({y.data(), nullptr, y.data(), 3, size, of, DType::float32}, 0, 3);  // in place
+        check(y, x);
+        Floats hidden = x;
+        kernel({hidden.data(), branch.data(), y.data(), 3, size, of, DType::float32}, 0, 3);
+        EXPECT(hidden == sum);
+        check(y, sum);
+        hidden = x;
+        kernel({hidden.data(), branch.data(), y.data(), 3, size, {nullptr, 0.0F}, DType::float32, 0.5F}, 0, 3);
+        EXPECT(y == hidden);
+        for (size_t i = 0; i < y.size(); ++i) {
+          EXPECT(near(y[i], shared[i], 1e-6));
+        }
+      });
+      for_each_kernel(KERNELS(add_norm_kernel), [&](auto* kernel) {
+        Floats hidden = x;
+        kernel({hidden.data(), branch.data(), 3, size, of, 0.5F, DType::float32}, 0, 3);
+        for (size_t i = 0; i < hidden.size(); ++i) {
+          EXPECT(near(hidden[i], x[i] + 0.5 * normed(branch, size, static_cast<int64_t>(i), of), 1e-5));
+        }
+        hidden = x;
+        kernel({hidden.data(), branch.data(), 3, size, {nullptr, 0.0F}, 0.5F, DType::float32}, 0, 3);
+        for (size_t i = 0; i < hidden.size(); ++i) {
+          EXPECT(near(hidden[i], shared[i], 1e-6));
+        }
+      });
+    }
   }
 }
 
-void swiglu_gates() {
+double activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::silu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::gelu:
+      return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+    default:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+  }
+}
+
+void activations_gate() {
   Floats gate = random_floats(1003, 11);
   gate[0] = 100.0F;
   gate[1] = -100.0F;
   const Floats up = random_floats(1003, 12);
-  for_each_kernel(KERNELS(swiglu_kernel), [&](auto* kernel) {
-    Floats y = gate;
-    const SwiGluArgs in_place = {y.data(), up.data(), 1003, y.data(), 1, 1003, DType::float32};
-    kernel(in_place, 0, 500);
-    kernel(in_place, 500, 1003);
-    const auto gated = [&](size_t i) { return gate[i] / (1.0 + std::exp(-static_cast<double>(gate[i]))) * up[i]; };
-    for (size_t i = 0; i < y.size(); ++i) {
-      EXPECT(near(y[i], gated(i), 1e-5));
-    }
-    Floats some(3 * 101, 7.0F);  // longer rows
-    kernel({gate.data(), up.data(), 300, some.data(), 3, 101, DType::float32}, 0, 250);
-    for (size_t i = 0; i < some.size(); ++i) {
-      EXPECT(i < 250 ? near(some[i], gated(i / 101 * 300 + i % 101), 1e-5) : some[i] == 7.0F);
-    }
-  });
+  for (const Activation activation : {Activation::silu, Activation::gelu, Activation::gelu_tanh}) {
+    for_each_kernel(KERNELS(activation_kernel), [&](auto* kernel) {
+      Floats y = gate;
+      const ActivationArgs in_place = {y.data(), up.data(), 1003, y.data(), 1, 1003, DType::float32, activation};
+      kernel(in_place, 0, 500);
+      kernel(in_place, 500, 1003);
+      const auto gated = [&](size_t i) { return activated(activation, gate[i]) * up[i]; };
+      for (size_t i = 0; i < y.size(); ++i) {
+        EXPECT(near(y[i], gated(i), 1e-5));
+      }
+      Floats some(3 * 101, 7.0F);  // longer rows
+      kernel({gate.data(), up.data(), 300, some.data(), 3, 101, DType::float32, activation}, 0, 250);
+      for (size_t i = 0; i < some.size(); ++i) {
+        EXPECT(i < 250 ? near(some[i], gated(i / 101 * 300 + i % 101), 1e-5) : some[i] == 7.0F);
+      }
+      y = gate;  // without gates
+      kernel({nullptr, y.data(), 1003, y.data(), 1, 1003, DType::float32, activation}, 0, 1003);
+      for (size_t i = 0; i < y.size(); ++i) {
+        EXPECT(near(y[i], activated(activation, gate[i]), 1e-5));
+      }
+    });
+  }
 }
 
 void embedding_copies_rows() {
   for (const DType dtype : kTypes) {
     const Stored weight(random_floats(10 * 6, 13), dtype);
+    const Stored learned(random_floats(5 * 6, 14), dtype);
     const std::vector<int32_t> tokens = {9, -1, 4};
+    const std::vector<int32_t> position = {0, 4, -1, -1, 2, 2};
     Floats y(int64_t{6} * 6, 7.0F);
-    embedding({weight.bytes.data(), tokens.data(), y.data(), 6, 2, 6, dtype});
+    EmbeddingArgs args = {weight.bytes.data(), tokens.data(), y.data(), 6, 2, 6, dtype};
+    const auto plain = [&](int64_t i) { return tokens[i / 12] < 0 ? 0.0F : weight.values[tokens[i / 12] * 6 + i % 6]; };
+    embedding(args);
     for (int64_t i = 0; i < 36; ++i) {
-      const int32_t token = tokens[i / 12];
-      EXPECT(y[i] == (token < 0 ? 0.0F : weight.values[token * 6 + i % 6]));
+      EXPECT(y[i] == plain(i));
+    }
+    args.multiplier = 2.5F;
+    args.positions = learned.bytes.data();
+    args.places = {6, position.data(), 0, nullptr, 0, 6};
+    embedding(args);
+    for (int64_t i = 0; i < 36; ++i) {
+      const int32_t at = position[i / 6];
+      EXPECT(near(y[i], at < 0 ? 0.0 : 2.5 * plain(i) + learned.values[at * 6 + i % 6], 1e-6));
     }
   }
 }
 
-// The result is that of norming each head first.
+void logits_are_scaled_and_capped() {
+  const Floats x = random_floats(2 * 103, 15);
+  for (const float softcap : {0.0F, 0.7F}) {
+    for_each_kernel(KERNELS(logits_kernel), [&](auto* kernel) {
+      Floats y = x;
+      const LogitArgs args = {y.data(), 2, 103, 3.0F, softcap};
+      kernel(args, 0, 99);
+      kernel(args, 99, 206);
+      for (size_t i = 0; i < y.size(); ++i) {
+        EXPECT(near(y[i], softcap > 0 ? softcap * std::tanh(3.0 * x[i] / softcap) : 3.0 * x[i], 1e-5));
+      }
+    });
+  }
+}
+
+// The result is that of norming each head, or the whole projection, first.
 void rope_norms_heads_where_asked() {
   constexpr int kHeads = 3, kKvHeads = 1, kDim = 16, kRows = 2, kCapacity = kCacheBlock;
   ThreadTeam team(1);
   const Floats q = random_floats(kRows * kHeads * kDim, 23);
   const Floats k = random_floats(kRows * kKvHeads * kDim, 24);
   const Floats v = random_floats(kRows * kKvHeads * kDim, 25);
-  const Floats norms = random_floats(2 * kDim, 26);
+  const Floats norms = random_floats(2 * kHeads * kDim, 26);
   const Floats angles = random_floats(2 * kCapacity * kDim / 2, 27);
-  const auto run = [&](Floats queries, Floats keys, bool normed) {
+  const auto run = [&](Floats queries, Floats keys, bool normed, bool whole = false) {
     Floats cache(2 * kCapacity * kDim);
     RopeArgs args = {};
     args.q = queries.data();
@@ -110,29 +189,34 @@ void rope_norms_heads_where_asked() {
     args.cos = angles.data();
     args.sin = angles.data() + kCapacity * kDim / 2;
     args.q_norm = normed ? norms.data() : nullptr;
-    args.k_norm = normed ? norms.data() + kDim : nullptr;
+    args.k_norm = normed ? norms.data() + kHeads * kDim : nullptr;
+    args.whole_norm = whole;
     args.epsilon = 1e-6F;
     args.places = prompt_places(kRows, 5, 0);
     args.heads = kHeads;
     args.kv_heads = kKvHeads;
     args.head_dim = kDim;
+    args.rotated = kDim;
     args.capacity = kCapacity;
     args.dtype = DType::float32;
     rope_and_cache(args, team);
     queries.insert(queries.end(), cache.begin(), cache.end());
     return queries;
   };
-  const auto normed = [&](Floats x, const float* weight) {
-    const auto rows = static_cast<int>(x.size()) / kDim;
-    rms_norm({x.data(), nullptr, weight, x.data(), rows, kDim, 1e-6F, DType::float32}, team);
+  const auto normed = [&](Floats x, const float* weight, int size) {
+    const auto rows = static_cast<int>(x.size()) / size;
+    norm({x.data(), nullptr, x.data(), rows, size, {weight, 1e-6F}, DType::float32}, team);
     return x;
   };
-  EXPECT(run(q, k, true) == run(normed(q, norms.data()), normed(k, norms.data() + kDim), false));
+  const float* k_norm = norms.data() + kHeads * kDim;
+  EXPECT(run(q, k, true) == run(normed(q, norms.data(), kDim), normed(k, k_norm, kDim), false));
+  const Floats whole = run(normed(q, norms.data(), kHeads * kDim), normed(k, k_norm, kKvHeads * kDim), false);
+  EXPECT(run(q, k, true, true) == whole && whole != run(q, k, true));
   EXPECT(run(q, k, true) != run(q, k, false));
 }
 
-void rope_rotates_and_fills_the_cache() {
-  const int64_t heads = 4, kv_heads = 2, dim = 10, half = 5, context = 2 * kCacheBlock, slots = 2;
+void check_rope(int64_t half, bool scaled) {
+  const int64_t heads = 4, kv_heads = 2, dim = 10, context = 2 * kCacheBlock, slots = 2;
   const std::vector<int32_t> position = {70, 0, 3, -1};
   const std::vector<int32_t> slot_of = {1, 0, 1, 0};
   const Floats q = random_floats(4 * heads * dim, 14);
@@ -143,7 +227,11 @@ void rope_rotates_and_fills_the_cache() {
     cos[i] = static_cast<float>(std::cos(0.1 * static_cast<double>(i)));
     sin[i] = static_cast<float>(std::sin(0.1 * static_cast<double>(i)));
   }
-  const auto rotated = [&](const float* x, int64_t i, int64_t at) {
+  const Floats scale = random_floats(context, 17);
+  const auto rotated = [&](const float* x, int64_t i, int64_t at) -> double {
+    if (i >= 2 * half) {
+      return x[i];
+    }
     const int64_t j = i % half;
     const double other = i < half ? -x[i + half] : x[i - half];
     return x[i] * static_cast<double>(cos[at * half + j]) + other * sin[at * half + j];
@@ -169,6 +257,8 @@ void rope_rotates_and_fills_the_cache() {
       args.heads = heads;
       args.kv_heads = kv_heads;
       args.head_dim = dim;
+      args.rotated = static_cast<int>(2 * half);
+      args.q_scale = scaled ? scale.data() : nullptr;
       args.capacity = context;
       args.dtype = dtype;
       kernel(args, 0, 4);
@@ -182,7 +272,8 @@ void rope_rotates_and_fills_the_cache() {
       for (int64_t r = 0; r < 3; ++r) {
         for (int64_t i = 0; i < heads * dim; ++i) {
           const int64_t first = r * heads * dim + i / dim * dim;
-          EXPECT(near(turned[r * heads * dim + i], rotated(&q[first], i % dim, position[r]), 1e-6));
+          const double factor = scaled ? scale[position[r]] : 1.0;
+          EXPECT(near(turned[r * heads * dim + i], factor * rotated(&q[first], i % dim, position[r]), 1e-6));
         }
         for (int64_t i = 0; i < kv_heads * dim; ++i) {
           const int64_t first = r * kv_heads * dim + i / dim * dim;
@@ -197,6 +288,13 @@ void rope_rotates_and_fills_the_cache() {
   }
 }
 
+void rope_rotates_and_fills_the_cache() {
+  check_rope(5, false);
+  check_rope(3, false);
+  check_rope(0, true);
+  check_rope(5, true);
+}
+
 struct HeadShape {
   int heads;
   int kv_heads;
@@ -204,7 +302,7 @@ struct HeadShape {
 };
 
 AttentionArgs attention_args(const Floats& q, const Stored& keys, const Stored& values, Floats& y, const Places& places,
-                             const HeadShape& shape, int capacity, int window) {
+                             const HeadShape& shape, int capacity, int window, float softcap) {
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.dim)));
   return {q.data(),
           shape.heads * shape.dim,
@@ -218,7 +316,8 @@ AttentionArgs attention_args(const Floats& q, const Stored& keys, const Stored& 
           capacity,
           window,
           scale,
-          keys.dtype};
+          keys.dtype,
+          softcap};
 }
 
 void attention_averages_the_values_that_a_row_sees() {
@@ -233,11 +332,11 @@ void attention_averages_the_values_that_a_row_sees() {
     for (const DType dtype : kTypes) {
       const Stored keys(random_floats(slots * kv_heads * context * dim, 18), dtype);
       const Stored values(random_floats(slots * kv_heads * context * dim, 19), dtype);
-      for (const int window : {0, 1, 20, 70}) {
-        for_each_kernel(KERNELS(attention_kernel), [&](auto* kernel) {
+      for (const auto& [window, softcap] : {std::pair{0, 0.0F}, {1, 0.0F}, {20, 0.0F}, {70, 0.0F}, {70, 0.3F}}) {
+        for_each_kernel(KERNELS(attention_kernel), [&, window = window, softcap = softcap](auto* kernel) {
           Floats y(count * heads * dim, 7.0F);
           const HeadShape shape = {heads, kv_heads, dim};
-          const AttentionArgs args = attention_args(q, keys, values, y, places, shape, context, window);
+          const AttentionArgs args = attention_args(q, keys, values, y, places, shape, context, window, softcap);
           kernel(args, 0, 1);
           kernel(args, 1, count * kv_heads * head_groups(args));
           for (int64_t item = 0; item < count * heads; ++item) {
@@ -257,7 +356,8 @@ void attention_averages_the_values_that_a_row_sees() {
               for (int64_t i = 0; i < dim; ++i) {
                 score += static_cast<double>(q[item * dim + i]) * keys.values[slot + key_offset(p, i, dim)];
               }
-              const double weight = std::exp(score * scale);
+              score *= scale;
+              const double weight = std::exp(softcap > 0 ? softcap * std::tanh(score / softcap) : score);
               total += weight;
               for (int64_t i = 0; i < dim; ++i) {
                 sum[i] += weight * values.values[at + i];
@@ -284,10 +384,10 @@ void prefill_attention_equals_attention() {
         for (const DType dtype : kTypes) {
           const Stored keys(random_floats(2 * kv_heads * context * dim, 21), dtype);
           const Stored values(random_floats(2 * kv_heads * context * dim, 22), dtype);
-          for (const int window : {0, 1, 20, 90}) {
+          for (const auto& [window, softcap] : {std::pair{0, 0.0F}, {1, 0.0F}, {20, 0.0F}, {90, 0.0F}, {90, 0.3F}}) {
             Floats expected(count * heads * dim);
-            const auto make_args = [&](Floats& y) {
-              return attention_args(q, keys, values, y, places, {heads, kv_heads, dim}, context, window);
+            const auto make_args = [&, window = window, softcap = softcap](Floats& y) {
+              return attention_args(q, keys, values, y, places, {heads, kv_heads, dim}, context, window, softcap);
             };
             attention(make_args(expected), team);
             const auto compare = [&](const Floats& y) {
@@ -320,8 +420,9 @@ void prefill_attention_equals_attention() {
 int main() {
   using namespace dlf::ops;
   return dlf::testing::run({
-      {"rms_norm divides by the root mean square", rms_norm_divides_by_the_root_mean_square},
-      {"swiglu gates", swiglu_gates},
+      {"norms are those of their definitions", norms_are_those_of_their_definitions},
+      {"activations gate", activations_gate},
+      {"logits are scaled and capped", logits_are_scaled_and_capped},
       {"embedding copies rows", embedding_copies_rows},
       {"rope rotates and fills the cache", rope_rotates_and_fills_the_cache},
       {"rope norms heads where asked", rope_norms_heads_where_asked},

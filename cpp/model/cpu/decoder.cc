@@ -38,6 +38,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
                     "; a model that runs on the CPU needs them there");
   TORCH_CHECK_VALUE(weights_->dtype() != DType::float16, "float16 is for CUDA devices; load with bfloat16 or float32");
+  check_context(spec, max_context);
   rows = most_rows(decode_rows_);
   for (const RopeSpec& rope : spec.ropes) {
     ropes_.emplace_back(rope, max_context);
@@ -48,8 +49,13 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   k_ = at::empty({rows, spec.attention.kv_size()}, at::kFloat);
   v_ = at::empty({rows, spec.attention.kv_size()}, at::kFloat);
   attended_ = at::empty({rows, spec.attention.q_size()}, at::kFloat);
-  gate_ = at::empty({rows, spec.dense_size()}, at::kFloat);
+  if (spec.feed_forward.gated) {
+    gate_ = at::empty({rows, spec.dense_size()}, at::kFloat);
+  }
   up_ = at::empty({rows, spec.dense_size()}, at::kFloat);
+  if (spec.norm.after || spec.residual_multiplier != 1) {
+    branch_ = at::empty({rows, spec.hidden_size}, at::kFloat);
+  }
   if (spec.experts.count > 0) {
     experts_ = ExpertBuffers(spec, rows, spec.experts.count, at::kFloat);
     expert_up_ = at::empty_like(experts_.gated);

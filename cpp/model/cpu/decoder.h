@@ -63,6 +63,7 @@ class Decoder {
   at::Tensor hidden_, normed_, q_, k_, v_, attended_, gate_, up_;  // [rows, ...] of one forward pass
   ExpertBuffers experts_;
   at::Tensor expert_up_;  // [pairs, size]
+  at::Tensor branch_;     // [rows, hidden], where a block's output is not added as it is
   ops::LinearInput input_;
   std::vector<int32_t> tokens_, positions_, slots_;  // of the pass's rows
 

@@ -7,6 +7,7 @@
 #include "ops/cpu/attention.h"
 #include "ops/cpu/embedding.h"
 #include "ops/cpu/experts.h"
+#include "ops/cpu/logits.h"
 #include "ops/cpu/norm.h"
 #include "ops/cpu/rope.h"
 #include "ops/cpu/router.h"
@@ -20,8 +21,14 @@ const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.c
 }  // namespace
 
 void Decoder::Pass::embed() {
-  ops::embedding({d_.weights_->embedding.const_data_ptr(), d_.tokens_.data(), data(d_.hidden_), rows_, 1,
-                  static_cast<int>(spec().hidden_size), d_.weights_->dtype()});
+  const Weights& weights = *d_.weights_;
+  ops::EmbeddingArgs args = embedding_args(spec(), weights.embedding, weights.positions, weights.dtype());
+  args.token = d_.tokens_.data();
+  args.y = data(d_.hidden_);
+  args.rows = rows_;
+  args.lanes = 1;
+  args.places = places_;
+  ops::embedding(args);
 }
 
 void Decoder::Pass::head(int64_t first, int rows, float* logits) {
@@ -30,6 +37,9 @@ void Decoder::Pass::head(int64_t first, int rows, float* logits) {
   const LinearWeights& linear = d_.weights_->head;
   const std::array products = {product(linear, logits)};
   multiply(input_of(linear, data(d_.normed_)), products);
+  if (!are_final(spec())) {
+    ops::finish_logits(logit_args(spec(), logits, rows), d_.team_);
+  }
 }
 
 AttentionBuffers Decoder::Pass::buffers(int64_t index) {
@@ -47,6 +57,8 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           places_,
           data(rope.cos),
           data(rope.sin),
+          data(rope.query_scale),
+          rope.rotated,
           data(layer(index).q_norm.weight),
           data(layer(index).k_norm.weight),
           d_.weights_->dtype()};
@@ -68,24 +80,37 @@ void Decoder::Pass::attend(int64_t /*index*/, const ops::AttentionArgs& args) {
   is_prompt_ ? ops::prefill_attention(args, d_.team_) : ops::attention(args, d_.team_);
 }
 
-void Decoder::Pass::add_attention(int64_t index) { add(index, &LayerWeights::o, &LayerAdapter::o, data(d_.attended_)); }
-
-// Runs as one loop in a decode step without adapters.
-void Decoder::Pass::gate(int64_t index) {
-  const LayerWeights& w = layer(index);
-  const ops::LinearInputRows input = input_of(w.gate, data(d_.normed_));
-  const std::array products = {product(w.gate, data(d_.gate_)), product(w.up, data(d_.up_))};
-  if (!is_prompt_ && d_.runs_.empty()) {
-    return ops::linear_swiglu(input, products[0], products[1], d_.team_);
-  }
-  multiply(input, products);
-  adapt(index, data(d_.normed_), {{&LayerAdapter::gate, data(d_.gate_)}, {&LayerAdapter::up, data(d_.up_)}});
-  const auto size = static_cast<int>(spec().feed_forward.size);
-  ops::swiglu({data(d_.gate_), data(d_.up_), size, data(d_.gate_), rows_, size, DType::float32}, d_.team_);
+void Decoder::Pass::add_attention(int64_t index) {
+  add(index, &LayerWeights::o, &LayerAdapter::o, data(d_.attended_), layer(index).attention_post_norm);
 }
 
+// Runs as one loop in a decode step without adapters, if there are gates.
+void Decoder::Pass::gate(int64_t index) {
+  const LayerWeights& w = layer(index);
+  const FeedForwardSpec& feed_forward = spec().feed_forward;
+  const ops::LinearInputRows input = input_of(w.up, data(d_.normed_));
+  if (feed_forward.gated) {
+    const std::array products = {product(w.gate, data(d_.gate_)), product(w.up, data(d_.up_))};
+    if (!is_prompt_ && d_.runs_.empty()) {
+      return ops::linear_gated(input, products[0], products[1], feed_forward.activation, d_.team_);
+    }
+    multiply(input, products);
+    adapt(index, data(d_.normed_), {{&LayerAdapter::gate, data(d_.gate_)}, {&LayerAdapter::up, data(d_.up_)}});
+  } else {
+    const std::array products = {product(w.up, data(d_.up_))};
+    multiply(input, products);
+    adapt(index, data(d_.normed_), {{&LayerAdapter::up, data(d_.up_)}});
+  }
+  const auto size = static_cast<int>(feed_forward.size);
+  ops::activate({feed_forward.gated ? data(d_.gate_) : nullptr, data(d_.up_), size, activated(), rows_, size,
+                 DType::float32, feed_forward.activation},
+                d_.team_);
+}
+
+float* Decoder::Pass::activated() { return spec().feed_forward.gated ? data(d_.gate_) : data(d_.up_); }
+
 void Decoder::Pass::add_feed_forward(int64_t index) {
-  add(index, &LayerWeights::down, &LayerAdapter::down, data(d_.gate_));
+  add(index, &LayerWeights::down, &LayerAdapter::down, activated(), layer(index).feed_forward_post_norm);
 }
 
 void Decoder::Pass::route(int64_t index) {
@@ -100,13 +125,14 @@ void Decoder::Pass::route(int64_t index) {
 
 void Decoder::Pass::add_experts(int64_t index) {
   ops::experts({{layer(index).expert_matrices.data(), d_.experts_.routes(), data(d_.normed_), data(d_.experts_.gated),
-                 data(d_.experts_.products), data(d_.hidden_), rows_, static_cast<int>(spec().experts.chosen),
+                 data(d_.experts_.products), output(), rows_, static_cast<int>(spec().experts.chosen),
                  static_cast<int>(spec().hidden_size), static_cast<int>(spec().experts.size), DType::float32},
                 data(d_.expert_up_),
                 &d_.input_,
                 is_prompt_,
-                /*accumulate=*/true},
+                /*accumulate=*/adds_at_once()},
                d_.team_);
+  add_output(layer(index).feed_forward_post_norm);
 }
 
 ops::LinearArgs Decoder::Pass::product(const LinearWeights& linear, float* y, bool accumulate) const {
@@ -118,9 +144,9 @@ ops::LinearInputRows Decoder::Pass::input_of(const LinearWeights& linear, const 
 }
 
 void Decoder::Pass::norm(float* x, const NormWeights& weights) {
-  ops::rms_norm({x, nullptr, data(weights.weight), data(d_.normed_), rows_, static_cast<int>(spec().hidden_size),
-                 static_cast<float>(spec().norm.epsilon), DType::float32},
-                d_.team_);
+  ops::norm({x, nullptr, data(d_.normed_), rows_, static_cast<int>(spec().hidden_size), norm_of(spec(), weights),
+             DType::float32},
+            d_.team_);
 }
 
 void Decoder::Pass::multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products) {
@@ -132,13 +158,26 @@ void Decoder::Pass::multiply(const ops::LinearInputRows& x, std::span<const ops:
   }
 }
 
-// stream += linear(x)
+// stream += linear(x), normed and multiplied if need be
 void Decoder::Pass::add(int64_t index, LinearWeights LayerWeights::* weights, LowRank LayerAdapter::* update,
-                        const float* x) {
+                        const float* x, const NormWeights& post_norm) {
   const LinearWeights& linear = layer(index).*weights;
-  const std::array products = {product(linear, data(d_.hidden_), /*accumulate=*/true)};
+  float* y = output();
+  const std::array products = {product(linear, y, /*accumulate=*/adds_at_once())};
   multiply(input_of(linear, x), products);
-  adapt(index, x, {{update, data(d_.hidden_)}});
+  adapt(index, x, {{update, y}});
+  add_output(post_norm);
+}
+
+// Where a block's output goes: to the stream itself, if nothing is done to it before.
+float* Decoder::Pass::output() { return adds_at_once() ? data(d_.hidden_) : data(d_.branch_); }
+
+void Decoder::Pass::add_output(const NormWeights& post_norm) {
+  if (!adds_at_once()) {
+    ops::add_norm({data(d_.hidden_), data(d_.branch_), rows_, static_cast<int>(spec().hidden_size),
+                   norm_of(spec(), post_norm), static_cast<float>(spec().residual_multiplier), DType::float32},
+                  d_.team_);
+  }
 }
 
 // Adds the updates of the rows' adapters to products of x.

@@ -14,8 +14,8 @@ namespace dlf::cuda {
 using ops::LoraUpdate;
 
 DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>& adapters,
-                               const std::vector<int64_t>& lane_adapter, int device)
-    : lane_adapter_(lane_adapter) {
+                               const std::vector<int64_t>& lane_adapter, bool gated, int device)
+    : lane_adapter_(lane_adapter), gated_(gated) {
   if (adapters.empty()) {
     return;
   }
@@ -39,6 +39,9 @@ DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>
     max_rank_ = std::max(max_rank_, on_device.rank);
     return there[&update] = on_device;
   };
+  const auto feed_forward = [&](const LayerAdapter& w) {
+    return gated ? std::vector{&w.gate, &w.up} : std::vector{&w.up};
+  };
   std::vector<LoraUpdate> table;
   for (size_t layer = 0; layer < adapters[0]->layers.size(); ++layer) {
     for (int input = 0; input < kInputs; ++input) {
@@ -48,7 +51,7 @@ DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>
           const LayerAdapter& w = adapters[index]->layers[layer];
           const std::vector<const LowRank*> products = input == attention ? std::vector{&w.q, &w.k, &w.v}
                                                        : input == output  ? std::vector{&w.o}
-                                                       : input == mlp     ? std::vector{&w.gate, &w.up}
+                                                       : input == mlp     ? feed_forward(w)
                                                                           : std::vector{&w.down};
           std::transform(products.begin(), products.end(), of_lane.begin(),
                          [&](const LowRank* product) { return update_of(*product); });

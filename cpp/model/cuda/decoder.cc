@@ -9,6 +9,7 @@
 
 #include "model/block.h"
 #include "model/cuda/pass.h"
+#include "model/cuda/prompt_attention.h"
 #include "ops/cuda/experts.h"
 #include "support/scalar_type.h"
 
@@ -29,7 +30,9 @@ int64_t rows_with_logits(const DecoderShape& shape) { return std::max(shape.rows
 int64_t qkv_size(const AttentionSpec& attention) {
   return padded_outputs(attention.q_size()) + 2 * padded_outputs(attention.kv_size());
 }
-int64_t gate_up_size(const ModelSpec& spec) { return 2 * padded_outputs(spec.dense_size()); }
+int64_t gate_up_size(const ModelSpec& spec) {
+  return (spec.feed_forward.gated ? 2 : 1) * padded_outputs(spec.dense_size());
+}
 
 // Most runs of pairs that a router makes of up to so many rows.
 int64_t most_runs(const ModelSpec& spec, int64_t rows) {
@@ -39,6 +42,15 @@ int64_t most_runs(const ModelSpec& spec, int64_t rows) {
         runs, ops::most_runs(some, spec.experts.count, spec.experts.chosen, expert_run_pairs(static_cast<int>(some))));
   }
   return runs;
+}
+
+// Bytes of the tables of rotations and of factors on queries.
+int64_t rope_bytes(const ModelSpec& spec, int64_t max_context) {
+  int64_t floats = 0;
+  for (const RopeSpec& rope : spec.ropes) {
+    floats += 2 * static_cast<int64_t>(rope.inv_freq.size()) + (rope.query_beta != 0 ? 1 : 0);
+  }
+  return floats * max_context * 4;
 }
 
 // Weights of the largest matrix that may have to be dequantized.
@@ -56,13 +68,14 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
       shape_(shape),
       queue_(queue),
       weights_(weights, queue.device()),
-      adapters_(adapters, lane_adapter, queue.device()),
+      adapters_(adapters, lane_adapter, spec_.feed_forward.gated, queue.device()),
       k_offset_(padded_outputs(spec_.attention.q_size())),
       v_offset_(k_offset_ + padded_outputs(spec_.attention.kv_size())),
-      up_offset_(padded_outputs(spec_.dense_size())),
+      up_offset_(spec_.feed_forward.gated ? padded_outputs(spec_.dense_size()) : 0),
       device_(devices().at(queue.device())) {
   TORCH_CHECK_VALUE(spec_.attention.head_dim <= kMaxHeadDim, "head_dim is ", spec_.attention.head_dim,
                     "; on CUDA it can be at most ", kMaxHeadDim);
+  check_context(spec_, shape.max_context);
   const auto floats = on_device(queue.device()).dtype(at::kFloat);
   const auto halves = on_device(queue.device()).dtype(scalar_type(dtype_));
   const auto integers = on_device(queue.device()).dtype(at::kInt);
@@ -70,6 +83,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
     RopeTable& table = ropes_.emplace_back(rope, shape.max_context);
     table.cos = table.cos.to(floats);
     table.sin = table.sin.to(floats);
+    table.query_scale = table.query_scale.defined() ? table.query_scale.to(floats) : at::Tensor();
   }
   cache_ = make_cache(0, shape.slots());
   tokens_ = at::zeros({shape.max_tokens}, integers);
@@ -114,17 +128,19 @@ DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
   const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(model.dtype)));
   const int64_t row = spec.hidden_size * (4 + 2 * element) +
                       (qkv_size(attention) + attention.q_size() + gate_up_size(spec) + spec.dense_size()) * element;
-  const int64_t ropes = static_cast<int64_t>(spec.ropes.size()) * shape.max_context * attention.head_dim * 4;
   DecoderBytes bytes = {};
   bytes.weights = model.weights;
   bytes.kv_cache = 2 * spec.layer_count() * shape.slots() * attention.kv_size() * shape.max_context * element;
-  bytes.activations = most_rows(shape) * row + ropes + (shape.max_tokens + shape.rows()) * 4;
+  bytes.activations =
+      most_rows(shape) * row + rope_bytes(spec, shape.max_context) + (shape.max_tokens + shape.rows()) * 4;
   if (spec.experts.count > 0) {
     bytes.activations += ExpertBuffers::bytes(spec, most_rows(shape), most_runs(spec, most_rows(shape)), element);
   }
   bytes.logits = rows_with_logits(shape) * spec.vocab_size * 4;
   bytes.workspace = kLibraryBytes + (model.quantized ? largest_matrix(spec) * element : 0);
-  if (model.dtype == DType::float32) {  // masked attention holds the scores of a chunk before and after the softmax
+  if (attention.softcap > 0) {
+    bytes.workspace += capped_attention_bytes(spec, kChunkTokens, shape.max_context);
+  } else if (model.dtype == DType::float32) {  // masked attention holds a chunk's scores before and after the softmax
     bytes.workspace += 2 * attention.heads * kChunkTokens * shape.max_context * 4;
   }
   return bytes;

@@ -11,6 +11,7 @@
 #include "ops/cuda/bias.h"
 #include "ops/cuda/embedding.h"
 #include "ops/cuda/experts.h"
+#include "ops/cuda/logits.h"
 #include "ops/cuda/lora.h"
 #include "ops/cuda/norm.h"
 #include "ops/cuda/rope.h"
@@ -37,9 +38,13 @@ Decoder::Pass Decoder::Pass::prompt(Decoder& decoder, int row, int start, int co
 }
 
 void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
-  cuda::embedding({d_.weights_.embedding.const_data_ptr(), tokens, d_.hidden_.mutable_data_ptr<float>(), rows_, lanes,
-                   static_cast<int>(spec().hidden_size), d_.dtype_},
-                  d_.queue_.stream());
+  ops::EmbeddingArgs args = embedding_args(spec(), d_.weights_.embedding, d_.weights_.positions, d_.dtype_);
+  args.token = tokens;
+  args.y = d_.hidden_.mutable_data_ptr<float>();
+  args.rows = rows_;
+  args.lanes = lanes;
+  args.places = places_;
+  cuda::embedding(args, d_.queue_.stream());
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): a handle, which multiply() writes through.
@@ -47,6 +52,9 @@ void Decoder::Pass::head(int first, int rows, at::Tensor logits) {
   rows_ = rows;
   norm(d_.weights_.norm, first);
   multiply(d_.weights_.head, d_.normed_.narrow(0, first, rows), logits);
+  if (!are_final(spec())) {
+    finish_logits(logit_args(spec(), logits.mutable_data_ptr<float>(), rows), d_.queue_.stream());
+  }
 }
 
 AttentionBuffers Decoder::Pass::buffers(int64_t index) {
@@ -64,6 +72,8 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           places_,
           data(rope.cos),
           data(rope.sin),
+          data(rope.query_scale),
+          rope.rotated,
           data(layer(index).q_norm.weight),
           data(layer(index).k_norm.weight),
           d_.dtype_};
@@ -75,10 +85,32 @@ void Decoder::Pass::norm(const NormWeights& weights, int first) {
   at::Tensor hidden = d_.hidden_.narrow(0, first, rows_);
   at::Tensor normed = d_.normed_.narrow(0, first, rows_);
   const at::Tensor branch = d_.branch_.narrow(0, first, rows_);
-  cuda::rms_norm({hidden.mutable_data_ptr<float>(), branched_ ? branch.const_data_ptr() : nullptr, data(weights.weight),
-                  normed.mutable_data_ptr(), rows_, static_cast<int>(spec().hidden_size),
-                  static_cast<float>(spec().norm.epsilon), d_.dtype_},
-                 d_.queue_.stream());
+  cuda::norm({hidden.mutable_data_ptr<float>(), branched_ ? branch.const_data_ptr() : nullptr,
+              normed.mutable_data_ptr(), rows_, static_cast<int>(spec().hidden_size), norm_of(spec(), weights),
+              d_.dtype_, static_cast<float>(spec().residual_multiplier)},
+             d_.queue_.stream());
+  branched_ = false;
+}
+
+// Frees the buffer of branches.
+void Decoder::Pass::begin_branch() {
+  if (branched_) {
+    add_branch({});
+  }
+}
+
+void Decoder::Pass::end_branch(const NormWeights& post_norm) {
+  branched_ = true;
+  if (post_norm.defined()) {
+    add_branch(post_norm);
+  }
+}
+
+void Decoder::Pass::add_branch(const NormWeights& norm) {
+  cuda::add_norm(
+      {d_.hidden_.mutable_data_ptr<float>(), d_.branch_.const_data_ptr(), rows_, static_cast<int>(spec().hidden_size),
+       norm_of(spec(), norm), static_cast<float>(spec().residual_multiplier), d_.dtype_},
+      d_.queue_.stream());
   branched_ = false;
 }
 
@@ -109,36 +141,43 @@ void Decoder::Pass::attend_prompt(int64_t index, const ops::AttentionArgs& args)
   const at::Tensor keys = seen(cache().keys);
   const at::Tensor values = seen(cache().values);
   const double scale = 1.0 / std::sqrt(attention.query_scalar);  // args.scale, unrounded
-  d_.queue_.enqueue([=, window = args.window] { cuda::attend_prompt(q, keys, values, window, scale, y); });
+  d_.queue_.enqueue([=, window = args.window, softcap = attention.softcap] {
+    cuda::attend_prompt(q, keys, values, window, scale, softcap, y);
+  });
 }
 
 void Decoder::Pass::add_attention(int64_t index) {
+  begin_branch();
   multiply(layer(index).o, d_.attended_, d_.branch_);
   adapt(index, DeviceAdapters::output);
-  branched_ = true;
+  end_branch(layer(index).attention_post_norm);
 }
 
 // Runs as one kernel if it can.
 void Decoder::Pass::gate(int64_t index) {
   const DeviceLinear& gate_up = layer(index).gate_up;
-  const auto size = static_cast<int>(spec().feed_forward.size);
+  const FeedForwardSpec& feed_forward = spec().feed_forward;
+  const auto size = static_cast<int>(feed_forward.size);
   LinearArgs args = linear_args(gate_up, d_.normed_, d_.activated_);
-  if (d_.adapters_.empty() && linear_serves(args) && linear_gates(args)) {
+  if (d_.adapters_.empty() && feed_forward.gated && feed_forward.activation == ops::Activation::silu &&
+      linear_serves(args) && linear_gates(args)) {
     args.gated = size;
     args.up_offset = static_cast<int>(d_.up_offset_);
     return cuda::linear(args, d_.queue_.stream());
   }
   multiply(gate_up, d_.normed_, d_.gate_up_);
   adapt(index, DeviceAdapters::mlp);
-  cuda::swiglu({column(d_.gate_up_, 0), column(d_.gate_up_, d_.up_offset_), static_cast<int>(d_.gate_up_.size(1)),
-                d_.activated_.mutable_data_ptr(), rows_, size, d_.dtype_},
-               d_.queue_.stream());
+  cuda::activate({feed_forward.gated ? column(d_.gate_up_, 0) : nullptr, column(d_.gate_up_, d_.up_offset_),
+                  static_cast<int>(d_.gate_up_.size(1)), d_.activated_.mutable_data_ptr(), rows_, size, d_.dtype_,
+                  feed_forward.activation},
+                 d_.queue_.stream());
 }
 
 void Decoder::Pass::add_feed_forward(int64_t index) {
+  begin_branch();
   multiply(layer(index).down, d_.activated_, d_.branch_);
   adapt(index, DeviceAdapters::down);
-  branched_ = true;
+  end_branch(layer(index).feed_forward_post_norm);
 }
 
 void Decoder::Pass::route(int64_t index) {
@@ -168,8 +207,9 @@ void Decoder::Pass::add_experts(int64_t index) {
   args.dtype = d_.dtype_;
   args.position = places_.position;
   args.most_runs = static_cast<int>(ops::most_runs(rows_, experts.count, experts.chosen, expert_run_pairs(rows_)));
+  begin_branch();
   cuda::experts(args, d_.queue_.stream());
-  branched_ = true;
+  end_branch(layer(index).feed_forward_post_norm);
 }
 
 // Adds the updates of the lanes' adapters to the products of one input.
@@ -185,7 +225,7 @@ void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
   at::Tensor& y = is_attention ? d_.qkv_ : input == DeviceAdapters::mlp ? d_.gate_up_ : d_.branch_;
   LoraArgs args = {};
   args.updates = d_.adapters_.updates(index, input);
-  args.products = is_attention ? 3 : input == DeviceAdapters::mlp ? 2 : 1;
+  args.products = d_.adapters_.products(input);
   args.x = x.const_data_ptr();
   args.in = static_cast<int>(x.size(1));
   args.x_stride = args.in;

@@ -15,7 +15,7 @@ constexpr int padded_rows(int rows) {
 }
 
 // Launches the steps of block.h for the rows of one pass. The output of a block is a branch, which the next norm adds
-// to the stream.
+// to the stream, unless it has a norm of its own or another branch comes first.
 class Decoder::Pass {
  public:
   // `rows` rows from `first` on, one for each lane and token; row r has the slot r % slots.
@@ -49,6 +49,9 @@ class Decoder::Pass {
   const Cache& cache() const { return is_prompt() ? d_.cache_of(prompt_row_) : d_.cache_; }
   void norm(const NormWeights& weights, int first);
   void attend_prompt(int64_t index, const ops::AttentionArgs& args);
+  void begin_branch();
+  void end_branch(const NormWeights& post_norm);
+  void add_branch(const NormWeights& norm);
   LinearArgs linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const;
   at::Tensor library_weight(const DeviceLinear& linear) const;
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y);

@@ -6,9 +6,9 @@
 
 namespace dlf::ops {
 
-void swiglu(const SwiGluArgs& args, ThreadTeam& team);
+void activate(const ActivationArgs& args, ThreadTeam& team);
 
 // Elements [begin, end) of rows x size.
-DLF_CPU_KERNEL(swiglu_kernel, const SwiGluArgs& args, int64_t begin, int64_t end);
+DLF_CPU_KERNEL(activation_kernel, const ActivationArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

@@ -122,6 +122,9 @@ void attend(const AttentionArgs& args, int row, const float* q, int64_t kv_head,
     const int64_t high = end - block < kBlock ? end - block : kBlock;
     score(heads, keys + block * dim, low, high, dim, args.scale);
     for (int64_t h = 0; h < H; ++h) {
+      if (args.softcap > 0.0F) {
+        cap(heads.scores[h], low, high, args.softcap);
+      }
       const float rescale = soften(heads.scores[h], low, high, heads.softmax[h]);
       for (int64_t i = 0; i < dim; ++i) {
         sums[h * dim + i] *= rescale;

@@ -64,10 +64,14 @@ int64_t average(const float* scores, const float* values, int64_t low, int64_t h
 }
 
 // Attends from one query to the positions [low, high) of a block.
-void attend(const float* q, const float* keys, const float* values, int64_t low, int64_t high, int64_t dim, float scale,
-            RunningSoftmax& state, float* sums) {
+void attend(const AttentionArgs& args, const float* q, const float* keys, const float* values, int64_t low,
+            int64_t high, RunningSoftmax& state, float* sums) {
+  const int64_t dim = args.head_dim;
   float scores[kBlock];
-  score(q, keys, dim, scale, scores);
+  score(q, keys, dim, args.scale, scores);
+  if (args.softcap > 0.0F) {
+    cap(scores, low, high, args.softcap);
+  }
   const float rescale = soften(scores, low, high, state);
   int64_t i = average<4>(scores, values, low, high, dim, 0, rescale, sums);
   i = average<1>(scores, values, low, high, dim, i, rescale, sums);
@@ -114,8 +118,7 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row,
       const int64_t high = position + 1 - block < count ? position + 1 - block : count;
       if (low < high) {
         const float* q = static_cast<const float*>(args.q) + row * args.q_stride + head * dim;
-        attend(q, scratch.keys, scratch.values, low, high, dim, args.scale, scratch.queries[query],
-               scratch.sums + query * dim);
+        attend(args, q, scratch.keys, scratch.values, low, high, scratch.queries[query], scratch.sums + query * dim);
       }
     }
   }

@@ -17,6 +17,16 @@ void copy_rows(const EmbeddingArgs& args) {
       continue;
     }
     std::copy_n(static_cast<const Element*>(args.weight) + token * args.size, args.size, y);
+    for (int64_t i = 0; args.multiplier != 1.0F && i < args.size; ++i) {
+      y[i] *= args.multiplier;
+    }
+    if (args.positions != nullptr) {
+      const auto position = static_cast<int64_t>(args.places.position_of(static_cast<int>(r)));
+      const Element* learned = static_cast<const Element*>(args.positions) + position * args.size;
+      for (int64_t i = 0; i < args.size; ++i) {
+        y[i] += static_cast<float>(learned[i]);
+      }
+    }
   }
 }
 

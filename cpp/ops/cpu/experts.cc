@@ -51,11 +51,12 @@ void for_library_runs(const CpuExpertsArgs& args, const Matrix& first, Body&& bo
 void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team) {
   auto* const gated = static_cast<float*>(args.gated);
   const Matrix& first = args.experts[0].gate;
-  const auto activate = DLF_CPU_DISPATCH(swiglu_kernel);
+  const auto activate = DLF_CPU_DISPATCH(activation_kernel);
   LinearKernel* kernel = linear_kernel_of(first.type);
   const auto swiglu_args = [&](const ExpertRun& run) {
     const int64_t place = int64_t{run.first} * args.inner;
-    return SwiGluArgs{gated + place, args.up + place, args.inner, gated + place, run.pairs, args.inner, DType::float32};
+    return ActivationArgs{gated + place, args.up + place, args.inner,    gated + place,
+                          run.pairs,     args.inner,      DType::float32};
   };
   for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
     const Expert& expert = args.experts[run.expert];
@@ -72,7 +73,7 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
     const RunProduct gates = product(x, expert.gate, gated, run);
     linear_prefill(gates.x, gates.args, team);
     linear_prefill(gates.x, product(x, expert.up, args.up, run).args, team);
-    swiglu(swiglu_args(run), team);
+    ops::activate(swiglu_args(run), team);
   });
 }
 

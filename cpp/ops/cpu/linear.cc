@@ -77,12 +77,13 @@ void linear(const LinearInputRows& x, std::span<const LinearArgs> products, Thre
   });
 }
 
-void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, ThreadTeam& team) {
+void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
+                  ThreadTeam& team) {
   LinearKernel* kernel = linear_kernel_of(gate.weight.type);
-  const auto activate = DLF_CPU_DISPATCH(swiglu_kernel);
+  const auto activate = DLF_CPU_DISPATCH(activation_kernel);
   const int64_t out = gate.weight.out;
   const auto size = static_cast<int>(out);
-  const SwiGluArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32};
+  const ActivationArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32, activation};
   team.parallel_for(tiles(out), 1, [&](int64_t begin, int64_t end) {
     kernel(x, gate, begin, end);
     kernel(x, up, begin, end);

@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "ops/activation.h"
 #include "ops/cpu/linear_input.h"
 #include "ops/linear.h"
 #include "support/cpu_capability.h"
@@ -20,8 +21,9 @@ void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 // Makes several products of one x in one loop (query, key and value). Their weights have one type.
 void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team);
 
-// gate.y = silu(x Wg^T) * (x Wu^T), the SwiGLU of two products that have one shape, in one loop.
-void linear_swiglu(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, ThreadTeam& team);
+// gate.y = activation(x Wg^T) * (x Wu^T), of two products that have one shape, in one loop.
+void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
+                  ThreadTeam& team);
 
 // Multiplies the many rows of a prompt: float32 and bfloat16 with torch's matrix library, int8 and int4 with the
 // kernels for few rows, which are then bound by arithmetic and faster than the library.

@@ -5,11 +5,19 @@
 namespace dlf::ops {
 namespace {
 
-// Applies RMSNorm to each head of contiguous rows.
+// Applies RMSNorm to each head of contiguous rows, or to whole rows.
 void norm_heads(void* rows, const float* weight, int heads, const RopeArgs& args, ThreadTeam& team) {
   if (weight != nullptr) {
     auto* const x = static_cast<float*>(rows);
-    rms_norm({x, nullptr, weight, x, args.places.rows * heads, args.head_dim, args.epsilon, DType::float32}, team);
+    const int together = args.whole_norm ? heads : 1;
+    norm({x,
+          nullptr,
+          x,
+          args.places.rows * heads / together,
+          args.head_dim * together,
+          {weight, args.epsilon},
+          DType::float32},
+         team);
   }
 }
 

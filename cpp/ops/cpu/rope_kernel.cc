@@ -6,12 +6,15 @@
 namespace dlf::ops::DLF_CPU {
 namespace {
 
-void rotate(const float* from, float* to, const float* cos, const float* sin, int64_t half) {
+void rotate(const float* from, float* to, const float* cos, const float* sin, int64_t half, int64_t dim) {
   for (int64_t i = 0; i < half; ++i) {
     const float a = from[i];
     const float b = from[i + half];
     to[i] = a * cos[i] - b * sin[i];
     to[i + half] = b * cos[i] + a * sin[i];
+  }
+  for (int64_t i = 2 * half; i < dim; ++i) {
+    to[i] = from[i];
   }
 }
 
@@ -19,7 +22,7 @@ template <typename Element>
 void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kMaxHeadDim = 512;
   const int64_t dim = args.head_dim;
-  const int64_t half = dim / 2;
+  const int64_t half = args.rotated / 2;
   float rotated[kMaxHeadDim];
   for (int64_t r = begin; r < end; ++r) {
     const int row = static_cast<int>(r);
@@ -31,12 +34,15 @@ void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
     const float* sin = args.sin + position * half;
     for (int64_t head = 0; head < args.heads; ++head) {
       float* q = static_cast<float*>(args.q) + r * args.q_stride + head * dim;
-      rotate(q, q, cos, sin, half);
+      rotate(q, q, cos, sin, half, dim);
+      for (int64_t i = 0; args.q_scale != nullptr && i < dim; ++i) {
+        q[i] *= args.q_scale[position];
+      }
     }
     for (int64_t head = 0; head < args.kv_heads; ++head) {
       const int64_t from = r * args.kv_stride + head * dim;
       const int64_t to = cache_offset(args.places.slot_of(row), head, args.kv_heads, args.capacity, dim);
-      rotate(static_cast<const float*>(args.k) + from, rotated, cos, sin, half);
+      rotate(static_cast<const float*>(args.k) + from, rotated, cos, sin, half, dim);
       const float* value = static_cast<const float*>(args.v) + from;
       Element* k = static_cast<Element*>(args.k_cache) + to + key_offset(position, 0, dim);
       Element* v = static_cast<Element*>(args.v_cache) + to + position * dim;

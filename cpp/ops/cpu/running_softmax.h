@@ -10,6 +10,14 @@
 namespace dlf::ops::DLF_CPU {
 namespace {
 
+// Bounds scores by softcap * tanh(score / softcap), and those beside [low, high), up to whole vectors.
+inline void cap(float* scores, int64_t low, int64_t high, float softcap) {
+  using Vec = at::vec::Vectorized<float>;
+  for (int64_t j = low / Vec::size() * Vec::size(); j < high; j += Vec::size()) {
+    ((Vec::loadu(scores + j) / Vec(softcap)).tanh() * Vec(softcap)).store(scores + j);
+  }
+}
+
 // Turns the scores [low, high) of a block into weights relative to the largest score so far. Returns the factor for the
 // sums of earlier weights. Overwrites scores beside them, up to whole vectors.
 inline float soften(float* scores, int64_t low, int64_t high, RunningSoftmax& softmax) {

@@ -6,13 +6,33 @@
 namespace dlf::cuda {
 namespace {
 
-using ops::SwiGluArgs;
+using ops::Activation;
+using ops::ActivationArgs;
 
 constexpr int kThreads = 128;
 
+template <Activation A>
+__device__ float gelu_of(float x) {
+  if constexpr (A == Activation::gelu) {
+    return 0.5F * x * (1.0F + erff(x * 0.70710678F));
+  } else {
+    return 0.5F * x * (1.0F + tanhf(0.79788456F * (x + 0.044715F * x * x * x)));  // sqrt(2 / pi)
+  }
+}
+
+// activation(gate) * up
+template <Activation A>
+__device__ float gated(float gate, float up) {
+  if constexpr (A == Activation::silu) {
+    return swiglu_of(gate, up);
+  } else {
+    return gelu_of<A>(gate) * up;
+  }
+}
+
 // Each thread takes N neighbouring values.
-template <typename T, int N>
-__global__ void swiglu_kernel(SwiGluArgs args) {
+template <typename T, int N, Activation A>
+__global__ void activation_kernel(ActivationArgs args) {
   await_inputs();
   const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) * N;
   if (i >= args.size) {
@@ -20,25 +40,40 @@ __global__ void swiglu_kernel(SwiGluArgs args) {
   }
   const auto row = static_cast<int64_t>(blockIdx.y);
   const int64_t from = row * args.stride + i;
-  const auto gates = load<T, N>(static_cast<const T*>(args.gate) + from);
   const auto ups = load<T, N>(static_cast<const T*>(args.up) + from);
   Vector<T, N> y;
+  if (args.gate != nullptr) {
+    const auto gates = load<T, N>(static_cast<const T*>(args.gate) + from);
 #pragma unroll
-  for (int j = 0; j < N; ++j) {
-    y.at[j] = from_float<T>(swiglu_of(to_float(gates.at[j]), to_float(ups.at[j])));
+    for (int j = 0; j < N; ++j) {
+      y.at[j] = from_float<T>(gated<A>(to_float(gates.at[j]), to_float(ups.at[j])));
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      y.at[j] = from_float<T>(gated<A>(to_float(ups.at[j]), 1.0F));
+    }
   }
   store(static_cast<T*>(args.y) + row * args.size + i, y);
 }
 
 template <typename T, int N>
-void start(const SwiGluArgs& args, Stream stream) {
+void start(const ActivationArgs& args, Stream stream) {
   const auto blocks = static_cast<unsigned>((args.size / N + kThreads - 1) / kThreads);
-  launch_early(swiglu_kernel<T, N>, {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kThreads)}, stream, args);
+  const Shape shape = {dim3(blocks, static_cast<unsigned>(args.rows)), dim3(kThreads)};
+  switch (args.activation) {
+    case Activation::silu:
+      return launch_early(activation_kernel<T, N, Activation::silu>, shape, stream, args);
+    case Activation::gelu:
+      return launch_early(activation_kernel<T, N, Activation::gelu>, shape, stream, args);
+    case Activation::gelu_tanh:
+      return launch_early(activation_kernel<T, N, Activation::gelu_tanh>, shape, stream, args);
+  }
 }
 
 }  // namespace
 
-void swiglu(const SwiGluArgs& args, Stream stream) {
+void activate(const ActivationArgs& args, Stream stream) {
   for_dtype(args.dtype, [&]<typename T>() {
     constexpr uintptr_t kVector = 4 * sizeof(T);
     const bool vectors = args.size % 4 == 0 && args.stride % 4 == 0 &&

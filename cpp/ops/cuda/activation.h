@@ -5,6 +5,6 @@
 
 namespace dlf::cuda {
 
-void swiglu(const ops::SwiGluArgs& args, Stream stream);
+void activate(const ops::ActivationArgs& args, Stream stream);
 
 }  // namespace dlf::cuda

@@ -18,7 +18,7 @@ constexpr int kThreads = kMembers * kWarp;
 constexpr int kMaxHeads = 4;  // most query heads that read the cache together
 constexpr int kMaxHeadDim = kElements * kWarp;
 
-template <typename T, int H, int Lanes, bool Vectors>
+template <typename T, int H, int Lanes, bool Vectors, bool Capped>
 __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2)
     attention_kernel(AttentionArgs args, int splits) {
   await_inputs();
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2)
     return;  // the whole cluster
   }
 
-  const AttentionWarp<T, H, Lanes, Vectors> attention(args, row, kv_head, first_head, heads, position + 1);
+  const AttentionWarp<T, H, Lanes, Vectors, Capped> attention(args, row, kv_head, first_head, heads, position + 1);
   constexpr int kStreams = kGroups * kMembers;
   const int tiles = attention.tiles();
   const int stream_tiles = (tiles + kStreams - 1) / kStreams;
@@ -105,30 +105,38 @@ __global__ void __launch_bounds__(kThreads, H == 1 && Vectors ? 3 : 2)
   cluster.sync();  // no block exits while others read its memory
 }
 
-template <typename T, int H, int Lanes, bool Vectors>
+template <typename T, int H, int Lanes, bool Vectors, bool Capped>
 void start(const AttentionArgs& args, int splits, Stream stream) {
   using Layout = Parts<H, Lanes>;
   static_assert(H * Layout::kDim <= kGroups * kThreads);
   const int head_groups = (args.heads / args.kv_heads + H - 1) / H;
   const auto blocks = static_cast<unsigned>(splits);
   const dim3 grid(blocks, static_cast<unsigned>(args.kv_heads * head_groups), static_cast<unsigned>(args.places.rows));
-  launch_early(attention_kernel<T, H, Lanes, Vectors>,
+  launch_early(attention_kernel<T, H, Lanes, Vectors, Capped>,
                {grid, dim3(kThreads), sizeof(float) * (kMembers + 1) * Layout::kSize, blocks}, stream, args, splits);
 }
 
-// Kernels for usual models have vectors, and heads of up to 64 or 128; one more serves all others, and float32.
+template <typename T, int Lanes>
+void start_vectors(const AttentionArgs& args, int splits, Stream stream) {
+  if (args.softcap > 0.0F) {
+    return start<T, kMaxHeads, Lanes, true, true>(args, splits, stream);
+  }
+  args.heads == args.kv_heads ? start<T, 1, Lanes, true, false>(args, splits, stream)
+                              : start<T, kMaxHeads, Lanes, true, false>(args, splits, stream);
+}
+
+// Kernels for usual models have vectors, and heads of up to 64, 128 or 256; one more serves all others, and float32.
 template <typename T>
 void start(const AttentionArgs& args, int splits, Stream stream) {
   if constexpr (sizeof(T) == 2) {
-    if (args.head_dim % kElements == 0 && args.head_dim <= 16 * kElements) {
-      const bool alone = args.heads == args.kv_heads;
-      if (args.head_dim <= 8 * kElements) {
-        return alone ? start<T, 1, 8, true>(args, splits, stream) : start<T, kMaxHeads, 8, true>(args, splits, stream);
-      }
-      return alone ? start<T, 1, 16, true>(args, splits, stream) : start<T, kMaxHeads, 16, true>(args, splits, stream);
+    if (args.head_dim % kElements == 0) {
+      return args.head_dim <= 8 * kElements    ? start_vectors<T, 8>(args, splits, stream)
+             : args.head_dim <= 16 * kElements ? start_vectors<T, 16>(args, splits, stream)
+                                               : start_vectors<T, kWarp>(args, splits, stream);
     }
   }
-  start<T, 1, kWarp, false>(args, splits, stream);
+  args.softcap > 0.0F ? start<T, 1, kWarp, false, true>(args, splits, stream)
+                      : start<T, 1, kWarp, false, false>(args, splits, stream);
 }
 
 }  // namespace

@@ -88,8 +88,8 @@ struct Merged {
   }
 };
 
-// H query heads of one key-value head; `Lanes` lanes hold one position's key or value.
-template <typename T, int H, int Lanes, bool Vectors>
+// H query heads of one key-value head, their scores capped or not; `Lanes` lanes hold one position's key or value.
+template <typename T, int H, int Lanes, bool Vectors, bool Capped>
 class AttentionWarp {
  public:
   static constexpr int kTogether = kWarp / Lanes;                            // positions that a warp reads at once
@@ -108,6 +108,7 @@ class AttentionWarp {
     values_ = static_cast<const T*>(args.v_cache) + cache + lane_ * kElements;
     count_ = min(max(dim_ - lane_ * kElements, 0), kElements);
     constexpr float kLog2E = 1.44269504F;
+    cap_ = args.softcap * kLog2E;
     const T* q = static_cast<const T*>(args.q) + static_cast<int64_t>(row) * args.q_stride;
 #pragma unroll
     for (int h = 0; h < H; ++h) {
@@ -236,6 +237,9 @@ class AttentionWarp {
     for (int u = 0; u < kLoads; ++u) {
 #pragma unroll
       for (int h = 0; h < H; ++h) {
+        if constexpr (Capped) {
+          scores[h][u] = cap_ * tanhf(scores[h][u] / cap_);
+        }
         scores[h][u] = position + u * kTogether < end_ ? scores[h][u] : -INFINITY;
       }
     }
@@ -284,6 +288,7 @@ class AttentionWarp {
   int lane_;   // index among the lanes of its position
   int place_;  // index of its position among those read at once
   int count_;  // elements of this lane
+  float cap_;  // of scores, in units of log2(e) as they are
   Elements queries_[H];
 };
 

@@ -17,8 +17,12 @@ __global__ void embedding_kernel(EmbeddingArgs args) {
   const int row = static_cast<int>(blockIdx.y);
   const int32_t token = args.token[row / args.lanes];
   const T* weight = static_cast<const T*>(args.weight);
-  args.y[static_cast<int64_t>(row) * args.size + i] =
-      token < 0 ? 0.0F : to_float(weight[static_cast<int64_t>(token) * args.size + i]);
+  float value = token < 0 ? 0.0F : to_float(weight[static_cast<int64_t>(token) * args.size + i]) * args.multiplier;
+  const int position = args.positions != nullptr ? args.places.position_of(row) : -1;
+  if (position >= 0) {
+    value += to_float(static_cast<const T*>(args.positions)[static_cast<int64_t>(position) * args.size + i]);
+  }
+  args.y[static_cast<int64_t>(row) * args.size + i] = value;
 }
 
 }  // namespace

@@ -5,6 +5,20 @@
 
 namespace dlf::cuda {
 
-void rms_norm(const ops::NormArgs& args, Stream stream);
+void norm(const ops::NormArgs& args, Stream stream);
+void add_norm(const ops::AddNormArgs& args, Stream stream);
+
+// x = RMSNorm(x), of activations.
+struct ProjectionNormArgs {
+  void* x;  // rows of [size], `stride` apart
+  int rows;
+  int size;
+  int stride;
+  const float* weight;  // [size]
+  float epsilon;
+  DType dtype;
+};
+
+void norm_projection(const ProjectionNormArgs& args, Stream stream);
 
 }  // namespace dlf::cuda

@@ -1,3 +1,4 @@
+#include "ops/cuda/norm.h"
 #include "ops/cuda/rope.h"
 #include "ops/cuda/vector.h"
 #include "support/cuda/launch.h"
@@ -9,10 +10,12 @@ using ops::RopeArgs;
 
 constexpr int kWarps = 4;  // per block
 
-// Rotates one head, after RMSNorm unless `norm` is null. A lane reads and writes the same pairs, so `to` may be `from`.
+// Rotates one head, after RMSNorm unless `norm` is null, and multiplies it. A lane reads and writes the same pairs, so
+// `to` may be `from`.
 template <typename T>
-__device__ void rotate(const T* from, T* to, const float* norm, const RopeArgs& args, int position, int lane) {
-  const int half = args.head_dim / 2;
+__device__ void rotate(const T* from, T* to, const float* norm, float factor, const RopeArgs& args, int position,
+                       int lane) {
+  const int half = args.rotated / 2;
   const float* cos = args.cos + static_cast<int64_t>(position) * half;
   const float* sin = args.sin + static_cast<int64_t>(position) * half;
   float scale = 1.0F;
@@ -24,12 +27,16 @@ __device__ void rotate(const T* from, T* to, const float* norm, const RopeArgs& 
     }
     scale = 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(args.head_dim) + args.epsilon);
   }
+  scale *= factor;
   // With a norm, other lanes read the head too, but they have done so by now: the sum needed all of it.
   for (int i = lane; i < half; i += kWarp) {
     const float a = to_float(from[i]) * scale * (norm != nullptr ? norm[i] : 1.0F);
     const float b = to_float(from[i + half]) * scale * (norm != nullptr ? norm[i + half] : 1.0F);
     to[i] = from_float<T>(a * cos[i] - b * sin[i]);
     to[i + half] = from_float<T>(b * cos[i] + a * sin[i]);
+  }
+  for (int i = args.rotated + lane; i < args.head_dim; i += kWarp) {
+    to[i] = from_float<T>(to_float(from[i]) * scale * (norm != nullptr ? norm[i] : 1.0F));
   }
 }
 
@@ -46,7 +53,8 @@ __global__ void rope_kernel(RopeArgs args) {
   }
   if (item < args.heads) {
     T* q = static_cast<T*>(args.q) + static_cast<int64_t>(row) * args.q_stride + item * args.head_dim;
-    rotate(q, q, args.q_norm, args, position, lane);
+    const float factor = args.q_scale != nullptr ? args.q_scale[position] : 1.0F;
+    rotate(q, q, args.whole_norm ? nullptr : args.q_norm, factor, args, position, lane);
     return;
   }
   const bool is_key = item < args.heads + args.kv_heads;
@@ -57,7 +65,7 @@ __global__ void rope_kernel(RopeArgs args) {
   const int64_t place = ((slot * args.kv_heads + head) * args.capacity + position) * args.head_dim;
   T* to = static_cast<T*>(is_key ? args.k_cache : args.v_cache) + place;
   if (is_key) {
-    rotate(from, to, args.k_norm, args, position, lane);
+    rotate(from, to, args.whole_norm ? nullptr : args.k_norm, 1.0F, args, position, lane);
     return;
   }
   for (int i = lane; i < args.head_dim; i += kWarp) {
@@ -68,6 +76,13 @@ __global__ void rope_kernel(RopeArgs args) {
 }  // namespace
 
 void rope_and_cache(const RopeArgs& args, Stream stream) {
+  if (args.whole_norm) {
+    const int rows = args.places.rows;
+    const int size = args.heads * args.head_dim;
+    const int kv_size = args.kv_heads * args.head_dim;
+    norm_projection({args.q, rows, size, args.q_stride, args.q_norm, args.epsilon, args.dtype}, stream);
+    norm_projection({args.k, rows, kv_size, args.kv_stride, args.k_norm, args.epsilon, args.dtype}, stream);
+  }
   const auto blocks = static_cast<unsigned>((args.heads + 2 * args.kv_heads + kWarps - 1) / kWarps);
   for_dtype(args.dtype, [&]<typename T>() {
     launch_early(rope_kernel<T>, {dim3(blocks, static_cast<unsigned>(args.places.rows)), dim3(kWarps * kWarp)}, stream,
