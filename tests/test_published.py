@@ -130,7 +130,7 @@ def test_bitsandbytes_checks_its_state() -> None:
         (b"{", "quant_state is not valid JSON"),
         (b"[]", "must hold a JSON object"),
         (b'{"quant_type": "nf4", "shape": [48, 64]}', r"'shape' must be \[48, 128\]"),
-        (b'{"quant_type": "nf4", "shape": [48, 128], "blocksize": 0}', "'blocksize' must be an integer from 1"),
+        (b'{"quant_type": "nf4", "shape": [48, 128], "blocksize": 0}', "'blocksize' must be an integer from 2"),
         (b'{"quant_type": "nf4", "shape": [48, 128], "blocksize": 32}', "'blocksize' must be the size of 96 blocks"),
     ):
         tensors[part] = torch.tensor(list(text), dtype=torch.uint8)

@@ -94,34 +94,36 @@ def _four_bits(layer: StoredLayer, kind: str) -> StoredMatrix:
         if nested:
             offset = state.number("nested_offset", -1e30, 1e30)
             scale = _looked_up(
-                scale.long(),
-                tensors["weight.nested_quant_map"],
+                scale,
+                tensors["weight.nested_quant_map"][:, None],
                 tensors["weight.nested_absmax"],
-                state.integer("nested_blocksize", 1, 1 << 20),
+                state.integer("nested_blocksize", 2, 1 << 20),
+                len(scale),
                 state,
             )
             scale = scale + offset
-        packed = tensors["weight"].contiguous().view(torch.uint8).flatten()
-        values = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[:count]
-        block = state.integer("blocksize", 1, 1 << 20)
-        return _looked_up(values, tensors["weight.quant_map"], scale, block, state).view(layer.shape)
+        places, table = tensors["weight"].contiguous().view(torch.uint8).flatten()[:nbytes], tensors["weight.quant_map"]
+        pairs = torch.stack((table.repeat_interleave(16), table.repeat(16)), dim=1)  # the two numbers of each byte
+        block = state.integer("blocksize", 2, 1 << 20)
+        return _looked_up(places, pairs, scale, block, count, state).view(layer.shape)
 
     return layer.found(f"bitsandbytes {kind}{', double quantized' if nested else ''}", unpack)
 
 
 def _looked_up(
-    places: torch.Tensor, table: torch.Tensor, scale: torch.Tensor, block: int, state: Fields
+    places: torch.Tensor, table: torch.Tensor, scale: torch.Tensor, block: int, count: int, state: Fields
 ) -> torch.Tensor:
-    """Numbers of a table at these places, times the scale of each block."""
-    if len(scale) != -(-len(places) // block):
-        raise state.error("blocksize", f"the size of {len(scale)} blocks of {len(places)} values")
-    found = torch.empty(len(places), dtype=torch.float32)
+    """Numbers of a table ``[entries, numbers of a place]`` at these places, times the scale of each block."""
+    if len(scale) != -(-count // block) or block % table.shape[1]:
+        raise state.error("blocksize", f"the size of {len(scale)} blocks of {count} values")
+    found = torch.empty(len(places) * table.shape[1], dtype=torch.float32)
     step = max(1, PIECE // block) * block
-    for i in range(0, len(places), step):
-        part = table[places[i : i + step].long()]
+    for i in range(0, len(found), step):
+        at = slice(i // table.shape[1], (i + step) // table.shape[1])
+        part = table.index_select(0, places[at].int()).flatten()
         part *= scale[i // block : (i + step) // block].repeat_interleave(block)[: len(part)]
         found[i : i + step] = part
-    return found
+    return found[:count]
 
 
 def _state(stored: torch.Tensor) -> Fields:
