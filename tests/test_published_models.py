@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import draw, make_config, make_tokenizer, write_adapter
+from models import draw, make_config, make_model, make_tokenizer, write_adapter
 from reference.published import SCHEMES, quantize_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
@@ -52,6 +52,13 @@ def test_logits_are_those_of_the_dequantized_model(tmp_path: Path, plain: Path, 
         found = logprobs(folder, weights="fp32")
     np.testing.assert_allclose(found, logprobs(floats), atol=1e-4)
     assert np.abs(found - logprobs(plain)).max() > 1e-3  # it was quantized at all
+
+
+@pytest.mark.parametrize("scheme", ["gptq-4-g32", "fp8-blocks"])
+@pytest.mark.parametrize("name", ["phi3", "qwen3_moe"])  # fused projections, experts
+def test_other_families(tmp_path: Path, name: str, scheme: str) -> None:
+    folder, floats = pair(tmp_path, make_model(tmp_path / "source", name), scheme)
+    np.testing.assert_allclose(logprobs(folder, weights="fp32"), logprobs(floats), atol=1e-4)
 
 
 @pytest.mark.cuda
