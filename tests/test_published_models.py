@@ -54,13 +54,6 @@ def test_logits_are_those_of_the_dequantized_model(tmp_path: Path, plain: Path, 
     assert np.abs(found - logprobs(plain)).max() > 1e-3  # it was quantized at all
 
 
-@pytest.mark.parametrize("scheme", ["gptq-4-g32", "fp8-blocks"])
-@pytest.mark.parametrize("name", ["phi3", "qwen3_moe"])  # fused projections, experts
-def test_other_families(tmp_path: Path, name: str, scheme: str) -> None:
-    folder, floats = pair(tmp_path, make_model(tmp_path / "source", name), scheme)
-    np.testing.assert_allclose(logprobs(folder, weights="fp32"), logprobs(floats), atol=1e-4)
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("scheme", ["gptq-4-g32", "awq-g32", "w8a8", "fp8-blocks", "nf4-nested"])
 def test_logits_on_cuda(tmp_path: Path, plain: Path, scheme: str) -> None:
@@ -148,3 +141,10 @@ def test_an_unknown_scheme_is_named_with_what_is_supported(tmp_path: Path, plain
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config.json: 'quantization_config'.*one of gptq, awq.*not 'quip'"):
         dlf.Engine(folder)
+
+
+@pytest.mark.parametrize("scheme", ["gptq-4-g32", "fp8-blocks"])
+@pytest.mark.parametrize("name", ["phi3", "qwen3_moe"])  # fused projections, experts
+def test_other_families(tmp_path: Path, name: str, scheme: str) -> None:
+    folder, floats = pair(tmp_path, make_model(tmp_path / "source", name), scheme)
+    np.testing.assert_allclose(logprobs(folder, weights="fp32"), logprobs(floats), atol=1e-4)
