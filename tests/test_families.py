@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
-from models import FAMILIES, make_model, model_class
+import transformers
+from models import FAMILIES, draw, make_config, make_model, model_class
 from safetensors.torch import load_file, save_file
 
+import dlf
 from dlf import _C, families
-from dlf.checkpoints.config import read_config
+from dlf.adapters.adapter import AdapterFile, load_adapter
+from dlf.checkpoints.config import ModelConfig, read_config
+from dlf.checkpoints.folder import Folder
+from dlf.checkpoints.source import open_checkpoint
 from dlf.families.family import MODULES
 from dlf.families.parts import fused, parts
+from dlf.merging.fold import Fold
+from dlf.model import load_model
 
 TOKENS = [5, 17, 200, 3, 99, 42, 7, 7, 301, 12, 260]
 
 
-def logits(folder: Path, spec: _C.ModelSpec | None = None) -> torch.Tensor:
+def logits(folder: Path, spec: _C.ModelSpec | None = None, config: ModelConfig | None = None) -> torch.Tensor:
     """Return the logits of a text that is half prefilled and half decoded token by token."""
-    config = read_config(folder)
+    config = config or read_config(folder)
     tensors = config.by_slot(load_file(folder / "model.safetensors"))
     decoder = _C.Decoder(_C.Weights(spec or config.spec, tensors), slots=1, max_context=64, threads=1)
     found = [decoder.prefill(TOKENS[:6], 0, 0)]
@@ -113,3 +122,145 @@ def test_a_specification_that_cannot_be(changes: dict[str, Any], message: str, t
     spec = read_config(make_model(tmp_path, "llama")).spec
     with pytest.raises(ValueError, match=message):
         changed(spec, **changes)
+
+
+def peer_logits(model: transformers.PreTrainedModel, tokens: list[int] = TOKENS) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0]
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "ministral3"])
+def test_the_text_part_of_a_multimodal_checkpoint(
+    tmp_path: Path, family: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Read both spellings of the names, without a warning about the vision part."""
+    vision = dict.fromkeys(("hidden_size", "intermediate_size"), 32) | {"num_hidden_layers": 1, "image_size": 28}
+    vision |= {"num_attention_heads": 2, "patch_size": 14}
+    text = make_config(family).to_dict()
+    if family == "gemma3":
+        whole = transformers.Gemma3Config(
+            text_config=text, vision_config=vision | {"model_type": "siglip_vision_model"}, mm_tokens_per_image=1
+        )
+        model = transformers.Gemma3ForConditionalGeneration(whole)
+    else:
+        vision |= {"model_type": "pixtral", "head_dim": 16}
+        whole = transformers.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+        model = transformers.Mistral3ForConditionalGeneration(whole)
+    draw(model.float(), 3).eval().save_pretrained(tmp_path)
+    expected = peer_logits(model)
+    written = load_file(tmp_path / "model.safetensors")
+    swapped = {}
+    for name, tensor in written.items():
+        for old, new in (("language_model.model.", "model.language_model."), ("language_model.lm_head", "lm_head")):
+            if name.startswith(old):
+                name = new + name.removeprefix(old)
+        swapped[name] = tensor
+    assert swapped.keys() != written.keys()
+    for tensors in (written, swapped):
+        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        source = Folder(tmp_path)
+        assert source.config.tie_word_embeddings == (family == "gemma3")
+        torch.testing.assert_close(logits(tmp_path, config=source.config), expected, atol=1e-4, rtol=0)
+    assert not [one for one in recwarn if "not used" in str(one.message)]
+
+
+def test_the_names_of_the_first_gpt2_files(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    folder = make_model(tmp_path, "gpt2")
+    expected = logits(folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    tensors["h.0.attn.bias"] = torch.ones(1, 1, 8, 8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(logits(folder, config=Folder(folder).config), expected)
+    assert not [one for one in recwarn if "not used" in str(one.message)]
+
+
+def test_no_context_beyond_the_learned_positions(tmp_path: Path) -> None:
+    weights = load_model(make_model(tmp_path, "gpt2", max_position_embeddings=16)).weights
+    with pytest.raises(ValueError, match="learned only 16 positions"):
+        _C.Decoder(weights, slots=1, max_context=17, threads=1)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "pythia", "gpt2"])
+def test_adapters_of_parts_of_a_tensor(tmp_path: Path, family: str) -> None:
+    """PEFT adapts whole stored modules: fused ones, head by head, and those stored as [in, out]."""
+    folder = make_model(tmp_path / "base", family)
+    base = model_class(family).from_pretrained(folder, dtype=torch.float32)
+    config = Folder(folder).config
+    ends = sorted({name.rsplit(".", 1)[-1] for name in config.linear_modules()})
+    peer = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=5, target_modules=ends))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in peer.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.1, generator=generator)
+    peer.save_pretrained(tmp_path / "adapter")
+    expected = peer_logits(peer.eval())
+    weights = load_model(folder).weights
+    adapter = load_adapter(tmp_path / "adapter", config, torch.float32)
+    decoder = _C.Decoder(weights, slots=1, max_context=64, threads=1, adapters=[adapter])
+    torch.testing.assert_close(decoder.prefill(TOKENS, 0, 0, 0), expected, atol=1e-4, rtol=0)
+    decoder.prefill(TOKENS[:6], 0, 0, 0)
+    for position, token in enumerate(TOKENS[6:], start=6):
+        found = decoder.decode([token], [0], [position], [0])
+        torch.testing.assert_close(found[0], expected[position], atol=1e-4, rtol=0)
+    (tmp_path / "folded").mkdir()
+    Fold(open_checkpoint(folder), AdapterFile(tmp_path / "adapter")).write(tmp_path / "folded")
+    folded = Folder(tmp_path / "folded").config
+    torch.testing.assert_close(logits(tmp_path / "folded", config=folded), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "phi3", "pythia", "gpt2", "olmo2", "granite"])
+def test_fused_drafted_and_scored(tmp_path: Path, family: str) -> None:
+    """Experts change the large model's tokens, drafts change nothing, and scores are those of generation."""
+    large, expert, base = (make_model(tmp_path / str(seed), family, seed=seed) for seed in (1, 2, 3))
+    with dlf.Engine(large, [dlf.Expert(expert, base=base)], threads=2, max_batch=4, max_context=96) as engine:
+        plain = engine.generate(TOKENS, max_new_tokens=24, ignore_eos=True, speculate=False)
+        together = engine.generate([TOKENS, TOKENS[:4]], max_new_tokens=24, ignore_eos=True, speculate=False)
+        drafted = engine.generate(
+            TOKENS, max_new_tokens=24, ignore_eos=True, speculate=dlf.Speculation("base", 3, adaptive=False)
+        )
+        assert plain.tokens == together[0].tokens == drafted.tokens
+        assert list(plain.logprobs) == list(together[0].logprobs) == list(drafted.logprobs)
+        scored = engine.score(TOKENS, plain.tokens)
+        torch.testing.assert_close(torch.tensor(scored.logprobs), torch.tensor(plain.logprobs), atol=1e-4, rtol=0)
+
+
+FRESH: list[tuple[str, dict[str, Any]]] = [
+    ("gemma2", {"num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 60, "head_dim": 256}),
+    ("gemma2", {"attn_logit_softcapping": None, "tie_word_embeddings": False, "attention_bias": True}),
+    ("gemma3", {"num_key_value_heads": 1, "sliding_window": 3, "final_logit_softcapping": 5.0, "head_dim": 6}),
+    ("gemma3", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}),
+    ("olmo2", {"num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True}),
+    ("olmo3", {"sliding_window": 2, "num_attention_heads": 2}),
+    ("phi3", {"num_attention_heads": 1, "num_key_value_heads": 1, "hidden_size": 16, "tie_word_embeddings": True}),
+    ("pythia", {"num_attention_heads": 2, "hidden_act": "gelu_fast", "tie_word_embeddings": True}),
+    ("gpt2", {"n_inner": None, "scale_attn_weights": False, "num_attention_heads": 1}),
+    ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5}),
+    ("ministral3", {"num_key_value_heads": 1, "sliding_window": 7}),
+    ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("family", "settings"), FRESH, ids=lambda value: value if isinstance(value, str) else "")
+def test_fresh_configurations(tmp_path: Path, family: str, settings: dict[str, Any]) -> None:
+    folder = make_model(tmp_path, family, seed=7, **settings)
+    model = model_class(family).from_pretrained(folder, dtype=torch.float32).eval()
+    torch.testing.assert_close(logits(folder, config=Folder(folder).config), peer_logits(model), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "olmo3", "pythia", "smollm3"])
+def test_the_keys_of_version_4(tmp_path: Path, family: str) -> None:
+    folder = make_model(tmp_path, family)
+    expected = read_config(folder).spec.ropes
+    values = json.loads((folder / "config.json").read_text())
+    rope = values.pop("rope_parameters")
+    rope = rope.get("full_attention", rope)
+    values["rotary_emb_base" if family == "pythia" else "rope_theta"] = rope["rope_theta"]
+    if family == "pythia":
+        values["rotary_pct"] = rope["partial_rotary_factor"]
+    if family == "gemma3":
+        values["rope_local_base_freq"] = 10000.0
+    (folder / "config.json").write_text(json.dumps(values))
+    found = read_config(folder).spec.ropes
+    assert [rope.inv_freq for rope in found] == [rope.inv_freq for rope in expected]

@@ -256,7 +256,6 @@ def change(folder: Path, tmp_path: Path, **values: Any) -> Path:
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'.*path_initial_model_for_weight_conversion"),
         ({"modules_to_save": ["lm_head"]}, "has no matrix of lm_head, which modules_to_save names"),
         ({"modules_to_save": ["score"]}, "'modules_to_save' has 'score'"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"lora_bias": True}, "lora_bias"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),

@@ -18,11 +18,12 @@ __all__ = ["CONFIG", "NOT_PLAIN", "AdapterConfig"]
 CONFIG = "adapter_config.json"
 MAX_RANK = 1024
 MAX_PATTERNS = 4096
-# Keys that say how an adapter was trained, not what it computes.
+# Keys that say how an adapter was trained, not what it computes; fan_in_fan_out follows from the base, as in PEFT.
 TRAINING = set(
     "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config exclude_modules inference_mode "
     "layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config megatron_config megatron_core "
-    "peft_version qalora_group_size revision runtime_config target_modules task_type velora_config".split()
+    "fan_in_fan_out peft_version qalora_group_size revision runtime_config target_modules task_type "
+    "velora_config".split()
 )
 COMPUTED = set(
     "alpha_pattern bias init_lora_weights lora_alpha modules_to_save peft_type r rank_pattern trainable_token_indices "
@@ -30,7 +31,7 @@ COMPUTED = set(
 )
 # Keys that make an adapter something other than plain LoRA.
 OTHERS = set(
-    "alora_invocation_tokens arrow_config fan_in_fan_out kasa_config layer_replication lora_bias monteclora_config "
+    "alora_invocation_tokens arrow_config kasa_config layer_replication lora_bias monteclora_config "
     "target_parameters use_bdlora use_qalora".split()
 )
 NEUTRAL_STARTS = ("gaussian", "eva", "mica", "orthogonal")  # these leave the base unchanged

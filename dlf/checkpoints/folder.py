@@ -33,7 +33,7 @@ from dlf.text.tokenizer_parts import MAX_TOKENIZER_BYTES
 __all__ = ["Folder", "find_shards"]
 
 # Buffers that older writers saved, and that follow from the configuration.
-BUFFERS = re.compile(r"(?:.*\.)?(?:rotary_emb\.\w+|rope\.freqs|position_ids)")
+BUFFERS = re.compile(r"(?:.*\.)?(?:rotary_emb\.\w+|rope\.freqs|position_ids|(?:attn|attention)\.(?:masked_)?bias)")
 COMPARED_BYTES = 8 << 20
 SIDE_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 
@@ -82,6 +82,7 @@ class Folder:
             config = replace(config, dtype=_first_dtype(layouts))
         if config.tie_word_embeddings and config.head in present and config.embedding in present:
             config = replace(config, tie_word_embeddings=_is_embedding(config, present))
+        present = {name: path for name, path in present.items() if not config.family.is_other_part(name)}
         used = {*config.tensors(), *(part for parts in self._parts.values() for part in parts), config.head}
         unused = sorted(name for name in present.keys() - used if not self._may_lie_unused(name, present[name]))
         if unused:

@@ -101,6 +101,8 @@ class Family:
         Other names of keys of ``config.json``.
     context
         Returns the number of positions that a model was made for.
+    other_parts
+        Modules that a text needs not.
     """
 
     architecture: str
@@ -111,10 +113,15 @@ class Family:
     spellings: tuple[Mapping[str, str], ...] = ({},)
     aliases: Mapping[str, str] = field(default_factory=dict)
     context: Callable[[Fields], int] = context_length
+    other_parts: tuple[str, ...] = ()
 
     def tensor(self, slot: str) -> str:
         """Return the tensor that holds the embedding or the head."""
         return f"{self.modules[slot].module}.weight"
+
+    def is_other_part(self, tensor: str) -> bool:
+        """Whether a tensor is of a part that a text needs not."""
+        return tensor.removeprefix("model.").split(".")[0] in self.other_parts
 
     def spelled(self, spec: _C.ModelSpec, names: Collection[str]) -> Family:
         """Return the family with its modules as a checkpoint with these tensors spells them."""
@@ -160,11 +167,18 @@ class Wrapper:
 
     def wrap(self, family: Family) -> Family:
         """Return the family of the text part with the architecture and the names of the whole."""
-        return replace(family, architecture=self.architecture, model_type=self.model_type, spellings=SPELLINGS)
+        return replace(
+            family,
+            architecture=self.architecture,
+            model_type=self.model_type,
+            spellings=SPELLINGS,
+            other_parts=OTHER_PARTS,
+        )
 
 
 # What the configuration of the whole says for all parts, and how it names the text part.
 SHARED = ("tie_word_embeddings", "dtype", "torch_dtype", "eos_token_id", "bos_token_id", "quantization_config")
+OTHER_PARTS = ("vision_tower", "vision_model", "multi_modal_projector")
 SPELLINGS = (
     {"model.": "model.language_model."},
     {"model.": "language_model.model.", "lm_head": "language_model.lm_head"},
@@ -243,7 +257,7 @@ def decoder(
     experts
         Experts of the layers that have some; without `layers`, of all of them.
     """
-    sizes = attention_sizes(fields)
+    sizes = attention_sizes(fields, "kv_heads" not in (attention or {}))
     name = fields.raw(activation)
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise fields.error(activation, f"one of the activations that dlf has, {', '.join(ACTIVATIONS)}")
@@ -269,11 +283,12 @@ def epsilon(fields: Fields, key: str) -> float:
     return fields.number(key, 0.0, 1.0)
 
 
-def attention_sizes(fields: Fields) -> dict[str, Any]:
-    """Return the numbers and the size of heads, as ``AttentionSpec`` names them."""
+def attention_sizes(fields: Fields, grouped: bool = True) -> dict[str, Any]:
+    """Return the numbers and the size of heads, as ``AttentionSpec`` names them; `grouped` if they may share keys."""
     hidden_size = fields.integer("hidden_size", 1, MAX_HIDDEN_SIZE)
     heads = fields.integer("num_attention_heads", 1, 4096)
-    kv_heads = fields.integer("num_key_value_heads", 1, heads) if "num_key_value_heads" in fields else heads
+    given = grouped and "num_key_value_heads" in fields
+    kv_heads = fields.integer("num_key_value_heads", 1, heads) if given else heads
     if heads % kv_heads:
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads = {heads}")
     return {"heads": heads, "kv_heads": kv_heads, "head_dim": _head_dim(fields, hidden_size, heads)}

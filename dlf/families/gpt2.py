@@ -16,7 +16,7 @@ def _spec(fields: Fields) -> _C.ModelSpec:
         if fields.flag(key):
             raise fields.error(key, "false, as in all of GPT-2's sizes")
     hidden_size = fields.integer("hidden_size", 1, 1 << 16)
-    sizes = attention_sizes(fields)
+    sizes = attention_sizes(fields, grouped=False)
     size = fields.integer("n_inner", 1, 1 << 20) if "n_inner" in fields else 4 * hidden_size
     return decoder(
         fields,

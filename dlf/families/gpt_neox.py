@@ -12,7 +12,7 @@ __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    bias, sizes = fields.flag("attention_bias"), attention_sizes(fields)
+    bias, sizes = fields.flag("attention_bias"), attention_sizes(fields, grouped=False)
     return decoder(
         fields,
         ropes=[read_rotary(fields, sizes["head_dim"], partial=True)],
