@@ -97,6 +97,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
         },
     ),
+    "olmoe": (
+        "Olmoe",
+        {"intermediate_size": 48, "num_experts": 8, "num_experts_per_tok": 3, "pad_token_id": 0},
+    ),
     "mixtral": ("Mixtral", {"head_dim": 24, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 12}),
     "gemma2": (
         "Gemma2",

@@ -20,9 +20,9 @@ from dlf.checkpoints.huge_pages import Place, leave
 from dlf.cli.inspect import describe
 from dlf.errors import CheckpointError
 
-MIXTURES = ["qwen3_moe", "mixtral"]
+MIXTURES = ["qwen3_moe", "mixtral", "olmoe"]
 PROMPTS = ["The quick brown fox", "Question: what is the sum of 12 and 30?", "def add("]
-OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True, "logprobs": 2}
+OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True, "logprobs": 2}
 
 
 @pytest.fixture(params=MIXTURES)
@@ -57,6 +57,14 @@ def test_values_out_of_range_are_named(tmp_path: Path, values: dict[str, Any], e
     config = json.loads((folder / "config.json").read_text()) | values
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=error):
+        read_config(folder)
+
+
+def test_clipped_queries_are_refused(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", "olmoe")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"clip_qkv": 8.0}))
+    with pytest.raises(CheckpointError, match="'clip_qkv' must be null: dlf does not clip"):
         read_config(folder)
 
 
@@ -106,14 +114,14 @@ def test_a_batch_changes_nothing_on_cuda(large: Path, weights: str | None) -> No
         assert np.array_equal(alone.logprobs, together[1].logprobs)
 
 
-def experts_of(large: Path, tmp_path: Path) -> list[dlf.Expert]:
+def experts_of(tmp_path: Path) -> list[dlf.Expert]:
     base = make_model(tmp_path / "base", "mixtral", seed=3)
     return [dlf.Expert(finetune(tmp_path / "expert", base, seed=4, scale=0.2), base)]
 
 
 def run_everything(large: Path, tmp_path: Path, **options: Any) -> None:
     """Fuse a mixture with a fine-tuned mixture, with drafts, and score what was generated."""
-    with dlf.Engine(large, experts_of(large, tmp_path), max_batch=2, **options) as engine:
+    with dlf.Engine(large, experts_of(tmp_path), max_batch=2, **options) as engine:
         plain = engine.generate(PROMPTS[:2], **OPTIONS)
         drafted = engine.generate(PROMPTS[:2], speculate=dlf.Speculation("base", 3, adaptive=False), **OPTIONS)
         for one, other in zip(plain, drafted, strict=True):
@@ -129,8 +137,8 @@ def test_mixtures_are_fused_drafted_and_scored(large: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.cuda
-def test_mixtures_are_fused_drafted_and_scored_on_cuda(large: Path, tmp_path: Path) -> None:
-    run_everything(large, tmp_path, device="cuda")
+def test_mixtures_are_fused_drafted_and_scored_on_cuda(tmp_path: Path) -> None:
+    run_everything(make_model(tmp_path / "large", "qwen3_moe", seed=2), tmp_path, device="cuda")
 
 
 def test_adapters_change_attention_and_are_refused_on_experts(large: Path, tmp_path: Path) -> None:

@@ -636,8 +636,7 @@ class Taken : public c10::MemoryReportingInfoBase {
   int64_t bytes_ = 0;
 };
 
-void expect_memory_to_be_what_was_said(const FusionPlan& plan) {
-  const Models models = tiny_models();
+void expect_memory_to_be_what_was_said(const FusionPlan& plan, const Models& models = tiny_models()) {
   std::vector<ModelSize> sizes;
   for (const auto& model : models) {
     sizes.push_back({model->spec(), model->dtype(), false, model->bytes()});
@@ -664,6 +663,8 @@ void expect_memory_to_be_what_was_said(const FusionPlan& plan) {
 void the_memory_is_what_was_said() {
   expect_memory_to_be_what_was_said(tiny_plan());
   expect_memory_to_be_what_was_said(testing::mapped_plan());
+  expect_memory_to_be_what_was_said(tiny_plan(), {testing::tiny_model(1, /*mixed=*/true), testing::tiny_model(2),
+                                                  testing::tiny_model(3), testing::tiny_model(4)});
 }
 
 // The small models have ids of their own; drafts are verified in one pass, and prompts come from the prefix cache.

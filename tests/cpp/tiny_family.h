@@ -51,8 +51,13 @@ inline ModelSpec tiny_spec(int64_t vocab, int64_t hidden, int64_t feed_forward, 
   return spec;
 }
 
-inline std::shared_ptr<const Weights> tiny_model(uint32_t seed) {
-  const ModelSpec spec = tiny_spec(kVocab, 16, 24, {1.0F, 0.01F}, 2);
+// If `mixed`, the second layer has experts.
+inline std::shared_ptr<const Weights> tiny_model(uint32_t seed, bool mixed = false) {
+  ModelSpec spec = tiny_spec(kVocab, 16, 24, {1.0F, 0.01F}, 2);
+  if (mixed) {
+    spec.experts = {5, 2, 16, false};
+    spec.layers[1].experts = true;
+  }
   std::mt19937 generator(seed);
   TensorMap tensors;
   for (const TensorSlot& slot : tensor_slots(spec)) {
