@@ -239,6 +239,10 @@ FRESH: list[tuple[str, dict[str, Any]]] = [
     ("smollm3", {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 5}),
     ("ministral3", {"num_key_value_heads": 1, "sliding_window": 7}),
     ("granite", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 9, "norm_topk_prob": True, "decoder_sparse_step": 2}),
+    ("qwen3_moe", {"num_local_experts": 70, "num_experts_per_tok": 9, "moe_intermediate_size": 8, "hidden_size": 48}),
+    ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "hidden_size": 68, "sliding_window": None}),
+    ("olmoe", {"num_key_value_heads": 1, "num_experts_per_tok": 8, "norm_topk_prob": True, "attention_bias": True}),
 ]
 
 
