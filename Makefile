@@ -18,7 +18,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-cpp test-emulated same-bits asan asan-long asan-py torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
+.PHONY: help setup demo test test-py test-real test-cpp test-emulated same-bits asan asan-long asan-py torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -58,6 +58,9 @@ test: test-cpp test-py test-emulated ## Run all tests but the slow ones (pytest 
 
 test-py: setup ## Run the Python tests
 	$(IN_COMPANY) $(BIN)/pytest $(PYTEST_OPTIONS)
+
+test-real: setup ## Compare models with real weights with llama.cpp; downloads 320 MB
+	$(IN_COMPANY) $(BIN)/pytest -m real tests/test_real.py
 
 test-cpp: setup ## Run the C++ tests
 	$(IN_COMPANY) $(BIN)/ctest --test-dir $(BUILD) $(CTEST_OPTIONS)
@@ -104,7 +107,7 @@ asan-long: asan-build ## Run those of them that take minutes each
 
 # Python must load the sanitizer's library first. Leaks are not detected, since Python and torch leave memory unfreed at exit.
 ASAN_PY_BUILD := build/asan-py
-ASAN_PY_TESTS ?= -m "not slow and not cuda" tests
+ASAN_PY_TESTS ?= -m "not slow and not cuda and not real" tests
 ASAN_PY_OPTIONS := detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0:quarantine_size_mb=32
 
 asan-py: setup ## Run the Python tests under AddressSanitizer and UBSan (most of an hour)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,15 @@ def write_gguf(path: Path, folder: Path, kind: str = "F32", split: int = 0, **ch
         tensors |= load_file(file)
     converted = _converted(tensors, config, name)
     rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type") == "longrope":
+        converted |= {f"rope_factors_{key}.weight": torch.tensor(rope[f"{key}_factor"]) for key in ("long", "short")}
+        old, longest = config["original_max_position_embeddings"], config["max_position_embeddings"]
+        head_dim = config["hidden_size"] // config["num_attention_heads"]
+        metadata |= {
+            f"{name}.rope.scaling.original_context_length": old,
+            f"{name}.rope.scaling.attn_factor": math.sqrt(1 + math.log(longest / old) / math.log(old)),
+            f"{name}.rope.dimension_count": int(rope.get("partial_rotary_factor", 1.0) * head_dim),
+        }
     if rope.get("rope_type") == "llama3":
         converted["rope_freqs.weight"] = _llama3_factors(rope, config)
     metadata |= {key.replace("__", "."): value for key, value in changes.items()}

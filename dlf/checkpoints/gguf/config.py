@@ -79,10 +79,11 @@ def _gemma2(meta: Meta, file: GgufFile) -> Values:
 
 
 def _gemma3(meta: Meta, file: GgufFile) -> Values:
-    found = _gemma(meta, large=62) | {
-        "sliding_window_pattern": 6,
-        "rope_local_base_freq": meta.get("rope.freq_base_swa", 10000.0),
-    }
+    pattern = _listed(meta.get("attention.sliding_window_pattern", 6))
+    layers = (
+        {"layer_types": _layer_types(pattern)} if isinstance(pattern, list) else {"sliding_window_pattern": pattern}
+    )
+    found = _gemma(meta, large=62) | layers | {"rope_local_base_freq": meta.get("rope.freq_base_swa", 10000.0)}
     return found | _named(
         meta, {"sliding_window": "attention.sliding_window", "final_logit_softcapping": "final_logit_softcapping"}
     )
@@ -92,9 +93,8 @@ def _olmo2(meta: Meta, file: GgufFile) -> Values:
     window, pattern = meta.get("attention.sliding_window"), meta.get("attention.sliding_window_pattern")
     if not window or pattern is None:
         return {}
-    kinds = ["sliding_attention" if one else "full_attention" for one in _listed(pattern)]
     names = {"architectures": ["Olmo3ForCausalLM"], "model_type": "olmo3"}
-    return names | {"sliding_window": window, "layer_types": kinds}
+    return names | {"sliding_window": window, "layer_types": _layer_types(_listed(pattern))}
 
 
 def _phi3(meta: Meta, file: GgufFile) -> Values:
@@ -120,7 +120,7 @@ def _smollm3(meta: Meta, file: GgufFile) -> Values:
 
 def _gpt_neox(meta: Meta, file: GgufFile) -> Values:
     names = {"use_parallel_residual": "use_parallel_residual", "layer_norm_eps": "attention.layer_norm_epsilon"}
-    return {"hidden_act": "gelu", "attention_bias": True} | _named(meta, names)
+    return {"hidden_act": "gelu", "attention_bias": "blk.0.attn_qkv.bias" in file.tensors} | _named(meta, names)
 
 
 def _gpt2(meta: Meta, file: GgufFile) -> Values:
@@ -262,6 +262,12 @@ def _named(meta: Meta, names: Mapping[str, str]) -> Values:
 def _listed(value: Any) -> Any:
     """Return an array as a list, so that it is no number, and printed in full nowhere."""
     return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _layer_types(windowed: Any) -> Any:
+    return (
+        ["sliding_attention" if one else "full_attention" for one in windowed] if isinstance(windowed, list) else None
+    )
 
 
 def _quotient(meta: Meta, a: str, b: str) -> int | None:
