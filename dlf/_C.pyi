@@ -58,10 +58,12 @@ __all__: list[str] = [
     "cuda_memory",
     "cuda_version",
     "fusion_solve",
+    "pack",
     "philox_uniform",
     "quantize",
     "sample_many",
     "tensor_shapes",
+    "tile_bits",
     "torch_minor",
 ]
 
@@ -408,7 +410,10 @@ class Weights:
     @property
     def nbytes(self) -> int: ...
     @property
-    def type(self) -> str: ...
+    def type(self) -> str:
+        """
+        Types of the linear layers' weights, the one with most bytes first.
+        """
 
 class Adapter:
     """
@@ -864,6 +869,23 @@ def fusion_solve(
     Fuses float32 logits, by one rule for all rows or one for each. Returns alpha, logits, f, g, target_f, target_g and sweeps.
     """
 
+def pack(
+    values: torch.Tensor,
+    scale: torch.Tensor,
+    minimum: torch.Tensor | None,
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    *,
+    zero: torch.Tensor | None = None,
+    block: typing.SupportsInt | typing.SupportsIndex = 0,
+    block_scale: torch.Tensor | None = None,
+    block_minimum: torch.Tensor | None = None,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> dict[str, torch.Tensor]:
+    """
+    Lays out the integers and scales of a PackedMatrix in tiles; returns its parts by suffix: '', '.scale', ...
+    """
+
 def philox_uniform(
     seed: typing.SupportsInt | typing.SupportsIndex,
     step: typing.SupportsInt | typing.SupportsIndex,
@@ -896,6 +918,16 @@ def sample_many(
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """
     Slot and shape of every tensor of a model, in the order of a pass.
+    """
+
+def tile_bits(
+    bits: typing.SupportsInt | typing.SupportsIndex,
+    group: typing.SupportsInt | typing.SupportsIndex,
+    signed: bool,
+    minimum: bool,
+) -> int:
+    """
+    Bits of the tiles that keep integers of so many bits; 0 if none do.
     """
 
 AUTO_DRAFTER: int = -1

@@ -10,7 +10,7 @@ from pathlib import Path as File
 from dlf import _C
 from dlf.arguments import machine_bytes
 from dlf.checkpoints.config import ModelConfig
-from dlf.checkpoints.quantized import weights_bytes
+from dlf.checkpoints.quantized import formats_of, weights_bytes
 from dlf.lanes import Lanes
 from dlf.options import EngineOptions
 from dlf.support.sizes import binary
@@ -150,7 +150,11 @@ def plan_memory(
         return Memory(tuple(parts), {} if have is None else {"cpu": have})
     models = [
         _C.ModelSize(
-            config.spec, precision.float_dtype(config.dtype, cuda), precision.quantization is not None, weights, adapter
+            config.spec,
+            precision.float_dtype(config.dtype, cuda),
+            bool(formats_of(config, precision)),
+            weights,
+            adapter,
         )
         for config, (_, precision), (weights, _), adapter in zip(configs, lanes.keys, sizes, adapters, strict=True)
     ]

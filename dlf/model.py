@@ -13,7 +13,7 @@ from dlf.checkpoints.checkpoint import load_tensors
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.huge_pages import leave, placement
 from dlf.checkpoints.precision import TORCH_DTYPES, Precision
-from dlf.checkpoints.quantized import always_read, load_quantized, stored_linears
+from dlf.checkpoints.quantized import always_read, formats_of, load_packed, load_quantized, stored_linears
 from dlf.checkpoints.source import Source, open_checkpoint
 from dlf.errors import out_of_memory_is_memory_error
 from dlf.text.tokenizer import Tokenizer
@@ -76,11 +76,14 @@ def load_model(
         source = source or open_checkpoint(name)
         config, tokenizer = source.config, tokenizer or source.tokenizer()
         chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
-        if precision.quantization is None:
+        formats = formats_of(config, precision)
+        if precision.quantization is not None:
+            tensors = load_quantized(source, chosen, precision.quantization, huge_pages=not cuda)
+        elif formats:
+            tensors = load_packed(source, chosen, formats, huge_pages=not cuda)
+        else:
             sizes = {name: math.prod(shape) * chosen.itemsize for name, shape in stored_linears(config).items()}
             by_row = set() if config.tie_word_embeddings else {config.embedding}
             place = leave if cuda else placement(always_read(config, sizes))
             tensors = load_tensors(source, chosen, place=place, by_row=by_row)
-        else:
-            tensors = load_quantized(source, chosen, precision.quantization, huge_pages=not cuda)
         return Model(os.fspath(name), config, tokenizer, _C.Weights(config.spec, config.by_slot(tensors)))

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import make_model
+from transformers import AutoModelForCausalLM
 
+from dlf import _C
+from dlf.checkpoints.config import ModelConfig
+from dlf.checkpoints.folder import Folder
 from dlf.checkpoints.packed import PackedMatrix
+from dlf.checkpoints.precision import MatrixFormat, Precision
+from dlf.checkpoints.quantized import formats_of, linear_shapes, weights_bytes
 from dlf.errors import CheckpointError
+from dlf.model import load_model
 
 
 def integers(low: int, high: int, *shape: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
@@ -79,3 +91,139 @@ def test_parts_that_do_not_fit_together_are_refused(change: dict[str, Any], comp
     assert PackedMatrix(**parts).shape == (4, 64)
     with pytest.raises(CheckpointError, match=complaint):
         PackedMatrix(**(parts | change))
+
+
+def random_packed(kind: str, out: int, columns: int, seed: int = 1) -> PackedMatrix:
+    """Return a random matrix in the form that files of a kind have."""
+    generator = torch.Generator().manual_seed(seed)
+    bits, signed, group, block = KINDS[kind]
+    groups, half = -(-columns // group) if group else 1, 1 << (bits - 1)
+
+    def whole(low: int, high: int, count: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randint(low, high, (out, count), generator=generator).to(dtype)
+
+    def real(count: int) -> torch.Tensor:
+        return (torch.randn(out, count, generator=generator) / (half * columns**0.5)).half()
+
+    low, dtype = (-half, torch.int8) if signed else (0, torch.uint8)
+    values = whole(low, low + 2 * half, columns, dtype)
+    if block:
+        blocks = -(-columns // block)
+        minimum = None if signed else whole(0, 64, groups, torch.uint8)
+        scale = whole(1, 64, groups, torch.int8 if signed else torch.uint8)
+        least = None if signed else -real(blocks).abs() / 64
+        return PackedMatrix(
+            values, scale, minimum, bits, group, block=block, block_scale=real(blocks) / 64, block_minimum=least
+        )
+    if kind.startswith("GPTQ"):
+        return PackedMatrix(values, real(groups), None, bits, group, zero=whole(0, 2 * half, groups, torch.int32))
+    return PackedMatrix(values, real(groups), None if signed else real(groups), bits, group)
+
+
+# Bits, signed, group, block.
+KINDS = {
+    "Q8_0": (8, True, 32, 0),
+    "Q4_0": (4, True, 32, 0),
+    "Q4_1": (4, False, 32, 0),
+    "Q5_1": (5, False, 32, 0),
+    "Q4_K": (4, False, 32, 256),
+    "Q6_K": (6, True, 16, 256),
+    "GPTQ 4": (4, False, 128, 0),
+    "GPTQ 8": (8, False, 64, 0),
+    "GPTQ by channel": (4, False, 0, 0),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_have_the_layout_that_the_format_says(kind: str) -> None:
+    packed = random_packed(kind, 37, 320)
+    assert packed.format is not None
+    tiles = packed.tiles("a")
+    names = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16"}
+    found = {name: (names[tensor.dtype], tuple(tensor.shape)) for name, tensor in tiles.items()}
+    assert found == {name: (one.dtype, one.shape) for name, one in packed.format.layout("a", (37, 320)).items()}
+
+
+def test_a_matrix_that_no_tiles_hold_says_so() -> None:
+    values = torch.zeros(4, 96, dtype=torch.uint8)
+    assert PackedMatrix(values, torch.ones(4, 2), None, 4, 48).format is None
+    both = torch.ones(4, 3)
+    assert PackedMatrix(values, both, both, 4, 32, zero=both.int()).format is None
+    with pytest.raises(CheckpointError, match=r"tensor 'x'.*zero points beside a minimum.*weights='bf16'"):
+        PackedMatrix(values, both, both, 4, 32, zero=both.int()).tiles("x")
+    with pytest.raises(CheckpointError, match="from 0 to 15"):
+        PackedMatrix(values + 16, both, both, 4, 32).tiles("x")
+    with pytest.raises(CheckpointError, match="not finite"):
+        PackedMatrix(values, both / 0, both, 4, 32).tiles("x")
+
+
+class PackedFolder(Folder):
+    """A folder some of whose linear layers are integers."""
+
+    def __init__(self, path: Path, kinds: dict[str, str]) -> None:
+        super().__init__(path)
+        self.floats = Folder(path).config
+        shapes = linear_shapes(self.floats)
+        modules = {name: kind for name in shapes for part, kind in kinds.items() if f".{part}." in f".{name}"}
+        self.matrices = {name: random_packed(kind, *shapes[name]) for name, kind in modules.items()}
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        formats = {name: packed.format for name, packed in self.matrices.items()}
+        return replace(self.floats, packed={name: one for name, one in formats.items() if one is not None})
+
+    def matrix(self, name: str, keep: bool = False) -> PackedMatrix | torch.Tensor:
+        return self.matrices[name] if name in self.matrices else super().matrix(name, keep)
+
+    def reference(self) -> Any:
+        """Return the model of transformers with the same numbers."""
+        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32).eval()
+        for name, packed in self.matrices.items():
+            model.get_submodule(name.removesuffix(".weight")).weight = torch.nn.Parameter(packed.dequantize())
+        return model
+
+
+# q, k and v in three types, of which two read the same input; a float layer among them; gate and up differ.
+MIXED = {"q_proj": "GPTQ 4", "k_proj": "Q6_K", "o_proj": "Q8_0", "gate_proj": "Q4_K", "up_proj": "Q5_1"}
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+
+
+@pytest.mark.parametrize("kinds", [MIXED, *({part: kind for part in ALL} for kind in KINDS)], ids=["mixed", *KINDS])
+def test_a_model_runs_on_the_integers_of_its_file(kinds: dict[str, str], tmp_path: Path) -> None:
+    """Compare with transformers on the same numbers: only the rounding of activations differs."""
+    folder = make_model(tmp_path / "m", "llama", hidden_size=256, intermediate_size=512, tie_word_embeddings=False)
+    source = PackedFolder(folder, kinds)
+    assert source.matrices.keys() == source.config.packed.keys()
+    weights = load_model(folder, source=source).weights
+    tokens = [5, 17, 200, 3, 99, 42, 7, 7, 301, 12]
+    with torch.no_grad():
+        expected = source.reference()(torch.tensor([tokens])).logits[0]
+    decoder = _C.Decoder(weights, slots=2, max_context=64, threads=2)
+    prefilled = decoder.prefill(tokens, 0, 0)
+    decoded = torch.cat([decoder.decode([token], [1], [i]) for i, token in enumerate(tokens)])
+    for logits in (prefilled, decoded):
+        assert (logits - expected).norm() < 0.03 * expected.norm()
+    assert weights.nbytes == weights_bytes(source.config, Precision())
+    if kinds is MIXED:
+        assert weights.type == "float32, int6, int4, int8"
+
+
+def test_asking_for_floats_dequantizes(tmp_path: Path) -> None:
+    assert not Precision.of(weights="bf16").packed
+    folder = make_model(tmp_path / "m", "llama")
+    config = Folder(folder).config
+    name = next(iter(linear_shapes(config)))
+    config = replace(config, packed={name: MatrixFormat(4, 32, "F16")})
+    assert formats_of(config, Precision.of(weights="bf16")) == {}
+    assert set(formats_of(config, Precision.of(weights="int8"))) == set(linear_shapes(config))
+    assert formats_of(config, Precision.of("bfloat16")) == config.packed
+
+
+def test_a_file_that_holds_another_matrix_than_it_said_is_refused(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "m", "llama", hidden_size=256, intermediate_size=512)
+    source = PackedFolder(folder, {"q_proj": "Q4_0"})
+    _ = source.config
+    name = next(iter(source.matrices))
+    source.matrices[name] = random_packed("Q8_0", *source.matrices[name].shape)
+    with pytest.raises(CheckpointError, match=re.escape(name)):
+        load_model(folder, source=source)

@@ -54,6 +54,25 @@ def test_logits_are_those_of_the_dequantized_model(tmp_path: Path, plain: Path, 
     assert np.abs(found - logprobs(plain)).max() > 1e-3  # it was quantized at all
 
 
+INTEGERS = [name for name in SCHEMES if not name.startswith(("fp8", "nf4", "fp4")) and "act-order" not in name]
+
+
+@pytest.mark.parametrize("scheme", INTEGERS)
+def test_integers_run_at_their_own_width(tmp_path: Path, plain: Path, scheme: str) -> None:
+    """Only the rounding of activations to 8 bits differs from floats."""
+    folder, floats = pair(tmp_path, plain, scheme)
+    expected = logprobs(floats)
+    error = np.abs(logprobs(folder) - expected)
+    assert 0 < error.max() < 0.03 * np.abs(expected).max()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("scheme", ["gptq-4-g32", "awq-g32", "gptq-8-channel"])
+def test_integers_on_cuda_are_exact(tmp_path: Path, plain: Path, scheme: str) -> None:
+    folder, floats = pair(tmp_path, plain, scheme)
+    np.testing.assert_allclose(logprobs(folder, device="cuda"), logprobs(floats, device="cuda"), atol=1e-4)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("scheme", ["gptq-4-g32", "awq-g32", "w8a8", "fp8-blocks", "nf4-nested"])
 def test_logits_on_cuda(tmp_path: Path, plain: Path, scheme: str) -> None:
@@ -119,7 +138,14 @@ def test_adapters_fuse_and_fold_on_a_quantized_base(tmp_path: Path, plain: Path)
     adapter = write_adapter(tmp_path / "adapter", plain, seed=5)
     for merge in (False, True):
         found, expected = (
-            logprobs(base, base=base, experts=[dlf.Lora(base, adapter, merge=merge)], alpha=[1.0], combine="static")
+            logprobs(
+                base,
+                base=base,
+                experts=[dlf.Lora(base, adapter, merge=merge)],
+                alpha=[1.0],
+                combine="static",
+                weights="fp32",
+            )
             for base in (folder, floats)
         )
         np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -12,6 +12,7 @@
 #include "model/cpu/decoder.h"
 #include "model/slots.h"
 #include "model/spec.h"
+#include "ops/cpu/pack.h"
 #include "ops/cpu/quantize.h"
 
 namespace dlf {
@@ -85,15 +86,29 @@ const char* name(DType dtype) {
   }
 }
 
-const char* name_of_type(const Weights& weights) {
-  switch (weights.type()) {
+const char* name_of_type(ops::MatrixType type) {
+  switch (type) {
+    case ops::MatrixType::float32:
+      return "float32";
+    case ops::MatrixType::bfloat16:
+      return "bfloat16";
+    case ops::MatrixType::float16:
+      return "float16";
     case ops::MatrixType::int8:
       return "int8";
-    case ops::MatrixType::int4:
-      return "int4";
+    case ops::MatrixType::int6:
+      return "int6";
     default:
-      return name(weights.dtype());
+      return "int4";
   }
+}
+
+std::string names_of_types(const Weights& weights) {
+  std::string names;
+  for (const ops::MatrixType type : weights.types()) {
+    names += (names.empty() ? "" : ", ") + std::string(name_of_type(type));
+  }
+  return names;
 }
 
 ops::MatrixType quantized_type(int bits) {
@@ -102,7 +117,7 @@ ops::MatrixType quantized_type(int bits) {
 }
 
 py::tuple quantize(const at::Tensor& weight, int bits, int64_t group, int threads) {
-  ops::QuantizedTensor result;
+  ops::Tiles result;
   {
     const GilRelease unlocked;
     ThreadTeam team(threads);
@@ -138,6 +153,26 @@ const Names<HeadNorm> kHeadNorms = {"head_norm",
 const Names<ops::Activation> kActivations = {
     "activation",
     {{"silu", ops::Activation::silu}, {"gelu", ops::Activation::gelu}, {"gelu_tanh", ops::Activation::gelu_tanh}}};
+using OptionalTensor = std::optional<at::Tensor>;
+
+std::unordered_map<std::string, at::Tensor> pack(const at::Tensor& values, const at::Tensor& scale,
+                                                 const OptionalTensor& minimum, int bits, int64_t group,
+                                                 const OptionalTensor& zero, int64_t block,
+                                                 const OptionalTensor& block_scale, const OptionalTensor& block_minimum,
+                                                 int threads) {
+  const auto of = [](const OptionalTensor& tensor) { return tensor.value_or(at::Tensor()); };
+  const GilRelease unlocked;
+  ThreadTeam team(threads);
+  const ops::Tiles tiles =
+      ops::pack({values, scale, of(minimum), bits, group, of(zero), block, of(block_scale), of(block_minimum)}, team);
+  std::unordered_map<std::string, at::Tensor> parts;
+  for (const ops::TilePart& part : ops::kTileParts) {
+    if ((tiles.*part.tensor).defined()) {
+      parts.emplace(part.suffix, tiles.*part.tensor);
+    }
+  }
+  return parts;
+}
 
 // Binds what a family's file says of a model, immutable; model/spec.h has the meaning of each field.
 void bind_spec(py::module_& m) {
@@ -282,7 +317,8 @@ void bind_model(py::module_& m) {
       .def(py::init<ModelSpec, const TensorMap&>(), py::arg("spec"), py::arg("tensors"))
       .def_property_readonly("nbytes", &Weights::bytes)
       .def_property_readonly("dtype", [](const Weights& w) { return name(w.dtype()); })
-      .def_property_readonly("type", &name_of_type);
+      .def_property_readonly("type", &names_of_types,
+                             "Types of the linear layers' weights, the one with most bytes first.");
 
   py::class_<Adapter, std::shared_ptr<Adapter>>(m, "Adapter", "What LoRA adds to a checkpoint, immutable.")
       .def(py::init<const ModelSpec&, const TensorMap&, const std::unordered_map<std::string, double>&>(),
@@ -292,6 +328,19 @@ void bind_model(py::module_& m) {
 
   m.def("quantize", &quantize, py::arg("weight"), py::arg("bits"), py::arg("group"), py::arg("threads"),
         "Returns tiles and scales of a matrix [out, in] rounded to 8 bits (group 0) or 4 (group 32 or 64).");
+
+  m.def(
+      "tile_bits",
+      [](int bits, int64_t group, bool is_signed, bool has_minimum) {
+        const ops::MatrixType type = ops::tile_type(bits, group, is_signed, has_minimum);
+        return ops::is_quantized(type) ? ops::bits(type) : 0;
+      },
+      py::arg("bits"), py::arg("group"), py::arg("signed"), py::arg("minimum"),
+      "Bits of the tiles that keep integers of so many bits; 0 if none do.");
+  m.def("pack", &pack, py::arg("values"), py::arg("scale"), py::arg("minimum"), py::arg("bits"), py::arg("group"),
+        py::kw_only(), py::arg("zero") = py::none(), py::arg("block") = 0, py::arg("block_scale") = py::none(),
+        py::arg("block_minimum") = py::none(), py::arg("threads"),
+        "Lays out the integers and scales of a PackedMatrix in tiles; returns its parts by suffix: '', '.scale', ...");
 
   py::class_<StandaloneDecoder>(m, "Decoder", "One model run by hand, without the step loop.")
       .def(py::init<std::shared_ptr<Weights>, int64_t, int64_t, int, const std::vector<std::shared_ptr<Adapter>>&>(),

@@ -11,7 +11,7 @@ namespace dlf {
 struct ModelSize {
   ModelSpec spec;
   DType dtype;      // of the embedding, the activations on a GPU and the KV cache
-  bool quantized;   // whether its linear layers are quantized
+  bool quantized;   // whether any of its linear layers are quantized
   int64_t weights;  // bytes
   int64_t adapters = 0;
 };

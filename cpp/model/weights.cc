@@ -5,6 +5,10 @@
 #include <c10/util/Exception.h>
 #include <c10/util/Half.h>
 
+#include <algorithm>
+#include <functional>
+#include <map>
+
 #include "model/slots.h"
 #include "support/scalar_type.h"
 
@@ -72,6 +76,11 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
         expert.*slot.weights = linear(tensors, slot_of(i, e, slot.name), slot.out, slot.in, /*bias=*/false);
       }
       layer.expert_matrices.push_back({expert.gate.matrix, expert.up.matrix, expert.down.matrix});
+      const ops::Expert& first = layer.expert_matrices[0];
+      TORCH_CHECK_VALUE(ops::stored_alike(expert.gate.matrix, first.gate) &&
+                            ops::stored_alike(expert.up.matrix, first.gate) &&
+                            ops::stored_alike(expert.down.matrix, first.down),
+                        "the experts of layer ", i, " are stored in different types; load all with one");
     }
   }
   norm = norm_of(tensors, "norm", spec_.hidden_size, spec_.norm.bias);
@@ -79,25 +88,31 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
   if (own != tensors.end() && !own->second.is_same(embedding)) {  // else tied: counted once
     head = linear(tensors, "head", spec_.vocab_size, spec_.hidden_size, /*bias=*/false);
   } else {
-    head = {embedding,
-            {},
+    head = {{embedding},
             {},
             {embedding.const_data_ptr(), nullptr, spec_.vocab_size, spec_.hidden_size, float_type(dtype_), 0}};
   }
-  const auto check_type = [&](const LinearWeights& linear) {
-    TORCH_CHECK_VALUE(linear.matrix.type == type(),
-                      "the linear layers are stored in different types; load all with one");
-  };
+}
+
+std::vector<ops::MatrixType> Weights::types() const {
+  std::map<ops::MatrixType, int64_t> bytes = {{head.matrix.type, head.tensors.bytes()}};
+  const auto add = [&](const LinearWeights& linear) { bytes[linear.matrix.type] += linear.tensors.bytes(); };
   for (int64_t i = 0; i < spec_.layer_count(); ++i) {
     for (const LinearSlot& slot : linear_slots(spec_, i)) {
-      check_type(layers[i].*slot.weights);
+      add(layers[i].*slot.weights);
     }
     for (const ExpertWeights& expert : layers[i].experts) {
       for (const ExpertSlot& slot : expert_slots(spec_)) {
-        check_type(expert.*slot.weights);
+        add(expert.*slot.weights);
       }
     }
   }
+  std::vector<ops::MatrixType> found;
+  for (const auto& [type, count] : bytes) {
+    found.push_back(type);
+  }
+  std::ranges::stable_sort(found, std::greater(), [&](ops::MatrixType type) { return bytes[type]; });
+  return found;
 }
 
 at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape) {
@@ -126,43 +141,21 @@ NormWeights Weights::norm_of(const TensorMap& tensors, const std::string& name, 
 
 LinearWeights Weights::linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in,
                               bool has_bias) {
-  const std::string scale = name + ".scale";
-  const at::Tensor bias = has_bias ? vector(tensors, name + ".bias", out) : at::Tensor();
-  const auto scales = tensors.find(scale);
-  if (scales == tensors.end()) {
-    const at::Tensor data = take(tensors, name, {out, in});
-    return {data, {}, bias, {data.const_data_ptr(), nullptr, out, in, float_type(dtype_), 0}};
+  LinearWeights linear = {{}, has_bias ? vector(tensors, name + ".bias", out) : at::Tensor(), {}};
+  if (!tensors.contains(name + ".scale")) {
+    linear.tensors.data = take(tensors, name, {out, in});
+    linear.matrix = {linear.tensors.data.const_data_ptr(), nullptr, out, in, float_type(dtype_), 0};
+    return linear;
   }
-  constexpr int64_t kLanes = ops::kTileOutputs;
-  const int64_t tiles = ops::tiles(out);
-  LinearWeights linear = {{}, {}, bias, {nullptr, nullptr, out, in, ops::MatrixType::int8, 0}};
-  if (scales->second.dim() == 2) {  // one for each channel
-    const int64_t padded = ops::padded_inputs(in, 0);
-    linear.weight = take_tiles(tensors, name, at::kChar, {tiles, padded / 4, kLanes, 4});
-    linear.scale = take_tiles(tensors, scale, at::kFloat, {tiles, kLanes});
-  } else {
-    // A scale is for eight registers of weights, or for four.
-    const at::Tensor& given = find(tensors, name);
-    const bool wide = given.dim() == 4 && scales->second.dim() == 3 && given.size(1) == scales->second.size(1) * 8;
-    const int64_t group = wide ? 64 : 32;
-    const int64_t padded = ops::padded_inputs(in, group);
-    linear.weight = take_tiles(tensors, name, at::kByte, {tiles, padded / 8, kLanes, 4});
-    linear.scale = take_tiles(tensors, scale, at::kBFloat16, {tiles, padded / group, kLanes});
-    linear.matrix.type = ops::MatrixType::int4;
-    linear.matrix.group = group;
+  for (const ops::TilePart& part : ops::kTileParts) {
+    const auto found = tensors.find(name + part.suffix);
+    linear.tensors.*part.tensor = found != tensors.end() ? found->second : at::Tensor();
   }
-  linear.matrix.data = linear.weight.const_data_ptr();
-  linear.matrix.scale = linear.scale.const_data_ptr();
+  TORCH_CHECK_VALUE(linear.tensors.data.defined(), "tensor ", name, " is missing");
+  linear.matrix = ops::matrix_of(linear.tensors, out, in, name);
+  bytes_ += linear.tensors.bytes();
+  quantized_ = true;
   return linear;
-}
-
-at::Tensor Weights::take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type,
-                               at::IntArrayRef shape) {
-  const at::Tensor& tensor = find(tensors, name);
-  TORCH_CHECK_VALUE(tensor.scalar_type() == type && tensor.sizes() == shape && tensor.is_contiguous(), "tensor ", name,
-                    " is ", tensor.scalar_type(), " ", tensor.sizes(), "; tiles of this layer are ", type, " ", shape);
-  bytes_ += static_cast<int64_t>(tensor.nbytes());
-  return tensor;
 }
 
 }  // namespace dlf

@@ -8,7 +8,7 @@
 
 #include "model/spec.h"
 #include "ops/experts.h"
-#include "ops/matrix.h"
+#include "ops/tiles.h"
 #include "support/dtype.h"
 
 namespace dlf {
@@ -21,9 +21,8 @@ float rounded(double value, DType dtype);
 using TensorMap = std::unordered_map<std::string, at::Tensor>;
 
 struct LinearWeights {
-  at::Tensor weight;  // [out, in], or tiles of int8 or int4
-  at::Tensor scale;   // of tiles
-  at::Tensor bias;    // [out] float32, or undefined
+  ops::Tiles tensors;  // tiles, or only data: floats [out, in]
+  at::Tensor bias;     // [out] float32, or undefined
   ops::Matrix matrix;
 };
 
@@ -46,7 +45,7 @@ struct LayerWeights {
   NormWeights feed_forward_norm;
   LinearWeights gate, up, down;        // in layers without experts
   LinearWeights router;                // of floats
-  std::vector<ExpertWeights> experts;  // of one type
+  std::vector<ExpertWeights> experts;  // stored alike
   std::vector<ops::Expert> expert_matrices;
   NormWeights feed_forward_post_norm;
 };
@@ -56,13 +55,14 @@ class Weights {
  public:
   // Takes tensors under the names of their slots (slots.h), checks their shapes against the spec (ValueError names the
   // slot) and keeps those it needs. Matrices stay where they are, on whatever device; vectors become float32. The
-  // weight of a linear layer may be tiles of int8 or int4 (ops/matrix.h) with their scales, "3.q.scale"; all layers
-  // have one type. Without "head" the embedding is tied.
+  // weight of any linear layer may be tiles (ops/tiles.h) with "3.q.scale" and so on beside it. Without "head" the
+  // embedding is tied.
   Weights(ModelSpec spec, const TensorMap& tensors);
 
   const ModelSpec& spec() const { return spec_; }
-  DType dtype() const { return dtype_; }  // of the embedding and of the KV cache
-  ops::MatrixType type() const { return head.matrix.type; }
+  DType dtype() const { return dtype_; }         // of the embedding and of the KV cache
+  bool quantized() const { return quantized_; }  // whether any linear layer is
+  std::vector<ops::MatrixType> types() const;    // of the linear layers, the one with most bytes first
   int64_t bytes() const { return bytes_; }
 
   at::Tensor embedding;  // [vocab, hidden]
@@ -76,10 +76,10 @@ class Weights {
   at::Tensor vector(const TensorMap& tensors, const std::string& name, int64_t size);
   NormWeights norm_of(const TensorMap& tensors, const std::string& name, int64_t size, bool bias);
   LinearWeights linear(const TensorMap& tensors, const std::string& name, int64_t out, int64_t in, bool bias);
-  at::Tensor take_tiles(const TensorMap& tensors, const std::string& name, at::ScalarType type, at::IntArrayRef shape);
 
   ModelSpec spec_;
   DType dtype_ = DType::float32;
+  bool quantized_ = false;
   int64_t bytes_ = 0;
 };
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dlf import _C
-from dlf.checkpoints.precision import scale_name
+from dlf.checkpoints.precision import TILE_PARTS, MatrixFormat
 from dlf.errors import CheckpointError, UnknownArchitectureError
 from dlf.families import FAMILIES, WRAPPERS, Family, Wrapper
 from dlf.families.parts import LinearModule, Part, parts
@@ -45,7 +45,8 @@ class ModelConfig:
     ``spec`` is what the model computes, as its ``family`` reads it. ``context_length`` is the number of positions that
     the model was made for: ``max_position_embeddings``, or more if rotary scaling lengthens that. ``dtype`` is the
     one that the file declares. ``eos_token_ids`` are those of both configuration files. ``quantization`` is the object
-    ``quantization_config`` of a quantized checkpoint, unchecked.
+    ``quantization_config`` of a quantized checkpoint, unchecked. ``packed`` has the formats of tensors that the files
+    store as integers and scales, by name; that of a tied embedding is for the head.
     """
 
     family: Family
@@ -57,6 +58,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     quantization: Mapping[str, Any] | None = None
+    packed: Mapping[str, MatrixFormat] = field(default_factory=dict)
 
     @property
     def vocab_size(self) -> int:
@@ -113,13 +115,13 @@ class ModelConfig:
         return {part.module for slot, part in self.parts.items() if ".experts." in slot or slot.endswith(".router")}
 
     def by_slot(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Parts of this checkpoint, and any scales, by the slots that they fill; parts of stored tensors are taken."""
+        """Parts of this checkpoint, and those of tiles, by slot; parts of stored tensors are taken."""
         found = {}
         for slot, part in self.parts.items():
             name = self.head if slot == "head" else part.name
-            for key, place in ((name, slot), (scale_name(name), f"{slot}.scale")):
-                if key in tensors:
-                    found[place] = tensors[key]
+            for suffix, end in TILE_PARTS.items():
+                if name + suffix in tensors:
+                    found[slot + end] = tensors[name + suffix]
             if slot not in found and part.tensor in tensors:
                 found[slot] = part.take(tensors[part.tensor])
         return found

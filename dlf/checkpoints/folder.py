@@ -22,7 +22,7 @@ from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.content_hash import content_hash
 from dlf.checkpoints.hub import INDEX, SINGLE, TOKENIZER_FILES, additional_templates, index_of
 from dlf.checkpoints.packed import PackedMatrix
-from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TORCH_DTYPES, TensorLayout
+from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TORCH_DTYPES, MatrixFormat, TensorLayout
 from dlf.checkpoints.published import Scheme, StoredLayer, StoredMatrix, read_scheme
 from dlf.checkpoints.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
 from dlf.errors import CheckpointError
@@ -93,7 +93,7 @@ class Folder:
                 RuntimeWarning,
                 stacklevel=3,  # cached_property calls this
             )
-        return config
+        return replace(config, packed=self._formats(present))
 
     @property
     def has_tokenizer(self) -> bool:
@@ -223,6 +223,21 @@ class Folder:
             if stored is not None:
                 found[name] = stored
         return found
+
+    def _formats(self, present: Mapping[str, Path]) -> dict[str, MatrixFormat]:
+        """Formats of the tiles that keep the integers of quantized tensors; those without become floats."""
+        found = {}
+        for name, stored in self.quantized.items():
+            integers = stored.packs(lambda part: self._open(present[part]).take(part))
+            if integers is not None:
+                found[name] = MatrixFormat.of(
+                    integers.bits,
+                    integers.group,
+                    integers.scale,
+                    signed=integers.symmetric,
+                    zero=not integers.symmetric,
+                )
+        return {name: one for name, one in found.items() if one is not None}
 
     @cached_property
     def _parts(self) -> dict[str, list[str]]:

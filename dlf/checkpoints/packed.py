@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
+from dlf import _C
+from dlf.checkpoints.precision import TILE_PARTS, MatrixFormat
 from dlf.errors import CheckpointError
 
 __all__ = ["PackedMatrix"]
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+SCALES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+FLOATS = tuple(SCALES)
 INTEGERS = (torch.int8, torch.uint8)
 
 
@@ -94,6 +99,51 @@ class PackedMatrix:
     def shape(self) -> tuple[int, int]:
         """Shape ``(out, in)`` of the matrix."""
         return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def format(self) -> MatrixFormat | None:
+        """Format of the tiles that keep all its numbers; None if none do."""
+        floats = self.scale if self.block_scale is None else self.block_scale
+        return MatrixFormat.of(
+            self.bits,
+            self.group,
+            SCALES[floats.dtype],
+            signed=self.values.dtype == torch.int8,
+            minimum=self.minimum is not None,
+            zero=self.zero is not None,
+            block=self.block,
+        )
+
+    def tiles(self, name: str) -> dict[str, torch.Tensor]:
+        """Return the tensors of `MatrixFormat.layout`, by name.
+
+        Raises
+        ------
+        CheckpointError
+            If a number is out of its range or not finite, or no tiles keep them.
+        """
+        try:
+            parts = _C.pack(
+                self.values,
+                self.scale,
+                self.minimum,
+                self.bits,
+                self.group,
+                zero=self.zero,
+                block=self.block,
+                block_scale=self.block_scale,
+                block_minimum=self.block_minimum,
+                threads=torch.get_num_threads(),
+            )
+        except ValueError as error:
+            raise CheckpointError(f"tensor '{name}': {error}; load it as floats (weights='bf16')") from None
+        return {f"{name}{suffix}": parts[part] for suffix, part in TILE_PARTS.items() if part in parts}
+
+    def select(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> PackedMatrix:
+        """Return the matrix of those outputs that `rows` takes of a tensor with a row for each."""
+        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
+        chosen: dict[str, Any] = {name: rows(one) for name, one in tensors.items() if isinstance(one, torch.Tensor)}
+        return replace(self, **chosen)
 
     def dequantize(self) -> torch.Tensor:
         """Return the weights, float32 ``[out, in]``."""

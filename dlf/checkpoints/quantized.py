@@ -12,23 +12,36 @@ from dlf import _C
 from dlf.checkpoints.checkpoint import check_finite, load_tensors, read_tensors
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.huge_pages import leave, placement
-from dlf.checkpoints.precision import Precision, Quantization, scale_name
+from dlf.checkpoints.packed import PackedMatrix
+from dlf.checkpoints.precision import TILE_PARTS, MatrixFormat, Precision, Quantization, scale_name, tile_layouts
 from dlf.checkpoints.source import Source
 from dlf.checkpoints.weight_cache import CachedWeights, cache_folder
+from dlf.errors import CheckpointError
+from dlf.families.parts import Part
 
-__all__ = ["always_read", "linear_shapes", "load_quantized", "stored_linears", "weights_bytes"]
+__all__ = [
+    "always_read",
+    "formats_of",
+    "linear_shapes",
+    "load_packed",
+    "load_quantized",
+    "stored_linears",
+    "weights_bytes",
+]
 
 FLOATS = ("embedding", "positions", "router")  # slots of matrices that are small, or of which a token reads one row
 
 
+def _targets(config: ModelConfig) -> Iterator[tuple[str, Part]]:
+    """Yield the name and the part of each linear layer; a tied embedding is the part of the head."""
+    for slot, part in config.parts.items():
+        if len(part.shape) == 2 and not slot.endswith(FLOATS):
+            yield config.head if slot == "head" else part.name, part
+
+
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Name and shape ``[out, in]`` of every linear layer's weight; a tied embedding counts as the head."""
-    shapes = {
-        part.name: (part.shape[0], part.shape[1])
-        for slot, part in config.parts.items()
-        if len(part.shape) == 2 and not slot.endswith(FLOATS) and part.name != config.embedding
-    }
-    return shapes | {config.head: (config.spec.vocab_size, config.spec.hidden_size)}
+    return {name: (part.shape[0], part.shape[1]) for name, part in _targets(config)}
 
 
 def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -41,20 +54,75 @@ def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 def always_read(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, int]:
     """Return the sizes of the tensors that every step reads: not those of experts, which stay where they are."""
-    experts = {part.name for slot, part in config.parts.items() if ".experts." in slot}
-    experts |= {scale_name(name) for name in experts}
-    return {name: size for name, size in sizes.items() if name not in experts}
+    experts = [part.name for slot, part in config.parts.items() if ".experts." in slot]
+    idle = {name + suffix for name in experts for suffix in TILE_PARTS}
+    return {name: size for name, size in sizes.items() if name not in idle}
+
+
+def formats_of(config: ModelConfig, precision: Precision) -> dict[str, MatrixFormat]:
+    """Format of each linear layer that will be in tiles, by name; a tied embedding counts as the head."""
+    if precision.quantization is not None:
+        return dict.fromkeys(linear_shapes(config), precision.quantization.format)
+    if not precision.packed:
+        return {}
+    return {name: config.packed[part.tensor] for name, part in _targets(config) if part.tensor in config.packed}
 
 
 def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
     """Bytes that a model's weights take."""
     shapes = {part.name: part.shape for part in config.parts.values()}
     width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
-    if precision.quantization is None:
-        return width * sum(math.prod(shape) for shape in shapes.values())
-    linears = linear_shapes(config)
-    others = sum(math.prod(shape) for name, shape in shapes.items() if name not in linears)
-    return width * others + sum(one.nbytes for one in precision.quantization.layout(linears).values())
+    formats = formats_of(config, precision)
+    floats = sum(math.prod(shape) for name, shape in shapes.items() if name not in formats)
+    return width * floats + sum(one.nbytes for one in tile_layouts(formats, linear_shapes(config)).values())
+
+
+def load_packed(
+    source: Source, dtype: torch.dtype, formats: Mapping[str, MatrixFormat], huge_pages: bool = True
+) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's tensors, those of `formats` with the file's own integers and scales, as tiles.
+
+    They are laid out one by one, which takes a moment and keeps every number; so no file in the cache holds them. Other
+    linear layers, and everything else, become `dtype`.
+
+    Raises
+    ------
+    FileNotFoundError, CheckpointError
+        As `load_tensors` does, and if an integer or scale is out of its range.
+    """
+    config, shapes = source.config, linear_shapes(source.config)
+    sizes = {name: one.nbytes for name, one in tile_layouts(formats, shapes).items()}
+    floats = {part.name for part in config.parts.values()} - formats.keys()
+    tied = config.tie_word_embeddings and config.head not in formats
+    if tied:
+        shapes[config.embedding] = shapes.pop(config.head)
+    sizes |= {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items() if name in floats}
+    place = placement(always_read(config, sizes)) if huge_pages else leave
+    tensors = load_tensors(source, dtype, floats, place, set() if tied else {config.embedding})
+    if tied:
+        tensors[config.head] = tensors[config.embedding]
+    parts: dict[str, dict[str, Part]] = {}  # by stored tensor, then by name
+    for name, part in _targets(config):
+        if name in formats:
+            parts.setdefault(part.tensor, {})[name] = part
+    for stored, members in parts.items():
+        matrix = source.matrix(stored)
+        if not isinstance(matrix, PackedMatrix) or matrix.format != config.packed[stored]:
+            raise CheckpointError(
+                f"{source.path_of(stored)}: tensor '{stored}' has other integers and scales than its header says; "
+                "fetch the checkpoint again, or load it as floats (weights='bf16')"
+            )
+        for name, part in members.items():
+            packed = matrix if part.name == part.tensor else matrix.select(part.rows)
+            if packed.shape != part.shape:
+                raise CheckpointError(
+                    f"{source.path_of(stored)}: tensor '{stored}' has shape {list(matrix.shape)}; the model takes "
+                    f"{list(part.stored)}"
+                )
+            tensors |= {one: place(one, tensor) for one, tensor in packed.tiles(name).items()}
+        del matrix, packed
+    source.close()
+    return tensors
 
 
 def load_quantized(
@@ -109,7 +177,7 @@ def _quantize(source: Source, quantization: Quantization) -> Iterator[tuple[str,
         if tensor.dtype != torch.bfloat16:
             tensor = tensor.float()
         check_finite(tensor, part.name, path)
-        tiles, scale = _C.quantize(tensor, quantization.bits, quantization.group, torch.get_num_threads())
+        tiles, scale = _C.quantize(tensor, quantization.format.bits, quantization.format.group, torch.get_num_threads())
         del tensor  # and with it the file's pages, before the next tensor is read
         target = config.head if part.name == config.embedding else part.name
         yield target, tiles

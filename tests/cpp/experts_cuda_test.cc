@@ -136,8 +136,11 @@ struct Layer {
     const at::Tensor values = random({out, in}, at::kFloat, seed_++);
     if (ops::is_quantized(kind.type)) {
       ThreadTeam team(1);
-      const ops::QuantizedTensor tiles = ops::quantize(values, kind.type, kind.group, team);
-      return {keep(tiles.data), keep(tiles.scale), out, in, kind.type, kind.group};
+      const ops::Tiles tiles = ops::quantize(values, kind.type, kind.group, team);
+      Matrix matrix = ops::matrix_of(tiles, out, in, "weight");
+      matrix.data = keep(tiles.data);
+      matrix.scale = keep(tiles.scale);
+      return matrix;
     }
     return {keep(values.to(scalar_type(kind.dtype))), nullptr, out, in, kind.type, 0};
   }

@@ -122,7 +122,7 @@ constexpr std::pair<MatrixType, int64_t> kWeightTypes[] = {{MatrixType::float32,
 // A layer's random experts.
 struct Layer {
   std::vector<Stored> stored;
-  std::vector<QuantizedTensor> tiles;
+  std::vector<Tiles> tiles;
   std::vector<Expert> experts;
 
   Layer(int count, int64_t inner, int64_t hidden, MatrixType type, int64_t group) {
@@ -139,8 +139,7 @@ struct Layer {
       ThreadTeam team(2);
       at::Tensor dense = at::empty({out, in}, at::kFloat);
       std::copy(random.begin(), random.end(), dense.mutable_data_ptr<float>());
-      const QuantizedTensor& made = tiles.emplace_back(quantize(dense, type, group, team));
-      return {made.data.const_data_ptr(), made.scale.const_data_ptr(), out, in, type, group};
+      return matrix_of(tiles.emplace_back(quantize(dense, type, group, team)), out, in, "weight");
     }
     stored.emplace_back(random, type == MatrixType::float32 ? DType::float32 : DType::bfloat16);
     return {stored.back().bytes.data(), nullptr, out, in, type, 0};

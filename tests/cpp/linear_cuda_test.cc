@@ -10,6 +10,7 @@
 #include "ops/cuda/linear.h"
 #include "ops/cuda/linear_plain.h"
 #include "ops/cuda/linear_ring.h"
+#include "tiles_testing.h"
 
 namespace dlf::cuda {
 namespace {
@@ -22,69 +23,64 @@ struct Kind {
   MatrixType type;
   int64_t group;
   DType dtype;  // of activations
+  const PackedKind* packed = nullptr;
 };
 
-constexpr Kind kKinds[] = {
-    {MatrixType::float32, 0, DType::float32}, {MatrixType::bfloat16, 0, DType::bfloat16},
-    {MatrixType::float16, 0, DType::float16}, {MatrixType::int8, 0, DType::float32},
-    {MatrixType::int8, 0, DType::bfloat16},   {MatrixType::int8, 0, DType::float16},
-    {MatrixType::int4, 32, DType::float32},   {MatrixType::int4, 32, DType::bfloat16},
-    {MatrixType::int4, 64, DType::bfloat16},  {MatrixType::int4, 64, DType::float16},
-};
-
-// Returns the float64 values [out, in] of tiles, decoded one by one.
-at::Tensor values_of(const Matrix& matrix) {
-  at::Tensor values = at::empty({matrix.out, matrix.in}, at::kDouble);
-  const int64_t padded = ops::padded_inputs(matrix.in, matrix.group);
-  for (int64_t o = 0; o < matrix.out; ++o) {
-    const int64_t tile = o / ops::kTileOutputs;
-    const int64_t channel = o % ops::kTileOutputs;
-    for (int64_t i = 0; i < matrix.in; ++i) {
-      double& value = values.mutable_data_ptr<double>()[o * matrix.in + i];
-      if (matrix.type == MatrixType::int8) {
-        const auto* data = static_cast<const int8_t*>(matrix.data) + tile * padded * ops::kTileOutputs;
-        value = double{static_cast<const float*>(matrix.scale)[o]} * data[i / 4 * 64 + channel * 4 + i % 4];
-      } else {
-        const auto* data = static_cast<const uint8_t*>(matrix.data) + tile * padded * ops::kTileOutputs / 2;
-        const uint8_t both = data[i / 8 * 64 + channel * 4 + i % 4];
-        const auto* scale = static_cast<const c10::BFloat16*>(matrix.scale);
-        const int64_t group = tile * (padded / matrix.group) + i / matrix.group;
-        value = static_cast<float>(scale[group * ops::kTileOutputs + channel]);
-        value *= (i % 8 < 4 ? both & 15 : both >> 4) - 8;
-      }
-    }
+std::vector<Kind> all_kinds() {
+  std::vector<Kind> kinds = {
+      {MatrixType::float32, 0, DType::float32}, {MatrixType::bfloat16, 0, DType::bfloat16},
+      {MatrixType::float16, 0, DType::float16}, {MatrixType::int8, 0, DType::float32},
+      {MatrixType::int8, 0, DType::bfloat16},   {MatrixType::int8, 0, DType::float16},
+      {MatrixType::int4, 32, DType::float32},   {MatrixType::int4, 32, DType::bfloat16},
+      {MatrixType::int4, 64, DType::bfloat16},  {MatrixType::int4, 64, DType::float16},
+  };
+  constexpr DType kDTypes[] = {DType::bfloat16, DType::float16, DType::float32};
+  for (const PackedKind& packed : kPackedKinds) {
+    kinds.push_back({MatrixType::int8, 0, kDTypes[kinds.size() % 3], &packed});
   }
-  return values;
+  return kinds;
 }
+const std::vector<Kind> kKinds = all_kinds();
 
 // A random matrix on the device, and its values.
 struct Weights {
   at::Tensor values;  // float64 [out, in]
-  at::Tensor data;
-  at::Tensor scale;
+  ops::Tiles tensors;
   Matrix matrix;
 
   Weights(int64_t out, int64_t in, const Kind& kind, uint32_t seed) {
-    if (ops::is_quantized(kind.type)) {
-      ThreadTeam team(1);
-      const ops::QuantizedTensor tiles =
-          ops::quantize(random({out, in}, at::kFloat, seed), kind.type, kind.group, team);
-      values = values_of({tiles.data.const_data_ptr(), tiles.scale.const_data_ptr(), out, in, kind.type, kind.group});
-      data = to_device(tiles.data);
-      scale = to_device(tiles.scale);
+    ThreadTeam team(1);
+    if (kind.packed != nullptr) {
+      const ops::PackedMatrix packed = random_packed(*kind.packed, out, in, seed);
+      values = testing::values_of(packed);
+      keep(ops::pack(packed, team), out, in);
+    } else if (ops::is_quantized(kind.type)) {
+      const ops::Tiles tiles = ops::quantize(random({out, in}, at::kFloat, seed), kind.type, kind.group, team);
+      values = testing::values_of(ops::matrix_of(tiles, out, in, "weight"));
+      keep(tiles, out, in);
     } else {
       const at::Tensor host = random({out, in}, scalar_type(kind.dtype), seed);
       values = host.to(at::kDouble);
-      data = to_device(host);
+      tensors.data = to_device(host);
+      matrix = {tensors.data.const_data_ptr(), nullptr, out, in, kind.type, 0};
     }
-    matrix = {
-        data.const_data_ptr(), scale.defined() ? scale.const_data_ptr() : nullptr, out, in, kind.type, kind.group};
+  }
+
+  void keep(const ops::Tiles& host, int64_t out, int64_t in) {
+    for (const ops::TilePart& part : ops::kTileParts) {
+      if ((host.*part.tensor).defined()) {
+        tensors.*part.tensor = to_device(host.*part.tensor);
+      }
+    }
+    matrix = ops::matrix_of(tensors, out, in, "weight");
   }
 };
 
 using Product = void (*)(const LinearArgs&, Stream);
 
-bool is_half(const Kind& kind) { return !ops::is_quantized(kind.type) && kind.dtype != DType::float32; }
+bool is_half(const Kind& kind) {
+  return kind.packed == nullptr && !ops::is_quantized(kind.type) && kind.dtype != DType::float32;
+}
 
 // The kernels among which linear() chooses, for any size.
 void direct(const LinearArgs& args, Stream stream) {
@@ -278,7 +274,7 @@ void input_that_is_not_finite_shows() {
 
 void dequantize_writes_the_matrix() {
   for (const Kind& kind : kKinds) {
-    if (!ops::is_quantized(kind.type)) {
+    if (kind.packed == nullptr && !ops::is_quantized(kind.type)) {
       continue;
     }
     for (const int in : {5, 72, 200, 1100}) {
@@ -288,7 +284,12 @@ void dequantize_writes_the_matrix() {
         dequantize(weights.matrix, matrix.mutable_data_ptr(), kind.dtype, stream);
         return matrix;
       });
-      EXPECT(at::equal(y, weights.values.to(at::kFloat).to(scalar_type(kind.dtype))));
+      const at::Tensor expected = weights.values.to(at::kFloat).to(scalar_type(kind.dtype));
+      if (weights.matrix.origin != ops::Origin::minimum) {
+        EXPECT(at::equal(y, expected));
+      } else {  // rounded before and after the minimum is added
+        EXPECT(at::allclose(y.to(at::kDouble), weights.values, tolerance(kind.dtype), 1e-6));
+      }
     }
   }
 }

@@ -11,67 +11,70 @@
 #include "ops/cpu/activation.h"
 #include "ops/cpu/quantize.h"
 #include "ops_testing.h"
+#include "tiles_testing.h"
 
 namespace dlf::ops {
 namespace {
 
-// Returns the float32 values [out, in] of tiles.
-at::Tensor dequantize(const Matrix& matrix) {
-  at::Tensor weight = at::empty({matrix.out, matrix.in}, at::kFloat);
-  const int64_t padded = padded_inputs(matrix.in, matrix.group);
-  for (int64_t o = 0; o < matrix.out; ++o) {
-    const int64_t tile = o / kTileOutputs;
-    const int64_t channel = o % kTileOutputs;
-    for (int64_t i = 0; i < matrix.in; ++i) {
-      float& value = weight.mutable_data_ptr<float>()[o * matrix.in + i];
-      if (matrix.type == MatrixType::int8) {
-        const auto* data = static_cast<const int8_t*>(matrix.data) + tile * padded * kTileOutputs;
-        const int64_t at = i / 4 * 64 + channel * 4 + i % 4;
-        value = static_cast<float>(data[at]) * static_cast<const float*>(matrix.scale)[o];
-      } else {
-        const auto* data = static_cast<const uint8_t*>(matrix.data) + tile * padded * kTileOutputs / 2;
-        const auto* scale =
-            static_cast<const c10::BFloat16*>(matrix.scale) + tile * (padded / matrix.group) * kTileOutputs;
-        const uint8_t both = data[i / 8 * 64 + channel * 4 + i % 4];
-        const int half = i % 8 < 4 ? both & 15 : both >> 4;
-        value = static_cast<float>(half - 8) * static_cast<float>(scale[i / matrix.group * kTileOutputs + channel]);
-      }
-    }
+using dlf::testing::kPackedKinds;
+using dlf::testing::PackedKind;
+using dlf::testing::random_packed;
+using dlf::testing::values_of;
+
+// A kind of weights: of floats, quantized by ourselves, or packed in a file.
+struct Kind {
+  MatrixType type;
+  int64_t group;
+  const PackedKind* packed = nullptr;
+};
+
+std::vector<Kind> all_kinds() {
+  std::vector<Kind> kinds = {{MatrixType::float32, 0},
+                             {MatrixType::bfloat16, 0},
+                             {MatrixType::int8, 0},
+                             {MatrixType::int4, 32},
+                             {MatrixType::int4, 64}};
+  for (const PackedKind& packed : kPackedKinds) {
+    kinds.push_back({MatrixType::int8, 0, &packed});
   }
-  return weight;
+  return kinds;
 }
+const std::vector<Kind> kKinds = all_kinds();
 
 // A random matrix as stored, and its values.
 struct Weights {
   std::vector<char> bytes;
-  QuantizedTensor tiles;
-  Floats values;
+  Tiles tiles;
+  std::vector<double> values;
   Matrix matrix;
 
-  Weights(int64_t out, int64_t in, MatrixType type, int64_t group, uint32_t seed) {
+  Weights(int64_t out, int64_t in, const Kind& kind, uint32_t seed) {
+    ThreadTeam team(2);
     const Floats random = random_floats(out * in, seed);
-    if (is_quantized(type)) {
-      ThreadTeam team(2);
+    if (kind.packed != nullptr) {
+      const PackedMatrix packed = random_packed(*kind.packed, out, in, seed);
+      tiles = pack(packed, team);
+      matrix = matrix_of(tiles, out, in, "weight");
+      set(values_of(packed));
+    } else if (is_quantized(kind.type)) {
       at::Tensor dense = at::empty({out, in}, at::kFloat);
       std::copy(random.begin(), random.end(), dense.mutable_data_ptr<float>());
-      tiles = quantize(dense, type, group, team);
-      matrix = {tiles.data.const_data_ptr(), tiles.scale.const_data_ptr(), out, in, type, group};
-      const at::Tensor back = dequantize(matrix);
-      values.assign(back.const_data_ptr<float>(), back.const_data_ptr<float>() + out * in);
+      tiles = quantize(dense, kind.type, kind.group, team);
+      matrix = matrix_of(tiles, out, in, "weight");
+      set(values_of(matrix));
     } else {
-      Stored stored(random, type == MatrixType::float32 ? DType::float32 : DType::bfloat16);
+      Stored stored(random, kind.type == MatrixType::float32 ? DType::float32 : DType::bfloat16);
       bytes = std::move(stored.bytes);
-      values = std::move(stored.values);
-      matrix = {bytes.data(), nullptr, out, in, type, 0};
+      values.assign(stored.values.begin(), stored.values.end());
+      matrix = {bytes.data(), nullptr, out, in, kind.type, 0};
     }
   }
-};
 
-constexpr std::pair<MatrixType, int64_t> kWeightTypes[] = {{MatrixType::float32, 0},
-                                                           {MatrixType::bfloat16, 0},
-                                                           {MatrixType::int8, 0},
-                                                           {MatrixType::int4, 32},
-                                                           {MatrixType::int4, 64}};
+  void set(const at::Tensor& exact) {
+    const at::Tensor dense = exact.contiguous();
+    values.assign(dense.const_data_ptr<double>(), dense.const_data_ptr<double>() + dense.numel());
+  }
+};
 
 // Returns element i of a row as the products read it.
 double input_value(const LinearInputRows& x, int64_t row, int64_t i, MatrixType type) {
@@ -97,17 +100,17 @@ void for_each_linear_kernel(MatrixType type, Body&& body) {
 
 void linear_is_a_matrix_product() {
   ThreadTeam team(1);
-  for (const auto& [type, group] : kWeightTypes) {
-    for (const int rows : {1, 2, 3, 4, 7, 16, 19}) {
+  for (const Kind& kind : kKinds) {
+    for (const int rows : {1, 2, 3, 4, 7, 16, 19, 20}) {
       for (const int64_t in : {1, 7, 64, 96, 131, 544}) {
         const int64_t out = 37;
         const Floats data = random_floats(rows * in, 1);
         const Floats bias = random_floats(out, 2);
-        const Weights weights(out, in, type, group, 3);
+        const Weights weights(out, in, kind, 3);
         LinearInput input(rows, in);
-        const LinearInputRows x = input.prepare(data.data(), rows, in, type, team);
+        const LinearInputRows x = input.prepare(data.data(), rows, in, weights.matrix.type, team);
         for (const bool accumulate : {false, true}) {
-          for_each_linear_kernel(type, [&](auto* kernel) {
+          for_each_linear_kernel(weights.matrix.type, [&](auto* kernel) {
             Floats y(rows * out, 0.5F);
             const LinearArgs args = {{weights.matrix, bias.data(), y.data(), rows}, accumulate};
             kernel(x, args, 0, 1);
@@ -117,7 +120,7 @@ void linear_is_a_matrix_product() {
                 double expected = bias[o] + (accumulate ? 0.5 : 0.0);
                 double size = 0.0;
                 for (int64_t i = 0; i < in; ++i) {
-                  const double product = input_value(x, r, i, type) * weights.values[o * in + i];
+                  const double product = input_value(x, r, i, weights.matrix.type) * weights.values[o * in + i];
                   expected += product;
                   size += std::abs(product);
                 }
@@ -137,17 +140,17 @@ void a_row_does_not_depend_on_the_others() {
   const int64_t in = 224;
   const int64_t out = 48;
   const Floats data = random_floats(rows * in, 4);
-  for (const auto& [type, group] : kWeightTypes) {
-    const Weights weights(out, in, type, group, 5);
+  for (const Kind& kind : kKinds) {
+    const Weights weights(out, in, kind, 5);
     LinearInput input(rows, in);
     LinearInput one(1, in);
-    for_each_linear_kernel(type, [&](auto* kernel) {
+    for_each_linear_kernel(weights.matrix.type, [&](auto* kernel) {
       Floats together(rows * out);
       Floats alone(out);
-      kernel(input.prepare(data.data(), rows, in, type, team),
+      kernel(input.prepare(data.data(), rows, in, weights.matrix.type, team),
              {{weights.matrix, nullptr, together.data(), rows}, false}, 0, tiles(out));
       for (int64_t r = 0; r < rows; ++r) {
-        kernel(one.prepare(data.data() + r * in, 1, in, type, team),
+        kernel(one.prepare(data.data() + r * in, 1, in, weights.matrix.type, team),
                {{weights.matrix, nullptr, alone.data(), 1}, false}, 0, tiles(out));
         EXPECT(std::equal(alone.begin(), alone.end(), together.begin() + r * out));
       }
@@ -159,13 +162,13 @@ void several_products_run_in_one_loop() {
   const int rows = 3;
   const int64_t in = 96;
   const Floats data = random_floats(rows * in, 6);
-  for (const auto& [type, group] : kWeightTypes) {
-    const Weights first(37, in, type, group, 7);
-    const Weights second(16, in, type, group, 8);
-    const Weights third(37, in, type, group, 9);
+  for (const Kind& kind : kKinds) {
+    const Weights first(37, in, kind, 7);
+    const Weights second(16, in, kind, 8);
+    const Weights third(37, in, kind, 9);
     LinearInput input(rows, in);
     ThreadTeam team(3);
-    const LinearInputRows x = input.prepare(data.data(), rows, in, type, team);
+    const LinearInputRows x = input.prepare(data.data(), rows, in, first.matrix.type, team);
     Floats y[3], expected[3];
     const Weights* weights[3] = {&first, &second, &third};
     std::vector<LinearArgs> products;
@@ -197,17 +200,17 @@ void prefill_multiplies_as_decode_does() {
   const int64_t out = 33;
   const Floats data = random_floats(rows * in, 10);
   const Floats bias = random_floats(out, 11);
-  for (const auto& [type, group] : kWeightTypes) {
-    const Weights weights(out, in, type, group, 12);
+  for (const Kind& kind : kKinds) {
+    const Weights weights(out, in, kind, 12);
     LinearInput input(rows, in);
-    const LinearInputRows x = input.prepare(data.data(), rows, in, type, team);
+    const LinearInputRows x = input.prepare(data.data(), rows, in, weights.matrix.type, team);
     Floats decoded(rows * out, 1.0F);
     Floats prefilled(rows * out, 1.0F);
     linear(x, {{weights.matrix, bias.data(), decoded.data(), rows}, true}, team);
     linear_prefill(x, {{weights.matrix, bias.data(), prefilled.data(), rows}, true}, team);
     for (size_t i = 0; i < decoded.size(); ++i) {
       // In bfloat16 prefill also rounds the product, by up to 1/512.
-      const double tolerance = type == MatrixType::bfloat16 ? 4e-3 * (4.0 + std::abs(decoded[i])) : 1e-4;
+      const double tolerance = kind.type == MatrixType::bfloat16 ? 4e-3 * (4.0 + std::abs(decoded[i])) : 1e-4;
       EXPECT(std::abs(prefilled[i] - decoded[i]) <= tolerance);
     }
   }
@@ -230,29 +233,56 @@ void input_is_rounded_to_the_nearest() {
       const double scale = y.scale[i / kInputGroup];
       EXPECT(std::abs(y.value[i] * scale - (i < 100 ? data[i] : 0.0)) <= 0.5001 * scale);
     }
-    for (int64_t group = 0; group < 4; ++group) {
+    for (int64_t half = 0; half < 8; ++half) {
       int32_t sum = 0;
-      for (int64_t i = 0; i < kInputGroup; ++i) {
-        sum += y.value[group * kInputGroup + i];
+      for (int64_t i = 0; i < kHalfGroup; ++i) {
+        sum += y.value[half * kHalfGroup + i];
       }
-      EXPECT(y.sum[group] == sum);
+      EXPECT(y.half_sum[half] == sum);
     }
     EXPECT(y.scale[1] == 0.0F);
   });
+}
+
+void products_of_one_loop_may_differ_in_type() {
+  ThreadTeam team(2);
+  const int rows = 3;
+  const int64_t in = 96;
+  const Floats data = random_floats(rows * in, 17);
+  LinearInput input(rows, in);
+  const LinearInputRows x = input.prepare(data.data(), rows, in, MatrixType::int4, team);
+  std::vector<Weights> weights;
+  for (const Kind& kind : kKinds) {
+    if (is_quantized(kind.type)) {
+      weights.emplace_back(21, in, kind, 18);
+    }
+  }
+  std::vector<Floats> together(weights.size(), Floats(rows * 21));
+  std::vector<LinearArgs> products;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    products.push_back({{weights[i].matrix, nullptr, together[i].data(), rows}, false});
+  }
+  linear(x, products, team);
+  for (size_t i = 0; i < weights.size(); ++i) {
+    Floats alone(rows * 21);
+    linear(x, {{weights[i].matrix, nullptr, alone.data(), rows}, false}, team);
+    EXPECT(alone == together[i]);
+  }
 }
 
 // Values that are not finite must reach the logits, where a check names the model.
 void input_that_is_not_finite_shows() {
   ThreadTeam team(1);
   for (const float bad : {INFINITY, -INFINITY, NAN, std::bit_cast<float>(0x7fffffffU)}) {
-    for (const auto& [type, group] : kWeightTypes) {
-      const Weights weights(20, 64, type, group, 14);
+    for (const Kind& kind : kKinds) {
+      const Weights weights(20, 64, kind, 14);
       Floats data = random_floats(64, 15);
       data[40] = bad;
       LinearInput input(1, 64);
-      for_each_linear_kernel(type, [&](auto* kernel) {
+      for_each_linear_kernel(weights.matrix.type, [&](auto* kernel) {
         Floats y(20);
-        kernel(input.prepare(data.data(), 1, 64, type, team), {{weights.matrix, nullptr, y.data(), 1}, false}, 0, 2);
+        kernel(input.prepare(data.data(), 1, 64, weights.matrix.type, team),
+               {{weights.matrix, nullptr, y.data(), 1}, false}, 0, 2);
         EXPECT(std::none_of(y.begin(), y.end(), [](float value) { return std::isfinite(value); }));
       });
     }
@@ -267,17 +297,15 @@ void quantized_weights_are_near() {
   Floats random = random_floats(out * in, 16);
   std::fill(random.begin(), random.begin() + 40, 0.0F);
   std::copy(random.begin(), random.end(), weight.mutable_data_ptr<float>());
-  const QuantizedTensor eight = quantize(weight, MatrixType::int8, 0, team);
-  const at::Tensor back =
-      dequantize({eight.data.const_data_ptr(), eight.scale.const_data_ptr(), out, in, MatrixType::int8, 0});
+  const Tiles eight = quantize(weight, MatrixType::int8, 0, team);
+  const at::Tensor back = values_of(matrix_of(eight, out, in, "weight"));
   for (int64_t i = 0; i < out * in; ++i) {
     const double scale = eight.scale.const_data_ptr<float>()[i / in];
-    EXPECT(std::abs(back.const_data_ptr<float>()[i] - random[i]) <= 0.5001 * scale);
+    EXPECT(std::abs(back.const_data_ptr<double>()[i] - random[i]) <= 0.5001 * scale);
   }
   for (const int64_t group : {32, 64}) {
-    const QuantizedTensor four = quantize(weight, MatrixType::int4, group, team);
-    const at::Tensor near_weight =
-        dequantize({four.data.const_data_ptr(), four.scale.const_data_ptr(), out, in, MatrixType::int4, group});
+    const Tiles four = quantize(weight, MatrixType::int4, group, team);
+    const at::Tensor near_weight = values_of(matrix_of(four, out, in, "weight"));
     double error = 0.0;
     double plain = 0.0;  // error of a scale without a search, which makes the largest magnitude 7
     for (int64_t o = 0; o < out; ++o) {
@@ -290,13 +318,55 @@ void quantized_weights_are_near() {
         for (int64_t i = first; i < end; ++i) {
           const double value = random[o * in + i];
           const double rounded = largest > 0.0 ? std::round(value / (largest / 7)) * (largest / 7) : 0.0;
-          error += std::pow(near_weight.const_data_ptr<float>()[o * in + i] - value, 2);
+          error += std::pow(near_weight.const_data_ptr<double>()[o * in + i] - value, 2);
           plain += std::pow(rounded - value, 2);
         }
       }
     }
     EXPECT(error < 0.8 * plain);
     EXPECT(error > 0.3 * plain);
+  }
+}
+
+void packing_keeps_every_number() {
+  ThreadTeam team(2);
+  for (const PackedKind& kind : kPackedKinds) {
+    for (const int64_t in : {5, 64, 320, 513}) {
+      for (const int64_t out : {1, 16, 37}) {
+        const PackedMatrix packed = random_packed(kind, out, in, 19);
+        const Tiles tiles = pack(packed, team);
+        EXPECT(at::equal(values_of(matrix_of(tiles, out, in, kind.name)), values_of(packed)));
+      }
+    }
+  }
+}
+
+void packing_refuses_what_tiles_do_not_hold() {
+  ThreadTeam team(1);
+  const PackedKind plain = {"plain", 4, true, 32, at::kHalf, Origin::middle};
+  const auto refuses = [&](const PackedKind& kind, auto&& change) {
+    PackedMatrix packed = random_packed(kind, 4, 512, 20);
+    pack(packed, team);
+    change(packed);
+    EXPECT_THROWS(pack(packed, team));
+  };
+  refuses(plain, [](PackedMatrix& packed) { packed.values[3][5] = 8; });
+  refuses(plain, [](PackedMatrix& packed) { packed.values = packed.values.to(at::kInt); });
+  refuses(plain, [](PackedMatrix& packed) { packed.bits = 9; });
+  refuses(plain, [](PackedMatrix& packed) { packed.scale[1][2] = INFINITY; });
+  refuses(plain, [](PackedMatrix& packed) { packed.scale = packed.scale.narrow(1, 0, 3); });
+  refuses(plain, [](PackedMatrix& packed) { packed.scale = packed.scale.to(at::kDouble); });
+  refuses(plain, [](PackedMatrix& packed) { packed.minimum = packed.scale.to(at::kFloat); });
+  refuses(kPackedKinds[9], [](PackedMatrix& packed) { packed.zero[0][0] = 200; });
+  refuses(kPackedKinds[9], [](PackedMatrix& packed) { packed.minimum = packed.scale; });
+  refuses(kPackedKinds[7], [](PackedMatrix& packed) { packed.block_scale = at::Tensor(); });
+  refuses(kPackedKinds[7], [](PackedMatrix& packed) { packed.block_scale = packed.block_scale.narrow(1, 0, 1); });
+  refuses(kPackedKinds[7], [](PackedMatrix& packed) { packed.scale = packed.scale.to(at::kInt).add(200); });
+  refuses(kPackedKinds[5], [](PackedMatrix& packed) { packed.block_minimum = at::Tensor(); });
+  PackedMatrix wide = random_packed({"wide", 8, false, 32, at::kHalf, Origin::minimum}, 4, 64, 21);
+  EXPECT_THROWS(pack(wide, team));  // 255 with a minimum
+  for (const int64_t group : {8, 48, 16}) {
+    EXPECT_THROWS(pack(random_packed({"odd", 8, true, group, at::kHalf, Origin::middle}, 4, 96, 22), team));
   }
 }
 
@@ -320,6 +390,9 @@ int main() {
       {"a row does not depend on the others", a_row_does_not_depend_on_the_others},
       {"several products run in one loop", several_products_run_in_one_loop},
       {"prefill multiplies as decode does", prefill_multiplies_as_decode_does},
+      {"products of one loop may differ in type", products_of_one_loop_may_differ_in_type},
+      {"packing keeps every number", packing_keeps_every_number},
+      {"packing refuses what tiles do not hold", packing_refuses_what_tiles_do_not_hold},
       {"input is rounded to the nearest", input_is_rounded_to_the_nearest},
       {"input that is not finite shows", input_that_is_not_finite_shows},
       {"quantized weights are near", quantized_weights_are_near},

@@ -37,7 +37,7 @@ void check_present(const EngineOptions& options, size_t models) {
 }
 
 ModelSize size_of(const Weights& weights) {
-  return {weights.spec(), weights.dtype(), ops::is_quantized(weights.type()), weights.bytes()};
+  return {weights.spec(), weights.dtype(), weights.quantized(), weights.bytes()};
 }
 
 }  // namespace

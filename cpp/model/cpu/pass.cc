@@ -36,7 +36,7 @@ void Decoder::Pass::head(int64_t first, int rows, float* logits) {
   norm(data(d_.hidden_) + first * spec().hidden_size, d_.weights_->norm);
   const LinearWeights& linear = d_.weights_->head;
   const std::array products = {product(linear, logits)};
-  multiply(input_of(linear, data(d_.normed_)), products);
+  multiply(data(d_.normed_), products);
   if (!are_final(spec())) {
     ops::finish_logits(logit_args(spec(), logits, rows), d_.team_);
   }
@@ -69,7 +69,7 @@ void Decoder::Pass::norm(const NormWeights& weights) { norm(data(d_.hidden_), we
 void Decoder::Pass::project_heads(int64_t index) {
   const LayerWeights& w = layer(index);
   const std::array products = {product(w.q, data(d_.q_)), product(w.k, data(d_.k_)), product(w.v, data(d_.v_))};
-  multiply(input_of(w.q, data(d_.normed_)), products);
+  multiply(data(d_.normed_), products);
   adapt(index, data(d_.normed_),
         {{&LayerAdapter::q, data(d_.q_)}, {&LayerAdapter::k, data(d_.k_)}, {&LayerAdapter::v, data(d_.v_)}});
 }
@@ -88,17 +88,17 @@ void Decoder::Pass::add_attention(int64_t index) {
 void Decoder::Pass::gate(int64_t index) {
   const LayerWeights& w = layer(index);
   const FeedForwardSpec& feed_forward = spec().feed_forward;
-  const ops::LinearInputRows input = input_of(w.up, data(d_.normed_));
   if (feed_forward.gated) {
     const std::array products = {product(w.gate, data(d_.gate_)), product(w.up, data(d_.up_))};
-    if (!is_prompt_ && d_.runs_.empty()) {
+    if (!is_prompt_ && d_.runs_.empty() && ops::read_alike(w.gate.matrix.type, w.up.matrix.type)) {
+      const ops::LinearInputRows input = input_of(data(d_.normed_), products[0]);
       return ops::linear_gated(input, products[0], products[1], feed_forward.activation, d_.team_);
     }
-    multiply(input, products);
+    multiply(data(d_.normed_), products);
     adapt(index, data(d_.normed_), {{&LayerAdapter::gate, data(d_.gate_)}, {&LayerAdapter::up, data(d_.up_)}});
   } else {
     const std::array products = {product(w.up, data(d_.up_))};
-    multiply(input, products);
+    multiply(data(d_.normed_), products);
     adapt(index, data(d_.normed_), {{&LayerAdapter::up, data(d_.up_)}});
   }
   const auto size = static_cast<int>(feed_forward.size);
@@ -117,7 +117,7 @@ void Decoder::Pass::route(int64_t index) {
   const ExpertsSpec& experts = spec().experts;
   const LinearWeights& router = layer(index).router;
   const std::array products = {product(router, data(d_.experts_.logits))};
-  multiply(input_of(router, data(d_.normed_)), products);
+  multiply(data(d_.normed_), products);
   ops::router({data(d_.experts_.logits), nullptr, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
                static_cast<int>(experts.chosen), std::numeric_limits<int>::max(), experts.normalise},
               d_.team_);
@@ -139,8 +139,8 @@ ops::LinearArgs Decoder::Pass::product(const LinearWeights& linear, float* y, bo
   return {{linear.matrix, data(linear.bias), y, rows_}, accumulate};
 }
 
-ops::LinearInputRows Decoder::Pass::input_of(const LinearWeights& linear, const float* x) {
-  return d_.input_.prepare(x, rows_, linear.matrix.in, linear.matrix.type, d_.team_);
+ops::LinearInputRows Decoder::Pass::input_of(const float* x, const ops::LinearArgs& product) {
+  return d_.input_.prepare(x, rows_, product.weight.in, product.weight.type, d_.team_);
 }
 
 void Decoder::Pass::norm(float* x, const NormWeights& weights) {
@@ -149,12 +149,23 @@ void Decoder::Pass::norm(float* x, const NormWeights& weights) {
             d_.team_);
 }
 
-void Decoder::Pass::multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products) {
-  if (!is_prompt_) {
-    return ops::linear(x, products, d_.team_);
-  }
-  for (const ops::LinearArgs& args : products) {
-    ops::linear_prefill(x, args, d_.team_);
+// Prepares x once for neighbouring products that read it alike.
+void Decoder::Pass::multiply(const float* x, std::span<const ops::LinearArgs> products) {
+  while (!products.empty()) {
+    const ops::LinearArgs& first = products.front();
+    size_t count = 1;
+    while (count < products.size() && ops::read_alike(first.weight.type, products[count].weight.type)) {
+      ++count;
+    }
+    const ops::LinearInputRows input = input_of(x, first);
+    if (is_prompt_) {
+      for (const ops::LinearArgs& args : products.first(count)) {
+        ops::linear_prefill(input, args, d_.team_);
+      }
+    } else {
+      ops::linear(input, products.first(count), d_.team_);
+    }
+    products = products.subspan(count);
   }
 }
 
@@ -164,7 +175,7 @@ void Decoder::Pass::add(int64_t index, LinearWeights LayerWeights::* weights, Lo
   const LinearWeights& linear = layer(index).*weights;
   float* y = output();
   const std::array products = {product(linear, y, /*accumulate=*/adds_at_once())};
-  multiply(input_of(linear, x), products);
+  multiply(x, products);
   adapt(index, x, {{update, y}});
   add_output(post_norm);
 }

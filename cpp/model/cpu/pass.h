@@ -39,13 +39,13 @@ class Decoder::Pass {
   };
 
   ops::LinearArgs product(const LinearWeights& linear, float* y, bool accumulate = false) const;
-  ops::LinearInputRows input_of(const LinearWeights& linear, const float* x);
+  ops::LinearInputRows input_of(const float* x, const ops::LinearArgs& product);
   void norm(float* x, const NormWeights& weights);
   float* activated();
   bool adds_at_once() const { return !d_.branch_.defined(); }
   float* output();
   void add_output(const NormWeights& post_norm);
-  void multiply(const ops::LinearInputRows& x, std::span<const ops::LinearArgs> products);
+  void multiply(const float* x, std::span<const ops::LinearArgs> products);
   void add(int64_t index, LinearWeights LayerWeights::* weights, LowRank LayerAdapter::* update, const float* x,
            const NormWeights& post_norm);
   void adapt(int64_t index, const float* x, std::initializer_list<Adapted> products);

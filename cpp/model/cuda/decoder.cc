@@ -100,7 +100,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
     experts_ = ExpertBuffers(spec_, rows, most_runs(spec_, rows), halves);
   }
   logits_ = at::zeros({rows_with_logits(shape), spec_.vocab_size}, floats);
-  if (ops::is_quantized(weights.type())) {
+  if (weights.quantized()) {
     dequantized_ = at::empty({largest_matrix(spec_)}, halves);
   }
   ready_libraries();

@@ -155,12 +155,12 @@ void Decoder::Pass::add_attention(int64_t index) {
 
 // Runs as one kernel if it can.
 void Decoder::Pass::gate(int64_t index) {
-  const DeviceLinear& gate_up = layer(index).gate_up;
+  const std::vector<DeviceLinear>& gate_up = layer(index).gate_up;
   const FeedForwardSpec& feed_forward = spec().feed_forward;
   const auto size = static_cast<int>(feed_forward.size);
-  LinearArgs args = linear_args(gate_up, d_.normed_, d_.activated_);
+  LinearArgs args = linear_args(gate_up[0], d_.normed_, d_.activated_);
   if (d_.adapters_.empty() && feed_forward.gated && feed_forward.activation == ops::Activation::silu &&
-      linear_serves(args) && linear_gates(args)) {
+      gate_up.size() == 1 && linear_serves(args) && linear_gates(args)) {
     args.gated = size;
     args.up_offset = static_cast<int>(d_.up_offset_);
     return cuda::linear(args, d_.queue_.stream());
@@ -247,14 +247,14 @@ at::Tensor Decoder::Pass::library_weight(const DeviceLinear& linear) const {
   const ops::Matrix& matrix = linear.matrix;
   return ops::is_quantized(matrix.type)
              ? d_.dequantized_.narrow(0, 0, matrix.out * matrix.in).view({matrix.out, matrix.in})
-             : linear.weight;
+             : linear.tensors.data;
 }
 
 LinearArgs Decoder::Pass::linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const {
   LinearArgs args = {};
   args.weight = linear.matrix;
   args.bias = data(linear.bias);
-  args.y = y.mutable_data_ptr();
+  args.y = column(y, linear.first);
   args.rows = rows_;
   args.x = x.const_data_ptr();
   args.y_stride = static_cast<int>(y.size(1));
@@ -262,6 +262,12 @@ LinearArgs Decoder::Pass::linear_args(const DeviceLinear& linear, const at::Tens
   args.position = places_.position;
   args.dtype = d_.dtype_;
   return args;
+}
+
+void Decoder::Pass::multiply(const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y) {
+  for (const DeviceLinear& linear : linears) {
+    multiply(linear, x, y);
+  }
 }
 
 // Computes y = x W^T + bias for the first rows of x: by our own kernel if they are few, else by the matrix library.
@@ -274,7 +280,7 @@ void Decoder::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at
     cuda::dequantize(linear.matrix, d_.dequantized_.mutable_data_ptr(), d_.dtype_, d_.queue_.stream());
   }
   const int64_t rows = std::min<int64_t>({padded_rows(rows_), x.size(0), y.size(0)});
-  at::Tensor out = y.narrow(0, 0, rows).narrow(1, 0, linear.matrix.out);
+  at::Tensor out = y.narrow(0, 0, rows).narrow(1, linear.first, linear.matrix.out);
   matmul(x.narrow(0, 0, rows), library_weight(linear), out);
   if (linear.bias.defined()) {
     add_bias({args.y, args.bias, rows_, static_cast<int>(linear.matrix.out), args.y_stride,
@@ -284,9 +290,11 @@ void Decoder::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at
 }
 
 void Decoder::Pass::multiply_once(int rows) {
-  const auto multiply = [&](const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) {
-    at::Tensor out = y.narrow(0, 0, rows).narrow(1, 0, linear.matrix.out);
-    matmul(x.narrow(0, 0, rows), library_weight(linear), out);
+  const auto multiply = [&](const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y) {
+    for (const DeviceLinear& linear : linears) {
+      at::Tensor out = y.narrow(0, 0, rows).narrow(1, linear.first, linear.matrix.out);
+      matmul(x.narrow(0, 0, rows), library_weight(linear), out);
+    }
   };
   const auto first = [&](bool experts) {
     const auto& layers = spec().layers;

@@ -54,6 +54,7 @@ class Decoder::Pass {
   void add_branch(const NormWeights& norm);
   LinearArgs linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const;
   at::Tensor library_weight(const DeviceLinear& linear) const;
+  void multiply(const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y);
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y);
   void adapt(int64_t index, DeviceAdapters::Input input);
 

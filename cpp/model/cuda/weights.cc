@@ -4,6 +4,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include "support/cuda/runtime.h"
@@ -40,33 +41,52 @@ at::Tensor stack(const std::vector<at::Tensor>& parts, int64_t rows, int device)
   return stacked;
 }
 
-DeviceLinear linear(const std::vector<const LinearWeights*>& parts, int device) {
-  std::vector<at::Tensor> weights;
-  std::vector<at::Tensor> scales;
-  std::vector<at::Tensor> biases;
-  int64_t out = 0;
+// Joins layers that are stored alike. `rows`: each begins at a multiple of so many outputs.
+DeviceLinear join(std::span<const LinearWeights* const> parts, int64_t rows, int device) {
+  DeviceLinear joined;
+  joined.matrix = parts[0]->matrix;
+  const bool tiled = ops::is_quantized(joined.matrix.type);
   bool biased = false;
+  int64_t out = 0;
+  std::vector<at::Tensor> biases;
   for (const LinearWeights* part : parts) {
-    out += parts.size() > 1 ? padded_outputs(part->matrix.out) : part->matrix.out;
+    out += ops::round_up(part->matrix.out, rows);
     biased = biased || part->bias.defined();
-  }
-  for (const LinearWeights* part : parts) {
-    weights.push_back(part->weight);
-    scales.push_back(part->scale);
     biases.push_back(part->bias.defined() ? part->bias : at::zeros({part->matrix.out}, at::kFloat));
   }
-  const ops::Matrix& first = (*parts.begin())->matrix;
-  const bool tiled = ops::is_quantized(first.type);
-  const int64_t rows = parts.size() > 1 && !tiled ? ops::kTileOutputs : 1;  // tiles are already whole
-  DeviceLinear stacked;
-  stacked.weight = stack(weights, rows, device);
-  stacked.scale = tiled ? stack(scales, 1, device) : at::Tensor();
-  stacked.bias = biased ? stack(biases, parts.size() > 1 ? ops::kTileOutputs : 1, device) : at::Tensor();
-  stacked.matrix = first;
-  stacked.matrix.out = out;
-  stacked.matrix.data = stacked.weight.const_data_ptr();
-  stacked.matrix.scale = tiled ? stacked.scale.const_data_ptr() : nullptr;
-  return stacked;
+  for (const ops::TilePart& tile_part : ops::kTileParts) {
+    if ((parts[0]->tensors.*tile_part.tensor).defined()) {
+      std::vector<at::Tensor> tensors;
+      for (const LinearWeights* part : parts) {
+        tensors.push_back(part->tensors.*tile_part.tensor);
+      }
+      joined.tensors.*tile_part.tensor = stack(tensors, tiled ? 1 : rows, device);  // tiles are already whole
+    }
+  }
+  joined.bias = biased ? stack(biases, rows, device) : at::Tensor();
+  joined.matrix.out = out;
+  joined.matrix.data = joined.tensors.data.const_data_ptr();
+  if (tiled) {
+    joined.matrix = ops::matrix_of(joined.tensors, out, joined.matrix.in, "on the device");
+  }
+  return joined;
+}
+
+std::vector<DeviceLinear> linear(const std::vector<const LinearWeights*>& layers, int device) {
+  const int64_t rows = layers.size() > 1 ? ops::kTileOutputs : 1;
+  std::vector<DeviceLinear> joined;
+  int64_t first = 0;
+  for (std::span<const LinearWeights* const> rest(layers); !rest.empty();) {
+    size_t count = 1;
+    while (count < rest.size() && ops::stored_alike(rest[0]->matrix, rest[count]->matrix)) {
+      ++count;
+    }
+    joined.push_back(join(rest.first(count), rows, device));
+    joined.back().first = first;
+    first += joined.back().matrix.out;
+    rest = rest.subspan(count);
+  }
+  return joined;
 }
 
 DeviceExperts experts(const LayerWeights& layer, int device) {
@@ -76,15 +96,17 @@ DeviceExperts experts(const LayerWeights& layer, int device) {
     for (const ExpertWeights& expert : layer.experts) {
       parts.push_back(&(expert.*member));
     }
-    DeviceLinear stacked = linear(parts, device);
+    DeviceLinear stacked = join(parts, parts.size() > 1 ? ops::kTileOutputs : 1, device);
     const auto count = static_cast<int64_t>(parts.size());
-    const auto address = [&](const at::Tensor& tensor, int64_t e) -> const void* {
-      return tensor.defined() ? static_cast<const std::byte*>(tensor.const_data_ptr()) + tensor.nbytes() / count * e
-                              : nullptr;
-    };
     for (int64_t e = 0; e < count; ++e) {
-      (matrices[e].*matrix).data = address(stacked.weight, e);
-      (matrices[e].*matrix).scale = address(stacked.scale, e);
+      ops::Tiles tensors;
+      for (const ops::TilePart& part : ops::kTileParts) {
+        const at::Tensor& all = stacked.tensors.*part.tensor;
+        tensors.*part.tensor = all.defined() ? all.narrow(0, all.size(0) / count * e, all.size(0) / count) : all;
+      }
+      ops::Matrix& own = matrices[e].*matrix;
+      own = ops::is_quantized(own.type) ? ops::matrix_of(tensors, own.out, own.in, "on the device") : own;
+      own.data = tensors.data.const_data_ptr();
     }
     return stacked;
   };
@@ -123,9 +145,9 @@ DeviceWeights::DeviceWeights(const Weights& weights, int device)
     }
     to.feed_forward_post_norm = to_device(layer.feed_forward_post_norm, device);
   }
-  if (weights.head.weight.is_same(weights.embedding)) {  // tied: held once
-    head = {embedding, {}, {}, weights.head.matrix};
-    head.matrix.data = embedding.const_data_ptr();
+  if (weights.head.tensors.data.is_same(weights.embedding)) {  // tied: held once
+    head = {{{embedding}, {}, weights.head.matrix}};
+    head[0].matrix.data = embedding.const_data_ptr();
   } else {
     head = linear({&weights.head}, device);
   }

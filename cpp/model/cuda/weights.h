@@ -9,13 +9,13 @@
 
 namespace dlf::cuda {
 
-// A linear layer on a device. Layers that share their input are one: their outputs lie one after another, each rounded
-// up to whole tiles.
+// A linear layer on a device, or several that share their input and are stored alike: their outputs lie one after
+// another, each rounded up to whole tiles.
 struct DeviceLinear {
-  at::Tensor weight;   // [out, in], or tiles of int8 or int4
-  at::Tensor scale;    // of tiles
+  ops::Tiles tensors;  // tiles, or only data: floats [out, in]
   at::Tensor bias;     // [out] float32, or undefined
   ops::Matrix matrix;  // `out` includes the padding
+  int64_t first = 0;   // column of its first output, among those of all layers with this input
 };
 
 // The experts of a layer on a device.
@@ -27,12 +27,12 @@ struct DeviceExperts {
 
 struct DeviceLayer {
   NormWeights attention_norm;
-  DeviceLinear qkv, o;
+  std::vector<DeviceLinear> qkv, o;
   NormWeights q_norm, k_norm;
   NormWeights attention_post_norm;
   NormWeights feed_forward_norm;
-  DeviceLinear gate_up, down;  // without gates, up alone; undefined in layers with experts
-  DeviceLinear router;
+  std::vector<DeviceLinear> gate_up, down;  // without gates, up alone; empty in layers with experts
+  std::vector<DeviceLinear> router;
   DeviceExperts experts;
   NormWeights feed_forward_post_norm;
 };
@@ -46,7 +46,7 @@ struct DeviceWeights {
   at::Tensor positions;
   std::vector<DeviceLayer> layers;
   NormWeights norm;
-  DeviceLinear head;
+  std::vector<DeviceLinear> head;
 };
 
 // Outputs of one of several stacked layers, rounded up to whole tiles.

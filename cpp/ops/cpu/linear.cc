@@ -58,7 +58,6 @@ void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) 
 }
 
 void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team) {
-  LinearKernel* kernel = linear_kernel_of(products[0].weight.type);
   int64_t total = 0;
   for (const LinearArgs& args : products) {
     total += tiles(args.weight.out);
@@ -70,7 +69,7 @@ void linear(const LinearInputRows& x, std::span<const LinearArgs> products, Thre
       const int64_t low = std::max(begin - first, int64_t{0});
       const int64_t high = std::min(end - first, count);
       if (low < high) {
-        kernel(x, args, low, high);
+        linear_kernel_of(args.weight.type)(x, args, low, high);
       }
       first += count;
     }
@@ -79,14 +78,15 @@ void linear(const LinearInputRows& x, std::span<const LinearArgs> products, Thre
 
 void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
                   ThreadTeam& team) {
-  LinearKernel* kernel = linear_kernel_of(gate.weight.type);
+  LinearKernel* gate_kernel = linear_kernel_of(gate.weight.type);
+  LinearKernel* up_kernel = linear_kernel_of(up.weight.type);
   const auto activate = DLF_CPU_DISPATCH(activation_kernel);
   const int64_t out = gate.weight.out;
   const auto size = static_cast<int>(out);
   const ActivationArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32, activation};
   team.parallel_for(tiles(out), 1, [&](int64_t begin, int64_t end) {
-    kernel(x, gate, begin, end);
-    kernel(x, up, begin, end);
+    gate_kernel(x, gate, begin, end);
+    up_kernel(x, up, begin, end);
     for (int64_t row = 0; row < gate.rows; ++row) {
       activate(args, row * out + begin * kTileOutputs, row * out + std::min(end * kTileOutputs, out));
     }

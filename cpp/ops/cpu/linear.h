@@ -18,21 +18,21 @@ struct LinearArgs : LinearProduct {
 // Multiplies the few rows of a decode step; reading W once bounds the time.
 void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 
-// Makes several products of one x in one loop (query, key and value). Their weights have one type.
+// Makes several products of one x in one loop (query, key and value). Their weights read x alike (read_alike).
 void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team);
 
-// gate.y = activation(x Wg^T) * (x Wu^T), of two products that have one shape, in one loop.
+// gate.y = activation(x Wg^T) * (x Wu^T), of two products that have one shape and read x alike, in one loop.
 void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
                   ThreadTeam& team);
 
-// Multiplies the many rows of a prompt: float32 and bfloat16 with torch's matrix library, int8 and int4 with the
+// Multiplies the many rows of a prompt: float32 and bfloat16 with torch's matrix library, tiles with the
 // kernels for few rows, which are then bound by arithmetic and faster than the library.
 void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team);
 
 // Whether linear_prefill() uses the library for so many rows.
 bool linear_uses_library(const Matrix& weight, int64_t rows);
 
-// Tiles [begin, end) of kTileOutputs output channels: of float32 and bfloat16 weights, and of int8 and int4 weights.
+// Tiles [begin, end) of kTileOutputs output channels: of float32 and bfloat16 weights, and of weights in tiles.
 DLF_CPU_KERNEL(linear_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 DLF_CPU_KERNEL(linear_tiles_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 

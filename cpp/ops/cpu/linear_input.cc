@@ -8,7 +8,7 @@ namespace dlf::ops {
 LinearInput::LinearInput(int64_t max_rows, int64_t max_in)
     : values_(at::empty({max_rows, round_up(max_in, kInputGroup)}, at::kBFloat16)),
       scales_(at::empty({max_rows, round_up(max_in, kInputGroup) / kInputGroup}, at::kFloat)),
-      sums_(at::empty(scales_.sizes(), at::kInt)) {}
+      sums_(at::empty({max_rows, round_up(max_in, kInputGroup) / kHalfGroup}, at::kInt)) {}
 
 LinearInputRows LinearInput::prepare(const float* x, int64_t rows, int64_t in, MatrixType type, ThreadTeam& team) {
   const int64_t stride = round_up(in, kInputGroup);

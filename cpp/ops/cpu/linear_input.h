@@ -8,22 +8,25 @@
 
 namespace dlf::ops {
 
-// Rows of x as the products of one type of weights read them.
+// Whether weights of both types read activations in one form.
+constexpr bool read_alike(MatrixType a, MatrixType b) { return a == b || (is_quantized(a) && is_quantized(b)); }
+
+// Rows of x as the products of some types of weights read them.
 struct LinearInputRows {
   const float* x;  // [rows, in]
   int64_t in;
   int64_t stride;  // in, rounded up to whole groups
   // For bfloat16 weights: x rounded to the nearest.
   uint16_t* bfloat16;  // [rows, in]
-  // For int8 and int4 weights: x = value * scale, in groups of kInputGroup with their own scale, zero beyond in.
-  int8_t* value;  // [rows, stride]
-  float* scale;   // [rows, stride / kInputGroup]
-  int32_t* sum;   // of a group's values; takes the offset of all weights out of a product
+  // For weights in tiles: x = value * scale, in groups of kInputGroup with their own scale, zero beyond in.
+  int8_t* value;      // [rows, stride]
+  float* scale;       // [rows, stride / kInputGroup]
+  int32_t* half_sum;  // [rows, stride / kHalfGroup], of values; takes the offset of all weights out of a product
 
   // The rows from `row` on.
   LinearInputRows from(int64_t row) const {
     const int64_t group = row * (stride / kInputGroup);
-    return {x + row * in, in, stride, bfloat16 + row * in, value + row * stride, scale + group, sum + group};
+    return {x + row * in, in, stride, bfloat16 + row * in, value + row * stride, scale + group, half_sum + 2 * group};
   }
 };
 
@@ -33,7 +36,8 @@ class LinearInput {
  public:
   LinearInput(int64_t max_rows, int64_t max_in);
 
-  // Converts the rows of x for weights of `type`; the result is valid until the next call.
+  // Converts the rows of x for weights of `type`, and of all types that read the same; the result is valid until the
+  // next call.
   LinearInputRows prepare(const float* x, int64_t rows, int64_t in, MatrixType type, ThreadTeam& team);
 
  private:

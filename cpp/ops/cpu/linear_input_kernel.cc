@@ -10,7 +10,7 @@ constexpr int32_t kInfinite = 0x7f800000;
 // Integer nearest to a value of at most 2²²: adding 1.5·2²³ leaves it in the low bits.
 inline int32_t nearest(float value) { return std::bit_cast<int32_t>(value + 12582912.0F) - 0x4b400000; }
 
-void quantize_group(const float* x, int8_t* value, float& scale, int32_t& sum) {
+void quantize_group(const float* x, int8_t* value, float& scale, int32_t* half_sum) {
   int32_t largest = 0;
   for (int64_t i = 0; i < kInputGroup; ++i) {
     const int32_t magnitude = std::bit_cast<int32_t>(x[i]) & 0x7fffffff;
@@ -20,13 +20,15 @@ void quantize_group(const float* x, int8_t* value, float& scale, int32_t& sum) {
   scale = magnitude < kLeast ? 0.0F : magnitude / 127.0F;
   scale = largest >= kInfinite ? std::bit_cast<float>(kInfinite + 1) : scale;  // a NaN, so that the product is one
   const float inverse = magnitude < kLeast ? 0.0F : 127.0F / magnitude;
-  int32_t total = 0;
-  for (int64_t i = 0; i < kInputGroup; ++i) {
-    const auto rounded = static_cast<int8_t>(nearest(x[i] * inverse));
-    value[i] = rounded;
-    total += rounded;
+  for (int64_t first = 0; first < kInputGroup; first += kHalfGroup) {
+    int32_t total = 0;
+    for (int64_t i = first; i < first + kHalfGroup; ++i) {
+      const auto rounded = static_cast<int8_t>(nearest(x[i] * inverse));
+      value[i] = rounded;
+      total += rounded;
+    }
+    half_sum[first / kHalfGroup] = total;
   }
-  sum = total;
 }
 
 }  // namespace
@@ -52,7 +54,8 @@ void quantize_input_kernel(const LinearInputRows& input, int64_t begin, int64_t 
         }
         from = padded;
       }
-      quantize_group(from, value + first, input.scale[row * groups + group], input.sum[row * groups + group]);
+      const int64_t index = row * groups + group;
+      quantize_group(from, value + first, input.scale[index], input.half_sum + 2 * index);
     }
   }
 }

@@ -20,7 +20,7 @@ void spread(const Element* from, int64_t count, float* to) {
 
 }  // namespace
 
-QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t group, ThreadTeam& team) {
+Tiles quantize(const at::Tensor& weight, MatrixType type, int64_t group, ThreadTeam& team) {
   TORCH_CHECK_VALUE(weight.dim() == 2 && weight.is_contiguous() && weight.device().is_cpu() &&
                         (weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kBFloat16),
                     "only a contiguous float32 or bfloat16 matrix on the CPU can be quantized");
@@ -31,7 +31,7 @@ QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t grou
   const int64_t in = weight.size(1);
   const int64_t count = tiles(out);
   const int64_t padded = padded_inputs(in, group);
-  QuantizedTensor result;
+  Tiles result;
   if (type == MatrixType::int8) {
     result.data = at::empty({count, padded / 4, kTileOutputs, 4}, at::kChar);
     result.scale = at::empty({count, kTileOutputs}, at::kFloat);

@@ -1,23 +1,15 @@
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
-#include "ops/matrix.h"
+#include "ops/tiles.h"
 #include "support/cpu_capability.h"
 #include "support/thread_team.h"
 
 namespace dlf::ops {
 
-// A matrix in the tiles of matrix.h, and its scales.
-struct QuantizedTensor {
-  at::Tensor data;
-  at::Tensor scale;
-};
-
 // Rounds the weights [out, in] (float32 or bfloat16) to int8 with a scale for each output channel (`group` 0), or to
 // int4 with a scale for each group of 32 or 64 inputs, and lays them out in tiles. The scale of a group is the one of
 // several tries that leaves the least squared error.
-QuantizedTensor quantize(const at::Tensor& weight, MatrixType type, int64_t group, ThreadTeam& team);
+Tiles quantize(const at::Tensor& weight, MatrixType type, int64_t group, ThreadTeam& team);
 
 struct QuantizeArgs {
   const float* weight;  // [in, kTileOutputs] of one tile, zero beyond out

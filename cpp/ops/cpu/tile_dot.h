@@ -34,8 +34,23 @@ inline Floats load_bfloat16(const uint16_t* from) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
+inline Floats load_float16(const uint16_t* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+inline Floats load_int8(const int8_t* from) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+// Puts bits [Place, Place + 2) of each byte above its low four bits in `low`.
+template <int Place>
+inline Bytes with_high_bits(Bytes low, Bytes high) {
+  const __m512i placed = Place < 4 ? _mm512_slli_epi16(high, 4 - Place) : _mm512_srli_epi16(high, Place - 4);
+  return _mm512_or_si512(low, _mm512_and_si512(placed, _mm512_set1_epi8(0x30)));
+}
 inline Floats scale(Floats values, float by) { return _mm512_mul_ps(values, _mm512_set1_ps(by)); }
 inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+inline Floats multiply_add(Floats values, float by, Floats sum) {
+  return _mm512_fmadd_ps(values, _mm512_set1_ps(by), sum);
+}
 inline Floats multiply_add(Ints dots, Floats scale, Floats sum) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), scale, sum);
 }
@@ -95,8 +110,31 @@ inline Floats load_bfloat16(const uint16_t* from) {
   const auto* at = reinterpret_cast<const __m128i*>(from);
   return {widen_bfloat16(_mm_loadu_si128(at)), widen_bfloat16(_mm_loadu_si128(at + 1))};
 }
+inline Floats load_float16(const uint16_t* from) {
+  const auto* at = reinterpret_cast<const __m128i*>(from);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
+}
+inline Floats load_int8(const int8_t* from) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+// Puts bits [Place, Place + 2) of each byte above its low four bits in `low`.
+template <int Place>
+inline __m256i with_high_bits(__m256i low, __m256i high) {
+  const __m256i placed = Place < 4 ? _mm256_slli_epi16(high, 4 - Place) : _mm256_srli_epi16(high, Place - 4);
+  return _mm256_or_si256(low, _mm256_and_si256(placed, _mm256_set1_epi8(0x30)));
+}
+template <int Place>
+inline Bytes with_high_bits(Bytes low, Bytes high) {
+  return {with_high_bits<Place>(low.low, high.low), with_high_bits<Place>(low.high, high.high)};
+}
 inline Floats multiply(Floats a, Floats b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
 inline Floats scale(Floats values, float by) { return multiply(values, {_mm256_set1_ps(by), _mm256_set1_ps(by)}); }
+inline Floats multiply_add(Floats values, float by, Floats sum) {
+  const __m256 factor = _mm256_set1_ps(by);
+  return {_mm256_fmadd_ps(values.low, factor, sum.low), _mm256_fmadd_ps(values.high, factor, sum.high)};
+}
 inline Floats multiply_add(Ints dots, Floats scale, Floats sum) {
   return {_mm256_fmadd_ps(_mm256_cvtepi32_ps(dots.low), scale.low, sum.low),
           _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots.high), scale.high, sum.high)};
@@ -168,8 +206,27 @@ inline Floats load_floats(const float* from) {
 inline Floats load_bfloat16(const uint16_t* from) {
   return each<Floats>([&](int64_t i) { return __builtin_bit_cast(float, static_cast<uint32_t>(from[i]) << 16); });
 }
+// Moves the bits to those of a float32, whose exponent is 112 too small then; that holds for subnormal values too.
+inline Floats load_float16(const uint16_t* from) {
+  return each<Floats>([&](int64_t i) {
+    const uint32_t magnitude = static_cast<uint32_t>(from[i] & 0x7fff) << 13;
+    const float value = __builtin_bit_cast(float, magnitude) * 0x1p112F;
+    return (from[i] & 0x8000) != 0 ? -value : value;
+  });
+}
+inline Floats load_int8(const int8_t* from) {
+  return each<Floats>([&](int64_t i) { return static_cast<float>(from[i]); });
+}
+// Puts bits [Place, Place + 2) of each byte above its low four bits in `low`.
+template <int Place>
+inline Bytes with_high_bits(const Bytes& low, const Bytes& high) {
+  return each<Bytes>([&](int64_t i) { return static_cast<int8_t>(low.at[i] | ((high.at[i] >> Place) & 3) << 4); });
+}
 inline Floats multiply(const Floats& a, const Floats& b) {
   return each<Floats>([&](int64_t i) { return a.at[i] * b.at[i]; });
+}
+inline Floats multiply_add(const Floats& values, float by, const Floats& sum) {
+  return each<Floats>([&](int64_t i) { return values.at[i] * by + sum.at[i]; });
 }
 inline Floats scale(const Floats& values, float by) {
   return each<Floats>([&](int64_t i) { return values.at[i] * by; });

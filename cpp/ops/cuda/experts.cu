@@ -2,9 +2,9 @@
 #include <type_traits>
 
 #include "ops/cuda/experts.h"
+#include "ops/cuda/linear_any_weights.h"
 #include "ops/cuda/linear_epilogue.h"
 #include "ops/cuda/linear_quads.h"
-#include "ops/cuda/linear_weights.h"
 #include "support/cuda/launch.h"
 
 namespace dlf::cuda {

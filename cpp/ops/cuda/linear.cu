@@ -1,10 +1,10 @@
 #include <algorithm>
 
 #include "ops/cuda/linear.h"
+#include "ops/cuda/linear_any_weights.h"
 #include "ops/cuda/linear_epilogue.h"
 #include "ops/cuda/linear_plain.h"
 #include "ops/cuda/linear_ring.h"
-#include "ops/cuda/linear_weights.h"
 #include "support/cuda/launch.h"
 
 namespace dlf::cuda {

@@ -36,7 +36,7 @@ void linear(const LinearArgs& args, Stream stream);
 // sm_90. Takes float16 or bfloat16 activations, `in` a multiple of 8.
 void linear_direct(const LinearArgs& args, Stream stream);
 
-// Writes int8 or int4 tiles as a matrix [out, in] of dtype.
+// Writes tiles as a matrix [out, in] of dtype.
 void dequantize(const ops::Matrix& weight, void* y, DType dtype, Stream stream);
 
 }  // namespace dlf::cuda

@@ -39,36 +39,99 @@ struct RowQuads {
   }
 };
 
-struct Int8Quads {
-  __device__ static Quad load(const ops::Matrix& matrix, int64_t channel, int quad) {
-    const int64_t quads = ops::padded_inputs(matrix.in, matrix.group) / 4;
-    const int64_t place =
-        (channel / ops::kTileOutputs * quads + quad) * ops::kTileOutputs + channel % ops::kTileOutputs;
-    const float scale = static_cast<const float*>(matrix.scale)[channel];
+// Number `index` of tiles' scales or minimums, as float32.
+__device__ inline float scale_at(const void* from, DType type, int64_t index) {
+  switch (type) {
+    case DType::float32:
+      return static_cast<const float*>(from)[index];
+    case DType::bfloat16:
+      return to_float(static_cast<const __nv_bfloat16*>(from)[index]);
+    default:
+      return to_float(static_cast<const __half*>(from)[index]);
+  }
+}
+
+// Scale and minimum of a channel of tiles, at an input.
+struct Level {
+  float scale;
+  float zero;
+  float minimum;
+
+  __device__ Level(const ops::Matrix& matrix, int64_t channel, int64_t input) : zero(0.0F), minimum(0.0F) {
+    const int64_t tile = channel / ops::kTileOutputs;
+    const int64_t lane = channel % ops::kTileOutputs;
+    const int64_t at = (tile * ops::groups(matrix) + (input >> ops::shift_of(matrix.group))) * ops::kTileOutputs + lane;
+    const auto* bytes = static_cast<const int8_t*>(matrix.scale);
+    const auto* low_bytes = static_cast<const int8_t*>(matrix.minimum);
+    if (matrix.block > 0) {
+      const int64_t blocks = ops::padded_inputs(matrix) / matrix.block;
+      const int64_t block = (tile * blocks + (input >> ops::shift_of(matrix.block))) * ops::kTileOutputs + lane;
+      scale = static_cast<float>(bytes[at]) * scale_at(matrix.block_scale, DType::float16, block);
+      if (matrix.origin == ops::Origin::minimum) {
+        minimum = static_cast<float>(low_bytes[at]) * scale_at(matrix.block_minimum, DType::float16, block);
+      }
+      return;
+    }
+    scale = scale_at(matrix.scale, matrix.scale_type, at);
+    if (matrix.origin == ops::Origin::zero) {
+      zero = static_cast<float>(low_bytes[at]);
+    } else if (matrix.origin == ops::Origin::minimum) {
+      minimum = scale_at(matrix.minimum, matrix.scale_type, at);
+    }
+  }
+
+  __device__ float weight(int value) const { return (static_cast<float>(value) - zero) * scale + minimum; }
+};
+
+// The values of a quad in tiles, as stored.
+struct Int8Bytes {
+  __device__ static void load(const ops::Matrix& matrix, int64_t tile, int64_t lane, int64_t quad, int (&values)[4]) {
+    const int64_t place = (tile * (ops::padded_inputs(matrix) / 4) + quad) * ops::kTileOutputs + lane;
     const auto bytes = cuda::load<int8_t, 4>(static_cast<const int8_t*>(matrix.data) + 4 * place);
-    Quad values;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      values.at[i] = static_cast<float>(bytes.at[i]) * scale;
+      values[i] = bytes.at[i];
     }
-    return values;
   }
 };
 
-struct Int4Quads {
+struct Int4Bytes {
+  __device__ static void load(const ops::Matrix& matrix, int64_t tile, int64_t lane, int64_t quad, int (&values)[4]) {
+    const int64_t place = (tile * (ops::padded_inputs(matrix) / 8) + quad / 2) * ops::kTileOutputs + lane;
+    const auto bytes = cuda::load<uint8_t, 4>(static_cast<const uint8_t*>(matrix.data) + 4 * place);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[i] = bytes.at[i] >> (quad % 2 * 4) & 15;
+    }
+  }
+};
+
+struct Int6Bytes {
+  __device__ static void load(const ops::Matrix& matrix, int64_t tile, int64_t lane, int64_t quad, int (&values)[4]) {
+    const int64_t groups = ops::padded_inputs(matrix) / ops::kInputGroup;
+    const auto* group = static_cast<const uint8_t*>(matrix.data) + (tile * groups + quad / 8) * 6 * 64 + 4 * lane;
+    const int64_t reg = quad % 4;
+    const int64_t upper = quad % 8 / 4;  // inputs 16 .. 31
+    const auto low = cuda::load<uint8_t, 4>(group + reg * 64);
+    const auto high = cuda::load<uint8_t, 4>(group + (4 + reg / 2) * 64);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      values[i] = (low.at[i] >> (4 * upper) & 15) | (high.at[i] >> (reg % 2 * 4 + 2 * upper) & 3) << 4;
+    }
+  }
+};
+
+template <typename Bytes>
+struct TileQuads {
   __device__ static Quad load(const ops::Matrix& matrix, int64_t channel, int quad) {
-    const int64_t padded = ops::padded_inputs(matrix.in, matrix.group);
-    const int64_t tile = channel / ops::kTileOutputs;
-    const int64_t word = (tile * (padded / 8) + quad / 2) * ops::kTileOutputs + channel % ops::kTileOutputs;
-    const int64_t group = tile * (padded / matrix.group) + 4 * static_cast<int64_t>(quad) / matrix.group;
-    const float scale = to_float(
-        static_cast<const __nv_bfloat16*>(matrix.scale)[group * ops::kTileOutputs + channel % ops::kTileOutputs]);
-    const auto bytes = cuda::load<uint8_t, 4>(static_cast<const uint8_t*>(matrix.data) + 4 * word);
+    int bytes[4];
+    Bytes::load(matrix, channel / ops::kTileOutputs, channel % ops::kTileOutputs, quad, bytes);
+    const Level level(matrix, channel, 4 * static_cast<int64_t>(quad));
+    const int offset = matrix.origin == ops::Origin::middle ? ops::middle(matrix.type) : 0;
     Quad values;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int value = quad % 2 == 0 ? bytes.at[i] & 15 : bytes.at[i] >> 4;
-      values.at[i] = static_cast<float>(value - 8) * scale;
+      values.at[i] = level.weight(bytes[i] - offset);
     }
     return values;
   }
@@ -79,9 +142,11 @@ template <typename T, typename Body>
 void for_quads(ops::MatrixType type, Body&& body) {
   switch (type) {
     case ops::MatrixType::int8:
-      return body.template operator()<Int8Quads>();
+      return body.template operator()<TileQuads<Int8Bytes>>();
+    case ops::MatrixType::int6:
+      return body.template operator()<TileQuads<Int6Bytes>>();
     case ops::MatrixType::int4:
-      return body.template operator()<Int4Quads>();
+      return body.template operator()<TileQuads<Int4Bytes>>();
     default:
       return body.template operator()<RowQuads<T>>();
   }

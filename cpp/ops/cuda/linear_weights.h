@@ -33,6 +33,30 @@ __device__ T stream(const void* from) {
   return __ldcs(static_cast<const T*>(from));
 }
 
+// Converts four bytes, value + 128 each, to two pairs. A byte put into the low bits of a float of a suitable exponent
+// adds its value, which is why it must be positive.
+template <typename T>
+__device__ void widen_bytes(uint32_t positive, uint32_t (&pairs)[2]) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    // bfloat16 has one bit too few for this, so it is the upper half of a float32 made this way.
+    constexpr uint32_t kExponent = 0x4b000000U;  // 2^23
+    constexpr float kOffset = 8388608.0F + 128.0F;
+    uint32_t values[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; ++i) {
+      values[i] = __float_as_uint(__uint_as_float(__byte_perm(positive, kExponent, 0x7650U + i)) - kOffset);
+    }
+    pairs[0] = __byte_perm(values[0], values[1], 0x7632U);
+    pairs[1] = __byte_perm(values[2], values[3], 0x7632U);
+  } else {
+    constexpr uint32_t kExponent = 0x64646464U;  // 1024, by its upper byte
+    constexpr uint32_t kOffset = 0x64806480U;    // 1024 + 128, twice
+    pairs[0] = subtract<T>(__byte_perm(positive, kExponent, 0x4140U), kOffset);
+    pairs[1] = subtract<T>(__byte_perm(positive, kExponent, 0x4342U), kOffset);
+  }
+}
+inline constexpr uint32_t kSigns = 0x80808080U;  // turns four signed bytes into value + 128
+
 // float16 and bfloat16, row by row. `in` must be a multiple of 8.
 template <typename T>
 class RowWeights {
@@ -81,7 +105,8 @@ class RowWeights {
   int end_;
 };
 
-// int8 tiles: a lane's two channels lie side by side, four inputs of each. Every value is exact in 16 bits.
+// int8 tiles with a scale for each channel: a lane's two channels lie side by side, four inputs of each. Every value is
+// exact in 16 bits.
 template <typename T>
 class Int8Weights {
  public:
@@ -125,40 +150,17 @@ class Int8Weights {
   __device__ static void multiply_quad(const uint2& bytes, uint32_t x0, uint32_t x1, float (&sums)[4]) {
     uint32_t first[2];
     uint32_t second[2];
-    widen(bytes.x, first);
-    widen(bytes.y, second);
+    widen_bytes<T>(bytes.x ^ kSigns, first);
+    widen_bytes<T>(bytes.y ^ kSigns, second);
     multiply_add<T>(sums, {first[0], second[0], first[1], second[1]}, x0, x1);
-  }
-
-  // Converts four signed bytes to two pairs. A byte put into the low bits of a float of a suitable exponent adds its
-  // value, which is made positive for that: value + 128.
-  __device__ static void widen(uint32_t bytes, uint32_t (&pairs)[2]) {
-    const uint32_t positive = bytes ^ 0x80808080U;
-    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      // bfloat16 has one bit too few for this, so it is the upper half of a float32 made this way.
-      constexpr uint32_t kExponent = 0x4b000000U;  // 2^23
-      constexpr float kOffset = 8388608.0F + 128.0F;
-      uint32_t values[4];
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        values[i] = __float_as_uint(__uint_as_float(__byte_perm(positive, kExponent, 0x7650U + i)) - kOffset);
-      }
-      pairs[0] = __byte_perm(values[0], values[1], 0x7632U);
-      pairs[1] = __byte_perm(values[2], values[3], 0x7632U);
-    } else {
-      constexpr uint32_t kExponent = 0x64646464U;  // 1024, by its upper byte
-      constexpr uint32_t kOffset = 0x64806480U;    // 1024 + 128, twice
-      pairs[0] = subtract<T>(__byte_perm(positive, kExponent, 0x4140U), kOffset);
-      pairs[1] = subtract<T>(__byte_perm(positive, kExponent, 0x4342U), kOffset);
-    }
   }
 
   const char* data_;
   int end_;
 };
 
-// int4 tiles, two at a time: lanes with g < 4 take the first, the others the second; each takes four neighbouring
-// channels and eight inputs of each.
+// int4 tiles with a bfloat16 scale for each group, two at a time: lanes with g < 4 take the first, the others the
+// second; each takes four neighbouring channels and eight inputs of each.
 template <typename T, int Group>
 class Int4Weights {
  public:
@@ -256,19 +258,5 @@ class Int4Weights {
   int end_;
   int in_;
 };
-
-// Calls body.operator()<Weights>() with the type above that reads a matrix; those of floats are of T.
-template <typename T, typename Body>
-void for_weights(const Matrix& matrix, Body&& body) {
-  switch (matrix.type) {
-    case ops::MatrixType::int8:
-      return body.template operator()<Int8Weights<T>>();
-    case ops::MatrixType::int4:
-      return matrix.group == kStage ? body.template operator()<Int4Weights<T, kStage>>()
-                                    : body.template operator()<Int4Weights<T, kHalf>>();
-    default:
-      return body.template operator()<RowWeights<T>>();
-  }
-}
 
 }  // namespace dlf::cuda
