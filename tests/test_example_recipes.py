@@ -15,7 +15,7 @@ from dlf.recipe.check import check_recipe
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
 MODEL = re.compile(r"^(\s*(?:- )?(?:large|base|model|amateur): )([\w.-]+/[\w.-]+(?:@[\w./-]+)?)$", re.MULTILINE)
-FAMILY = {"Qwen": "qwen2", "Mistral": "mistral", "lama": "llama", "LLaMA": "llama"}
+FAMILY = {"gpt2": "gpt2", "Qwen": "qwen2", "Mistral": "mistral", "lama": "llama", "LLaMA": "llama"}
 
 
 def family_of(name: str) -> str:
@@ -26,7 +26,7 @@ def family_of(name: str) -> str:
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny checkpoint for each hub id: experts are fine-tuned from one small model of their family."""
     root = tmp_path_factory.mktemp("hub")
-    small = {family: make_model(root / family, family, seed=2) for family in ("llama", "qwen2", "mistral")}
+    small = {family: make_model(root / family, family, seed=2) for family in set(FAMILY.values())}
     names = {name for path in RECIPES for _, name in MODEL.findall(path.read_text("utf-8"))}
     found = {
         name: finetune(root / name.replace("/", "--"), small[family_of(name)], seed, 0.2)
