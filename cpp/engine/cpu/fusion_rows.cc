@@ -22,9 +22,9 @@ FusionRows::FusionRows(const FusionPlan& plan, int64_t most_rows, ThreadTeam& te
   uniform_ = at::zeros({plan.vocab}, at::kFloat);
 }
 
-void FusionRows::add(std::span<const int> experts, const Rule& rule, const float* large, size_t at) {
-  inputs_[count_] = {large,         &expert_logits_[at], &base_logits_[at], &rule, static_cast<int>(experts.size()),
-                     experts.data()};
+void FusionRows::add(const FusionInput& input) {
+  const size_t at = count_ * plan_.experts.size();
+  inputs_[count_] = input;
   FusionResult& result = results_[count_];
   result.alpha = &alpha_[at];
   result.target_f = &target_f_[at];

@@ -22,15 +22,17 @@ class FusionRows {
   void clear() { count_ = 0; }
 
   // Adds a row that fuses `experts` by `rule`, both valid until it is solved; logits(lane) returns a lane's logits.
+  // `gate`: that of the rule.
   template <typename Logits>
-  void add(std::span<const int> experts, const Rule& rule, Logits&& logits) {
+  void add(std::span<const int> experts, const Rule& rule, GateState gate, Logits&& logits) {
     const size_t at = count_ * plan_.experts.size();
     for (size_t t = 0; t < experts.size(); ++t) {
       const ExpertLanes& lanes = plan_.experts[experts[t]];
       expert_logits_[at + t] = logits(lanes.expert);
       base_logits_[at + t] = lanes.base == kNoLane ? uniform_.const_data_ptr<float>() : logits(lanes.base);
     }
-    add(experts, rule, logits(0), at);
+    add({logits(0), &expert_logits_[at], &base_logits_[at], &rule, static_cast<int>(experts.size()), experts.data(),
+         gate});
   }
 
   // Whether a gate that reads no experts is open.
@@ -43,7 +45,7 @@ class FusionRows {
   FusionResult* results() { return results_.data(); }
 
  private:
-  void add(std::span<const int> experts, const Rule& rule, const float* large, size_t at);
+  void add(const FusionInput& input);
 
   const FusionPlan& plan_;
   std::unique_ptr<FusionSolver> solver_;     // null without experts

@@ -58,7 +58,7 @@ void Scorer::solve(const ScoreRequest& request, int64_t step, std::span<Target> 
   const bool fused = !request.experts.empty();
   fusion_->clear();
   for (int64_t row = 0; row < rows_ && fused; ++row) {
-    fusion_->add(request.experts, request.rule, [&](int64_t lane) { return logits(lane, row); });
+    fusion_->add(request.experts, request.rule, GateState::undecided, [&](int64_t lane) { return logits(lane, row); });
   }
   fusion_->solve();
   FusionResult* results = fusion_->results();

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <bitset>
 #include <string>
 #include <utility>
 #include <vector>
@@ -21,6 +22,9 @@
 namespace dlf::cpu {
 namespace {
 
+// Whether the large model's logits alone decide if the other lanes are read.
+bool is_gated(const Sequence& sequence) { return !sequence.experts.empty() && sequence.rule.gate.reads_large_alone(); }
+
 class Backend final : public dlf::Backend {
  public:
   Backend(FusionPlan plan, const Models& models, EngineOptions options, const Adapters& adapters);
@@ -38,7 +42,7 @@ class Backend final : public dlf::Backend {
   void forward(std::span<Sequence* const> sequences);
   template <typename Chosen>
   void read(std::span<Sequence* const> sequences, Chosen&& chosen);
-  bool opens(Sequence& sequence);
+  void open(Sequence& sequence);
   void call(const Sequence& sequence, FusionResult* fused, const CallHook& hook);
   void solve(std::span<Sequence* const> sequences, const CallHook& hook);
   void sample(std::span<Sequence* const> sequences, StepOutputs& outputs);
@@ -55,7 +59,9 @@ class Backend final : public dlf::Backend {
   FusionRows fusion_;
   Scorer scorer_;
   std::vector<bool> failed_;  // of the sequence in each slot: whether its hook has failed in this step
-  std::vector<bool> gated_;   // of the sequence in each slot: whether this step reads the large model's lane alone
+  // Of the sequence in each slot, after its last token and each drafted one: whether the gate is open. In a sequence
+  // whose gates are all closed, this step reads the large model's lane alone.
+  std::vector<std::bitset<kMaxDraft + 1>> open_;
 };
 
 std::vector<Model> make_models(const FusionPlan& plan, const Models& weights, const EngineOptions& options,
@@ -82,7 +88,7 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
       fusion_(plan_, options_.max_batch + kMaxDraftRows, team_),
       scorer_(plan_, models_, team_),
       failed_(options_.max_batch),
-      gated_(options_.max_batch) {}
+      open_(options_.max_batch) {}
 
 void Backend::begin_step() {
   timings_ = {};
@@ -115,18 +121,14 @@ void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs,
 // large model runs first, because it decides whether gates are open. Behind a closed gate the other lanes read nothing;
 // when it opens, they catch up.
 void Backend::forward(std::span<Sequence* const> sequences) {
-  for (const Sequence* sequence : sequences) {
-    const Gate& gate = sequence->rule.gate;
-    gated_[sequence->slot] = !sequence->experts.empty() && gate.exists() && !gate.needs_experts();
-  }
   const auto first = [&](const Sequence& sequence, int64_t lane) {
-    return plan_.has_large(lane) && (lane == 0 || !gated_[sequence.slot]);
+    return plan_.has_large(lane) && (lane == 0 || !is_gated(sequence));
   };
   read(sequences, first);
   for (Sequence* sequence : sequences) {
-    gated_[sequence->slot] = gated_[sequence->slot] && !opens(*sequence);
+    open(*sequence);
   }
-  read(sequences, [&](const Sequence& sequence, int64_t /*lane*/) { return !gated_[sequence.slot]; });
+  read(sequences, [&](const Sequence& sequence, int64_t /*lane*/) { return open_[sequence.slot].any(); });
 }
 
 // Runs a pass of the models over the unread tokens of the chosen lanes.
@@ -145,20 +147,24 @@ void Backend::read(std::span<Sequence* const> sequences, Chosen&& chosen) {
   }
 }
 
-// Whether the gate is open after the last token or a drafted one. If so, the lanes that it held back catch up.
-bool Backend::opens(Sequence& sequence) {
-  bool open = false;
-  for (int64_t position = 0; position <= sequence.draft.size && !open; ++position) {
-    open = fusion_.is_open(sequence.rule.gate, logits_of(plan_, models_, sequence.lanes, 0, position));
+// Decides the gates of a sequence. If one is open, the lanes that they held back catch up.
+void Backend::open(Sequence& sequence) {
+  std::bitset<kMaxDraft + 1>& open = open_[sequence.slot];
+  open.reset();
+  if (!is_gated(sequence)) {
+    open.set();
+    return;
   }
-  for (int64_t lane = 1; lane < plan_.lanes() && open; ++lane) {
+  for (int64_t position = 0; position <= sequence.draft.size; ++position) {
+    open[position] = fusion_.is_open(sequence.rule.gate, logits_of(plan_, models_, sequence.lanes, 0, position));
+  }
+  for (int64_t lane = 1; lane < plan_.lanes() && open.any(); ++lane) {
     if (sequence.lanes[lane].used() && lane != plan_.drafter) {
       const Timer timer(timings_.small);
       models_[plan_.lane_model[lane]].catch_up(sequence, sequence.lanes[lane], plan_.adapter_of(lane),
                                                sequence.draft.size + 1);
     }
   }
-  return open;
 }
 
 // Computes α and the fused logits of every sequence, after its last token and after each drafted one.
@@ -167,7 +173,10 @@ void Backend::solve(std::span<Sequence* const> sequences, const CallHook& hook) 
   fusion_.clear();
   for (const Sequence* sequence : sequences) {
     for (int64_t position = 0; position <= sequence->draft.size && !sequence->experts.empty(); ++position) {
-      fusion_.add(sequence->experts, sequence->rule,
+      const GateState gate = !is_gated(*sequence)              ? GateState::undecided
+                             : open_[sequence->slot][position] ? GateState::open
+                                                               : GateState::closed;
+      fusion_.add(sequence->experts, sequence->rule, gate,
                   [&](int64_t lane) { return logits_of(plan_, models_, sequence->lanes, lane, position); });
     }
   }

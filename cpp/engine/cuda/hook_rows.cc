@@ -7,19 +7,20 @@
 
 namespace dlf::cuda {
 
-bool show_rows(const CallHook& hook, HookRows rows, std::span<const int> experts, const FusionPlan& plan, int device,
-               const FusedRows& fused, int64_t first, int64_t count,
+bool show_rows(const CallHook& hook, HookRows rows, const HookPlace& place,
                const std::function<Logits(int64_t lane)>& logits) {
+  const auto& [plan, experts, device, fused, first, count] = place;
   const at::TensorOptions floats = on_device(device).dtype(at::kFloat);
   // Torch has no read-only tensors; the hook is told not to write.
-  const auto view = [&](const float* data, int64_t stride, int64_t width) {
+  const auto view = [&, first = first, count = count](const float* data, int64_t stride, int64_t width) {
     return at::from_blob(const_cast<float*>(data) + first * stride, {count, width}, {stride, 1}, floats);
   };
+  const int64_t vocab = plan.vocab;
   add_lanes(rows, plan, experts, [&](int64_t lane) {
     const Logits of_lane = logits(lane);
-    return view(of_lane.data, of_lane.stride, plan.vocab);
+    return view(of_lane.data, of_lane.stride, vocab);
   });
-  rows.fused = fused.logits == nullptr ? rows.large : view(fused.logits, fused.stride, plan.vocab);
+  rows.fused = fused.logits == nullptr ? rows.large : view(fused.logits, fused.stride, vocab);
   if (experts.empty()) {
     return hook(rows);
   }

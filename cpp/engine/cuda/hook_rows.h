@@ -18,9 +18,19 @@ struct FusedRows {
   FusionRecord* records;
 };
 
-// Shows the hook `count` rows from `first` on, as tensors in device memory: logits(lane) has the rows of a lane.
-// Returns what the hook returns. The caller has set the stream.
-bool show_rows(const CallHook& hook, HookRows rows, std::span<const int> experts, const FusionPlan& plan, int device,
-               const FusedRows& fused, int64_t first, int64_t count, const std::function<Logits(int64_t lane)>& logits);
+// Where `count` rows of a request are, from `first` on.
+struct HookPlace {
+  const FusionPlan& plan;
+  std::span<const int> experts;
+  int device;
+  FusedRows fused;
+  int64_t first;
+  int64_t count;
+};
+
+// Shows the hook the rows as tensors in device memory: logits(lane) has the rows of a lane. Returns what the hook
+// returns. The caller has set the stream.
+bool show_rows(const CallHook& hook, HookRows rows, const HookPlace& place,
+               const std::function<Logits(int64_t lane)>& logits);
 
 }  // namespace dlf::cuda

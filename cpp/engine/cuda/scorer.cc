@@ -172,7 +172,7 @@ void Scorer::solve(const ScoreRequest& request, int64_t step, std::span<Target> 
 bool Scorer::show(const ScoreRequest& request, int64_t step, const FusedRows& fused) {
   HookRows rows;
   rows.step = step;
-  return show_rows(request.hook, rows, request.experts, plan_, main().device(), fused, 0, count_,
+  return show_rows(request.hook, rows, {plan_, request.experts, main().device(), fused, 0, count_},
                    [&](int64_t lane) { return Logits{rows_[lane].const_data_ptr<float>(), rows_[lane].stride(0)}; });
 }
 

@@ -310,9 +310,9 @@ void Backend::show(std::span<Sequence* const> sequences, const CallHook& hook) {
       rows.request = sequence->request;
       rows.step = sequence->new_tokens;
       rows.tokens = {sequence->tokens.back()};
+      const HookPlace place = {plan_, sequence->experts, main().device(), step_.fused(), sequence->slot, 1};
       failed_[sequence->slot] =
-          !show_rows(hook, rows, sequence->experts, plan_, main().device(), step_.fused(), sequence->slot, 1,
-                     [&](int64_t lane) { return step_.models().logits(lane); });
+          !show_rows(hook, rows, place, [&](int64_t lane) { return step_.models().logits(lane); });
     }
   });
 }

@@ -15,14 +15,17 @@
 
 namespace dlf {
 
+enum class GateState { undecided, open, closed };
+
 // One row's logits, V each, and how they are fused. Bases may repeat one pointer.
 struct FusionInput {
   const float* large;
-  const float* const* experts;  // T
-  const float* const* bases;    // T
-  const Rule* rule;             // for T experts
-  int count;                    // T, at most the solver's
-  const int* names = nullptr;   // T numbers by which bad_model names the experts, or null for 0, 1, ...
+  const float* const* experts;            // T
+  const float* const* bases;              // T
+  const Rule* rule;                       // for T experts
+  int count;                              // T, at most the solver's
+  const int* names = nullptr;             // T numbers by which bad_model names the experts, or null for 0, 1, ...
+  GateState gate = GateState::undecided;  // that of the rule, if the caller knows it
 };
 
 struct FusionResult {

@@ -98,7 +98,11 @@ void FusionSolver::close_gates() {
     const FusionInput& input = inputs_[row];
     const Gate& gate = input.rule->gate;
     FusionResult& result = results_[row];
-    result.open = !gate.exists() || (gate.needs_experts() ? disagrees(input) : is_open(gate, input.large));
+    if (input.gate != GateState::undecided) {
+      result.open = input.gate == GateState::open;
+    } else {
+      result.open = !gate.exists() || (gate.needs_experts() ? disagrees(input) : is_open(gate, input.large));
+    }
     if (result.open) {
       continue;
     }
