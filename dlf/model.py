@@ -77,7 +77,7 @@ def load_model(
         config, tokenizer = source.config, tokenizer or source.tokenizer()
         chosen = TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)]
         formats = formats_of(config, precision)
-        if precision.quantization is not None:
+        if precision.quantization is not None and formats != formats_of(config, Precision()):
             tensors = load_quantized(source, chosen, precision.quantization, huge_pages=not cuda)
         elif formats:
             tensors = load_packed(source, chosen, formats, huge_pages=not cuda)

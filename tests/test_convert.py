@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import make_model
 from reference.published import quantize_checkpoint
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import dlf
 from dlf.checkpoints import write
+from dlf.checkpoints.precision import QUANTIZATIONS, Precision
+from dlf.checkpoints.quantized import formats_of, load_packed, load_quantized
+from dlf.checkpoints.source import open_checkpoint
 from dlf.cli import app
 from dlf.errors import CheckpointError
 
@@ -58,6 +62,35 @@ def test_quantized_checkpoints_become_floats_of_the_declared_type(
     for file in folder.glob("*.safetensors"):
         for name, one in load_file(file).items():
             torch.testing.assert_close(one, expected[name], rtol=1e-6, atol=1e-8)
+
+
+def tiles(folder: Path, weights: str | None) -> dict[str, torch.Tensor]:
+    """The tensors that a model is made of."""
+    source = open_checkpoint(folder)
+    precision = Precision.of("auto", weights)
+    formats = formats_of(source.config, precision)
+    if weights is None:
+        return load_packed(source, torch.float32, formats)
+    return load_quantized(source, torch.float32, QUANTIZATIONS[weights])
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4", "int4-g64"])
+@pytest.mark.parametrize("model", ["base", "tied"])
+def test_quantized_layers_are_bit_identical_to_quantizing_at_load(
+    family: dict[str, Path], tmp_path: Path, weights: str, model: str
+) -> None:
+    source = family["base"] if model == "base" else make_model(tmp_path / "tied", "smollm", intermediate_size=120)
+    folder = dlf.convert(source, tmp_path / "folder", weights)
+    expected, found = tiles(source, weights), tiles(folder, None)
+    assert found.keys() == expected.keys()
+    for name, one in found.items():
+        assert one.dtype == expected[name].dtype and torch.equal(one, expected[name])
+    text = "the quick brown"
+    with dlf.Engine(source, weights=weights) as original:
+        tokens = original.generate(text, max_new_tokens=8).tokens
+    for same in (None, weights):
+        with dlf.Engine(folder, weights=same) as converted:
+            assert converted.generate(text, max_new_tokens=8).tokens == tokens
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_stays(family: dict[str, Path], tmp_path: Path) -> None:

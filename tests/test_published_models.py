@@ -81,6 +81,33 @@ def test_logits_on_cuda(tmp_path: Path, plain: Path, scheme: str) -> None:
     np.testing.assert_allclose(found, logprobs(floats, device="cuda"), atol=1e-4)
 
 
+OWN_WIDTH = {
+    "gptq-4-g32": "int4, float16 scale for 32 inputs",
+    "gptq-4-asymmetric-v2": "int4, float16 scale and zero point for each channel",
+    "gptq-4-g16-asymmetric": "int6, float16 scale and zero point for 16 inputs",
+    "gptq-8-channel": "int8, float16 scale for each channel",
+    "gptq-8-g64-asymmetric-v2": "int8, float16 scale and zero point for 64 inputs",
+    "awq-g32": "int4, float16 scale and zero point for 32 inputs",
+    "w4a16-g32": "int4, float16 scale for 32 inputs",
+    "w4a16-g32-asymmetric": "int4, float16 scale and zero point for 32 inputs",
+    "w8a8": "int8, float16 scale for each channel",
+    "llm-int8": "int8, float32 scale for each channel",
+}
+
+
+@pytest.mark.parametrize("scheme", OWN_WIDTH)
+def test_tiles_keep_the_form_of_the_file(tmp_path: Path, plain: Path, scheme: str) -> None:
+    folder, _ = pair(tmp_path, plain, scheme)
+    assert {str(one) for one in open_checkpoint(folder).config.packed.values()} == {OWN_WIDTH[scheme]}
+
+
+@pytest.mark.parametrize("scheme", ["gptq-4-g32-act-order", "nf4", "fp8-blocks"])
+def test_other_numbers_become_floats(tmp_path: Path, plain: Path, scheme: str) -> None:
+    folder, floats = pair(tmp_path, plain, scheme)
+    assert not open_checkpoint(folder).config.packed
+    np.testing.assert_allclose(logprobs(folder), logprobs(floats), atol=1e-4)
+
+
 def test_shards_may_part_the_tensors_of_a_matrix(tmp_path: Path, plain: Path) -> None:
     folder, _ = pair(tmp_path, plain, "gptq-4-g32")
     whole = logprobs(folder)
@@ -123,7 +150,7 @@ def test_matrices_stay_packed_until_a_type_for_them_is_chosen(tmp_path: Path, pl
 
 def test_inspect_says_how_matrices_are_quantized(tmp_path: Path, plain: Path) -> None:
     folder, floats = pair(tmp_path, plain, "gptq-4-g32")
-    assert describe(str(folder))["quantized"] == ["21 x GPTQ 4-bit, groups of 32"]
+    assert describe(str(folder))["quantized"] == ["21 x GPTQ 4-bit, groups of 32: int4, float16 scale for 32 inputs"]
     assert describe(str(floats))["quantized"] is None
 
 

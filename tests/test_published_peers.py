@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_published import matrix, unpacked
 
+import dlf
 from dlf.checkpoints.packed import PackedMatrix
+from dlf.checkpoints.source import open_checkpoint
 
 
 def floats(found: Any) -> torch.Tensor:
@@ -90,3 +95,20 @@ def test_transformers_fp8() -> None:
     config = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
     tensors = {"weight": weight, "weight_scale_inv": scale}
     torch.testing.assert_close(floats(unpacked(config, tensors, (64, 128))), theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_compressed_tensors_reads_what_convert_writes(family: dict[str, Path], tmp_path: Path, weights: str) -> None:
+    pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationConfig
+
+    folder = dlf.convert(family["base"], tmp_path / "folder", weights)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    (scheme,) = QuantizationConfig.model_validate(config).config_groups.values()
+    name = "model.layers.1.self_attn.q_proj"
+    tensors = load_file(folder / "model.safetensors")
+    state = {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(name)}
+    theirs = BaseCompressor.get_value_from_registry(config["format"]).decompress(state, scheme)["weight"]
+    ours = open_checkpoint(folder).read(f"{name}.weight")
+    torch.testing.assert_close(ours.to(theirs.dtype), theirs, rtol=1e-2, atol=1e-6)

@@ -95,6 +95,22 @@ class PackedMatrix:
                 f"{inputs or columns}, so it must be {list(shape)} of {' or '.join(str(one) for one in dtypes)}"
             )
 
+    @classmethod
+    def of_tiles(
+        cls, tiles: torch.Tensor, scale: torch.Tensor, form: MatrixFormat, shape: tuple[int, int]
+    ) -> PackedMatrix:
+        """Return the integers of tiles that `_C.quantize` made: 8 or 4 bits without zero points."""
+        out, columns = shape
+        if form.bits == 8:  # [out / 16, in / 4, 16, 4]
+            values = tiles.permute(0, 2, 1, 3).flatten(2)
+        else:  # [out / 16, in / 8, 16, 4]: inputs 0 to 3 in the low halves, 4 to 7 in the high ones
+            both = torch.stack((tiles & 15, tiles >> 4), dim=3)
+            values = both.permute(0, 2, 1, 3, 4).flatten(2).to(torch.int8) - 8
+        scales = scale.permute(0, 2, 1).flatten(0, 1) if form.group else scale.reshape(-1, 1)
+        groups = -(-columns // form.group) if form.group else 1
+        rows = values.flatten(0, 1)[:out, :columns]
+        return cls(rows.contiguous(), scales[:out, :groups].contiguous(), None, form.bits, form.group)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Shape ``(out, in)`` of the matrix."""

@@ -25,14 +25,16 @@ __all__ = [
     "linear_shapes",
     "load_packed",
     "load_quantized",
+    "quantize",
     "stored_linears",
+    "targets",
     "weights_bytes",
 ]
 
 FLOATS = ("embedding", "positions", "router")  # slots of matrices that are small, or of which a token reads one row
 
 
-def _targets(config: ModelConfig) -> Iterator[tuple[str, Part]]:
+def targets(config: ModelConfig) -> Iterator[tuple[str, Part]]:
     """Yield the name and the part of each linear layer; a tied embedding is the part of the head."""
     for slot, part in config.parts.items():
         if len(part.shape) == 2 and not slot.endswith(FLOATS):
@@ -41,7 +43,7 @@ def _targets(config: ModelConfig) -> Iterator[tuple[str, Part]]:
 
 def linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Name and shape ``[out, in]`` of every linear layer's weight; a tied embedding counts as the head."""
-    return {name: (part.shape[0], part.shape[1]) for name, part in _targets(config)}
+    return {name: (part.shape[0], part.shape[1]) for name, part in targets(config)}
 
 
 def stored_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -65,7 +67,7 @@ def formats_of(config: ModelConfig, precision: Precision) -> dict[str, MatrixFor
         return dict.fromkeys(linear_shapes(config), precision.quantization.format)
     if not precision.packed:
         return {}
-    return {name: config.packed[part.tensor] for name, part in _targets(config) if part.tensor in config.packed}
+    return {name: config.packed[part.tensor] for name, part in targets(config) if part.tensor in config.packed}
 
 
 def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
@@ -102,7 +104,7 @@ def load_packed(
     if tied:
         tensors[config.head] = tensors[config.embedding]
     parts: dict[str, dict[str, Part]] = {}  # by stored tensor, then by name
-    for name, part in _targets(config):
+    for name, part in targets(config):
         if name in formats:
             parts.setdefault(part.tensor, {})[name] = part
     for stored, members in parts.items():
@@ -168,16 +170,20 @@ def load_quantized(
     return tensors | {name: place(name, tensor) for name, tensor in _quantize(source, quantization)}
 
 
+def quantize(tensor: torch.Tensor, quantization: Quantization) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return tiles and scales of a matrix ``[out, in]``; bfloat16 is read as it is, other types as float32."""
+    tensor = tensor if tensor.dtype == torch.bfloat16 else tensor.float()
+    return _C.quantize(tensor, quantization.format.bits, quantization.format.group, torch.get_num_threads())
+
+
 def _quantize(source: Source, quantization: Quantization) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield tiles and scales of one linear layer after the other."""
     config = source.config
     names = stored_linears(config)
     task = f"Quantizing {source.path.name} to {quantization.name}"
     for path, part, tensor in read_tensors(source, names, task, keep=False):
-        if tensor.dtype != torch.bfloat16:
-            tensor = tensor.float()
         check_finite(tensor, part.name, path)
-        tiles, scale = _C.quantize(tensor, quantization.format.bits, quantization.format.group, torch.get_num_threads())
+        tiles, scale = quantize(tensor, quantization)
         del tensor  # and with it the file's pages, before the next tensor is read
         target = config.head if part.name == config.embedding else part.name
         yield target, tiles

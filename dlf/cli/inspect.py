@@ -52,7 +52,7 @@ def describe(model: str) -> dict[str, Any]:
     try:
         c = source.config
         dtypes = sorted({layout.dtype for layout in source.layouts.values()})
-        kinds = Counter(source.kinds.values())
+        kinds = Counter(f"{kind}: {c.packed.get(name, 'floats')}" for name, kind in source.kinds.items())
     except FileNotFoundError:  # without weights, the configuration still says something
         c = source.declared
     spec = c.spec

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dlf.checkpoints.packed import PackedMatrix
+from dlf.checkpoints.precision import MatrixFormat, TensorLayout
 from dlf.checkpoints.published.fp8 import COMPANIONS, FLOAT8, float8_matrix
 from dlf.checkpoints.published.stored import (
     FLOATS,
@@ -21,13 +22,14 @@ from dlf.checkpoints.published.stored import (
     StoredLayer,
     StoredMatrix,
     Tensors,
+    pack_words,
     packed,
     unpack_words,
 )
 from dlf.support.fields import Fields
 from dlf.support.module_patterns import first_matches
 
-__all__ = ["read"]
+__all__ = ["config_of", "layout_of", "read", "tensors_of"]
 
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision", "dense")
 STRATEGIES = ("tensor", "channel", "group", "block")
@@ -172,3 +174,36 @@ def _integers(layer: StoredLayer, how: Weights, words: bool) -> StoredMatrix:
 
     form = f"groups of {how.group}" if how.group else "one scale" if how.strategy == "tensor" else "per channel"
     return layer.found(f"compressed-tensors {how.bits}-bit, {form}", unpack, integers)
+
+
+def config_of(form: MatrixFormat) -> dict[str, Any]:
+    """Return the ``quantization_config`` of linear layers that are all packed by `tensors_of`."""
+    weights: dict[str, Any] = {"num_bits": form.bits, "type": "int", "symmetric": True}
+    weights |= {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": {"targets": [CLASS], "weights": weights}},
+        "ignore": [],
+    }
+
+
+def layout_of(module: str, shape: tuple[int, int], form: MatrixFormat) -> dict[str, TensorLayout]:
+    """Return the layouts of `tensors_of` for a layer ``(out, in)``."""
+    out, columns = shape
+    return {
+        f"{module}.weight_packed": TensorLayout("I32", (out, -(-columns * form.bits // 32))),
+        f"{module}.weight_scale": TensorLayout(form.scale, (out, -(-columns // form.group) if form.group else 1)),
+        f"{module}.weight_shape": TensorLayout("I64", (2,)),
+    }
+
+
+def tensors_of(module: str, matrix: PackedMatrix) -> dict[str, torch.Tensor]:
+    """Return the stored tensors of a layer with signed integers, in the format ``pack-quantized``."""
+    middle = 1 << (matrix.bits - 1)
+    return {
+        f"{module}.weight_packed": pack_words((matrix.values.to(torch.int16) + middle).to(torch.uint8), matrix.bits),
+        f"{module}.weight_scale": matrix.scale,
+        f"{module}.weight_shape": torch.tensor(matrix.shape),
+    }

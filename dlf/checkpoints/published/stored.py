@@ -11,7 +11,17 @@ from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import TensorLayout
 from dlf.errors import CheckpointError
 
-__all__ = ["FLOATS", "Integers", "Scheme", "StoredLayer", "StoredMatrix", "Tensors", "packed", "unpack_words"]
+__all__ = [
+    "FLOATS",
+    "Integers",
+    "Scheme",
+    "StoredLayer",
+    "StoredMatrix",
+    "Tensors",
+    "pack_words",
+    "packed",
+    "unpack_words",
+]
 
 FLOATS = ("F16", "BF16", "F32")
 Tensors = Mapping[str, torch.Tensor]  # by their last name, such as qweight
@@ -173,6 +183,15 @@ def unpack_words(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     if bits == 4:
         values = torch.stack((values & 15, values >> 4), dim=-1).flatten(-2)
     return values[:, :count].contiguous()
+
+
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Join unsigned values of 4 or 8 bits, uint8 ``[rows, columns]``, into words as `unpack_words` splits them."""
+    per = 32 // bits
+    values = torch.nn.functional.pad(values, (0, -values.shape[1] % per))
+    if bits == 4:
+        values = values[:, 0::2] | (values[:, 1::2] << 4)
+    return values.contiguous().view(torch.int32)
 
 
 def neighbours(order: torch.Tensor, group: int) -> bool:
