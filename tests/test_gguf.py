@@ -25,7 +25,7 @@ from safetensors.torch import load_file  # noqa: E402
 import dlf  # noqa: E402
 from dlf import _C  # noqa: E402
 from dlf.checkpoints.checkpoint import load_tensors  # noqa: E402
-from dlf.checkpoints.gguf.blocks import UNPACK  # noqa: E402
+from dlf.checkpoints.gguf.blocks import UNPACK, format_of
 from dlf.checkpoints.gguf.file import GgufTensor, read_gguf  # noqa: E402
 from dlf.checkpoints.gguf.source import Gguf  # noqa: E402
 from dlf.checkpoints.gguf.values import FLOATS, KINDS, read_packed, read_values  # noqa: E402
@@ -441,3 +441,11 @@ def fuzz(tmp_path: Path, rounds: int) -> None:
 def test_fuzz(tmp_path: Path, rounds: int) -> None:
     with warnings.catch_warnings(action="ignore"):
         fuzz(tmp_path, rounds)
+
+
+def test_integers_of_every_unpacked_type_have_tiles() -> None:
+    formats = {kind.name: format_of(kind) for kind in UNPACK}
+    assert all(formats.values())
+    assert {name: one.bits for name, one in formats.items() if one} == {
+        "Q8_0": 8, "Q4_0": 4, "Q4_1": 4, "Q5_0": 6, "Q5_1": 6, "Q4_K": 4, "Q5_K": 6, "Q6_K": 6
+    }  # fmt: skip

@@ -13,8 +13,9 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from dlf.checkpoints.packed import PackedMatrix
+from dlf.checkpoints.precision import MatrixFormat
 
-__all__ = ["UNPACK", "change_rows", "unpack"]
+__all__ = ["UNPACK", "change_rows", "format_of", "unpack"]
 
 SMALL, SUPER = 32, 256  # values of a block
 
@@ -31,6 +32,11 @@ def unpack(kind: GGMLQuantizationType, rows: torch.Tensor) -> PackedMatrix:
     """
     size = GGML_QUANT_SIZES[kind][1]
     return UNPACK[kind](rows.view(len(rows), -1, size))
+
+
+def format_of(kind: GGMLQuantizationType) -> MatrixFormat | None:
+    """Return the format of the tiles that keep a type of `UNPACK`."""
+    return unpack(kind, torch.zeros(1, GGML_QUANT_SIZES[kind][1], dtype=torch.uint8)).format
 
 
 def change_rows(packed: PackedMatrix, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedMatrix:

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from dlf.checkpoints.config import ModelConfig, make_config
 from dlf.checkpoints.content_hash import content_hash
-from dlf.checkpoints.gguf.blocks import UNPACK, change_rows
+from dlf.checkpoints.gguf.blocks import UNPACK, change_rows, format_of
 from dlf.checkpoints.gguf.config import architecture_of, config_values
 from dlf.checkpoints.gguf.file import GgufFile, read_gguf
 from dlf.checkpoints.gguf.names import Stored, find_tensors
@@ -77,7 +78,12 @@ class Gguf:
                 RuntimeWarning,
                 stacklevel=3,  # cached_property calls this
             )
-        return self.declared
+        packed = {
+            name: format_of(stored.tensor.kind)
+            for name, stored in self._stored.items()
+            if stored.tensor.kind in UNPACK and not stored.transposed and len(stored.shape) == 2
+        }
+        return replace(self.declared, packed={name: one for name, one in packed.items() if one is not None})
 
     @property
     def has_tokenizer(self) -> bool:
