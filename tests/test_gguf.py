@@ -25,7 +25,7 @@ from safetensors.torch import load_file  # noqa: E402
 import dlf  # noqa: E402
 from dlf import _C  # noqa: E402
 from dlf.checkpoints.checkpoint import load_tensors  # noqa: E402
-from dlf.checkpoints.gguf.blocks import UNPACK, format_of
+from dlf.checkpoints.gguf.blocks import UNPACK, format_of  # noqa: E402
 from dlf.checkpoints.gguf.file import GgufTensor, read_gguf  # noqa: E402
 from dlf.checkpoints.gguf.source import Gguf  # noqa: E402
 from dlf.checkpoints.gguf.values import FLOATS, KINDS, read_packed, read_values  # noqa: E402
