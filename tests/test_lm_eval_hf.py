@@ -224,7 +224,7 @@ def test_arguments_of_hf_that_mean_nothing_here_are_ignored(caplog: pytest.LogCa
         ({"peft": "a"}, "peft .*recipe with 'large: M', 'base: M' and the expert 'adapter: A, alpha: 1'"),
         ({"delta": "a"}, "delta .*apply it"),
         ({"autogptq": True}, "weights=int8"),
-        ({"gguf_file": "a.gguf"}, "safetensors"),
+        ({"gguf_file": "a.gguf"}, "FILE.gguf"),
         ({"load_in_4bit": True}, "weights=int4"),
         ({"truncation": True}, "cut on the left"),
         ({"backend": "seq2seq"}, "causal"),

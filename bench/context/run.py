@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,10 @@ __all__ = ["main"]
 QUESTIONS = Path(__file__).with_name("questions.jsonl")
 RESULTS = Path(__file__).parents[1] / "results"
 GUIDE = "context"  # name of the expert that has the question without its text as negative prompt
+NUMBERS = {
+    word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten eleven".split())
+}
+NUMBERS |= {"twelve": "12", "twenty": "20"}
 RULES: dict[str, dict[str, Any]] = {
     "with the text": {"experts": []},
     "CAD, α = 0.5": {"guidance_scale": 1.5},
@@ -42,10 +47,12 @@ class Question:
     answer: str
     memory: str
 
-    def messages(self, with_text: bool) -> list[dict[str, str]]:
-        """The question as a conversation."""
-        asked = f"{self.question} Answer in a few words."
-        return [{"role": "user", "content": f"{self.text}\n\n{asked}" if with_text else asked}]
+    def asked(self, with_text: bool, chat: bool) -> dict[str, Any]:
+        """The question as a conversation, or as a text that a model without a chat template continues."""
+        before = f"{self.text}\n\n" if with_text else ""
+        if not chat:
+            return {"prompt": f"{before}Question: {self.question}\nAnswer:"}
+        return {"messages": [{"role": "user", "content": f"{before}{self.question} Answer in a few words."}]}
 
     def is_answer(self, said: str) -> bool:
         """Whether the text's answer comes, and before any other."""
@@ -54,8 +61,11 @@ class Question:
 
 
 def _place(word: str, text: str) -> float:
-    found = re.search(rf"\b{re.escape(word)}", text, re.IGNORECASE)
-    return found.start() if found else float("inf")
+    """Where a text has a word, or one that begins with it; numbers may be digits or words."""
+    spellings = {word.lower(), *(pair[0] for pair in NUMBERS.items() if pair[1] == word), NUMBERS.get(word, word)}
+    begins = [rf"\b{re.escape(one)}" + (r"\b" if one.isdigit() else "") for one in spellings]
+    found = [match.start() for one in begins for match in [re.search(one, text, re.IGNORECASE)] if match]
+    return min(found, default=math.inf)
 
 
 def main(
@@ -75,46 +85,59 @@ def main(
         options["threads"] = threads
     said: dict[str, list[str]] = {}
     prefers: dict[str, list[bool]] = {}
-    with dlf.Engine(model, [dlf.Guidance(name=GUIDE)], max_batch=8, **options) as engine:
-        asked = [one.messages(True) for one in questions]
-        beside = [one.messages(False) for one in questions]
-        every = {"max_new_tokens": max_new_tokens, "stop_strings": ["\n\n"], "progress": False}
-        said["without the text"] = [one.text for one in engine.generate(messages=beside, experts=[], **every)]
-        prefers["without the text"] = [_prefers(engine, one, beside[i], experts=[]) for i, one in enumerate(questions)]
-        for rule, given in track(RULES.items(), "Rules"):
-            guided = {} if "experts" in given else {"negative_prompt": beside}
-            found = engine.generate(messages=asked, **every, **given, **guided)
-            said[rule] = [one.text for one in found]
-            prefers[rule] = [
-                _prefers(engine, one, asked[i], **given, **({"negative_prompt": beside[i]} if guided else {}))
-                for i, one in enumerate(questions)
-            ]
+    with dlf.Engine(model, [dlf.Guidance(name=GUIDE)], max_batch=1, **options) as engine:
+        chat = engine.tokenizer.has_chat_template
+        every = {"max_new_tokens": max_new_tokens, "stop_strings": ["\n"], "progress": False}
+        for rule, given in track({"without the text": {"experts": []}, **RULES}.items(), "Rules"):
+            said[rule], prefers[rule] = [], []
+            for one in questions:
+                asked = one.asked(rule != "without the text", chat)
+                options = given | ({} if "experts" in given else {"negative_prompt": _beside(one, chat)})
+                said[rule].append(engine.generate(**asked, **every, **options).text)
+                prefers[rule].append(_prefers(engine, one, chat, **asked, **options))
     right = {
         rule: [one.is_answer(text) for one, text in zip(questions, texts, strict=True)] for rule, texts in said.items()
     }
+    plain = next(iter(RULES))
     result = {
-        "rules": {rule: {"answers": _share(right[rule]), "prefers": _share(prefers[rule])} for rule in said},
+        "rules": {
+            rule: {
+                "answers": _share(right[rule]),
+                "gain": _share(right[rule], right[plain]),
+                "prefers": _share(prefers[rule]),
+            }
+            for rule in said
+        },
         "said": said,
         "machine": describe({}, threads),
     }
     tables = json.loads(output.read_text()) if output.exists() else {}
     tables[name or Path(model).name] = result
     output.write_text(json.dumps(tables, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    table = Table("rule", "answers from the text", "prefers its answer", title=name or model, title_justify="left")
+    columns = "answers from the text", f"more than {plain!r}", "prefers its answer"
+    table = Table("rule", *columns, title=name or model, title_justify="left")
     for rule, figures in result["rules"].items():
         shown = (f"{100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})" for value, low, high in figures.values())
         table.add_row(rule, *shown)
     Console().print(table)
 
 
-def _prefers(engine: dlf.Engine, one: Question, messages: list[dict[str, str]], **options: Any) -> bool:
-    """Whether the text's answer is more probable than the remembered one, both as the whole answer."""
-    scores = engine.score(messages=messages, continuation=[one.answer, one.memory], progress=False, **options)
+def _beside(one: Question, chat: bool) -> Any:
+    """The question without its text, as a negative prompt."""
+    return next(iter(one.asked(False, chat).values()))
+
+
+def _prefers(engine: dlf.Engine, one: Question, chat: bool, **asked: Any) -> bool:
+    """Whether the text's answer is more probable than the remembered one."""
+    space = "" if chat else " "
+    scores = engine.score(continuation=[space + one.answer, space + one.memory], progress=False, **asked)
     answer, memory = (score.logprob for score in scores)
     return answer > memory
 
 
-def _share(values: list[bool]) -> list[float]:
-    """Share, and its 95 % interval."""
+def _share(values: list[bool], against: list[bool] | None = None) -> list[float]:
+    """Share, or its difference to another one of the same questions, and the 95 % interval."""
     found = Estimate.of(np.array(values, np.float64), "questions")
+    if against is not None:
+        found -= Estimate.of(np.array(against, np.float64), "questions")
     return [round(number, 4) for number in (found.value, *found.interval())]
