@@ -3,6 +3,7 @@
 #include <pybind11/typing.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <utility>
 
@@ -127,10 +128,10 @@ py::tuple quantize(const at::Tensor& weight, int bits, int64_t group, int thread
 }
 
 // Names that a field's values have in Python.
-template <typename T>
+template <typename T, size_t N>
 struct Names {
   const char* field;
-  std::vector<std::pair<const char*, T>> values;
+  std::array<std::pair<const char*, T>, N> values;
 
   T of(const std::string& name) const {
     std::string all;
@@ -147,12 +148,14 @@ struct Names {
   }
 };
 
-const Names<ops::NormKind> kNormKinds = {"kind", {{"rms", ops::NormKind::rms}, {"layer", ops::NormKind::layer}}};
-const Names<HeadNorm> kHeadNorms = {"head_norm",
-                                    {{"none", HeadNorm::none}, {"head", HeadNorm::head}, {"whole", HeadNorm::whole}}};
-const Names<ops::Activation> kActivations = {
+constexpr Names<ops::NormKind, 2> kNormKinds = {"kind",
+                                                {{{"rms", ops::NormKind::rms}, {"layer", ops::NormKind::layer}}}};
+constexpr Names<HeadNorm, 3> kHeadNorms = {
+    "head_norm", {{{"none", HeadNorm::none}, {"head", HeadNorm::head}, {"whole", HeadNorm::whole}}}};
+constexpr Names<ops::Activation, 3> kActivations = {
     "activation",
-    {{"silu", ops::Activation::silu}, {"gelu", ops::Activation::gelu}, {"gelu_tanh", ops::Activation::gelu_tanh}}};
+    {{{"silu", ops::Activation::silu}, {"gelu", ops::Activation::gelu}, {"gelu_tanh", ops::Activation::gelu_tanh}}}};
+
 using OptionalTensor = std::optional<at::Tensor>;
 
 std::unordered_map<std::string, at::Tensor> pack(const at::Tensor& values, const at::Tensor& scale,

@@ -26,8 +26,9 @@ RopeTable::RopeTable(const RopeSpec& rope, int64_t max_context) : rotated(static
     query_scale = at::empty({max_context}, at::kFloat);
     auto* scale_data = query_scale.mutable_data_ptr<float>();
     for (int64_t position = 0; position < max_context; ++position) {
-      const auto stretches = static_cast<float>(position / rope.query_positions);
-      scale_data[position] = 1.0F + static_cast<float>(rope.query_beta) * std::log(1.0F + stretches);
+      const int64_t stretches = position / rope.query_positions;
+      scale_data[position] =
+          1.0F + static_cast<float>(rope.query_beta) * std::log(1.0F + static_cast<float>(stretches));
     }
   }
 }

@@ -108,6 +108,7 @@ std::vector<ops::MatrixType> Weights::types() const {
     }
   }
   std::vector<ops::MatrixType> found;
+  found.reserve(bytes.size());
   for (const auto& [type, count] : bytes) {
     found.push_back(type);
   }

@@ -93,6 +93,7 @@ DeviceExperts experts(const LayerWeights& layer, int device) {
   std::vector<ops::Expert> matrices = layer.expert_matrices;
   const auto put = [&](LinearWeights ExpertWeights::* member, ops::Matrix ops::Expert::* matrix) {
     std::vector<const LinearWeights*> parts;
+    parts.reserve(layer.experts.size());
     for (const ExpertWeights& expert : layer.experts) {
       parts.push_back(&(expert.*member));
     }
