@@ -206,19 +206,24 @@ def test_a_request_that_ends_costs_nobody_else_a_token(engine: dlf.AsyncEngine, 
 
 def test_a_scoring_that_is_cancelled_ends(engine: dlf.AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Answer] = []
+    begun = threading.Event()
 
     def noted(work: Any, reply: Callable[[Answer], None], long: bool) -> Job:
+        def begin(poll: Any) -> Any:
+            begun.set()
+            return work(poll)
+
         def answer(given: Answer) -> None:
             answers.append(given)
             reply(given)
 
-        return Job(work, answer, long)
+        return Job(begin, answer, long)
 
     monkeypatch.setattr("dlf.waiting.Job", noted)
 
     async def cancel() -> None:
         task = asyncio.create_task(engine.score(PROMPT, [[5] * 300] * 64))
-        while not engine._driver._inside:
+        while not begun.is_set():
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
