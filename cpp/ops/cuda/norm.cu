@@ -48,6 +48,15 @@ __device__ Vector<float, N> floats(const Vector<T, N>& values) {
   return converted;
 }
 
+// values += added * scale
+template <int N>
+__device__ void add_scaled(Vector<float, N>& values, const Vector<float, N>& added, float scale) {
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    values.at[j] = fmaf(added.at[j], scale, values.at[j]);
+  }
+}
+
 // A row of the stream: x becomes x + branch * branch_scale, y its norm.
 template <typename T, int N>
 struct StreamRow {
@@ -64,11 +73,7 @@ struct StreamRow {
   __device__ Floats read(int i) const {
     auto values = load<float, N>(x + i);
     if (branch != nullptr) {
-      const auto added = load<T, N>(branch + i);
-#pragma unroll
-      for (int j = 0; j < N; ++j) {
-        values.at[j] = fmaf(to_float(added.at[j]), scale, values.at[j]);
-      }
+      add_scaled(values, floats(load<T, N>(branch + i)), scale);
       store(x + i, values);
     }
     return values;
@@ -97,10 +102,7 @@ struct BranchRow {
   __device__ Floats again(int i) const { return read(i); }
   __device__ void write(int i, const Floats& normed) const {
     auto values = load<float, N>(x + i);
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-      values.at[j] = fmaf(normed.at[j], scale, values.at[j]);
-    }
+    add_scaled(values, normed, scale);
     store(x + i, values);
   }
 
