@@ -174,6 +174,9 @@ def test_legacy_logprobs_and_echo(client: OpenAI, engine: dlf.Engine) -> None:
         assert (token == max(top.values())) == greedy
     for offset, token in zip(logprobs.text_offset, logprobs.tokens, strict=True):
         assert "\ufffd" in token or found.text[offset:].startswith(token)
+    plain = client.completions.create(prompt=PROMPT, **GREEDY | {"max_tokens": 0}, echo=True)
+    assert plain.choices[0].text == PROMPT and plain.choices[0].logprobs is None
+    assert plain.usage is not None and plain.usage.prompt_tokens == len(ids)
     nothing = client.completions.create(prompt=[PROMPT], **GREEDY | {"max_tokens": 0}, logprobs=0, echo=True)
     assert nothing.choices[0].text == PROMPT and nothing.usage is not None and nothing.usage.completion_tokens == 0
     assert client.completions.create(prompt=PROMPT, **GREEDY | {"max_tokens": 1}).usage.completion_tokens == 1  # type: ignore[union-attr]
@@ -203,6 +206,15 @@ def test_a_chat(client: OpenAI, engine: dlf.Engine) -> None:
     assert [one["f"] for one in fusion["tokens"]] == expected.f.tolist()
     traced = engine.generate(messages=messages, max_new_tokens=6, trace=True).trace.changed
     assert traced is not None and [one["changed"] for one in fusion["tokens"]] == traced.tolist()
+    one = client.chat.completions.create(
+        messages=TALK,  # type: ignore[arg-type]
+        model="pair/b",
+        temperature=0,
+        max_tokens=2,
+        extra_body={"return_alpha": True},
+    ).choices[0]
+    fusion = one.model_extra["fusion"]  # type: ignore[index]
+    assert fusion["experts"] == ["b"] and len(fusion["tokens"][0]["alpha"]) == 1
     parts = [{"type": "text", "text": "w"}, {"type": "text", "text": "hy"}]
     same = client.chat.completions.create(
         messages=[TALK[0], {"role": "user", "content": parts}],  # type: ignore[list-item]

@@ -20,13 +20,14 @@ import torch
 
 from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.content_hash import content_hash
-from dlf.checkpoints.hub import INDEX, SINGLE, TOKENIZER_FILES, additional_templates, index_of
+from dlf.checkpoints.hub import INDEX, SINGLE, TOKENIZER_FILES, index_of
 from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TORCH_DTYPES, MatrixFormat, TensorLayout
 from dlf.checkpoints.published import Scheme, StoredLayer, StoredMatrix, read_scheme
 from dlf.checkpoints.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
 from dlf.errors import CheckpointError
 from dlf.support.fields import read_bytes
+from dlf.text.chat_template import additional_templates
 from dlf.text.tokenizer import Tokenizer
 from dlf.text.tokenizer_parts import MAX_TOKENIZER_BYTES
 

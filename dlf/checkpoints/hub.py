@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dlf.errors import CheckpointError
 from dlf.support.fields import read_json
+from dlf.text.chat_template import TEMPLATES
 
 __all__ = [
     "GGUF",
@@ -16,7 +17,6 @@ __all__ = [
     "INDEX",
     "SINGLE",
     "TOKENIZER_FILES",
-    "additional_templates",
     "index_of",
     "label_of",
     "resolve",
@@ -35,7 +35,6 @@ TOKENIZER_FILES = (
     "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
     "tokenizer.model chat_template.jinja chat_template.json"
 ).split()
-TEMPLATES = "additional_chat_templates"
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
 SMALL_FILES = [
     "config.json",
@@ -118,12 +117,6 @@ def index_of(folder: Path) -> dict[str, str]:
         if len(plain) > MAX_SHARDS:
             raise CheckpointError(f"{path} names over {MAX_SHARDS} files, more than any valid index; fetch it again")
     return weight_map
-
-
-def additional_templates(folder: Path) -> list[Path]:
-    """Chat templates of a checkpoint beside its default one."""
-    there = os.path.isdir(folder / TEMPLATES)  # False also for a name at which glob would fail
-    return sorted((folder / TEMPLATES).glob("*.jinja")) if there else []
 
 
 def label_of(name_or_path: str | os.PathLike[str]) -> str:

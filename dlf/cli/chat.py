@@ -53,6 +53,7 @@ def chat(
     options, engine_options = given(SamplingOptions, flags), given(EngineOptions, flags)
     if no_speculate:
         engine_options["speculate"] = False
+    engine_options = {"max_batch": 1} | engine_options
     arguments = engine_arguments(large, recipe, expert, base, engine_options, experts_device)
     if recipe is None:
         options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE} | options

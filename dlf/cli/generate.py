@@ -56,6 +56,7 @@ def generate(
     options, engine_options = given(SamplingOptions, flags), given(EngineOptions, flags)
     if no_speculate:
         engine_options["speculate"] = False
+    engine_options = {"max_batch": 1} | engine_options
     arguments = engine_arguments(large, recipe, expert, base, engine_options, experts_device)
     guidance: dict[str, Any] = {"negative_prompt": negative_prompt, "guidance_scale": guidance_scale}
     guidance = {name: value for name, value in guidance.items() if value is not None}

@@ -16,13 +16,13 @@ __all__ = ["engine_arguments"]
 
 def engine_arguments(
     large: str | None,
-    recipe: Path | None,
+    recipe: str | Path | None,
     experts: Sequence[str] | None,
     bases: Sequence[str] | None,
     flags: dict[str, Any],
     experts_device: str | None = None,
 ) -> dict[str, Any]:
-    """Arguments of `dlf.Engine` for one request at a time, before anything heavy is imported or loaded.
+    """Arguments of `dlf.Engine`, before anything heavy is imported or loaded.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def engine_arguments(
     if experts_device is not None:
         device = flags.get("device", arguments.get("device", EngineOptions.device))
         flags = flags | {"device_map": {"large": device, "experts": experts_device}}
-    return arguments | {"max_batch": 1} | flags
+    return arguments | flags
 
 
 def _pairs(experts: Sequence[str], bases: Sequence[str]) -> list[Expert]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlf.cli.flags import given, takes
+from dlf.cli.models import engine_arguments
 from dlf.errors import OptionError
 from dlf.options import EngineOptions
 from dlf.support.terminal import printable
@@ -53,7 +54,13 @@ def serve(
 
     named = names_of(recipes)
     settings = ServerSettings(_keys(api_key_file), max_queue=max_queue, timeout_s=timeout)
-    arguments = {name: _arguments(source, given(EngineOptions, flags)) for name, source in named.items()}
+    options = given(EngineOptions, flags)
+    arguments = {
+        name: engine_arguments(None, source, None, None, options)
+        if source.endswith(RECIPES)
+        else engine_arguments(source, None, None, None, options)
+        for name, source in named.items()
+    }
     anyio.run(_serve, arguments, settings, uvicorn, {"host": host, "port": port, "timeout_graceful_shutdown": drain})
 
 
@@ -93,18 +100,6 @@ def names_of(sources: Sequence[str]) -> dict[str, str]:
             raise OptionError(f"{found[name]} and {source} are both called {name}; rename one file", "recipes")
         found[name] = source
     return found
-
-
-def _arguments(source: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of an engine; mistakes of a recipe are errors before anything is loaded."""
-    if not source.endswith(RECIPES):
-        return {"large": source} | flags
-    from dlf.recipe import load_recipe
-
-    arguments = load_recipe(source).engine_arguments()
-    if "device" in flags:
-        arguments.pop("device_map", None)  # the recipe's map is for other devices
-    return arguments | flags
 
 
 def _keys(path: Path | None) -> tuple[str, ...]:

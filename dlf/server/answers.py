@@ -56,8 +56,6 @@ class Answer:
         The model that the request named.
     metrics : Metrics
         Count its tokens.
-    opened : set of int
-        Choices of which a stream has sent the role.
     """
 
     kind: str
@@ -65,7 +63,6 @@ class Answer:
     metrics: Metrics
     usage: Usage = field(default_factory=Usage)
     created: int = field(default_factory=lambda: int(time.time()))
-    opened: set[int] = field(default_factory=set)
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     _start: float = field(default_factory=time.perf_counter)
     _last: dict[int, float] = field(default_factory=dict)

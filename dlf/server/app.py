@@ -121,7 +121,8 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
 
     @app.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
-        tokenizer = service.find(body.model)[0].engine.tokenizer
+        engine = service.find(body.model)[0].engine
+        tokenizer = engine.tokenizer
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", "prompt")
         text, special = body.prompt or "", body.add_special_tokens
@@ -135,7 +136,7 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
             return tokenizer.encode(written, add_special_tokens=special and body.messages is None)
 
         tokens = await _call(encode)
-        return {"tokens": tokens, "count": len(tokens), "max_model_len": service.find(body.model)[0].engine.max_context}
+        return {"tokens": tokens, "count": len(tokens), "max_model_len": engine.max_context}
 
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 from dlf.results import Piece
 from dlf.server.answers import Answer, alpha_fields
 from dlf.server.errors import ApiError
-from dlf.server.generation import choices_of, engine_options, fusion_options, pieces_of
+from dlf.server.generation import batches_of, choices_of, engine_options, fused_names, fusion_options
 from dlf.server.logprob import in_json
 from dlf.server.protocol import ChatRequest
 from dlf.server.service import Served
@@ -44,34 +44,23 @@ async def chat(
     if limit == 0:
         raise ApiError(400, "an answer has at least one token", "max_completion_tokens")
     options = engine_options(body, served, settings, limit or served.engine.max_context, top)
-    prompts = [messages_of(body.messages)]
-    choices = choices_of(body, served, prompts, options | fusion_options(body, experts), messages=True)
-    tokenizer = served.engine.tokenizer
-    texts: dict[int, list[str]] = {}
-    pieces: dict[int, list[Piece]] = {}
-    async for choice, piece in pieces_of(choices):
-        text, own = texts.setdefault(choice.index, []), pieces.setdefault(choice.index, [])
-        reason = None
-        if piece is None:
-            reason = answer.end(choice.prompt, choice.completion())
-        else:
-            answer.count(choice.index, piece)
-            text.append(piece.text)
-            own.append(piece)
-        if not body.stream and piece is not None:
-            continue
-        logprobs = {"content": [_logprob(tokenizer, one) for one in own], "refusal": None} if body.logprobs else None
-        more = alpha_fields(own, tokenizer, served.engine.experts) if body.return_alpha else {}
-        if body.stream:
-            if piece is not None and len(own) == 1 and choice.index not in answer.opened:
-                answer.opened.add(choice.index)
-                yield answer.part(_choice(choice.index, "delta", {"role": "assistant", "content": ""}, None, None))
-            delta = {} if piece is None else {"content": "".join(text)}
-            yield answer.part(_choice(choice.index, "delta", delta, logprobs if delta else None, reason) | more)
-        else:
-            message = {"role": "assistant", "content": "".join(text), "refusal": None}
+    fusion = fusion_options(body, experts)
+    choices = choices_of(body, served, [messages_of(body.messages)], options | fusion, messages=True)
+    tokenizer, names = served.engine.tokenizer, fused_names(served, fusion)
+    opened: set[int] = set()  # choices of which the stream has sent the role
+    async for choice, pieces, reason in batches_of(choices, answer, body.stream):
+        content = "".join(piece.text for piece in pieces)
+        logprobs = {"content": [_logprob(tokenizer, one) for one in pieces], "refusal": None} if body.logprobs else None
+        more = alpha_fields(pieces, tokenizer, names) if body.return_alpha else {}
+        if not body.stream:
+            message = {"role": "assistant", "content": content, "refusal": None}
             yield answer.part(_choice(choice.index, "message", message, logprobs, reason) | more)
-        texts[choice.index], pieces[choice.index] = [], []
+            continue
+        if choice.index not in opened:
+            opened.add(choice.index)
+            yield answer.part(_choice(choice.index, "delta", {"role": "assistant", "content": ""}, None, None))
+        delta = {"content": content} if pieces else {}
+        yield answer.part(_choice(choice.index, "delta", delta, logprobs if pieces else None, reason) | more)
 
 
 def _refuse(body: ChatRequest) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dlf.errors import PromptError
-from dlf.results import Piece
 from dlf.rule import FIELDS
 from dlf.server.answers import Answer, alpha_fields
 from dlf.server.errors import ApiError
-from dlf.server.generation import choices_of, engine_options, fusion_options, pieces_of
+from dlf.server.generation import batches_of, choices_of, engine_options, fused_names, fusion_options
 from dlf.server.logprob import in_json
 from dlf.server.protocol import CompletionRequest
 from dlf.server.service import Served
@@ -42,6 +42,18 @@ class Logprobs:
         self.top_logprobs.append({token_text(tokenizer, one): in_json(value) for one, value in top.items()} or None)
         self.text_offset.append(offset)
         return offset + len(text)
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt before its completions: its text, its number of tokens, and their log-probabilities if wanted."""
+
+    text: str = ""
+    count: int = 0
+    logprobs: Logprobs | None = None
+
+
+NOTHING = Echo()
 
 
 def prompts_of(body: CompletionRequest) -> list[Prompt]:
@@ -76,39 +88,25 @@ async def complete(
     if max_tokens == 0:
         if echoes is None:
             raise ApiError(400, "max_tokens 0 is for echo alone: give echo, or ask for a token", "max_tokens")
-        for number, (echoed, known, _) in enumerate(echoes):
-            answer.usage.prompt_tokens += len(known.tokens)
-            yield answer.part(_choice(number, echoed, "length", known if wants_logprobs else None))
+        for number, echo in enumerate(echoes):
+            answer.usage.prompt_tokens += echo.count
+            yield answer.part(_choice(number, echo.text, "length", echo.logprobs))
         return
-    collected: dict[int, tuple[list[str], Logprobs, list[Piece]]] = {}
-    tokenizer = served.engine.tokenizer
-    offsets: dict[int, int] = {}
-    async for choice, piece in pieces_of(choices_of(body, served, prompts, options | fusion)):
-        text, logprobs, pieces = collected.setdefault(choice.index, ([], Logprobs(), []))
-        if choice.index not in offsets:
-            offsets[choice.index] = 0
-            if echoes is not None:
-                before, ahead, offset = echoes[choice.prompt]
-                text.append(before)
-                offsets[choice.index] = offset
-                for own, given in zip(vars(logprobs).values(), vars(ahead).values(), strict=True):
-                    own.extend(given)
-        reason = None
-        if piece is None:
-            reason = answer.end(choice.prompt, choice.completion())
-        else:
-            answer.count(choice.index, piece)
-            text.append(piece.text)
-            pieces.append(piece)
-            offsets[choice.index] = logprobs.add(
-                tokenizer, piece.token, piece.logprob, piece.top_logprobs or {}, offsets[choice.index]
-            )
-        if not body.stream and piece is not None:
-            continue
-        more = alpha_fields(pieces, tokenizer, served.engine.experts) if body.return_alpha else {}
-        shown = logprobs if wants_logprobs else None
-        yield answer.part(_choice(choice.index, "".join(text), reason, shown) | more)
-        collected[choice.index] = ([], Logprobs(), [])
+    tokenizer, names = served.engine.tokenizer, fused_names(served, fusion)
+    offsets: dict[int, int] = {}  # characters of each choice that its log-probabilities cover
+    async for choice, pieces, reason in batches_of(
+        choices_of(body, served, prompts, options | fusion), answer, body.stream
+    ):
+        echo = echoes[choice.prompt] if echoes is not None and choice.index not in offsets else NOTHING
+        logprobs, offset = None, offsets.get(choice.index, len(echo.text))
+        if wants_logprobs:
+            logprobs = Logprobs() if echo.logprobs is None else copy.deepcopy(echo.logprobs)
+            for piece in pieces:
+                offset = logprobs.add(tokenizer, piece.token, piece.logprob, piece.top_logprobs or {}, offset)
+        offsets[choice.index] = offset
+        text = echo.text + "".join(piece.text for piece in pieces)
+        more = alpha_fields(pieces, tokenizer, names) if body.return_alpha else {}
+        yield answer.part(_choice(choice.index, text, reason, logprobs) | more)
 
 
 def _choice(index: int, text: str, reason: str | None, logprobs: Logprobs | None) -> dict[str, Any]:
@@ -122,29 +120,30 @@ def _choice(index: int, text: str, reason: str | None, logprobs: Logprobs | None
 
 async def _echo(
     served: Served, prompt: Prompt, body: CompletionRequest, fusion: dict[str, Any], scored: bool, top: int
-) -> tuple[str, Logprobs, int]:
-    """Text of a prompt, the log-probabilities of its tokens if they are wanted, and its length in characters."""
+) -> Echo:
     tokenizer = served.engine.tokenizer
     tokens = list(prompt) if not isinstance(prompt, str) else tokenizer.encode(prompt)
     if not tokens:
         raise PromptError("the prompt is empty; give text or token ids")
     text = prompt if isinstance(prompt, str) else tokenizer.decode(tokens, skip_special_tokens=False)
+    if not scored:
+        return Echo(text, len(tokens))
     logprobs = Logprobs()
     offset = logprobs.add(tokenizer, tokens[0], None, {}, 0)
-    if not scored or len(tokens) == 1:
-        return text, logprobs, len(text)
+    if len(tokens) == 1:
+        return Echo(text, 1, logprobs)
     if not served.engine.reads_tokens:
         raise ApiError(400, "echo with logprobs needs a model without templates and examples", "echo")
     tops: dict[int, dict[int, float]] = {}
 
     def look(step: Any) -> None:
-        values, indices = step.fused.double().log_softmax(-1).topk(min(max(1, top), step.fused.shape[-1]))
+        values, indices = step.fused.double().log_softmax(-1).topk(min(top, step.fused.shape[-1]))
         for row in range(len(values)):
             tops[step.step + row] = dict(zip(indices[row].tolist(), values[row].tolist(), strict=True))
 
     given = {name: fusion[name] for name in (*FIELDS, "experts", "negative_prompt", "guidance_scale") if name in fusion}
     score = await served.engine.score(tokens[:1], tokens[1:], rule=look if top else None, **given)
     for i, (token, logprob) in enumerate(zip(score.tokens, score.logprobs, strict=True)):
-        best = tops.get(i, {})
-        offset = logprobs.add(tokenizer, token, float(logprob), best | {token: float(logprob)} if top else {}, offset)
-    return text, logprobs, len(text)
+        best = tops[i] | {token: float(logprob)} if top else {}
+        offset = logprobs.add(tokenizer, token, float(logprob), best, offset)
+    return Echo(text, len(tokens), logprobs)

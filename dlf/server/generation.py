@@ -8,8 +8,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from dlf.results import Completion, Piece
+from dlf.results import Piece
 from dlf.rule import FIELDS
+from dlf.server.answers import Answer
 from dlf.server.errors import ApiError
 from dlf.server.protocol import GenerationRequest
 from dlf.server.service import Served
@@ -17,23 +18,22 @@ from dlf.server.settings import ServerSettings
 from dlf.server.structure import grammar_of
 from dlf.stream import AsyncStream
 
-__all__ = ["Choice", "choices_of", "engine_options", "fusion_options", "pieces_of"]
+__all__ = ["Choice", "batches_of", "choices_of", "engine_options", "fused_names", "fusion_options"]
 
 SEEDS = 1 << 63
 DEFAULTS = {"temperature": 1.0}  # OpenAI's
-# The engine's options by the names of requests, where they differ.
-SAMPLING = {
-    "frequency_penalty": "frequency_penalty",
-    "presence_penalty": "presence_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "logit_bias": "logit_bias",
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "min_p": "min_p",
-    "stop_token_ids": "stop_token_ids",
-    "bad_words": "bad_words",
-    "min_tokens": "min_new_tokens",
-}
+# Options of sampling that requests give under the engine's names.
+SAMPLING = (
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "temperature",
+    "top_p",
+    "min_p",
+    "stop_token_ids",
+    "bad_words",
+)
 GUIDANCE = ("negative_prompt", "positive_prompt", "guidance_scale")
 
 
@@ -45,16 +45,18 @@ class Choice:
     prompt: int
     stream: AsyncStream
 
-    def completion(self) -> Completion:
-        """Its result so far."""
-        return self.stream.completion()
-
 
 def fusion_options(body: GenerationRequest, experts: Sequence[str] | None) -> dict[str, Any]:
     """Options of `AsyncEngine.generate` and `score` that say how a request fuses."""
     found = {name: getattr(body, name) for name in (*FIELDS, *GUIDANCE) if getattr(body, name, None) is not None}
     chosen = body.experts if body.experts is not None else experts
     return found if chosen is None else found | {"experts": chosen}
+
+
+def fused_names(served: Served, options: Mapping[str, Any]) -> list[str]:
+    """Names of the experts that a request fuses, in the order of its weights."""
+    chosen = options.get("experts")
+    return [name for name in served.engine.experts if chosen is None or name in chosen]
 
 
 def engine_options(
@@ -74,7 +76,9 @@ def engine_options(
         raise ApiError(400, f"logprobs are for at most {settings.max_logprobs} tokens", "top_logprobs")
     found = DEFAULTS | dict(served.defaults)
     found.pop("num_return_sequences", None)
-    found |= {name: getattr(body, own) for own, name in SAMPLING.items() if getattr(body, own) is not None}
+    found |= {name: getattr(body, name) for name in SAMPLING if getattr(body, name) is not None}
+    if body.min_tokens is not None:
+        found["min_new_tokens"] = body.min_tokens
     if body.top_k is not None:
         found["top_k"] = max(0, body.top_k)  # vLLM's -1 is off
     if stop:
@@ -111,7 +115,26 @@ def choices_of(
     return found
 
 
-async def pieces_of(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece | None]]:
+async def batches_of(
+    choices: Sequence[Choice], answer: Answer, stream: bool
+) -> AsyncGenerator[tuple[Choice, list[Piece], str | None]]:
+    """Yield the pieces of each choice, and at its end why it ended, which `answer` counts.
+
+    In a stream the pieces come one by one, then none with the reason; otherwise all of them come at the end.
+    """
+    held: dict[int, list[Piece]] = {}
+    async for choice, piece in _pieces_of(choices):
+        reason = None
+        if piece is None:
+            reason = answer.end(choice.prompt, choice.stream.completion())
+        else:
+            answer.count(choice.index, piece)
+            held.setdefault(choice.index, []).append(piece)
+        if stream or piece is None:
+            yield choice, held.pop(choice.index, []), reason
+
+
+async def _pieces_of(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece | None]]:
     """Yield the pieces of all choices as they come, and None at the end of each.
 
     All of them end when the iterator is closed, when its task is cancelled, and when one of them fails.

@@ -12,14 +12,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dlf.checkpoints.hub import additional_templates
 from dlf.confined.helper import Helper, HelperError
 from dlf.errors import CheckpointError
 from dlf.support.fields import read_bytes
 
-__all__ = ["ChatTemplate"]
+__all__ = ["TEMPLATES", "ChatTemplate", "additional_templates"]
 
 MAX_TEMPLATE_BYTES = 1 << 20
+TEMPLATES = "additional_chat_templates"  # folder of them
 MAX_TEMPLATES = 64
 SECONDS = 5  # a template takes milliseconds
 MEMORY = 512 << 20
@@ -132,3 +132,9 @@ def _listed(config: Mapping[str, Any], where: Path) -> dict[str, str]:
         f"{where}: 'chat_template' must be a string of at most {MAX_TEMPLATE_BYTES >> 20} MiB, or a list of at most "
         f"{MAX_TEMPLATES} named ones; fetch it again"
     )
+
+
+def additional_templates(folder: Path) -> list[Path]:
+    """Chat templates of a checkpoint beside its default one."""
+    there = os.path.isdir(folder / TEMPLATES)  # False also for a name at which glob would fail
+    return sorted((folder / TEMPLATES).glob("*.jinja")) if there else []
