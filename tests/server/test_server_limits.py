@@ -1,0 +1,49 @@
+"""Keys, queues, timeouts, and clients that leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import BODY, KEY, Running
+
+from dlf.server import ServerSettings
+
+
+def test_keys(server: Running) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
+        found = httpx.get(f"{server.url}/v1/models", headers=headers)
+        assert found.status_code == 401 and found.json()["error"]["code"] == "invalid_api_key"
+    assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer another"}).status_code == 200
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+
+
+def test_a_client_that_leaves_frees_its_places(server: Running) -> None:
+    long = BODY | {"max_tokens": 180, "ignore_eos": True, "speculate": False}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/completions", json=long, headers={"Authorization": f"Bearer {KEY}"}, timeout=0.05)
+    assert server.idle()
+    headers = {"Authorization": f"Bearer {KEY}"}
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json=long | {"stream": True, "n": 3, "temperature": 1}, headers=headers
+    ) as found:
+        next(found.iter_lines())
+    assert server.idle()
+
+
+def test_a_full_queue(server: Running) -> None:
+    """Twelve sequences may run or wait."""
+    with server.service.places(server.service.served[0], 11, 12):
+        full = server.post("/v1/completions", BODY | {"n": 2, "temperature": 1})
+        assert full.status_code == 429 and full.headers["Retry-After"] == "1"
+        assert full.json()["error"]["type"] == "rate_limit_error"
+        assert server.post("/v1/completions", BODY).status_code == 200
+    assert server.idle()
+
+
+def test_a_request_that_takes_too_long(family: dict[str, Path]) -> None:
+    with Running(family, ServerSettings(timeout_s=0.001)) as found:
+        late = found.post("/v1/completions", BODY)
+        assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
+        assert found.idle()
