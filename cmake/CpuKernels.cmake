@@ -8,7 +8,10 @@ function(dlf_add_cpu_kernel_variant target namespace aten aten_features)
   # CPU_CAPABILITY_<set> selects their implementation.
   target_compile_definitions(${library} PRIVATE DLF_CPU=${namespace} CPU_CAPABILITY=${aten} CPU_CAPABILITY_${aten_features})
   # With a sanitizer's checks in unrolled loops, -O3 takes minutes.
-  set(level $<IF:$<BOOL:${DLF_SANITIZE}>,-O1,-O3>)
+  set(level -O3)
+  if(DLF_SANITIZE)
+    set(level -O1)
+  endif()
   # No code reads floating-point exceptions; with -ftrapping-math GCC would not vectorise comparisons.
   # GCC 12 warns about undefined operands in its own AVX-512 intrinsics as uninitialised variables.
   target_compile_options(${library} PRIVATE ${level} -ffp-contract=fast -fno-trapping-math -Wno-uninitialized -Wno-maybe-uninitialized ${ARGN})

@@ -32,6 +32,7 @@ from dlf.own_rule import StepLogits
 from dlf.results import Completion, Piece, Score, Step, Timings, Trace
 from dlf.rule import Rule
 from dlf.sampling import SamplingOptions
+from dlf.shared_models import SharedModels
 from dlf.speculation import Speculation
 from dlf.stream import AsyncStream, Stream
 
@@ -62,6 +63,7 @@ __all__ = [
     "Rule",
     "SamplingOptions",
     "Score",
+    "SharedModels",
     "Speculation",
     "Step",
     "StepLogits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from dlf import _C
@@ -23,6 +23,7 @@ from dlf.memory import Memory, check_memory, plan_memory
 from dlf.model import Model, load_model
 from dlf.options import EngineOptions
 from dlf.rule import UNSAID, Rule, native_rule
+from dlf.shared_models import SharedModels
 from dlf.text.layout import CHAT
 from dlf.text.tokenizer import Tokenizer
 from dlf.vocabulary import NamedTokenizer, Vocabulary
@@ -50,6 +51,8 @@ class Ensemble:
         Token ids of prompts and results, and how each model's own ids follow from them.
     max_context, trained_context
         Tokens of prompt and completion together: the engine's limit, and the models'.
+    shared
+        Finds the models and adapters that this and other engines have.
     """
 
     options: EngineOptions
@@ -62,10 +65,11 @@ class Ensemble:
     vocabulary: Vocabulary
     max_context: int
     trained_context: int
+    shared: SharedModels
 
     @classmethod
     def load(cls, options: EngineOptions, experts: Sequence[AnyExpert], known: Ensemble | None = None) -> Ensemble:
-        """Load the models, except those that `known` has already.
+        """Load the models, except those that `known`, which this one replaces, or other engines share already.
 
         Raises
         ------
@@ -75,25 +79,24 @@ class Ensemble:
         dtype, weights, placement = options.dtype, options.weights, options.placement
         # Impossible options should not cost the loading of a large model.
         _check_experts(options, experts)
-        with merged_experts(experts) as whole:
+        shared = known.shared if known else options.models or SharedModels()
+        with merged_experts(experts) as whole, shared.loading:
             lanes = Lanes.of(options.large, whole, dtype, weights, options.template, options.drafter)
-            have = dict(zip(known.lanes.keys, known.models, strict=True)) if known else {}
+            keys = [(key, placement.cuda) for key in lanes.keys]
+            have = {key: model for key in keys if (model := shared.find(key)) is not None}
             found = {
-                key: open_checkpoint(name)
-                for key, (name, _) in zip(lanes.keys, lanes.models, strict=True)
-                if key not in have
+                key: open_checkpoint(name) for key, (name, _) in zip(keys, lanes.models, strict=True) if key not in have
             }
-            configs = [have[key].config if key in have else found[key].config for key in lanes.keys]
+            configs = [have[key].config if key in have else found[key].config for key in keys]
             trained = min(config.context_length for config in configs)
             max_context = context(options.max_context, trained, [config.short_context for config in configs])
-            loaded = known._adapters_by_name() if known else {}
             adapters = [
-                [loaded.get((key, name)) or _load_adapter(name, config, key[1], placement.cuda) for name in names]
-                for key, config, names in zip(lanes.keys, configs, lanes.adapters, strict=True)
+                [shared.adapter(key, name, partial(_load_adapter, name, config, *key)) for name in names]
+                for key, config, names in zip(keys, configs, lanes.adapters, strict=True)
             ]
             named = [
                 NamedTokenizer(os.fspath(name), config, have[key].tokenizer if key in have else found[key].tokenizer())
-                for key, (name, _), config in zip(lanes.keys, lanes.models, configs, strict=True)
+                for key, (name, _), config in zip(keys, lanes.models, configs, strict=True)
             ]
             vocabulary = Vocabulary.of(named, lanes, options.tokenizer_map)
             memory = plan_memory(
@@ -109,8 +112,8 @@ class Ensemble:
             models = [
                 have[key]
                 if key in have
-                else load_model(name, dtype, weights, placement.cuda, found[key], one.tokenizer)
-                for key, (name, weights), one in zip(lanes.keys, lanes.models, named, strict=True)
+                else shared.add(key, load_model(name, dtype, weights, placement.cuda, found[key], one.tokenizer))
+                for key, (name, weights), one in zip(keys, lanes.models, named, strict=True)
             ]
         for lane in lanes.lanes:
             model = models[lane.model]
@@ -131,6 +134,7 @@ class Ensemble:
             vocabulary,
             max_context,
             trained,
+            shared,
         )
 
     @property
@@ -169,16 +173,9 @@ class Ensemble:
         options = self.options.native(self.max_context, len(weights))
         return _C.StepLoop(weights, self.lanes.plan(self.vocab_size, self.vocabulary.native()), options, self.adapters)
 
-    def _adapters_by_name(self) -> dict[tuple[ModelKey, str], _C.Adapter]:
-        return {
-            (key, name): adapter
-            for key, names, adapters in zip(self.lanes.keys, self.lanes.adapters, self.adapters, strict=True)
-            for name, adapter in zip(names, adapters, strict=True)
-        }
 
-
-def _load_adapter(name: str, config: ModelConfig, precision: Precision, cuda: bool) -> Any:
-    return load_adapter(name, config, TORCH_DTYPES[precision.float_dtype(config.dtype, cuda)])
+def _load_adapter(name: str, config: ModelConfig, key: ModelKey, cuda: bool) -> Any:
+    return load_adapter(name, config, TORCH_DTYPES[key[1].float_dtype(config.dtype, cuda)])
 
 
 def _check_experts(options: EngineOptions, experts: Sequence[AnyExpert]) -> None:

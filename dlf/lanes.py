@@ -146,5 +146,5 @@ class Lanes:
 
 
 def _place(name: Path) -> str:
-    """Real path of a folder, or a hub id."""
-    return os.path.realpath(name) if os.path.isdir(name) else os.fspath(name)
+    """Real path of a folder or file, or a hub id."""
+    return os.path.realpath(name) if os.path.exists(name) else os.fspath(name)

@@ -17,6 +17,7 @@ from dlf.devices import Placement
 from dlf.errors import OptionError, OptionTypeError
 from dlf.experts import EXPERTS, AnyExpert, as_expert, with_weights
 from dlf.rule import Rule
+from dlf.shared_models import SharedModels
 from dlf.speculation import Speculate, as_speculation
 from dlf.support.option import Option, options_of
 from dlf.support.option_values import MAX_INT, MAX_THREADS, as_flag, as_float, as_int, shown
@@ -111,6 +112,8 @@ class EngineOptions:
         ``"auto"`` drafts where that is expected to be faster.
     drafter : str or path, optional
         A small model with the same tokenizer that is not fused and only drafts. Experts can draft without it.
+    models : SharedModels, optional
+        Shares loaded checkpoints with the other engines that are made with it.
 
     Raises
     ------
@@ -171,6 +174,7 @@ class EngineOptions:
     drafter: Annotated[
         Path | None, Option("A small model that only drafts; experts can draft too.", section=MACHINE, flag="")
     ] = None
+    models: SharedModels | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.experts, (str, os.PathLike, *EXPERTS)):
@@ -196,6 +200,8 @@ class EngineOptions:
         self._set("defaults", dict(self.defaults or {}))
         sampling_options(self.defaults or {})  # raises, as does the next line
         as_speculation(self.speculate)
+        if self.models is not None and not isinstance(self.models, SharedModels):
+            raise OptionTypeError(f"models is {shown(self.models)}: give a dlf.SharedModels", "models")
 
     @cached_property
     def rule(self) -> Rule:

@@ -67,13 +67,18 @@ def serve(
 async def _serve(
     arguments: dict[str, dict[str, Any]], settings: ServerSettings, uvicorn: Any, options: dict[str, Any]
 ) -> None:
+    import torch
+
     import dlf
     from dlf.server import Served, Service, make_app
 
+    models = dlf.SharedModels()
+    # Teams of threads that compete for cores wait for each other in every layer.
+    threads = {"threads": max(1, torch.get_num_threads() // len(arguments))}
     async with AsyncExitStack() as stack:
         served: dict[str, Served] = {}
         for name, one in arguments.items():
-            engine = await stack.enter_async_context(dlf.AsyncEngine(**one))
+            engine = await stack.enter_async_context(dlf.AsyncEngine(**threads | one, models=models))
             served[name] = Served(name, engine, one.get("defaults") or {})
         app = make_app(Service(served), settings)
         where = options["host"] if ":" not in options["host"] else f"[{options['host']}]"
