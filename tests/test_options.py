@@ -41,7 +41,7 @@ def test_an_engine_takes_the_options(face: Any) -> None:
 def test_a_recipe_has_each_option() -> None:
     schema = recipe_schema()
     sections = [schema["properties"], *(schema["$defs"][name]["properties"] for name in ("Fusion", "Engine"))]
-    assert set().union(*sections) - {"fusion", "engine", "sampling"} == set(names_of(EngineOptions)) - {
+    assert set().union(*sections) - {"fusion", "engine", "sampling", "serve"} == set(names_of(EngineOptions)) - {
         "defaults",
         "models",
     }

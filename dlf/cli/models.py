@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from dlf.options import EngineOptions
 if TYPE_CHECKING:
     from dlf import Expert
 
-__all__ = ["engine_arguments"]
+__all__ = ["engine_arguments", "instead"]
 
 
 def engine_arguments(
@@ -48,12 +48,18 @@ def engine_arguments(
         arguments = load_recipe(recipe).engine_arguments()
     else:
         arguments = {"large": large, "experts": _pairs(experts or [], bases or [])}
-    if "device" in flags:
-        arguments.pop("device_map", None)  # the recipe's map is for other devices
     if experts_device is not None:
         device = flags.get("device", arguments.get("device", EngineOptions.device))
         flags = flags | {"device_map": {"large": device, "experts": experts_device}}
-    return arguments | flags
+    return instead(arguments, flags)
+
+
+def instead(arguments: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of an engine, with flags in the place of what a recipe says."""
+    # The recipe's map is for other devices.
+    return {name: value for name, value in arguments.items() if name != "device_map" or "device" not in flags} | dict(
+        flags
+    )
 
 
 def _pairs(experts: Sequence[str], bases: Sequence[str]) -> list[Expert]:

@@ -93,6 +93,7 @@ def _describe(recipe: EngineRecipe, checked: Checked) -> dict[str, Any]:
         "experts": experts,
         "engine": recipe.options,
         "sampling": recipe.sampling,
+        "serve": recipe.serve,
         "max_context": checked.max_context,
         "weights_bytes": checked.weights_bytes,
         "kv_cache_bytes": checked.cache_bytes,
@@ -133,7 +134,7 @@ def _show(found: dict[str, Any]) -> None:
     ):
         table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
-    for section in ("engine", "sampling"):
+    for section in ("engine", "sampling", *(["serve"] if found["serve"] else [])):
         values = ", ".join(f"{name}={value!r}" for name, value in found[section].items())
         console.print(printable(f"{section}: {values or 'defaults'}"), soft_wrap=True, markup=False)
     console.print(

@@ -4,44 +4,51 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlf.cli.flags import given, takes
-from dlf.cli.models import engine_arguments
+from dlf.cli.flags import check_environment, given, takes
+from dlf.cli.models import instead
 from dlf.errors import OptionError
 from dlf.options import EngineOptions
+from dlf.server.settings import ServerSettings
+from dlf.support.option import options_of
 from dlf.support.terminal import printable
 
 if TYPE_CHECKING:
-    from dlf.server import Served, ServerSettings
+    from dlf.recipe import EngineRecipe
+    from dlf.server import Served
 
 __all__ = ["serve"]
 
 RECIPES = (".yaml", ".yml", ".json")
 MAX_KEYS_BYTES = 1 << 20
+ENVIRONMENT = "DLF_SERVE_"
+# Those of other commands, and what matters to many requests at once.
+ENGINE = (
+    *(one.name for one in options_of(EngineOptions).values() if one.flag is not None),
+    "max_batch",
+    "prompt_budget",
+    "prefix_cache_bytes",
+)
 
 
-@takes(EngineOptions)
+@takes(EngineOptions, *ENGINE, environment=ENVIRONMENT)
+@takes(ServerSettings, environment=ENVIRONMENT)
 def serve(
     recipes: Annotated[list[str], typer.Argument(help="Recipes; or folders and hub ids of models without experts.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with an API key on each line; or set DLF_API_KEY.")
-    ] = None,
-    max_queue: Annotated[int, typer.Option(min=1, help="Sequences of a model that run or wait; more get 429.")] = 256,
-    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds after which a request is ended.")] = 600.0,
-    drain: Annotated[int, typer.Option(min=0, help="Seconds that running answers get after SIGTERM.")] = 60,
     **flags: Any,
 ) -> None:
     """Serve recipes to clients of the OpenAI interface.
 
     dlf serve recipe.yaml more.yaml: each file is a model, by its name; recipe/expert fuses one expert alone.
+
+    An option may be given as a flag, else in the environment, else by a recipe.
     """
     try:
         import fastapi  # noqa: F401 (the first of the extra's packages)
@@ -50,22 +57,21 @@ def serve(
         raise ImportError(f"the server needs {error.name}: pip install 'dlf[serve]'") from error
     import anyio
 
-    from dlf.server import ServerSettings
-
-    named = names_of(recipes)
-    settings = ServerSettings(_keys(api_key_file), max_queue=max_queue, timeout_s=timeout)
+    check_environment(ENVIRONMENT, (*ENGINE, *options_of(ServerSettings)))
     options = given(EngineOptions, flags)
-    arguments = {
-        name: engine_arguments(None, source, None, None, options)
-        if source.endswith(RECIPES)
-        else engine_arguments(source, None, None, None, options)
-        for name, source in named.items()
-    }
-    anyio.run(_serve, arguments, settings, uvicorn, {"host": host, "port": port, "timeout_graceful_shutdown": drain})
+    named = _read(names_of(recipes))
+    settings = ServerSettings(**settings_of(named.values(), given(ServerSettings, flags)))
+    settings = replace(settings, api_keys=_keys(settings.api_key_file))
+    arguments = {name: instead(one.engine_arguments(), options) for name, one in named.items()}
+    for one in arguments.values():
+        EngineOptions(**one)  # raises, before anything is loaded, as does the next line
+    _check(named.values(), options)
+    with _bound(settings) as listener:
+        anyio.run(_serve, arguments, settings, listener, uvicorn)
 
 
 async def _serve(
-    arguments: dict[str, dict[str, Any]], settings: ServerSettings, uvicorn: Any, options: dict[str, Any]
+    arguments: Mapping[str, dict[str, Any]], settings: ServerSettings, listener: socket.socket, uvicorn: Any
 ) -> None:
     import torch
 
@@ -81,12 +87,12 @@ async def _serve(
             engine = await stack.enter_async_context(dlf.AsyncEngine(**threads | one, models=models))
             served[name] = Served(name, engine, one.get("defaults") or {})
         app = make_app(Service(served), settings)
-        where = options["host"] if ":" not in options["host"] else f"[{options['host']}]"
-        typer.echo(f"dlf: serving {', '.join(map(printable, served))} at http://{where}:{options['port']}/v1", err=True)
+        where, port = settings.host if ":" not in settings.host else f"[{settings.host}]", listener.getsockname()[1]
+        typer.echo(f"dlf: serving {', '.join(map(printable, served))} at http://{where}:{port}/v1", err=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn drains, then hands the signal on: the end was a clean one
-        config = uvicorn.Config(app, log_level="warning", access_log=False, **options)
-        await uvicorn.Server(config).serve()
+        config = uvicorn.Config(app, timeout_graceful_shutdown=settings.drain, log_level="warning", access_log=False)
+        await uvicorn.Server(config).serve([listener])
 
 
 def names_of(sources: Sequence[str]) -> dict[str, str]:
@@ -107,7 +113,88 @@ def names_of(sources: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _keys(path: Path | None) -> tuple[str, ...]:
+def settings_of(recipes: Iterable[EngineRecipe], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `ServerSettings`: those of flags and environment, else those of the recipes.
+
+    Raises
+    ------
+    OptionError
+        If two recipes contradict each other.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    for recipe in recipes:
+        for name, value in recipe.serve.items():
+            other, path = found.setdefault(name, (value, str(recipe.path)))
+            if other != value and name not in flags:
+                raise OptionError(
+                    f"serve.{name} is {other} in {path} and {value} in {recipe.path}; leave it out of one, or give "
+                    f"--{name.replace('_', '-')}",
+                    name,
+                )
+    return {name: value for name, (value, _) in found.items()} | dict(flags)
+
+
+def _read(sources: Mapping[str, str]) -> dict[str, EngineRecipe]:
+    """Read the recipes, and make one for each model without experts.
+
+    Raises
+    ------
+    RecipeError
+        With the mistakes of all recipes.
+    """
+    from dlf.recipe import EngineRecipe, RecipeError, load_recipe
+
+    found, problems = {}, []
+    for name, source in sources.items():
+        try:
+            found[name] = load_recipe(source) if source.endswith(RECIPES) else EngineRecipe.of_model(source)
+        except RecipeError as error:
+            problems += error.problems
+    if problems:
+        raise RecipeError(problems)
+    return found
+
+
+def _check(recipes: Iterable[EngineRecipe], options: Mapping[str, Any]) -> None:
+    """Check that the models exist and go together.
+
+    Raises
+    ------
+    RecipeError
+        With the mistakes of all recipes.
+    """
+    from dlf.recipe import RecipeError
+    from dlf.recipe.check import check_recipe
+
+    problems = []
+    for recipe in recipes:
+        problems += check_recipe(replace(recipe, options=instead(recipe.options, options))).problems
+    if problems:
+        raise RecipeError(problems)
+
+
+def _bound(settings: ServerSettings) -> socket.socket:
+    """A socket at the server's address, which does not listen before the models are loaded.
+
+    Raises
+    ------
+    OptionError
+        If the address is taken, or none of this machine.
+    """
+    found = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((settings.host, settings.port))
+    except OSError as error:
+        found.close()
+        raise OptionError(
+            f"cannot listen on {settings.host}, port {settings.port}: {error.strerror}; choose another host or port",
+            "port",
+        ) from error
+    return found
+
+
+def _keys(path: str | os.PathLike[str] | None) -> tuple[str, ...]:
     """API keys of a file and of the environment."""
     found = [os.environ.get("DLF_API_KEY", "")]
     if path is not None:

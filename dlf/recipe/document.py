@@ -23,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from dlf.options import EngineOptions
 from dlf.recipe.yaml_file import Keys
 from dlf.sampling import SamplingOptions
+from dlf.server.settings import ServerSettings
 from dlf.support.option import options_of
 
 __all__ = [
@@ -140,7 +141,7 @@ class Amateur(_Kind):
     alpha: Finite | None = 0.5
 
 
-# Types of the engine's options in a recipe, if they differ from those of the argument.
+# Types of options in a recipe, if they differ from those of the argument.
 WRITTEN: dict[str, Any] = {
     "alpha": list[Finite | None],
     "alpha_max": Bound,
@@ -152,13 +153,15 @@ WRITTEN: dict[str, Any] = {
     "device_map": dict[Literal["large", "experts"], Device],
     "speculate": bool,
     "drafter": Place,
+    "api_key_file": Place,
+    "timeout": Bound,
 }
 
 
-def _section(name: str, description: str) -> type[_Section]:
-    """Make a section of a recipe from the engine's options that belong to it; a value not given is None."""
+def _section(name: str, description: str, owner: type = EngineOptions) -> type[_Section]:
+    """Make a section of a recipe from the options of `owner` that belong to it; a value not given is None."""
     fields = {}
-    for option in options_of(EngineOptions).values():
+    for option in options_of(owner).values():
         if option.section == name:
             kind = Literal[option.choices] if option.choices else WRITTEN.get(option.name, option.type)
             about = Field(ge=option.least, le=option.most, description=option.help)
@@ -169,9 +172,11 @@ def _section(name: str, description: str) -> type[_Section]:
 if TYPE_CHECKING:
     Fusion: TypeAlias = _Section
     Engine: TypeAlias = _Section
+    Serve: TypeAlias = _Section
 else:
     Fusion = _section("fusion", "How the experts are combined.")
     Engine = _section("engine", "Types, devices and sizes.")
+    Serve = _section("serve", "Where `dlf serve` listens, and what it allows.", ServerSettings)
 
 
 def _kind(entry: Any) -> str | None:
@@ -207,12 +212,14 @@ class Document(_Section):
     fusion: Fusion = Field(default_factory=Fusion)
     engine: Engine = Field(default_factory=Engine)
     sampling: dict[str, Any] = Field(default_factory=dict)
+    serve: Serve = Field(default_factory=Serve)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "": Document,
     "fusion": Fusion,
     "engine": Engine,
+    "serve": Serve,
     "model": Checkpoint,
     "examples": Examples,
     "adapter": Adapter,
@@ -239,7 +246,7 @@ def explain(error: Any) -> tuple[Keys, str]:
         One of ``ValidationError.errors()``. Its own keys name the kind of an expert too, unlike the file.
     """
     keys: list[Any] = [key for key in error["loc"] if key != "[key]"]
-    section = str(keys[0]) if keys and keys[0] in ("fusion", "engine") else ""
+    section = str(keys[0]) if keys and keys[0] in ("fusion", "engine", "serve") else ""
     if len(keys) > 2 and keys[0] == "experts":
         section = str(keys.pop(2))
     kind, value, context = error["type"], error["input"], error.get("ctx", {})

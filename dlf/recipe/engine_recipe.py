@@ -60,6 +60,8 @@ class EngineRecipe:
         Further keyword arguments of the engine.
     sampling
         Its sampling defaults.
+    serve
+        Settings of a server.
     lines
         The line of each value in the file.
     """
@@ -71,7 +73,13 @@ class EngineRecipe:
     experts: list[AnyExpert]
     options: dict[str, Any]
     sampling: dict[str, Any]
+    serve: dict[str, Any]
     lines: dict[Keys, int] = field(repr=False)
+
+    @classmethod
+    def of_model(cls, name: str) -> EngineRecipe:
+        """The recipe of a model without experts, which no file has."""
+        return cls(Path(name), name, None, None, [], {}, {}, {}, {})
 
     def engine_arguments(self) -> dict[str, Any]:
         """Arguments for `dlf.Engine`, by name."""
@@ -132,6 +140,9 @@ class _Reader:
         fusion, engine = (one.model_dump(exclude_none=True) for one in (document.fusion, document.engine))
         if "drafter" in engine:
             engine["drafter"] = self._place(engine["drafter"])
+        serve = document.serve.model_dump(exclude_none=True)
+        if "api_key_file" in serve:
+            serve["api_key_file"] = self._place(serve["api_key_file"])
         entries = self.values.get("experts", [])
         if isinstance(entries, list) and len(experts) == len(entries):
             self._try(("fusion",), _check_fusion, fusion, experts)
@@ -145,6 +156,7 @@ class _Reader:
             experts,
             fusion | engine,
             document.sampling,
+            serve,
             self.lines,
         )
 
@@ -277,6 +289,8 @@ def _check_fusion(fusion: dict[str, Any], experts: list[AnyExpert]) -> None:
 
 def _problem(path: Path, lines: dict[Keys, int], keys: Keys, message: str) -> tuple[int, str]:
     """Line of a mistake, and its report."""
+    if not lines:  # of a model alone
+        return 1, printable(f"{path}: {' '.join(message.split())}")
     known = keys
     while known not in lines and known:
         known = known[:-1]

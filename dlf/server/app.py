@@ -93,9 +93,9 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
             usage = body.stream_options is not None and body.stream_options.include_usage
             return StreamingResponse(_events(first, source, frame, usage), media_type="text/event-stream")
         try:
-            found = await _until_gone(request, asyncio.wait_for(_all(source), settings.timeout_s))
+            found = await _until_gone(request, asyncio.wait_for(_all(source), settings.timeout))
         except TimeoutError:
-            raise ApiError(504, f"the request took more than {settings.timeout_s:g} s", code="timeout") from None
+            raise ApiError(504, f"the request took more than {settings.timeout:g} s", code="timeout") from None
         choices = sorted((choice for part in found for choice in part["choices"]), key=lambda one: one["index"])
         return JSONResponse(frame.part(*choices) | {"usage": frame.usage.body()})
 

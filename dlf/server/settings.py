@@ -1,20 +1,34 @@
-"""What a server allows."""
+"""The settings of a server: the one list from which programs, recipes and the command line take theirs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from dlf.arguments import Path
+from dlf.errors import OptionError
+from dlf.support.option import Option, options_of
+from dlf.support.option_values import MAX_INT, as_float, as_int
 
 __all__ = ["ServerSettings"]
+
+SECTION = "serve"  # of a recipe
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Limits of a server, and who may use it.
+    """Limits of a server, who may use it, and where it listens.
 
-    Attributes
+    Parameters
     ----------
     api_keys : tuple of str
         Keys of which a request must carry one; none are needed if empty.
+    host : str
+        Address to listen on; ``"0.0.0.0"`` for all.
+    port : int
+        Port; 0 takes a free one.
+    api_key_file : str or path, optional
+        File with a key on each line, which `dlf serve` adds to `api_keys`.
     max_queue : int
         Most sequences that run or wait, for each model; more are refused with 429.
     max_choices : int
@@ -25,14 +39,36 @@ class ServerSettings:
         Most stop strings of a request.
     max_logprobs : int
         Most top tokens that a request may ask for.
-    timeout_s : float
+    timeout : float
         Seconds after which a request is ended.
+    drain : int
+        Seconds that running answers get when the server is told to end.
+
+    Raises
+    ------
+    OptionError, OptionTypeError
+        If an option is impossible.
     """
 
     api_keys: tuple[str, ...] = field(default=(), repr=False)
-    max_queue: int = 256
-    max_choices: int = 128
-    max_body_bytes: int = 8 << 20
-    max_stop: int = 16
-    max_logprobs: int = 20
-    timeout_s: float = 600.0
+    host: Annotated[str, Option("Address to listen on; 0.0.0.0 for all.", section=SECTION, flag="")] = "127.0.0.1"
+    port: Annotated[int, Option("Port; 0 takes a free one.", least=0, most=65535, section=SECTION, flag="")] = 8000
+    api_key_file: Annotated[
+        Path | None, Option("File with an API key on each line; or set DLF_API_KEY.", section=SECTION, flag="")
+    ] = None
+    max_queue: Annotated[
+        int, Option("Sequences of a model that run or wait; more get 429.", least=1, section=SECTION, flag="")
+    ] = 256
+    max_choices: Annotated[int, Option("Choices: n times the prompts.", least=1, section=SECTION, flag="")] = 128
+    max_body_bytes: Annotated[int, Option("Bytes of a request's body.", least=1, section=SECTION, flag="")] = 8 << 20
+    max_stop: Annotated[int, Option("Stop strings of a request.", least=0, section=SECTION, flag="")] = 16
+    max_logprobs: Annotated[int, Option("Top tokens that a request asks for.", least=0, section=SECTION, flag="")] = 20
+    timeout: Annotated[float, Option("Seconds after which a request is ended.", section=SECTION, flag="")] = 600.0
+    drain: Annotated[int, Option("Seconds for running answers after SIGTERM.", least=0, section=SECTION, flag="")] = 60
+
+    def __post_init__(self) -> None:
+        for name, option in options_of(ServerSettings).items():
+            if option.type is int and option.least is not None:
+                as_int(name, getattr(self, name), option.least, MAX_INT if option.most is None else option.most)
+        if not as_float("timeout", self.timeout) > 0:
+            raise OptionError(f"timeout is {self.timeout}: give seconds above 0", "timeout")

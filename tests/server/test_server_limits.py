@@ -43,7 +43,7 @@ def test_a_full_queue(server: Running) -> None:
 
 
 def test_a_request_that_takes_too_long(family: dict[str, Path]) -> None:
-    with Running(family, ServerSettings(timeout_s=0.001)) as found:
+    with Running(family, ServerSettings(timeout=0.001)) as found:
         late = found.post("/v1/completions", BODY)
         assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
         assert found.idle()
