@@ -15,6 +15,7 @@ from dlf.checkpoints.config import ModelConfig
 from dlf.errors import OptionError, OptionTypeError, PromptError, TokenizerMismatchError
 from dlf.sampling import SamplingOptions
 from dlf.support.option_values import MAX_INT, as_int
+from dlf.text.chat_options import PLAIN_CHAT, ChatOptions
 from dlf.text.layout import Messages, as_messages
 from dlf.text.tokenizer import Tokenizer
 
@@ -66,12 +67,14 @@ def chosen_experts(names: Sequence[str] | None, labels: Sequence[str]) -> list[i
     return sorted(found)
 
 
-def as_prompts(prompt: Any, messages: Any = None) -> tuple[Sequence[Prompt] | Sequence[Messages], bool]:
+def as_prompts(
+    prompt: Any, messages: Any = None, chat: ChatOptions = PLAIN_CHAT
+) -> tuple[Sequence[Prompt] | Sequence[Messages], bool]:
     """The prompts or conversations, and whether there was a single one rather than a list."""
     if (prompt is None) == (messages is None):
         raise TypeError("give a prompt or messages, one of the two")
     if messages is not None:
-        return as_messages(messages)
+        return as_messages(messages, chat)
     if isinstance(prompt, str):
         return [prompt], True
     tokens = token_ids(prompt)

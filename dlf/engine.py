@@ -147,7 +147,9 @@ class Engine(EngineCore):
             Fields of `SamplingOptions`, and of `Rule`, which override those of `rule`. ``grammar``: a `dlf.Grammar`
             that each answer must follow; like a function as rule, it runs in Python. For `dlf.Guidance`:
             ``negative_prompt`` and ``positive_prompt`` (a text, token ids or messages; a list has one for each prompt,
-            a mapping one for each expert by name) and ``guidance_scale`` (a number, or a mapping by name).
+            a mapping one for each expert by name) and ``guidance_scale`` (a number, or a mapping by name). For
+            messages, as in ``transformers``: ``tools``, ``add_generation_prompt``, ``continue_final_message`` and
+            ``chat_template_kwargs``.
 
         Returns
         -------

@@ -12,6 +12,7 @@ from dlf.experts import Guidance
 from dlf.experts.context import PromptKey
 from dlf.rule import Rule
 from dlf.support.option_values import as_float
+from dlf.text.chat_options import PLAIN_CHAT, ChatOptions
 from dlf.text.layout import Messages, as_messages
 
 if TYPE_CHECKING:
@@ -95,7 +96,9 @@ class Guided:
 NOT_GUIDED = Guided()
 
 
-def take_guidance(options: Mapping[str, Any], count: int) -> tuple[Guided, dict[str, Any]]:
+def take_guidance(
+    options: Mapping[str, Any], count: int, chat: ChatOptions = PLAIN_CHAT
+) -> tuple[Guided, dict[str, Any]]:
     """Split the options of a call for `count` prompts into those for guidance, checked, and the others.
 
     Raises
@@ -108,7 +111,7 @@ def take_guidance(options: Mapping[str, Any], count: int) -> tuple[Guided, dict[
         value = options.get(option)
         if value is not None:
             named = value if isinstance(value, Mapping) else {None: value}
-            prompts[option] = {name: _of_each(option, one, count) for name, one in named.items()}
+            prompts[option] = {name: _of_each(option, one, count, chat) for name, one in named.items()}
     scale = options.get(SCALE)
     scales: Values = {}
     if scale is not None:
@@ -140,9 +143,9 @@ def _by_expert(option: str, values: Values, names: list[str], make: str) -> dict
     return found
 
 
-def _of_each(option: str, value: Any, count: int) -> list[SidePrompt]:
+def _of_each(option: str, value: Any, count: int, chat: ChatOptions) -> list[SidePrompt]:
     """One prompt for all, or one for each of `count` prompts."""
-    one = _one(option, value)
+    one = _one(option, value, chat)
     if one is not None:
         return [one] * count
     several = as_list(value)
@@ -150,14 +153,14 @@ def _of_each(option: str, value: Any, count: int) -> list[SidePrompt]:
         raise OptionTypeError(f"{option} is {type(value).__name__}; give text, token ids or messages", option)
     if len(several) != count:
         raise PromptError(f"{option} holds {len(several)} prompts for {count} prompts; give one for each, or for all")
-    found = [None if own is None else _one(option, own) for own in several]
+    found = [None if own is None else _one(option, own, chat) for own in several]
     for own, given in zip(found, several, strict=True):
         if own is None and given is not None:
             raise OptionTypeError(f"{option} holds {type(given).__name__}; give text, token ids or messages", option)
     return found
 
 
-def _one(option: str, value: Any) -> SidePrompt:
+def _one(option: str, value: Any, chat: ChatOptions) -> SidePrompt:
     """A single prompt; None if `value` is none."""
     if isinstance(value, str):
         if not value:
@@ -167,5 +170,5 @@ def _one(option: str, value: Any) -> SidePrompt:
     if tokens:
         return tokens
     if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-        return as_messages(value)[0][0]
+        return as_messages(value, chat)[0][0]
     return None

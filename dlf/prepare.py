@@ -22,6 +22,7 @@ from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import Continuation, as_continuations
 from dlf.speculation import Speculate, Speculation, as_speculation, native_speculation, uses_drafter
 from dlf.support.option_values import shown
+from dlf.text.chat_options import PLAIN_CHAT, ChatOptions, take_chat
 from dlf.text.layout import Example, Messages, as_examples
 
 __all__ = ["Generation", "Scoring", "prepare"]
@@ -43,6 +44,8 @@ class Generation:
         A function as rule, which sees the logits that `rule` fuses.
     grammar
         What each answer must follow, if anything.
+    chat
+        How chat templates write conversations.
     """
 
     prompts: Sequence[Prompt] | Sequence[Messages]
@@ -55,6 +58,7 @@ class Generation:
     guided: Guided = NOT_GUIDED
     own_rule: RuleFunction | None = None
     grammar: Grammar | None = None
+    chat: ChatOptions = PLAIN_CHAT
 
     @classmethod
     def of(
@@ -75,9 +79,10 @@ class Generation:
         ValueError, TypeError
             If one is impossible.
         """
-        prompts, single = as_prompts(prompt, messages)
+        chat, others = take_chat(options)
+        prompts, single = as_prompts(prompt, messages, chat)
         shots = () if examples is None else as_examples(examples)
-        guided, others = take_guidance(options, len(prompts))
+        guided, others = take_guidance(others, len(prompts), chat)
         own, others = take_rule(rule, others)
         grammar = others.pop("grammar", None)
         if grammar is not None and not isinstance(grammar, Grammar):
@@ -85,7 +90,7 @@ class Generation:
         sampling = sampling_options(others)
         function = rule if callable(rule) else None
         draft = as_speculation(speculate)
-        return cls(prompts, single, sampling, shots, experts, own, draft, guided, function, grammar)
+        return cls(prompts, single, sampling, shots, experts, own, draft, guided, function, grammar, chat)
 
     @property
     def sequences(self) -> int:
@@ -177,7 +182,9 @@ def prepare(
     for i, prompt in enumerate(wanted.prompts):
         which = f"prompt {i}" if len(wanted.prompts) > 1 else "the prompt"
         drafter = uses_drafter(draft, ensemble)
-        lanes = lane_prompts(ensemble, prompt, chosen, wanted.examples, which, drafter=drafter, beside=beside[i])
+        lanes = lane_prompts(
+            ensemble, prompt, chosen, wanted.examples, which, drafter=drafter, beside=beside[i], chat=wanted.chat
+        )
         ends = end_tokens(ensemble, prompt, chosen)
         for sample in range(sampling.num_return_sequences):
             mask = None if wanted.grammar is None else GrammarMask(wanted.grammar, ensemble.grammar_tokens.of(ends))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
@@ -11,6 +12,7 @@ from dlf.ensemble import Ensemble
 from dlf.errors import ErrorKind, PromptError, TextTooLongError
 from dlf.experts.context import PromptKey
 from dlf.guidance import SidePrompts
+from dlf.text.chat_options import PLAIN_CHAT, ChatOptions
 from dlf.text.layout import Example, Layout, Messages
 from dlf.text.tokenizer import Tokenizer
 
@@ -30,6 +32,7 @@ def lane_prompts(
     continuation: int = 0,
     drafter: bool = False,
     beside: SidePrompts = NONE_BESIDE,
+    chat: ChatOptions = PLAIN_CHAT,
 ) -> list[_C.Prompt]:
     """Write and encode a prompt for every lane.
 
@@ -52,6 +55,8 @@ def lane_prompts(
     beside
         Negative and positive prompts. Without a negative prompt its lane reads the last token of the other side's, and
         without a positive one its lane reads `prompt`.
+    chat
+        How chat templates write conversations.
 
     Raises
     ------
@@ -74,6 +79,8 @@ def lane_prompts(
         text = read if isinstance(read, str) else None if isinstance(read[0], int) else cast(Messages, read)
         as_large = number == 0 or number == ensemble.lanes.drafter  # the drafter imitates the large model
         layout = Layout(lane.layout.template, examples) if as_large and examples else lane.layout
+        if chat is not PLAIN_CHAT:
+            layout = replace(layout, chat=chat)
         tokenizer = ensemble.models[lane.model].tokenizer
         own = ensemble.vocabulary.maps[lane.model] if text is None else None
         key: tuple[PromptKey | None, Layout, Tokenizer | bytes | int | None]

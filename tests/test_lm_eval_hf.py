@@ -19,7 +19,7 @@ pytest.importorskip("lm_eval")
 
 from dlf.lm_eval import DLF  # noqa: E402
 from dlf.lm_eval import arguments as lm_eval_arguments  # noqa: E402 (skipped without the harness)
-from dlf.lm_eval.chat import open_ended  # noqa: E402
+from dlf.text.open_ended import open_ended  # noqa: E402
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

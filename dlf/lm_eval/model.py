@@ -32,7 +32,6 @@ from dlf.lm_eval.arguments import (
     translate,
     warn_of_default_context,
 )
-from dlf.lm_eval.chat import open_ended
 from dlf.recipe import load_recipe
 from dlf.results import Completion, Score
 from dlf.support.terminal import printable
@@ -221,12 +220,12 @@ class DLF(TemplateLM):  # type: ignore[misc]
             return self._written(rest, add_generation_prompt)
 
     def _written(self, history: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        def write(messages: list[dict[str, str]]) -> str:
-            return self.engine.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, **self._chat_variables
-            )
-
-        return write(history) if add_generation_prompt else open_ended(write, history)
+        return self.engine.tokenizer.apply_chat_template(
+            history,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            **self._chat_variables,
+        )
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Token ids of a text; a text that begins with the prefix token's text gets no special tokens."""

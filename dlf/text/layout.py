@@ -5,11 +5,12 @@ from __future__ import annotations
 import string
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
 from dlf.errors import OptionError, OptionTypeError, TextTooLongError
+from dlf.text.chat_options import PLAIN_CHAT, ChatOptions
 from dlf.text.tokenizer import Tokenizer
 
 __all__ = ["CHAT", "Example", "Layout", "Messages", "as_examples", "as_messages"]
@@ -37,6 +38,8 @@ class Layout:
     examples : tuple of (question, answer)
         Written before the prompt. If the template has no ``{answer}``, an answer follows its question after a space,
         and an empty line ends an example, as in lm-evaluation-harness.
+    chat : ChatOptions
+        How a chat template writes a conversation.
 
     Raises
     ------
@@ -46,6 +49,7 @@ class Layout:
 
     template: str | None = None
     examples: tuple[Example, ...] = ()
+    chat: ChatOptions = PLAIN_CHAT
 
     def __post_init__(self) -> None:
         if self.template is not None and not isinstance(self.template, str):
@@ -62,7 +66,7 @@ class Layout:
         """Write a prompt or a conversation as this model reads it."""
         if self.is_chat(prompt, tokenizer):
             start, rest = self._turns(prompt)
-            return tokenizer.apply_chat_template(start + rest)
+            return tokenizer.apply_chat_template(start + rest, **self.chat.variables())
         return self._shots() + self._question(_flat(prompt))
 
     def encode(self, prompt: str | Messages, tokenizer: Tokenizer, most: int | None = None) -> tuple[list[int], int]:
@@ -78,11 +82,11 @@ class Layout:
         if not chat and self.plain:
             return tokens, 0
         start, rest = self._turns(prompt) if chat else ([], [])
-        if chat and not start:
+        if chat and not (start or self.chat.tools):
             return tokens, 0
         # Compare with another question: the tokens up to the first difference do not depend on the question.
         other: str | Messages = start + [{**rest[0], "content": OTHER}] if chat else OTHER
-        layout = Layout(CHAT) if chat else self
+        layout = Layout(CHAT, chat=self.chat) if chat else self
         shared = tokenizer.encode(layout.text(other, tokenizer), add_special_tokens=not chat, max_tokens=most)
         common = 0
         while common < min(len(tokens), len(shared)) and tokens[common] == shared[common]:
@@ -94,7 +98,7 @@ class Layout:
 
         def too_long(count: int) -> bool:
             try:
-                return len(Layout(self.template, self.examples[:count]).encode(prompt, tokenizer, room)[0]) >= room
+                return len(replace(self, examples=self.examples[:count]).encode(prompt, tokenizer, room)[0]) >= room
             except TextTooLongError:
                 return True
 
@@ -158,19 +162,10 @@ class Layout:
 
 def _flat(prompt: str | Messages) -> str:
     """Contents of a conversation, separated by empty lines, for a model that has no chat template."""
-    return prompt if isinstance(prompt, str) else "\n\n".join(text for text in map(_content, prompt) if text)
+    return prompt if isinstance(prompt, str) else "\n\n".join(one["content"] for one in prompt if one["content"])
 
 
-def _content(message: Mapping[str, Any]) -> str:
-    content = message["content"]
-    if content is None:  # a turn that only calls tools
-        return ""
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"] for part in content)
-
-
-def as_messages(messages: Any) -> tuple[list[Messages], bool]:
+def as_messages(messages: Any, chat: ChatOptions = PLAIN_CHAT) -> tuple[list[Messages], bool]:
     """The conversations, and whether there was a single one rather than a list.
 
     Raises
@@ -183,10 +178,10 @@ def as_messages(messages: Any) -> tuple[list[Messages], bool]:
             "messages must be a list of {'role': ..., 'content': ...}, or a list of such lists", "messages"
         )
     single = isinstance(messages[0], Mapping)
-    return [_conversation(one) for one in ([messages] if single else messages)], single
+    return [_conversation(one, chat) for one in ([messages] if single else messages)], single
 
 
-def _conversation(messages: Any) -> Messages:
+def _conversation(messages: Any, chat: ChatOptions) -> Messages:
     if not isinstance(messages, (list, tuple)) or not messages:
         raise OptionError("a conversation has no messages; give at least one", "messages")
     found: Messages = []
@@ -197,19 +192,29 @@ def _conversation(messages: Any) -> Messages:
         if content is None and message["role"] == "assistant" and message.get("tool_calls"):
             found.append({**message, "content": None})
             continue
-        texts = content if isinstance(content, list) else []
-        if not isinstance(content, str) and not (
-            texts
-            and all(isinstance(part, Mapping) and part.get("type") == "text" for part in texts)
-            and all(isinstance(part.get("text"), str) for part in texts)
-        ):
-            raise OptionTypeError(f"messages[{i}]['content'] must be text; these models read nothing else", "messages")
-        found.append({**message, "content": _content({"content": content})})
-    if found[-1]["role"] == "assistant":
-        raise OptionError("the last message is the assistant's own; end with one that it can answer", "messages")
+        found.append({**message, "content": _text(content, f"messages[{i}]['content']")})
+    if found[-1]["role"] == "assistant" and not chat.ends_with_assistant:
+        raise OptionError(
+            "the last message is the assistant's own; end with one that it can answer, or give continue_final_message",
+            "messages",
+        )
     if all(message["role"] == "system" for message in found):
         raise OptionError("there is only a system message; add the user's", "messages")
     return found
+
+
+def _text(content: Any, name: str) -> str:
+    """Text of a message's content, which may be a list of parts."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise OptionTypeError(f"{name} must be text; these models read nothing else", "messages")
+    for j, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            what = f"is {kind!r:.40}" if isinstance(kind, str) and kind != "text" else "has no text"
+            raise OptionTypeError(f"{name}[{j}] {what}; these models read text alone", "messages")
+    return "".join(part["text"] for part in content)
 
 
 def as_examples(examples: Any) -> tuple[Example, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from dlf.errors import CheckpointError, TextTooLongError
 from dlf.support.fields import MAX_VOCAB_SIZE
 from dlf.text.decoding_unit import Unit, decoding_unit
+from dlf.text.open_ended import open_ended
 from dlf.text.tokenizer_codec import ConfinedCodec, open_codec
 from dlf.text.tokenizer_parts import TokenizerParts, read_parts
 
@@ -165,7 +166,11 @@ class Tokenizer:
         return self._codec.token(token_id) in self._special
 
     def apply_chat_template(
-        self, messages: Iterable[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
     ) -> str:
         """Write a conversation in the form that its model was trained on.
 
@@ -175,6 +180,8 @@ class Tokenizer:
             Mappings with ``role`` and ``content``.
         add_generation_prompt
             Whether to end with the opening of the assistant's next turn.
+        continue_final_message
+            Whether to end with the content of the last message, which the model goes on with.
         **variables
             Further variables for the template, such as ``tools`` or ``enable_thinking``.
 
@@ -183,12 +190,15 @@ class Tokenizer:
         ValueError
             If the checkpoint has no chat template, or the template refuses the messages.
         """
-        return self._chat_template.render(
-            **self._special_tokens
-            | {"tools": None, "documents": None}
-            | variables
-            | {"messages": [dict(message) for message in messages], "add_generation_prompt": add_generation_prompt}
-        )
+        given = self._special_tokens | {"tools": None, "documents": None} | variables
+
+        def write(messages: list[dict[str, Any]]) -> str:
+            return self._chat_template.render(
+                **given | {"messages": messages, "add_generation_prompt": add_generation_prompt}
+            )
+
+        talk = [dict(message) for message in messages]
+        return open_ended(write, talk) if continue_final_message else write(talk)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         try:
