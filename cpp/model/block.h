@@ -28,7 +28,7 @@ struct AttentionBuffers {
   void* attended;  // [rows, heads, head_dim]
   void* keys;      // of the cache
   void* values;
-  int capacity;  // positions of a slot
+  ops::BlockTable table;
   ops::Places places;
   const float* cos;  // of the layer's rotation
   const float* sin;
@@ -46,14 +46,14 @@ concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, 
   { pass.buffers(layer) } -> std::same_as<AttentionBuffers>;
   pass.norm(pass.layer(layer).attention_norm);  // normed = norm(stream), or the stream itself
   pass.norm(pass.layer(layer).feed_forward_norm);
-  pass.project_heads(layer);      // q, k, v = projections of normed
-  pass.rope_and_cache(rope);      // rotates q and k; k goes into the cache with v
-  pass.attend(layer, attention);  // attended = attention over the cache
-  pass.add_attention(layer);      // stream += o(attended), normed and multiplied where the spec says so
-  pass.gate(layer);               // activated = activation(gate(normed)) * up(normed)
-  pass.add_feed_forward(layer);   // stream += down(activated), likewise
-  pass.route(layer);              // chooses the experts of each row by normed
-  pass.add_experts(layer);        // stream += the mixture of the experts of normed, likewise
+  pass.project_heads(layer);     // q, k, v = projections of normed
+  pass.rope_and_cache(rope);     // rotates q and k; k goes into the cache with v
+  pass.attend(attention);        // attended = attention over the cache
+  pass.add_attention(layer);     // stream += o(attended), normed and multiplied where the spec says so
+  pass.gate(layer);              // activated = activation(gate(normed)) * up(normed)
+  pass.add_feed_forward(layer);  // stream += down(activated), likewise
+  pass.route(layer);             // chooses the experts of each row by normed
+  pass.add_experts(layer);       // stream += the mixture of the experts of normed, likewise
 };
 
 inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& buffers) {
@@ -74,11 +74,11 @@ inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& bu
   args.whole_norm = attention.head_norm == HeadNorm::whole;
   args.epsilon = static_cast<float>(spec.norm.epsilon);
   args.places = buffers.places;
+  args.table = buffers.table;
   args.heads = static_cast<int>(attention.heads);
   args.kv_heads = static_cast<int>(attention.kv_heads);
   args.head_dim = static_cast<int>(attention.head_dim);
   args.rotated = buffers.rotated;
-  args.capacity = buffers.capacity;
   args.dtype = buffers.dtype;
   return args;
 }
@@ -92,10 +92,10 @@ inline ops::AttentionArgs attention_args(const ModelSpec& spec, int64_t layer, c
   args.v_cache = buffers.values;
   args.y = buffers.attended;
   args.places = buffers.places;
+  args.table = buffers.table;
   args.heads = static_cast<int>(attention.heads);
   args.kv_heads = static_cast<int>(attention.kv_heads);
   args.head_dim = static_cast<int>(attention.head_dim);
-  args.capacity = buffers.capacity;
   args.window = static_cast<int>(spec.layers[layer].window);
   args.scale = 1.0F / std::sqrt(static_cast<float>(attention.query_scalar));
   args.softcap = static_cast<float>(attention.softcap);
@@ -136,7 +136,7 @@ void attend(P& pass, int64_t layer) {
   pass.project_heads(layer);
   const AttentionBuffers buffers = pass.buffers(layer);
   pass.rope_and_cache(rope_args(pass.spec(), buffers));
-  pass.attend(layer, attention_args(pass.spec(), layer, buffers));
+  pass.attend(attention_args(pass.spec(), layer, buffers));
 }
 
 // Reads the normed stream.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/block_table.h"
 #include "ops/places.h"
 #include "support/dtype.h"
 
@@ -14,12 +15,12 @@ struct AttentionArgs {
   const void* v_cache;
   void* y;  // [rows, heads, head_dim], activations; zeros for idle rows
   Places places;
+  BlockTable table;
   int heads;
   int kv_heads;
   int head_dim;
-  int capacity;  // positions of a slot
-  int window;    // only the last `window` positions, itself included; 0: all
-  float scale;   // of the scores
+  int window;   // only the last `window` positions, itself included; 0: all
+  float scale;  // of the scores
   DType dtype;
   float softcap = 0.0F;  // scores s become softcap * tanh(s / softcap); 0: they stay
 };

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/block_table.h"
 #include "ops/places.h"
 #include "support/dtype.h"
 
@@ -26,11 +27,11 @@ struct RopeArgs {
   bool whole_norm;
   float epsilon;
   Places places;
+  BlockTable table;
   int heads;
   int kv_heads;
   int head_dim;
   int rotated;
-  int capacity;  // positions of a slot
   DType dtype;
 };
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "check.h"
+#include "ops/block_table.h"
 #include "support/cuda/runtime.h"
 #include "support/dtype.h"
 #if __has_include("emulator.h")
@@ -50,6 +52,40 @@ inline at::Tensor to_device(const at::Tensor& host) { return host.to(cuda::on_de
 inline at::Tensor to_device(const std::vector<int32_t>& values) {
   return to_device(at::tensor(values, at::TensorOptions().dtype(at::kInt)));
 }
+
+// Blocks of a KV cache's slots, in an order without any.
+class Blocks {
+ public:
+  Blocks(int64_t slots, int64_t positions)
+      : of_slot_(ops::blocks_for(positions)), table_(at::randperm(slots * of_slot_).to(at::kInt)) {
+    device_table_ = to_device(table_);
+  }
+
+  ops::BlockTable table() const { return {device_table_.const_data_ptr<int32_t>(), of_slot_}; }
+
+  // [slots, kv_heads, positions, dim] to [blocks, kv_heads, kCacheBlock, dim], filled up with NaN; and back.
+  at::Tensor cut(const at::Tensor& cache) const {
+    const int64_t slots = cache.size(0), heads = cache.size(1), dim = cache.size(3);
+    at::Tensor whole = at::full({slots, heads, of_slot_ * ops::kCacheBlock, dim}, NAN, cache.options());
+    whole.narrow(2, 0, cache.size(2)).copy_(cache);
+    at::Tensor blocks = at::empty({slots * of_slot_, heads, ops::kCacheBlock, dim}, cache.options());
+    blocks.index_copy_(0, table_.to(at::kLong),
+                       whole.view({slots, heads, of_slot_, ops::kCacheBlock, dim}).transpose(1, 2).flatten(0, 1));
+    return blocks;
+  }
+  at::Tensor join(const at::Tensor& blocks, int64_t positions) const {
+    const int64_t heads = blocks.size(1), dim = blocks.size(3);
+    return blocks.index_select(0, table_.to(at::kLong))
+        .view({-1, of_slot_, heads, ops::kCacheBlock, dim})
+        .transpose(1, 2)
+        .reshape({-1, heads, of_slot_ * ops::kCacheBlock, dim})
+        .narrow(2, 0, positions);
+  }
+
+ private:
+  int64_t of_slot_;
+  at::Tensor table_, device_table_;
+};
 inline at::Tensor to_host(const at::Tensor& tensor) { return tensor.to(at::kCPU).to(at::kDouble); }
 
 // Whether |y - expected| <= tolerance (1 + |expected|) everywhere; a NaN is not near.

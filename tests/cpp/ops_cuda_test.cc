@@ -191,9 +191,9 @@ struct RopeCase {
 };
 
 void check_rope(const RopeCase& test, DType dtype) {
-  constexpr int kRows = 3, kCapacity = 8, kSlots = 3, kPadding = 4, kStart = 5, kSlot = 1;
+  constexpr int kRows = 3, kCapacity = 80, kSlots = 3, kPadding = 4, kStart = 62, kSlot = 1;
   constexpr double kEpsilon = 1e-6;
-  const std::vector<int32_t> positions = {7, -1, 2};
+  const std::vector<int32_t> positions = {70, -1, 2};
   const std::vector<int32_t> own_slots = {2, 1, 0};
   const bool is_prompt = test.standing == Standing::prompt;
   const int q_size = test.heads * test.dim;
@@ -201,7 +201,8 @@ void check_rope(const RopeCase& test, DType dtype) {
   const int k_offset = q_size + kPadding;
   const int v_offset = k_offset + kv_size + kPadding;
   const int stride = v_offset + kv_size;
-  const int64_t cache_size = int64_t{kSlots} * kCapacity * kv_size;
+  const Blocks blocks(kSlots, kCapacity);
+  const int64_t cache_size = kSlots * ops::blocks_for(kCapacity) * ops::kCacheBlock * kv_size;
   const at::ScalarType type = scalar_type(dtype);
   const at::Tensor x = random({kRows, stride}, type, 6);
   const at::Tensor angle = random({kCapacity, test.rotated / 2}, at::kFloat, 7);
@@ -248,14 +249,15 @@ void check_rope(const RopeCase& test, DType dtype) {
     args.kv_heads = test.kv_heads;
     args.head_dim = test.dim;
     args.rotated = test.rotated;
-    args.capacity = kCapacity;
+    args.table = blocks.table();
     args.dtype = dtype;
     rope_and_cache(args, stream);
     return both;
   });
   const at::Tensor qkv = all.narrow(0, 0, x.numel()).view(x.sizes());
-  const at::Tensor caches =
-      all.narrow(0, x.numel(), 2 * cache_size).view({2, kSlots, test.kv_heads, kCapacity, test.dim});
+  const at::Tensor halves =
+      all.narrow(0, x.numel(), 2 * cache_size).view({2, -1, test.kv_heads, ops::kCacheBlock, test.dim});
+  const at::Tensor caches = at::stack({blocks.join(halves[0], kCapacity), blocks.join(halves[1], kCapacity)});
   at::Tensor expected = x.to(at::kDouble);
   at::Tensor expected_caches = at::full(caches.sizes(), 7.0, at::kDouble);
   for (int r = 0; r < kRows; ++r) {
@@ -323,7 +325,8 @@ class AttentionData {
         stride_(test.heads * test.dim + 8),
         qkv_(random({rows_, stride_}, scalar_type(dtype), 10)),
         keys_(random({rows_, test.kv_heads, test.capacity, test.dim}, scalar_type(dtype), 11)),
-        values_(random(keys_.sizes(), scalar_type(dtype), 12)) {
+        values_(random(keys_.sizes(), scalar_type(dtype), 12)),
+        blocks_(rows_, test.capacity) {
     // Keys and values beyond a row's position must not be read.
     for (int r = 0; r < rows_; ++r) {
       const int64_t seen = test.positions[r] + 1;
@@ -331,8 +334,8 @@ class AttentionData {
       values_[r].narrow(1, seen, test.capacity - seen).fill_(NAN);
     }
     device_qkv_ = to_device(qkv_);
-    device_keys_ = to_device(keys_);
-    device_values_ = to_device(values_);
+    device_keys_ = to_device(blocks_.cut(keys_));
+    device_values_ = to_device(blocks_.cut(values_));
     position_ = to_device(test.positions);
   }
 
@@ -340,18 +343,16 @@ class AttentionData {
     const at::Tensor y = filled({rows, test_.heads, test_.dim}, scalar_type(dtype_), 7.0);
     AttentionArgs args = {};
     const at::Tensor qkv = device_qkv_.narrow(0, first, rows);
-    const at::Tensor keys = device_keys_.narrow(0, first, rows);
-    const at::Tensor values = device_values_.narrow(0, first, rows);
     args.q = qkv.const_data_ptr();
     args.q_stride = stride_;
-    args.k_cache = keys.const_data_ptr();
-    args.v_cache = values.const_data_ptr();
+    args.k_cache = device_keys_.const_data_ptr();
+    args.v_cache = device_values_.const_data_ptr();
     args.y = y.mutable_data_ptr();
-    args.places = {rows, position_.const_data_ptr<int32_t>() + first, 0, nullptr, 0, rows};
+    args.places = {rows, position_.const_data_ptr<int32_t>() + first, 0, nullptr, first, rows};
     args.heads = test_.heads;
     args.kv_heads = test_.kv_heads;
     args.head_dim = test_.dim;
-    args.capacity = test_.capacity;
+    args.table = blocks_.table();
     args.window = test_.window;
     args.scale = scale();
     args.softcap = test_.softcap;
@@ -390,6 +391,7 @@ class AttentionData {
   int rows_;
   int stride_;
   at::Tensor qkv_, keys_, values_;
+  Blocks blocks_;
   at::Tensor device_qkv_, device_keys_, device_values_, position_;
 };
 

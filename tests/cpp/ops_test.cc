@@ -19,6 +19,12 @@
 namespace dlf::ops {
 namespace {
 
+// Blocks of two slots, interleaved and backwards.
+const std::vector<int32_t> kBlocks = {9, 7, 5, 3, 1, 8, 6, 4, 2, 0};
+constexpr int64_t kBlocksOfSlot = 5;
+const BlockTable kTwoSlots = {kBlocks.data(), kBlocksOfSlot};
+constexpr int64_t kCached = 2 * kBlocksOfSlot * kCacheBlock;  // positions
+
 // The norm of one value of a row, in double precision.
 double normed(const Floats& x, int64_t size, int64_t at, const NormOf& norm) {
   const int64_t first = at / size * size;
@@ -197,7 +203,7 @@ void rope_norms_heads_where_asked() {
     args.kv_heads = kKvHeads;
     args.head_dim = kDim;
     args.rotated = kDim;
-    args.capacity = kCapacity;
+    args.table = {&kBlocks.back(), 1};  // block 0
     args.dtype = DType::float32;
     rope_and_cache(args, team);
     queries.insert(queries.end(), cache.begin(), cache.end());
@@ -216,7 +222,7 @@ void rope_norms_heads_where_asked() {
 }
 
 void check_rope(int64_t half, bool scaled) {
-  const int64_t heads = 4, kv_heads = 2, dim = 10, context = 2 * kCacheBlock, slots = 2;
+  const int64_t heads = 4, kv_heads = 2, dim = 10, context = 2 * kCacheBlock;
   const std::vector<int32_t> position = {70, 0, 3, -1};
   const std::vector<int32_t> slot_of = {1, 0, 1, 0};
   const Floats q = random_floats(4 * heads * dim, 14);
@@ -240,7 +246,7 @@ void check_rope(int64_t half, bool scaled) {
     const double tolerance = dtype == DType::float32 ? 1e-6 : 1.0 / 256;
     for_each_kernel(KERNELS(rope_and_cache_kernel), [&](auto* kernel) {
       Floats turned = q;
-      Stored keys(Floats(slots * kv_heads * context * dim, 7.0F), dtype);
+      Stored keys(Floats(kCached * kv_heads * dim, 7.0F), dtype);
       Stored values = keys;
       Floats unturned = k;
       RopeArgs args = {};
@@ -259,11 +265,11 @@ void check_rope(int64_t half, bool scaled) {
       args.head_dim = dim;
       args.rotated = static_cast<int>(2 * half);
       args.q_scale = scaled ? scale.data() : nullptr;
-      args.capacity = context;
+      args.table = kTwoSlots;
       args.dtype = dtype;
       kernel(args, 0, 4);
       int64_t touched[2] = {};
-      for (int64_t i = 0; i < slots * kv_heads * context * dim; ++i) {
+      for (int64_t i = 0; i < kCached * kv_heads * dim; ++i) {
         touched[0] += element(keys, i) != 7.0;
         touched[1] += element(values, i) != 7.0;
       }
@@ -277,9 +283,10 @@ void check_rope(int64_t half, bool scaled) {
         }
         for (int64_t i = 0; i < kv_heads * dim; ++i) {
           const int64_t first = r * kv_heads * dim + i / dim * dim;
-          const int64_t slot = cache_offset(slot_of[r], i / dim, kv_heads, context, dim);
-          const int64_t key = slot + key_offset(position[r], i % dim, dim);
-          const int64_t at = slot + position[r] * dim + i % dim;
+          const int64_t block = kTwoSlots.block_of(slot_of[r], position[r]);
+          const int64_t first_of_block = cache_offset(block, i / dim, kv_heads, dim);
+          const int64_t key = first_of_block + key_offset(position[r], i % dim);
+          const int64_t at = first_of_block + value_offset(position[r], dim) + i % dim;
           EXPECT(near(element(keys, key), rotated(&k[first], i % dim, position[r]), tolerance));
           EXPECT(near(element(values, at), v[r * kv_heads * dim + i], tolerance));
         }
@@ -302,7 +309,7 @@ struct HeadShape {
 };
 
 AttentionArgs attention_args(const Floats& q, const Stored& keys, const Stored& values, Floats& y, const Places& places,
-                             const HeadShape& shape, int capacity, int window, float softcap) {
+                             const HeadShape& shape, int window, float softcap) {
   const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(shape.dim)));
   return {q.data(),
           shape.heads * shape.dim,
@@ -310,10 +317,10 @@ AttentionArgs attention_args(const Floats& q, const Stored& keys, const Stored& 
           values.bytes.data(),
           y.data(),
           places,
+          kTwoSlots,
           shape.heads,
           shape.kv_heads,
           shape.dim,
-          capacity,
           window,
           scale,
           keys.dtype,
@@ -321,7 +328,7 @@ AttentionArgs attention_args(const Floats& q, const Stored& keys, const Stored& 
 }
 
 void attention_averages_the_values_that_a_row_sees() {
-  const int kv_heads = 2, context = 2 * kCacheBlock, slots = 2;
+  const int kv_heads = 2;
   for (const auto& [heads, dim] : {std::pair{6, 4}, {2, 64}, {10, 80}, {14, 64}, {8, 30}, {16, 128}}) {
     const std::vector<int32_t> position = {0, 69, 33, 127, -1};
     const std::vector<int32_t> slot_of = {0, 1, 0, 0, 1};
@@ -330,13 +337,13 @@ void attention_averages_the_values_that_a_row_sees() {
     const Floats q = random_floats(count * heads * dim, 17);
     const auto scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
     for (const DType dtype : kTypes) {
-      const Stored keys(random_floats(slots * kv_heads * context * dim, 18), dtype);
-      const Stored values(random_floats(slots * kv_heads * context * dim, 19), dtype);
+      const Stored keys(random_floats(kCached * kv_heads * dim, 18), dtype);
+      const Stored values(random_floats(kCached * kv_heads * dim, 19), dtype);
       for (const auto& [window, softcap] : {std::pair{0, 0.0F}, {1, 0.0F}, {20, 0.0F}, {70, 0.0F}, {70, 0.3F}}) {
         for_each_kernel(KERNELS(attention_kernel), [&, window = window, softcap = softcap](auto* kernel) {
           Floats y(count * heads * dim, 7.0F);
           const HeadShape shape = {heads, kv_heads, dim};
-          const AttentionArgs args = attention_args(q, keys, values, y, places, shape, context, window, softcap);
+          const AttentionArgs args = attention_args(q, keys, values, y, places, shape, window, softcap);
           kernel(args, 0, 1);
           kernel(args, 1, count * kv_heads * head_groups(args));
           for (int64_t item = 0; item < count * heads; ++item) {
@@ -350,11 +357,11 @@ void attention_averages_the_values_that_a_row_sees() {
             std::vector<double> sum(dim, 0.0);
             double total = 0.0;
             for (int64_t p = first; p <= last; ++p) {
-              const int64_t slot = cache_offset(slot_of[item / heads], head, kv_heads, context, dim);
-              const int64_t at = slot + p * dim;
+              const int64_t block = cache_offset(kTwoSlots.block_of(slot_of[item / heads], p), head, kv_heads, dim);
+              const int64_t at = block + value_offset(p, dim);
               double score = 0.0;
               for (int64_t i = 0; i < dim; ++i) {
-                score += static_cast<double>(q[item * dim + i]) * keys.values[slot + key_offset(p, i, dim)];
+                score += static_cast<double>(q[item * dim + i]) * keys.values[block + key_offset(p, i)];
               }
               score *= scale;
               const double weight = std::exp(softcap > 0 ? softcap * std::tanh(score / softcap) : score);
@@ -374,7 +381,7 @@ void attention_averages_the_values_that_a_row_sees() {
 }
 
 void prefill_attention_equals_attention() {
-  const int heads = 6, kv_heads = 2, context = 5 * kCacheBlock;
+  const int heads = 6, kv_heads = 2;
   ThreadTeam team(2);
   for (const int dim : {4, 20, 64, 80, 96}) {
     for (const int begin : {0, 37, 150}) {
@@ -382,12 +389,12 @@ void prefill_attention_equals_attention() {
         const Places places = prompt_places(count, begin, 1);
         const Floats q = random_floats(count * heads * dim, 20);
         for (const DType dtype : kTypes) {
-          const Stored keys(random_floats(2 * kv_heads * context * dim, 21), dtype);
-          const Stored values(random_floats(2 * kv_heads * context * dim, 22), dtype);
+          const Stored keys(random_floats(kCached * kv_heads * dim, 21), dtype);
+          const Stored values(random_floats(kCached * kv_heads * dim, 22), dtype);
           for (const auto& [window, softcap] : {std::pair{0, 0.0F}, {1, 0.0F}, {20, 0.0F}, {90, 0.0F}, {90, 0.3F}}) {
             Floats expected(count * heads * dim);
             const auto make_args = [&, window = window, softcap = softcap](Floats& y) {
-              return attention_args(q, keys, values, y, places, {heads, kv_heads, dim}, context, window, softcap);
+              return attention_args(q, keys, values, y, places, {heads, kv_heads, dim}, window, softcap);
             };
             attention(make_args(expected), team);
             const auto compare = [&](const Floats& y) {

@@ -53,7 +53,7 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           data(d_.attended_),
           d_.cache_.keys(index),
           d_.cache_.values(index),
-          static_cast<int>(d_.cache_.capacity()),
+          d_.cache_.table(),
           places_,
           data(rope.cos),
           data(rope.sin),
@@ -76,7 +76,7 @@ void Decoder::Pass::project_heads(int64_t index) {
 
 void Decoder::Pass::rope_and_cache(const ops::RopeArgs& args) { ops::rope_and_cache(args, d_.team_); }
 
-void Decoder::Pass::attend(int64_t /*index*/, const ops::AttentionArgs& args) {
+void Decoder::Pass::attend(const ops::AttentionArgs& args) {
   is_prompt_ ? ops::prefill_attention(args, d_.team_) : ops::attention(args, d_.team_);
 }
 

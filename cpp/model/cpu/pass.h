@@ -24,7 +24,7 @@ class Decoder::Pass {
   void norm(const NormWeights& weights);
   void project_heads(int64_t index);
   void rope_and_cache(const ops::RopeArgs& args);
-  void attend(int64_t index, const ops::AttentionArgs& args);
+  void attend(const ops::AttentionArgs& args);
   void add_attention(int64_t index);
   void gate(int64_t index);
   void add_feed_forward(int64_t index);

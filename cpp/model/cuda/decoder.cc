@@ -1,6 +1,8 @@
 #include "model/cuda/decoder.h"
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
@@ -86,6 +88,8 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
     table.query_scale = table.query_scale.defined() ? table.query_scale.to(floats) : at::Tensor();
   }
   cache_ = make_cache(0, shape.slots());
+  prompt_keys_ = at::empty({spec_.attention.kv_heads, shape.max_context, spec_.attention.head_dim}, halves);
+  prompt_values_ = at::empty_like(prompt_keys_);
   tokens_ = at::zeros({shape.max_tokens}, integers);
   positions_ = at::full({shape.rows()}, -1, integers);
   const int64_t rows = most_rows(shape);
@@ -130,9 +134,11 @@ DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
                       (qkv_size(attention) + attention.q_size() + gate_up_size(spec) + spec.dense_size()) * element;
   DecoderBytes bytes = {};
   bytes.weights = model.weights;
-  bytes.kv_cache = 2 * spec.layer_count() * shape.slots() * attention.kv_size() * shape.max_context * element;
-  bytes.activations =
-      most_rows(shape) * row + rope_bytes(spec, shape.max_context) + (shape.max_tokens + shape.rows()) * 4;
+  const int64_t position = 2 * attention.kv_size() * element;  // of one layer
+  const int64_t blocks = shape.slots() * ops::blocks_for(shape.max_context);
+  bytes.kv_cache = blocks * (spec.layer_count() * ops::kCacheBlock * position + 4);
+  bytes.activations = most_rows(shape) * row + rope_bytes(spec, shape.max_context) +
+                      (shape.max_tokens + shape.rows()) * 4 + shape.max_context * position;
   if (spec.experts.count > 0) {
     bytes.activations += ExpertBuffers::bytes(spec, most_rows(shape), most_runs(spec, most_rows(shape)), element);
   }
@@ -166,9 +172,11 @@ int64_t Decoder::cache_bytes(int64_t positions) const {
 
 Decoder::Cache Decoder::make_cache(int first_row, int rows) const {
   const auto options = on_device(queue_.device()).dtype(scalar_type(dtype_));
-  const std::vector<int64_t> shape = {spec_.layer_count(), rows, spec_.attention.kv_heads, shape_.max_context,
+  const int64_t of_row = ops::blocks_for(shape_.max_context);
+  const std::vector<int64_t> shape = {spec_.layer_count(), rows * of_row, spec_.attention.kv_heads, ops::kCacheBlock,
                                       spec_.attention.head_dim};
-  return {at::empty(shape, options), at::empty(shape, options), first_row, rows};
+  const at::Tensor table = at::arange(rows * of_row, on_device(queue_.device()).dtype(at::kInt)).view({rows, of_row});
+  return {at::empty(shape, options), at::empty(shape, options), table, first_row};
 }
 
 void Decoder::add_spare() {
@@ -182,10 +190,10 @@ CacheCopyArgs Decoder::copy_args(int row, int begin, int count, void* piece) {
   return {cache.keys.mutable_data_ptr(),
           cache.values.mutable_data_ptr(),
           piece,
+          cache.blocks(),
           static_cast<int>(spec_.layer_count()),
-          cache.rows,
+          cache.keys.size(1),
           static_cast<int>(spec_.attention.kv_heads),
-          shape_.max_context,
           static_cast<int>(spec_.attention.head_dim * cache.keys.element_size()),
           row - cache.first_row,
           begin,

@@ -12,6 +12,7 @@
 #include "model/model_size.h"
 #include "model/rope_table.h"
 #include "model/spec.h"
+#include "ops/block_table.h"
 #include "ops/cuda/cache_copy.h"
 #include "support/cuda/runtime.h"
 
@@ -87,9 +88,11 @@ class Decoder {
   class Pass;
 
   struct Cache {
-    at::Tensor keys, values;  // [layers, rows, kv_heads, max_context, head_dim]
+    at::Tensor keys, values;  // [layers, blocks, kv_heads, kCacheBlock, head_dim]
+    at::Tensor table;         // int32 [rows, blocks of a context]
     int first_row;
-    int rows;
+
+    ops::BlockTable blocks() const { return {table.const_data_ptr<int32_t>(), table.size(1)}; }
   };
 
   Cache make_cache(int first_row, int rows) const;
@@ -106,6 +109,7 @@ class Decoder {
   int64_t k_offset_, v_offset_, up_offset_;
   DeviceInfo device_;
   Cache cache_, spare_;
+  at::Tensor prompt_keys_, prompt_values_;  // [kv_heads, max_context, head_dim] of the layer that a prompt is in
   std::vector<RopeTable> ropes_;
   at::Tensor tokens_, positions_;
   at::Tensor hidden_;  // float32 [most rows, hidden]

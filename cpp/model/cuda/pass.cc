@@ -9,6 +9,7 @@
 #include "ops/cuda/activation.h"
 #include "ops/cuda/attention.h"
 #include "ops/cuda/bias.h"
+#include "ops/cuda/cache_gather.h"
 #include "ops/cuda/embedding.h"
 #include "ops/cuda/experts.h"
 #include "ops/cuda/logits.h"
@@ -68,7 +69,7 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           d_.attended_.mutable_data_ptr(),
           cache().keys.select(0, index).mutable_data_ptr(),
           cache().values.select(0, index).mutable_data_ptr(),
-          static_cast<int>(d_.shape_.max_context),
+          cache().blocks(),
           places_,
           data(rope.cos),
           data(rope.sin),
@@ -121,25 +122,30 @@ void Decoder::Pass::project_heads(int64_t index) {
 
 void Decoder::Pass::rope_and_cache(const ops::RopeArgs& args) { cuda::rope_and_cache(args, d_.queue_.stream()); }
 
-void Decoder::Pass::attend(int64_t index, const ops::AttentionArgs& args) {
+void Decoder::Pass::attend(const ops::AttentionArgs& args) {
   if (is_prompt()) {
-    return attend_prompt(index, args);
+    return attend_prompt(args);
   }
-  const int splits =
-      attention_splits(rows_, args.kv_heads, args.capacity, d_.device_.multiprocessors, d_.device_.compute_capability);
+  const int splits = attention_splits(rows_, args.kv_heads, static_cast<int>(d_.shape_.max_context),
+                                      d_.device_.multiprocessors, d_.device_.compute_capability);
   cuda::attention(args, splits, d_.queue_.stream());
 }
 
-void Decoder::Pass::attend_prompt(int64_t index, const ops::AttentionArgs& args) {
+void Decoder::Pass::attend_prompt(const ops::AttentionArgs& args) {
   const AttentionSpec& attention = spec().attention;
   const std::vector<int64_t> heads = {rows_, attention.heads, attention.head_dim};
   const at::Tensor q = d_.qkv_.narrow(0, 0, rows_).narrow(1, 0, attention.q_size()).view(heads);
   const at::Tensor y = d_.attended_.narrow(0, 0, rows_).view(heads);
-  const auto seen = [&](const at::Tensor& side) {
-    return side.select(0, index).select(0, places_.first_slot).narrow(1, 0, places_.start + rows_);
+  const int end = places_.start + rows_;
+  const auto seen = [&](const void* side, const at::Tensor& together) {
+    const auto head_bytes = static_cast<int>(attention.head_dim * together.element_size());
+    gather_cache({side, together.mutable_data_ptr(), args.table, static_cast<int>(attention.kv_heads), head_bytes,
+                  places_.first_slot, end, together.size(1)},
+                 d_.queue_.stream());
+    return together.narrow(1, 0, end);
   };
-  const at::Tensor keys = seen(cache().keys);
-  const at::Tensor values = seen(cache().values);
+  const at::Tensor keys = seen(args.k_cache, d_.prompt_keys_);
+  const at::Tensor values = seen(args.v_cache, d_.prompt_values_);
   const double scale = 1.0 / std::sqrt(attention.query_scalar);  // args.scale, unrounded
   d_.queue_.enqueue([=, window = args.window, softcap = attention.softcap] {
     cuda::attend_prompt(q, keys, values, window, scale, softcap, y);
@@ -313,6 +319,6 @@ void Decoder::Pass::multiply_once(int rows) {
   }
 }
 
-void Decoder::Pass::attend_once() { attend_prompt(0, attention_args(spec(), 0, buffers(0))); }
+void Decoder::Pass::attend_once() { attend_prompt(attention_args(spec(), 0, buffers(0))); }
 
 }  // namespace dlf::cuda

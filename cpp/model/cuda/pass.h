@@ -34,7 +34,7 @@ class Decoder::Pass {
   void norm(const NormWeights& weights);
   void project_heads(int64_t index);
   void rope_and_cache(const ops::RopeArgs& args);
-  void attend(int64_t index, const ops::AttentionArgs& args);
+  void attend(const ops::AttentionArgs& args);
   void add_attention(int64_t index);
   void gate(int64_t index);
   void add_feed_forward(int64_t index);
@@ -48,7 +48,7 @@ class Decoder::Pass {
   bool is_prompt() const { return prompt_row_ >= 0; }
   const Cache& cache() const { return is_prompt() ? d_.cache_of(prompt_row_) : d_.cache_; }
   void norm(const NormWeights& weights, int first);
-  void attend_prompt(int64_t index, const ops::AttentionArgs& args);
+  void attend_prompt(const ops::AttentionArgs& args);
   void begin_branch();
   void end_branch(const NormWeights& post_norm);
   void add_branch(const NormWeights& norm);

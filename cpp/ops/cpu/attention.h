@@ -7,8 +7,8 @@
 
 namespace dlf::ops {
 
-// Needs the cache as cpu/cache_layout.h lays it out; a slot's capacity is a multiple of kCacheBlock. Takes no scratch
-// memory. Up to kAttentionHeads query heads of one key-value head read the cache together.
+// Needs the cache as cpu/cache_layout.h lays it out. Takes no scratch memory. Up to kAttentionHeads query heads of one
+// key-value head read the cache together.
 void attention(const AttentionArgs& args, ThreadTeam& team);
 
 // Does the same for many rows at consecutive positions of one slot, and reads the cache once per chunk of them. Takes

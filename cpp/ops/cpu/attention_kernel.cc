@@ -102,9 +102,7 @@ void attend(const AttentionArgs& args, int row, const float* q, int64_t kv_head,
     }
     return;
   }
-  const int64_t cache = cache_offset(args.places.slot_of(row), kv_head, args.kv_heads, args.capacity, dim);
-  const Element* keys = static_cast<const Element*>(args.k_cache) + cache;
-  const Element* values = static_cast<const Element*>(args.v_cache) + cache;
+  const int64_t slot = args.places.slot_of(row);
   const int64_t end = position + 1;
   const int64_t begin = args.window > 0 && end > args.window ? end - args.window : 0;
   alignas(64) float sums[H * kMaxHeadDim];
@@ -120,7 +118,8 @@ void attend(const AttentionArgs& args, int row, const float* q, int64_t kv_head,
   for (int64_t block = begin / kBlock * kBlock; block < end; block += kBlock) {
     const int64_t low = begin > block ? begin - block : 0;
     const int64_t high = end - block < kBlock ? end - block : kBlock;
-    score(heads, keys + block * dim, low, high, dim, args.scale);
+    const int64_t cache = cache_offset(args.table.block_of(slot, block), kv_head, args.kv_heads, dim);
+    score(heads, static_cast<const Element*>(args.k_cache) + cache, low, high, dim, args.scale);
     for (int64_t h = 0; h < H; ++h) {
       if (args.softcap > 0.0F) {
         cap(heads.scores[h], low, high, args.softcap);
@@ -130,7 +129,7 @@ void attend(const AttentionArgs& args, int row, const float* q, int64_t kv_head,
         sums[h * dim + i] *= rescale;
       }
     }
-    average(heads, values + block * dim, low, high, dim);
+    average(heads, static_cast<const Element*>(args.v_cache) + cache, low, high, dim);
   }
   for (int64_t h = 0; h < H; ++h) {
     for (int64_t i = 0; i < dim; ++i) {

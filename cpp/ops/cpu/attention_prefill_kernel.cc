@@ -91,9 +91,9 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row,
   const int64_t group = args.heads / args.kv_heads;
   const int64_t end_row = first_row + kPrefillChunk < args.places.rows ? first_row + kPrefillChunk : args.places.rows;
   const int64_t queries = (end_row - first_row) * group;
-  const int64_t cache = cache_offset(args.places.slot_of(0), kv_head, args.kv_heads, args.capacity, dim);
-  const Element* k = static_cast<const Element*>(args.k_cache) + cache;
-  const Element* v = static_cast<const Element*>(args.v_cache) + cache;
+  const int64_t slot = args.places.slot_of(0);
+  const auto* k = static_cast<const Element*>(args.k_cache);
+  const auto* v = static_cast<const Element*>(args.v_cache);
   const auto position_of = [&](int64_t row) -> int64_t { return args.places.position_of(static_cast<int>(row)); };
   const auto first_seen = [&](int64_t position) {
     return args.window > 0 && position >= args.window ? position - args.window + 1 : 0;
@@ -108,7 +108,8 @@ void attend_chunk(const AttentionArgs& args, int64_t kv_head, int64_t first_row,
   const int64_t begin = first_seen(position_of(first_row)) / kBlock * kBlock;
   for (int64_t block = begin; block < last; block += kBlock) {
     const int64_t count = last - block < kBlock ? last - block : kBlock;
-    unpack(k + block * dim, v + block * dim, count, dim, scratch.keys, scratch.values);
+    const int64_t cache = cache_offset(args.table.block_of(slot, block), kv_head, args.kv_heads, dim);
+    unpack(k + cache, v + cache, count, dim, scratch.keys, scratch.values);
     for (int64_t query = 0; query < queries; ++query) {
       const int64_t row = first_row + query / group;
       const int64_t head = kv_head * group + query % group;

@@ -39,13 +39,14 @@ void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
         q[i] *= args.q_scale[position];
       }
     }
+    const int64_t block = args.table.block_of(args.places.slot_of(row), position);
     for (int64_t head = 0; head < args.kv_heads; ++head) {
       const int64_t from = r * args.kv_stride + head * dim;
-      const int64_t to = cache_offset(args.places.slot_of(row), head, args.kv_heads, args.capacity, dim);
+      const int64_t to = cache_offset(block, head, args.kv_heads, dim);
       rotate(static_cast<const float*>(args.k) + from, rotated, cos, sin, half, dim);
       const float* value = static_cast<const float*>(args.v) + from;
-      Element* k = static_cast<Element*>(args.k_cache) + to + key_offset(position, 0, dim);
-      Element* v = static_cast<Element*>(args.v_cache) + to + position * dim;
+      Element* k = static_cast<Element*>(args.k_cache) + to + key_offset(position, 0);
+      Element* v = static_cast<Element*>(args.v_cache) + to + value_offset(position, dim);
       for (int64_t i = 0; i < dim; ++i) {
         k[i * kCacheBlock] = static_cast<Element>(rotated[i]);
         v[i] = static_cast<Element>(value[i]);

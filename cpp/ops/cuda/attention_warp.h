@@ -102,10 +102,11 @@ class AttentionWarp {
         end_(end),
         lane_(static_cast<int>(threadIdx.x) % Lanes),
         place_(static_cast<int>(threadIdx.x) % kWarp / Lanes) {
-    const int64_t cache =
-        (static_cast<int64_t>(args.places.slot_of(row)) * args.kv_heads + kv_head) * args.capacity * dim_;
-    keys_ = static_cast<const T*>(args.k_cache) + cache + lane_ * kElements;
-    values_ = static_cast<const T*>(args.v_cache) + cache + lane_ * kElements;
+    const int64_t first = kv_head * ops::kCacheBlock * dim_ + lane_ * kElements;
+    keys_ = static_cast<const T*>(args.k_cache) + first;
+    values_ = static_cast<const T*>(args.v_cache) + first;
+    blocks_ = args.table.blocks + args.places.slot_of(row) * args.table.of_slot;
+    block_size_ = static_cast<int>(args.kv_heads * ops::kCacheBlock * dim_);
     count_ = min(max(dim_ - lane_ * kElements, 0), kElements);
     constexpr float kLog2E = 1.44269504F;
     cap_ = args.softcap * kLog2E;
@@ -129,13 +130,18 @@ class AttentionWarp {
       const int position = begin_ + tile * kTile + place_;
       Raw<T> keys[kLoads];
       Raw<T> values[kLoads];
+      int64_t places[kLoads];
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
-        keys[u] = load(keys_, position + u * kTogether);
+        places[u] = place_of(position + u * kTogether);
       }
 #pragma unroll
       for (int u = 0; u < kLoads; ++u) {
-        values[u] = load(values_, position + u * kTogether);
+        keys[u] = load(keys_, places[u]);
+      }
+#pragma unroll
+      for (int u = 0; u < kLoads; ++u) {
+        values[u] = load(values_, places[u]);
       }
       float scores[H][kLoads];
       score(keys, position, scores);
@@ -199,9 +205,18 @@ class AttentionWarp {
   }
 
  private:
-  __device__ Raw<T> load(const T* from, int position) const {
-    if (position < end_ && count_ > 0) {
-      return load_raw<T, Vectors>(from + static_cast<int64_t>(position) * dim_, count_);
+  // Offset of a position's key or value; -1 if this lane reads nothing of it.
+  __device__ int64_t place_of(int position) const {
+    if (position >= end_ || count_ == 0) {
+      return -1;
+    }
+    constexpr int kBlock = ops::kCacheBlock;
+    return static_cast<int64_t>(blocks_[position / kBlock]) * block_size_ + position % kBlock * dim_;
+  }
+
+  __device__ Raw<T> load(const T* from, int64_t place) const {
+    if (place >= 0) {
+      return load_raw<T, Vectors>(from + place, count_);
     }
     Raw<T> zeros;
 #pragma unroll
@@ -282,6 +297,8 @@ class AttentionWarp {
 
   const T* keys_;
   const T* values_;
+  const int32_t* blocks_;  // of the slot
+  int block_size_;         // elements
   int dim_;
   int begin_;
   int end_;

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A column of blocks copies the keys or values of one head of one layer, which are contiguous on both sides.
+// A column of thread blocks copies the keys or values of one head of one layer.
 template <typename Unit, bool kSave>
 __global__ void cache_copy_kernel(CacheCopyArgs args) {
   const int head = static_cast<int>(blockIdx.y) / 2;  // counted over all layers
@@ -15,15 +15,18 @@ __global__ void cache_copy_kernel(CacheCopyArgs args) {
   const int64_t width = args.head_bytes / static_cast<int64_t>(sizeof(Unit));
   const int64_t size = args.count * width;
   const int64_t layer = head / args.kv_heads;
-  const int64_t first = ((layer * args.slots + args.slot) * args.kv_heads + head % args.kv_heads) * args.capacity;
-  Unit* cache = static_cast<Unit*>(is_value ? args.values : args.keys) + (first + args.begin) * width;
+  Unit* cache = static_cast<Unit*>(is_value ? args.values : args.keys);
   Unit* piece = static_cast<Unit*>(args.piece) + static_cast<int64_t>(blockIdx.y) * size;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < size; i += stride) {
+    const int64_t position = args.begin + i / width;
+    const int64_t block = layer * args.blocks + args.table.block_of(args.slot, position);
+    const int64_t row = (block * args.kv_heads + head % args.kv_heads) * ops::kCacheBlock + position % ops::kCacheBlock;
+    Unit& cached = cache[row * width + i % width];
     if constexpr (kSave) {
-      piece[i] = cache[i];
+      piece[i] = cached;
     } else {
-      cache[i] = piece[i];
+      cached = piece[i];
     }
   }
 }

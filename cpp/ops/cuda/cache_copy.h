@@ -2,18 +2,19 @@
 
 #include <cstdint>
 
+#include "ops/block_table.h"
 #include "support/cuda/stream.h"
 
 namespace dlf::cuda {
 
 struct CacheCopyArgs {
-  void* keys;  // [layers, slots, kv_heads, capacity, head_bytes]
+  void* keys;  // [layers, blocks, kv_heads, kCacheBlock, head_bytes]
   void* values;
   void* piece;  // [layers, kv_heads, 2, count, head_bytes]: keys, then values
+  ops::BlockTable table;
   int layers;
-  int slots;
+  int64_t blocks;
   int kv_heads;
-  int64_t capacity;
   int head_bytes;  // head_dim elements
   int slot;
   int begin;  // position

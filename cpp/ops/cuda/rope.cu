@@ -61,8 +61,9 @@ __global__ void rope_kernel(RopeArgs args) {
   const int head = (item - args.heads) % args.kv_heads;
   const T* from = static_cast<const T*>(is_key ? args.k : args.v) + static_cast<int64_t>(row) * args.kv_stride +
                   head * args.head_dim;
-  const int64_t slot = args.places.slot_of(row);
-  const int64_t place = ((slot * args.kv_heads + head) * args.capacity + position) * args.head_dim;
+  const int64_t block = args.table.block_of(args.places.slot_of(row), position);
+  const int64_t place =
+      ((block * args.kv_heads + head) * ops::kCacheBlock + position % ops::kCacheBlock) * args.head_dim;
   T* to = static_cast<T*>(is_key ? args.k_cache : args.v_cache) + place;
   if (is_key) {
     rotate(from, to, args.whole_norm ? nullptr : args.k_norm, 1.0F, args, position, lane);

@@ -5,7 +5,7 @@
 
 namespace dlf::cuda {
 
-// The cache is [slots, kv_heads, capacity, head_dim].
+// The cache is [blocks, kv_heads, kCacheBlock, head_dim].
 void rope_and_cache(const ops::RopeArgs& args, Stream stream);
 
 }  // namespace dlf::cuda
