@@ -18,7 +18,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-real test-cpp test-emulated same-bits asan asan-long asan-py torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
+.PHONY: help setup demo test test-py test-real test-clients test-cpp test-emulated same-bits asan asan-long asan-py torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -61,6 +61,11 @@ test-py: setup ## Run the Python tests
 
 test-real: setup ## Compare models with real weights with llama.cpp; downloads 320 MB
 	$(IN_COMPANY) $(BIN)/pytest -m real tests/test_real.py
+
+test-clients: setup ## Test the server with litellm and langchain, which are installed for it; 300 MB
+	@$(BIN)/python tools/requirements.py clients >$(VENV)/clients.txt
+	@$(BIN)/python -m pip install --quiet -r $(VENV)/clients.txt
+	$(IN_COMPANY) $(BIN)/pytest tests/server/test_server_clients.py
 
 test-cpp: setup ## Run the C++ tests
 	$(IN_COMPANY) $(BIN)/ctest --test-dir $(BUILD) $(CTEST_OPTIONS)

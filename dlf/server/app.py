@@ -16,15 +16,19 @@ from starlette.exceptions import HTTPException
 
 import dlf
 from dlf.server.answers import Answer
-from dlf.server.chat import chat, messages_of
+from dlf.server.chat import chat
 from dlf.server.completions import complete, prompts_of
 from dlf.server.errors import ApiError, error_body, from_engine, from_validation
 from dlf.server.guard import Guard
+from dlf.server.messages import chat_options, messages_of
 from dlf.server.metrics import Metrics
 from dlf.server.playground import HEADERS, PAGE
 from dlf.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest
 from dlf.server.service import Served, Service
 from dlf.server.settings import ServerSettings
+from dlf.text.chat_options import ChatOptions
+from dlf.text.layout import CHAT, Layout, as_messages
+from dlf.tool_calls import as_functions
 
 __all__ = ["make_app"]
 
@@ -130,9 +134,10 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
         def encode() -> list[int]:
             written = text
             if body.messages is not None:
-                written = tokenizer.apply_chat_template(
-                    messages_of(body.messages), add_generation_prompt=body.add_generation_prompt
-                )
+                as_functions(body.tools or ())  # raises
+                chat = ChatOptions(**chat_options(body))
+                [messages], _ = as_messages(messages_of(body.messages), chat)
+                written = Layout(CHAT, chat=chat).text(messages, tokenizer)
             return tokenizer.encode(written, add_special_tokens=special and body.messages is None)
 
         tokens = await _call(encode)

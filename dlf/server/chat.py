@@ -10,20 +10,16 @@ from dlf.server.answers import Answer, alpha_fields
 from dlf.server.errors import ApiError
 from dlf.server.generation import batches_of, choices_of, engine_options, fused_names, fusion_options
 from dlf.server.logprob import in_json
+from dlf.server.messages import chat_options, messages_of
 from dlf.server.protocol import ChatRequest
 from dlf.server.service import Served
 from dlf.server.settings import ServerSettings
+from dlf.server.tools import Spoken, Tools
 from dlf.text.token_bytes import token_bytes, token_text
 from dlf.text.tokenizer import Tokenizer
+from dlf.tool_calls import CallDelta, Delta
 
-__all__ = ["chat", "messages_of"]
-
-ROLES = {"developer": "system"}  # OpenAI's new name; templates know the old one
-
-
-def messages_of(given: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages as chat templates take them."""
-    return [one | {"role": ROLES.get(one.get("role", ""), one.get("role"))} for one in given]
+__all__ = ["chat"]
 
 
 async def chat(
@@ -36,37 +32,56 @@ async def chat(
     ApiError, ValueError, TypeError
         If the request is impossible.
     """
-    _refuse(body)
     top = int(body.top_logprobs or 0)
     if top and not body.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     if limit == 0:
         raise ApiError(400, "an answer has at least one token", "max_completion_tokens")
+    tools = await Tools.of(body, served, settings)
+    tokenizer = served.engine.tokenizer
     options = engine_options(body, served, settings, limit or served.engine.max_context, top)
+    if tools is not None:
+        options["grammar"] = tools.grammar(tokenizer, options.get("grammar"))
+    options |= chat_options(body, tools is not None)
     fusion = fusion_options(body, experts)
+    names = fused_names(served, fusion)
     choices = choices_of(body, served, [messages_of(body.messages)], options | fusion, messages=True)
-    tokenizer, names = served.engine.tokenizer, fused_names(served, fusion)
-    opened: set[int] = set()  # choices of which the stream has sent the role
+    said: dict[int, Spoken] = {}
     async for choice, pieces, reason in batches_of(choices, answer, body.stream):
-        content = "".join(piece.text for piece in pieces)
+        if body.stream and choice.index not in said:
+            opened = {"role": "assistant", "content": "" if tools is None else None}
+            yield answer.part(_choice(choice.index, "delta", opened, None, None))
+        spoken = said.setdefault(choice.index, Spoken(tools, tokenizer, body.stream))
+        found = spoken.add(pieces, reason)
         logprobs = {"content": [_logprob(tokenizer, one) for one in pieces], "refusal": None} if body.logprobs else None
         more = alpha_fields(pieces, tokenizer, names) if body.return_alpha else {}
         if not body.stream:
-            message = {"role": "assistant", "content": content, "refusal": None}
-            yield answer.part(_choice(choice.index, "message", message, logprobs, reason) | more)
-            continue
-        if choice.index not in opened:
-            opened.add(choice.index)
-            yield answer.part(_choice(choice.index, "delta", {"role": "assistant", "content": ""}, None, None))
-        delta = {"content": content} if pieces else {}
-        yield answer.part(_choice(choice.index, "delta", delta, logprobs if pieces else None, reason) | more)
+            yield answer.part(_choice(choice.index, "message", _message(found), logprobs, spoken.reason(reason)) | more)
+        elif found or reason is not None or tools is None or logprobs or more:  # else it may still become a call
+            delta: dict[str, Any] = {"content": found.content} if found.content or pieces and tools is None else {}
+            if found.calls:
+                delta["tool_calls"] = [_delta(one) for one in found.calls]
+            own = logprobs if pieces else None
+            yield answer.part(_choice(choice.index, "delta", delta, own, spoken.reason(reason)) | more)
 
 
-def _refuse(body: ChatRequest) -> None:
-    """Refuse what these models cannot do yet, rather than ignoring it."""
-    if body.tools and body.tool_choice != "none":
-        raise ApiError(400, "tools are not supported; leave them out, or give tool_choice 'none'", "tools")
+def _message(found: Delta) -> dict[str, Any]:
+    """A whole answer."""
+    calls = [{"id": one.id, "type": "function", "function": _function(one)} for one in found.calls]
+    content = None if calls and not found.content else found.content
+    return {"role": "assistant", "content": content, "refusal": None} | ({"tool_calls": calls} if calls else {})
+
+
+def _delta(call: CallDelta) -> dict[str, Any]:
+    """A part of a call in a stream; its first one has the name."""
+    if call.id is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index, "id": call.id, "type": "function", "function": _function(call)}
+
+
+def _function(call: CallDelta) -> dict[str, Any]:
+    return {"name": call.name, "arguments": call.arguments}
 
 
 def _choice(

@@ -6,7 +6,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["ChatRequest", "CompletionRequest", "DetokenizeRequest", "GenerationRequest", "TokenizeRequest"]
+__all__ = [
+    "ChatRequest",
+    "ChatTemplateFields",
+    "CompletionRequest",
+    "DetokenizeRequest",
+    "GenerationRequest",
+    "TokenizeRequest",
+]
 
 MAX_TOKENS = 1 << 20
 Message = dict[str, Any]
@@ -97,7 +104,16 @@ class ResponseFormat(Body):
     json_schema: dict[str, Any] | None = None
 
 
-class ChatRequest(GenerationRequest):
+class ChatTemplateFields(Body):
+    """What a chat template takes, under the names of vLLM."""
+
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+
+class ChatRequest(GenerationRequest, ChatTemplateFields):
     """Body of ``/v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
@@ -105,19 +121,17 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
 
-class TokenizeRequest(Body):
+class TokenizeRequest(ChatTemplateFields):
     """Body of ``/tokenize``."""
 
     model: str | None = None
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
 
 
 class DetokenizeRequest(Body):

@@ -10,6 +10,7 @@ from typing import Any
 
 from dlf.async_engine import AsyncEngine
 from dlf.server.errors import ApiError
+from dlf.tool_calls import CallFormat
 
 __all__ = ["Served", "Service"]
 
@@ -30,6 +31,8 @@ class Served:
         Sequences that run or wait.
     created : int
         When it was loaded, in seconds since 1970.
+    call_formats : dict
+        How its model writes calls of tools, by ``tool_call_parser``; None if that is unknown.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Served:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     sequences: int = 0
     created: int = field(default_factory=lambda: int(time.time()))
+    call_formats: dict[str, CallFormat | None] = field(default_factory=dict)
 
 
 class Service:

@@ -8,11 +8,13 @@ from typing import Annotated
 from dlf.arguments import Path
 from dlf.errors import OptionError
 from dlf.support.option import Option, options_of
-from dlf.support.option_values import MAX_INT, as_float, as_int
+from dlf.support.option_values import MAX_INT, as_float, as_int, shown
+from dlf.tool_calls.format import FORMATS
 
 __all__ = ["ServerSettings"]
 
 SECTION = "serve"  # of a recipe
+PARSERS = ("auto", *dict.fromkeys(one.name for one in FORMATS))
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class ServerSettings:
         Most stop strings of a request.
     max_logprobs : int
         Most top tokens that a request may ask for.
+    tool_call_parser : str
+        How models write calls of tools, under the names of vLLM; ``"auto"`` finds it in each chat template.
     timeout : float
         Seconds after which a request is ended.
     drain : int
@@ -63,6 +67,9 @@ class ServerSettings:
     max_body_bytes: Annotated[int, Option("Bytes of a request's body.", least=1, section=SECTION, flag="")] = 8 << 20
     max_stop: Annotated[int, Option("Stop strings of a request.", least=0, section=SECTION, flag="")] = 16
     max_logprobs: Annotated[int, Option("Top tokens that a request asks for.", least=0, section=SECTION, flag="")] = 20
+    tool_call_parser: Annotated[
+        str, Option("How models write calls of tools.", choices=PARSERS, section=SECTION, flag="")
+    ] = "auto"
     timeout: Annotated[float, Option("Seconds after which a request is ended.", section=SECTION, flag="")] = 600.0
     drain: Annotated[int, Option("Seconds for running answers after SIGTERM.", least=0, section=SECTION, flag="")] = 60
 
@@ -70,5 +77,8 @@ class ServerSettings:
         for name, option in options_of(ServerSettings).items():
             if option.type is int and option.least is not None:
                 as_int(name, getattr(self, name), option.least, MAX_INT if option.most is None else option.most)
+        if self.tool_call_parser not in PARSERS:
+            given = shown(self.tool_call_parser)
+            raise OptionError(f"tool_call_parser is {given}: give one of {', '.join(PARSERS)}", "tool_call_parser")
         if not as_float("timeout", self.timeout) > 0:
             raise OptionError(f"timeout is {self.timeout}: give seconds above 0", "timeout")

@@ -34,7 +34,7 @@ from serving import BODY, GREEDY, KEY, TALK, Running
         ("/v1/chat/completions", GREEDY | {"messages": []}, 400, "messages", "at least 1"),
         ("/v1/chat/completions", GREEDY | {"messages": [{"role": "user"}]}, 400, "messages", "content"),
         ("/v1/chat/completions", GREEDY | {"messages": TALK, "top_logprobs": 2}, 400, "top_logprobs", "logprobs: true"),
-        ("/v1/chat/completions", GREEDY | {"messages": TALK, "tools": [{}]}, 400, "tools", "not supported"),
+        ("/v1/chat/completions", GREEDY | {"messages": TALK, "tools": [{}]}, 400, "tools", "tools[0] is no"),
         (
             "/v1/chat/completions",
             GREEDY | {"messages": TALK, "response_format": {"type": "xml"}},
