@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,22 @@ def test_arguments_are_streamed() -> None:
     assert reader.push(": 1}").calls[0].arguments == ": 1}" and not reader.push("}</tool_call>")
 
 
+def test_text_is_held_back_only_while_a_call_may_begin() -> None:
+    reader = CallReader(HERMES, NAMES, eager=True)
+    pieces = [
+        ("Hello", "Hello"),
+        (" ", ""),
+        ("you \n", " you"),
+        ("<b", " \n<b"),
+        (">", ">"),
+        ("<tool", ""),
+        ("s>", "<tools>"),
+    ]
+    for text, expected in pieces:
+        assert reader.push(text) == Delta(expected), text
+    assert reader.push(" " * 200).content == " " * (200 - 75)
+
+
 def test_special_tokens_are_no_text() -> None:
     for pieces, expected in (
         ([("[TOOL_CALLS]", False), ("clock", True), ("[ARGS]", False), ("{}", True)], ("", [("clock", "{}")])),
@@ -230,6 +247,21 @@ def test_formats_are_found_in_templates(style: str, tmp_path: Path) -> None:
     form = {"hermes": HERMES, "llama3_json": LLAMA, "mistral": MISTRAL, "mistral11": MISTRAL_ARGS}[style]
     assert find_format(tokenizer) == find_format(tokenizer, form.name) == form
     assert find_format(tokenizer, "hermes") == HERMES
+
+
+def test_a_format_has_the_spaces_of_its_template(tmp_path: Path) -> None:
+    for style, old, new, parts in (
+        ("hermes", '\\n<tool_call>\\n{"name": "', '<tool_call>{"name":"', {"begin": '<tool_call>{"name":"'}),
+        ("mistral", "[TOOL_CALLS] [", "[TOOL_CALLS][", {"open": "[TOOL_CALLS]["}),
+        ("llama3_json", '", "parameters": ', '","parameters":', {"middle": '","parameters":'}),
+    ):
+        folder = make_tool_model(tmp_path / style, style)
+        known = find_format(Tokenizer(folder))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        template = config["chat_template"].replace(old.encode().decode("unicode_escape"), new)
+        assert template != config["chat_template"] and known is not None
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+        assert find_format(Tokenizer(folder)) == replace(known, **parts)
 
 
 def test_a_template_without_calls(tmp_path: Path) -> None:

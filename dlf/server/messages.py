@@ -34,7 +34,7 @@ def messages_of(given: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             one["role"] = ROLES.get(one["role"], one["role"]) if isinstance(one["role"], str) else one["role"]
         if "tool_calls" in one:
             one["tool_calls"] = _calls(one["tool_calls"], f"messages[{i}].tool_calls")
-            one.setdefault("content", None)
+            one["content"] = one.get("content") or ""  # many templates join it, or look for something in it
         found.append(one)
     return found
 
@@ -84,7 +84,10 @@ def _arguments(given: Any) -> Any:
 def _tool(given: Mapping[str, Any]) -> dict[str, Any]:
     """A tool with its fields in the order that models were trained on."""
     function = given["function"]
-    first = {key: function[key] for key in ("name", "description") if function.get(key) is not None}
-    first["parameters"] = function.get("parameters") or dict(NO_PARAMETERS)
+    first = {
+        "name": function["name"],
+        "description": function.get("description") or "",  # which some templates need
+        "parameters": function.get("parameters") or dict(NO_PARAMETERS),
+    }
     others = {key: value for key, value in function.items() if key not in (*first, "strict") and value is not None}
     return {"type": "function", "function": first | others}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from dlf.errors import OptionError
@@ -13,12 +14,22 @@ __all__ = ["find_format"]
 
 NAME = "sentinelfunction"
 MAX_CHARACTERS = 1 << 20  # of the conversation, which has a few words beside the template's own
+# A call, with groups for the parts of the format that templates write in ways of their own.
 PATTERNS: tuple[tuple[CallFormat, str], ...] = (
-    (HERMES, rf'<tool_call>\s*\{{[^<]*"name": ?"{NAME}"'),
-    (MISTRAL, rf'\[TOOL_CALLS\]\s*\[\s*\{{[^\]]*"name": ?"{NAME}"'),
+    (
+        HERMES,
+        rf'(?P<begin><tool_call>\s*\{{"name": ?"){NAME}(?P<middle>", ?"arguments": ?)\{{[^{{}}]*\}}'
+        r"(?P<end>\}\s*</tool_call>)",
+    ),
+    (HERMES, rf"<tool_call>\s*\{{[^<]*{NAME}"),
+    (
+        MISTRAL,
+        rf'(?P<open>\[TOOL_CALLS\]\s*\[)(?P<begin>\{{"name": ?"){NAME}(?P<middle>", ?"arguments": ?)',
+    ),
+    (MISTRAL, rf"\[TOOL_CALLS\]\s*\[\s*\{{[^\]]*{NAME}"),
     (MISTRAL_ARGS, rf"\[TOOL_CALLS\]\s*{NAME}[^{{]*\[ARGS\]"),
     (MISTRAL_NAMED, rf"\[TOOL_CALLS\]\s*{NAME}\s*\{{"),
-    (LLAMA, rf'\{{"name": ?"{NAME}", ?"parameters": ?\{{'),
+    (LLAMA, rf'(?P<begin>\{{"name": ?"){NAME}(?P<middle>", ?"parameters": ?)\{{'),
 )
 
 
@@ -47,8 +58,12 @@ def find_format(tokenizer: Tokenizer, wanted: str | None = None) -> CallFormat |
         names = dict.fromkeys(one.name for one in FORMATS)
         raise OptionError(f"no format of tool calls is called {wanted!r:.60}; there are: {', '.join(names)}")
     text = _written(tokenizer)
-    found = next((one for one, pattern in PATTERNS if one in known and re.search(pattern, text)), None)
-    return known[0] if found is None and wanted is not None else found
+    for form, pattern in PATTERNS:
+        found = re.search(pattern, text) if form in known else None
+        if found is not None:
+            parts: dict[str, Any] = found.groupdict()
+            return replace(form, **parts)
+    return None if wanted is None else known[0]
 
 
 def _written(tokenizer: Tokenizer) -> str:
@@ -56,7 +71,7 @@ def _written(tokenizer: Tokenizer) -> str:
     call = {"id": "sentinel9", "type": "function", "function": {"name": NAME, "arguments": {"key": "value"}}}
     schema = {"type": "object", "properties": {"key": {"type": "string", "description": "key"}}, "required": ["key"]}
     tool = {"type": "function", "function": {"name": "other", "description": "other", "parameters": schema}}
-    for content in (None, ""):  # some templates join the content, and others write it unless it is none
+    for content in ("", None):  # some templates join the content, and others write it unless it is none
         talk: list[dict[str, Any]] = [
             {"role": "user", "content": "Hello"},
             {"role": "assistant", "content": content, "tool_calls": [call]},

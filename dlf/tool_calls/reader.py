@@ -103,14 +103,16 @@ class CallReader:
         while self._character:
             if self._form.bare and self._character == "{" and (self._after_call or not self._wrote):
                 return True
-            yield from self._read()
+            self._held.append((self._character, self._shown))
             held = "".join(character for character, _ in self._held).lstrip()
-            if held == self._form.mark:
-                return True
+            marked = held == self._form.mark
             if held and self._after_call and held == self._form.stop:
                 self._held.clear()
             while self._held and not self._may_go_on():
                 self._write(*self._held.pop(0))
+            yield
+            if marked:
+                return True
         return False
 
     def _may_go_on(self) -> bool:
@@ -289,9 +291,10 @@ class CallReader:
         return True
 
     def _restore(self) -> None:
-        """Give out what was held back."""
-        for character, shown in self._held:
-            self._write(character, shown)
+        """Give out what was held back, unless it is a further call that was cut off."""
+        if not (self._cut and self._count and not self._character):
+            for character, shown in self._held:
+                self._write(character, shown)
         self._held.clear()
 
     def _write(self, character: str, shown: bool) -> None:

@@ -143,12 +143,13 @@ def test_prompts_are_those_of_the_template(folders: dict[str, Path]) -> None:
         read = [
             {"role": "system", "content": "Be kind."},
             *TALK,
-            {"role": "assistant", "content": None, "tool_calls": [parsed]},
+            {"role": "assistant", "content": "", "tool_calls": [parsed]},
             {"role": "tool", "tool_call_id": "abcdefghi", "content": "21"},
             {"role": "assistant", "content": "It is"},
         ]
         schema = {"type": "object", "properties": {}, "additionalProperties": False}
-        tools = [WEATHER, {"type": "function", "function": {"name": "clock", "parameters": schema}}]
+        clock = {"name": "clock", "description": "", "parameters": schema}
+        tools = [WEATHER, {"type": "function", "function": clock}]
         text = tokenizer.apply_chat_template(
             read, add_generation_prompt=False, continue_final_message=True, tools=tools
         )
