@@ -110,6 +110,11 @@ class EngineCore:
         return all(lane.layout.plain for lane in self._ensemble.lanes.lanes)
 
     @property
+    def reads_chats(self) -> bool:
+        """Whether a chat template writes conversations for the large model, rather than their contents one by one."""
+        return self._ensemble.lanes.lanes[0].layout.is_chat([], self.tokenizer)
+
+    @property
     def experts(self) -> list[str]:
         """Names of the experts: the columns of ``Completion.alpha``."""
         return self._ensemble.labels

@@ -82,6 +82,7 @@ def test_tools_are_a_part_that_conversations_share(folder: Path) -> None:
         ({"tools": TOOLS * 65}, "tools"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"not a name": 1}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {"x": {1}}}, None),
         ({"add_generation_prompt": 1}, "add_generation_prompt"),

@@ -19,7 +19,11 @@ from dlf.tool_calls import CallFormat, CallReader, Delta, Function, as_functions
 
 __all__ = ["Spoken", "Tools"]
 
-CHOICES = "tool_choice is 'none', 'auto', 'required' or {'type': 'function', 'function': {'name': ...}}"
+CHOICES = (
+    "tool_choice is 'none', 'auto', 'required', {'type': 'function', 'function': {'name': ...}} or {'type': "
+    "'allowed_tools', 'allowed_tools': {'mode': 'auto' or 'required', 'tools': [{'type': 'function', ...}, ...]}}"
+)
+NO_CHATS = "this model reads messages without a chat template, so it cannot read tools; leave them out"
 NO_FORMAT = (
     "the chat template of this model writes no calls in a format that is known; leave tools out, give tool_choice "
     "'none', or start the server with --tool-call-parser"
@@ -58,16 +62,19 @@ class Tools:
         OptionError, OptionTypeError
             If a tool is no function.
         """
-        choice, name = _choice(body.tool_choice)
+        choice, names = _choice(body.tool_choice)
         functions = as_functions(body.tools or ())
         if choice in ("required", "function") and not functions:
             raise ApiError(400, "tool_choice needs tools; give at least one", "tool_choice")
-        if choice == "function":
-            functions = [one for one in functions if one.name == name]
-            if not functions:
+        for name in names:
+            if name not in [one.name for one in functions]:
                 raise ApiError(400, f"tool_choice names {name!r:.80}, which is none of the tools", "tool_choice")
+        if names:
+            functions = [one for one in functions if one.name in names]
         if choice == "none" or not functions:
             return None
+        if not served.engine.reads_chats:
+            raise ApiError(400, NO_CHATS, "tools")
         if settings.tool_call_parser not in served.call_formats:
             wanted = None if settings.tool_call_parser == "auto" else settings.tool_call_parser
             found = await asyncio.to_thread(find_format, served.engine.tokenizer, wanted)
@@ -140,14 +147,22 @@ class Spoken:
         found.calls += [one for one in more.calls if one.index == 0 or self._tools is None or self._tools.parallel]
 
 
-def _choice(given: Any) -> tuple[str, str | None]:
-    """Kind of a ``tool_choice``, and the function that it names."""
-    if given is None:
-        return "auto", None
-    if given in ("none", "auto", "required"):
-        return given, None
-    function = given.get("function") if isinstance(given, Mapping) and given.get("type") == "function" else None
+def _choice(given: Any) -> tuple[str, list[str]]:
+    """Kind of a ``tool_choice``, and the functions that it names, if it names some."""
+    if given is None or given in ("none", "auto", "required"):
+        return given or "auto", []
+    if isinstance(given, Mapping) and given.get("type") == "function":
+        return "function", [_name(given)]
+    allowed = given.get("allowed_tools") if isinstance(given, Mapping) else None
+    tools = allowed.get("tools") if isinstance(allowed, Mapping) else None
+    if not isinstance(allowed, Mapping) or allowed.get("mode") not in ("auto", "required") or not tools:
+        raise ApiError(400, CHOICES, "tool_choice")
+    return allowed["mode"], [_name(one) for one in tools] if isinstance(tools, list) else [_name(tools)]
+
+
+def _name(given: Any) -> str:
+    function = given.get("function") if isinstance(given, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):
         raise ApiError(400, CHOICES, "tool_choice")
-    return "function", name
+    return name

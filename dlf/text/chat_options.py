@@ -13,7 +13,7 @@ __all__ = ["PLAIN_CHAT", "ChatOptions", "take_chat"]
 
 OPTIONS = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 # Variables that have an option of their own, or none at all.
-TAKEN = ("messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
+TAKEN = ("self", "messages", "tools", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize")
 MAX_TOOLS = 128  # OpenAI's limit
 
 

@@ -25,6 +25,12 @@ from dlf.tool_calls.format import FORMATS, MISTRAL_ARGS
 
 TALK = [{"role": "user", "content": "How warm is it in Rome?"}]
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def allowed(mode: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [NAMED]}}
+
+
 COMMON: dict[str, Any] = {"model": "m", "messages": TALK, "tools": TOOLS, "max_tokens": 100}
 
 
@@ -37,12 +43,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Direct:
     """A server in this process, without a socket: `post` runs a request to its end."""
 
-    def __init__(self, folder: Path, settings: ServerSettings | None = None) -> None:
-        self._folder, self._settings = folder, settings
+    def __init__(self, folder: Path, settings: ServerSettings | None = None, **options: Any) -> None:
+        self._folder, self._settings, self._options = folder, settings, options
 
     def post(self, *bodies: dict[str, Any], path: str = "/v1/chat/completions") -> list[httpx.Response]:
         async def run() -> list[httpx.Response]:
-            options: dict[str, Any] = {"threads": 2, "max_batch": 4, "max_context": 2000}
+            options: dict[str, Any] = {"threads": 2, "max_batch": 4, "max_context": 2000} | self._options
             async with dlf.AsyncEngine(self._folder, **options) as engine:
                 self.engine = engine
                 app = make_app(Service({"m": Served("m", engine)}), self._settings)
@@ -117,6 +123,24 @@ def test_calls_that_must_be_made(style: str, folders: dict[str, Path]) -> None:
     assert joined["calls"] == message["message"]["tool_calls"]
     if joined["calls"][0]["function"]["name"] == "get_weather":
         assert joined["parts"] > 6  # arguments come in pieces
+
+
+def test_allowed_tools(folders: dict[str, Path]) -> None:
+    """The template gets all tools, but only the allowed ones are called."""
+    drawn = {"temperature": 1.0, "seed": 3, "n": 6, "tool_choice": allowed("required"), "max_tokens": 60}
+    [found] = Direct(folders["hermes"]).post(COMMON | drawn)
+    calls = [call for one in found.json()["choices"] for call in one["message"].get("tool_calls", ())]
+    assert {call["function"]["name"] for call in calls} == {"get_weather"}
+    [same, all_of_them] = Direct(folders["hermes"]).post(COMMON | {"tool_choice": allowed("auto")}, COMMON)
+    assert same.json()["usage"]["prompt_tokens"] == all_of_them.json()["usage"]["prompt_tokens"]
+
+
+@pytest.mark.slow
+def test_many_calls_are_valid(folders: dict[str, Path]) -> None:
+    bodies = [COMMON | {"tool_choice": NAMED, "temperature": 1.0, "seed": 1000 * i, "n": 125} for i in range(4)]
+    server = Direct(folders["hermes"], ServerSettings(max_queue=500))
+    found = [choice for one in server.post(*bodies) for choice in one.json()["choices"]]
+    assert len(found) == 500 and all(is_weather(one["message"]["tool_calls"][0]) for one in found)
 
 
 def test_prompts_are_those_of_the_template(folders: dict[str, Path]) -> None:
@@ -259,6 +283,17 @@ def test_what_a_model_writes(style: str, folders: dict[str, Path]) -> None:
         ({"tools": [CLOCK], "tool_choice": NAMED}, "tool_choice", "none of the tools"),
         ({"tool_choice": "always"}, "tool_choice", "'required'"),
         ({"tool_choice": {"type": "function"}}, "tool_choice", "'required'"),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "any", "tools": [NAMED]}}},
+            "tool_choice",
+            "'mode'",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [1]}}},
+            "tool_choice",
+            "'mode'",
+        ),
+        ({"tools": [CLOCK], "tool_choice": allowed("auto")}, "tool_choice", "none of the tools"),
         ({"tools": None, "tool_choice": "required"}, "tool_choice", "needs tools"),
         ({"tools": [], "tool_choice": NAMED}, "tool_choice", "needs tools"),
         ({"guided_regex": "a+"}, "tools", "JSON schema"),
@@ -304,6 +339,9 @@ def test_a_template_without_calls(folders: dict[str, Path], tmp_path: Path) -> N
     assert without.status_code == 200
     [found] = Direct(plain, ServerSettings(tool_call_parser="hermes")).post(body)
     assert found.json()["choices"][0]["message"]["tool_calls"]
+    for options in ({"template": "{prompt}"}, {}):
+        [found] = Direct(folders["hermes"], **options).post(COMMON | {"max_tokens": 1})
+        assert found.status_code == (400 if options else 200), found.text
     with pytest.raises(dlf.OptionError, match="give one of auto, hermes, llama3_json, mistral"):
         ServerSettings(tool_call_parser="x")
     assert {one.name for one in FORMATS} == {"hermes", "llama3_json", "mistral"}
