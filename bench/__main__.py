@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench import experts, mixture, quantization, rules, solver, speculate
+from bench import experts, grammars, mixture, quantization, rules, solver, speculate
 from bench.context import run as context
 from bench.family import build
 from bench.latency import run
@@ -15,6 +15,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(run.main)
 app.command("experts")(experts.main)
 app.command("mixture")(mixture.main)
+app.command("grammars")(grammars.main)
 app.command("rules")(rules.main)
 app.command("solver")(solver.main)
 app.command("speculate")(speculate.main)

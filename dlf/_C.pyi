@@ -33,6 +33,7 @@ __all__: list[str] = [
     "MAX_DRAFT",
     "MAX_EXPERTS",
     "MAX_PENALTY",
+    "MaskRows",
     "MemoryPart",
     "ModelSize",
     "ModelSpec",
@@ -109,6 +110,8 @@ class SamplingOptions:
     """
     How the next token is chosen.
     """
+
+    masked: bool
     def __init__(self, **kwargs: typing.Any) -> None: ...
     @property
     def bad_words(self) -> list[list[int]]: ...
@@ -488,6 +491,19 @@ class HookRows:
     @property
     def tokens(self) -> list[int]: ...
 
+class MaskRows:
+    """
+    Masks that a request wants: of the tokens that may follow its decoded ones, and each drafted one behind them. The words are valid while the call runs.
+    """
+    @property
+    def decoded(self) -> list[int]: ...
+    @property
+    def drafted(self) -> list[int]: ...
+    @property
+    def request(self) -> int: ...
+    @property
+    def words(self) -> torch.Tensor: ...
+
 class FinishReason:
     """
     Why a sequence ended.
@@ -778,9 +794,13 @@ class StepLoop:
         """
         Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an exception from it ends the scoring. Calls the hook as step() does.
         """
-    def step(self, hook: collections.abc.Callable[[HookRows], bool] | None = None) -> list[StepOutput]:
+    def step(
+        self,
+        hook: collections.abc.Callable[[HookRows], bool] | None = None,
+        masks: collections.abc.Callable[[collections.abc.Sequence[MaskRows]], None] | None = None,
+    ) -> list[StepOutput]:
         """
-        Decodes every running sequence one token further, or more if tokens were drafted. Calls the hook with the logits of each request that has one; the request fails unless it returns True.
+        Decodes every running sequence one token further, or more if tokens were drafted. Calls the hook with the logits of each request that has one; the request fails unless it returns True. Calls masks to write those that requests want.
         """
     @property
     def idle(self) -> bool: ...

@@ -47,11 +47,12 @@ class Call:
         self.requests.extend(requests)
         self._by_id |= {request.request: request for request in requests}
         hooks = {request.request: request.own_rule for request in requests if request.own_rule is not None}
+        masks = {request.request: request.mask for request in requests if request.mask is not None}
         try:
             for request in requests:
                 self._running[request.request] = request
             for begin in range(0, len(submissions), AT_ONCE):
-                work = self._driver.admission(self._inbox, submissions[begin : begin + AT_ONCE], hooks, ready)
+                work = self._driver.admission(self._inbox, submissions[begin : begin + AT_ONCE], hooks, masks, ready)
                 await self._waiting.answer(self._driver, work)
         except BaseException:
             self.cancel(requests)

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -21,11 +21,12 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from dlf import _C
 from dlf.errors import EngineError, ErrorKind, StepMemoryError
 
-__all__ = ["Answer", "Driver", "Hook", "Job", "News", "Outbox", "Poll", "closed", "outcome"]
+__all__ = ["Answer", "Driver", "Hook", "Job", "Mask", "News", "Outbox", "Poll", "closed", "outcome"]
 
 Result = TypeVar("Result")
 Poll: TypeAlias = "Callable[[], None]"
 Hook: TypeAlias = "Callable[[_C.HookRows], bool]"
+Mask: TypeAlias = "Callable[[_C.MaskRows], None]"
 Answer: TypeAlias = "tuple[Any, BaseException | None]"  # a result or an error
 
 GAP = 0.01  # seconds without a note after which the loop is asked to prepare for later steps
@@ -78,6 +79,7 @@ class Driver:
         self._survives_fork = survives_fork
         self._outboxes: dict[int, Outbox] = {}
         self._hooks: dict[int, Hook] = {}
+        self._masks: dict[int, Mask] = {}
         self._inside = False  # whether the driver's thread is inside the loop
         self._closing = self._ended = False
         self._lost: str | None = None
@@ -90,6 +92,7 @@ class Driver:
         outbox: Outbox,
         requests: Iterable[_C.Request],
         hooks: Mapping[int, Hook],
+        masks: Mapping[int, Mask],
         ready: Callable[[], None],
     ) -> Callable[[Poll], None]:
         """Return work that queues requests whose outputs go to `outbox`: all, or none if one is refused.
@@ -98,6 +101,8 @@ class Driver:
         ----------
         hooks
             Functions, by request, that see the logits of each step on the driver's thread.
+        masks
+            Functions, by request, that write the masks of each step, on that thread; they raise nothing.
         ready
             Called first, on the driver's thread; its exceptions reach the caller.
 
@@ -116,6 +121,8 @@ class Driver:
                     self._outboxes[request.id] = outbox
                     if request.id in hooks:
                         self._hooks[request.id] = hooks[request.id]
+                    if request.id in masks:
+                        self._masks[request.id] = masks[request.id]
                     added.append(request.id)
             except BaseException:
                 self._cancel(added)
@@ -294,6 +301,7 @@ class Driver:
     def _cancel(self, requests: Iterable[int]) -> None:
         for request in requests:
             self._hooks.pop(request, None)
+            self._masks.pop(request, None)
             if self._outboxes.pop(request, None) is not None and self._loop is not None:
                 self._loop.cancel(request)
 
@@ -302,7 +310,7 @@ class Driver:
         assert self._loop is not None
         before, self._inside = self._inside, True
         try:
-            outputs = self._loop.step(self._hook if self._hooks else None)
+            outputs = self._loop.step(self._hook if self._hooks else None, self._mask if self._masks else None)
             timings, time = self._loop.timings, perf_counter()
             news: dict[int, tuple[Outbox, News]] = {}
             for output in outputs:
@@ -313,6 +321,7 @@ class Driver:
                 if output.finish != _C.FinishReason.none:
                     del self._outboxes[output.request]
                     self._hooks.pop(output.request, None)
+                    self._masks.pop(output.request, None)
             for outbox, own in news.values():
                 outbox.put(own)
         except BaseException as error:
@@ -327,11 +336,18 @@ class Driver:
         hook = self._hooks.get(rows.request)
         return hook is not None and hook(rows)
 
+    def _mask(self, wanted: Sequence[_C.MaskRows]) -> None:
+        for rows in wanted:
+            mask = self._masks.get(rows.request)
+            if mask is not None:
+                mask(rows)
+
     def _fail(self, make: Callable[[], Exception]) -> None:
         """Fail every request. Each outbox gets an error of its own: two must not share one traceback."""
         outboxes = {id(outbox): outbox for outbox in self._outboxes.values()}
         self._outboxes.clear()
         self._hooks.clear()
+        self._masks.clear()
         for outbox in outboxes.values():
             outbox.put(make())
 

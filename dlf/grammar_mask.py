@@ -1,12 +1,9 @@
-"""Keeps the answer of one request within a grammar: a mask on the logits of each step."""
+"""Keeps the answer of one request within a grammar: says which tokens may follow, at each step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
 
 from dlf import _C
 from dlf.errors import OptionError
@@ -23,7 +20,9 @@ BEFORE = "\x02"  # a character that no tokenizer joins with the next one
 
 
 class GrammarMask:
-    """Masks the logits of one request, on the thread that steps.
+    """Writes the masks of one request, on the thread that steps.
+
+    A mask that cannot be written fails the request; `error` then says why.
 
     Parameters
     ----------
@@ -42,38 +41,39 @@ class GrammarMask:
 
     def __init__(self, grammar: Grammar, tokens: LLTokenizer) -> None:
         self._matcher = _matcher(grammar, tokens)
-        self._taken = 0  # decoded tokens that the matcher has read
-        self._drafted: list[int] = []  # tokens of the last step's draft
+        self.error: BaseException | None = None
 
-    def __call__(self, rows: _C.HookRows) -> None:
-        """Mask the logits of a step, at each of its positions."""
-        count = rows.step - self._taken
-        if count > 0:  # the accepted part of the last draft, and the token after it
-            self._take([*self._drafted[: count - 1], rows.tokens[0]])
-            self._taken = rows.step
-        self._drafted = rows.tokens[1:]
+    def __call__(self, rows: _C.MaskRows) -> None:
+        """Write the masks of a step, at each of its positions."""
+        try:
+            self._write(rows)
+        except BaseException as error:
+            self.error = error
+
+    def _write(self, rows: _C.MaskRows) -> None:
+        matcher, words = self._matcher, rows.words
+        # A request may go on behind the end of its answer; nothing but further ends may follow there.
+        if rows.decoded and not matcher.is_stopped() and not matcher.consume_tokens(rows.decoded):
+            raise self._stuck()
+        first, bytes_of_row, bytes_to_next = words.data_ptr(), words.nbytes // len(words), words.stride(0) * 4
+        self._write_row(first, bytes_of_row)
         read = 0
-        for row in range(len(rows.tokens)):
-            if row > 0 and not self._matcher.is_stopped():
-                if self._matcher.try_consume_tokens([rows.tokens[row]]) == 0:
+        for row, token in enumerate(rows.drafted, 1):
+            if not matcher.is_stopped():
+                if matcher.try_consume_tokens([token]) == 0:
                     break  # the draft is wrong from here on
                 read += 1
-            self._mask(rows.fused[row])
+            self._write_row(first + row * bytes_to_next, bytes_of_row)
         if read:
-            self._matcher.rollback(read)
+            matcher.rollback(read)
 
-    def _take(self, tokens: list[int]) -> None:
-        if self._matcher.is_stopped():  # the answer has ended, but the request goes on behind the end
-            return
-        if not self._matcher.consume_tokens(tokens):
-            raise OptionError(f"the grammar cannot be followed further: {_error(self._matcher)}", "grammar")
-
-    def _mask(self, logits: torch.Tensor) -> None:
-        bits = self._matcher.compute_bitmask()
+    def _write_row(self, address: int, size: int) -> None:
+        self._matcher.unsafe_compute_mask_ptr(address, size)
         if self._matcher.is_error():
-            raise OptionError(f"the grammar cannot be followed further: {_error(self._matcher)}", "grammar")
-        allowed = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(logits), bitorder="little")
-        logits.masked_fill_(torch.from_numpy(allowed == 0).to(logits.device), -torch.inf)
+            raise self._stuck()
+
+    def _stuck(self) -> OptionError:
+        return OptionError(f"the grammar cannot be followed further: {_error(self._matcher)}", "grammar")
 
 
 class _Vocabulary:

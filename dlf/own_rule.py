@@ -78,20 +78,17 @@ class StepLogits:
 
 
 RuleFunction: TypeAlias = "Callable[[StepLogits], torch.Tensor | None]"
-Mask: TypeAlias = "Callable[[_C.HookRows], None]"
 
 
 class OwnRule:
     """Runs a function of the caller at each step of one request, on the thread that steps.
 
     The function returns None to leave the fused logits as they are, logits [B, V] to draw the next tokens from, or
-    weights [B, T], with which the logits ``large + sum_t alpha_t (expert_t - base_t)`` are made here. A mask then
-    excludes tokens. Either may be missing.
+    weights [B, T], with which the logits ``large + sum_t alpha_t (expert_t - base_t)`` are made here.
     """
 
-    def __init__(self, function: RuleFunction | None, names: list[str], mask: Mask | None = None) -> None:
+    def __init__(self, function: RuleFunction, names: list[str]) -> None:
         self._function = function
-        self._mask = mask
         self._names = names
         self._state: dict[str, Any] = {}
         self.error: BaseException | None = None
@@ -100,16 +97,13 @@ class OwnRule:
         """Show the function a step; return whether the request goes on."""
         try:
             with torch.inference_mode():
-                if self._function is not None:
-                    self._fuse(rows, self._function)
-                if self._mask is not None:
-                    self._mask(rows)
+                self._fuse(rows)
         except BaseException as error:
             self.error = error
             return False
         return True
 
-    def _fuse(self, rows: _C.HookRows, function: RuleFunction) -> None:
+    def _fuse(self, rows: _C.HookRows) -> None:
         count = len(rows.large)
         none = rows.large.new_zeros(count)
         step = StepLogits(
@@ -125,7 +119,7 @@ class OwnRule:
             rows.tokens,
             self._state,
         )
-        answer = function(step)
+        answer = self._function(step)
         if answer is None:
             return
         if not isinstance(answer, torch.Tensor) or not answer.is_floating_point():

@@ -189,6 +189,7 @@ def prepare(
         for sample in range(sampling.num_return_sequences):
             mask = None if wanted.grammar is None else GrammarMask(wanted.grammar, ensemble.grammar_tokens.of(ends))
             native = sampling.build(eos_token_ids=ends, bad_words_ids=bad_words, seed=seed, stream=sample)
+            native.masked = mask is not None
             request = RunningRequest(
                 next(ids),
                 i * sampling.num_return_sequences + sample,
@@ -197,7 +198,8 @@ def prepare(
                 StopStrings(sampling.stop_strings or ()),
                 names,
                 rule.bounds,
-                OwnRule(wanted.own_rule, names, mask) if wanted.own_rule or mask else None,
+                OwnRule(wanted.own_rule, names) if wanted.own_rule else None,
+                mask,
             )
             requests.append(request)
             submissions.append(

@@ -9,6 +9,7 @@ import numpy as np
 
 from dlf import _C
 from dlf.errors import EngineError, LogitsError, NoTokenError
+from dlf.grammar_mask import GrammarMask
 from dlf.own_rule import OwnRule
 from dlf.results import Completion, Piece, Step, Timings
 from dlf.sampling import StopStrings
@@ -38,6 +39,7 @@ class RunningRequest:
         experts: list[str],
         alpha_max: list[float | None],
         own_rule: OwnRule | None = None,
+        mask: GrammarMask | None = None,
     ) -> None:
         self.request = request
         self.pieces: deque[Piece] = deque()
@@ -52,6 +54,7 @@ class RunningRequest:
         self._experts = experts
         self._alpha_max = alpha_max
         self.own_rule = own_rule
+        self.mask = mask
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._own_tokens: list[int] = []
@@ -84,7 +87,7 @@ class RunningRequest:
     def take(self, output: _C.StepOutput) -> None:
         """Add the output of a step."""
         if output.finish == _C.FinishReason.error:
-            self.fail(_as_error(output.failure, self.own_rule))
+            self.fail(_as_error(output.failure, self.own_rule, self.mask))
             return
         self._times.append(self._now)
         self._steps[-1].tokens += 1
@@ -187,7 +190,9 @@ def raise_failure(failure: _C.Failure, own_rule: OwnRule | None = None) -> None:
         raise _as_error(failure, own_rule)
 
 
-def _as_error(failure: _C.Failure, own_rule: OwnRule | None) -> BaseException:
+def _as_error(failure: _C.Failure, own_rule: OwnRule | None, mask: GrammarMask | None = None) -> BaseException:
     if failure.kind == _C.FailureKind.hook and own_rule is not None and own_rule.error is not None:
         return own_rule.error
+    if failure.kind == _C.FailureKind.no_token and mask is not None and mask.error is not None:
+        return mask.error
     return ERRORS[failure.kind](failure.message)

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 from models import finetune, make_model, make_sentencepiece_tokenizer
+from reference.grammar_hook import GrammarHook
 
 import dlf
+from dlf.grammar_mask import GrammarMask
+from dlf.prompts import end_tokens
 from dlf.text.token_bytes import token_bytes
 from dlf.text.tokenizer import Tokenizer
 
@@ -61,27 +64,98 @@ def test_answers_follow_a_schema(engine: dlf.Engine) -> None:
         assert len({one.text for one in found}) > 10
 
 
+def same(one: dlf.Completion, other: dlf.Completion) -> bool:
+    arrays = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("logprobs", "alpha", "f", "g"))
+    return arrays and one.tokens == other.tokens and one.top_logprobs == other.top_logprobs
+
+
+def hook(engine: dlf.Engine, grammar: dlf.Grammar) -> GrammarHook:
+    return GrammarHook(grammar, engine._ensemble.grammar_tokens.of(end_tokens(engine._ensemble, PROMPTS[0])))
+
+
+@pytest.mark.parametrize("experts", [["a", "b"], []])
+def test_a_mask_gives_what_masked_logits_give(engine: dlf.Engine, experts: list[str]) -> None:
+    grammar = dlf.Grammar.json_schema(SCHEMA)
+    for sampling in (
+        {"temperature": 0.0, "logprobs": 5},
+        {"temperature": 1.0, "top_k": 7, "min_p": 0.01},
+        {"temperature": 0.9, "top_p": 0.8, "repetition_penalty": 1.2, "min_new_tokens": 5, "logprobs": 3},
+    ):
+        options: dict[str, Any] = {"seed": 3, "max_new_tokens": 8 if small(engine) else 60, "experts": experts}
+        options |= sampling
+        masked = engine.generate(PROMPTS[0], grammar=grammar, **options)
+        obvious = engine.generate(PROMPTS[0], rule=hook(engine, grammar), speculate=False, **options)
+        assert same(masked, obvious), sampling
+
+
 def test_drafts_and_company_change_no_bit(engine: dlf.Engine) -> None:
     most = 8 if small(engine) else 60
     options: dict[str, Any] = {"temperature": 0.8, "seed": 5, "max_new_tokens": most, "trace": True}
     grammar = dlf.Grammar.json_schema(SCHEMA)
     alone = [engine.generate(prompt, grammar=grammar, speculate=False, **options) for prompt in PROMPTS]
-    drafted = dlf.Speculation(max_draft=5, drafter="prompt_lookup", adaptive=False)
+    lookup = dlf.Speculation(max_draft=5, drafter="prompt_lookup", adaptive=False)
     near = dlf.Speculation(max_draft=3, drafter="a", adaptive=False)
-    for other in (
-        engine.generate(PROMPTS, grammar=grammar, **options, speculate=draft) for draft in (False, drafted, near)
-    ):
-        for one, expected in zip(other, alone, strict=True):
-            assert one.tokens == expected.tokens and one.own_tokens == expected.own_tokens
-            for name in ("logprobs", "alpha", "f", "g"):
-                assert np.array_equal(getattr(one, name), getattr(expected, name)), name
+    for draft in (False, lookup, near):
+        # On CUDA, a pass over more than 8 rows is not exact.
+        groups = [[prompt] for prompt in PROMPTS] if small(engine) and draft else [PROMPTS]
+        found = [engine.generate(group, grammar=grammar, **options, speculate=draft) for group in groups]
+        for one, expected in zip((one for group in found for one in group), alone, strict=True):
+            assert same(one, expected) and one.own_tokens == expected.own_tokens
+            assert draft is False or one.drafted > 0
     streams = [
         engine.stream(prompt, grammar=grammar if i else None, speculate=False, **options)
         for i, prompt in enumerate(PROMPTS)
     ]
-    together = [[piece.token for piece in stream] for stream in streams]
-    assert together[1:] == [one.tokens for one in alone[1:]]
-    assert together[0] == engine.generate(PROMPTS[0], speculate=False, **options).tokens
+    mixed = [[piece.token for piece in stream] for stream in streams]
+    assert mixed[1:] == [one.tokens for one in alone[1:]]
+    assert mixed[0] == engine.generate(PROMPTS[0], speculate=False, **options).tokens
+
+
+def test_right_drafts_are_accepted(engine: dlf.Engine) -> None:
+    grammar = dlf.Grammar.regex("(the lazy fox, ){6}")
+    options: dict[str, Any] = {"max_new_tokens": 30, "temperature": 1.0, "seed": 1}
+    plain = engine.generate(PROMPTS[1], rule=hook(engine, grammar), speculate=False, **options)
+    lookup = dlf.Speculation(max_draft=6, drafter="prompt_lookup", adaptive=False)
+    for draft in (lookup, dlf.Speculation(max_draft=2, drafter="a", adaptive=False)):
+        drafted = engine.generate(PROMPTS[1], grammar=grammar, speculate=draft, **options)
+        assert same(drafted, plain)
+        assert drafted.passes < len(drafted.tokens) or draft is not lookup
+
+
+def test_a_step_with_masks_is_a_graph(engine: dlf.Engine) -> None:
+    if not small(engine):
+        pytest.skip("the CPU has no graphs")
+    grammar = dlf.Grammar.regex("[a-z ]*")
+    for draft in (False, dlf.Speculation(max_draft=2, drafter="a", adaptive=False)):
+        options: dict[str, Any] = {"max_new_tokens": 20, "ignore_eos": True, "speculate": draft}
+        first, again = (engine.generate(PROMPTS[0], grammar=grammar, **options) for _ in range(2))
+        assert same(first, again) and again.timings.steps[-1].graph
+        assert (again.drafted > 0) == bool(draft)
+
+
+def test_a_mask_that_fails_ends_its_request_alone(engine: dlf.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Breaking(GrammarMask):
+        def __init__(self, grammar: dlf.Grammar, tokens: Any) -> None:
+            super().__init__(grammar, tokens)
+            self.left = 3 if grammar is broken else 100
+
+        def _write(self, rows: Any) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise RuntimeError("the matcher broke")
+            super()._write(rows)
+
+    whole, broken = dlf.Grammar.regex("[a-z ]*"), dlf.Grammar.regex("[a-z ]*")
+    options: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True}
+    alone = [engine.generate(prompt, grammar=whole, **options) for prompt in PROMPTS[:2]]
+    monkeypatch.setattr("dlf.prepare.GrammarMask", Breaking)
+    streams = [engine.stream(PROMPTS[i], grammar=grammar, **options) for i, grammar in enumerate((broken, whole))]
+    tokens = []
+    with pytest.raises(RuntimeError, match="the matcher broke"):
+        for piece in streams[0]:
+            tokens.append(piece.token)
+    assert tokens == alone[0].tokens[: len(tokens)] != []
+    assert [piece.token for piece in streams[1]] == alone[1].tokens
 
 
 def test_weights_are_those_without_the_mask(engine: dlf.Engine) -> None:

@@ -9,6 +9,7 @@
 #include "engine/cpu/step_loop.h"
 #include "engine/cuda/step_loop.h"
 #include "engine/hook.h"
+#include "engine/mask.h"
 
 namespace dlf {
 
@@ -26,6 +27,7 @@ std::vector<std::shared_ptr<Shared>> present(const std::vector<std::shared_ptr<G
 }
 
 using PythonHook = py::typing::Callable<bool(HookRows)>;
+using PythonMasks = py::typing::Callable<void(std::vector<MaskRows>)>;
 
 // A hook that calls Python; both arguments must outlive it.
 CallHook as_hook(const std::optional<PythonHook>& hook, GilRelease& unlocked) {
@@ -35,11 +37,22 @@ CallHook as_hook(const std::optional<PythonHook>& hook, GilRelease& unlocked) {
   return [&](const HookRows& rows) { return unlocked.call(*hook, [&] { return py::cast(rows); }); };
 }
 
+// Likewise for masks.
+CallMasks as_masks(const std::optional<PythonMasks>& masks, GilRelease& unlocked) {
+  if (!masks) {
+    return {};
+  }
+  return [&](std::span<const MaskRows> rows) {
+    unlocked.call(*masks, [&] { return py::cast(std::vector(rows.begin(), rows.end())); });
+  };
+}
+
 // The outputs of a step, copied while they hold.
-std::vector<StepOutput> step(StepLoop& loop, const std::optional<PythonHook>& hook) {
+std::vector<StepOutput> step(StepLoop& loop, const std::optional<PythonHook>& hook,
+                             const std::optional<PythonMasks>& masks) {
   GilRelease unlocked;
   std::vector<StepOutput> outputs;
-  for (const StepOutput* output : loop.step(as_hook(hook, unlocked))) {
+  for (const StepOutput* output : loop.step({as_hook(hook, unlocked), as_masks(masks, unlocked)})) {
     outputs.push_back(*output);
   }
   return outputs;
@@ -71,6 +84,15 @@ void bind_hooks(py::module_& m) {
       .def_property_readonly("alpha", [](const HookRows& rows) { return defined(rows.alpha); })
       .def_property_readonly("f", [](const HookRows& rows) { return defined(rows.f); })
       .def_property_readonly("g", [](const HookRows& rows) { return defined(rows.g); });
+
+  py::class_<MaskRows>(
+      m, "MaskRows",
+      "Masks that a request wants: of the tokens that may follow its decoded ones, and each drafted one "
+      "behind them. The words are valid while the call runs.")
+      .def_readonly("request", &MaskRows::request)
+      .def_readonly("decoded", &MaskRows::decoded)
+      .def_readonly("drafted", &MaskRows::drafted)
+      .def_property_readonly("words", [](const MaskRows& rows) { return rows.words; });
 }
 
 // Results of steps and scores.
@@ -226,9 +248,10 @@ void bind_engine(py::module_& m) {
            py::arg("adapters") = std::vector<std::vector<std::shared_ptr<Adapter>>>())
       .def("add", &StepLoop::add, py::arg("request"), "Queues a request.")
       .def("cancel", &StepLoop::cancel, py::arg("id"), "Ends a request and frees its slot; unknown ids are ignored.")
-      .def("step", &step, py::arg("hook") = py::none(),
+      .def("step", &step, py::arg("hook") = py::none(), py::arg("masks") = py::none(),
            "Decodes every running sequence one token further, or more if tokens were drafted. Calls the hook with the "
-           "logits of each request that has one; the request fails unless it returns True.")
+           "logits of each request that has one; the request fails unless it returns True. Calls masks to write those "
+           "that requests want.")
       .def("prepare", &StepLoop::prepare, py::call_guard<GilRelease>(),
            "Does some work, if the loop is idle, that would otherwise slow down a later step; returns whether there "
            "was any.")

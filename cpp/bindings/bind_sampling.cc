@@ -62,6 +62,7 @@ SamplingOptions make_options(const py::kwargs& values) {
 void bind_options(py::module_& m) {
   py::class_<SamplingOptions>(m, "SamplingOptions", "How the next token is chosen.")
       .def(py::init(&make_options))
+      .def_readwrite("masked", &SamplingOptions::masked)
       .def_readwrite("repetition_penalty", &SamplingOptions::repetition_penalty)
       .def_readwrite("presence_penalty", &SamplingOptions::presence_penalty)
       .def_readwrite("frequency_penalty", &SamplingOptions::frequency_penalty)

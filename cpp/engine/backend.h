@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/hook.h"
+#include "engine/mask.h"
 #include "engine/options.h"
 #include "engine/plan.h"
 #include "engine/prompt.h"
@@ -13,6 +15,12 @@
 #include "engine/sequence.h"
 
 namespace dlf {
+
+// What a step asks its caller for.
+struct StepCalls {
+  CallHook hook = {};    // for requests that have a hook
+  CallMasks masks = {};  // for requests whose sampling is masked
+};
 
 using StepOutputs = std::vector<const StepOutput*>;
 
@@ -43,8 +51,7 @@ class Backend {
   // takes each sequence that has read its prompts; decode() gives the decoding sequences their next tokens.
   virtual void begin_step() {}
   virtual void start(Sequence& sequence) = 0;
-  // It calls the hook for those that have one.
-  virtual void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) = 0;
+  virtual void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const StepCalls& calls) = 0;
 
   // Stops a sequence that has a slot.
   virtual void stop(Sequence& sequence) = 0;

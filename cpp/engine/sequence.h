@@ -37,6 +37,7 @@ struct Sequence {
   int64_t draft_limit = 0;      // new tokens up to which it drafts: the drafter's context counts, too
   std::vector<int64_t> tokens;  // the large model's prompt, the new tokens and, in a step, those that are drafted
   int64_t new_tokens = 0;
+  int64_t masked_tokens = 0;  // new tokens that its masks have followed
   int64_t cached_tokens = 0;  // prompt tokens, of all lanes, that the prefix cache had
   Draft draft;
   std::vector<StepOutput> outputs;  // of this step: one more than it may draft
@@ -52,6 +53,10 @@ struct Sequence {
   // The tokens that a lane has not read yet: the last one, and those that are drafted.
   std::span<const int64_t> unread(const Lane& lane) const {
     return std::span(tokens).subspan(prompt_size() + lane.length - lane.prompt.size());
+  }
+  // New tokens that no mask has followed yet.
+  std::span<const int64_t> unmasked() const {
+    return std::span(tokens).subspan(prompt_size() + masked_tokens, new_tokens - masked_tokens);
   }
   // Most tokens that may be drafted: they and the token after them must be wanted and fit every cache.
   int64_t draft_room() const { return std::min(draft.options.max_draft, draft_limit - new_tokens - 1); }

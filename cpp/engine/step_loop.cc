@@ -55,7 +55,7 @@ void StepLoop::cancel(int64_t request) {
   scheduler_.cancel(request);
 }
 
-const StepOutputs& StepLoop::step(const CallHook& hook) {
+const StepOutputs& StepLoop::step(const StepCalls& calls) {
   outputs_.clear();
   try {
     scheduler_.admit();
@@ -63,7 +63,7 @@ const StepOutputs& StepLoop::step(const CallHook& hook) {
     for (Sequence* sequence : scheduler_.read_prompts(prompts_)) {
       backend_->start(*sequence);
     }
-    backend_->decode(scheduler_.decoding(), outputs_, hook);
+    backend_->decode(scheduler_.decoding(), outputs_, calls);
   } catch (...) {
     abandon();
     throw;

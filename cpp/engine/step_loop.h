@@ -25,10 +25,9 @@ class StepLoop {
   void cancel(int64_t request);  // frees its slot; unknown ids are ignored
   bool idle() const { return scheduler_.idle(); }
 
-  // Runs one step, and calls the hook with the logits of requests that have one. The outputs, in order for each
-  // sequence, are valid until the loop is called again. A sequence whose output has a finish reason has left; if a step
-  // throws, all running sequences have left.
-  const StepOutputs& step(const CallHook& hook = {});
+  // Runs one step. The outputs, in order for each sequence, are valid until the loop is called again. A sequence whose
+  // output has a finish reason has left; if a step throws, all running sequences have left.
+  const StepOutputs& step(const StepCalls& calls = {});
   const StepTimings& timings() const { return backend_->timings(); }
 
   // Does some work that would otherwise slow down a later step; returns whether there was any. Called while the loop is

@@ -12,6 +12,7 @@ inline constexpr double kMostBias = 3.4e38;
 
 // How the next token is chosen. The fields apply in this order.
 struct SamplingOptions {
+  bool masked = false;            // whether a mask says which tokens may be chosen (mask.h)
   double repetition_penalty = 1;  // of prompt and generated tokens: divides positive logits, multiplies negative ones
   double presence_penalty = 0;    // subtracted once from every generated token
   double frequency_penalty = 0;   // subtracted once for each time that the token was generated

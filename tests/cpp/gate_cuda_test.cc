@@ -75,7 +75,7 @@ bool look(const HookRows& rows) {
 }
 
 void step(StepLoop& loop, Found& found) {
-  for (const StepOutput* output : loop.step(look)) {
+  for (const StepOutput* output : loop.step({look})) {
     EXPECT(!output->failure);
     found.tokens[output->request].push_back(
         {output->token, output->logprob, output->alpha, output->f, output->g, output->own_token});

@@ -14,6 +14,7 @@
 #include "cuda_testing.h"
 #include "sampling/cpu/sampler.h"
 #include "sampling/cuda/sampler_state.h"
+#include "sampling/mask.h"
 #include "sampling/random.h"
 #include "support/cuda/runtime.h"
 #if __has_include("emulator.h")
@@ -721,6 +722,69 @@ void test_drafts() {
   }
 }
 
+// A mask chooses as logits of -inf do, to the bit, on both backends; rows that are not masked ignore theirs.
+void expect_masks(int64_t vocab, int blocks_per_row) {
+  constexpr int kAhead = 2;
+  std::vector<SamplingOptions> options = all_options(vocab);
+  const auto sequences = static_cast<int>(options.size());
+  const int rows = kAhead * sequences;
+  cuda::Queue queue(0);
+  cuda::SamplerState plain(0, {sequences, rows, vocab, kMaxTokens, kTop, blocks_per_row});
+  cuda::SamplerState masking(0, {sequences, rows, vocab, kMaxTokens, kTop, blocks_per_row});
+  const at::Tensor free = at::empty({rows, vocab}, at::kFloat);
+  const at::Tensor excluded = at::empty({rows, vocab}, at::kFloat);
+  std::mt19937 generator(static_cast<uint32_t>(vocab));
+  for (int s = 0; s < sequences; ++s) {
+    const bool masked = s % 3 != 0;
+    plain.set(s, options[s], {}, queue);
+    options[s].masked = masked;
+    masking.set(s, options[s], {}, queue);
+    Sampler sampler(options[s], vocab, {}, kAhead);
+    for (int j = 0; j < kAhead; ++j) {
+      const int64_t row = j * sequences + s;
+      Floats logits = random_logits(vocab, 1, static_cast<uint32_t>(row));
+      int32_t* mask = masking.masks() + (s * kAhead + j) * masking.masks_stride();
+      std::generate_n(mask, mask_words(vocab), [&] { return static_cast<int32_t>(generator() & generator()); });
+      mask[0] |= 1;  // a token that is not excluded
+      std::copy(logits.begin(), logits.end(), free.data_ptr<float>() + row * vocab);
+      const Sample chosen = sampler.sample(logits.data(), j, masked ? mask : nullptr);
+      for (int32_t token = 0; token < vocab && masked; ++token) {
+        logits[token] = allows(mask, token) ? logits[token] : -kInfinity;
+      }
+      std::copy(logits.begin(), logits.end(), excluded.data_ptr<float>() + row * vocab);
+      const Sample expected = sampler.sample(logits.data(), j);
+      EXPECT(chosen.token == expected.token && chosen.logprob == expected.logprob);
+    }
+  }
+  at::Tensor active, all, some;
+  queue.run([&] {
+    const at::TensorOptions floats = cuda::on_device(0).dtype(at::kFloat);
+    active = at::ones({rows}, cuda::on_device(0).dtype(at::kInt));
+    all = free.to(floats);
+    some = excluded.to(floats);
+  });
+  masking.send_masks(0, rows, queue);
+  const auto* wanted = active.const_data_ptr<int32_t>();
+  plain.verify({some.const_data_ptr<float>(), vocab, wanted}, sequences, kAhead, queue);
+  masking.verify({all.const_data_ptr<float>(), vocab, wanted, /*masked=*/true}, sequences, kAhead, queue);
+  const auto expected = from_device(plain.records(), rows, queue);
+  const auto chosen = from_device(masking.records(), rows, queue);
+  EXPECT(std::memcmp(expected.data(), chosen.data(), rows * sizeof(cuda::SampleRecord)) == 0);
+  const auto top_tokens = [&](const cuda::SamplerState& state) {  // of the second row, which reports the most
+    return from_device(state.top_tokens() + kTop, chosen[1].top_count, queue);
+  };
+  EXPECT(chosen[1].top_count > 0 && top_tokens(plain) == top_tokens(masking));
+  masking.verify({some.const_data_ptr<float>(), vocab, wanted}, sequences, kAhead, queue);
+  const auto free_of_masks = from_device(masking.records(), rows, queue);
+  EXPECT(std::memcmp(expected.data(), free_of_masks.data(), rows * sizeof(cuda::SampleRecord)) == 0);
+}
+
+void test_masks() {
+  expect_masks(45, 1);
+  expect_masks(600, 2);
+  expect_masks(9001, 8);
+}
+
 // The longest lists that a request may have; every entry has an effect.
 void test_full_lists() {
   constexpr int64_t kVocab = 10000;
@@ -784,6 +848,7 @@ int main(int argc, char** argv) {
                                {"what does not fit is refused", test_what_does_not_fit_is_refused},
                                {"full lists", test_full_lists},
                                {"drafts are what comes without", test_drafts},
+                               {"masks are logits of -inf", test_masks},
                                {"the order of threads does not matter", test_the_order_of_threads_does_not_matter},
                            });
 }

@@ -108,6 +108,9 @@ void DeviceStep::enqueue(const Kind& kind, const std::function<void()>& show) {
     return models_.forward(
         batch, [&](size_t model) { return Pass{0, models_.is_small(model) ? tokens : 0, /*first_logits=*/true}; });
   }
+  if (kind.part == Part::verifies) {
+    return verify(kind);
+  }
   const StepDraft& draft = kind.draft;
   const SamplerState::Rows rows = fuse(kind, 1, table().active);
   if (kind.shown) {
@@ -119,19 +122,29 @@ void DeviceStep::enqueue(const Kind& kind, const std::function<void()>& show) {
   if (draft.count == 0) {
     return models_.forward(batch, [&](size_t model) { return Pass{0, kind.holds && models_.is_small(model) ? 0 : 1}; });
   }
-  draft_tokens(batch, draft);
-  verify(kind);
+  draft_tokens(kind);
+  if (kind.part == Part::whole) {
+    verify(kind);
+  }
 }
 
 // Draws each drafted token from the drafter's logits, with the random number of its position. In the end every model
 // has read all tokens.
-void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
+void DeviceStep::draft_tokens(const Kind& kind) {
+  const int batch = kind.batch;
+  const StepDraft& draft = kind.draft;
   const Stream stream = main().stream();
   const DraftTable& drafts = memory_->draft();
+  const auto show = [&] {
+    if (kind.part == Part::drafts) {
+      memory_->show_draft(batch, draft.count, stream);
+    }
+  };
   begin_draft(table(), drafts, batch, draft.count, stream);
   if (draft.drafter == kPromptLookup) {
     look_up({sampler_->args(batch), table().active, draft.count, drafts.tokens}, stream);
     feed_draft(table(), drafts, nullptr, batch, 0, draft.count, stream);
+    show();
     return models_.forward(batch, [&](size_t) { return Pass{0, draft.count + 1}; });
   }
   const auto drafter = static_cast<size_t>(plan_.lane_model[draft.drafter]);
@@ -142,6 +155,7 @@ void DeviceStep::draft_tokens(int batch, const StepDraft& draft) {
                     main());
     feed_draft(table(), drafts, sampler_->records(), batch, i, 1, stream);
   }
+  show();
   models_.forward(batch,
                   [&](size_t model) { return model == drafter ? Pass{draft.count, 1} : Pass{0, draft.count + 1}; });
 }
@@ -202,12 +216,12 @@ FusionArgs DeviceStep::fusion_args(int batch, int count, const int32_t* active) 
 SamplerState::Rows DeviceStep::fuse(const Kind& kind, int count, const int32_t* active) {
   if (plan_.experts.empty()) {
     const Logits large = models_.logits(0);
-    return {large.data, large.stride, active};
+    return {large.data, large.stride, active, /*masked=*/true};
   }
   FusionArgs args = fusion_args(kind.batch, count, active);
   args.kernels = kind.solvers & ~(kind.holds ? kGateKernel : 0U);
   cuda::solve(args, main().stream());
-  return {args.fused, args.fused_stride, active};
+  return {args.fused, args.fused_stride, active, /*masked=*/true};
 }
 
 }  // namespace dlf::cuda

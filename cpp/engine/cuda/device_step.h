@@ -24,11 +24,16 @@ class DeviceStep {
  public:
   DeviceStep(const FusionPlan& plan, const Models& models, const EngineOptions& options, const Adapters& adapters);
 
+  // A step that drafts may come in two parts, so that the host can send the masks of drafted tokens between them: the
+  // first shows the tokens before all models read them, the second chooses among them.
+  enum class Part { whole, drafts, verifies };
+
   // Kind of a step: each has a graph of its own. The numbers of a rule lie in device memory, but the kernels that solve
   // the rules are part of the graph.
   struct Kind {
     int batch = 0;  // works on the first `batch` slots
     StepDraft draft;
+    Part part = Part::whole;
     uint32_t solvers = 0;     // SolverKernels of their rules
     bool traced = false;      // whether some sequence asks for the large model's own tokens
     bool shown = false;       // whether the host sees the logits: such a step has no graph
@@ -75,7 +80,7 @@ class DeviceStep {
   };
 
   void enqueue(const Kind& kind, const std::function<void()>& show);
-  void draft_tokens(int batch, const StepDraft& draft);
+  void draft_tokens(const Kind& kind);
   void verify(const Kind& kind);
   void trace(const Kind& kind, int count, const int32_t* active);
   FusionArgs fusion_args(int batch, int count, const int32_t* active);

@@ -40,7 +40,9 @@ SequenceMemory::SequenceMemory(const EngineOptions& options, const Parts& parts,
   take_pinned(args_.ring.top_tokens, records * parts.top_capacity);
   take_pinned(args_.ring.top_logprobs, records * parts.top_capacity);
   take_pinned(args_.ring.done, 1);
-  *args_.ring.done = 0;
+  take_pinned(args_.ring.drafted, batch * kStepDraft);
+  take_pinned(args_.ring.drafts_shown, 1);
+  *args_.ring.done = *args_.ring.drafts_shown = 0;
   table.model_count = static_cast<int>(parts.models.size());
   std::copy(parts.models.begin(), parts.models.end(), table.models);
   table.max_batch = static_cast<int>(batch);
@@ -60,6 +62,14 @@ void SequenceMemory::advance(int batch, int count, bool traced, bool ends_step, 
   args.traced = traced;
   args.ends_step = ends_step;
   cuda::advance(args, stream);
+}
+
+void SequenceMemory::show_draft(int batch, int count, Stream stream) const {
+  cuda::show_draft({args_.draft, args_.ticket, args_.ring, batch, count}, stream);
+}
+
+int64_t SequenceMemory::drafts_shown() const {
+  return std::atomic_ref<int64_t>(*args_.ring.drafts_shown).load(std::memory_order_acquire);
 }
 
 int64_t SequenceMemory::steps_done() const {

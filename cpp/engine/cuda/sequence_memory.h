@@ -33,9 +33,14 @@ class SequenceMemory {
   // Queues advance() for the first `batch` sequences: their next tokens, or `count` drafted ones each.
   void advance(int batch, int count, bool traced, bool ends_step, Stream stream) const;
 
+  // Queues show_draft() for the first `batch` sequences.
+  void show_draft(int batch, int count, Stream stream) const;
+
   int32_t* own_tokens() const { return args_.own_tokens; }
 
-  int64_t steps_done() const;  // steps whose records the host can read
+  int64_t steps_done() const;    // steps whose records the host can read
+  int64_t drafts_shown() const;  // the same for the drafted tokens of steps that show them
+  const int32_t* drafted() const { return args_.ring.drafted; }  // as DraftTable::tokens
 
   // A token that one of the last kRing steps gave a sequence, out of up to kStepTokens.
   struct Given {

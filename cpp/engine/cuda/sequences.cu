@@ -180,6 +180,18 @@ __global__ void begin_draft_kernel(SequenceTable table, DraftTable draft, int ba
   }
 }
 
+// One block.
+__global__ void show_draft_kernel(ShowDraftArgs args) {
+  for (int i = static_cast<int>(threadIdx.x); i < args.count * args.batch; i += static_cast<int>(blockDim.x)) {
+    args.ring.drafted[i] = args.draft.tokens[i];
+  }
+  __threadfence_system();  // the host must see the tokens before it sees that they are shown
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *static_cast<volatile int64_t*>(args.ring.drafts_shown) = *args.ticket + 1;
+  }
+}
+
 __global__ void feed_draft_kernel(SequenceTable table, DraftTable draft, const SampleRecord* samples, int batch,
                                   int first) {
   const int sequence = static_cast<int>(threadIdx.x);
@@ -285,6 +297,10 @@ void feed_draft(const SequenceTable& table, const DraftTable& draft, const Sampl
                 int count, Stream stream) {
   const auto blocks = static_cast<unsigned>(count);
   launch(feed_draft_kernel, {dim3(blocks), dim3(threads_for(batch))}, stream, table, draft, samples, batch, first);
+}
+
+void show_draft(const ShowDraftArgs& args, Stream stream) {
+  launch(show_draft_kernel, {dim3(1), dim3(256)}, stream, args);
 }
 
 void feed_unread(const FeedUnreadArgs& args, Stream stream) {

@@ -61,7 +61,9 @@ struct Ring {
   StepRecord* records;  // [kRing, max_batch, kStepTokens]
   int32_t* top_tokens;  // [kRing, max_batch, kStepTokens, top_capacity]
   float* top_logprobs;
-  int64_t* done;  // steps whose records are complete
+  int64_t* done;          // steps whose records are complete
+  int32_t* drafted;       // as DraftTable::tokens, of the last step that has shown them
+  int64_t* drafts_shown;  // the number of that step, from 1 on
 };
 
 // Draft of a step, in device memory: entry j * batch + s is token j of sequence s, 0 being the first drafted one.
@@ -115,6 +117,16 @@ struct FeedUnreadArgs {
   int rows;
 };
 void feed_unread(const FeedUnreadArgs& args, Stream stream);
+
+// Shows the host `count` drafted tokens of each sequence, after their records of next tokens.
+struct ShowDraftArgs {
+  DraftTable draft;
+  const int64_t* ticket;
+  Ring ring;
+  int batch;
+  int count;
+};
+void show_draft(const ShowDraftArgs& args, Stream stream);
 
 // Copies the logits after a sequence's last accepted token to where those of its last token are.
 struct KeepArgs {

@@ -34,6 +34,10 @@ static_assert(kAhead + 2 <= kRing);
 constexpr int64_t kRunsBeforeCapture = 4;
 constexpr size_t kLookupReach = 2048;  // last tokens in which the host tries prompt lookup
 
+bool is_masked(std::span<Sequence* const> sequences) {
+  return std::any_of(sequences.begin(), sequences.end(), [](const Sequence* one) { return one->sampling.masked; });
+}
+
 class Backend final : public dlf::Backend {
  public:
   Backend(FusionPlan plan, const Models& models, EngineOptions options, const Adapters& adapters);
@@ -44,7 +48,7 @@ class Backend final : public dlf::Backend {
   ScoringRows& scoring() override { return scorer_; }
   void start(Sequence& sequence) override;
   void stop(Sequence& sequence) override;
-  void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) override;
+  void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const StepCalls& calls) override;
   bool prepare() override;
   const StepTimings& timings() const override { return timings_; }
 
@@ -71,14 +75,17 @@ class Backend final : public dlf::Backend {
   bool holds(std::span<Sequence* const> sequences, int batch) const;
   DeviceStep::Kind kind_of(std::span<Sequence* const> sequences) const;
   StepDraft choose_draft(std::span<Sequence* const> sequences, int batch);
-  void launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind, const CallHook& hook);
+  void launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind, const StepCalls& calls);
+  template <typename Want>
+  void mask(std::span<Sequence* const> sequences, int each, const CallMasks& call, Want&& want);
+  void mask_drafted(Sequence& sequence, const DeviceStep::Kind& kind, int32_t* masks);
   void catch_up();
   void show(std::span<Sequence* const> sequences, const CallHook& hook);
   void collect(std::span<Sequence* const> sequences, bool followed, StepOutputs& outputs);
   void deliver(Sequence& sequence, int64_t step, StepOutputs& outputs);
   void take(Sequence& sequence, int64_t step, int token, StepOutput& output);
   void look_up(Sequence& sequence, int64_t token);
-  void wait_for(int64_t steps);
+  void wait_for(int64_t steps, int64_t (SequenceMemory::*done)() const);
 
   StepClock clock_;
   DeviceStep step_;
@@ -88,6 +95,7 @@ class Backend final : public dlf::Backend {
   std::array<Flight, kRing> flights_;
   std::vector<Start> started_;  // of the sequence in each slot
   std::vector<bool> failed_;    // likewise: whether its hook has failed
+  StepMasks masks_;
   // What the small models have not read, since closed gates held them back.
   struct Unread {
     int tokens;  // of every sequence
@@ -106,7 +114,8 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
       scorer_(plan_, step_.models(), chunks_, clock_),
       policy_(plan_, {kStepDraft, most_tokens(options_), exact_tokens(plan_)}),
       started_(options_.max_batch),
-      failed_(options_.max_batch) {
+      failed_(options_.max_batch),
+      masks_(plan_.vocab) {
   main().synchronize();
   for (Flight& flight : flights_) {
     flight.drafted.resize(options_.max_batch);
@@ -162,21 +171,22 @@ void Backend::stop(Sequence& sequence) {
   stop_sequence(step_.table(), static_cast<int>(sequence.slot), main().stream());
 }
 
-void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const CallHook& hook) {
+void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const StepCalls& calls) {
   const DeviceGuard guard(main().device());
   const DeviceStep::Kind kind = kind_of(sequences);
-  // A hook sees the steps of its request as they are decoded, and a step that may hold waits until the gates are
-  // decided: then none is queued behind a running one.
-  const int64_t ahead = kind.shown || kind.holds ? 0 : kAhead;
+  // A hook sees the steps of its request as they are decoded, a mask follows the tokens before it, and a step that may
+  // hold waits until the gates are decided: then none is queued behind a running one.
+  const bool masked = is_masked(sequences);
+  const int64_t ahead = kind.shown || kind.holds || masked ? 0 : kAhead;
   while (clock_.on_their_way() <= ahead && wanted(sequences)) {
-    launch(sequences, kind, hook);
+    launch(sequences, kind, calls);
   }
   if (clock_.on_their_way() > 0) {
     // A capture needs time, so the device must have a step to go on with.
     if (clock_.on_their_way() > ahead && step_.capture(kRunsBeforeCapture)) {
       clock_.disturb();
     }
-    collect(sequences, kind.holds, outputs);
+    collect(sequences, kind.holds || masked, outputs);
     if (std::all_of(sequences.begin(), sequences.end(), [](const Sequence* one) { return one->finished(); })) {
       unread_ = {};  // nobody needs to catch up
     }
@@ -258,12 +268,14 @@ StepDraft Backend::choose_draft(std::span<Sequence* const> sequences, int batch)
 }
 
 // Launches one step for all slots.
-void Backend::launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind, const CallHook& hook) {
+void Backend::launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind, const StepCalls& calls) {
   kind.draft = choose_draft(sequences, kind.batch);
   if (kind.shown) {
     kind.draft = {};  // the host does not know yet which drafted tokens are right
   }
   kind.holds &= kind.draft.count == 0;
+  const bool masked = is_masked(sequences);
+  kind.part = masked && kind.draft.count > 0 ? DeviceStep::Part::drafts : DeviceStep::Part::whole;
   Flight& flight = flights_[clock_.launched() % kRing];
   uint64_t small_models = 0;
   for (const Sequence* sequence : sequences) {
@@ -277,13 +289,65 @@ void Backend::launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind
   flight.small_passes = DeviceStep::small_passes(kind, models) + std::exchange(caught_up_, 0);
   flight.kind = kind;
   flight.graph = step_.uses_graph(kind);
-  if (!step_.launch(kind, [&] { show(sequences, hook); })) {
+  if (masked) {
+    mask(sequences, 1, calls.masks, [&](Sequence& sequence, int32_t* masks) {
+      masks_.want(sequence, sequence.unmasked(), {}, masks, step_.sampler().masks_stride());
+    });
+  }
+  bool as_later = step_.launch(kind, [&] { show(sequences, calls.hook); });
+  if (kind.part == DeviceStep::Part::drafts) {
+    wait_for(clock_.launched() + 1, &SequenceMemory::drafts_shown);
+    mask(sequences, kind.draft.count, calls.masks,
+         [&](Sequence& sequence, int32_t* masks) { mask_drafted(sequence, kind, masks); });
+    kind.part = DeviceStep::Part::verifies;
+    flight.graph &= step_.uses_graph(kind);
+    as_later &= step_.launch(kind);
+  }
+  if (!as_later) {
     clock_.disturb();  // the host learns late that the step before has ended
   }
   clock_.launch();
   if (kind.holds) {
     unread_ = {unread_.tokens + 1, kind.batch, models};
   }
+}
+
+// Has `each` masks of every sequence that has some written, and sends them: want(sequence, masks) says which.
+template <typename Want>
+void Backend::mask(std::span<Sequence* const> sequences, int each, const CallMasks& call, Want&& want) {
+  SamplerState& sampler = step_.sampler();
+  int64_t first = options_.max_batch;
+  int64_t last = -1;
+  for (Sequence* sequence : sequences) {
+    if (sequence->sampling.masked) {
+      want(*sequence, sampler.masks() + sequence->slot * each * sampler.masks_stride());
+      first = std::min(first, sequence->slot);
+      last = std::max(last, sequence->slot);
+    }
+  }
+  masks_.ask(call);
+  sampler.send_masks(first * each, (last + 1 - first) * each, main());
+}
+
+// Wants the masks after a sequence's next token, which the running step has chosen, and after each drafted one but the
+// last: that mask is the next step's.
+void Backend::mask_drafted(Sequence& sequence, const DeviceStep::Kind& kind, int32_t* masks) {
+  const StepRecord& next = step_.memory().given(clock_.launched(), sequence.slot, 0).record;
+  const int64_t positions =
+      std::min<int64_t>({kind.draft.count, sequence.draft.options.max_draft, sequence.limit - sequence.new_tokens - 1});
+  if (next.result != StepResult::token || positions <= 0) {
+    return;  // it reads no drafted token
+  }
+  const std::array<int64_t, 1> decoded = {next.token};
+  std::vector<int64_t> drafted;
+  for (int64_t i = 0; i + 1 < positions; ++i) {
+    const int32_t token = step_.memory().drafted()[i * kind.batch + sequence.slot];
+    if (token < 0) {
+      break;  // prompt lookup found no more
+    }
+    drafted.push_back(token);
+  }
+  masks_.want(sequence, decoded, drafted, masks, step_.sampler().masks_stride());
 }
 
 // Has the small models read what they were held back from.
@@ -320,7 +384,7 @@ void Backend::show(std::span<Sequence* const> sequences, const CallHook& hook) {
 // Waits for the oldest step in flight, and reads its results.
 void Backend::collect(std::span<Sequence* const> sequences, bool followed, StepOutputs& outputs) {
   const int64_t step = clock_.collected();
-  wait_for(step + 1);
+  wait_for(step + 1, &SequenceMemory::steps_done);
   const Flight& flight = flights_[step % kRing];
   if (const std::optional<double> seconds = clock_.collect(followed)) {
     policy_.add_time(flight.kind.batch, flight.kind.draft, *seconds);
@@ -394,15 +458,15 @@ void Backend::look_up(Sequence& sequence, int64_t token) {
   policy_.learn(sequence.draft, kPromptLookup, 1, match.length > 0 && match.next.front() == token ? 1 : 0);
 }
 
-// Waits until `steps` steps have written their records. The device does not wait: it has the next step already.
-void Backend::wait_for(int64_t steps) {
+// Waits until `steps` steps have written what the host reads. The device does not wait: it has more work already.
+void Backend::wait_for(int64_t steps, int64_t (SequenceMemory::*done)() const) {
   using namespace std::chrono_literals;
   const auto begin = std::chrono::steady_clock::now();
-  for (int64_t spins = 0; step_.memory().steps_done() < steps; ++spins) {
+  for (int64_t spins = 0; (step_.memory().*done)() < steps; ++spins) {
     if (std::chrono::steady_clock::now() - begin > 100us) {
       std::this_thread::sleep_for(20us);
     }
-    if (spins % 256 == 255 && main().finished() && step_.memory().steps_done() < steps) {
+    if (spins % 256 == 255 && main().finished() && (step_.memory().*done)() < steps) {
       TORCH_CHECK(false, "the device finished its work without a result for step ", steps);
     }
   }

@@ -53,6 +53,9 @@ Sampler::Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t
     history_.reserve(prompt.size() + max_new_tokens);
     history_.assign(prompt.begin(), prompt.end());
   }
+  if (options_.masked) {
+    masked_.resize(vocab);
+  }
   if (counts || !options_.logit_bias.empty() || !options_.bad_words.empty() || options_.min_new_tokens > 0) {
     scores_.resize(vocab);
   }
@@ -72,9 +75,14 @@ Sampler::Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t
   top_logprobs_.resize(options_.logprobs);
 }
 
-Sample Sampler::sample(const float* logits, int64_t step) {
+Sample Sampler::sample(const float* logits, int64_t step, const int32_t* mask) {
+  static const auto mask_values = DLF_CPU_DISPATCH(mask_values);
   static const auto find_peak = DLF_CPU_DISPATCH(find_peak);
   static const auto exp_weights = DLF_CPU_DISPATCH(exp_weights);
+  if (mask != nullptr) {
+    mask_values(logits, vocab_, mask, masked_.data());
+    logits = masked_.data();
+  }
   Peak peak;
   find_peak(logits, vocab_, &peak);
   check_peak(peak, logits, vocab_, step);

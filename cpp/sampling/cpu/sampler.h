@@ -40,9 +40,10 @@ class Sampler {
   // Throws a ValueError for invalid options, and for prompt tokens outside the vocabulary.
   Sampler(SamplingOptions options, int64_t vocab, std::span<const int64_t> prompt, int64_t max_new_tokens);
 
-  // Chooses a token by logits[vocab], which may hold -inf to exclude tokens. `step` counts the generated tokens and is
-  // the random counter. Throws a SampleError when every token is excluded or a logit is NaN or +inf.
-  Sample sample(const float* logits, int64_t step);
+  // Chooses a token by logits[vocab], which may hold -inf to exclude tokens; a mask, which only a sequence that is
+  // `masked` may have, sets further ones to -inf. `step` counts the generated tokens and is the random counter. Throws
+  // a SampleError when every token is excluded or a logit is NaN or +inf.
+  Sample sample(const float* logits, int64_t step, const int32_t* mask = nullptr);
 
   // Record a chosen token, and forget the last `count` of them.
   void append(int64_t token);
@@ -64,6 +65,7 @@ class Sampler {
   std::vector<int64_t> repeated_;          // the tokens of history_, each once
   std::vector<int32_t> generated_counts_;  // per token; negative if it is only in the prompt and 0 if nowhere
   std::vector<std::pair<int64_t, int32_t>> counted_;  // generated tokens and the counts they had before
+  std::vector<float> masked_;                         // logits after the mask
   std::vector<float> scores_;                         // logits after penalties, biases and bans
   std::vector<float> weights_;                        // exponentials of the scores
   std::vector<double> block_sums_;                    // of weights_

@@ -33,6 +33,9 @@ DLF_CPU_KERNEL(exp_weights, const float* values, int64_t count, float peak, floa
 DLF_CPU_KERNEL(keep_weights, const float* values, int64_t count, const KeepRule& rule, float* weights,
                double* block_sums);
 
+// Writes the values whose tokens a mask allows, and -inf in place of the others.
+DLF_CPU_KERNEL(mask_values, const float* values, int64_t count, const int32_t* mask, float* masked);
+
 // Writes bands[i] = the whole part of (peak - values[i]) * scale, at most kBands - 1.
 inline constexpr int kBands = 1024;
 DLF_CPU_KERNEL(score_bands, const float* values, int64_t count, float peak, float scale, uint16_t* bands);

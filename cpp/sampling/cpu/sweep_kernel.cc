@@ -92,6 +92,16 @@ void keep_weights(const float* values, int64_t count, const KeepRule& rule, floa
   }
 }
 
+void mask_values(const float* values, int64_t count, const int32_t* mask, float* masked) {
+  for (int64_t begin = 0; begin < count; begin += 32) {
+    const uint32_t word = static_cast<uint32_t>(mask[begin / 32]);
+    const int64_t end = std::min<int64_t>(begin + 32, count);
+    for (int64_t i = begin; i < end; ++i) {
+      masked[i] = (word >> (i - begin) & 1) != 0 ? values[i] : -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
 void score_bands(const float* values, int64_t count, float peak, float scale, uint16_t* bands) {
   for (int64_t i = 0; i < count; ++i) {
     const float band = (peak - values[i]) * scale;

@@ -2,6 +2,7 @@
 
 #include "sampling/cuda/candidates.h"
 #include "sampling/cuda/sampler.h"
+#include "sampling/mask.h"
 #include "sampling/random.h"
 
 namespace dlf::cuda {
@@ -74,6 +75,15 @@ __device__ uint64_t greatest_score(const RowBlocks& row, const Slice& slice) {
     }
   }
   return broken ? UINT64_MAX : rank_key(best, best_token);
+}
+
+__device__ void exclude_masked(const RowBlocks& row, const int32_t* mask, const Slice& slice) {
+#pragma unroll 4
+  for (int32_t token = slice.begin + row.thread; token < slice.end; token += kRowThreads) {
+    if (!allows(mask, token)) {
+      slice.scores[token - slice.begin] = -INFINITY;
+    }
+  }
 }
 
 __device__ uint64_t sum_weights(const RowBlocks& row, const Slice& slice, float peak) {
@@ -301,6 +311,12 @@ __global__ void __launch_bounds__(kRowThreads, kScoresAreShared ? 2 : 1) sample_
 
   row.show(RowBlocks::warp_max(read_logits(row, logits, slice)));
   uint64_t peak = row.max_shown(0);
+  if (options.masked != 0 && args.masks != nullptr) {
+    const int mask = sequence * (args.row_count / args.sequences) + index / args.sequences;
+    exclude_masked(row, args.masks + mask * args.masks_stride, slice);
+    row.show(RowBlocks::warp_max(greatest_score(row, slice)));
+    peak = row.max_shown(0);
+  }
   SampleFailure failure = failure_of(peak);
   if (failure != SampleFailure::none) {
     return record_failure(row, args, index, failure);

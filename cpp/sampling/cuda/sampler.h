@@ -30,6 +30,7 @@ struct SampleRow {
   float min_p;
   int32_t top_k;  // 0: off
   int32_t logprobs;
+  int32_t masked;          // whether SampleArgs::masks count
   int32_t penalizes;       // whether the row's counts are kept
   int32_t bias_count;      // entries of each kind in the row's lists
   int32_t word_count;      // bad words
@@ -70,6 +71,9 @@ struct SampleArgs {
   const float* logits;  // [rows, logits_stride]
   int64_t logits_stride;
   const int32_t* active;  // [rows], 0: the row is skipped
+  // [sequences, rows / sequences, masks_stride]: of each sequence, a mask for each of its rows in turn; null: none
+  const int32_t* masks;
+  int64_t masks_stride;
   // Row r belongs to sequence r % sequences, `ahead` + r / sequences tokens ahead of its next one, as if the tokens
   // drafted before had been appended.
   int32_t sequences;

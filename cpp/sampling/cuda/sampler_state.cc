@@ -8,6 +8,7 @@
 #include <bit>
 #include <cstring>
 
+#include "sampling/mask.h"
 #include "support/option_error.h"
 
 namespace dlf::cuda {
@@ -41,17 +42,21 @@ int64_t lay_out(SampleArgs& args, std::byte* base, const SamplerState::Size& siz
   args.lists_stride = padded(kListsLength);
   args.history_stride = padded(size.max_tokens);
   args.counts_stride = padded(args.vocab);
+  args.masks_stride = padded(mask_words(args.vocab));
   args.scores_stride = needs_scores(args.vocab, args.blocks_per_row) ? padded(args.vocab) : 0;
   int32_t* lists = nullptr;
+  int32_t* masks = nullptr;
   take(args.rows, size.max_sequences, 1);
   take(lists, size.max_sequences, args.lists_stride);
   take(args.history, size.max_sequences, args.history_stride);
   take(args.counts, size.max_sequences, args.counts_stride);
   take(args.scores, size.max_rows, args.scores_stride);
+  take(masks, size.max_rows, args.masks_stride);
   take(args.records, size.max_rows, 1);
   take(args.top_tokens, size.max_rows, args.top_capacity);
   take(args.top_logprobs, size.max_rows, args.top_capacity);
   args.lists = lists;
+  args.masks = masks;
   return bytes;
 }
 
@@ -98,6 +103,7 @@ SampleRow row_of(const SamplingOptions& options, std::span<const int64_t> prompt
   row.seed = options.seed;
   row.stream = options.stream;
   row.logprobs = static_cast<int32_t>(options.logprobs);
+  row.masked = options.masked ? 1 : 0;
   row.bias_count = static_cast<int32_t>(options.logit_bias.size());
   row.word_count = static_cast<int32_t>(options.bad_words.size());
   row.word_tokens = static_cast<int32_t>(count_word_tokens(options));
@@ -132,6 +138,7 @@ SamplerState::SamplerState(int device, const Size& size) : size_(size), args_(si
   lay_out(args_, reinterpret_cast<std::byte*>(memory_.data_ptr()), size);
   const int64_t staged = sizeof(SampleRow) + (args_.lists_stride + args_.history_stride) * sizeof(int32_t);
   staging_ = pinned({size.max_sequences, aligned(staged)}, at::kByte);
+  masks_ = pinned({size.max_rows, args_.masks_stride}, at::kInt);
   arrivals_ = pinned({size.max_sequences}, at::kInt);
   std::memset(arrivals_.data_ptr(), 0, arrivals_.nbytes());
   tickets_.resize(size.max_sequences);
@@ -197,6 +204,12 @@ void SamplerState::set(int place, const SamplingOptions& options, std::span<cons
   queue.copy(arrivals_.data_ptr<int32_t>() + place, &device_row->ticket, sizeof(device_row->ticket));
 }
 
+void SamplerState::send_masks(int64_t first, int64_t count, Queue& queue) {
+  const int64_t begin = first * args_.masks_stride;
+  const int64_t bytes = count * args_.masks_stride * static_cast<int64_t>(sizeof(int32_t));
+  queue.copy(const_cast<int32_t*>(args_.masks) + begin, masks() + begin, bytes);
+}
+
 void SamplerState::sample(const Rows& rows, int sequences, Queue& queue) {
   choose(rows, sequences, 0, 1, Chosen::appended, queue);
 }
@@ -221,6 +234,7 @@ void SamplerState::choose(const Rows& rows, int sequences, int ahead, int count,
   args.logits = rows.logits;
   args.logits_stride = rows.stride;
   args.active = rows.active;
+  args.masks = rows.masked ? args.masks : nullptr;
   args.ahead = ahead;
   args.chosen = chosen;
   args.row_count = row_count;

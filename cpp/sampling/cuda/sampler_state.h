@@ -45,11 +45,19 @@ class SamplerState {
   // exceeds the bounds above. The host only waits if the last set() of that place is not done yet.
   void set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue);
 
+  // Masks, in host memory, of sequences whose options say `masked`: [max_rows, masks_stride()]. For a choice of `count`
+  // tokens of each sequence, sequence s has those from s * count on. Written while no sent ones are on their way.
+  int32_t* masks() { return masks_.data_ptr<int32_t>(); }
+  int64_t masks_stride() const { return args_.masks_stride; }
+  // Sends masks to the device, before the choice that they are for.
+  void send_masks(int64_t first, int64_t count, Queue& queue);
+
   // Logits of rows, some of which are skipped.
   struct Rows {
     const float* logits;
     int64_t stride;
     const int32_t* active;
+    bool masked = false;  // whether the masks count
   };
 
   // The following work on the first `sequences` sequences and can be captured in a graph.
@@ -77,6 +85,7 @@ class SamplerState {
   SampleArgs args_ = {};
   at::Tensor memory_;    // on the device
   at::Tensor staging_;   // pinned [max_sequences]: options, lists and history, until the device has them
+  at::Tensor masks_;     // pinned
   at::Tensor arrivals_;  // pinned [max_sequences]: the ticket of the last set() that is done
   std::vector<uint32_t> tickets_;
 };
