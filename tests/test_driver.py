@@ -224,7 +224,7 @@ def test_a_step_that_breaks_off_fails_all_of_its_requests(
             def __getattr__(self, name: str) -> object:
                 return getattr(self._loop, name)
 
-            def step(self, hook: object) -> None:
+            def step(self, hook: object, masks: object) -> None:
                 engine._driver._loop = self._loop
                 raise self._error
 
