@@ -47,12 +47,14 @@ async def chat(
     fusion = fusion_options(body, experts)
     names = fused_names(served, fusion)
     choices = choices_of(body, served, [messages_of(body.messages)], options | fusion, messages=True)
-    said: dict[int, Spoken] = {}
+    said = {choice.index: Spoken(tools, tokenizer, body.stream) for choice in choices}
+    opened: set[int] = set()  # choices of which the stream has sent the role
     async for choice, pieces, reason in batches_of(choices, answer, body.stream):
-        if body.stream and choice.index not in said:
-            opened = {"role": "assistant", "content": "" if tools is None else None}
-            yield answer.part(_choice(choice.index, "delta", opened, None, None))
-        spoken = said.setdefault(choice.index, Spoken(tools, tokenizer, body.stream))
+        if body.stream and choice.index not in opened:
+            opened.add(choice.index)
+            first = {"role": "assistant", "content": "" if tools is None else None}
+            yield answer.part(_choice(choice.index, "delta", first, None, None))
+        spoken = said[choice.index]
         found = spoken.add(pieces, reason)
         logprobs = {"content": [_logprob(tokenizer, one) for one in pieces], "refusal": None} if body.logprobs else None
         more = alpha_fields(pieces, tokenizer, names) if body.return_alpha else {}

@@ -12,6 +12,7 @@ from dlf.results import Piece
 from dlf.rule import FIELDS
 from dlf.server.answers import Answer
 from dlf.server.errors import ApiError
+from dlf.server.messages import messages_of
 from dlf.server.protocol import GenerationRequest
 from dlf.server.service import Served
 from dlf.server.settings import ServerSettings
@@ -49,6 +50,9 @@ class Choice:
 def fusion_options(body: GenerationRequest, experts: Sequence[str] | None) -> dict[str, Any]:
     """Options of `AsyncEngine.generate` and `score` that say how a request fuses."""
     found = {name: getattr(body, name) for name in (*FIELDS, *GUIDANCE) if getattr(body, name, None) is not None}
+    for name, value in found.items():
+        if name in GUIDANCE and isinstance(value, list):
+            found[name] = messages_of(value)
     chosen = body.experts if body.experts is not None else experts
     return found if chosen is None else found | {"experts": chosen}
 

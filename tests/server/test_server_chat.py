@@ -52,6 +52,22 @@ def test_a_chat(client: OpenAI, engine: dlf.Engine) -> None:
     assert same.choices[0].message.content is not None
 
 
+def test_messages_that_guide(client: OpenAI, engine: dlf.Engine) -> None:
+    """They have the roles and parts of other messages."""
+    against = [{"role": "developer", "content": [{"type": "text", "text": "Be long."}]}, TALK[1]]
+    found = client.chat.completions.create(
+        messages=TALK,  # type: ignore[arg-type]
+        model="pair/cfg",
+        temperature=0,
+        max_tokens=6,
+        extra_body={"negative_prompt": against},
+    )
+    messages = [{"role": "system", "content": "Be brief."}, TALK[1]]
+    negative = [{"role": "system", "content": "Be long."}, TALK[1]]
+    expected = engine.generate(messages=messages, negative_prompt=negative, experts=["cfg"], max_new_tokens=6)
+    assert found.choices[0].message.content == expected.text
+
+
 def test_streams(client: OpenAI, engine: dlf.Engine) -> None:
     chunks = list(client.completions.create(prompt=PROMPT, **GREEDY, stream=True, logprobs=1))
     expected = engine.generate(PROMPT, max_new_tokens=8)

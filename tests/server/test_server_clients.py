@@ -84,15 +84,6 @@ def test_structured_output_by_the_client_of_openai(client: OpenAI) -> None:
     assert isinstance(called.choices[0].message.tool_calls[0].function.parsed_arguments, Weather)
 
 
-@pytest.mark.slow
-def test_every_answer_has_its_form(client: OpenAI) -> None:
-    """Of two experts and guidance fused, at temperature 1."""
-    for seed in range(0, 500, 100):
-        found = client.chat.completions.parse(**TALKED, n=100, temperature=1.0, seed=seed, response_format=Weather)
-        assert len(found.choices) == 100
-        assert all(isinstance(choice.message.parsed, Weather) for choice in found.choices)
-
-
 def test_streams_of_the_client_of_openai(client: OpenAI) -> None:
     whole = client.chat.completions.create(**TALKED, tools=TOOLS, tool_choice=NAMED, temperature=0)  # type: ignore[arg-type]
     with client.chat.completions.stream(**TALKED, tools=TOOLS, tool_choice=NAMED, temperature=0) as stream:  # type: ignore[arg-type]
