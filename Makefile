@@ -59,8 +59,8 @@ test: test-cpp test-py test-emulated ## Run all tests but the slow ones (pytest 
 test-py: setup ## Run the Python tests
 	$(IN_COMPANY) $(BIN)/pytest $(PYTEST_OPTIONS)
 
-test-real: setup ## Compare models with real weights with llama.cpp; downloads 320 MB
-	$(IN_COMPANY) $(BIN)/pytest -m real tests/test_real.py
+test-real: setup ## Compare models with real weights with llama.cpp, and read published chat templates; downloads 370 MB
+	$(IN_COMPANY) $(BIN)/pytest -m real tests/test_real.py tests/test_real_templates.py
 
 test-clients: setup ## Test the server with litellm and langchain, which are installed for it; 300 MB
 	@$(BIN)/python tools/requirements.py clients >$(VENV)/clients.txt
