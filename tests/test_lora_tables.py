@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import VOCAB_SIZE, make_model
-from test_lora import peft_logits
+from test_lora import decoder_of, peft_logits
 from transformers import AutoModelForCausalLM
 
 import dlf
+from dlf import _C
 from dlf.adapters.adapter import AdapterFile
+from dlf.checkpoints.config import read_config
 from dlf.checkpoints.folder import Folder
 from dlf.merging.fold import Fold
+from dlf.model import load_model
 
 peft = pytest.importorskip("peft")
 
@@ -41,7 +45,9 @@ def make_adapter(folder: Path, base: Path, seed: int, vocab: int | None = None, 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if vocab is not None:
         model.resize_token_embeddings(vocab)
-    model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, **config))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=3, lora_alpha=6, **config))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -88,6 +94,178 @@ def test_rows_beyond_the_base_are_left_out(bases: dict[str, Path], kind: str, tm
     with torch.no_grad():
         expected = model(torch.tensor([TOKENS])).logits[0, :, :392]
     torch.testing.assert_close(logits(tmp_path / "folded", TOKENS), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def llama_adapters(bases: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An adapter of each kind."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return {kind: make_adapter(folder / kind, bases["llama"], 1, **KINDS[kind]) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt2"])
+def test_lanes(bases: dict[str, Path], name: str, kind: str, tmp_path: Path) -> None:
+    """Gemma multiplies embeddings, GPT-2 adds those of positions."""
+    base = bases[name] if name in bases else make_model(tmp_path / "base", name, seed=6)
+    renamed = {"embed_tokens": "wte", "q_proj": "c_attn", "down_proj": "mlp.c_proj"} if name == "gpt2" else {}
+    config = json.loads(json.dumps(KINDS[kind]))
+    for key, value in config.items():
+        if isinstance(value, list) and key != "trainable_token_indices":
+            config[key] = [renamed.get(one, one) for one in value]
+        elif isinstance(value, dict):
+            config[key] = {renamed.get(one, one): of for one, of in value.items()}
+        elif name == "gpt2" and key == "trainable_token_indices":
+            config[key] = {"wte": value}
+    adapter = make_adapter(tmp_path / "adapter", base, 1, **config)
+    expected = peft_logits(base, adapter, TOKENS)
+    decoder = decoder_of(base, [adapter])
+    found, plain = decoder.prefill(TOKENS, 0, 0, 0), decoder.prefill(TOKENS, 1, 0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(plain, decoder_of(base, []).prefill(TOKENS, 1, 0))
+    assert (plain - found).abs().max() > 0.01
+    decoder.prefill(TOKENS[:3], 2, 0, 0)
+    for i in range(3, len(TOKENS)):
+        step = decoder.decode([TOKENS[i]], [2], [i], [0])
+        torch.testing.assert_close(step[0], expected[i], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lanes_do_not_depend_on_the_others(bases: dict[str, Path], llama_adapters: dict[str, Path], dtype: str) -> None:
+    decoder = decoder_of(bases["llama"], list(llama_adapters.values()), dtype, slots=12)
+    which = [*range(len(KINDS)), -1, 3, 3, -1]
+    alone = []
+    for slot, one in enumerate(which):
+        decoder.prefill([5, 17, 30 + slot], slot, 0, one)
+        alone.append(decoder.decode([200 - slot], [slot], [3], [one])[0])
+    for order in (list(range(12)), [9, 3, 10, 8, 11, 0, 7, 1, 6, 2, 5, 4], [7, 11, 4]):
+        rows = decoder.decode([200 - slot for slot in order], order, [3] * len(order), [which[slot] for slot in order])
+        for row, slot in zip(rows, order, strict=True):
+            assert torch.equal(row, alone[slot])
+
+
+def test_bfloat16_lanes_are_within_its_rounding(bases: dict[str, Path], llama_adapters: dict[str, Path]) -> None:
+    for adapter in llama_adapters.values():
+        exact = peft_logits(bases["llama"], adapter, TOKENS)
+        theirs = (peft_logits(bases["llama"], adapter, TOKENS, torch.bfloat16) - exact).abs().max()
+        found = decoder_of(bases["llama"], [adapter], "bfloat16").prefill(TOKENS, 0, 0, 0)
+        assert (found - exact).abs().max() < 2 * theirs
+
+
+@pytest.mark.parametrize("kind", ["saved-embedding", "both-saved", "both-low-rank"])
+def test_lanes_leave_out_rows_beyond_the_base(bases: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    base = bases["llama"]
+    adapter = make_adapter(tmp_path / "adapter", base, 2, vocab=400, **KINDS[kind])
+    (tmp_path / "folded").mkdir()
+    Fold(Folder(base), AdapterFile(adapter)).write(tmp_path / "folded")
+    found = decoder_of(base, [adapter]).prefill(TOKENS, 0, 0, 0)
+    torch.testing.assert_close(found, logits(tmp_path / "folded", TOKENS), rtol=1e-4, atol=1e-4)
+
+
+def test_tables_that_do_not_fit(bases: dict[str, Path], tmp_path: Path) -> None:
+    spec = read_config(bases["llama"]).spec
+    rows = torch.zeros(2, spec.hidden_size)
+    for tensors, message in (
+        ({"head.rows": rows}, "tensor head.rows is"),
+        ({"head.rows": rows[0], "head.tokens": torch.tensor([3, 4]).int()}, "head.rows must be a matrix"),
+        ({"head.rows": rows, "head.tokens": torch.tensor([3, 4])}, "an adapter must be float32"),
+        ({"head.rows": rows, "head.tokens": torch.tensor([3]).int()}, "tensor head.tokens is Int"),
+        ({"embedding.rows": rows, "embedding.tokens": torch.tensor([3, 3]).int()}, "embedding.tokens has 3 twice"),
+        ({"embedding.rows": rows, "embedding.tokens": torch.tensor([-1, 3]).int()}, "has -1, which is outside"),
+        ({"head.rows": rows, "head.tokens": torch.tensor([3, spec.vocab_size]).int()}, "outside the vocabulary"),
+        ({"head.tokens": torch.tensor([3, 4]).int()}, "an adapter must be float32"),
+        ({"embedding.a": rows, "embedding.b": rows}, "embedding.a is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _C.Adapter(spec, tensors, {"embedding": 1.0})
+    other = load_model(make_model(tmp_path / "base", "llama", vocab_size=spec.vocab_size + 8), "float32")
+    for slot in ("head", "embedding"):
+        whole = {f"{slot}.rows": torch.zeros(spec.vocab_size, spec.hidden_size)}
+        some = {f"{slot}.rows": rows, f"{slot}.tokens": torch.tensor([3, 4]).int()}
+        for tensors in (whole, some):
+            with pytest.raises(ValueError, match="another embedding or head than its base"):
+                _C.Decoder(other.weights, 1, 64, 1, [_C.Adapter(spec, tensors, {})])
+
+
+def experts_of(base: Path, adapters: dict[str, Path], *, merge: bool = False) -> list[dlf.Lora]:
+    return [dlf.Lora(base, adapter, name=kind, merge=merge) for kind, adapter in adapters.items()]
+
+
+OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
+PROMPTS = ["Question: what is the sum", "x", "lazy dog " * 9]
+
+
+def test_lanes_in_an_engine_are_those_of_merged_models(
+    bases: dict[str, Path], family: dict[str, Path], llama_adapters: dict[str, Path]
+) -> None:
+    """Fused, scored, drafted, in a batch and alone."""
+    found, scores = [], []
+    for merge in (False, True):
+        experts = experts_of(bases["llama"], llama_adapters, merge=merge)
+        with dlf.Engine(family["large"], experts, combine="centroid", dtype="float32", threads=2) as engine:
+            found.append(engine.generate(PROMPTS, **OPTIONS))
+            scores.append(engine.score(PROMPTS[0], ["fox jumps", "7"]))
+            if not merge:
+                for prompt, together in zip(PROMPTS, found[0], strict=True):
+                    for drafts in (True, False):
+                        alone = engine.generate(prompt, speculate=drafts, **OPTIONS)
+                        assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
+                        assert np.array_equal(alone.logprobs, together.logprobs)
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.tokens == theirs.tokens
+        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-3)
+    for mine, other in zip(*scores, strict=True):
+        np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-3)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lanes_on_cuda_are_those_of_the_cpu(
+    bases: dict[str, Path], family: dict[str, Path], llama_adapters: dict[str, Path], dtype: str
+) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 5, "ignore_eos": True}
+    found, scores = [], []
+    for device in ("cpu", "cuda"):
+        with dlf.Engine(
+            family["large"],
+            experts_of(bases["llama"], llama_adapters),
+            combine="centroid",
+            dtype=dtype,
+            device=device,
+            max_batch=2,
+            max_context=96,
+        ) as engine:
+            found.append(engine.generate(PROMPTS[:2], **options))
+            scores.append(engine.score(PROMPTS[0], ["fox jumps"], experts=list(KINDS)[:3]))
+    for host, ours in zip(*found, strict=True):
+        if dtype == "float32":
+            assert ours.tokens == host.tokens
+            np.testing.assert_allclose(ours.logprobs, host.logprobs, atol=1e-3)
+            np.testing.assert_allclose(ours.alpha, host.alpha, atol=5e-3)
+        else:
+            np.testing.assert_allclose(ours.alpha[0], host.alpha[0], atol=0.1)
+    atol = 1e-3 if dtype == "float32" else 0.5
+    for host, ours in zip(*scores, strict=True):
+        np.testing.assert_allclose(ours.logprobs, host.logprobs, atol=atol)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kinds", [["both-low-rank", "both-saved", "tokens-of-both"], ["tokens", "saved-head"]])
+def test_lanes_on_cuda_do_not_depend_on_the_others(
+    bases: dict[str, Path], family: dict[str, Path], llama_adapters: dict[str, Path], kinds: list[str]
+) -> None:
+    """All lanes of both requests fit into the rows that one kernel takes."""
+    experts = experts_of(bases["llama"], {kind: llama_adapters[kind] for kind in kinds})
+    options: dict[str, Any] = {"max_new_tokens": 5, "ignore_eos": True}
+    for graph in (True, False):
+        with dlf.Engine(
+            family["large"], experts, device="cuda", max_batch=2, max_context=96, cuda_graph=graph
+        ) as engine:
+            for prompt, together in zip(PROMPTS[:2], engine.generate(PROMPTS[:2], **options), strict=True):
+                for drafted in (True, False):
+                    alone = engine.generate(prompt, speculate=drafted, **options)
+                    assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
+                    assert np.array_equal(alone.logprobs, together.logprobs)
 
 
 def test_in_an_engine(bases: dict[str, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 
 #include "ops/places.h"
 #include "support/dtype.h"
+#include "support/host_device.h"
 
 namespace dlf::ops {
 
@@ -19,6 +20,17 @@ struct EmbeddingArgs {
   float multiplier = 1.0F;
   const void* positions = nullptr;  // [positions, size], of dtype, or null
   Places places = {};               // needed with `positions`
+};
+
+// Rows of an embedding that an adapter has of its own.
+struct OwnEmbedding {
+  const void* rows;       // [count, size], of the embedding's type; null: it has none
+  const int32_t* row_of;  // [vocab]: the row of each token, −1: none; null: a token's row is its number
+
+  // The token's row, −1: the base's counts.
+  DLF_HOST_DEVICE int32_t row(int32_t token) const {
+    return rows == nullptr || token < 0 ? -1 : row_of == nullptr ? token : row_of[token];
+  }
 };
 
 }  // namespace dlf::ops

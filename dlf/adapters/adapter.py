@@ -11,7 +11,7 @@ import torch
 
 from dlf import _C
 from dlf.adapters.config import CONFIG, NOT_PLAIN, AdapterConfig
-from dlf.adapters.tables import Tables
+from dlf.adapters.tables import EMBEDDING, Tables
 from dlf.adapters.updates import LowRank, TableUpdate
 from dlf.checkpoints.checkpoint import check_finite
 from dlf.checkpoints.config import ModelConfig
@@ -158,18 +158,27 @@ def load_adapter(name: str | os.PathLike[str], config: ModelConfig, dtype: torch
     with out_of_memory_is_memory_error(f"loading {os.fspath(name)}"):
         file = AdapterFile(name)
         file.check_low_rank()
-        if file.read_tables(config):
-            raise CheckpointError(
-                f"{file.folder} changes the embedding or the head, which all lanes of a base share; fold it into the "
-                "base with dlf.Lora(..., merge=True)"
-            )
         tensors: dict[str, torch.Tensor] = {}
         scales: dict[str, float] = {}
+
+        def add(slot: str, tensor: torch.Tensor, name: str) -> None:
+            tensors[slot] = tensor.to(dtype, copy=True).contiguous()
+            check_finite(tensors[slot], name, file.path)
+
         modules = config.linear_modules()
         for layer, update in file.read(config).items():
             for slot, rows in modules[layer].parts.items():
-                for key, part, tensor in (("a", "lora_A", update.a), ("b", "lora_B", rows.rows(update.b).t())):
-                    tensors[f"{slot}.{key}"] = tensor.to(dtype, copy=True).contiguous()
-                    check_finite(tensors[f"{slot}.{key}"], f"{layer}.{part}", file.path)
+                add(f"{slot}.a", update.a, f"{layer}.lora_A")
+                add(f"{slot}.b", rows.rows(update.b).t(), f"{layer}.lora_B")
                 scales[slot] = update.scale
+        for slot, table in file.read_tables(config).items():
+            if table.rows is not None and table.tokens is not None and len(table.rows):
+                add(f"{slot}.rows", table.rows, f"rows of the {slot}")
+                if not torch.equal(table.tokens, torch.arange(config.vocab_size)):
+                    tensors[f"{slot}.tokens"] = table.tokens.int()
+            if table.low_rank is not None:
+                a, b = table.low_rank.a, table.low_rank.b
+                add(f"{slot}.a", b if slot == EMBEDDING else a, f"lora_A of the {slot}")
+                add(f"{slot}.b", a if slot == EMBEDDING else b.t(), f"lora_B of the {slot}")
+                scales[slot] = table.low_rank.scale
         return _C.Adapter(config.spec, tensors, scales)

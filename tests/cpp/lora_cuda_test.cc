@@ -87,8 +87,8 @@ at::Tensor update(const Updates& updates, const at::Tensor& x, const at::Tensor&
     args.y = result.mutable_data_ptr();
     args.y_stride = kStride;
     std::copy(kOffset.begin(), kOffset.end(), args.offset);
-    args.lanes = kLanes;
-    args.lane = lane;
+    args.adapted = {kLanes, lane};
+    args.multiplier = 1;
     args.position = positions.empty() ? nullptr : position.const_data_ptr<int32_t>();
     args.rows = static_cast<int>(x.size(0));
     args.max_rank = kMaxRank;

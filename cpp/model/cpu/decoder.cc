@@ -68,7 +68,7 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
     check_fits(*adapter, *weights_);
     rank = std::max(rank, adapter->max_rank());
   }
-  if (rank > 0) {
+  if (!adapters_.empty()) {
     runs_.reserve(rows);
     updates_.reserve(rows * kMostAdapted);
     inner_ = at::empty({rows, kMostAdapted, rank}, at::kFloat);

@@ -9,6 +9,7 @@
 #include "ops/cpu/experts.h"
 #include "ops/cpu/logits.h"
 #include "ops/cpu/norm.h"
+#include "ops/cpu/own_logits.h"
 #include "ops/cpu/rope.h"
 #include "ops/cpu/router.h"
 
@@ -22,21 +23,25 @@ const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.c
 
 void Decoder::Pass::embed() {
   const Weights& weights = *d_.weights_;
-  ops::EmbeddingArgs args = embedding_args(spec(), weights.embedding, weights.positions, weights.dtype());
+  ops::CpuEmbeddingArgs args = {embedding_args(spec(), weights.embedding, weights.positions, weights.dtype())};
   args.token = d_.tokens_.data();
   args.y = data(d_.hidden_);
   args.rows = rows_;
   args.lanes = 1;
   args.places = places_;
   ops::embedding(args);
+  adapt_embedding(args);
 }
 
 void Decoder::Pass::head(int64_t first, int rows, float* logits) {
   rows_ = rows;
   norm(data(d_.hidden_) + first * spec().hidden_size, d_.weights_->norm);
-  const LinearWeights& linear = d_.weights_->head;
-  const std::array products = {product(linear, logits)};
-  multiply(data(d_.normed_), products);
+  const bool replaced = is_prompt_ && !d_.runs_.empty() && d_.runs_[0].adapter->head.own.whole();
+  if (!replaced) {
+    const std::array products = {product(d_.weights_->head, logits)};
+    multiply(data(d_.normed_), products);
+  }
+  adapt_head(logits);
   if (!are_final(spec())) {
     ops::finish_logits(logit_args(spec(), logits, rows), d_.team_);
   }
@@ -193,25 +198,75 @@ void Decoder::Pass::add_output(const NormWeights& post_norm) {
 
 // Adds the updates of the rows' adapters to products of x.
 void Decoder::Pass::adapt(int64_t index, const float* x, std::initializer_list<Adapted> products) {
-  d_.updates_.clear();
-  float* inner = d_.runs_.empty() ? nullptr : data(d_.inner_);
   int64_t in = 0;
   for (const Run& run : d_.runs_) {
     for (const Adapted& product : products) {
-      const LowRank& low_rank = run.adapter->layers[index].*product.update;
-      if (!low_rank.defined()) {
-        continue;
-      }
-      in = low_rank.a.size(1);
-      const ops::LoraUpdate update = low_rank.update();
-      float* y = product.y + static_cast<int64_t>(run.row) * update.out;
-      d_.updates_.push_back({update, y, run.row, run.rows, inner});
-      inner += static_cast<int64_t>(run.rows) * update.rank;
+      const LowRank& update = run.adapter->layers[index].*product.update;
+      collect(run, update, product.y);
+      in = update.defined() ? update.a.size(1) : in;
     }
   }
+  add_updates(x, in);
+}
+
+// Collects the update of a product of the pass's rows for the next call of ops::lora().
+void Decoder::Pass::collect(const Run& run, const LowRank& update, float* y) {
+  if (update.defined()) {
+    const ops::LoraUpdate one = update.update();
+    float* inner = data(d_.inner_);
+    if (!d_.updates_.empty()) {
+      const ops::LoraRun& last = d_.updates_.back();
+      inner = last.inner + static_cast<int64_t>(last.rows) * last.update.rank;
+    }
+    d_.updates_.push_back({one, y + static_cast<int64_t>(run.row) * one.out, run.row, run.rows, inner});
+  }
+}
+
+// Adds what is collected to products of x.
+void Decoder::Pass::add_updates(const float* x, int64_t in) {
   if (!d_.updates_.empty()) {
     const ops::MatrixType type = float_type(d_.weights_->dtype());
     ops::lora(d_.input_.prepare(x, rows_, in, type, d_.team_), d_.updates_, type, d_.team_);
+    d_.updates_.clear();
+  }
+}
+
+void Decoder::Pass::adapt_embedding(const ops::EmbeddingArgs& args) {
+  for (const Run& run : d_.runs_) {
+    const TableAdapter& table = run.adapter->embedding;
+    if (table.own.defined()) {
+      ops::CpuEmbeddingArgs own = {args, table.own.embedding(), run.row};
+      own.rows = run.row + run.rows;
+      ops::embedding(own);
+    }
+    collect(run, table.update, args.y);
+  }
+  for (ops::LoraRun& run : d_.updates_) {
+    run.update.scale *= args.multiplier;
+  }
+  ops::lora(args.token, d_.updates_, float_type(d_.weights_->dtype()), d_.team_);
+  d_.updates_.clear();
+}
+
+void Decoder::Pass::adapt_head(float* logits) {
+  const float* x = data(d_.normed_);
+  const int64_t hidden = spec().hidden_size;
+  for (Run& run : d_.runs_) {
+    run.rows = is_prompt_ ? rows_ : run.rows;
+    collect(run, run.adapter->head.update, logits);
+  }
+  add_updates(x, hidden);
+  const ops::MatrixType type = float_type(d_.weights_->dtype());
+  for (const Run& run : d_.runs_) {
+    const OwnRows& own = run.adapter->head.own;
+    if (is_prompt_ && own.whole()) {
+      const ops::Matrix weight = {own.rows.const_data_ptr(), nullptr, spec().vocab_size, hidden, type, 0};
+      const std::array products = {ops::LinearArgs{{weight, nullptr, logits, rows_}, /*accumulate=*/false}};
+      multiply(x, products);
+    } else if (own.defined()) {
+      ops::own_logits(d_.input_.prepare(x, rows_, hidden, type, d_.team_).from(run.row), run.rows, own.logits(), type,
+                      logits + run.row * spec().vocab_size, spec().vocab_size, d_.team_);
+    }
   }
 }
 

@@ -10,11 +10,10 @@
 #include "ops/cuda/attention.h"
 #include "ops/cuda/bias.h"
 #include "ops/cuda/cache_gather.h"
-#include "ops/cuda/embedding.h"
 #include "ops/cuda/experts.h"
 #include "ops/cuda/logits.h"
-#include "ops/cuda/lora.h"
 #include "ops/cuda/norm.h"
+#include "ops/cuda/own_logits.h"
 #include "ops/cuda/rope.h"
 #include "ops/cuda/router.h"
 
@@ -39,20 +38,27 @@ Decoder::Pass Decoder::Pass::prompt(Decoder& decoder, int row, int start, int co
 }
 
 void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
-  ops::EmbeddingArgs args = embedding_args(spec(), d_.weights_.embedding, d_.weights_.positions, d_.dtype_);
+  EmbeddingArgs args = {embedding_args(spec(), d_.weights_.embedding, d_.weights_.positions, d_.dtype_)};
   args.token = tokens;
   args.y = d_.hidden_.mutable_data_ptr<float>();
   args.rows = rows_;
   args.lanes = lanes;
   args.places = places_;
+  args.own = d_.adapters_.own_embedding();
+  args.adapted = adapted_lanes();
   cuda::embedding(args, d_.queue_.stream());
+  adapt_embedding(args);
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): a handle, which multiply() writes through.
 void Decoder::Pass::head(int first, int rows, at::Tensor logits) {
   rows_ = rows;
   norm(d_.weights_.norm, first);
-  multiply(d_.weights_.head, d_.normed_.narrow(0, first, rows), logits);
+  const at::Tensor normed = d_.normed_.narrow(0, first, rows);
+  if (!is_prompt() || !d_.adapters_.replaces_head(adapted_lanes().lane)) {
+    multiply(d_.weights_.head, normed, logits);
+  }
+  adapt_head(normed, logits);
   if (!are_final(spec())) {
     finish_logits(logit_args(spec(), logits.mutable_data_ptr<float>(), rows), d_.queue_.stream());
   }
@@ -165,8 +171,9 @@ void Decoder::Pass::gate(int64_t index) {
   const FeedForwardSpec& feed_forward = spec().feed_forward;
   const auto size = static_cast<int>(feed_forward.size);
   LinearArgs args = linear_args(gate_up[0], d_.normed_, d_.activated_);
-  if (d_.adapters_.empty() && feed_forward.gated && feed_forward.activation == ops::Activation::silu &&
-      gate_up.size() == 1 && linear_serves(args) && linear_gates(args)) {
+  if (d_.adapters_.updates(index, DeviceAdapters::mlp) == nullptr && feed_forward.gated &&
+      feed_forward.activation == ops::Activation::silu && gate_up.size() == 1 && linear_serves(args) &&
+      linear_gates(args)) {
     args.gated = size;
     args.up_offset = static_cast<int>(d_.up_offset_);
     return cuda::linear(args, d_.queue_.stream());
@@ -220,8 +227,8 @@ void Decoder::Pass::add_experts(int64_t index) {
 
 // Adds the updates of the lanes' adapters to the products of one input.
 void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
-  const int lane = is_prompt() ? prompt_row_ % d_.shape_.lanes : -1;
-  if (d_.adapters_.empty() || (lane >= 0 && !d_.adapters_.adapts(lane))) {
+  const ops::LoraUpdate* updates = d_.adapters_.updates(index, input);
+  if (updates == nullptr || (is_prompt() && !d_.adapters_.adapts(adapted_lanes().lane))) {
     return;
   }
   const bool is_attention = input == DeviceAdapters::attention;
@@ -229,23 +236,55 @@ void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
                         : input == DeviceAdapters::down ? d_.activated_
                                                         : d_.normed_;
   at::Tensor& y = is_attention ? d_.qkv_ : input == DeviceAdapters::mlp ? d_.gate_up_ : d_.branch_;
-  LoraArgs args = {};
-  args.updates = d_.adapters_.updates(index, input);
+  LoraArgs args = lora_args(updates, y);
   args.products = d_.adapters_.products(input);
   args.x = x.const_data_ptr();
-  args.in = static_cast<int>(x.size(1));
-  args.x_stride = args.in;
-  args.y = y.mutable_data_ptr();
-  args.y_stride = static_cast<int>(y.size(1));
+  args.in = args.x_stride = static_cast<int>(x.size(1));
   args.offset[1] = static_cast<int>(is_attention ? d_.k_offset_ : d_.up_offset_);
   args.offset[2] = static_cast<int>(d_.v_offset_);
-  args.lanes = d_.shape_.lanes;
-  args.lane = lane;
+  cuda::lora(args, d_.queue_.stream());
+}
+
+// Arguments of one product, but for x.
+LoraArgs Decoder::Pass::lora_args(const ops::LoraUpdate* updates, at::Tensor& y) const {
+  LoraArgs args = {};
+  args.updates = updates;
+  args.products = 1;
+  args.y = y.mutable_data_ptr();
+  args.y_stride = static_cast<int>(y.size(1));
+  args.y_float = y.scalar_type() == at::kFloat;
+  args.adapted = adapted_lanes();
   args.position = places_.position;
   args.rows = rows_;
   args.max_rank = d_.adapters_.max_rank();
+  args.multiplier = 1;
   args.dtype = d_.dtype_;
-  cuda::lora(args, d_.queue_.stream());
+  return args;
+}
+
+void Decoder::Pass::adapt_embedding(const EmbeddingArgs& embedding) {
+  if (const ops::LoraUpdate* updates = d_.adapters_.embedding()) {
+    LoraArgs args = lora_args(updates, d_.hidden_);
+    args.token = embedding.token;
+    args.token_lanes = embedding.lanes;
+    args.multiplier = embedding.multiplier;
+    cuda::lora(args, d_.queue_.stream());
+  }
+}
+
+void Decoder::Pass::adapt_head(const at::Tensor& x, at::Tensor& logits) {
+  const auto hidden = static_cast<int>(x.size(1));
+  if (const ops::LoraUpdate* updates = d_.adapters_.head()) {
+    LoraArgs args = lora_args(updates, logits);
+    args.x = x.const_data_ptr();
+    args.in = args.x_stride = hidden;
+    cuda::lora(args, d_.queue_.stream());
+  }
+  if (const ops::OwnLogits* own = d_.adapters_.own_logits()) {
+    cuda::own_logits({own, d_.adapters_.most_own_logits(), x.const_data_ptr(), hidden, logits.mutable_data_ptr<float>(),
+                      static_cast<int>(spec().vocab_size), adapted_lanes(), places_.position, rows_, d_.dtype_},
+                     d_.queue_.stream());
+  }
 }
 
 // Weights for the matrix library; for quantized ones, where dequantize() puts them.

@@ -2,7 +2,10 @@
 
 #include "model/block.h"
 #include "model/cuda/decoder.h"
+#include "ops/cuda/adapted_lanes.h"
+#include "ops/cuda/embedding.h"
 #include "ops/cuda/linear.h"
+#include "ops/cuda/lora.h"
 
 namespace dlf::cuda {
 
@@ -56,7 +59,11 @@ class Decoder::Pass {
   at::Tensor library_weight(const DeviceLinear& linear) const;
   void multiply(const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y);
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y);
+  AdaptedLanes adapted_lanes() const { return {d_.shape_.lanes, is_prompt() ? prompt_row_ % d_.shape_.lanes : -1}; }
+  LoraArgs lora_args(const ops::LoraUpdate* updates, at::Tensor& y) const;
   void adapt(int64_t index, DeviceAdapters::Input input);
+  void adapt_embedding(const EmbeddingArgs& args);
+  void adapt_head(const at::Tensor& x, at::Tensor& logits);
 
   Decoder& d_;
   ops::Places places_;

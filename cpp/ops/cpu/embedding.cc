@@ -8,15 +8,17 @@ namespace dlf::ops {
 namespace {
 
 template <typename Element>
-void copy_rows(const EmbeddingArgs& args) {
-  for (int64_t r = 0; r < args.rows; ++r) {
-    const int64_t token = args.token[r / args.lanes];
+void copy_rows(const CpuEmbeddingArgs& args) {
+  for (int64_t r = args.first; r < args.rows; ++r) {
+    const int32_t token = args.token[r / args.lanes];
     float* y = args.y + r * args.size;
     if (token < 0) {
       std::fill_n(y, args.size, 0.0F);
       continue;
     }
-    std::copy_n(static_cast<const Element*>(args.weight) + token * args.size, args.size, y);
+    const int64_t own = args.own.row(token);
+    const void* weight = own < 0 ? args.weight : args.own.rows;
+    std::copy_n(static_cast<const Element*>(weight) + (own < 0 ? token : own) * args.size, args.size, y);
     for (int64_t i = 0; args.multiplier != 1.0F && i < args.size; ++i) {
       y[i] *= args.multiplier;
     }
@@ -32,7 +34,7 @@ void copy_rows(const EmbeddingArgs& args) {
 
 }  // namespace
 
-void embedding(const EmbeddingArgs& args) {
+void embedding(const CpuEmbeddingArgs& args) {
   if (args.dtype == DType::float32) {
     copy_rows<float>(args);
   } else {

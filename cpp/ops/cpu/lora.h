@@ -23,6 +23,9 @@ struct LoraRun {
 // row's result does not depend on the other rows.
 void lora(const LinearInputRows& x, std::span<const LoraRun> runs, MatrixType type, ThreadTeam& team);
 
+// The same where x is one-hot: row r is that of token[r], or zero if that is −1, and A is [in, rank].
+void lora(const int32_t* token, std::span<const LoraRun> runs, MatrixType type, ThreadTeam& team);
+
 inline constexpr int64_t kLoraOutputs = 256;  // outputs per chunk
 
 // Chunks [begin, end) of the outputs, from the low rank back.

@@ -4,8 +4,6 @@
 namespace dlf::cuda {
 namespace {
 
-using ops::EmbeddingArgs;
-
 constexpr int kThreads = 256;
 
 template <typename T>
@@ -16,8 +14,11 @@ __global__ void embedding_kernel(EmbeddingArgs args) {
   }
   const int row = static_cast<int>(blockIdx.y);
   const int32_t token = args.token[row / args.lanes];
-  const T* weight = static_cast<const T*>(args.weight);
-  float value = token < 0 ? 0.0F : to_float(weight[static_cast<int64_t>(token) * args.size + i]) * args.multiplier;
+  const ops::OwnEmbedding own = args.own != nullptr ? args.own[args.adapted.of(row)] : ops::OwnEmbedding{};
+  const int32_t own_row = own.row(token);
+  const T* weight = static_cast<const T*>(own_row < 0 ? args.weight : own.rows);
+  const auto weight_row = static_cast<int64_t>(own_row < 0 ? token : own_row);
+  float value = token < 0 ? 0.0F : to_float(weight[weight_row * args.size + i]) * args.multiplier;
   const int position = args.positions != nullptr ? args.places.position_of(row) : -1;
   if (position >= 0) {
     value += to_float(static_cast<const T*>(args.positions)[static_cast<int64_t>(position) * args.size + i]);

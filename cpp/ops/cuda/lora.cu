@@ -9,10 +9,11 @@ using ops::LoraUpdate;
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+constexpr int kOutputs = 4096;  // of a block
 
-// One block per row and product: its warps put x A^T into shared memory, an element each, and multiply it by B^T from
-// there. Both thin matrices are read along their long side, once per row: they are small, and the second row finds them
-// in the cache.
+// One block per row, product and kOutputs outputs: its warps put x A^T into shared memory, an element each, and
+// multiply it by B^T from there. Both thin matrices are read along their long side, once per row: they are small, and
+// the second row finds them in the cache.
 template <typename T>
 __global__ void lora_kernel(LoraArgs args) {
   await_inputs();
@@ -21,41 +22,57 @@ __global__ void lora_kernel(LoraArgs args) {
     return;
   }
   const auto product = static_cast<int>(blockIdx.y);
-  const int lane = args.lane >= 0 ? args.lane : row % args.lanes;
-  const LoraUpdate update = args.updates[lane * kMostUpdates + product];
-  if (update.rank == 0) {
+  const LoraUpdate update = args.updates[args.adapted.of(row) * kMostUpdates + product];
+  const auto begin = static_cast<int>(blockIdx.z) * kOutputs;
+  const int end = min(update.out, begin + kOutputs);
+  if (update.rank == 0 || begin >= end) {
     return;
   }
   float* inner = shared_memory<float>();
-  const T* x = static_cast<const T*>(args.x) + static_cast<int64_t>(row) * args.x_stride;
+  const float scale = update.scale * args.multiplier;
   const T* a = static_cast<const T*>(update.a);
-  for (int r = warp_index(); r < update.rank; r += kWarps) {
-    float sum = 0.0F;
-    for (int i = lane_index(); i < args.in; i += kWarp) {
-      sum = fmaf(to_float(x[i]), to_float(a[static_cast<int64_t>(r) * args.in + i]), sum);
+  if (args.token != nullptr) {
+    const int32_t token = args.token[row / args.token_lanes];
+    if (token < 0) {
+      return;
     }
-    sum = warp_sum(sum);
-    if (lane_index() == 0) {
-      inner[r] = update.scale * sum;
+    for (int r = static_cast<int>(threadIdx.x); r < update.rank; r += kThreads) {
+      inner[r] = scale * to_float(a[static_cast<int64_t>(token) * update.rank + r]);
+    }
+  } else {
+    const T* x = static_cast<const T*>(args.x) + static_cast<int64_t>(row) * args.x_stride;
+    for (int r = warp_index(); r < update.rank; r += kWarps) {
+      float sum = 0.0F;
+      for (int i = lane_index(); i < args.in; i += kWarp) {
+        sum = fmaf(to_float(x[i]), to_float(a[static_cast<int64_t>(r) * args.in + i]), sum);
+      }
+      sum = warp_sum(sum);
+      if (lane_index() == 0) {
+        inner[r] = scale * sum;
+      }
     }
   }
   __syncthreads();
   const T* b = static_cast<const T*>(update.b);
-  T* y = static_cast<T*>(args.y) + static_cast<int64_t>(row) * args.y_stride + args.offset[product];
-  for (int o = static_cast<int>(threadIdx.x); o < update.out; o += kThreads) {
-    float sum = to_float(y[o]);
-    for (int r = 0; r < update.rank; ++r) {
-      sum = fmaf(inner[r], to_float(b[static_cast<int64_t>(r) * update.out + o]), sum);
+  const int64_t first = static_cast<int64_t>(row) * args.y_stride + args.offset[product];
+  const auto add = [&]<typename Y>(Y* y) {
+    for (int o = begin + static_cast<int>(threadIdx.x); o < end; o += kThreads) {
+      float sum = to_float(y[o]);
+      for (int r = 0; r < update.rank; ++r) {
+        sum = fmaf(inner[r], to_float(b[static_cast<int64_t>(r) * update.out + o]), sum);
+      }
+      y[o] = from_float<Y>(sum);
     }
-    y[o] = from_float<T>(sum);
-  }
+  };
+  args.y_float ? add(static_cast<float*>(args.y) + first) : add(static_cast<T*>(args.y) + first);
 }
 
 }  // namespace
 
 void lora(const LoraArgs& args, Stream stream) {
   Shape shape = {};
-  shape.grid = dim3(static_cast<unsigned>(args.rows), static_cast<unsigned>(args.products));
+  shape.grid = dim3(static_cast<unsigned>(args.rows), static_cast<unsigned>(args.products),
+                    static_cast<unsigned>((args.y_stride + kOutputs - 1) / kOutputs));
   shape.block = dim3(kThreads);
   shape.shared_bytes = static_cast<size_t>(args.max_rank) * sizeof(float);
   for_dtype(args.dtype, [&]<typename T>() { launch_early(lora_kernel<T>, shape, stream, args); });

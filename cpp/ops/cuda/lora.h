@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/cuda/adapted_lanes.h"
 #include "ops/lora.h"
 #include "support/cuda/stream.h"
 #include "support/dtype.h"
@@ -16,14 +17,17 @@ struct LoraArgs {
   const void* x;                   // [rows, in], of dtype
   int in;
   int x_stride;
-  void* y;  // [rows, y_stride], of dtype; the products' outputs begin at their offsets
+  const int32_t* token;  // not null: x is one-hot, row r that of token[r / token_lanes], and A is [in, rank]
+  int token_lanes;
+  void* y;  // [rows, y_stride], of dtype or float32; the products' outputs begin at their offsets
   int y_stride;
+  bool y_float;
   int offset[kMostUpdates];
-  int lanes;                // row r belongs to lane r % lanes,
-  int lane;                 // or, if this is not −1, all rows to this one
+  AdaptedLanes adapted;
   const int32_t* position;  // [rows], −1: the row is idle; or null
   int rows;
   int max_rank;
+  float multiplier;  // of all updates
   DType dtype;
 };
 
