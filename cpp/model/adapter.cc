@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "model/slots.h"
 #include "support/scalar_type.h"
@@ -88,6 +89,23 @@ Adapter::Adapter(const ModelSpec& spec, const TensorMap& tensors,
     for (const LinearSlot& slot : linear_slots(spec, i)) {
       layer.*slot.update = low_rank(slot_of(i, slot.name), slot.out, slot.in);
     }
+    if (!spec.layers[i].experts) {
+      continue;
+    }
+    layer.router = low_rank(slot_of(i, "router"), spec.experts.count, spec.hidden_size);
+    std::vector<ExpertAdapter> experts(spec.experts.count);
+    int64_t rank = 0;
+    for (int64_t expert = 0; expert < spec.experts.count; ++expert) {
+      for (const ExpertSlot& slot : expert_slots(spec)) {
+        LowRank& update = experts[expert].*slot.update;
+        update = low_rank(slot_of(i, expert, slot.name), slot.out, slot.in);
+        rank = std::max(rank, update.defined() ? update.rank() : 0);
+      }
+    }
+    if (rank > 0) {
+      layer.experts = std::move(experts);
+      expert_rank_ = std::max(expert_rank_, rank);
+    }
   }
   TORCH_CHECK_VALUE(taken == tensors.size(), "the adapter has ", tensors.size() - taken,
                     " tensors that belong to no layer of this model");
@@ -112,11 +130,21 @@ void check_fits(const Adapter& adapter, const Weights& weights) {
   for (size_t i = 0; i < adapter.layers.size(); ++i) {
     const LayerAdapter& updates = adapter.layers[i];
     const LayerWeights& layer = weights.layers[i];
+    const auto check = [&](bool fits) {
+      TORCH_CHECK_VALUE(fits, "layer ", i, " of an adapter has other shapes than its base; load it for this base");
+    };
+    const auto check_update = [&](const LowRank& update, const LinearWeights& linear) {
+      check(!update.defined() || (update.a.size(1) == linear.matrix.in && update.b.size(1) == linear.matrix.out));
+    };
     for (const LinearSlot& slot : linear_slots(weights.spec(), static_cast<int64_t>(i))) {
-      const LowRank& update = updates.*slot.update;
-      const ops::Matrix& matrix = (layer.*slot.weights).matrix;
-      TORCH_CHECK_VALUE(!update.defined() || (update.a.size(1) == matrix.in && update.b.size(1) == matrix.out),
-                        "layer ", i, " of an adapter has other shapes than its base; load it for this base");
+      check_update(updates.*slot.update, layer.*slot.weights);
+    }
+    check_update(updates.router, layer.router);
+    check(updates.experts.empty() || updates.experts.size() == layer.experts.size());
+    for (size_t expert = 0; expert < updates.experts.size(); ++expert) {
+      for (const ExpertSlot& slot : expert_slots(weights.spec())) {
+        check_update(updates.experts[expert].*slot.update, layer.experts[expert].*slot.weights);
+      }
     }
   }
 }

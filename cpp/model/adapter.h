@@ -50,8 +50,13 @@ struct TableAdapter {
   OwnRows own;
 };
 
+struct ExpertAdapter {
+  LowRank gate, up, down;
+};
+
 struct LayerAdapter {
-  LowRank q, k, v, o, gate, up, down;
+  LowRank q, k, v, o, gate, up, down, router;
+  std::vector<ExpertAdapter> experts;  // of all, or none
 };
 
 // The tensors of one adapter: immutable, loaded once, shared by every lane that runs with it.
@@ -66,6 +71,7 @@ class Adapter {
   DType dtype() const { return dtype_; }
   int64_t bytes() const { return bytes_; }
   int64_t max_rank() const { return max_rank_; }
+  int64_t expert_rank() const { return expert_rank_; }  // largest rank of experts' layers; 0: none is adapted
 
   TableAdapter embedding, head;
   std::vector<LayerAdapter> layers;
@@ -74,6 +80,7 @@ class Adapter {
   DType dtype_ = DType::float32;
   int64_t bytes_ = 0;
   int64_t max_rank_ = 0;
+  int64_t expert_rank_ = 0;
 };
 
 // Throws a ValueError unless every update has the type and the shape of its layer: an adapter made for another model

@@ -14,6 +14,7 @@ struct ModelSize {
   bool quantized;   // whether any of its linear layers are quantized
   int64_t weights;  // bytes
   int64_t adapters = 0;
+  int64_t expert_rank = 0;  // largest rank of adapters of experts
 };
 
 }  // namespace dlf

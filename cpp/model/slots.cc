@@ -30,9 +30,9 @@ std::vector<LinearSlot> linear_slots(const ModelSpec& spec, int64_t layer) {
 std::vector<ExpertSlot> expert_slots(const ModelSpec& spec) {
   const int64_t hidden = spec.hidden_size;
   const int64_t inner = spec.experts.size;
-  return {{"gate", inner, hidden, &ExpertWeights::gate},
-          {"up", inner, hidden, &ExpertWeights::up},
-          {"down", hidden, inner, &ExpertWeights::down}};
+  return {{"gate", inner, hidden, &ExpertWeights::gate, &ExpertAdapter::gate},
+          {"up", inner, hidden, &ExpertWeights::up, &ExpertAdapter::up},
+          {"down", hidden, inner, &ExpertWeights::down, &ExpertAdapter::down}};
 }
 
 std::vector<NormSlot> norm_slots(const ModelSpec& spec) {

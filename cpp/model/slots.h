@@ -10,6 +10,7 @@
 
 namespace dlf {
 
+struct ExpertAdapter;
 struct ExpertWeights;
 struct LayerAdapter;
 struct LayerWeights;
@@ -41,6 +42,7 @@ struct ExpertSlot {
   int64_t out;
   int64_t in;
   LinearWeights ExpertWeights::* weights;
+  LowRank ExpertAdapter::* update;
 };
 
 // Slots of a layer, of all layers, and of every expert.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 
 from dlf import _C
 from dlf.adapters.config import CONFIG, NOT_PLAIN, AdapterConfig
+from dlf.adapters.experts import ExpertStacks, router_modules
 from dlf.adapters.tables import EMBEDDING, Tables
 from dlf.adapters.updates import LowRank, TableUpdate
 from dlf.checkpoints.checkpoint import check_finite
@@ -67,38 +68,60 @@ class AdapterFile:
         CheckpointError
             If the file is damaged, or a tensor fits no layer of this base, is missing or misshapen.
         """
-        linears, mixed = config.linear_modules(), config.expert_modules()
+        linears, routers = config.linear_modules(), router_modules(config)
+        mixed = config.expert_modules()
         found: dict[str, dict[str, torch.Tensor]] = {}
         with TensorFile(self.path, os.path.getsize(self.path)) as file:
             tables = Tables.of(file, config, PREFIX)
-            of_tables = {key for parts in tables.keys.values() for key in parts.values()}
-            places = {key: self._place(key, linears, mixed) for key in file.layout if key not in of_tables}
-            ranks = self._config.ranks({layer for layer, _ in places.values()})
-            for key, (layer, part) in places.items():
+            stacks = ExpertStacks.of(file, config, PREFIX)
+            others = {key for of in (tables, stacks) for parts in of.keys.values() for key in parts.values()}
+            places = {key: self._place(key, linears, routers) for key in file.layout if key not in others}
+            # Patterns match the name of a router's weight if target_parameters has it.
+            named = {name: name for name, _ in places.values()}
+            named |= {name: f"{name}.weight" for name in routers if self._config.parameters([f"{name}.weight"])}
+            ranks = self._config.ranks(named.values())
+            scales = self._config.scales(ranks)
+            scale_of = {}
+            for key, (name, part) in places.items():
+                layer, rank = routers.get(name, name), ranks[named[name]]
+                scale_of[layer] = scales[named[name]]
                 out, columns = linears[layer].shape
-                wanted = {"lora_A": (ranks[layer], columns), "lora_B": (out, ranks[layer])}.get(part, (out,))
+                wanted = {"lora_A": (rank, columns), "lora_B": (out, rank)}.get(part, (out,))
                 one = file.layout[key]
                 if one.shape != wanted or one.dtype not in DTYPES:
                     raise CheckpointError(
                         f"{self.path}: tensor '{key}' is {one.dtype} {list(one.shape)}; for this base "
                         f"and {CONFIG} it must be floating-point {list(wanted)}"
                     )
-                found.setdefault(layer, {})[part] = file.read(key, wanted)
-        if not found and not of_tables:
+                if part in found.setdefault(layer, {}):
+                    raise CheckpointError(f"{self.path} changes {layer} in two ways, which dlf does not add up")
+                found[layer][part] = file.read(key, wanted)
+            of_experts = stacks.read(self._config)
+        if not found and not others:
             raise CheckpointError(f"{self.path} has no tensors; fetch the adapter again")
-        for layer in self._config.targets(linears):
-            if layer not in found:
-                raise CheckpointError(
-                    f"{self.path} has nothing for {layer}, which target_modules names; fetch the adapter again"
-                )
+        if twice := of_experts.keys() & found:
+            raise CheckpointError(f"{self.path} changes {min(twice)} in two ways, which dlf does not add up")
+        # In transformers 5 experts and routers are no linear layers, so target_modules does not name them.
+        of_routers = set(routers.values())
+        absent = {one for some in (of_routers, mixed - of_routers) if some.isdisjoint(found) for one in some}
+        expected = [layer for layer in linears if layer not in absent]
+        weights = {f"{name}.weight": module for name, module in routers.items()}
+        for key, layers in (
+            ("target_modules", self._config.targets(expected)),
+            ("target_parameters", [weights[name] for name in self._config.parameters(weights)]),
+        ):
+            for layer in layers:
+                if layer not in found:
+                    raise CheckpointError(
+                        f"{self.path} has nothing for {layer}, which {key} names; fetch the adapter again"
+                    )
         parts = ("lora_A", "lora_B", "lora_magnitude_vector")[: 3 if self.dora else 2]
         for layer, tensors in found.items():
             missing = [part for part in parts if part not in tensors]
             if missing:
                 raise CheckpointError(f"{self.path} has no {missing[0]} of {layer}; fetch the adapter again")
-        scales = self._config.scales(ranks)
-        return {
-            layer: LowRank(t["lora_A"], t["lora_B"], scales[layer], t.get("lora_magnitude_vector"))
+        return of_experts | {
+            layer: LowRank(t["lora_A"], t["lora_B"], scale_of[layer], t.get("lora_magnitude_vector"))
             for layer, t in found.items()
         }
 
@@ -115,17 +138,12 @@ class AdapterFile:
                 "dlf.Lora(..., merge=True)"
             )
 
-    def _place(self, key: str, linears: Collection[str], mixed: Collection[str]) -> tuple[str, str]:
+    def _place(self, key: str, linears: Collection[str], routers: Mapping[str, str]) -> tuple[str, str]:
         match = PART.fullmatch(key.removeprefix(PREFIX))
-        if match and match[1] in mixed:
+        if not match or not key.startswith(PREFIX) or routers.get(match[1], match[1]) not in linears:
             raise CheckpointError(
-                f"{self.path}: tensor {key!r:.120} adapts experts or their router, which dlf does not run; adapt "
-                "attention alone, or merge the adapter into its base (PEFT: merge_and_unload) and give the result"
-            )
-        if not match or not key.startswith(PREFIX) or match[1] not in linears:
-            raise CheckpointError(
-                f"{self.path}: tensor {key!r:.120} belongs to no linear layer of attention or MLP of this base; "
-                f"{NOT_PLAIN}, or give the base that it was trained on"
+                f"{self.path}: tensor {key!r:.120} belongs to no linear layer of attention, MLP or experts of this "
+                f"base; {NOT_PLAIN}, or give the base that it was trained on"
             )
         if match[2] == "lora_magnitude_vector" and not self.dora:
             raise CheckpointError(f"{self.path}: tensor '{key}' is DoRA's, but {CONFIG} does not say use_dora")

@@ -22,7 +22,7 @@ MAX_PATTERNS = 4096
 TRAINING = set(
     "auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config exclude_modules inference_mode "
     "layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config megatron_config megatron_core "
-    "fan_in_fan_out peft_version qalora_group_size revision runtime_config target_modules task_type "
+    "fan_in_fan_out peft_version qalora_group_size revision runtime_config target_modules target_parameters task_type "
     "velora_config".split()
 )
 COMPUTED = set(
@@ -32,10 +32,12 @@ COMPUTED = set(
 # Keys that make an adapter something other than plain LoRA.
 OTHERS = set(
     "alora_invocation_tokens arrow_config kasa_config layer_replication lora_bias monteclora_config "
-    "target_parameters use_bdlora use_qalora".split()
+    "use_bdlora use_qalora".split()
 )
 NEUTRAL_STARTS = ("gaussian", "eva", "mica", "orthogonal")  # these leave the base unchanged
-NOT_PLAIN = "dlf adds plain LoRA to the layers of attention and MLP, the embedding and the head; train such an adapter"
+NOT_PLAIN = (
+    "dlf adds plain LoRA to the layers of attention, MLP and experts, the embedding and the head; train such an adapter"
+)
 MAX_TOKENS = 1 << 20  # of trainable_token_indices
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -134,6 +136,10 @@ class AdapterConfig:
             numbered = {str(one) for one in (numbers if isinstance(numbers, list) else [numbers])}
             chosen = [layer for layer in chosen if (match := LAYER.match(layer)) and match[1] in numbered]
         return [layer for layer in chosen if layer not in excluded]
+
+    def parameters(self, names: Iterable[str]) -> list[str]:
+        """Parameters that ``target_parameters`` names."""
+        return self._named("target_parameters", names)
 
     def _named(self, key: str, layers: Iterable[str]) -> list[str]:
         """Layers that a list of name endings, or a regular expression, selects."""

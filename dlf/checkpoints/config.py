@@ -102,11 +102,10 @@ class ModelConfig:
         return {part.tensor: part.stored for part in self.parts.values()}
 
     def linear_modules(self) -> dict[str, LinearModule]:
-        """Return the linear layers of attention and feed-forward, by the names of their modules; without experts."""
+        """Return the linear layers of attention, feed-forward, experts and routers, by the names of their modules."""
         found: dict[str, LinearModule] = {}
-        mixed = self.expert_modules()
         for slot, part in self.parts.items():
-            if "." in slot and len(part.shape) == 2 and part.module not in mixed:
+            if "." in slot and len(part.shape) == 2:
                 found.setdefault(part.module, LinearModule()).parts[slot] = part
         return found
 

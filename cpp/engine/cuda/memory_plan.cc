@@ -74,6 +74,7 @@ EngineOptions checked(const FusionPlan& plan, const Models& models, const Engine
     for (const std::shared_ptr<const Adapter>& adapter : adapters[i]) {
       check_fits(*adapter, *models[i]);
       sizes[i].adapters += adapter->bytes();
+      sizes[i].expert_rank = std::max(sizes[i].expert_rank, adapter->expert_rank());
     }
   }
   const std::vector<MemoryPart> parts = plan_memory(plan, sizes, options);

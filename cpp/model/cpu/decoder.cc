@@ -70,8 +70,11 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   }
   if (!adapters_.empty()) {
     runs_.reserve(rows);
-    updates_.reserve(rows * kMostAdapted);
-    inner_ = at::empty({rows, kMostAdapted, rank}, at::kFloat);
+    const int64_t pairs = rows * spec.experts.chosen;
+    const int64_t updates = std::max(rows * kMostAdapted, 2 * pairs);  // of experts: gate and up
+    updates_.reserve(updates);
+    down_updates_.reserve(pairs);
+    inner_ = at::empty({updates, rank}, at::kFloat);
   }
 }
 

@@ -69,8 +69,8 @@ class Decoder {
 
   std::vector<std::shared_ptr<const Adapter>> adapters_;
   std::vector<Run> runs_;  // of the pass
-  std::vector<ops::LoraRun> updates_;
-  at::Tensor inner_;  // [rows, products, rank]
+  std::vector<ops::LoraRun> updates_, down_updates_;
+  at::Tensor inner_;  // [updates, rank]
 };
 
 }  // namespace dlf

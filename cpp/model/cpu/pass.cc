@@ -1,5 +1,6 @@
 #include "model/cpu/pass.h"
 
+#include <algorithm>
 #include <array>
 #include <limits>
 
@@ -123,20 +124,26 @@ void Decoder::Pass::route(int64_t index) {
   const LinearWeights& router = layer(index).router;
   const std::array products = {product(router, data(d_.experts_.logits))};
   multiply(data(d_.normed_), products);
+  adapt(index, data(d_.normed_), {{&LayerAdapter::router, data(d_.experts_.logits)}});
   ops::router({data(d_.experts_.logits), nullptr, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
                static_cast<int>(experts.chosen), std::numeric_limits<int>::max(), experts.normalise},
               d_.team_);
 }
 
 void Decoder::Pass::add_experts(int64_t index) {
+  collect_experts(index);
   ops::experts({{layer(index).expert_matrices.data(), d_.experts_.routes(), data(d_.normed_), data(d_.experts_.gated),
                  data(d_.experts_.products), output(), rows_, static_cast<int>(spec().experts.chosen),
                  static_cast<int>(spec().hidden_size), static_cast<int>(spec().experts.size), DType::float32},
                 data(d_.expert_up_),
                 &d_.input_,
                 is_prompt_,
-                /*accumulate=*/adds_at_once()},
+                /*accumulate=*/adds_at_once(),
+                d_.updates_,
+                d_.down_updates_,
+                float_type(d_.weights_->dtype())},
                d_.team_);
+  d_.updates_.clear();
   add_output(layer(index).feed_forward_post_norm);
 }
 
@@ -202,23 +209,47 @@ void Decoder::Pass::adapt(int64_t index, const float* x, std::initializer_list<A
   for (const Run& run : d_.runs_) {
     for (const Adapted& product : products) {
       const LowRank& update = run.adapter->layers[index].*product.update;
-      collect(run, update, product.y);
+      collect(d_.updates_, run, update, product.y);
       in = update.defined() ? update.a.size(1) : in;
     }
   }
   add_updates(x, in);
 }
 
-// Collects the update of a product of the pass's rows for the next call of ops::lora().
-void Decoder::Pass::collect(const Run& run, const LowRank& update, float* y) {
+// Collects the update of a product of the pass's rows for one call of ops::lora().
+void Decoder::Pass::collect(std::vector<ops::LoraRun>& updates, const Run& run, const LowRank& update, float* y) {
   if (update.defined()) {
     const ops::LoraUpdate one = update.update();
     float* inner = data(d_.inner_);
-    if (!d_.updates_.empty()) {
-      const ops::LoraRun& last = d_.updates_.back();
+    if (!updates.empty()) {
+      const ops::LoraRun& last = updates.back();
       inner = last.inner + static_cast<int64_t>(last.rows) * last.update.rank;
     }
-    d_.updates_.push_back({one, y + static_cast<int64_t>(run.row) * one.out, run.row, run.rows, inner});
+    updates.push_back({one, y + static_cast<int64_t>(run.row) * one.out, run.row, run.rows, inner});
+  }
+}
+
+// Collects the updates of a layer's experts. Pairs of an expert are sorted by row, so those of an adapter are
+// neighbours.
+void Decoder::Pass::collect_experts(int64_t index) {
+  d_.down_updates_.clear();
+  const ops::Routes routes = d_.experts_.routes();
+  for (int32_t i = 0; !d_.runs_.empty() && i < *routes.run_count; ++i) {
+    const ops::ExpertRun& pairs = routes.runs[i];
+    const int32_t* rows = routes.row + pairs.first;
+    for (const Run& run : d_.runs_) {
+      const std::vector<ExpertAdapter>& experts = run.adapter->layers[index].experts;
+      const int32_t* begin = std::lower_bound(rows, rows + pairs.pairs, run.row);
+      const int32_t* end = std::lower_bound(begin, rows + pairs.pairs, run.row + run.rows);
+      if (experts.empty() || begin == end) {
+        continue;
+      }
+      const ExpertAdapter& updates = experts[pairs.expert];
+      const Run own = {run.adapter, pairs.first + static_cast<int>(begin - rows), static_cast<int>(end - begin)};
+      collect(d_.updates_, own, updates.gate, data(d_.experts_.gated));
+      collect(d_.updates_, own, updates.up, data(d_.expert_up_));
+      collect(d_.down_updates_, own, updates.down, data(d_.experts_.products));
+    }
   }
 }
 
@@ -239,7 +270,7 @@ void Decoder::Pass::adapt_embedding(const ops::EmbeddingArgs& args) {
       own.rows = run.row + run.rows;
       ops::embedding(own);
     }
-    collect(run, table.update, args.y);
+    collect(d_.updates_, run, table.update, args.y);
   }
   for (ops::LoraRun& run : d_.updates_) {
     run.update.scale *= args.multiplier;
@@ -253,7 +284,7 @@ void Decoder::Pass::adapt_head(float* logits) {
   const int64_t hidden = spec().hidden_size;
   for (Run& run : d_.runs_) {
     run.rows = is_prompt_ ? rows_ : run.rows;
-    collect(run, run.adapter->head.update, logits);
+    collect(d_.updates_, run, run.adapter->head.update, logits);
   }
   add_updates(x, hidden);
   const ops::MatrixType type = float_type(d_.weights_->dtype());

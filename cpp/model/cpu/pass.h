@@ -49,7 +49,8 @@ class Decoder::Pass {
   void add(int64_t index, LinearWeights LayerWeights::* weights, LowRank LayerAdapter::* update, const float* x,
            const NormWeights& post_norm);
   void adapt(int64_t index, const float* x, std::initializer_list<Adapted> products);
-  void collect(const Run& run, const LowRank& update, float* y);
+  void collect(std::vector<ops::LoraRun>& updates, const Run& run, const LowRank& update, float* y);
+  void collect_experts(int64_t index);
   void add_updates(const float* x, int64_t in);
   void adapt_embedding(const ops::EmbeddingArgs& args);
   void adapt_head(float* logits);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <map>
 
+#include "ops/cuda/experts.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
@@ -75,6 +76,8 @@ DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>
         return {&w.o};
       case mlp:
         return gated ? std::vector{&w.gate, &w.up} : std::vector{&w.up};
+      case router:
+        return {&w.router};
       default:
         return {&w.down};
     }
@@ -87,6 +90,27 @@ DeviceAdapters::DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>
   add([](const Adapter& adapter) { return std::vector{&adapter.embedding.update}; });
   add([](const Adapter& adapter) { return std::vector{&adapter.head.update}; });
   tables_ = to_device(table, device);
+
+  for (size_t layer = 0; layer < adapters[0]->layers.size(); ++layer) {
+    size_t count = 0;
+    for (const std::shared_ptr<const Adapter>& adapter : adapters) {
+      count = std::max(count, adapter->layers[layer].experts.size());
+      expert_rank_ = std::max(expert_rank_, static_cast<int>(adapter->expert_rank()));
+    }
+    std::vector<LoraUpdate> of_layer;
+    for (size_t lane = 0; count > 0 && lane < lane_adapter.size(); ++lane) {
+      of_layer.resize(lane * count * kExpertUpdates);
+      if (lane_adapter[lane] >= 0) {
+        for (const ExpertAdapter& expert : adapters[lane_adapter[lane]]->layers[layer].experts) {
+          for (const LowRank* update : {&expert.gate, &expert.up, &expert.down}) {
+            of_layer.push_back(update_of(*update));
+          }
+        }
+      }
+    }
+    of_layer.resize(lane_adapter.size() * count * kExpertUpdates);
+    expert_tables_.push_back(count > 0 ? to_device(of_layer, device) : at::Tensor());
+  }
 
   std::vector<ops::OwnEmbedding> own_embedding;
   std::vector<ops::OwnLogits> own_logits;
@@ -116,6 +140,12 @@ const LoraUpdate* DeviceAdapters::table(int64_t index) const {
   return empty() || !any_[index]
              ? nullptr
              : static_cast<const LoraUpdate*>(tables_.const_data_ptr()) + index * lanes() * kMostUpdates;
+}
+
+const LoraUpdate* DeviceAdapters::experts(int64_t layer) const {
+  return empty() || !expert_tables_[layer].defined()
+             ? nullptr
+             : static_cast<const LoraUpdate*>(expert_tables_[layer].const_data_ptr());
 }
 
 const ops::OwnEmbedding* DeviceAdapters::own_embedding() const {

@@ -15,8 +15,9 @@ namespace dlf::cuda {
 // the kernel reads a table by lane; so it does for the embedding and the head.
 class DeviceAdapters {
  public:
-  enum Input { attention, output, mlp, down };  // of q, k and v; of o; of gate and up, or up alone; of down
-  static constexpr int kInputs = 4;
+  // Of q, k and v; of o; of gate and up, or up alone; of down; of the router.
+  enum Input { attention, output, mlp, down, router };
+  static constexpr int kInputs = 5;
 
   // `lane_adapter` has the index of each lane's adapter, or −1. Copies on the current stream.
   DeviceAdapters(const std::vector<std::shared_ptr<const Adapter>>& adapters, const std::vector<int64_t>& lane_adapter,
@@ -31,6 +32,8 @@ class DeviceAdapters {
   const ops::LoraUpdate* updates(int64_t layer, Input input) const { return table(layer * kInputs + input); }
   const ops::LoraUpdate* embedding() const { return table(std::ssize(any_) - 2); }
   const ops::LoraUpdate* head() const { return table(std::ssize(any_) - 1); }
+  const ops::LoraUpdate* experts(int64_t layer) const;  // [lanes, experts, kExpertUpdates]
+  int expert_rank() const { return expert_rank_; }
   const ops::OwnEmbedding* own_embedding() const;
   const ops::OwnLogits* own_logits() const;
   int most_own_logits() const { return most_own_logits_; }  // rows of any lane
@@ -48,6 +51,8 @@ class DeviceAdapters {
   at::Tensor tables_;      // bytes of LoraUpdate [layers * kInputs + 2, lanes, kMostUpdates]
   std::vector<bool> any_;  // whether a lane has an update, of each table
   int max_rank_ = 0;
+  std::vector<at::Tensor> expert_tables_;  // of each layer, undefined without updates of experts
+  int expert_rank_ = 0;
   at::Tensor own_embedding_, own_logits_;  // bytes [lanes], or undefined
   int most_own_logits_ = 0;
   std::vector<bool> replaces_head_;

@@ -102,6 +102,9 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
   activated_ = at::zeros({rows, spec_.dense_size()}, halves);
   if (spec_.experts.count > 0) {
     experts_ = ExpertBuffers(spec_, rows, most_runs(spec_, rows), halves);
+    if (adapters_.expert_rank() > 0) {
+      expert_inner_ = at::empty({rows * spec_.experts.chosen, 2, adapters_.expert_rank()}, floats);
+    }
   }
   logits_ = at::zeros({rows_with_logits(shape), spec_.vocab_size}, floats);
   if (weights.quantized()) {
@@ -140,7 +143,8 @@ DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
   bytes.activations = most_rows(shape) * row + rope_bytes(spec, shape.max_context) +
                       (shape.max_tokens + shape.rows()) * 4 + shape.max_context * position;
   if (spec.experts.count > 0) {
-    bytes.activations += ExpertBuffers::bytes(spec, most_rows(shape), most_runs(spec, most_rows(shape)), element);
+    bytes.activations += ExpertBuffers::bytes(spec, most_rows(shape), most_runs(spec, most_rows(shape)), element) +
+                         most_rows(shape) * spec.experts.chosen * 2 * model.expert_rank * 4;
   }
   bytes.logits = rows_with_logits(shape) * spec.vocab_size * 4;
   bytes.workspace = kLibraryBytes + (model.quantized ? largest_matrix(spec) * element : 0);

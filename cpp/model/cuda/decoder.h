@@ -115,8 +115,9 @@ class Decoder {
   at::Tensor hidden_;  // float32 [most rows, hidden]
   at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
   ExpertBuffers experts_;
-  at::Tensor dequantized_;  // the largest matrix, if weights are quantized
-  at::Tensor logits_;       // float32 [rows, with those of the spare sequence; vocab]
+  at::Tensor expert_inner_;  // float32 [pairs, 2, rank], if adapters change experts
+  at::Tensor dequantized_;   // the largest matrix, if weights are quantized
+  at::Tensor logits_;        // float32 [rows, with those of the spare sequence; vocab]
 };
 
 }  // namespace dlf::cuda

@@ -196,6 +196,7 @@ void Decoder::Pass::add_feed_forward(int64_t index) {
 void Decoder::Pass::route(int64_t index) {
   const ExpertsSpec& experts = spec().experts;
   multiply(layer(index).router, d_.normed_, d_.experts_.logits);
+  adapt(index, DeviceAdapters::router);
   cuda::router(
       {data(d_.experts_.logits), places_.position, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
        static_cast<int>(experts.chosen), expert_run_pairs(rows_), experts.normalise},
@@ -220,6 +221,11 @@ void Decoder::Pass::add_experts(int64_t index) {
   args.dtype = d_.dtype_;
   args.position = places_.position;
   args.most_runs = static_cast<int>(ops::most_runs(rows_, experts.count, experts.chosen, expert_run_pairs(rows_)));
+  if (!is_prompt() || d_.adapters_.adapts(adapted_lanes().lane)) {
+    args.adapters = {d_.adapters_.experts(index), static_cast<int>(experts.count), adapted_lanes(),
+                     d_.expert_inner_.defined() ? d_.expert_inner_.mutable_data_ptr<float>() : nullptr,
+                     d_.adapters_.expert_rank()};
+  }
   begin_branch();
   cuda::experts(args, d_.queue_.stream());
   end_branch(layer(index).feed_forward_post_norm);
@@ -235,7 +241,10 @@ void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
   const at::Tensor& x = input == DeviceAdapters::output ? d_.attended_
                         : input == DeviceAdapters::down ? d_.activated_
                                                         : d_.normed_;
-  at::Tensor& y = is_attention ? d_.qkv_ : input == DeviceAdapters::mlp ? d_.gate_up_ : d_.branch_;
+  at::Tensor& y = is_attention                      ? d_.qkv_
+                  : input == DeviceAdapters::mlp    ? d_.gate_up_
+                  : input == DeviceAdapters::router ? d_.experts_.logits
+                                                    : d_.branch_;
   LoraArgs args = lora_args(updates, y);
   args.products = d_.adapters_.products(input);
   args.x = x.const_data_ptr();

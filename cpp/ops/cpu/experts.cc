@@ -53,6 +53,7 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
   const Matrix& first = args.experts[0].gate;
   const auto activate = DLF_CPU_DISPATCH(activation_kernel);
   LinearKernel* kernel = linear_kernel_of(first.type);
+  const bool updated = !args.gate_updates.empty();  // the activation waits for the updates
   const auto swiglu_args = [&](const ExpertRun& run) {
     const int64_t place = int64_t{run.first} * args.inner;
     return ActivationArgs{gated + place, args.up + place, args.inner,    gated + place,
@@ -63,7 +64,7 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
     const RunProduct gates = product(x, expert.gate, gated, run);
     kernel(gates.x, gates.args, begin, end);
     kernel(gates.x, product(x, expert.up, args.up, run).args, begin, end);
-    for (int64_t pair = 0; pair < run.pairs; ++pair) {
+    for (int64_t pair = 0; !updated && pair < run.pairs; ++pair) {
       activate(swiglu_args(run), pair * first.out + begin * kTileOutputs,
                pair * first.out + std::min(end * kTileOutputs, first.out));
     }
@@ -73,8 +74,16 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
     const RunProduct gates = product(x, expert.gate, gated, run);
     linear_prefill(gates.x, gates.args, team);
     linear_prefill(gates.x, product(x, expert.up, args.up, run).args, team);
-    ops::activate(swiglu_args(run), team);
+    if (!updated) {
+      ops::activate(swiglu_args(run), team);
+    }
   });
+  if (updated) {
+    const auto pairs = static_cast<int>(args.rows * args.chosen);
+    lora(args.input->prepare(args.products, pairs, args.hidden, args.update_type, team), args.gate_updates,
+         args.update_type, team);
+    ops::activate(swiglu_args({0, 0, pairs}), team);
+  }
 }
 
 // products = down(gated)
@@ -89,6 +98,12 @@ void project(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& t
     const RunProduct products = product(x, args.experts[run.expert].down, args.products, run);
     linear_prefill(products.x, products.args, team);
   });
+  if (!args.down_updates.empty()) {
+    const int64_t pairs = int64_t{args.rows} * args.chosen;
+    const auto* gated = static_cast<const float*>(args.gated);
+    lora(args.input->prepare(gated, pairs, args.inner, args.update_type, team), args.down_updates, args.update_type,
+         team);
+  }
 }
 
 void mix(const CpuExpertsArgs& args, int64_t row) {

@@ -34,8 +34,28 @@ struct Product {
   }
   __device__ int in() const { return Gated ? args.hidden : args.inner; }
   __device__ int out() const { return Gated ? args.inner : args.hidden; }
+  // The update of one of the products, for a row.
+  __device__ ops::LoraUpdate update(int row, int expert, int index) const {
+    const ExpertUpdates& all = args.adapters;
+    return all.updates[(all.adapted.of(row) * all.experts + expert) * kExpertUpdates + (Gated ? index : 2)];
+  }
+  __device__ float* inner(int pair, int index) const {
+    return args.adapters.inner + (static_cast<int64_t>(pair) * 2 + index) * args.adapters.max_rank;
+  }
+  __device__ float updated(int pair, int expert, int channel, int index, float value) const {
+    const ops::LoraUpdate own = update(args.routes.row[pair], expert, index);
+    for (int r = 0; r < own.rank; ++r) {
+      const T factor = static_cast<const T*>(own.b)[static_cast<int64_t>(r) * own.out + channel];
+      value = fmaf(inner(pair, index)[r], to_float(factor), value);
+    }
+    return value;
+  }
   // `up` is read if Gated alone.
-  __device__ void write(int pair, int channel, float value, float up) const {
+  __device__ void write(int pair, int expert, int channel, float value, float up) const {
+    if (args.adapters.updates != nullptr) {
+      value = updated(pair, expert, channel, 0, value);
+      up = Gated ? updated(pair, expert, channel, 1, up) : up;
+    }
     if constexpr (Gated) {
       static_cast<T*>(args.gated)[static_cast<int64_t>(pair) * args.inner + channel] =
           from_float<T>(swiglu_of(value, up));
@@ -44,6 +64,34 @@ struct Product {
     }
   }
 };
+
+// A block computes x A^T of the updates of one pair's products; its warps take an element each.
+template <typename T, bool Gated>
+__global__ void inner_kernel(Product<T, Gated> product) {
+  const ExpertsArgs& args = product.args;
+  const int row = static_cast<int>(blockIdx.x) / args.chosen;
+  const bool active = args.position == nullptr || args.position[row] >= 0;
+  await_inputs();
+  if (!active) {
+    return;
+  }
+  const int index = static_cast<int>(blockIdx.y);
+  const ops::LoraUpdate update = product.update(row, args.routes.expert[blockIdx.x], index);
+  const int pair = args.routes.place[blockIdx.x];
+  const T* x = product.input(pair);
+  const int in = product.in();
+  for (int r = warp_index(); r < update.rank; r += kWarps) {
+    const T* a = static_cast<const T*>(update.a) + static_cast<int64_t>(r) * in;
+    float sum = 0.0F;
+    for (int i = lane_index(); i < in; i += kWarp) {
+      sum = fmaf(to_float(x[i]), to_float(a[i]), sum);
+    }
+    sum = warp_sum(sum);
+    if (lane_index() == 0) {
+      product.inner(pair, index)[r] = update.scale * sum;
+    }
+  }
+}
 
 // A block computes the channels of one tile, or two, for the pairs of one run, at most Groups * kGroupRows. Its warps
 // take the inputs in turn, as those of linear_kernel do; if Gated, half of them multiply by up. Their number does not
@@ -126,7 +174,7 @@ __global__ void __launch_bounds__(kWarps* kWarp) experts_kernel(Product<T, Gated
         }
         totals[m] *= Weights::scale(product.matrix(run.expert, m), channel);
       }
-      product.write(run.first + pair, channel, totals[0], totals[kMatrices - 1]);
+      product.write(run.first + pair, run.expert, channel, totals[0], totals[kMatrices - 1]);
     }
   }
 }
@@ -169,7 +217,7 @@ __global__ void experts_plain_kernel(Product<T, Gated> product) {
     for (int pair = 0; pair < kGroupRows; ++pair) {
       const float totals[2] = {warp_sum(sums[0][pair]), warp_sum(sums[1][pair])};
       if (pair < count && lane_index() == 0) {
-        product.write(first + pair, channel, totals[0], totals[1]);
+        product.write(first + pair, run.expert, channel, totals[0], totals[1]);
       }
     }
   }
@@ -214,6 +262,11 @@ void start_plain(const ExpertsArgs& args, int64_t out, Stream stream) {
 
 template <typename T, int Groups, bool Gated>
 void multiply(const ExpertsArgs& args, const Matrix& like, Stream stream) {
+  if (args.adapters.updates != nullptr) {
+    launch_early(inner_kernel<T, Gated>,
+                 {dim3(static_cast<unsigned>(args.rows * args.chosen), Gated ? 2 : 1), dim3(kWarps * kWarp)}, stream,
+                 Product<T, Gated>{args});
+  }
   if constexpr (!std::is_same_v<T, float>) {
     if (like.in % 8 == 0) {
       return for_weights<T>(like,

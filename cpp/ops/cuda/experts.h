@@ -1,15 +1,29 @@
 #pragma once
 
+#include "ops/cuda/adapted_lanes.h"
 #include "ops/experts.h"
+#include "ops/lora.h"
 #include "support/cuda/stream.h"
 
 namespace dlf::cuda {
+
+// What adapters add to the products of experts.
+struct ExpertUpdates {
+  const ops::LoraUpdate* updates;  // device memory, [lanes, experts, kExpertUpdates], of dtype; null: none
+  int experts;
+  AdaptedLanes adapted;
+  float* inner;  // [pairs, 2, max_rank]: scratch for x A^T
+  int max_rank;
+};
+
+inline constexpr int kExpertUpdates = 3;  // of gate, up and down
 
 // The experts are in device memory; `like` is one of them on the host, for the sizes and types of all.
 struct ExpertsArgs : ops::ExpertsArgs {
   ops::Expert like;
   const int32_t* position;  // [rows], −1: the row is neither read nor written; or null
   int most_runs;            // that the router can make of so many rows
+  ExpertUpdates adapters = {};
 };
 
 inline constexpr int kExpertStepRows = 64;  // most rows that run as those of a step
