@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import dlf
 from dlf import _C
-from dlf.adapters.adapter import AdapterFile
+from dlf.adapters.adapter import AdapterFile, load_adapter
 from dlf.checkpoints.config import read_config
 from dlf.checkpoints.folder import Folder
 from dlf.merging.fold import Fold
@@ -142,6 +142,17 @@ def test_lanes_do_not_depend_on_the_others(bases: dict[str, Path], llama_adapter
         rows = decoder.decode([200 - slot for slot in order], order, [3] * len(order), [which[slot] for slot in order])
         for row, slot in zip(rows, order, strict=True):
             assert torch.equal(row, alone[slot])
+
+
+@pytest.mark.parametrize("kind", ["both-low-rank", "both-saved", "tokens-of-both"])
+def test_long_prompts(kind: str, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "llama", seed=6, max_position_embeddings=512)
+    adapter = make_adapter(tmp_path / "adapter", base, 1, **KINDS[kind])
+    tokens = [(7 * i + i // 5) % 384 for i in range(300)]
+    model = load_model(base, "float32")
+    decoder = _C.Decoder(model.weights, 1, 301, 2, [load_adapter(adapter, model.config, model.dtype)])
+    expected = peft_logits(base, adapter, tokens)
+    torch.testing.assert_close(decoder.prefill(tokens, 0, 0, 0), expected, rtol=1e-4, atol=1e-4 * expected.abs().max())
 
 
 def test_bfloat16_lanes_are_within_its_rounding(bases: dict[str, Path], llama_adapters: dict[str, Path]) -> None:

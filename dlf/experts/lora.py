@@ -18,7 +18,8 @@ class Lora:
     """A LoRA adapter on a small model, measured against that model without it.
 
     The adapter is not merged: its low-rank updates are added in the base's own pass, to the rows of its lane. A base
-    with many adapters therefore costs little more than the base alone. Adapters are those of LoRA (Hu et al., arXiv
+    with many adapters therefore costs little more than the base alone. An embedding or a head that the adapter replaces
+    is read beside the base's, and takes its memory. Adapters are those of LoRA (Hu et al., arXiv
     2106.09685) as PEFT saves them, with ranks and alphas of single modules and rsLoRA (2312.03732).
 
     Parameters

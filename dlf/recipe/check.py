@@ -120,6 +120,7 @@ class _Checker:
         if not expert.merge:
             file.check_low_rank()
         file.read(known[0])
+        file.read_tables(known[0])
 
     def _check_devices(self) -> None:
         """Check that the options can run on some machine, which need not be this one."""

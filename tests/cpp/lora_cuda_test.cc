@@ -8,6 +8,7 @@
 
 #include "cuda_testing.h"
 #include "ops/cuda/lora.h"
+#include "ops/cuda/own_logits.h"
 
 namespace dlf::cuda {
 namespace {
@@ -153,6 +154,112 @@ void idle_rows_stay_as_they_are() {
   }
 }
 
+// An embedding has one-hot rows, each with the update of its token.
+void tokens_are_one_hot_rows() {
+  const int vocab = 11;
+  const int out = kStride;
+  const std::vector<int32_t> tokens = {3, -1, 10, 0};  // of two rows each
+  for (const DType dtype : kDeviceTypes) {
+    const at::ScalarType type = scalar_type(dtype);
+    const at::Tensor a = random({vocab, 5}, type, 60);
+    const at::Tensor b = random({5, out}, type, 61);
+    const at::Tensor y = random({8, out}, at::kFloat, 62);
+    const at::Tensor device_a = to_device(a), device_b = to_device(b), token = to_device(tokens);
+    std::vector<LoraUpdate> entries(size_t{2} * kMostUpdates);  // lane 0 has none
+    entries[kMostUpdates] = {device_a.const_data_ptr(), device_b.const_data_ptr(), 0.5F, 5, out};
+    const auto bytes = static_cast<int64_t>(entries.size() * sizeof(LoraUpdate));
+    const at::Tensor host = at::empty({bytes}, at::kByte);
+    std::memcpy(host.mutable_data_ptr(), entries.data(), bytes);
+    const at::Tensor table = to_device(host);
+    const at::Tensor found = run_in_any_order([&](Stream stream) {
+      const at::Tensor result = to_device(y.clone());
+      LoraArgs args = {};
+      args.updates = static_cast<const LoraUpdate*>(table.const_data_ptr());
+      args.products = 1;
+      args.token = token.const_data_ptr<int32_t>();
+      args.token_lanes = 2;
+      args.y = result.mutable_data_ptr();
+      args.y_stride = out;
+      args.y_float = true;
+      args.adapted = {2, -1};
+      args.rows = 8;
+      args.max_rank = 5;
+      args.multiplier = 3;
+      args.dtype = dtype;
+      lora(args, stream);
+      return result;
+    });
+    for (int row = 0; row < 8; ++row) {
+      const int32_t one = tokens[row / 2];
+      at::Tensor expected = y[row].to(at::kDouble);
+      if (row % 2 == 1 && one >= 0) {
+        expected += 1.5 * at::matmul(a[one].to(at::kDouble), b.to(at::kDouble));
+        EXPECT(near(found[row], expected, 1e-5));
+      } else {
+        EXPECT(at::equal(found[row], y[row]));
+      }
+    }
+  }
+}
+
+// Rows of the head that a lane has of its own replace its logits; idle rows and other lanes keep theirs.
+void own_rows_of_the_head_replace_logits() {
+  const int vocab = 45;
+  const int rows = 31;
+  const std::vector<int32_t> numbers = {40, 2, 7};
+  std::vector<int32_t> positions(rows, 5);
+  positions[8] = positions[9] = -1;
+  for (const DType dtype : kDeviceTypes) {
+    const at::ScalarType type = scalar_type(dtype);
+    const at::Tensor whole = random({vocab, kIn}, type, 70);
+    const at::Tensor some = random({3, kIn}, type, 71);
+    const at::Tensor x = random({rows, kIn}, type, 72);
+    const at::Tensor y = random({rows, vocab}, at::kFloat, 73);
+    const at::Tensor device_whole = to_device(whole), device_some = to_device(some), device_x = to_device(x);
+    const at::Tensor token = to_device(numbers), position = to_device(positions);
+    const ops::OwnLogits entries[kLanes] = {{},
+                                            {device_whole.const_data_ptr(), nullptr, vocab},
+                                            {device_some.const_data_ptr(), token.const_data_ptr<int32_t>(), 3}};
+    const at::Tensor host = at::empty({static_cast<int64_t>(sizeof(entries))}, at::kByte);
+    std::memcpy(host.mutable_data_ptr(), entries, sizeof(entries));
+    const at::Tensor table = to_device(host);
+    const auto replaced = [&](int lane, int count) {
+      return run_in_any_order([&](Stream stream) {
+        const at::Tensor result = to_device(y.clone());
+        own_logits({static_cast<const ops::OwnLogits*>(table.const_data_ptr()),
+                    vocab,
+                    device_x.const_data_ptr(),
+                    kIn,
+                    result.mutable_data_ptr<float>(),
+                    vocab,
+                    {kLanes, lane},
+                    position.const_data_ptr<int32_t>(),
+                    count,
+                    dtype},
+                   stream);
+        return result;
+      });
+    };
+    for (const int of : {-1, 0, 1, 2}) {
+      const at::Tensor found = replaced(of, rows);
+      for (int row = 0; row < rows; ++row) {
+        const int lane = of < 0 ? row % kLanes : of;
+        at::Tensor expected = y[row].to(at::kDouble);
+        if (positions[row] >= 0 && lane == 1) {
+          expected = at::matmul(whole.to(at::kDouble), x[row].to(at::kDouble));
+        } else if (positions[row] >= 0 && lane == 2) {
+          const at::Tensor logits = at::matmul(some.to(at::kDouble), x[row].to(at::kDouble));
+          for (int i = 0; i < 3; ++i) {
+            expected[numbers[i]] = logits[i];
+          }
+        }
+        EXPECT(near(found[row], expected, 1e-4));
+      }
+      EXPECT(at::equal(replaced(of, 10).narrow(0, 0, 8), found.narrow(0, 0, 8)));  // in any company
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dlf::cuda
 
@@ -162,5 +269,7 @@ int main() {
       {"rows have the updates of their lanes", rows_have_the_updates_of_their_lanes},
       {"rows may be of one lane", rows_may_be_of_one_lane},
       {"idle rows stay as they are", idle_rows_stay_as_they_are},
+      {"tokens are one-hot rows", tokens_are_one_hot_rows},
+      {"own rows of the head replace logits", own_rows_of_the_head_replace_logits},
   });
 }

@@ -31,6 +31,7 @@ void Decoder::Pass::embed() {
   args.lanes = 1;
   args.places = places_;
   ops::embedding(args);
+  d_.updates_.clear();  // what a pass left that ended with an exception
   adapt_embedding(args);
 }
 

@@ -10,13 +10,13 @@
 namespace dlf::ops {
 
 struct CpuExpertsArgs : ExpertsArgs {
-  float* up;                              // [pairs, inner]: scratch
-  LinearInput* input;                     // for all pairs
-  bool is_prompt;                         // many rows: their sums run in another order
-  bool accumulate;                        // y += instead of y =
-  std::span<const LoraRun> gate_updates;  // of gated and up: rows are pairs
-  std::span<const LoraRun> down_updates;  // of products
-  MatrixType update_type;
+  float* up;                                   // [pairs, inner]: scratch
+  LinearInput* input;                          // for all pairs
+  bool is_prompt;                              // many rows: their sums run in another order
+  bool accumulate;                             // y += instead of y =
+  std::span<const LoraRun> gate_updates = {};  // of gated and up: rows are pairs
+  std::span<const LoraRun> down_updates = {};  // of products
+  MatrixType update_type = MatrixType::float32;
 };
 
 // Reads the weights of the chosen experts alone, each of them once for all rows that share it. Runs are whole: they
