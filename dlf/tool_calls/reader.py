@@ -100,9 +100,14 @@ class CallReader:
 
     def _text(self) -> Steps:
         """Give out text up to a call; hold back the space before it and what may be a part of its mark."""
+        begins = self._form.mark[0] + self._form.stop[:1]
         while self._character:
             if self._form.bare and self._character == "{" and (self._after_call or not self._wrote):
                 return True
+            if not self._held and not self._character.isspace() and self._character not in begins:
+                self._write(self._character, self._shown)  # most text
+                yield
+                continue
             self._held.append((self._character, self._shown))
             held = "".join(character for character, _ in self._held).lstrip()
             marked = held == self._form.mark
