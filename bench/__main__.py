@@ -9,6 +9,7 @@ from bench.context import run as context
 from bench.family import build
 from bench.latency import run
 from bench.quality import run as quality
+from bench.serving import run as serving
 from bench.weights import run as weights
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -24,6 +25,7 @@ app.command("family")(build.main)
 app.command("quality")(quality.main)
 app.command("weights")(weights.main)
 app.command("context")(context.main)
+app.command("serve")(serving.main)
 
 
 @app.callback()

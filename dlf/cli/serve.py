@@ -51,8 +51,9 @@ def serve(
     An option may be given as a flag, else in the environment, else by a recipe.
     """
     try:
-        import fastapi  # noqa: F401 (the first of the extra's packages)
-        import uvicorn
+        import fastapi  # noqa: F401 (these three are the extra's packages)
+        import prometheus_client  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise ImportError(f"the server needs {error.name}: pip install 'dlf[serve]'") from error
     import anyio
@@ -67,16 +68,15 @@ def serve(
         EngineOptions(**one)  # raises, before anything is loaded, as does the next line
     _check(named.values(), options)
     with _bound(settings) as listener:
-        anyio.run(_serve, arguments, settings, listener, uvicorn)
+        anyio.run(_serve, arguments, settings, listener)
 
 
-async def _serve(
-    arguments: Mapping[str, dict[str, Any]], settings: ServerSettings, listener: socket.socket, uvicorn: Any
-) -> None:
+async def _serve(arguments: Mapping[str, dict[str, Any]], settings: ServerSettings, listener: socket.socket) -> None:
     import torch
 
     import dlf
     from dlf.server import Served, Service, make_app
+    from dlf.server.connection import make_server
 
     models = dlf.SharedModels()
     # Teams of threads that compete for cores wait for each other in every layer.
@@ -91,8 +91,7 @@ async def _serve(
         typer.echo(f"dlf: serving {', '.join(map(printable, served))} at http://{where}:{port}/v1", err=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn drains, then hands the signal on: the end was a clean one
-        config = uvicorn.Config(app, timeout_graceful_shutdown=settings.drain, log_level="warning", access_log=False)
-        await uvicorn.Server(config).serve([listener])
+        await make_server(app, settings).serve([listener])
 
 
 def names_of(sources: Sequence[str]) -> dict[str, str]:

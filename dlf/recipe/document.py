@@ -155,6 +155,7 @@ WRITTEN: dict[str, Any] = {
     "drafter": Place,
     "api_key_file": Place,
     "timeout": Bound,
+    "patience": Bound,
 }
 
 

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 import dlf
 from dlf.server.answers import Answer
 from dlf.server.chat import chat
 from dlf.server.completions import complete, prompts_of
-from dlf.server.errors import ApiError, error_body, from_engine, from_validation
-from dlf.server.guard import Guard
+from dlf.server.errors import ApiError, error_body, from_engine, from_validation, timed_out
+from dlf.server.guard import Guard, log_failure
 from dlf.server.messages import chat_options, messages_of
 from dlf.server.metrics import Metrics
 from dlf.server.playground import HEADERS, PAGE
 from dlf.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest
+from dlf.server.responses import Events, Json
 from dlf.server.service import Served, Service
 from dlf.server.settings import ServerSettings
+from dlf.support.option_values import shown
 from dlf.text.chat_options import ChatOptions
 from dlf.text.layout import CHAT, Layout, as_messages
 from dlf.tool_calls import as_functions
@@ -33,7 +33,6 @@ from dlf.tool_calls import as_functions
 __all__ = ["make_app"]
 
 T = TypeVar("T")
-logger = logging.getLogger("dlf.server")
 
 
 def make_app(service: Service, settings: ServerSettings | None = None) -> FastAPI:
@@ -59,18 +58,18 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
     app.add_middleware(Guard, settings=settings)
 
     @app.exception_handler(ApiError)
-    async def _(_: Request, error: ApiError) -> JSONResponse:
-        return JSONResponse(error_body(error), error.status, error.headers)
+    async def _(_: Request, error: ApiError) -> Json:
+        return Json(error_body(error), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def _(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def _(_: Request, error: RequestValidationError) -> Json:
         found = from_validation(error.errors())
-        return JSONResponse(error_body(found), found.status)
+        return Json(error_body(found), found.status)
 
     @app.exception_handler(HTTPException)
-    async def _(_: Request, error: HTTPException) -> JSONResponse:
+    async def _(_: Request, error: HTTPException) -> Json:
         found = ApiError(error.status_code, str(error.detail))
-        return JSONResponse(error_body(found), found.status, error.headers)
+        return Json(error_body(found), found.status, error.headers)
 
     async def answer(
         request: Request, body: GenerationRequest, kind: str, endpoint: str, count: int, parts: Callable[..., Any]
@@ -92,16 +91,18 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
         if count > settings.max_choices:
             raise ApiError(400, f"{count} choices are asked for; at most {settings.max_choices} are made", "n")
         source = _counted(service, served, count, settings, parts(body, served, experts, settings, frame))
-        if body.stream:
-            first = await _until_gone(request, anext(source, None))
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(_events(first, source, frame, usage), media_type="text/event-stream")
+        deadline = asyncio.get_running_loop().time() + settings.timeout
         try:
-            found = await _until_gone(request, asyncio.wait_for(_all(source), settings.timeout))
+            async with asyncio.timeout_at(deadline):
+                if body.stream:
+                    first = await _until_gone(request, anext(source, None))
+                    usage = body.stream_options is not None and body.stream_options.include_usage
+                    return Events(first, source, frame, usage, deadline, settings.timeout)
+                found = await _until_gone(request, _all(source))
         except TimeoutError:
-            raise ApiError(504, f"the request took more than {settings.timeout:g} s", code="timeout") from None
+            raise timed_out(settings.timeout) from None
         choices = sorted((choice for part in found for choice in part["choices"]), key=lambda one: one["index"])
-        return JSONResponse(frame.part(*choices) | {"usage": frame.usage.body()})
+        return Json(frame.part(*choices) | {"usage": frame.usage.body()})
 
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -146,6 +147,9 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
         tokenizer = service.find(body.model)[0].engine.tokenizer
+        for token in body.tokens:
+            if not 0 <= token < tokenizer.vocab_size:
+                raise ApiError(400, f"there is no token {shown(token)}", "tokens")
         return {"prompt": await _call(lambda: tokenizer.decode(body.tokens, skip_special_tokens=False))}
 
     @app.get("/health")
@@ -191,7 +195,7 @@ async def _call(work: Callable[[], T]) -> T:
     """Run work of a tokenizer beside the event loop; its errors are the client's."""
     try:
         return await asyncio.to_thread(work)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise from_engine(error) from error
 
 
@@ -211,36 +215,13 @@ async def _counted(
         except Exception as error:
             found = from_engine(error)
             if found.status >= 500:
-                logger.error("a request failed", exc_info=error)
+                log_failure(error)
             raise found from error
 
 
 async def _all(source: AsyncGenerator[dict[str, Any]]) -> list[dict[str, Any]]:
     async with aclosing(source):
         return [part async for part in source]
-
-
-async def _events(
-    first: dict[str, Any] | None, source: AsyncGenerator[dict[str, Any]], frame: Answer, usage: bool
-) -> AsyncGenerator[str]:
-    """Server-sent events of a stream, which end all sequences when the client leaves."""
-    none = {"usage": None} if usage else {}
-    async with aclosing(source):
-        try:
-            if first is not None:
-                yield _event(first | none)
-            async for part in source:
-                yield _event(part | none)
-        except ApiError as error:
-            yield _event(error_body(error))
-            return
-    if usage:
-        yield _event(frame.part() | {"usage": frame.usage.body()})
-    yield "data: [DONE]\n\n"
-
-
-def _event(value: dict[str, Any]) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 async def _until_gone(request: Request, work: Awaitable[T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -118,11 +119,15 @@ def _choice(index: int, text: str, reason: str | None, logprobs: Logprobs | None
     }
 
 
+def _encode(served: Served, prompt: str) -> list[int]:
+    return served.engine.tokenizer.encode(prompt, max_tokens=served.engine.max_context)
+
+
 async def _echo(
     served: Served, prompt: Prompt, body: CompletionRequest, fusion: dict[str, Any], scored: bool, top: int
 ) -> Echo:
     tokenizer = served.engine.tokenizer
-    tokens = list(prompt) if not isinstance(prompt, str) else tokenizer.encode(prompt)
+    tokens = list(prompt) if not isinstance(prompt, str) else await asyncio.to_thread(_encode, served, prompt)
     if not tokens:
         raise PromptError("the prompt is empty; give text or token ids")
     text = prompt if isinstance(prompt, str) else tokenizer.decode(tokens, skip_special_tokens=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dlf.errors import EngineError, Error, ErrorKind, field_of, is_out_of_memory
 
-__all__ = ["ApiError", "error_body", "from_engine", "from_validation"]
+__all__ = ["ApiError", "error_body", "from_engine", "from_validation", "timed_out"]
 
 # The engine's option for each name of the interface that differs.
 NAMES = {
@@ -62,6 +62,11 @@ def error_body(error: ApiError) -> dict[str, Any]:
     return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
+def timed_out(seconds: float) -> ApiError:
+    """The error of a request that takes more than so many seconds."""
+    return ApiError(504, f"the request took more than {seconds:g} s", code="timeout")
+
+
 def from_engine(error: BaseException) -> ApiError:
     """The client's error for one that the engine raised."""
     if isinstance(error, ApiError):
@@ -72,7 +77,7 @@ def from_engine(error: BaseException) -> ApiError:
         return ApiError(503, f"the server ran out of memory: {error}", code="out_of_memory")
     if isinstance(error, FloatingPointError):
         return ApiError(500, str(error), code="bad_logits")
-    if isinstance(error, (ValueError, TypeError)):
+    if isinstance(error, (ValueError, TypeError, OverflowError, RecursionError)):
         field = field_of(error)
         too_long = isinstance(error, Error) and error.kind is ErrorKind.TOO_LONG
         code = "context_length_exceeded" if too_long else None
@@ -83,6 +88,8 @@ def from_engine(error: BaseException) -> ApiError:
 def from_validation(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """The client's error for a body that does not have the form of a request."""
     first = problems[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is no JSON: {first.get('ctx', {}).get('error', first['msg'])}")
     place = [part for part in first["loc"] if part != "body" and not _names_a_type(part)]
     param = ".".join(map(str, place)) or None
     if first["type"] == "extra_forbidden":

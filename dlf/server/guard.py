@@ -1,22 +1,26 @@
-"""What a request must pass before its body is read: a key, and a bound on its size."""
+"""What a request must pass before its body is read, a key and a bound on its size, and what an error must not pass."""
 
 from __future__ import annotations
 
 import hmac
 import json
+import logging
+import traceback
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dlf.server.errors import ApiError, error_body
+from dlf.server.errors import ApiError, error_body, from_engine
 from dlf.server.settings import ServerSettings
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "log_failure"]
 
+logger = logging.getLogger("dlf.server")
+MAX_DIGITS = 18  # of a length
 OPEN = ("/", "/health", "/health/live", "/health/ready", "/version")  # the page asks for a key; probes have none
 
 
 class Guard:
-    """Middleware that refuses requests without a key, and bodies that are too large.
+    """Middleware that refuses requests without a key and bodies that are too large; an error ends one request alone.
 
     Parameters
     ----------
@@ -44,11 +48,11 @@ class Guard:
             return
         too_large = ApiError(413, f"the body is larger than {self._most} bytes", code="request_too_large")
         said = headers.get(b"content-length", b"0")
-        if not said.isdigit() or int(said) > self._most:
+        if not said.isdigit() or len(said) > MAX_DIGITS or int(said) > self._most:
             await _refuse(send, too_large)
             return
         read = 0
-        refused = False
+        refused = started = False
 
         async def bounded() -> Message:
             nonlocal read
@@ -59,20 +63,33 @@ class Guard:
             return message
 
         async def checked(message: Message) -> None:
-            nonlocal refused
+            nonlocal refused, started
+            started = True
             if read <= self._most:
                 await send(message)
             elif not refused:
                 refused = True
                 await _refuse(send, too_large)
 
-        await self._app(scope, bounded, checked)
+        try:
+            await self._app(scope, bounded, checked)
+        except Exception as error:
+            log_failure(error)
+            if started:  # uvicorn closes the connection, so that the client sees that the answer is not whole
+                raise RuntimeError("an answer was broken off") from None
+            await _refuse(send, from_engine(RuntimeError()))
 
     def _knows(self, header: bytes) -> bool:
         """Whether a header has one of the keys; takes the same time for every key of a length."""
         kind, _, key = header.partition(b" ")
         matches = [hmac.compare_digest(key.strip(), one) for one in self._keys]
         return kind.lower() == b"bearer" and any(matches)
+
+
+def log_failure(error: BaseException) -> None:
+    """Log where an error came from; its message stays out, since it may quote a prompt."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("a request failed with %s at\n%s", type(error).__name__, frames)
 
 
 async def _refuse(send: Send, error: ApiError) -> None:

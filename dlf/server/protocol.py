@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 __all__ = [
     "ChatRequest",
@@ -16,13 +17,36 @@ __all__ = [
 ]
 
 MAX_TOKENS = 1 << 20
+MAX_ENTRIES = 1 << 12
 Message = dict[str, Any]
+T = TypeVar("T")
+
+
+class _FailFast(FailFast):
+    __hash__ = object.__hash__  # which types of a union need
+
+
+# A list of a million mistakes has one error: a report of all would take gigabytes.
+Checked = Annotated[list[T], _FailFast()]
 
 
 class Body(BaseModel):
     """A body that refuses unknown fields: a misspelt option would otherwise do nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_few_mistakes(cls, given: Any) -> Any:
+        """Bound the mistakes of mappings for the same reason: leave out all unknown fields but the first."""
+        if not isinstance(given, dict):
+            return given
+        for name, value in given.items():
+            if isinstance(value, dict) and len(value) > MAX_ENTRIES:
+                text = f"{name:.80} has {len(value)} entries; at most {MAX_ENTRIES} are taken"
+                raise PydanticCustomError("too_long", "{text}", {"text": text})
+        unknown = next((name for name in given if name not in cls.model_fields), None)
+        return {name: given[name] for name in (*cls.model_fields, unknown) if name in given}
 
 
 class StreamOptions(Body):
@@ -35,18 +59,18 @@ class StreamOptions(Body):
 class Fusion(Body):
     """How a request fuses its experts; fields that are None are the model's. See `dlf.Rule`."""
 
-    experts: list[str] | None = Field(None, max_length=16)
+    experts: Checked[str] | None = Field(None, max_length=16)
     combine: str | None = None
     match: str | None = None
-    alpha: list[float | None] | dict[str, float | None] | None = None
-    alpha_max: float | list[float] | dict[str, float] | None = None
-    mix: list[float | None] | dict[str, float | None] | None = None
+    alpha: Checked[float | None] | dict[str, float | None] | None = None
+    alpha_max: float | Checked[float] | dict[str, float] | None = None
+    mix: Checked[float | None] | dict[str, float | None] | None = None
     large_weight: float | None = None
     plausibility: float | None = None
     gate: str | None = None
     gate_threshold: float | None = None
-    negative_prompt: str | list[Message] | None = None
-    positive_prompt: str | list[Message] | None = None
+    negative_prompt: str | Checked[Message] | None = None
+    positive_prompt: str | Checked[Message] | None = None
     guidance_scale: float | None = None
     speculate: Literal["auto", False] | None = None
     return_alpha: bool = False
@@ -62,7 +86,7 @@ class GenerationRequest(Fusion):
     n: int | None = Field(None, ge=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Checked[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=100)
@@ -73,13 +97,13 @@ class GenerationRequest(Fusion):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = None
     min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
-    stop_token_ids: list[int] | None = Field(None, max_length=256)
-    bad_words: list[str] | None = Field(None, max_length=256)
+    stop_token_ids: Checked[int] | None = Field(None, max_length=256)
+    bad_words: Checked[str] | None = Field(None, max_length=256)
     ignore_eos: bool = False
     # Form of the answer, under vLLM's names.
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: Checked[str] | None = None
     guided_grammar: str | None = None
     # Accepted, as clients send them, and without a meaning here.
     metadata: dict[str, Any] | None = None
@@ -90,7 +114,7 @@ class GenerationRequest(Fusion):
 class CompletionRequest(GenerationRequest):
     """Body of ``/v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Checked[str] | Checked[int] | Checked[Checked[int]]
     best_of: int | None = Field(None, ge=1)
     echo: bool = False
     logprobs: int | bool | None = None
@@ -107,7 +131,7 @@ class ResponseFormat(Body):
 class ChatTemplateFields(Body):
     """What a chat template takes, under the names of vLLM."""
 
-    tools: list[dict[str, Any]] | None = None
+    tools: Checked[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
@@ -116,7 +140,7 @@ class ChatTemplateFields(Body):
 class ChatRequest(GenerationRequest, ChatTemplateFields):
     """Body of ``/v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Checked[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
@@ -130,7 +154,7 @@ class TokenizeRequest(ChatTemplateFields):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Checked[Message] | None = None
     add_special_tokens: bool = True
 
 
@@ -138,4 +162,4 @@ class DetokenizeRequest(Body):
     """Body of ``/detokenize``."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Checked[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -45,6 +46,9 @@ class ServerSettings:
         How models write calls of tools, under the names of vLLM; ``"auto"`` finds it in each chat template.
     timeout : float
         Seconds after which a request is ended.
+    patience : float
+        Seconds in which a client must send its request, and in which it must read some of an answer that waits for it;
+        then its connection is closed.
     drain : int
         Seconds that running answers get when the server is told to end.
 
@@ -71,6 +75,9 @@ class ServerSettings:
         str, Option("How models write calls of tools.", choices=PARSERS, section=SECTION, flag="")
     ] = "auto"
     timeout: Annotated[float, Option("Seconds after which a request is ended.", section=SECTION, flag="")] = 600.0
+    patience: Annotated[
+        float, Option("Seconds for a client to send its request, or to go on reading.", section=SECTION, flag="")
+    ] = 30.0
     drain: Annotated[int, Option("Seconds for running answers after SIGTERM.", least=0, section=SECTION, flag="")] = 60
 
     def __post_init__(self) -> None:
@@ -80,5 +87,6 @@ class ServerSettings:
         if self.tool_call_parser not in PARSERS:
             given = shown(self.tool_call_parser)
             raise OptionError(f"tool_call_parser is {given}: give one of {', '.join(PARSERS)}", "tool_call_parser")
-        if not as_float("timeout", self.timeout) > 0:
-            raise OptionError(f"timeout is {self.timeout}: give seconds above 0", "timeout")
+        for name in ("timeout", "patience"):
+            if not 0 < as_float(name, getattr(self, name)) < math.inf:
+                raise OptionError(f"{name} is {getattr(self, name)}: give seconds above 0", name)

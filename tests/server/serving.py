@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 import dlf
 from dlf.server import Served, ServerSettings, Service, make_app
+from dlf.server.connection import make_server
 
 KEY = "a key of the tests"
 PROMPT = "Question: what is the sum"
@@ -41,13 +42,13 @@ class Running:
         async with dlf.AsyncEngine(self._family["large"], experts, **options) as engine:
             self.engine = engine
             self.service = Service({"pair": Served("pair", engine)})
-            config = uvicorn.Config(make_app(self.service, self._settings), port=0, log_level="warning")
-            self.server = uvicorn.Server(config)
+            self.server = make_server(make_app(self.service, self._settings), replace(self._settings, port=0))
             serving = asyncio.create_task(self.server.serve())
             while not self.server.started:
                 await asyncio.sleep(0.01)
-            port = self.server.servers[0].sockets[0].getsockname()[1]
-            self.url = f"http://127.0.0.1:{port}"
+            self.loop = asyncio.get_running_loop()
+            self.port = self.server.servers[0].sockets[0].getsockname()[1]
+            self.url = f"http://127.0.0.1:{self.port}"
             self._ready.set()
             await serving
 

@@ -55,7 +55,7 @@ from serving import BODY, GREEDY, KEY, TALK, Running
         ("/v1/completions", BODY | {"guided_choice": []}, 400, "grammar", "no choice"),
         ("/v1/completions", BODY | {"guided_regex": "a", "guided_json": {}}, 400, "guided_regex", "both given"),
         ("/tokenize", {}, 400, "prompt", "either prompt or messages"),
-        ("/detokenize", {"tokens": [-1]}, 400, None, "negative"),
+        ("/detokenize", {"tokens": [-1]}, 400, "tokens", "there is no token -1"),
         ("/nothing", {}, 404, None, "Not Found"),
     ],
 )
