@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from dlf.results import Completion, Piece
 from dlf.server.errors import ApiError
+from dlf.server.service import Served
 
 __all__ = ["Metrics"]
 
@@ -16,7 +17,7 @@ SECONDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0, 3
 
 
 class Metrics:
-    """Counters of one server; every one has the label ``model``, the name that requests give."""
+    """Counters of one server; all but the process' own have the label ``model``, the name that requests give."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -24,6 +25,10 @@ class Metrics:
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"dlf_{name}", text, ("model", *labels), registry=self.registry)
 
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"dlf_{name}", text, ("model",), registry=self.registry)
+
+        ProcessCollector(registry=self.registry)  # memory, time and descriptors
         self.requests = counter("requests", "Requests by endpoint and status.", "endpoint", "status")
         self._prompt = counter("prompt_tokens", "Tokens of prompts.")
         self._cached = counter("cached_prompt_tokens", "Tokens of prompts that the prefix cache had, of all lanes.")
@@ -36,7 +41,9 @@ class Metrics:
         )
         self._traced = counter("traced_tokens", "Generated tokens of requests with return_alpha.")
         self._changed = counter("changed_tokens", "Of these, tokens that fusion changed.")
-        self.sequences = Gauge("dlf_sequences", "Sequences that run or wait.", ("model",), registry=self.registry)
+        self._sequences = gauge("sequences", "Sequences that run or wait.")
+        self._waiting = gauge("waiting_sequences", "Of these, sequences that wait for a slot.")
+        self._slots = gauge("slots", "Sequences that can run at once.")
         self._first = Histogram(
             "dlf_time_to_first_token_seconds",
             "Time from a request to its first token.",
@@ -81,6 +88,11 @@ class Metrics:
         self._drafted.labels(model).inc(found.drafted)
         self._accepted.labels(model).inc(max(0, len(found.tokens) - found.passes))
 
-    def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+    def text(self, served: Iterable[Served]) -> bytes:
+        """All of them in Prometheus' text format, with the present state of these engines."""
+        for one in served:
+            slots = one.engine.max_batch
+            self._sequences.labels(one.name).set(one.sequences)
+            self._waiting.labels(one.name).set(max(0, one.sequences - slots))
+            self._slots.labels(one.name).set(slots)
         return generate_latest(self.registry)
