@@ -289,3 +289,15 @@ def test_in_an_engine(bases: dict[str, Path], tmp_path: Path) -> None:
     full = peft_logits(base, adapter, [*prompt, *TOKENS])[:, :VOCAB_SIZE].double().log_softmax(-1)
     expected = [float(full[2 + i, token]) for i, token in enumerate(TOKENS)]
     assert list(found.logprobs) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_tied_matrix_is_held_once(bases: dict[str, Path], tmp_path: Path) -> None:
+    sizes = []
+    for tie in (True, False):
+        kind = {"target_modules": LAYERS, "modules_to_save": ["embed_tokens", "lm_head"][: 1 if tie else 2]}
+        adapter = make_adapter(tmp_path / str(tie), bases["qwen3"], 1, ensure_weight_tying=tie, **kind)
+        config = read_config(bases["qwen3"])
+        sizes.append(load_adapter(adapter, config, torch.float32).nbytes)
+        found = decoder_of(bases["qwen3"], [adapter]).prefill(TOKENS, 0, 0, 0)
+        torch.testing.assert_close(found, peft_logits(bases["qwen3"], adapter, TOKENS), rtol=1e-4, atol=1e-4)
+    assert sizes[1] - sizes[0] == 4 * config.spec.vocab_size * config.spec.hidden_size

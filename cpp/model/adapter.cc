@@ -84,6 +84,9 @@ Adapter::Adapter(const ModelSpec& spec, const TensorMap& tensors,
   };
   embedding = {low_rank("embedding", spec.hidden_size, spec.vocab_size, /*by_token=*/true), own_rows("embedding")};
   head = {low_rank("head", spec.vocab_size, spec.hidden_size), own_rows("head")};
+  if (head.own.defined() && head.own.rows.is_same(embedding.own.rows)) {  // tied: held once
+    bytes_ -= static_cast<int64_t>(head.own.rows.nbytes());
+  }
   for (int64_t i = 0; i < spec.layer_count(); ++i) {
     LayerAdapter& layer = layers.emplace_back();
     for (const LinearSlot& slot : linear_slots(spec, i)) {

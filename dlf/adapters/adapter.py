@@ -12,7 +12,7 @@ import torch
 from dlf import _C
 from dlf.adapters.config import CONFIG, NOT_PLAIN, AdapterConfig
 from dlf.adapters.experts import ExpertStacks, router_modules
-from dlf.adapters.tables import EMBEDDING, Tables
+from dlf.adapters.tables import EMBEDDING, HEAD, Tables
 from dlf.adapters.updates import LowRank, TableUpdate
 from dlf.checkpoints.checkpoint import check_finite
 from dlf.checkpoints.config import ModelConfig
@@ -199,4 +199,7 @@ def load_adapter(name: str | os.PathLike[str], config: ModelConfig, dtype: torch
                 add(f"{slot}.a", b if slot == EMBEDDING else a, f"lora_A of the {slot}")
                 add(f"{slot}.b", a if slot == EMBEDDING else b.t(), f"lora_B of the {slot}")
                 scales[slot] = table.low_rank.scale
+        whole = [tensors.get(f"{slot}.rows") for slot in (EMBEDDING, HEAD)]
+        if whole[0] is not None and whole[1] is not None and torch.equal(whole[0], whole[1]):
+            tensors[f"{HEAD}.rows"] = whole[0]  # PEFT saves a tied matrix twice
         return _C.Adapter(config.spec, tensors, scales)
