@@ -341,6 +341,17 @@ def adapters(recorder: Recorder, trio: dict[str, Path]) -> None:
             recorder.generate("all", PROMPTS[:2])
             recorder.generate("one", PROMPTS[0], experts=["lora1"])
             recorder.score("score", PROMPTS[0], [" of 12 and 30", "?"], experts=["lora0", "lora1"])
+    changed = {
+        kind: write_adapter(recorder.folder / kind, trio["base"], 7, tables=kind) for kind in ("low-rank", "saved")
+    }
+    mixture = make_model(recorder.folder / "mixture", "olmoe", seed=8)
+    changed["experts"] = write_adapter(recorder.folder / "experts", mixture, 9, experts=True)
+    more = [dlf.Lora(mixture if kind == "experts" else trio["base"], path) for kind, path in changed.items()]
+    for chosen in types:
+        name = f"adapters/tables-and-experts-{'-'.join(chosen.values())}"
+        with recorder.engine(name, trio["large"], more, combine="centroid", max_context=256, **chosen):
+            recorder.generate("all", PROMPTS[:2])
+            recorder.score("score", PROMPTS[0], [" of 12 and 30", "?"])
     with recorder.engine("adapters/folded", trio["large"], [dlf.Lora(trio["base"], one, merge=True)]):
         recorder.generate("greedy", PROMPTS[:2])
 

@@ -372,8 +372,13 @@ def permute(folder: Path, source: Path, seed: int, foreign: int = 0) -> Path:
     return folder
 
 
-def write_adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
-    """Write a LoRA folder as PEFT does, with random updates of all linear layers."""
+def write_adapter(
+    folder: Path, base: Path, seed: int, rank: int = 4, *, tables: str = "", experts: bool = False
+) -> Path:
+    """Write a LoRA folder as PEFT does, with random updates of all linear layers, those of `experts` too if wanted.
+
+    `tables` says how the embedding and the head change: not at all, by a ``"low-rank"`` update, or ``"saved"`` whole.
+    """
     generator = torch.Generator().manual_seed(seed)
     shapes = {}
     for path in base.glob("*.safetensors"):
@@ -381,12 +386,30 @@ def write_adapter(folder: Path, base: Path, seed: int, rank: int = 4) -> Path:
             shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 - no mapping
     tensors = {}
     for name, shape in sorted(shapes.items()):
-        if name.endswith("_proj.weight") and ".experts." not in name:
+        of_mixture = ".experts." in name or name.endswith(".gate.weight")
+        if experts if of_mixture else name.endswith("_proj.weight"):
             layer = "base_model.model." + name.removesuffix(".weight")
             for part, size in (("A", (rank, shape[1])), ("B", (shape[0], rank))):
                 update = torch.randn(size, generator=generator) * 0.5 * size[1] ** -0.5
                 tensors[f"{layer}.lora_{part}.weight"] = update
+    config: dict[str, Any] = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}
+    embedding, head = "base_model.model.model.embed_tokens", "base_model.model.lm_head"
+    vocab, hidden = shapes["model.embed_tokens.weight"]
+    changes = {
+        "": {},
+        "low-rank": {
+            f"{embedding}.lora_embedding_A": (rank, vocab),
+            f"{embedding}.lora_embedding_B": (hidden, rank),
+            f"{head}.lora_A.weight": (rank, hidden),
+            f"{head}.lora_B.weight": (vocab, rank),
+        },
+        "saved": {f"{embedding}.weight": (vocab, hidden), f"{head}.weight": (vocab, hidden)},
+    }[tables]
+    for name, shape in changes.items():
+        tensors[name] = torch.randn(shape, generator=generator) * 0.2
+    if tables == "saved":
+        config["modules_to_save"] = ["embed_tokens", "lm_head"]
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder

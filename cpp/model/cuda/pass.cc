@@ -221,7 +221,7 @@ void Decoder::Pass::add_experts(int64_t index) {
   args.dtype = d_.dtype_;
   args.position = places_.position;
   args.most_runs = static_cast<int>(ops::most_runs(rows_, experts.count, experts.chosen, expert_run_pairs(rows_)));
-  if (!is_prompt() || d_.adapters_.adapts(adapted_lanes().lane)) {
+  if (adapts()) {
     args.adapters = {d_.adapters_.experts(index), static_cast<int>(experts.count), adapted_lanes(),
                      d_.expert_inner_.defined() ? d_.expert_inner_.mutable_data_ptr<float>() : nullptr,
                      d_.adapters_.expert_rank()};
@@ -234,7 +234,7 @@ void Decoder::Pass::add_experts(int64_t index) {
 // Adds the updates of the lanes' adapters to the products of one input.
 void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
   const ops::LoraUpdate* updates = d_.adapters_.updates(index, input);
-  if (updates == nullptr || (is_prompt() && !d_.adapters_.adapts(adapted_lanes().lane))) {
+  if (updates == nullptr || !adapts()) {
     return;
   }
   const bool is_attention = input == DeviceAdapters::attention;
@@ -272,7 +272,7 @@ LoraArgs Decoder::Pass::lora_args(const ops::LoraUpdate* updates, at::Tensor& y)
 }
 
 void Decoder::Pass::adapt_embedding(const EmbeddingArgs& embedding) {
-  if (const ops::LoraUpdate* updates = d_.adapters_.embedding()) {
+  if (const ops::LoraUpdate* updates = d_.adapters_.embedding(); updates != nullptr && adapts()) {
     LoraArgs args = lora_args(updates, d_.hidden_);
     args.token = embedding.token;
     args.token_lanes = embedding.lanes;
@@ -283,13 +283,13 @@ void Decoder::Pass::adapt_embedding(const EmbeddingArgs& embedding) {
 
 void Decoder::Pass::adapt_head(const at::Tensor& x, at::Tensor& logits) {
   const auto hidden = static_cast<int>(x.size(1));
-  if (const ops::LoraUpdate* updates = d_.adapters_.head()) {
+  if (const ops::LoraUpdate* updates = d_.adapters_.head(); updates != nullptr && adapts()) {
     LoraArgs args = lora_args(updates, logits);
     args.x = x.const_data_ptr();
     args.in = args.x_stride = hidden;
     cuda::lora(args, d_.queue_.stream());
   }
-  if (const ops::OwnLogits* own = d_.adapters_.own_logits()) {
+  if (const ops::OwnLogits* own = d_.adapters_.own_logits(); own != nullptr && adapts()) {
     cuda::own_logits({own, d_.adapters_.most_own_logits(), x.const_data_ptr(), hidden, logits.mutable_data_ptr<float>(),
                       static_cast<int>(spec().vocab_size), adapted_lanes(), places_.position, rows_, d_.dtype_},
                      d_.queue_.stream());

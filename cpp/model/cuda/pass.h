@@ -60,6 +60,7 @@ class Decoder::Pass {
   void multiply(const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y);
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y);
   AdaptedLanes adapted_lanes() const { return {d_.shape_.lanes, is_prompt() ? prompt_row_ % d_.shape_.lanes : -1}; }
+  bool adapts() const { return !is_prompt() || d_.adapters_.adapts(adapted_lanes().lane); }
   LoraArgs lora_args(const ops::LoraUpdate* updates, at::Tensor& y) const;
   void adapt(int64_t index, DeviceAdapters::Input input);
   void adapt_embedding(const EmbeddingArgs& args);
