@@ -493,7 +493,7 @@ class HookRows:
 
 class MaskRows:
     """
-    Masks that a request wants: of the tokens that may follow its decoded ones, and each drafted one behind them. The words are valid while the call runs.
+    Masks that a request wants: of the tokens that may follow its last tokens, decoded and then drafted behind them. The words are valid while the call runs.
     """
     @property
     def decoded(self) -> list[int]: ...

@@ -55,15 +55,18 @@ class GrammarMask:
         # A request may go on behind the end of its answer; nothing but further ends may follow there.
         if rows.decoded and not matcher.is_stopped() and not matcher.consume_tokens(rows.decoded):
             raise self._stuck()
-        first, bytes_of_row, bytes_to_next = words.data_ptr(), words.nbytes // len(words), words.stride(0) * 4
-        self._write_row(first, bytes_of_row)
+        begin, size, stride = words.data_ptr(), words.nbytes // len(words), words.stride(0) * words.itemsize
+        first = len(rows.drafted) + 1 - len(words)  # position of the first mask
+        if first == 0:
+            self._write_row(begin, size)
         read = 0
-        for row, token in enumerate(rows.drafted, 1):
+        for position, token in enumerate(rows.drafted, 1):
             if not matcher.is_stopped():
                 if matcher.try_consume_tokens([token]) == 0:
                     break  # the draft is wrong from here on
                 read += 1
-            self._write_row(first + row * bytes_to_next, bytes_of_row)
+            if position >= first:
+                self._write_row(begin + (position - first) * stride, size)
         if read:
             matcher.rollback(read)
 

@@ -119,7 +119,8 @@ def test_right_drafts_are_accepted(engine: dlf.Engine) -> None:
     for draft in (lookup, dlf.Speculation(max_draft=2, drafter="a", adaptive=False)):
         drafted = engine.generate(PROMPTS[1], grammar=grammar, speculate=draft, **options)
         assert same(drafted, plain)
-        assert drafted.passes < len(drafted.tokens) or draft is not lookup
+        if draft is lookup or not small(engine):  # on CUDA, masks follow what a lane has drafted
+            assert drafted.passes < len(drafted.tokens)
 
 
 def test_a_step_with_masks_is_a_graph(engine: dlf.Engine) -> None:

@@ -87,7 +87,7 @@ void bind_hooks(py::module_& m) {
 
   py::class_<MaskRows>(
       m, "MaskRows",
-      "Masks that a request wants: of the tokens that may follow its decoded ones, and each drafted one "
+      "Masks that a request wants: of the tokens that may follow its last tokens, decoded and then drafted "
       "behind them. The words are valid while the call runs.")
       .def_readonly("request", &MaskRows::request)
       .def_readonly("decoded", &MaskRows::decoded)

@@ -765,6 +765,9 @@ void expect_masks(int64_t vocab, int blocks_per_row) {
   });
   masking.send_masks(0, rows, queue);
   const auto* wanted = active.const_data_ptr<int32_t>();
+  for (cuda::SamplerState* state : {&plain, &masking}) {  // the second rows follow drafted tokens
+    state->draft({some.const_data_ptr<float>(), vocab, wanted}, sequences, 0, queue);
+  }
   plain.verify({some.const_data_ptr<float>(), vocab, wanted}, sequences, kAhead, queue);
   masking.verify({all.const_data_ptr<float>(), vocab, wanted, /*masked=*/true}, sequences, kAhead, queue);
   const auto expected = from_device(plain.records(), rows, queue);

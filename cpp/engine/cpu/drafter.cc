@@ -24,8 +24,9 @@ std::vector<const PassTimes*> times_of(const std::vector<Model>& models) {
 
 }  // namespace
 
-Drafter::Drafter(const FusionPlan& plan, std::vector<Model>& models, const Samplers& samplers, int64_t max_batch)
-    : plan_(plan), models_(models), samplers_(samplers), policy_(plan, times_of(models)) {
+Drafter::Drafter(const FusionPlan& plan, std::vector<Model>& models, const Samplers& samplers, Masks& masks,
+                 int64_t max_batch)
+    : plan_(plan), models_(models), samplers_(samplers), masks_(masks), policy_(plan, times_of(models)) {
   sequences_.reserve(max_batch);
   drafted_.reserve(max_batch);
 }
@@ -100,6 +101,10 @@ bool Drafter::pass() {
     model.decode();
   }
   for (Sequence* sequence : drafted_) {
+    masks_.want(*sequence);
+  }
+  masks_.ask();
+  for (Sequence* sequence : drafted_) {
     take(*sequence);
   }
   return !drafted_.empty();
@@ -122,9 +127,10 @@ void Drafter::catch_up(const Sequence& sequence, Lane& lane) {
 }
 
 // Samples from a drafter's logits as the sequence does; nothing if no token can be chosen.
-std::optional<Sample> Drafter::sample(const Sequence& sequence, const float* logits, int64_t step) const {
+std::optional<Sample> Drafter::sample(const Sequence& sequence, const float* logits, int64_t step,
+                                      int64_t position) const {
   try {
-    return sampler(sequence).sample(logits, step);
+    return sampler(sequence).sample(logits, step, masks_.at(sequence, position));
   } catch (const c10::Error&) {
     return std::nullopt;
   }
@@ -134,7 +140,8 @@ void Drafter::take(Sequence& sequence) const {
   Draft& draft = sequence.draft;
   const std::vector<const float*>& rows =
       models_[plan_.lane_model[draft.drafter]].logits(sequence.lanes[draft.drafter]);
-  const std::optional<Sample> sample = this->sample(sequence, rows.back(), sequence.new_tokens + draft.size);
+  const std::optional<Sample> sample =
+      this->sample(sequence, rows.back(), sequence.new_tokens + draft.size, draft.size);
   if (sample) {
     add(sequence, sample->token, Acceptance::bin_of(std::exp(sample->logprob)));
   } else {
@@ -169,7 +176,8 @@ Drafter::Guesses Drafter::guess(Sequence& sequence, int64_t position) const {
     guesses.by_lane = {lane, sequence.tokens[known.size()], draft.bins[position]};
   } else if (lane >= 0 && lane != plan_.drafter) {
     const float* logits = logits_of(plan_, models_, sequence.lanes, lane, position);
-    const std::optional<Sample> said = logits == nullptr ? std::nullopt : sample(sequence, logits, sequence.new_tokens);
+    const std::optional<Sample> said =
+        logits == nullptr ? std::nullopt : sample(sequence, logits, sequence.new_tokens, position);
     if (said) {
       guesses.by_lane = {lane, said->token, Acceptance::bin_of(std::exp(said->logprob))};
     }

@@ -12,12 +12,12 @@
 #include "engine/cpu/drafter.h"
 #include "engine/cpu/fusion_rows.h"
 #include "engine/cpu/hook_rows.h"
+#include "engine/cpu/masks.h"
 #include "engine/cpu/model.h"
 #include "engine/cpu/scorer.h"
 #include "engine/timer.h"
 #include "fusion/bad_model.h"
 #include "sampling/cpu/sampler.h"
-#include "sampling/mask.h"
 #include "support/thread_team.h"
 
 namespace dlf::cpu {
@@ -40,7 +40,7 @@ class Backend final : public dlf::Backend {
   const StepTimings& timings() const override { return last_timings_; }
 
  private:
-  void mask(std::span<Sequence* const> sequences, const CallMasks& call);
+  void mask(std::span<Sequence* const> sequences);
   void forward(std::span<Sequence* const> sequences);
   template <typename Chosen>
   void read(std::span<Sequence* const> sequences, Chosen&& chosen);
@@ -57,12 +57,11 @@ class Backend final : public dlf::Backend {
   StepTimings timings_, last_timings_;
   ChunkReader chunks_;
   Samplers samplers_;
+  Masks masks_;
   Drafter drafter_;
   FusionRows fusion_;
   Scorer scorer_;
-  StepMasks step_masks_;
-  std::vector<std::vector<int32_t>> masks_;  // of the sequence in each slot, if masked: of each position of a step
-  std::vector<bool> failed_;                 // of the sequence in each slot: whether its hook has failed in this step
+  std::vector<bool> failed_;  // of the sequence in each slot: whether its hook has failed in this step
   // Of the sequence in each slot, after its last token and each drafted one: whether the gate is open. In a sequence
   // whose gates are all closed, this step reads the large model's lane alone.
   std::vector<std::bitset<kMaxDraft + 1>> open_;
@@ -88,11 +87,10 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
       models_(make_models(plan_, models, options_, adapters, team_)),
       chunks_(plan_, models_, team_, timings_),
       samplers_(options_.max_batch),
-      drafter_(plan_, models_, samplers_, options_.max_batch),
+      masks_(plan_.vocab, options_.max_batch),
+      drafter_(plan_, models_, samplers_, masks_, options_.max_batch),
       fusion_(plan_, options_.max_batch + kMaxDraftRows, team_),
       scorer_(plan_, models_, team_),
-      step_masks_(plan_.vocab),
-      masks_(options_.max_batch),
       failed_(options_.max_batch),
       open_(options_.max_batch) {}
 
@@ -107,16 +105,16 @@ void Backend::begin_step() {
 void Backend::start(Sequence& sequence) {
   samplers_[sequence.slot] = std::make_unique<Sampler>(sequence.sampling, plan_.vocab, sequence.lanes[0].prompt.tokens,
                                                        sequence.limit + sequence.draft.options.max_draft);
-  const int64_t masks = sequence.sampling.masked ? sequence.draft.options.max_draft + 1 : 0;
-  masks_[sequence.slot].resize(masks * mask_words(plan_.vocab));
+  masks_.start(sequence);
 }
 
 void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const StepCalls& calls) {
+  masks_.begin(calls.masks);
   {
     const Timer timer(timings_.small);
     drafter_.draft(sequences);  // the next pass of all models verifies the drafts
   }
-  mask(sequences, calls.masks);
+  mask(sequences);
   forward(sequences);
   solve(sequences, calls.hook);
   sample(sequences, outputs);
@@ -126,17 +124,13 @@ void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs,
   last_timings_ = timings_;
 }
 
-// Has the masks written of every position of the sequences that have them.
-void Backend::mask(std::span<Sequence* const> sequences, const CallMasks& call) {
+// Has the masks written that the drafter did not need.
+void Backend::mask(std::span<Sequence* const> sequences) {
   const Timer timer(timings_.sample);
   for (Sequence* sequence : sequences) {
-    if (sequence->sampling.masked) {
-      const std::span<const int64_t> drafted = std::span(sequence->tokens).last(sequence->draft.size);
-      step_masks_.want(*sequence, sequence->unmasked(), drafted, masks_[sequence->slot].data(),
-                       mask_words(plan_.vocab));
-    }
+    masks_.want(*sequence);
   }
-  step_masks_.ask(call);
+  masks_.ask();
 }
 
 // Runs every model once, over the tokens that each lane has not read: the last one and the drafts, in one batch. The
@@ -285,9 +279,7 @@ bool Backend::choose(Sequence& sequence, int64_t position, const FusionResult* f
   }
   try {
     const Drafter::Guesses guesses = drafter_.guess(sequence, position);
-    const int32_t* mask =
-        sequence.sampling.masked ? masks_[sequence.slot].data() + position * mask_words(plan_.vocab) : nullptr;
-    const Sample sample = samplers_[sequence.slot]->sample(logits, sequence.new_tokens, mask);
+    const Sample sample = samplers_[sequence.slot]->sample(logits, sequence.new_tokens, masks_.at(sequence, position));
     output.token = sample.token;
     output.logprob = sample.logprob;
     output.top_tokens.assign(sample.top_tokens, sample.top_tokens + sample.top_count);

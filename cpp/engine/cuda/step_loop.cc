@@ -291,7 +291,7 @@ void Backend::launch(std::span<Sequence* const> sequences, DeviceStep::Kind kind
   flight.graph = step_.uses_graph(kind);
   if (masked) {
     mask(sequences, 1, calls.masks, [&](Sequence& sequence, int32_t* masks) {
-      masks_.want(sequence, sequence.unmasked(), {}, masks, step_.sampler().masks_stride());
+      masks_.want(sequence, sequence.unmasked(), {}, 0, masks, step_.sampler().masks_stride());
     });
   }
   bool as_later = step_.launch(kind, [&] { show(sequences, calls.hook); });
@@ -347,7 +347,7 @@ void Backend::mask_drafted(Sequence& sequence, const DeviceStep::Kind& kind, int
     }
     drafted.push_back(token);
   }
-  masks_.want(sequence, decoded, drafted, masks, step_.sampler().masks_stride());
+  masks_.want(sequence, decoded, drafted, 0, masks, step_.sampler().masks_stride());
 }
 
 // Has the small models read what they were held back from.
