@@ -197,8 +197,9 @@ def test_in_an_engine(bases: dict[str, Path], family: dict[str, Path], adapters:
             found.append(engine.generate(PROMPTS, **OPTIONS))
             scores.append(engine.score(PROMPTS[0], ["fox jumps", "7"]))
             for prompt, together in zip(PROMPTS, found[0] if not merge else [], strict=not merge):
-                for drafted in (True, False):
-                    alone = engine.generate(prompt, speculate=drafted, **OPTIONS)
+                for drafts in (False, *(dlf.Speculation(drafter=kind, adaptive=False) for kind in adapters)):
+                    alone = engine.generate(prompt, speculate=drafts, **OPTIONS)
+                    assert (alone.drafted > 0) == (drafts is not False)
                     assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
     for ours, theirs in zip(*found, strict=True):
         assert ours.tokens == theirs.tokens
@@ -227,7 +228,7 @@ def test_on_cuda(bases: dict[str, Path], family: dict[str, Path], adapters: dict
             scores.append(engine.score(PROMPTS[0], ["fox jumps"]))
             if device == "cuda":
                 for prompt, together in zip(PROMPTS, found[1], strict=True):
-                    for drafted in (True, False):
+                    for drafted in (False, *(dlf.Speculation(drafter=kind, adaptive=False) for kind in chosen)):
                         alone = engine.generate(prompt, speculate=drafted, **options)
                         assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
     for host, ours in zip(*found, strict=True):

@@ -218,8 +218,9 @@ def test_lanes_in_an_engine_are_those_of_merged_models(
             scores.append(engine.score(PROMPTS[0], ["fox jumps", "7"]))
             if not merge:
                 for prompt, together in zip(PROMPTS, found[0], strict=True):
-                    for drafts in (True, False):
+                    for drafts in (False, *(dlf.Speculation(drafter=kind, adaptive=False) for kind in KINDS)):
                         alone = engine.generate(prompt, speculate=drafts, **OPTIONS)
+                        assert (alone.drafted > 0) == (drafts is not False)
                         assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
                         assert np.array_equal(alone.logprobs, together.logprobs)
     for ours, theirs in zip(*found, strict=True):
@@ -273,7 +274,7 @@ def test_lanes_on_cuda_do_not_depend_on_the_others(
             family["large"], experts, device="cuda", max_batch=2, max_context=96, cuda_graph=graph
         ) as engine:
             for prompt, together in zip(PROMPTS[:2], engine.generate(PROMPTS[:2], **options), strict=True):
-                for drafted in (True, False):
+                for drafted in (False, *(dlf.Speculation(drafter=kind, adaptive=False) for kind in kinds)):
                     alone = engine.generate(prompt, speculate=drafted, **options)
                     assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
                     assert np.array_equal(alone.logprobs, together.logprobs)
