@@ -214,6 +214,7 @@ class NormSpec:
         bias: bool = False,
         before: bool = True,
         after: bool = False,
+        shared: bool = False,
     ) -> None: ...
     @property
     def after(self) -> bool: ...
@@ -227,6 +228,8 @@ class NormSpec:
     def kind(self) -> str: ...
     @property
     def offset(self) -> bool: ...
+    @property
+    def shared(self) -> bool: ...
 
 class AttentionSpec:
     """
@@ -293,6 +296,8 @@ class ExpertsSpec:
         chosen: typing.SupportsInt | typing.SupportsIndex,
         size: typing.SupportsInt | typing.SupportsIndex,
         normalise: bool = False,
+        shared_size: typing.SupportsInt | typing.SupportsIndex = 0,
+        shared_router: bool = False,
     ) -> None: ...
     @property
     def chosen(self) -> int: ...
@@ -300,6 +305,10 @@ class ExpertsSpec:
     def count(self) -> int: ...
     @property
     def normalise(self) -> bool: ...
+    @property
+    def shared_router(self) -> bool: ...
+    @property
+    def shared_size(self) -> int: ...
     @property
     def size(self) -> int: ...
 
@@ -370,6 +379,7 @@ class ModelSpec:
         learned_positions: typing.SupportsInt | typing.SupportsIndex = 0,
         embedding_multiplier: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         parallel: bool = False,
+        head_bias: bool = False,
         residual_multiplier: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         logit_multiplier: typing.SupportsFloat | typing.SupportsIndex = 1.0,
         logit_softcap: typing.SupportsFloat | typing.SupportsIndex = 0.0,
@@ -382,6 +392,8 @@ class ModelSpec:
     def experts(self) -> ExpertsSpec: ...
     @property
     def feed_forward(self) -> FeedForwardSpec: ...
+    @property
+    def head_bias(self) -> bool: ...
     @property
     def hidden_size(self) -> int: ...
     @property

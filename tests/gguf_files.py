@@ -30,6 +30,14 @@ ARCHITECTURES = {
     "smollm3": "smollm3",
     "gpt_neox": "gptneox",
     "gpt2": "gpt2",
+    "ministral3": "mistral3",
+    "starcoder2": "starcoder2",
+    "stablelm": "stablelm",
+    "phi": "phi2",
+    "cohere": "command-r",
+    "cohere2": "cohere2",
+    "glm4": "glm4",
+    "qwen2_moe": "qwen2moe",
 }
 KEYS = {
     "block_count": ("num_hidden_layers", "n_layer"),
@@ -41,19 +49,34 @@ KEYS = {
     "attention.key_length": ("head_dim",),
     "attention.value_length": ("head_dim",),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
-    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
     "attention.sliding_window": ("sliding_window",),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
     "attention.scale": ("attention_multiplier",),
     "embedding_scale": ("embedding_multiplier",),
     "residual_scale": ("residual_multiplier",),
-    "logit_scale": ("logits_scaling",),
+    "logit_scale": ("logits_scaling", "logit_scale"),
     "use_parallel_residual": ("use_parallel_residual",),
     "expert_count": ("num_experts", "num_local_experts"),
     "expert_used_count": ("num_experts_per_tok",),
     "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
 }
+WITHOUT_GGUF = {"glm", "granite_moe", "granite_moe_shared"}  # families
+# Settings that a file of these families cannot have.
+NOT_IN_GGUF: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 24},
+    "gemma3": {"query_pre_attn_scalar": 24, "sliding_window_pattern": 6, "num_hidden_layers": 7},
+    "gpt_neox": {"hidden_act": "gelu"},
+    "mistral": {"sliding_window": None},
+    "mixtral": {"sliding_window": None},
+    "qwen2": {"use_sliding_window": False},
+    "qwen2_moe": {"mlp_only_layers": []},
+    "qwen3_moe": {"mlp_only_layers": [], "norm_topk_prob": True},
+    "starcoder2": {"sliding_window": None},
+}
+NO_WINDOW = ("mistral", "ministral3", "qwen2", "qwen2_moe", "starcoder2")  # GGUF has none for them
 # Places of the float16 numbers in a block, whose upper exponents random bytes must not have.
 HALVES = {
     "Q8_0": (0,),
@@ -166,22 +189,33 @@ def _metadata(config: dict[str, Any], name: str) -> dict[str, Any]:
     found = {}
     for key, names in KEYS.items():
         value = next((config[one] for one in names if config.get(one) is not None), None)
-        if key == "attention.sliding_window" and config["model_type"] in ("mistral", "qwen2"):
-            continue  # GGUF has no window for them
+        if key == "attention.head_count_kv" and config["model_type"] in ("gpt2", "gpt_neox"):
+            continue  # whose own configuration has no such key
+        if key == "attention.sliding_window" and config["model_type"] in NO_WINDOW:
+            continue
         if value is not None:
             found[f"{name}.{key}"] = value
     rope = config.get("rope_parameters") or {}
     if config["model_type"] == "gemma3_text":
         found["gemma3.rope.freq_base"] = rope["full_attention"]["rope_theta"]
+    elif config["model_type"] == "olmo3":
+        found["olmo2.rope.freq_base"] = rope["full_attention"]["rope_theta"]
     elif "rope_theta" in rope:
         found[f"{name}.rope.freq_base"] = rope["rope_theta"]
     if config["model_type"] == "olmo3":
         kinds = [one == "sliding_attention" for one in config["layer_types"]]
         found["olmo2.attention.sliding_window_pattern"] = kinds
-    if config["model_type"] == "gpt_neox":
-        head_dim = config["hidden_size"] // config["num_attention_heads"]
-        part = rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))
-        found["gptneox.rope.dimension_count"] = int(part * head_dim)
+    if "partial_rotary_factor" in rope and config["model_type"] != "phi3":
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        found[f"{name}.rope.dimension_count"] = int(rope["partial_rotary_factor"] * head_dim)
+    if rope.get("rope_type") == "yarn":
+        found |= {
+            f"{name}.rope.scaling.type": "yarn",
+            f"{name}.rope.scaling.factor": rope["factor"],
+            f"{name}.rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+            f"{name}.rope.scaling.yarn_log_multiplier": rope["mscale_all_dim"],
+            f"{name}.attention.temperature_scale": rope["llama_4_scaling_beta"],
+        }
     if config["model_type"] == "gpt2":
         found["gpt2.feed_forward_length"] = config.get("n_inner") or 4 * config["n_embd"]
     return found
@@ -213,7 +247,7 @@ def _converted(tensors: dict[str, torch.Tensor], config: dict[str, Any], name: s
 
 def _changed(tensor: torch.Tensor, own: str, config: dict[str, Any], name: str) -> torch.Tensor:
     heads = config.get("num_attention_heads") or config["n_head"]
-    if name in ("llama", "granite", "smollm3") and (".attn_q." in own or ".attn_k." in own):
+    if name in ("llama", "granite", "smollm3", "mistral3") and (".attn_q." in own or ".attn_k." in own):
         count = heads if ".attn_q." in own else config["num_key_value_heads"]
         halves = tensor.reshape(count, 2, -1, *tensor.shape[1:])
         return halves.swapaxes(1, 2).reshape(tensor.shape)
@@ -226,6 +260,8 @@ def _changed(tensor: torch.Tensor, own: str, config: dict[str, Any], name: str) 
         and any(part in own for part in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"))
     ):
         return tensor.t().contiguous()
+    if own.endswith("shexp.weight") and tensor.shape[0] == 1:
+        return tensor[0]  # a matrix of one row
     if name in ("gemma2", "gemma3") and own.endswith("norm.weight"):
         return tensor + 1
     return tensor

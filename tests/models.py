@@ -166,6 +166,54 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 112,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "granite_moe": (
+        "GraniteMoe",
+        {
+            "intermediate_size": 64,
+            "num_local_experts": 4,
+            "logits_scaling": 0.5,
+            "attention_multiplier": 0.2,
+            "hidden_act": "gelu",
+            "pad_token_id": 0,
+        },
+    ),
+    "granite_moe_shared": (
+        "GraniteMoeShared",
+        {
+            "intermediate_size": 48,
+            "num_local_experts": 5,
+            "shared_intermediate_size": 72,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.4,
+            "pad_token_id": 0,
+        },
+    ),
+    "starcoder2": ("Starcoder2", {"sliding_window": 12, "tie_word_embeddings": True}),
+    "stablelm": ("StableLm", {"use_parallel_residual": True, "use_qkv_bias": True}),
+    "phi": ("Phi", {}),
+    "cohere": ("Cohere", {"logit_scale": 0.4, "tie_word_embeddings": True, "pad_token_id": 0}),
+    "cohere2": (
+        "Cohere2",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": 12,
+            "logit_scale": 0.4,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+        },
+    ),
+    "glm": ("Glm", {"head_dim": 24, "pad_token_id": 0}),
+    "glm4": ("Glm4", {"head_dim": 24, "pad_token_id": 0}),
     "granite": (
         "Granite",
         {

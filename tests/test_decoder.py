@@ -120,6 +120,7 @@ def test_quantized(folder: Path, tmp_path: Path, weights: str) -> None:
             continue
         part = parts[name]
         weight = tensors[part.tensor].t() if part.transposed else tensors[part.tensor]
+        weight = weight if part.expert is None else weight[part.expert]
         weight[part.rows(torch.arange(len(weight)))] = values
     save_file(tensors, rounded / "model.safetensors", metadata={"format": "pt"})
     # The embedding is not quantized, even if the head is tied to it.

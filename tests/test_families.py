@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
-from models import FAMILIES, draw, make_config, make_model, model_class
+from models import FAMILIES, draw, make_config, make_model, make_tokenizer, model_class
 from safetensors.torch import load_file, save_file
 
 import dlf
@@ -129,11 +130,8 @@ def peer_logits(model: transformers.PreTrainedModel, tokens: list[int] = TOKENS)
         return model(torch.tensor([tokens])).logits[0]
 
 
-@pytest.mark.parametrize("family", ["gemma3", "mistral", "ministral3"])
-def test_the_text_part_of_a_multimodal_checkpoint(
-    tmp_path: Path, family: str, recwarn: pytest.WarningsRecorder
-) -> None:
-    """Read both spellings of the names, without a warning about the vision part."""
+def multimodal(folder: Path, family: str, seed: int = 3) -> transformers.PreTrainedModel:
+    """Write a checkpoint whose text part is of a family, and return the model."""
     vision = dict.fromkeys(("hidden_size", "intermediate_size"), 32) | {"num_hidden_layers": 1, "image_size": 28}
     vision |= {"num_attention_heads": 2, "patch_size": 14}
     text = make_config(family).to_dict()
@@ -146,22 +144,89 @@ def test_the_text_part_of_a_multimodal_checkpoint(
         vision |= {"model_type": "pixtral", "head_dim": 16}
         whole = transformers.Mistral3Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
         model = transformers.Mistral3ForConditionalGeneration(whole)
-    draw(model.float(), 3).eval().save_pretrained(tmp_path)
-    expected = peer_logits(model)
-    written = load_file(tmp_path / "model.safetensors")
-    swapped = {}
-    for name, tensor in written.items():
-        for old, new in (("language_model.model.", "model.language_model."), ("language_model.lm_head", "lm_head")):
-            if name.startswith(old):
-                name = new + name.removeprefix(old)
-        swapped[name] = tensor
-    assert swapped.keys() != written.keys()
-    for tensors in (written, swapped):
-        save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    draw(model.float(), seed).eval().save_pretrained(folder)
+    make_tokenizer(folder)
+    return model
+
+
+def respell(file: Path, *pairs: tuple[str, str]) -> Path:
+    """Give the tensors of a file whose names begin with the first of a pair the second in its place."""
+    found = {}
+    for name, tensor in load_file(file).items():
+        old, new = next((pair for pair in pairs if name.startswith(pair[0])), ("", ""))
+        found[new + name.removeprefix(old)] = tensor
+    assert found.keys() != load_file(file).keys()
+    save_file(found, file, metadata={"format": "pt"})
+    return file
+
+
+SPELLED = (("language_model.model.", "model.language_model."), ("language_model.lm_head", "lm_head"))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "ministral3"])
+def test_the_text_part_of_a_multimodal_checkpoint(
+    tmp_path: Path, family: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Read both spellings of the names, without a warning about the vision part."""
+    expected = peer_logits(multimodal(tmp_path, family))
+    for pairs in ((), SPELLED):
+        if pairs:
+            respell(tmp_path / "model.safetensors", *pairs)
         source = Folder(tmp_path)
         assert source.config.tie_word_embeddings == (family == "gemma3")
         torch.testing.assert_close(logits(tmp_path, config=source.config), expected, atol=1e-4, rtol=0)
     assert not [one for one in recwarn if "not used" in str(one.message)]
+
+
+@pytest.mark.parametrize("family", ["gemma3", "ministral3"])
+def test_adapters_of_a_multimodal_checkpoint(tmp_path: Path, family: str) -> None:
+    """Adapters have the spelling of one version or another, or that of the text part, and may adapt images, too."""
+    folder = tmp_path / "base"
+    model = multimodal(folder, family)
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "down_proj"])
+    peer = peft.get_peft_model(model, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in peer.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0.0, 0.1, generator=generator)
+    peer.save_pretrained(tmp_path / "adapter")
+    expected, file = peer_logits(peer.eval()), tmp_path / "adapter" / "adapter_model.safetensors"
+    prefix = "base_model.model."
+    assert any(name.startswith(f"{prefix}model.language_model.layers.") for name in load_file(file))
+    for spelling in ("model.language_model.", "language_model.model.", "model."):
+        if spelling != "model.language_model.":
+            respell(file, (f"{prefix}model.language_model.", prefix + "text."))
+            respell(file, (prefix + "text.", prefix + spelling))
+        for swap in ((), SPELLED):
+            base = shutil.copytree(folder, tmp_path / f"{spelling}{len(swap)}")
+            if swap:
+                respell(base / "model.safetensors", *swap)
+            with pytest.warns(RuntimeWarning, match="also adapts parts that a text needs not, such as"):
+                adapter = load_adapter(tmp_path / "adapter", Folder(base).config, torch.float32)
+            decoder = _C.Decoder(load_model(base).weights, slots=1, max_context=64, threads=1, adapters=[adapter])
+            torch.testing.assert_close(decoder.prefill(TOKENS, 0, 0, 0), expected, atol=1e-4, rtol=0)
+        if spelling != "model.language_model.":
+            respell(file, (prefix + spelling, f"{prefix}model.language_model."))
+
+
+def test_copies_of_a_multimodal_checkpoint_keep_its_other_parts(tmp_path: Path) -> None:
+    base, expert = tmp_path / "base", tmp_path / "expert"
+    multimodal(base, "gemma3")
+    multimodal(expert, "gemma3", seed=4)
+    respell(expert / "model.safetensors", *SPELLED)
+    stored = load_file(base / "model.safetensors")
+    other = {name: tensor for name, tensor in stored.items() if name.startswith(("vision_tower", "multi_modal"))}
+    merged = dlf.TaskArithmetic(base, {expert: 1.0}).save(tmp_path / "merged")
+    converted = dlf.convert(base, tmp_path / "converted", dtype="bfloat16")
+    quantized = dlf.convert(base, tmp_path / "quantized", weights="int8")
+    for folder, dtype in ((merged, torch.float32), (converted, torch.bfloat16), (quantized, torch.float32)):
+        found = load_file(folder / "model.safetensors")
+        assert len(other) > 10 and all(torch.equal(found[name], tensor.to(dtype)) for name, tensor in other.items())
+    model = transformers.Gemma3ForConditionalGeneration.from_pretrained(merged, dtype=torch.float32)
+    torch.testing.assert_close(peer_logits(model), logits(expert, config=Folder(expert).config), atol=1e-3, rtol=0)
+    ignored = json.loads((quantized / "config.json").read_text())["quantization_config"]["ignore"]
+    assert "multi_modal_projector.mm_soft_emb_norm" in ignored and not any("language_model" in one for one in ignored)
 
 
 def test_the_names_of_the_first_gpt2_files(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -42,9 +42,9 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     folders: list[Path] = []
     write = merge.Merge.write
 
-    def counted(self: merge.Merge, folder: Path) -> None:
+    def counted(self: merge.Merge, folder: Path, **options: bool) -> None:
         folders.append(folder)
-        write(self, folder)
+        write(self, folder, **options)
 
     monkeypatch.setattr(merge.Merge, "write", counted)
     return folders

@@ -150,7 +150,10 @@ def test_matrices_stay_packed_until_a_type_for_them_is_chosen(tmp_path: Path, pl
 
 def test_inspect_says_how_matrices_are_quantized(tmp_path: Path, plain: Path) -> None:
     folder, floats = pair(tmp_path, plain, "gptq-4-g32")
-    assert describe(str(folder))["quantized"] == ["21 x GPTQ 4-bit, groups of 32: int4, float16 scale for 32 inputs"]
+    [form] = describe(str(folder))["quantized"]
+    sizes = form.pop("bytes"), form.pop("file_bytes")
+    assert form == {"kind": "GPTQ 4-bit, groups of 32", "runs_as": "int4, float16 scale for 32 inputs", "tensors": 21}
+    assert 0.9 < sizes[0] / sizes[1] < 1.1
     assert describe(str(floats))["quantized"] is None
 
 
@@ -197,7 +200,7 @@ def test_an_unknown_scheme_is_named_with_what_is_supported(tmp_path: Path, plain
 
 
 @pytest.mark.parametrize("scheme", ["gptq-4-g32", "fp8-blocks"])
-@pytest.mark.parametrize("name", ["phi3", "qwen3_moe"])  # fused projections, experts
+@pytest.mark.parametrize("name", ["phi3", "qwen3_moe", "gpt2"])  # fused projections, experts, transposed matrices
 def test_other_families(tmp_path: Path, name: str, scheme: str) -> None:
     folder, floats = pair(tmp_path, make_model(tmp_path / "source", name), scheme)
     np.testing.assert_allclose(logprobs(folder, weights="fp32"), logprobs(floats), atol=1e-4)

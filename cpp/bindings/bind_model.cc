@@ -180,17 +180,18 @@ std::unordered_map<std::string, at::Tensor> pack(const at::Tensor& values, const
 // Binds what a family's file says of a model, immutable; model/spec.h has the meaning of each field.
 void bind_spec(py::module_& m) {
   py::class_<NormSpec>(m, "NormSpec", "The norms of the residual stream.")
-      .def(py::init([](const std::string& kind, double epsilon, bool offset, bool bias, bool before, bool after) {
-             return NormSpec{kNormKinds.of(kind), epsilon, offset, bias, before, after};
-           }),
+      .def(py::init(
+               [](const std::string& kind, double epsilon, bool offset, bool bias, bool before, bool after,
+                  bool shared) { return NormSpec{kNormKinds.of(kind), epsilon, offset, bias, before, after, shared}; }),
            py::kw_only(), py::arg("kind") = "rms", py::arg("epsilon") = 1e-6, py::arg("offset") = false,
-           py::arg("bias") = false, py::arg("before") = true, py::arg("after") = false)
+           py::arg("bias") = false, py::arg("before") = true, py::arg("after") = false, py::arg("shared") = false)
       .def_property_readonly("kind", [](const NormSpec& spec) { return kNormKinds.of(spec.kind); })
       .def_readonly("epsilon", &NormSpec::epsilon)
       .def_readonly("offset", &NormSpec::offset)
       .def_readonly("bias", &NormSpec::bias)
       .def_readonly("before", &NormSpec::before)
-      .def_readonly("after", &NormSpec::after);
+      .def_readonly("after", &NormSpec::after)
+      .def_readonly("shared", &NormSpec::shared);
 
   py::class_<AttentionSpec>(m, "AttentionSpec", "Attention; the same in all layers.")
       .def(py::init([](int64_t heads, int64_t kv_heads, int64_t head_dim, std::optional<double> query_scalar,
@@ -224,14 +225,18 @@ void bind_spec(py::module_& m) {
       .def_readonly("bias", &FeedForwardSpec::bias);
 
   py::class_<ExpertsSpec>(m, "ExpertsSpec", "The experts of the layers that have some.")
-      .def(py::init([](int64_t count, int64_t chosen, int64_t size, bool normalise) {
-             return ExpertsSpec{count, chosen, size, normalise};
+      .def(py::init([](int64_t count, int64_t chosen, int64_t size, bool normalise, int64_t shared_size,
+                       bool shared_router) {
+             return ExpertsSpec{count, chosen, size, normalise, shared_size, shared_router};
            }),
-           py::kw_only(), py::arg("count"), py::arg("chosen"), py::arg("size"), py::arg("normalise") = false)
+           py::kw_only(), py::arg("count"), py::arg("chosen"), py::arg("size"), py::arg("normalise") = false,
+           py::arg("shared_size") = 0, py::arg("shared_router") = false)
       .def_readonly("count", &ExpertsSpec::count)
       .def_readonly("chosen", &ExpertsSpec::chosen)
       .def_readonly("size", &ExpertsSpec::size)
-      .def_readonly("normalise", &ExpertsSpec::normalise);
+      .def_readonly("normalise", &ExpertsSpec::normalise)
+      .def_readonly("shared_size", &ExpertsSpec::shared_size)
+      .def_readonly("shared_router", &ExpertsSpec::shared_router);
 
   py::class_<RopeSpec>(m, "RopeSpec", "How positions change queries and keys.")
       .def(py::init([](std::vector<float> inv_freq, double scaling, std::vector<float> long_inv_freq,
@@ -258,32 +263,23 @@ void bind_spec(py::module_& m) {
       .def_readonly("experts", &LayerSpec::experts);
 
   py::class_<ModelSpec>(m, "ModelSpec", "What one decoder-only transformer computes.")
-      .def(
-          py::init([](int64_t vocab_size, int64_t hidden_size, const NormSpec& norm, const AttentionSpec& attention,
-                      const FeedForwardSpec& feed_forward, std::vector<RopeSpec> ropes, std::vector<LayerSpec> layers,
-                      const std::optional<ExpertsSpec>& experts, int64_t learned_positions, double embedding_multiplier,
-                      bool parallel, double residual_multiplier, double logit_multiplier, double logit_softcap) {
-            ModelSpec spec = {vocab_size,
-                              hidden_size,
-                              learned_positions,
-                              embedding_multiplier,
-                              norm,
-                              attention,
-                              feed_forward,
-                              experts.value_or(ExpertsSpec{}),
-                              parallel,
-                              residual_multiplier,
-                              logit_multiplier,
-                              logit_softcap,
-                              std::move(ropes),
-                              std::move(layers)};
-            check(spec);
-            return spec;
-          }),
-          py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("norm"), py::arg("attention"),
-          py::arg("feed_forward"), py::arg("ropes"), py::arg("layers"), py::arg("experts") = py::none(),
-          py::arg("learned_positions") = 0, py::arg("embedding_multiplier") = 1.0, py::arg("parallel") = false,
-          py::arg("residual_multiplier") = 1.0, py::arg("logit_multiplier") = 1.0, py::arg("logit_softcap") = 0.0)
+      .def(py::init([](int64_t vocab_size, int64_t hidden_size, const NormSpec& norm, const AttentionSpec& attention,
+                       const FeedForwardSpec& feed_forward, std::vector<RopeSpec> ropes, std::vector<LayerSpec> layers,
+                       const std::optional<ExpertsSpec>& experts, int64_t learned_positions,
+                       double embedding_multiplier, bool parallel, bool head_bias, double residual_multiplier,
+                       double logit_multiplier, double logit_softcap) {
+             ModelSpec spec = {vocab_size,    hidden_size,      learned_positions,   embedding_multiplier,
+                               norm,          attention,        feed_forward,        experts.value_or(ExpertsSpec{}),
+                               parallel,      head_bias,        residual_multiplier, logit_multiplier,
+                               logit_softcap, std::move(ropes), std::move(layers)};
+             check(spec);
+             return spec;
+           }),
+           py::kw_only(), py::arg("vocab_size"), py::arg("hidden_size"), py::arg("norm"), py::arg("attention"),
+           py::arg("feed_forward"), py::arg("ropes"), py::arg("layers"), py::arg("experts") = py::none(),
+           py::arg("learned_positions") = 0, py::arg("embedding_multiplier") = 1.0, py::arg("parallel") = false,
+           py::arg("head_bias") = false, py::arg("residual_multiplier") = 1.0, py::arg("logit_multiplier") = 1.0,
+           py::arg("logit_softcap") = 0.0)
       .def_readonly("vocab_size", &ModelSpec::vocab_size)
       .def_readonly("hidden_size", &ModelSpec::hidden_size)
       .def_readonly("learned_positions", &ModelSpec::learned_positions)
@@ -293,6 +289,7 @@ void bind_spec(py::module_& m) {
       .def_readonly("feed_forward", &ModelSpec::feed_forward)
       .def_readonly("experts", &ModelSpec::experts)
       .def_readonly("parallel", &ModelSpec::parallel)
+      .def_readonly("head_bias", &ModelSpec::head_bias)
       .def_readonly("residual_multiplier", &ModelSpec::residual_multiplier)
       .def_readonly("logit_multiplier", &ModelSpec::logit_multiplier)
       .def_readonly("logit_softcap", &ModelSpec::logit_softcap)

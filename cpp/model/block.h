@@ -50,9 +50,9 @@ concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, 
   pass.rope_and_cache(rope);     // rotates q and k; k goes into the cache with v
   pass.attend(attention);        // attended = attention over the cache
   pass.add_attention(layer);     // stream += o(attended), normed and multiplied where the spec says so
-  pass.gate(layer);              // activated = activation(gate(normed)) * up(normed)
+  pass.gate(layer);              // activated = activation(gate(normed)) * up(normed), times a shared expert's weight
   pass.add_feed_forward(layer);  // stream += down(activated), likewise
-  pass.route(layer);             // chooses the experts of each row by normed
+  pass.route(layer);             // chooses the experts of each row by normed, and weighs the shared one
   pass.add_experts(layer);       // stream += the mixture of the experts of normed, likewise
 };
 
@@ -145,7 +145,9 @@ void feed_forward(P& pass, int64_t layer) {
   if (pass.spec().layers[layer].experts) {
     pass.route(layer);
     pass.add_experts(layer);
-    return;
+    if (pass.spec().experts.shared_size == 0) {
+      return;
+    }
   }
   pass.gate(layer);
   pass.add_feed_forward(layer);
@@ -156,12 +158,14 @@ template <BlockPass P>
 void run_layers(P& pass) {
   for (int64_t layer = 0; layer < pass.spec().layer_count(); ++layer) {
     attend(pass, layer);
+    if (!pass.spec().parallel) {
+      pass.add_attention(layer);
+    }
+    if (!pass.spec().norm.shared) {
+      pass.norm(pass.layer(layer).feed_forward_norm);
+    }
     if (pass.spec().parallel) {
-      pass.norm(pass.layer(layer).feed_forward_norm);
       pass.add_attention(layer);
-    } else {
-      pass.add_attention(layer);
-      pass.norm(pass.layer(layer).feed_forward_norm);
     }
     feed_forward(pass, layer);
   }

@@ -16,6 +16,7 @@ ExpertBuffers::ExpertBuffers(const ModelSpec& spec, int64_t rows, int64_t runs, 
     : pairs_(rows * spec.experts.chosen), runs_(runs) {
   const at::TensorOptions floats = like.dtype(at::kFloat);
   logits = at::empty({rows, spec.experts.count}, floats);
+  shared = spec.experts.shared_router ? at::empty({rows, 1}, floats) : at::Tensor();
   integers = at::empty({integer_count(pairs_, runs_)}, like.dtype(at::kInt));
   weights = at::empty({pairs_}, floats);
   gated = at::empty({pairs_, spec.experts.size}, like);
@@ -34,7 +35,8 @@ ops::Routes ExpertBuffers::routes() const {
 
 int64_t ExpertBuffers::bytes(const ModelSpec& spec, int64_t rows, int64_t runs, int64_t activation_bytes) {
   const int64_t pairs = rows * spec.experts.chosen;
-  return 4 * (rows * spec.experts.count + integer_count(pairs, runs) + pairs * (1 + spec.hidden_size)) +
+  const int64_t logits = rows * (spec.experts.count + (spec.experts.shared_router ? 1 : 0));
+  return 4 * (logits + integer_count(pairs, runs) + pairs * (1 + spec.hidden_size)) +
          pairs * spec.experts.size * activation_bytes;
 }
 

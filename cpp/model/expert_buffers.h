@@ -12,6 +12,7 @@ namespace dlf {
 // Memory for the experts of one layer while it runs; undefined for models without experts.
 struct ExpertBuffers {
   at::Tensor logits;    // float32 [rows, experts]
+  at::Tensor shared;    // float32 [rows, 1], logits of the shared expert; or undefined
   at::Tensor integers;  // of the routes
   at::Tensor weights;   // float32 [pairs]
   at::Tensor gated;     // [pairs, size], activations

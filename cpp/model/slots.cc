@@ -17,6 +17,11 @@ std::vector<LinearSlot> linear_slots(const ModelSpec& spec, int64_t layer) {
                                    {"v", kv, hidden, attention.bias, &LayerWeights::v, &LayerAdapter::v},
                                    {"o", hidden, q, attention.output_bias, &LayerWeights::o, &LayerAdapter::o}};
   if (spec.layers[layer].experts) {
+    if (const int64_t shared = spec.experts.shared_size; shared > 0) {
+      slots.push_back({"shared_gate", shared, hidden, false, &LayerWeights::gate, &LayerAdapter::gate});
+      slots.push_back({"shared_up", shared, hidden, false, &LayerWeights::up, &LayerAdapter::up});
+      slots.push_back({"shared_down", hidden, shared, false, &LayerWeights::down, &LayerAdapter::down});
+    }
     return slots;
   }
   if (feed_forward.gated) {
@@ -42,7 +47,9 @@ std::vector<NormSlot> norm_slots(const ModelSpec& spec) {
   std::vector<NormSlot> slots;
   if (norm.before) {
     slots.push_back({"attention_norm", hidden, norm.bias, &LayerWeights::attention_norm});
-    slots.push_back({"feed_forward_norm", hidden, norm.bias, &LayerWeights::feed_forward_norm});
+    if (!norm.shared) {
+      slots.push_back({"feed_forward_norm", hidden, norm.bias, &LayerWeights::feed_forward_norm});
+    }
   }
   if (norm.after) {
     slots.push_back({"attention_post_norm", hidden, norm.bias, &LayerWeights::attention_post_norm});
@@ -85,6 +92,9 @@ std::vector<TensorSlot> tensor_slots(const ModelSpec& spec) {
     }
     if (spec.layers[layer].experts) {
       slots.push_back({slot_of(layer, "router"), {spec.experts.count, spec.hidden_size}});
+      if (spec.experts.shared_router) {
+        slots.push_back({slot_of(layer, "shared_router"), {1, spec.hidden_size}});
+      }
       for (int64_t expert = 0; expert < spec.experts.count; ++expert) {
         for (const ExpertSlot& linear : expert_slots(spec)) {
           slots.push_back({slot_of(layer, expert, linear.name), {linear.out, linear.in}});
@@ -93,6 +103,9 @@ std::vector<TensorSlot> tensor_slots(const ModelSpec& spec) {
     }
   }
   add_norm("norm", spec.hidden_size, spec.norm.bias);
+  if (spec.head_bias) {
+    slots.push_back({"head.bias", {spec.vocab_size}});
+  }
   slots.push_back({"head", {spec.vocab_size, spec.hidden_size}});
   return slots;
 }

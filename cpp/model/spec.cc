@@ -19,8 +19,8 @@ void check(const ModelSpec& spec) {
                     "softcaps and learned_positions must be 0 or more");
   TORCH_CHECK_VALUE(spec.vocab_size > 0 && spec.hidden_size > 0 && spec.feed_forward.size > 0 && !spec.layers.empty(),
                     "vocab_size, hidden_size, the size of the feed-forward and the number of layers must be above 0");
-  TORCH_CHECK_VALUE(attention.softcap >= 0 && spec.logit_softcap >= 0 && spec.learned_positions >= 0,
-                    "softcaps and learned_positions must be 0 or more");
+  TORCH_CHECK_VALUE(!spec.norm.shared || (spec.parallel && spec.norm.before),
+                    "only parallel blocks with norms before them can share one");
   const auto half = static_cast<size_t>(attention.head_dim / 2);
   for (const RopeSpec& rope : spec.ropes) {
     TORCH_CHECK_VALUE(rope.inv_freq.size() <= half, "inv_freq has ", rope.inv_freq.size(),
@@ -36,9 +36,13 @@ void check(const ModelSpec& spec) {
   TORCH_CHECK_VALUE(experts.count == 0 || (experts.chosen > 0 && experts.chosen <= experts.count && experts.size > 0),
                     "experts have the size ", experts.size, ", and a token gets ", experts.chosen, " of ",
                     experts.count, "; it gets from 1 to all, of a size above 0");
-  TORCH_CHECK_VALUE(
-      experts.count == 0 || (spec.feed_forward.gated && spec.feed_forward.activation == ops::Activation::silu),
-      "experts without gates, or with an activation other than silu, are not supported");
+  TORCH_CHECK_VALUE(experts.count == 0 || spec.feed_forward.gated, "experts without gates are not supported");
+  TORCH_CHECK_VALUE(experts.shared_size >= 0 && (experts.shared_size > 0 || !experts.shared_router),
+                    "shared experts have the size ", experts.shared_size, "; it must be above 0 with a router");
+  TORCH_CHECK_VALUE(experts.shared_size == 0 || !spec.norm.after, "norms after shared experts are not supported");
+  TORCH_CHECK_VALUE(experts.shared_size == 0 || spec.dense_size() == experts.shared_size,
+                    "shared experts have the size ", experts.shared_size, " and layers without experts ",
+                    spec.feed_forward.size, "; they must be equal");
   for (const LayerSpec& layer : spec.layers) {
     TORCH_CHECK_VALUE(!layer.experts || experts.count > 0, "a layer has experts, and their number is 0");
     TORCH_CHECK_VALUE(layer.rope >= 0 && layer.rope < static_cast<int64_t>(spec.ropes.size()), "a layer has rope ",
@@ -54,7 +58,7 @@ void check_context(const ModelSpec& spec, int64_t max_context) {
 
 int64_t ModelSpec::dense_size() const {
   const bool dense = std::any_of(layers.begin(), layers.end(), [](const LayerSpec& layer) { return !layer.experts; });
-  return dense ? feed_forward.size : 0;
+  return dense ? feed_forward.size : experts.shared_size;
 }
 
 }  // namespace dlf

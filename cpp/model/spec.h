@@ -17,8 +17,9 @@ struct NormSpec {
   double epsilon = 1e-6;
   bool offset = false;  // files hold weights less 1, as Gemma's do; those of heads too
   bool bias = false;
-  bool before = true;  // attention and feed-forward read the normed stream, else the stream itself
-  bool after = false;  // their outputs are normed before they are added to it
+  bool before = true;   // attention and feed-forward read the normed stream, else the stream itself
+  bool after = false;   // their outputs are normed before they are added to it
+  bool shared = false;  // the feed-forward reads what attention reads; of parallel blocks
 };
 
 enum class HeadNorm : int8_t { none, head, whole };
@@ -48,10 +49,12 @@ struct FeedForwardSpec {
 // A mixture of experts in place of one feed-forward: a router chooses some of them for each token. They have the gates
 // and the activation of FeedForwardSpec, and no biases.
 struct ExpertsSpec {
-  int64_t count = 0;       // 0: no layer has experts
-  int64_t chosen = 0;      // for each token
-  int64_t size = 0;        // outputs of gate and up of each expert
-  bool normalise = false;  // the weights of the chosen experts add up to 1
+  int64_t count = 0;           // 0: no layer has experts
+  int64_t chosen = 0;          // for each token
+  int64_t size = 0;            // outputs of gate and up of each expert
+  bool normalise = false;      // the weights of the chosen experts add up to 1
+  int64_t shared_size = 0;     // the same of an expert that every token gets; 0: none
+  bool shared_router = false;  // the sigmoid of a product with each token is that expert's weight, else 1
 };
 
 // How positions change queries and keys.
@@ -84,7 +87,8 @@ struct ModelSpec {
   AttentionSpec attention;
   FeedForwardSpec feed_forward;  // of layers without experts
   ExpertsSpec experts;
-  bool parallel = false;           // attention and feed-forward read the same stream
+  bool parallel = false;  // attention and feed-forward read the same stream
+  bool head_bias = false;
   double residual_multiplier = 1;  // of what they add to it
   double logit_multiplier = 1;
   double logit_softcap = 0;  // as AttentionSpec::softcap, after the multiplier
@@ -92,7 +96,7 @@ struct ModelSpec {
   std::vector<LayerSpec> layers;
 
   int64_t layer_count() const { return static_cast<int64_t>(layers.size()); }
-  // Outputs of gate and up in the layers without experts; 0 if all layers have them.
+  // Outputs of gate and up in the layers without experts, and of shared experts; 0 if there are neither.
   int64_t dense_size() const;
 };
 

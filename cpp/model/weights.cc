@@ -67,8 +67,15 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
       layer.*slot.weights = linear(tensors, slot_of(i, slot.name), slot.out, slot.in, slot.bias);
     }
     if (spec_.layers[i].experts) {
-      layer.router = linear(tensors, slot_of(i, "router"), spec_.experts.count, spec_.hidden_size, /*bias=*/false);
-      TORCH_CHECK_VALUE(!ops::is_quantized(layer.router.matrix.type), "the router of layer ", i, " is quantized");
+      const auto router = [&](const char* name, int64_t out) {
+        LinearWeights found = linear(tensors, slot_of(i, name), out, spec_.hidden_size, /*bias=*/false);
+        TORCH_CHECK_VALUE(!ops::is_quantized(found.matrix.type), "the router of layer ", i, " is quantized");
+        return found;
+      };
+      layer.router = router("router", spec_.experts.count);
+      if (spec_.experts.shared_router) {
+        layer.shared_router = router("shared_router", 1);
+      }
     }
     for (int64_t e = 0; spec_.layers[i].experts && e < spec_.experts.count; ++e) {
       ExpertWeights& expert = layer.experts.emplace_back();
@@ -86,10 +93,10 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
   norm = norm_of(tensors, "norm", spec_.hidden_size, spec_.norm.bias);
   const auto own = tensors.find("head");
   if (own != tensors.end() && !own->second.is_same(embedding)) {  // else tied: counted once
-    head = linear(tensors, "head", spec_.vocab_size, spec_.hidden_size, /*bias=*/false);
+    head = linear(tensors, "head", spec_.vocab_size, spec_.hidden_size, spec_.head_bias);
   } else {
     head = {{embedding},
-            {},
+            spec_.head_bias ? vector(tensors, "head.bias", spec_.vocab_size) : at::Tensor(),
             {embedding.const_data_ptr(), nullptr, spec_.vocab_size, spec_.hidden_size, float_type(dtype_), 0}};
   }
 }

@@ -43,8 +43,9 @@ struct LayerWeights {
   NormWeights q_norm, k_norm;
   NormWeights attention_post_norm;  // of the output of attention
   NormWeights feed_forward_norm;
-  LinearWeights gate, up, down;        // in layers without experts
+  LinearWeights gate, up, down;        // in layers with experts, the shared one's
   LinearWeights router;                // of floats
+  LinearWeights shared_router;         // likewise, [1, hidden]
   std::vector<ExpertWeights> experts;  // stored alike
   std::vector<ops::Expert> expert_matrices;
   NormWeights feed_forward_post_norm;

@@ -10,8 +10,8 @@ namespace dlf::ops {
 // arXiv 1606.08415).
 enum class Activation : int8_t { silu, gelu, gelu_tanh };
 
-// y = activation(gate) * up (Shazeer, arXiv 2002.05202), or activation(up) where nothing is gated. All are activations
-// of dtype, which on the CPU is always float32.
+// y = activation(gate) * up (Shazeer, arXiv 2002.05202), or activation(up) where nothing is gated; then each row may be
+// multiplied by the sigmoid of a number. All are activations of dtype, which on the CPU is always float32.
 struct ActivationArgs {
   const void* gate;  // [rows, stride], or null
   const void* up;    // [rows, stride]
@@ -21,6 +21,7 @@ struct ActivationArgs {
   int size;
   DType dtype;
   Activation activation = Activation::silu;
+  const float* row_gate = nullptr;  // [rows]; or null
 };
 
 }  // namespace dlf::ops

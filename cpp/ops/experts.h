@@ -1,12 +1,13 @@
 #pragma once
 
+#include "ops/activation.h"
 #include "ops/matrix.h"
 #include "ops/router.h"
 #include "support/dtype.h"
 
 namespace dlf::ops {
 
-// The feed-forward network of one expert: down(silu(gate(x)) * up(x)). Experts of a layer have the same sizes and
+// The feed-forward network of one expert: down(activation(gate(x)) * up(x)). Experts of a layer have the same sizes and
 // types.
 struct Expert {
   Matrix gate;  // [inner, hidden]
@@ -29,6 +30,7 @@ struct ExpertsArgs {
   int hidden;
   int inner;
   DType dtype;
+  Activation activation = Activation::silu;
 };
 
 }  // namespace dlf::ops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -75,7 +76,11 @@ class AdapterFile:
             tables = Tables.of(file, config, PREFIX)
             stacks = ExpertStacks.of(file, config, PREFIX)
             others = {key for of in (tables, stacks) for parts in of.keys.values() for key in parts.values()}
-            places = {key: self._place(key, linears, routers) for key in file.layout if key not in others}
+            unread = {key for key in file.layout if config.family.is_other_part(key.removeprefix(PREFIX))}
+            spelled = {one: name for name in (*linears, *routers) for one in config.family.all_spellings(name)}
+            places = {
+                key: self._place(key, spelled, linears, routers) for key in file.layout if key not in others | unread
+            }
             # Patterns match the name of a router's weight if target_parameters has it.
             named = {name: name for name, _ in places.values()}
             named |= {name: f"{name}.weight" for name in routers if self._config.parameters([f"{name}.weight"])}
@@ -97,6 +102,13 @@ class AdapterFile:
                     raise CheckpointError(f"{self.path} changes {layer} in two ways, which dlf does not add up")
                 found[layer][part] = file.read(key, wanted)
             of_experts = stacks.read(self._config)
+        if unread:
+            warnings.warn(
+                f"{self.path} also adapts parts that a text needs not, such as {min(unread)!r:.120}; these stay as "
+                "they are",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         if not found and not others:
             raise CheckpointError(f"{self.path} has no tensors; fetch the adapter again")
         if twice := of_experts.keys() & found:
@@ -138,16 +150,20 @@ class AdapterFile:
                 "dlf.Lora(..., merge=True)"
             )
 
-    def _place(self, key: str, linears: Collection[str], routers: Mapping[str, str]) -> tuple[str, str]:
+    def _place(
+        self, key: str, spelled: Mapping[str, str], linears: Collection[str], routers: Mapping[str, str]
+    ) -> tuple[str, str]:
+        """Return the name of a tensor's layer as the base spells it, and which tensor of it that is."""
         match = PART.fullmatch(key.removeprefix(PREFIX))
-        if not match or not key.startswith(PREFIX) or routers.get(match[1], match[1]) not in linears:
+        layer = spelled.get(match[1]) if match else None
+        if not match or not key.startswith(PREFIX) or layer is None or routers.get(layer, layer) not in linears:
             raise CheckpointError(
                 f"{self.path}: tensor {key!r:.120} belongs to no linear layer of attention, MLP or experts of this "
                 f"base; {NOT_PLAIN}, or give the base that it was trained on"
             )
         if match[2] == "lora_magnitude_vector" and not self.dora:
             raise CheckpointError(f"{self.path}: tensor '{key}' is DoRA's, but {CONFIG} does not say use_dora")
-        return match[1], match[2]
+        return layer, match[2]
 
 
 def load_adapter(name: str | os.PathLike[str], config: ModelConfig, dtype: torch.dtype) -> Any:

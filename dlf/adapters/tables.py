@@ -55,8 +55,8 @@ class Tables:
         """Find the tensors of both, whose names begin with `prefix`."""
         keys: dict[str, dict[str, str]] = {}
         for module in table_modules(config):
-            begin = f"{prefix}{module}."
-            found = {key.removeprefix(begin): key for key in file.layout if key.startswith(begin)}
+            begins = tuple(f"{prefix}{one}." for one in config.family.all_spellings(module))
+            found = {key.removeprefix(begin): key for begin in begins for key in file.layout if key.startswith(begin)}
             if found:
                 keys[module] = found
         return cls(file, keys)

@@ -102,10 +102,13 @@ class ModelConfig:
         return {part.tensor: part.stored for part in self.parts.values()}
 
     def linear_modules(self) -> dict[str, LinearModule]:
-        """Return the linear layers of attention, feed-forward, experts and routers, by the names of their modules."""
+        """Return the linear layers of attention, feed-forward, experts and routers, by the names of their modules.
+
+        Without experts that are stored as one tensor, and what weighs a shared one.
+        """
         found: dict[str, LinearModule] = {}
         for slot, part in self.parts.items():
-            if "." in slot and len(part.shape) == 2:
+            if "." in slot and len(part.stored) == 2 and not slot.endswith(".shared_router"):
                 found.setdefault(part.module, LinearModule()).parts[slot] = part
         return found
 

@@ -14,7 +14,7 @@ from dlf.checkpoints.precision import TORCH_DTYPES, Precision, TensorLayout
 from dlf.checkpoints.published.compressed_tensors import config_of, layout_of, tensors_of
 from dlf.checkpoints.quantized import quantize, targets
 from dlf.checkpoints.source import Source, open_checkpoint
-from dlf.checkpoints.write import write_config, write_weights
+from dlf.checkpoints.write import copied_parts, write_config, write_weights
 from dlf.errors import CheckpointError
 from dlf.support.fields import parse_json
 from dlf.support.new_folder import check_new, new_folder
@@ -84,6 +84,8 @@ def _write(source: Source, folder: Path, precision: Precision) -> None:
         assert quantization is not None
         units[name] = layout_of(module, (out, columns), quantization.format)
 
+    units |= copied_parts(source, chosen)
+
     def tensors(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
             tensor = source.read(config.embedding if name == TIED_HEAD else name)
@@ -101,7 +103,7 @@ def _write(source: Source, folder: Path, precision: Precision) -> None:
     files = source.side_files()
     values = parse_json(files.pop("config.json"), source.path / "config.json")
     tied = config.tie_word_embeddings and quantization is None
-    form = None if quantization is None else config_of(quantization.format)
+    form = None if quantization is None else config_of(quantization.format, sorted(source.other_parts))
     write_config(values, folder, chosen, tied, form)
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -83,7 +83,7 @@ class Folder:
             config = replace(config, dtype=_first_dtype(layouts))
         if config.tie_word_embeddings and config.head in present and config.embedding in present:
             config = replace(config, tie_word_embeddings=_is_embedding(config, present))
-        present = {name: path for name, path in present.items() if not config.family.is_other_part(name)}
+        present = {name: path for name, path in present.items() if name not in self.other_parts}
         used = {*config.tensors(), *(part for parts in self._parts.values() for part in parts), config.head}
         unused = sorted(name for name in present.keys() - used if not self._may_lie_unused(name, present[name]))
         if unused:
@@ -115,6 +115,16 @@ class Folder:
         """The form of each quantized matrix."""
         return {name: stored.kind for name, stored in self.quantized.items()}
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of the tensors that a quantized matrix is stored in."""
+        return sum(self.layouts[part].nbytes for part in self._parts[name])
+
+    @cached_property
+    def other_parts(self) -> Mapping[str, TensorLayout]:
+        """Type and shape of the tensors of parts that a text needs not."""
+        family = self._spelled.family
+        return {name: one for name, one in self.layouts.items() if family.is_other_part(name)}
+
     @property
     def names(self) -> list[str]:
         """Tensors of the configuration, file by file."""
@@ -128,17 +138,21 @@ class Folder:
         """Return the type and shape of a tensor of the configuration; that of a quantized one is float32."""
         if name in self.quantized:
             return TensorLayout("F32", self._shapes[name])
+        if name in self.other_parts:
+            return self.other_parts[name]
         return self._file(name).header(name, self._shapes[name])
 
     def read(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return a tensor of the configuration: as a view of its mapped file, or dequantized."""
         matrix = self.matrix(name, keep)
-        return matrix.dequantize() if isinstance(matrix, PackedMatrix) else matrix
+        values = matrix.dequantize() if isinstance(matrix, PackedMatrix) else matrix
+        return values.t().contiguous() if name in self.quantized and name in self._transposed else values
 
     def matrix(self, name: str, keep: bool = False) -> PackedMatrix | torch.Tensor:
         """Return a tensor of the configuration: as a view of its mapped file, as integers and scales, or dequantized.
 
-        Integers become floats where groups of inputs do not lie side by side.
+        Integers become floats where groups of inputs do not lie side by side. All quantized matrices are
+        ``[out, in]``, as every quantizer writes them.
         """
         stored = self.quantized.get(name)
         if stored is not None:
@@ -212,6 +226,11 @@ class Folder:
         return read_scheme(config.quantization, str(self.path / "config.json"), _modules(config))
 
     @cached_property
+    def _transposed(self) -> set[str]:
+        """Tensors that the family stores as ``[in, out]``."""
+        return {part.tensor for part in self._spelled.parts.values() if part.transposed}
+
+    @cached_property
     def quantized(self) -> dict[str, StoredMatrix]:
         """The quantized tensors of the configuration by name."""
         if self.scheme is None:
@@ -219,7 +238,7 @@ class Folder:
         layouts, shapes, found = self.layouts, self._spelled.tensors(), {}
         for module in _modules(self._spelled):
             name = f"{module}.weight"
-            out, columns = shapes[name]
+            out, columns = reversed(shapes[name]) if name in self._transposed else shapes[name]
             stored = self.scheme.matrix(StoredLayer(str(self.path), module, (out, columns), layouts))
             if stored is not None:
                 found[name] = stored
@@ -254,7 +273,8 @@ class Folder:
     @cached_property
     def _places(self) -> dict[str, Path]:
         """File of each stored tensor, and of each tensor of the configuration."""
-        stored = {name: path for path, names in self._shards.items() for name in names}
+        stored = {name: path for path, layout in self._layouts.items() for name in layout if name in self.other_parts}
+        stored |= {name: path for path, names in self._shards.items() for name in names}
         return stored | {name: stored[self._parts[name][0]] for name in self.quantized}
 
     def _may_lie_unused(self, name: str, path: Path) -> bool:

@@ -62,6 +62,16 @@ class Source(Protocol):
     def kinds(self) -> Mapping[str, str]:
         """The form of each tensor of the configuration that the files have quantized, for people."""
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that a tensor of `kinds` takes in the files."""
+
+    @property
+    def other_parts(self) -> Mapping[str, TensorLayout]:
+        """Type and shape of the tensors of parts that a text needs not, such as a vision tower; copies keep them.
+
+        `layout`, `path_of` and `read` take them too.
+        """
+
     @property
     def names(self) -> list[str]:
         """Tensors of the configuration, in the order in which to read them."""

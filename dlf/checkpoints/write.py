@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from tqdm import tqdm
 
 from dlf.checkpoints.checkpoint import PROGRESS_PARAMETERS
 from dlf.checkpoints.hub import INDEX, SINGLE
-from dlf.checkpoints.precision import TensorLayout
+from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TensorLayout
 from dlf.checkpoints.safetensors_file import write_safetensors
+from dlf.checkpoints.source import Source
 from dlf.errors import out_of_memory_is_memory_error
 from dlf.support.terminal import printable
 
-__all__ = ["write_config", "write_weights"]
+__all__ = ["copied_parts", "write_config", "write_weights"]
 
 MAX_SHARD_BYTES = 5 * 10**9  # the default of transformers for years
 
@@ -86,6 +88,29 @@ def _split(units: Mapping[str, Unit]) -> dict[str, list[str]]:
     if len(parts) == 1:
         return {SINGLE: parts[0]}
     return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def copied_parts(source: Source, dtype: torch.dtype | None) -> dict[str, Unit]:
+    """Return layouts of the parts that a text needs not, which a copy of a checkpoint keeps; a warning if it cannot.
+
+    Parameters
+    ----------
+    source
+        The checkpoint.
+    dtype
+        Type that its floating-point numbers get; their own if not given.
+    """
+    other = [name for name, one in source.other_parts.items() if one.dtype not in SAFETENSORS_DTYPES.values()]
+    if other:
+        warnings.warn(
+            f"{source.path} has {len(other)} tensors of other parts than text that are quantized, such as "
+            f"{other[0]!r:.80}; these parts are not copied, so the result is a model for text alone",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return {}
+    named = None if dtype is None else SAFETENSORS_DTYPES[dtype]
+    return {name: {name: TensorLayout(named or one.dtype, one.shape)} for name, one in source.other_parts.items()}
 
 
 def write_config(

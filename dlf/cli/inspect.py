@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +14,9 @@ from rich.text import Text
 
 from dlf.support.sizes import binary
 from dlf.support.terminal import printable
+
+if TYPE_CHECKING:
+    from dlf.checkpoints.source import Source
 
 __all__ = ["describe", "inspect"]
 
@@ -30,7 +32,9 @@ def inspect(
         return
     table = Table(title=Text(printable(found["path"])), show_header=False, title_justify="left")
     for name, value in found.items():
-        if isinstance(value, list):
+        if name == "quantized" and value:
+            value = "\n".join(_line(one) for one in value)
+        elif isinstance(value, list):
             value = ", ".join(map(str, value))
         elif name.endswith("bytes") or "bytes_per" in name:
             value = f"{binary(value)} ({value:,})"
@@ -41,6 +45,11 @@ def inspect(
     Console(highlight=False).print(table)
 
 
+def _line(form: dict[str, Any]) -> str:
+    sizes = f"{binary(form['file_bytes'])} in the file, {binary(form['bytes'])} in memory"
+    return f"{form['tensors']} x {form['kind']}: {form['runs_as']}; {sizes}"
+
+
 def describe(model: str) -> dict[str, Any]:
     """Report of `inspect`, by the names of its JSON; no weight is loaded."""
     from dlf.checkpoints import precision, quantized
@@ -48,11 +57,11 @@ def describe(model: str) -> dict[str, Any]:
 
     source = open_source(model)
     dtypes: list[str] = []
-    kinds: Counter[str] = Counter()
+    forms: list[dict[str, Any]] = []
     try:
         c = source.config
         dtypes = sorted({layout.dtype for layout in source.layouts.values()})
-        kinds = Counter(f"{kind}: {c.packed.get(name, 'floats')}" for name, kind in source.kinds.items())
+        forms = _forms(source)
     except FileNotFoundError:  # without weights, the configuration still says something
         c = source.declared
     spec = c.spec
@@ -64,7 +73,7 @@ def describe(model: str) -> dict[str, Any]:
         "parameters": sum(math.prod(shape) for shape in c.tensors().values()),
         "active_parameters": c.active_parameters,
         "dtypes": dtypes or [c.dtype or "unknown"],
-        "quantized": [f"{count} x {kind}" for kind, count in sorted(kinds.items())] or None,
+        "quantized": forms or None,
         "layers": len(spec.layers),
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.feed_forward.size,
@@ -87,3 +96,21 @@ def describe(model: str) -> dict[str, Any]:
         },
         "kv_cache_bytes_per_token": c.kv_bytes_per_token(width),
     }
+
+
+def _forms(source: Source) -> list[dict[str, Any]]:
+    """Kinds of quantized tensors in the files, how each runs on the CPU, and the bytes of both."""
+    from dlf.checkpoints import precision
+
+    config, found = source.config, dict[tuple[str, str], dict[str, Any]]()
+    width = 4 if precision.Precision().float_dtype(config.dtype) == "float32" else 2
+    shapes = config.tensors()
+    for name, kind in sorted(source.kinds.items()):
+        form, shape = config.packed.get(name), shapes[name]
+        tiles = [] if form is None else form.layout(name, (shape[0], shape[1])).values()
+        table = form is None or (name == config.embedding and not config.tie_word_embeddings)
+        one = found.setdefault((kind, "floats" if table else str(form)), {"tensors": 0, "file_bytes": 0, "bytes": 0})
+        one["tensors"] += 1
+        one["file_bytes"] += source.stored_bytes(name)
+        one["bytes"] += math.prod(shape) * width if table else sum(layout.nbytes for layout in tiles)
+    return [{"kind": kind, "runs_as": runs_as} | one for (kind, runs_as), one in sorted(found.items())]

@@ -147,7 +147,8 @@ class TaskArithmetic:
     def save(self, folder: PathLike) -> Path:
         """Write the merged model as a folder in Hugging Face format: weights, configuration, tokenizer, model card.
 
-        The folder appears when it is whole and on the disk. Memory holds one tensor of each model at a time.
+        The folder appears when it is whole and on the disk. Memory holds one tensor of each model at a time. Parts that
+        a text needs not, such as a vision tower, are those of the base.
 
         Parameters
         ----------
@@ -176,7 +177,7 @@ class TaskArithmetic:
         merge = self.open()
         merge.check()
         with new_folder(place) as temporary:
-            merge.write(temporary)
+            merge.write(temporary, whole=True)
             card = model_card(
                 self.name or place.name, merge.base.name, [one.name for one in merge.experts], merge.recipe
             )

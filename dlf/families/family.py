@@ -14,14 +14,17 @@ from dlf.support.fields import MAX_VOCAB_SIZE, Fields
 
 __all__ = [
     "COMMON_DEFAULTS",
+    "MAX_INNER_SIZE",
     "MAX_WINDOW",
     "MODULES",
     "Family",
     "Wrapper",
     "attention_sizes",
+    "biases",
     "decoder",
     "epsilon",
     "layer_count",
+    "mixed_layers",
     "multiplier",
     "read_experts",
     "sliding_layers",
@@ -70,6 +73,10 @@ MODULES = stored(
     up="model.layers.{layer}.mlp.up_proj",
     down="model.layers.{layer}.mlp.down_proj",
     router="model.layers.{layer}.mlp.gate",
+    shared_router="model.layers.{layer}.mlp.shared_expert_gate",
+    shared_gate="model.layers.{layer}.mlp.shared_expert.gate_proj",
+    shared_up="model.layers.{layer}.mlp.shared_expert.up_proj",
+    shared_down="model.layers.{layer}.mlp.shared_expert.down_proj",
     expert_gate="model.layers.{layer}.mlp.experts.{expert}.gate_proj",
     expert_up="model.layers.{layer}.mlp.experts.{expert}.up_proj",
     expert_down="model.layers.{layer}.mlp.experts.{expert}.down_proj",
@@ -97,6 +104,8 @@ class Family:
     spellings
         Beginnings of names that some files write in another way, each set with what they write. The set that finds
         the most tensors in a checkpoint is taken.
+    spelling
+        The set that was taken.
     aliases
         Other names of keys of ``config.json``.
     context
@@ -111,6 +120,7 @@ class Family:
     spec: Callable[[Fields], _C.ModelSpec]
     modules: Mapping[str, Stored] = field(default_factory=lambda: MODULES)
     spellings: tuple[Mapping[str, str], ...] = ({},)
+    spelling: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     context: Callable[[Fields], int] = context_length
     other_parts: tuple[str, ...] = ()
@@ -125,15 +135,23 @@ class Family:
 
     def spelled(self, spec: _C.ModelSpec, names: Collection[str]) -> Family:
         """Return the family with its modules as a checkpoint with these tensors spells them."""
-        spelled = [{slot: _spell(one, spelling) for slot, one in self.modules.items()} for spelling in self.spellings]
-        return replace(self, modules=max(spelled, key=lambda modules: _found(modules, spec, names)))
+        return max(map(self._in, self.spellings), key=lambda family: _found(family.modules, spec, names))
+
+    def all_spellings(self, name: str) -> set[str]:
+        """Return what other checkpoints call a module or tensor of this one; those of the text part alone, too."""
+        plain = _spell(name, {written: begin for begin, written in self.spelling.items()})
+        return {name, plain, *(_spell(plain, spelling) for spelling in self.spellings)}
+
+    def _in(self, spelling: Mapping[str, str]) -> Family:
+        modules = {slot: replace(one, module=_spell(one.module, spelling)) for slot, one in self.modules.items()}
+        return replace(self, modules=modules, spelling=spelling)
 
 
-def _spell(one: Stored, spelling: Mapping[str, str]) -> Stored:
+def _spell(name: str, spelling: Mapping[str, str]) -> str:
     for begin, written in spelling.items():
-        if one.module.startswith(begin):
-            return replace(one, module=written + one.module.removeprefix(begin))
-    return one
+        if name.startswith(begin):
+            return written + name.removeprefix(begin)
+    return name
 
 
 def _found(modules: Mapping[str, Stored], spec: _C.ModelSpec, names: Collection[str]) -> int:
@@ -208,6 +226,12 @@ def sliding_layers(fields: Fields, default: Callable[[int], bool]) -> list[bool]
     return [kind == "sliding_attention" for kind in types]
 
 
+def mixed_layers(fields: Fields, period: int, sliding_rope: int = 0, whole_rope: int = 0) -> list[_C.LayerSpec]:
+    """Return layers that differ in window and rotation: unless ``layer_types`` says, the `period`-th has no window."""
+    sliding, whole = _C.LayerSpec(window=window_of(fields), rope=sliding_rope), _C.LayerSpec(rope=whole_rope)
+    return [sliding if one else whole for one in sliding_layers(fields, lambda layer: (layer + 1) % period != 0)]
+
+
 def multiplier(fields: Fields, key: str) -> float:
     """Return a factor on activations."""
     return fields.number(key, 1e-6, 1e6)
@@ -218,13 +242,15 @@ def softcap(fields: Fields, key: str) -> float:
     return fields.number(key, 1e-3, 1e6) if key in fields else 0.0
 
 
-def read_experts(fields: Fields, count: str, size: str, normalise: bool) -> _C.ExpertsSpec:
-    """Read the number of experts and their size from the keys `count` and `size`, and how many a token gets."""
+def read_experts(fields: Fields, count: str, size: str, normalise: bool, **more: Any) -> _C.ExpertsSpec:
+    """Read the number of experts and their size from the keys `count` and `size`, and how many a token gets.
+
+    `more` are further fields of ``ExpertsSpec``.
+    """
     experts = fields.integer(count, 1, MAX_EXPERTS)
     chosen = fields.integer("num_experts_per_tok", 1, experts)
-    return _C.ExpertsSpec(
-        count=experts, chosen=chosen, size=fields.integer(size, 1, MAX_INNER_SIZE), normalise=normalise
-    )
+    inner = fields.integer(size, 1, MAX_INNER_SIZE)
+    return _C.ExpertsSpec(count=experts, chosen=chosen, size=inner, normalise=normalise, **more)
 
 
 def decoder(
@@ -276,6 +302,12 @@ def decoder(
         experts=experts,
         **model,
     )
+
+
+def biases(fields: Fields, key: str = "attention_bias") -> dict[str, Any]:
+    """Return the biases that a flag gives all of q, k, v and o, or none of them, as ``AttentionSpec`` names them."""
+    biased = fields.flag(key)
+    return {"bias": biased, "output_bias": biased}
 
 
 def epsilon(fields: Fields, key: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dlf import _C
@@ -9,12 +10,12 @@ from dlf.families.family import (
     COMMON_DEFAULTS,
     MODULES,
     Family,
+    biases,
     decoder,
     epsilon,
+    mixed_layers,
     multiplier,
-    sliding_layers,
     softcap,
-    window_of,
 )
 from dlf.families.parts import stored
 from dlf.support.fields import Fields
@@ -47,28 +48,26 @@ GEMMA_MODULES = MODULES | stored(
 )
 
 
-def gemma(fields: Fields, period: int, local_rope: int = 0, **more: Any) -> _C.ModelSpec:
-    """Read what Gemma 2 and 3 share; every layer but the `period`-th has a window, and the rotation `local_rope`."""
+def gemma(
+    fields: Fields, period: int, ropes: Sequence[_C.RopeSpec] | None = None, head_norm: str = "none"
+) -> _C.ModelSpec:
+    """Read what Gemma 2 and 3 share; every layer but the `period`-th has a window, and the last of `ropes`."""
     if "use_bidirectional_attention" in fields and fields.flag("use_bidirectional_attention"):
         raise fields.error("use_bidirectional_attention", "false: dlf predicts tokens from those before")
-    bias, attention = fields.flag("attention_bias"), more.pop("attention", {})
-    slides = sliding_layers(fields, lambda layer: (layer + 1) % period != 0)
-    sliding, whole = _C.LayerSpec(window=window_of(fields), rope=local_rope), _C.LayerSpec()
     return decoder(
         fields,
-        layers=[sliding if one else whole for one in slides],
-        norm=_C.NormSpec(epsilon=epsilon(fields, "rms_norm_eps"), offset=True, after=True),
+        mixed_layers(fields, period, sliding_rope=len(ropes) - 1 if ropes else 0),
+        ropes,
+        _C.NormSpec(epsilon=epsilon(fields, "rms_norm_eps"), offset=True, after=True),
         attention={
             "query_scalar": multiplier(fields, "query_pre_attn_scalar"),
             "softcap": softcap(fields, "attn_logit_softcapping"),
-            "bias": bias,
-            "output_bias": bias,
-            **attention,
+            "head_norm": head_norm,
+            **biases(fields),
         },
         activation="hidden_activation",
         embedding_multiplier=fields.integer("hidden_size", 1, 1 << 16) ** 0.5,
         logit_softcap=softcap(fields, "final_logit_softcapping"),
-        **more,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlf import _C
-from dlf.families.family import COMMON_DEFAULTS, Family, attention_sizes, decoder, epsilon
+from dlf.families.family import COMMON_DEFAULTS, Family, attention_sizes, biases, decoder, epsilon
 from dlf.families.parts import fused, stored
 from dlf.families.rope import read_rotary
 from dlf.support.fields import Fields
@@ -12,12 +12,12 @@ __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    bias, sizes = fields.flag("attention_bias"), attention_sizes(fields, grouped=False)
+    sizes = attention_sizes(fields, grouped=False)
     return decoder(
         fields,
         ropes=[read_rotary(fields, sizes["head_dim"], partial=True)],
         norm=_C.NormSpec(kind="layer", epsilon=epsilon(fields, "layer_norm_eps"), bias=True),
-        attention={"kv_heads": sizes["heads"], "bias": bias, "output_bias": bias},
+        attention={"kv_heads": sizes["heads"], **biases(fields)},
         feed_forward={"gated": False, "bias": True},
         parallel=fields.flag("use_parallel_residual"),
     )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dlf import _C
-from dlf.families.family import COMMON_DEFAULTS, Family, decoder
+from dlf.families.family import COMMON_DEFAULTS, Family, biases, decoder
 from dlf.support.fields import Fields
 
 __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    bias = fields.flag("attention_bias")
-    attention = {"bias": bias, "output_bias": bias}
-    return decoder(fields, attention=attention, feed_forward={"bias": fields.flag("mlp_bias")})
+    return decoder(fields, attention=biases(fields), feed_forward={"bias": fields.flag("mlp_bias")})
 
 
 FAMILY = Family(

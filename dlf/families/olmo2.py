@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dlf import _C
-from dlf.families.family import COMMON_DEFAULTS, MODULES, Family, decoder, epsilon
+from dlf.families.family import COMMON_DEFAULTS, MODULES, Family, biases, decoder, epsilon
 from dlf.families.parts import stored
 from dlf.support.fields import Fields
 
@@ -29,9 +29,8 @@ def olmo(
     fields: Fields, layers: Sequence[_C.LayerSpec] | None = None, ropes: Sequence[_C.RopeSpec] | None = None
 ) -> _C.ModelSpec:
     """Read what OLMo 2 and 3 share."""
-    bias = fields.flag("attention_bias")
     norm = _C.NormSpec(epsilon=epsilon(fields, "rms_norm_eps"), before=False, after=True)
-    return decoder(fields, layers, ropes, norm, attention={"head_norm": "whole", "bias": bias, "output_bias": bias})
+    return decoder(fields, layers, ropes, norm, attention={"head_norm": "whole", **biases(fields)})
 
 
 FAMILY = Family(architecture="Olmo2ForCausalLM", model_type="olmo2", defaults=DEFAULTS, spec=olmo, modules=OLMO_MODULES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlf import _C
-from dlf.families.family import Family, attention_sizes, sliding_layers, window_of
+from dlf.families.family import Family, attention_sizes, mixed_layers
 from dlf.families.olmo2 import DEFAULTS, OLMO_MODULES, olmo
 from dlf.families.rope import read_rotary
 from dlf.support.fields import Fields
@@ -18,9 +18,7 @@ def _spec(fields: Fields) -> _C.ModelSpec:
     else:
         plain = {key: fields.raw(key) for key in ("rope_theta", "max_position_embeddings")}
         local = read_rotary(Fields(plain, {}, fields.where), head_dim)
-    sliding, whole = _C.LayerSpec(window=window_of(fields), rope=1), _C.LayerSpec()
-    layers = [sliding if one else whole for one in sliding_layers(fields, lambda layer: (layer + 1) % 4 != 0)]
-    return olmo(fields, layers, [read_rotary(fields, head_dim), local])
+    return olmo(fields, mixed_layers(fields, 4, sliding_rope=1), [read_rotary(fields, head_dim), local])
 
 
 FAMILY = Family(

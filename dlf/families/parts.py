@@ -30,22 +30,30 @@ class Stored:
         Whether its rows are those of the first head of each slot, then those of the second, and so on.
     transposed
         Whether its weight is ``[in, out]``, as in GPT-2.
+    paired
+        Whether rows that rotate together are neighbours, and not half a head apart.
+    stacked
+        Whether its weight has a matrix for each expert, one after the other.
     """
 
     module: str
     slots: tuple[str, ...] = ()
     interleaved: bool = False
     transposed: bool = False
+    paired: bool = False
+    stacked: bool = False
 
 
-def stored(**modules: str) -> dict[str, Stored]:
+def stored(paired: bool = False, **modules: str) -> dict[str, Stored]:
     """Return modules that hold one slot each, by slot."""
-    return {slot: Stored(module) for slot, module in modules.items()}
+    return {slot: Stored(module, paired=paired) for slot, module in modules.items()}
 
 
-def fused(module: str, *slots: str, interleaved: bool = False, transposed: bool = False) -> dict[str, Stored]:
+def fused(
+    module: str, *slots: str, interleaved: bool = False, transposed: bool = False, stacked: bool = False
+) -> dict[str, Stored]:
     """Return one module that holds several slots, by slot."""
-    one = Stored(module, slots, interleaved, transposed)
+    one = Stored(module, slots, interleaved, transposed, stacked=stacked)
     return dict.fromkeys(slots, one)
 
 
@@ -69,6 +77,12 @@ class Part:
         Into how many equal stretches the stored rows are cut; the part has as many rows in each of them.
     transposed
         Whether the stored tensor is ``[in, out]``.
+    pairs
+        In each head so many pairs of rows, which rotate together, are stored as neighbours; 0 if half a head apart.
+    heads
+        Number of heads, where there are pairs.
+    expert
+        Which of the stored matrices it is a part of; None if only one is stored.
     """
 
     module: str
@@ -79,18 +93,30 @@ class Part:
     begin: int = 0
     groups: int = 1
     transposed: bool = False
+    pairs: int = 0
+    heads: int = 1
+    expert: int | None = None
 
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of the stored tensor: a view if its rows are neighbours, else a copy."""
+        tensor = tensor if self.expert is None else tensor[self.expert]
         return self.rows(tensor.t() if self.transposed else tensor).contiguous()
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part's rows of a tensor that has a row for each output of the module."""
         count = self.shape[0] // self.groups
+        columns = tensor.shape[1:]
         if self.groups == 1:
-            return tensor.narrow(0, self.begin, count)
-        rows = tensor.reshape(self.groups, -1, *tensor.shape[1:]).narrow(1, self.begin, count)
-        return rows.reshape(-1, *tensor.shape[1:])
+            rows = tensor.narrow(0, self.begin, count)
+        else:
+            rows = tensor.reshape(self.groups, -1, *columns).narrow(1, self.begin, count).reshape(-1, *columns)
+        return self._unpaired(rows) if self.pairs else rows
+
+    def _unpaired(self, rows: torch.Tensor) -> torch.Tensor:
+        """Put the first rows of all pairs of a head before the second ones."""
+        heads = rows.reshape(self.heads, -1, *rows.shape[1:])
+        turning, still = heads[:, : 2 * self.pairs], heads[:, 2 * self.pairs :]
+        return torch.cat([turning[:, 0::2], turning[:, 1::2], still], dim=1).reshape(rows.shape)
 
 
 @dataclass(frozen=True)
@@ -115,10 +141,10 @@ class LinearModule:
 def parts(modules: Mapping[str, Stored], spec: _C.ModelSpec) -> dict[str, Part]:
     """Return the part that fills each slot of a model, in the order of a pass."""
     shapes = _C.tensor_shapes(spec)
-    return {slot: _part(modules, shapes, slot, spec.attention.kv_heads) for slot in shapes}
+    return {slot: _part(modules, shapes, slot, spec) for slot in shapes}
 
 
-def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], slot: str, heads: int) -> Part:
+def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], slot: str, spec: _C.ModelSpec) -> Part:
     match = SLOT.fullmatch(slot)
     assert match
     beginning, layer, expert, name, end = match.groups()
@@ -126,17 +152,24 @@ def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], 
     module = one.module.format(layer=layer, expert=expert)
     tensor = f"{module}{end or '.weight'}"
     transposed = one.transposed and len(shape) == 2
-    rows = {other: shapes[f"{beginning}{other}{end}"][0] for other in one.slots or (name,)}
+    slots = [other.removeprefix("expert_") for other in one.slots] or [name]
+    rows = {other: shapes[f"{beginning}{other}{end}"][0] for other in slots}
     whole = (sum(rows.values()), *shape[1:])
     before = list(rows)[: list(rows).index(name)]
-    groups = heads if one.interleaved else 1
+    groups = spec.attention.kv_heads if one.interleaved else 1
+    stack = (spec.experts.count,) if one.stacked else ()
+    mark = f"{expert}.{name}" if one.stacked else name
+    as_it_is = not (one.slots or transposed or one.paired or one.stacked)
     return Part(
         module=module,
         tensor=tensor,
-        name=f"{tensor}[{name}]" if one.slots or transposed else tensor,
-        stored=whole[::-1] if transposed else whole,
+        name=tensor if as_it_is else f"{tensor}[{mark}]",
+        stored=stack + (whole[::-1] if transposed else whole),
         shape=shape,
         begin=sum(rows[other] for other in before) // groups,
         groups=groups,
         transposed=transposed,
+        pairs=max(len(rope.inv_freq) for rope in spec.ropes) if one.paired else 0,
+        heads=shape[0] // spec.attention.head_dim,
+        expert=int(expert) if one.stacked and expert else None,
     )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dlf import _C
 from dlf.families import qwen2
-from dlf.families.family import Family, decoder
+from dlf.families.family import Family, biases, decoder
 from dlf.support.fields import Fields
 
 __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    bias = fields.flag("attention_bias")
-    attention = {"head_norm": "head", "bias": bias, "output_bias": bias}
-    return decoder(fields, qwen2.windowed_layers(fields), attention=attention)
+    return decoder(fields, qwen2.windowed_layers(fields), attention={"head_norm": "head", **biases(fields)})
 
 
 FAMILY = Family(

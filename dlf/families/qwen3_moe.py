@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from dlf import _C
 from dlf.families import qwen2
-from dlf.families.family import Family, decoder, layer_count, read_experts, window_of
+from dlf.families.family import Family, biases, decoder, layer_count, read_experts, window_of
 from dlf.support.fields import Fields
 
-__all__ = ["FAMILY"]
+__all__ = ["FAMILY", "sparse_layers"]
 
 
-def _spec(fields: Fields) -> _C.ModelSpec:
-    count = layer_count(fields)
-    window = window_of(fields) if fields.flag("use_sliding_window") else 0
+def sparse_layers(fields: Fields) -> list[bool]:
+    """Return whether each layer has experts."""
     step = fields.integer("decoder_sparse_step", 1, 1024)
     dense = fields.raw("mlp_only_layers") or []
     if not isinstance(dense, list) or any(type(layer) is not int for layer in dense):
         raise fields.error("mlp_only_layers", "a list of the numbers of layers without experts, or null")
-    sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(count)]
+    return [layer not in dense and (layer + 1) % step == 0 for layer in range(layer_count(fields))]
+
+
+def _spec(fields: Fields) -> _C.ModelSpec:
+    window = window_of(fields) if fields.flag("use_sliding_window") else 0
     number = "num_experts" if "num_experts" in fields else "num_local_experts"
-    bias = fields.flag("attention_bias")
     return decoder(
         fields,
-        [_C.LayerSpec(window=window, experts=experts) for experts in sparse],
-        attention={"head_norm": "head", "bias": bias, "output_bias": bias},
+        [_C.LayerSpec(window=window, experts=experts) for experts in sparse_layers(fields)],
+        attention={"head_norm": "head", **biases(fields)},
         experts=read_experts(fields, number, "moe_intermediate_size", fields.flag("norm_topk_prob")),
     )
 

@@ -7,6 +7,7 @@ from dlf.families.family import (
     COMMON_DEFAULTS,
     Family,
     attention_sizes,
+    biases,
     decoder,
     layer_count,
     sliding_layers,
@@ -26,12 +27,11 @@ def _spec(fields: Fields) -> _C.ModelSpec:
         _C.LayerSpec(window=window if sliding else 0, rope=0 if turn else 1)
         for sliding, turn in zip(slides, turns, strict=True)
     ]
-    bias = fields.flag("attention_bias")
     return decoder(
         fields,
         layers,
         ropes=[read_rotary(fields, attention_sizes(fields)["head_dim"]), _C.RopeSpec(inv_freq=[])],
-        attention={"bias": bias, "output_bias": bias},
+        attention=biases(fields),
         feed_forward={"bias": fields.flag("mlp_bias")},
     )
 

@@ -16,7 +16,7 @@ from dlf.checkpoints.checkpoint import check_finite, is_finite
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TensorLayout
 from dlf.checkpoints.source import Source
-from dlf.checkpoints.write import write_config, write_weights
+from dlf.checkpoints.write import copied_parts, write_config, write_weights
 from dlf.errors import CheckpointError
 from dlf.merging.methods import Recipe, merge_tensor
 from dlf.support.fields import parse_json
@@ -88,11 +88,18 @@ class Merge:
                 differing.append((self.base.name, expert.name, found))
         warn_of_added_tokens(differing, "Rows of embeddings merge by id; the merged model has the base's names.")
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, whole: bool = False) -> None:
         """Write the merged checkpoint into an empty folder: weights, configuration, and the base's tokenizer.
 
         If the base has no tokenizer, it is that of the first expert with one. Memory holds one tensor of each model at
         a time. Large models get a progress bar.
+
+        Parameters
+        ----------
+        folder
+            The folder.
+        whole
+            Whether to copy the parts of the base that a text needs not.
 
         Raises
         ------
@@ -111,6 +118,7 @@ class Merge:
             f"Merging {count} expert{'s' if count > 1 else ''}",
             self.dtype,
             self.experts,
+            whole=whole,
         )
 
     def identity(self, cache: Path) -> list[Any]:
@@ -121,7 +129,8 @@ class Merge:
     def _tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         for name in names:
             base = read_finite(self.base, name)
-            experts = (read_finite(expert, name) for expert in self.experts)
+            spellings = self.base.config.family.all_spellings(name)
+            experts = (read_finite(expert, _known(expert.config, spellings)) for expert in self.experts)
             merged = merge_tensor(self.recipe, name, base, experts, self.dtype)
             if not is_finite(merged):
                 raise ValueError(
@@ -139,6 +148,7 @@ def write_checkpoint(
     dtype: torch.dtype | None = None,
     others: Sequence[Source] = (),
     own_head: bool = False,
+    whole: bool = False,
 ) -> None:
     """Write a checkpoint that has a base's shapes into an empty folder: weights, configuration, tokenizer.
 
@@ -159,6 +169,8 @@ def write_checkpoint(
         tied. If the base has no tokenizer, they give it.
     own_head
         Whether the result has a head of its own in any case.
+    whole
+        Whether to copy the parts of the base that a text needs not.
 
     Raises
     ------
@@ -170,7 +182,7 @@ def write_checkpoint(
     shapes, head = base.config.tensors(), base.config.head
     for other in others:
         theirs = other.config.tensors()
-        shapes |= {head: theirs[head]} if head in theirs else {}
+        shapes |= {head: theirs[other.config.head]} if other.config.head in theirs else {}
     if own_head:
         shapes[head] = (base.config.spec.vocab_size, base.config.spec.hidden_size)
     files = base.side_files()
@@ -187,10 +199,22 @@ def write_checkpoint(
         }
         for name, shape in shapes.items()
     }
+    copied = copied_parts(base, dtype) if whole else {}
+
+    def all_tensors(names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        kept = [name for name in names if name in copied]
+        yield from tensors(name for name in names if name not in copied)
+        yield from ((name, base.read(name).to(dtype=dtype)) for name in kept)
+
     with contextlib.ExitStack() as sources:
         for one in (base, *others):
             sources.callback(one.close)
-        write_weights(folder, units, tensors, task)
+        write_weights(folder, units | copied, all_tensors, task)
+
+
+def _known(config: ModelConfig, spellings: set[str]) -> str:
+    """Return the spelling that a checkpoint of one architecture has."""
+    return next(iter(spellings & (config.tensors().keys() | {config.head})))
 
 
 def _shape(config: ModelConfig) -> dict[str, object]:

@@ -25,6 +25,8 @@ _KNOWN: dict[str, str] = {
     r"'(?i:[sdmt]|ll|ve|re)": "",
     r"'(?:[sdmt]|ll|ve|re)": "",
     _SPACES_BUT_ONE: "",
+    r"\A ": "",
+    r" \z": "",
     r"\s*[\r\n]+": r"\s+",
     r"\s*[\r\n]": r"\s+",
     rf"{_LEAD}{_UPPER}*{_LOWER}+": rf"{_LEAD}{_UPPER}+{_LOWER}*",

@@ -102,6 +102,11 @@ void backends_agree_on_every_field() {
     spec.norm.after = true;
   });
   changes([](ModelSpec& spec) { spec.parallel = true; });
+  changes([](ModelSpec& spec) {
+    spec.parallel = true;
+    spec.norm.shared = true;
+  });
+  changes([](ModelSpec& spec) { spec.head_bias = true; });
   changes([](ModelSpec& spec) { spec.learned_positions = kContext; });
   changes([](ModelSpec& spec) { spec.embedding_multiplier = 3; });
   changes([](ModelSpec& spec) { spec.residual_multiplier = 0.3; });
@@ -140,6 +145,19 @@ void backends_agree_on_every_field() {
   }
   changes([](ModelSpec& spec) {
     spec.experts = {4, 3, 36, true};
+    for (LayerSpec& layer : spec.layers) {
+      layer.experts = true;
+    }
+  });
+  for (const bool router : {false, true}) {
+    changes([&](ModelSpec& spec) {
+      spec.experts = {4, 2, 28, true, spec.feed_forward.size, router};
+      spec.layers[1].experts = true;
+    });
+  }
+  changes([](ModelSpec& spec) {
+    spec.experts = {4, 2, 28, true, 36, true};
+    spec.feed_forward.activation = ops::Activation::gelu_tanh;
     for (LayerSpec& layer : spec.layers) {
       layer.experts = true;
     }

@@ -14,6 +14,7 @@
 #include "ops/cuda/experts.h"
 #include "ops/cuda/linear.h"
 #include "ops/cuda/router.h"
+#include "tiles_testing.h"
 
 namespace dlf::cuda {
 namespace {
@@ -109,14 +110,29 @@ struct Kind {
   MatrixType type;
   int64_t group;
   DType dtype;
+  const testing::PackedKind* packed = nullptr;
 };
 
-constexpr Kind kKinds[] = {
-    {MatrixType::float32, 0, DType::float32}, {MatrixType::bfloat16, 0, DType::bfloat16},
-    {MatrixType::float16, 0, DType::float16}, {MatrixType::int8, 0, DType::float32},
-    {MatrixType::int8, 0, DType::bfloat16},   {MatrixType::int4, 32, DType::float16},
-    {MatrixType::int4, 64, DType::bfloat16},
-};
+std::vector<Kind> all_kinds() {
+  std::vector<Kind> kinds = {
+      {MatrixType::float32, 0, DType::float32}, {MatrixType::bfloat16, 0, DType::bfloat16},
+      {MatrixType::float16, 0, DType::float16}, {MatrixType::int8, 0, DType::float32},
+      {MatrixType::int8, 0, DType::bfloat16},   {MatrixType::int4, 32, DType::float16},
+      {MatrixType::int4, 64, DType::bfloat16},
+  };
+  constexpr DType kDTypes[] = {DType::bfloat16, DType::float16, DType::float32};
+  for (const testing::PackedKind& packed : testing::kPackedKinds) {
+    if (packed.block > 0) {
+      for (const DType dtype : kDTypes) {
+        kinds.push_back({MatrixType::int8, 0, dtype, &packed});
+      }
+    } else {
+      kinds.push_back({MatrixType::int8, 0, kDTypes[kinds.size() % 3], &packed});
+    }
+  }
+  return kinds;
+}
+const std::vector<Kind> kKinds = all_kinds();
 
 // A layer's random experts on the device.
 struct Layer {
@@ -133,16 +149,31 @@ struct Layer {
   }
 
   Matrix matrix(int64_t out, int64_t in, const Kind& kind) {
+    ThreadTeam team(1);
+    if (kind.packed != nullptr) {
+      ops::PackedMatrix packed = testing::random_packed(*kind.packed, out, in, seed_++);
+      for (const at::Tensor& scale : {packed.scale, packed.minimum, packed.block_scale, packed.block_minimum}) {
+        if (scale.defined() && scale.is_floating_point()) {
+          scale.mul_(0.02);  // so that float16 holds the products
+        }
+      }
+      return keep(ops::pack(packed, team), out, in);
+    }
     const at::Tensor values = random({out, in}, at::kFloat, seed_++);
     if (ops::is_quantized(kind.type)) {
-      ThreadTeam team(1);
-      const ops::Tiles tiles = ops::quantize(values, kind.type, kind.group, team);
-      Matrix matrix = ops::matrix_of(tiles, out, in, "weight");
-      matrix.data = keep(tiles.data);
-      matrix.scale = keep(tiles.scale);
-      return matrix;
+      return keep(ops::quantize(values, kind.type, kind.group, team), out, in);
     }
     return {keep(values.to(scalar_type(kind.dtype))), nullptr, out, in, kind.type, 0};
+  }
+
+  Matrix keep(const ops::Tiles& host, int64_t out, int64_t in) {
+    ops::Tiles there;
+    for (const ops::TilePart& part : ops::kTileParts) {
+      if ((host.*part.tensor).defined()) {
+        there.*part.tensor = tensors.emplace_back(to_device(host.*part.tensor));
+      }
+    }
+    return ops::matrix_of(there, out, in, "weight");
   }
 
   const void* keep(const at::Tensor& tensor) { return tensors.emplace_back(to_device(tensor)).const_data_ptr(); }
@@ -153,7 +184,8 @@ struct Layer {
 
 // Returns y [rows, hidden]; rows that are not active are NaN in x, and 7 in y.
 at::Tensor run_experts(const Layer& layer, const at::Tensor& x, const at::Tensor& logits, int chosen,
-                       const std::vector<int32_t>& positions, const Kind& kind, bool in_any_order) {
+                       const std::vector<int32_t>& positions, const Kind& kind, bool in_any_order,
+                       ops::Activation activation = ops::Activation::silu) {
   const ops::Expert& like = layer.experts[0];
   const auto rows = static_cast<int>(x.size(0));
   const auto count = static_cast<int>(layer.experts.size());
@@ -192,6 +224,7 @@ at::Tensor run_experts(const Layer& layer, const at::Tensor& x, const at::Tensor
     args.hidden = static_cast<int>(like.gate.in);
     args.inner = static_cast<int>(like.gate.out);
     args.dtype = kind.dtype;
+    args.activation = activation;
     args.like = like;
     args.position = position_data;
     args.most_runs = static_cast<int>(routing.most_runs);
@@ -220,7 +253,7 @@ at::Tensor product(const at::Tensor& x, const Matrix& weight, DType dtype) {
 
 // Returns some rows of the same in float64, by the products of one row and one expert at a time.
 at::Tensor run_alone(const Layer& layer, const at::Tensor& x, const at::Tensor& logits, int chosen, const Kind& kind,
-                     const std::vector<int64_t>& some) {
+                     const std::vector<int64_t>& some, ops::Activation activation = ops::Activation::silu) {
   const auto [weight, expert] = at::softmax(logits.to(at::kDouble), 1).sort(true, 1, true);
   std::vector<at::Tensor> rows;
   for (const int64_t r : some) {
@@ -228,7 +261,11 @@ at::Tensor run_alone(const Layer& layer, const at::Tensor& x, const at::Tensor& 
     for (int64_t k = 0; k < chosen; ++k) {
       const ops::Expert& one = layer.experts[expert[r][k].item<int64_t>()];
       const at::Tensor row = x.narrow(0, r, 1);
-      const at::Tensor gated = at::silu(product(row, one.gate, kind.dtype)) * product(row, one.up, kind.dtype);
+      const at::Tensor gate = product(row, one.gate, kind.dtype);
+      const at::Tensor activated = activation == ops::Activation::silu   ? at::silu(gate)
+                                   : activation == ops::Activation::gelu ? at::gelu(gate)
+                                                                         : at::gelu(gate, "tanh");
+      const at::Tensor gated = activated * product(row, one.up, kind.dtype);
       sum += weight[r][k] / weight[r].narrow(0, 0, chosen).sum() *
              product(gated.to(scalar_type(kind.dtype)), one.down, kind.dtype);
     }
@@ -250,6 +287,22 @@ void a_mixture_is_the_products_of_its_experts() {
       const at::Tensor expected = run_alone(layer, x, logits, kChosen, kind, some);
       const at::Tensor error = to_host(found).index_select(0, at::tensor(some)) - expected;
       EXPECT(error.abs().max().item<double>() < tolerance(kind.dtype) * expected.abs().max().item<double>());
+    }
+  }
+}
+
+void experts_have_the_activation_of_the_model() {
+  const std::vector<int64_t> all = {0, 1, 2};
+  for (const Kind& kind : {kKinds[0], kKinds[1]}) {
+    const Layer layer(4, 33, 72, kind);
+    const at::Tensor x = random({3, 72}, scalar_type(kind.dtype), 3);
+    const at::Tensor logits = coarse_logits(3, 4, 4);
+    for (const auto activation : {ops::Activation::gelu, ops::Activation::gelu_tanh}) {
+      const at::Tensor found = to_host(run_experts(layer, x, logits, 2, {}, kind, false, activation));
+      const at::Tensor expected = run_alone(layer, x, logits, 2, kind, all, activation);
+      EXPECT((found - expected).abs().max().item<double>() <
+             tolerance(kind.dtype) * expected.abs().max().item<double>());
+      EXPECT(!at::allclose(expected, run_alone(layer, x, logits, 2, kind, all), 1e-2, 1e-2));
     }
   }
 }
@@ -285,5 +338,6 @@ int main() {
   return dlf::testing::run_cuda({{"routes are those of the CPU", routes_are_those_of_the_cpu},
                                  {"idle rows have no pairs", idle_rows_have_no_pairs},
                                  {"a mixture is the products of its experts", a_mixture_is_the_products_of_its_experts},
+                                 {"experts have the activation of the model", experts_have_the_activation_of_the_model},
                                  {"a row does not depend on the others", a_row_does_not_depend_on_the_others}});
 }

@@ -15,6 +15,7 @@
 #include "ops/cpu/quantize.h"
 #include "ops/cpu/router.h"
 #include "ops_testing.h"
+#include "tiles_testing.h"
 
 namespace dlf::ops {
 namespace {
@@ -113,11 +114,24 @@ void logits_that_are_not_finite_route_somewhere() {
   }
 }
 
-constexpr std::pair<MatrixType, int64_t> kWeightTypes[] = {{MatrixType::float32, 0},
-                                                           {MatrixType::bfloat16, 0},
-                                                           {MatrixType::int8, 0},
-                                                           {MatrixType::int4, 32},
-                                                           {MatrixType::int4, 64}};
+// How weights are stored: in a type that they are quantized to if need be, or as a packed kind.
+struct Kind {
+  MatrixType type;
+  int64_t group;
+  const testing::PackedKind* packed = nullptr;
+};
+
+std::vector<Kind> kinds() {
+  std::vector<Kind> found = {{MatrixType::float32, 0},
+                             {MatrixType::bfloat16, 0},
+                             {MatrixType::int8, 0},
+                             {MatrixType::int4, 32},
+                             {MatrixType::int4, 64}};
+  for (const testing::PackedKind& packed : testing::kPackedKinds) {
+    found.push_back({MatrixType::int8, 0, &packed});
+  }
+  return found;
+}
 
 // A layer's random experts.
 struct Layer {
@@ -125,15 +139,20 @@ struct Layer {
   std::vector<Tiles> tiles;
   std::vector<Expert> experts;
 
-  Layer(int count, int64_t inner, int64_t hidden, MatrixType type, int64_t group) {
+  Layer(int count, int64_t inner, int64_t hidden, const Kind& kind) {
     stored.reserve(3L * count);
     for (int e = 0; e < count; ++e) {
-      experts.push_back(
-          {matrix(inner, hidden, type, group), matrix(inner, hidden, type, group), matrix(hidden, inner, type, group)});
+      experts.push_back({matrix(inner, hidden, kind), matrix(inner, hidden, kind), matrix(hidden, inner, kind)});
     }
   }
 
-  Matrix matrix(int64_t out, int64_t in, MatrixType type, int64_t group) {
+  Matrix matrix(int64_t out, int64_t in, const Kind& kind) {
+    const auto& [type, group, packed] = kind;
+    if (packed != nullptr) {
+      ThreadTeam team(2);
+      return matrix_of(tiles.emplace_back(pack(testing::random_packed(*packed, out, in, seed_++), team)), out, in,
+                       "weight");
+    }
     const Floats random = random_floats(out * in, seed_++);
     if (is_quantized(type)) {
       ThreadTeam team(2);
@@ -151,7 +170,7 @@ struct Layer {
 
 // Returns y [rows, hidden], which was 0.5 before if `accumulate`.
 Floats run_experts(const Layer& layer, const Floats& x, Routing& routing, bool is_prompt, bool accumulate,
-                   ThreadTeam& team) {
+                   ThreadTeam& team, Activation activation = Activation::silu) {
   const auto hidden = static_cast<int>(layer.experts[0].gate.in);
   const auto inner = static_cast<int>(layer.experts[0].gate.out);
   const auto rows = static_cast<int>(x.size()) / hidden;
@@ -162,7 +181,7 @@ Floats run_experts(const Layer& layer, const Floats& x, Routing& routing, bool i
   Floats y(x.size(), 0.5F);
   LinearInput input(pairs, std::max(hidden, inner));
   experts({{layer.experts.data(), routing.routes(), x.data(), gated.data(), products.data(), y.data(), rows,
-            routing.chosen, hidden, inner, DType::float32},
+            routing.chosen, hidden, inner, DType::float32, activation},
            up.data(),
            &input,
            is_prompt,
@@ -172,7 +191,8 @@ Floats run_experts(const Layer& layer, const Floats& x, Routing& routing, bool i
 }
 
 // Returns the same by the products of one row and one expert at a time.
-Floats run_alone(const Layer& layer, const Floats& x, const Routing& routing, bool accumulate, ThreadTeam& team) {
+Floats run_alone(const Layer& layer, const Floats& x, const Routing& routing, bool accumulate, ThreadTeam& team,
+                 Activation activation = Activation::silu) {
   const auto hidden = static_cast<int>(layer.experts[0].gate.in);
   const auto inner = static_cast<int>(layer.experts[0].gate.out);
   const int64_t rows = static_cast<int64_t>(x.size()) / hidden;
@@ -187,7 +207,7 @@ Floats run_alone(const Layer& layer, const Floats& x, const Routing& routing, bo
       Floats down(hidden);
       linear_gated(input.prepare(x.data() + row * hidden, 1, hidden, expert.gate.type, team),
                    {{expert.gate, nullptr, gate.data(), 1}, false}, {{expert.up, nullptr, up.data(), 1}, false},
-                   Activation::silu, team);
+                   activation, nullptr, team);
       linear(input.prepare(gate.data(), 1, inner, expert.down.type, team),
              {{expert.down, nullptr, down.data(), 1}, false}, team);
       for (int i = 0; i < hidden; ++i) {
@@ -204,9 +224,9 @@ Floats run_alone(const Layer& layer, const Floats& x, const Routing& routing, bo
 void a_mixture_is_the_products_of_its_experts() {
   for (const int threads : {1, 3}) {
     ThreadTeam team(threads);
-    for (const auto& [type, group] : kWeightTypes) {
+    for (const Kind& kind : kinds()) {
       for (const auto& [inner, hidden] : {std::pair<int64_t, int64_t>(40, 72), std::pair<int64_t, int64_t>(96, 300)}) {
-        const Layer layer(6, inner, hidden, type, group);
+        const Layer layer(6, inner, hidden, kind);
         for (const int rows : {1, 3, 8, 40}) {
           const Floats x = random_floats(rows * hidden, 3);
           Routing routing(random_floats(rows * 6L, 4), 6, 2, true, team);
@@ -220,10 +240,23 @@ void a_mixture_is_the_products_of_its_experts() {
   }
 }
 
+void experts_have_the_activation_of_the_model() {
+  ThreadTeam team(2);
+  const Layer layer(6, 40, 72, {MatrixType::float32, 0});
+  const Floats x = random_floats(3 * 72, 3);
+  Routing routing(random_floats(3 * 6, 4), 6, 2, true, team);
+  const Floats silu = run_alone(layer, x, routing, false, team);
+  for (const Activation activation : {Activation::gelu, Activation::gelu_tanh}) {
+    const Floats expected = run_alone(layer, x, routing, false, team, activation);
+    EXPECT(expected != silu && run_experts(layer, x, routing, false, false, team, activation) == expected);
+  }
+}
+
 void a_prompt_gives_the_same_up_to_rounding() {
   ThreadTeam team(2);
-  for (const auto& [type, group] : kWeightTypes) {
-    const Layer layer(3, 64, 96, type, group);
+  for (const Kind& kind : kinds()) {
+    const Layer layer(3, 64, 96, kind);
+    const MatrixType type = layer.experts[0].gate.type;
     constexpr int kRows = 70;
     const Floats x = random_floats(kRows * 96, 3);
     Floats logits = random_floats(kRows * 3, 4);
@@ -255,5 +288,6 @@ int main() {
        {"pairs are sorted by expert and row", pairs_are_sorted_by_expert_and_row},
        {"logits that are not finite route somewhere", logits_that_are_not_finite_route_somewhere},
        {"a mixture is the products of its experts", a_mixture_is_the_products_of_its_experts},
+       {"experts have the activation of the model", experts_have_the_activation_of_the_model},
        {"a prompt gives the same up to rounding", a_prompt_gives_the_same_up_to_rounding}});
 }

@@ -218,29 +218,32 @@ void the_activation_may_come_with_it() {
     const at::Tensor device_bias = to_device(bias);
     const at::Tensor gate_up = to_device(both);
     const auto of = [&](const auto& body) { return run_on_device(body); };
-    const at::Tensor expected = of([&](Stream stream) {
-      const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
-      const at::Tensor gate = gate_up.narrow(1, 0, kGated);
-      const at::Tensor up = gate_up.narrow(1, kUp, kGated);
-      activate({gate.const_data_ptr(), up.const_data_ptr(), static_cast<int>(gate_up.size(1)), y.mutable_data_ptr(), 3,
-                kGated, kind.dtype},
-               stream);
-      return y;
-    });
-    const at::Tensor y = of([&](Stream stream) {
-      const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
-      linear_ring({{weights.matrix, device_bias.const_data_ptr<float>(), y.mutable_data_ptr(), 3},
-                   device_x.const_data_ptr(),
-                   kGated,
-                   false,
-                   nullptr,
-                   kind.dtype,
-                   kGated,
-                   kUp},
-                  stream);
-      return y;
-    });
-    EXPECT(at::equal(y, expected));
+    for (const auto activation : {ops::Activation::silu, ops::Activation::gelu, ops::Activation::gelu_tanh}) {
+      const at::Tensor expected = of([&](Stream stream) {
+        const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
+        const at::Tensor gate = gate_up.narrow(1, 0, kGated);
+        const at::Tensor up = gate_up.narrow(1, kUp, kGated);
+        activate({gate.const_data_ptr(), up.const_data_ptr(), static_cast<int>(gate_up.size(1)), y.mutable_data_ptr(),
+                  3, kGated, kind.dtype, activation},
+                 stream);
+        return y;
+      });
+      const at::Tensor y = of([&](Stream stream) {
+        const at::Tensor y = filled({3, kGated}, scalar_type(kind.dtype), 7.0);
+        linear_ring({{weights.matrix, device_bias.const_data_ptr<float>(), y.mutable_data_ptr(), 3},
+                     device_x.const_data_ptr(),
+                     kGated,
+                     false,
+                     nullptr,
+                     kind.dtype,
+                     kGated,
+                     kUp,
+                     activation},
+                    stream);
+        return y;
+      });
+      EXPECT(at::equal(y, expected));
+    }
   }
 }
 

@@ -185,7 +185,7 @@ void several_products_run_in_one_loop() {
     }
     Floats gated(rows * 37), up(rows * 37);
     linear_gated(x, {{first.matrix, nullptr, gated.data(), rows}, false},
-                 {{third.matrix, nullptr, up.data(), rows}, false}, Activation::silu, team);
+                 {{third.matrix, nullptr, up.data(), rows}, false}, Activation::silu, nullptr, team);
     for (size_t i = 0; i < gated.size(); ++i) {
       const double gate = expected[0][i];
       EXPECT(near(gated[i], gate / (1.0 + std::exp(-gate)) * expected[2][i], 1e-5));

@@ -129,13 +129,16 @@ void activations_gate() {
           x[0][0] = 100.0;
           x[1][0] = -100.0;
           const at::Tensor device_x = to_device(x);
-          const auto run = [&](bool gated) {
+          const at::Tensor row_gate = at::tensor({0.5F, -100.0F, 2.0F});
+          const at::Tensor device_gate = to_device(row_gate);
+          const auto run = [&](bool gated, bool by_row = false) {
             return run_in_any_order([&](Stream stream) {
               const at::Tensor y = filled({3, size}, scalar_type(dtype), 7.0);
               const at::Tensor up = device_x.narrow(1, size + padding, size);
               activate(
                   {gated ? device_x.const_data_ptr() : nullptr, gated ? up.const_data_ptr() : device_x.const_data_ptr(),
-                   2 * (size + padding), y.mutable_data_ptr(), 3, size, dtype, activation},
+                   2 * (size + padding), y.mutable_data_ptr(), 3, size, dtype, activation,
+                   by_row ? device_gate.const_data_ptr<float>() : nullptr},
                   stream);
               return y;
             });
@@ -144,6 +147,8 @@ void activations_gate() {
           const at::Tensor up = x.narrow(1, size + padding, size).to(at::kDouble);
           EXPECT(near(run(true), gate * up, tolerance(dtype)));
           EXPECT(near(run(false), gate, tolerance(dtype)));
+          const at::Tensor factor = row_gate.to(at::kDouble).sigmoid().unsqueeze(1);
+          EXPECT(near(run(true, true), gate * up * factor, tolerance(dtype)));
         }
       }
     }

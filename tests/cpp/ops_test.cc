@@ -125,6 +125,12 @@ void activations_gate() {
       for (size_t i = 0; i < some.size(); ++i) {
         EXPECT(i < 250 ? near(some[i], gated(i / 101 * 300 + i % 101), 1e-5) : some[i] == 7.0F);
       }
+      const Floats row_gate = {0.5F, -100.0F, 2.0F};
+      kernel({gate.data(), up.data(), 300, some.data(), 3, 101, DType::float32, activation, row_gate.data()}, 0, 303);
+      for (size_t i = 0; i < some.size(); ++i) {
+        const double factor = 1.0 / (1.0 + std::exp(-row_gate[i / 101]));
+        EXPECT(near(some[i], gated(i / 101 * 300 + i % 101) * factor, 1e-5));
+      }
       y = gate;  // without gates
       kernel({nullptr, y.data(), 1003, y.data(), 1, 1003, DType::float32, activation}, 0, 1003);
       for (size_t i = 0; i < y.size(); ++i) {

@@ -258,7 +258,7 @@ def quantize_checkpoint(folder: Path, plain: Path, source: Path, scheme: str) ->
     folder, plain
         The new folders.
     source
-        A checkpoint in one file, whose layers ``*_proj`` are quantized.
+        A checkpoint in one file, whose layers ``*_proj`` are quantized, and those that GPT-2 stores as ``[in, out]``.
     scheme
         A key of `SCHEMES`.
     """
@@ -266,9 +266,11 @@ def quantize_checkpoint(folder: Path, plain: Path, source: Path, scheme: str) ->
     tensors = load_file(source / "model.safetensors")
     stored, means = dict(tensors), dict(tensors)
     for name, weight in tensors.items():
-        if name.endswith("_proj.weight"):
+        transposed = ".c_" in name and name.startswith("transformer.")
+        if name.endswith("_proj.weight") or (transposed and weight.dim() == 2):
             del stored[name]
-            parts, means[name] = pack(weight)
+            parts, mean = pack(weight.t().contiguous() if transposed else weight)
+            means[name] = mean.t().contiguous() if transposed else mean
             module = name.removesuffix("weight")
             stored |= {module + part: tensor.contiguous() for part, tensor in parts.items()}
     for place, content in ((folder, stored), (plain, means)):

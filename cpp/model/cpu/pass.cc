@@ -99,7 +99,7 @@ void Decoder::Pass::gate(int64_t index) {
     const std::array products = {product(w.gate, data(d_.gate_)), product(w.up, data(d_.up_))};
     if (!is_prompt_ && d_.runs_.empty() && ops::read_alike(w.gate.matrix.type, w.up.matrix.type)) {
       const ops::LinearInputRows input = input_of(data(d_.normed_), products[0]);
-      return ops::linear_gated(input, products[0], products[1], feed_forward.activation, d_.team_);
+      return ops::linear_gated(input, products[0], products[1], feed_forward.activation, row_gate(index), d_.team_);
     }
     multiply(data(d_.normed_), products);
     adapt(index, data(d_.normed_), {{&LayerAdapter::gate, data(d_.gate_)}, {&LayerAdapter::up, data(d_.up_)}});
@@ -108,10 +108,15 @@ void Decoder::Pass::gate(int64_t index) {
     multiply(data(d_.normed_), products);
     adapt(index, data(d_.normed_), {{&LayerAdapter::up, data(d_.up_)}});
   }
-  const auto size = static_cast<int>(feed_forward.size);
+  const auto size = static_cast<int>(spec().dense_size());
   ops::activate({feed_forward.gated ? data(d_.gate_) : nullptr, data(d_.up_), size, activated(), rows_, size,
-                 DType::float32, feed_forward.activation},
+                 DType::float32, feed_forward.activation, row_gate(index)},
                 d_.team_);
+}
+
+// What route() found for the shared expert; null if nothing weighs it.
+const float* Decoder::Pass::row_gate(int64_t index) {
+  return layer(index).shared_router.tensors.data.defined() ? data(d_.experts_.shared) : nullptr;
 }
 
 float* Decoder::Pass::activated() { return spec().feed_forward.gated ? data(d_.gate_) : data(d_.up_); }
@@ -122,9 +127,10 @@ void Decoder::Pass::add_feed_forward(int64_t index) {
 
 void Decoder::Pass::route(int64_t index) {
   const ExpertsSpec& experts = spec().experts;
-  const LinearWeights& router = layer(index).router;
-  const std::array products = {product(router, data(d_.experts_.logits))};
-  multiply(data(d_.normed_), products);
+  const LayerWeights& w = layer(index);
+  const std::array products = {product(w.router, data(d_.experts_.logits)),
+                               product(w.shared_router, experts.shared_router ? data(d_.experts_.shared) : nullptr)};
+  multiply(data(d_.normed_), std::span(products).first(experts.shared_router ? 2 : 1));
   adapt(index, data(d_.normed_), {{&LayerAdapter::router, data(d_.experts_.logits)}});
   ops::router({data(d_.experts_.logits), nullptr, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
                static_cast<int>(experts.chosen), std::numeric_limits<int>::max(), experts.normalise},
@@ -135,7 +141,8 @@ void Decoder::Pass::add_experts(int64_t index) {
   collect_experts(index);
   ops::experts({{layer(index).expert_matrices.data(), d_.experts_.routes(), data(d_.normed_), data(d_.experts_.gated),
                  data(d_.experts_.products), output(), rows_, static_cast<int>(spec().experts.chosen),
-                 static_cast<int>(spec().hidden_size), static_cast<int>(spec().experts.size), DType::float32},
+                 static_cast<int>(spec().hidden_size), static_cast<int>(spec().experts.size), DType::float32,
+                 spec().feed_forward.activation},
                 data(d_.expert_up_),
                 &d_.input_,
                 is_prompt_,

@@ -42,6 +42,7 @@ class Decoder::Pass {
   ops::LinearInputRows input_of(const float* x, const ops::LinearArgs& product);
   void norm(float* x, const NormWeights& weights);
   float* activated();
+  const float* row_gate(int64_t index);
   bool adds_at_once() const { return !d_.branch_.defined(); }
   float* output();
   void add_output(const NormWeights& post_norm);

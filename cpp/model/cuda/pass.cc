@@ -169,11 +169,12 @@ void Decoder::Pass::add_attention(int64_t index) {
 void Decoder::Pass::gate(int64_t index) {
   const std::vector<DeviceLinear>& gate_up = layer(index).gate_up;
   const FeedForwardSpec& feed_forward = spec().feed_forward;
-  const auto size = static_cast<int>(feed_forward.size);
+  const auto size = static_cast<int>(spec().dense_size());
+  const float* row_gate = layer(index).shared_router.empty() ? nullptr : data(d_.experts_.shared);
   LinearArgs args = linear_args(gate_up[0], d_.normed_, d_.activated_);
-  if (d_.adapters_.updates(index, DeviceAdapters::mlp) == nullptr && feed_forward.gated &&
-      feed_forward.activation == ops::Activation::silu && gate_up.size() == 1 && linear_serves(args) &&
-      linear_gates(args)) {
+  if (d_.adapters_.updates(index, DeviceAdapters::mlp) == nullptr && feed_forward.gated && row_gate == nullptr &&
+      gate_up.size() == 1 && linear_serves(args) && linear_gates(args)) {
+    args.activation = feed_forward.activation;
     args.gated = size;
     args.up_offset = static_cast<int>(d_.up_offset_);
     return cuda::linear(args, d_.queue_.stream());
@@ -182,7 +183,7 @@ void Decoder::Pass::gate(int64_t index) {
   adapt(index, DeviceAdapters::mlp);
   cuda::activate({feed_forward.gated ? column(d_.gate_up_, 0) : nullptr, column(d_.gate_up_, d_.up_offset_),
                   static_cast<int>(d_.gate_up_.size(1)), d_.activated_.mutable_data_ptr(), rows_, size, d_.dtype_,
-                  feed_forward.activation},
+                  feed_forward.activation, row_gate},
                  d_.queue_.stream());
 }
 
@@ -196,6 +197,7 @@ void Decoder::Pass::add_feed_forward(int64_t index) {
 void Decoder::Pass::route(int64_t index) {
   const ExpertsSpec& experts = spec().experts;
   multiply(layer(index).router, d_.normed_, d_.experts_.logits);
+  multiply(layer(index).shared_router, d_.normed_, d_.experts_.shared);
   adapt(index, DeviceAdapters::router);
   cuda::router(
       {data(d_.experts_.logits), places_.position, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
@@ -219,6 +221,7 @@ void Decoder::Pass::add_experts(int64_t index) {
   args.hidden = static_cast<int>(spec().hidden_size);
   args.inner = static_cast<int>(experts.size);
   args.dtype = d_.dtype_;
+  args.activation = spec().feed_forward.activation;
   args.position = places_.position;
   args.most_runs = static_cast<int>(ops::most_runs(rows_, experts.count, experts.chosen, expert_run_pairs(rows_)));
   if (adapts()) {
@@ -350,20 +353,21 @@ void Decoder::Pass::multiply_once(int rows) {
       matmul(x.narrow(0, 0, rows), library_weight(linear), out);
     }
   };
-  const auto first = [&](bool experts) {
-    const auto& layers = spec().layers;
-    const auto found =
-        std::find_if(layers.begin(), layers.end(), [&](const auto& one) { return one.experts == experts; });
-    return found == layers.end() ? nullptr : &layer(found - layers.begin());
+  // The first layer that has some linear layers.
+  const auto first = [&](std::vector<DeviceLinear> DeviceLayer::* linears) {
+    const auto& layers = d_.weights_.layers;
+    const auto found = std::ranges::find_if(layers, [&](const DeviceLayer& one) { return !(one.*linears).empty(); });
+    return found == layers.end() ? nullptr : &*found;
   };
   multiply(layer(0).qkv, d_.normed_, d_.qkv_);
   multiply(layer(0).o, d_.attended_, d_.branch_);
-  if (const DeviceLayer* dense = first(/*experts=*/false)) {
+  if (const DeviceLayer* dense = first(&DeviceLayer::gate_up)) {
     multiply(dense->gate_up, d_.normed_, d_.gate_up_);
     multiply(dense->down, d_.activated_, d_.branch_);
   }
-  if (const DeviceLayer* mixed = first(/*experts=*/true)) {
+  if (const DeviceLayer* mixed = first(&DeviceLayer::router)) {
     multiply(mixed->router, d_.normed_, d_.experts_.logits);
+    multiply(mixed->shared_router, d_.normed_, d_.experts_.shared);
   }
 }
 

@@ -137,17 +137,21 @@ DeviceWeights::DeviceWeights(const Weights& weights, int device)
     to.k_norm = to_device(layer.k_norm, device);
     to.attention_post_norm = to_device(layer.attention_post_norm, device);
     to.feed_forward_norm = to_device(layer.feed_forward_norm, device);
-    if (layer.experts.empty()) {
+    if (layer.up.tensors.data.defined()) {
       to.gate_up = gated ? linear({&layer.gate, &layer.up}, device) : linear({&layer.up}, device);
       to.down = linear({&layer.down}, device);
-    } else {
+    }
+    if (!layer.experts.empty()) {
       to.router = linear({&layer.router}, device);
       to.experts = experts(layer, device);
+    }
+    if (layer.shared_router.tensors.data.defined()) {
+      to.shared_router = linear({&layer.shared_router}, device);
     }
     to.feed_forward_post_norm = to_device(layer.feed_forward_post_norm, device);
   }
   if (weights.head.tensors.data.is_same(weights.embedding)) {  // tied: held once
-    head = {{{embedding}, {}, weights.head.matrix}};
+    head = {{{embedding}, to_device(weights.head.bias, device), weights.head.matrix}};
     head[0].matrix.data = embedding.const_data_ptr();
   } else {
     head = linear({&weights.head}, device);

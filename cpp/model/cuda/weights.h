@@ -31,8 +31,8 @@ struct DeviceLayer {
   NormWeights q_norm, k_norm;
   NormWeights attention_post_norm;
   NormWeights feed_forward_norm;
-  std::vector<DeviceLinear> gate_up, down;  // without gates, up alone; empty in layers with experts
-  std::vector<DeviceLinear> router;
+  std::vector<DeviceLinear> gate_up, down;  // without gates, up alone; empty in layers with routed experts alone
+  std::vector<DeviceLinear> router, shared_router;
   DeviceExperts experts;
   NormWeights feed_forward_post_norm;
 };

@@ -20,12 +20,12 @@ Vec activated(Vec x) {
 }
 
 template <Activation A>
-void activate_stretch(const float* gate, const float* up, float* y, int64_t size) {
+void activate_stretch(const float* gate, const float* up, const Vec& factor, float* y, int64_t size) {
   for (int64_t i = 0; i < size; i += Vec::size()) {
     const int64_t count = size - i < Vec::size() ? size - i : Vec::size();
     const Vec ups = Vec::loadu(up + i, count);
     const Vec result = gate != nullptr ? activated<A>(Vec::loadu(gate + i, count)) * ups : activated<A>(ups);
-    result.store(y + i, static_cast<int>(count));
+    (result * factor).store(y + i, static_cast<int>(count));
   }
 }
 
@@ -37,7 +37,8 @@ void activate_elements(const ActivationArgs& args, int64_t begin, int64_t end) {
     const int64_t column = i % args.size;
     const int64_t count = args.size - column < end - i ? args.size - column : end - i;
     const int64_t from = row * args.stride + column;
-    activate_stretch<A>(gates != nullptr ? gates + from : nullptr, static_cast<const float*>(args.up) + from,
+    const Vec factor = args.row_gate != nullptr ? Vec(1.0F) / (Vec(1.0F) + Vec(-args.row_gate[row]).exp()) : Vec(1.0F);
+    activate_stretch<A>(gates != nullptr ? gates + from : nullptr, static_cast<const float*>(args.up) + from, factor,
                         static_cast<float*>(args.y) + i, count);
     i += count;
   }

@@ -47,17 +47,17 @@ void for_library_runs(const CpuExpertsArgs& args, const Matrix& first, Body&& bo
   }
 }
 
-// gated = silu(gate(x)) * up(x)
+// gated = activation(gate(x)) * up(x)
 void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team) {
   auto* const gated = static_cast<float*>(args.gated);
   const Matrix& first = args.experts[0].gate;
   const auto activate = DLF_CPU_DISPATCH(activation_kernel);
   LinearKernel* kernel = linear_kernel_of(first.type);
   const bool updated = !args.gate_updates.empty();  // the activation waits for the updates
-  const auto swiglu_args = [&](const ExpertRun& run) {
+  const auto activation_args = [&](const ExpertRun& run) {
     const int64_t place = int64_t{run.first} * args.inner;
-    return ActivationArgs{gated + place, args.up + place, args.inner,    gated + place,
-                          run.pairs,     args.inner,      DType::float32};
+    return ActivationArgs{gated + place, args.up + place, args.inner,     gated + place,
+                          run.pairs,     args.inner,      DType::float32, args.activation};
   };
   for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
     const Expert& expert = args.experts[run.expert];
@@ -65,7 +65,7 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
     kernel(gates.x, gates.args, begin, end);
     kernel(gates.x, product(x, expert.up, args.up, run).args, begin, end);
     for (int64_t pair = 0; !updated && pair < run.pairs; ++pair) {
-      activate(swiglu_args(run), pair * first.out + begin * kTileOutputs,
+      activate(activation_args(run), pair * first.out + begin * kTileOutputs,
                pair * first.out + std::min(end * kTileOutputs, first.out));
     }
   });
@@ -75,14 +75,14 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
     linear_prefill(gates.x, gates.args, team);
     linear_prefill(gates.x, product(x, expert.up, args.up, run).args, team);
     if (!updated) {
-      ops::activate(swiglu_args(run), team);
+      ops::activate(activation_args(run), team);
     }
   });
   if (updated) {
     const auto pairs = static_cast<int>(args.rows * args.chosen);
     lora(args.input->prepare(args.products, pairs, args.hidden, args.update_type, team), args.gate_updates,
          args.update_type, team);
-    ops::activate(swiglu_args({0, 0, pairs}), team);
+    ops::activate(activation_args({0, 0, pairs}), team);
   }
 }
 

@@ -77,13 +77,13 @@ void linear(const LinearInputRows& x, std::span<const LinearArgs> products, Thre
 }
 
 void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
-                  ThreadTeam& team) {
+                  const float* row_gate, ThreadTeam& team) {
   LinearKernel* gate_kernel = linear_kernel_of(gate.weight.type);
   LinearKernel* up_kernel = linear_kernel_of(up.weight.type);
   const auto activate = DLF_CPU_DISPATCH(activation_kernel);
   const int64_t out = gate.weight.out;
   const auto size = static_cast<int>(out);
-  const ActivationArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32, activation};
+  const ActivationArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32, activation, row_gate};
   team.parallel_for(tiles(out), 1, [&](int64_t begin, int64_t end) {
     gate_kernel(x, gate, begin, end);
     up_kernel(x, up, begin, end);

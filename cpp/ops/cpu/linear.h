@@ -23,7 +23,7 @@ void linear(const LinearInputRows& x, std::span<const LinearArgs> products, Thre
 
 // gate.y = activation(x Wg^T) * (x Wu^T), of two products that have one shape and read x alike, in one loop.
 void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
-                  ThreadTeam& team);
+                  const float* row_gate, ThreadTeam& team);
 
 // Multiplies the many rows of a prompt: float32 and bfloat16 with torch's matrix library, tiles with the
 // kernels for few rows, which are then bound by arithmetic and faster than the library.

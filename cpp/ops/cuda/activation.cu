@@ -1,5 +1,5 @@
 #include "ops/cuda/activation.h"
-#include "ops/cuda/linear_epilogue.h"
+#include "ops/cuda/gated.h"
 #include "ops/cuda/vector.h"
 #include "support/cuda/launch.h"
 
@@ -11,25 +11,6 @@ using ops::ActivationArgs;
 
 constexpr int kThreads = 128;
 
-template <Activation A>
-__device__ float gelu_of(float x) {
-  if constexpr (A == Activation::gelu) {
-    return 0.5F * x * (1.0F + erff(x * 0.70710678F));
-  } else {
-    return 0.5F * x * (1.0F + tanhf(0.79788456F * (x + 0.044715F * x * x * x)));  // sqrt(2 / pi)
-  }
-}
-
-// activation(gate) * up
-template <Activation A>
-__device__ float gated(float gate, float up) {
-  if constexpr (A == Activation::silu) {
-    return swiglu_of(gate, up);
-  } else {
-    return gelu_of<A>(gate) * up;
-  }
-}
-
 // Each thread takes N neighbouring values.
 template <typename T, int N, Activation A>
 __global__ void activation_kernel(ActivationArgs args) {
@@ -39,6 +20,7 @@ __global__ void activation_kernel(ActivationArgs args) {
     return;
   }
   const auto row = static_cast<int64_t>(blockIdx.y);
+  const float factor = args.row_gate != nullptr ? 1.0F / (1.0F + expf(-args.row_gate[row])) : 1.0F;
   const int64_t from = row * args.stride + i;
   const auto ups = load<T, N>(static_cast<const T*>(args.up) + from);
   Vector<T, N> y;
@@ -46,12 +28,12 @@ __global__ void activation_kernel(ActivationArgs args) {
     const auto gates = load<T, N>(static_cast<const T*>(args.gate) + from);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      y.at[j] = from_float<T>(gated<A>(to_float(gates.at[j]), to_float(ups.at[j])));
+      y.at[j] = from_float<T>(gated_of<A>(to_float(gates.at[j]), to_float(ups.at[j])) * factor);
     }
   } else {
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      y.at[j] = from_float<T>(gated<A>(to_float(ups.at[j]), 1.0F));
+      y.at[j] = from_float<T>(gated_of<A>(to_float(ups.at[j]), 1.0F) * factor);
     }
   }
   store(static_cast<T*>(args.y) + row * args.size + i, y);

@@ -2,8 +2,8 @@
 #include <type_traits>
 
 #include "ops/cuda/experts.h"
+#include "ops/cuda/gated.h"
 #include "ops/cuda/linear_any_weights.h"
-#include "ops/cuda/linear_epilogue.h"
 #include "ops/cuda/linear_quads.h"
 #include "support/cuda/launch.h"
 
@@ -58,7 +58,7 @@ struct Product {
     }
     if constexpr (Gated) {
       static_cast<T*>(args.gated)[static_cast<int64_t>(pair) * args.inner + channel] =
-          from_float<T>(swiglu_of(value, up));
+          from_float<T>(gated_of(args.activation, value, up));
     } else {
       args.products[static_cast<int64_t>(pair) * args.hidden + channel] = value;
     }

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/activation.h"
 #include "ops/linear.h"
 #include "support/cuda/stream.h"
 #include "support/dtype.h"
@@ -16,8 +17,9 @@ struct LinearArgs : ops::LinearProduct {
   // [rows], -1: the row is neither read nor written; or null. The kernel before must not write it.
   const int32_t* position;
   DType dtype;
-  int gated = 0;  // if not 0: y has this many channels, each the SwiGLU of channels c and up_offset + c
+  int gated = 0;  // if not 0: y has this many channels, each activation(channel c) * channel up_offset + c
   int up_offset = 0;
+  ops::Activation activation = ops::Activation::silu;
 };
 
 inline constexpr int kLinearRows = 8;            // rows that share one reading of a weight

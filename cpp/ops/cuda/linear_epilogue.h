@@ -14,9 +14,6 @@ __device__ inline float with_bias(const LinearArgs& args, int64_t channel, float
   return value + (args.bias != nullptr ? args.bias[channel] : 0.0F);
 }
 
-// SwiGLU (Shazeer, arXiv 2002.05202).
-__device__ inline float swiglu_of(float gate, float up) { return gate / (1.0F + expf(-gate)) * up; }
-
 template <typename T>
 __device__ void write(const LinearArgs& args, int row, int64_t channel, float value) {
   const int64_t place = static_cast<int64_t>(row) * args.y_stride + channel;

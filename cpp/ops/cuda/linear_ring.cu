@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "ops/cuda/gated.h"
 #include "ops/cuda/linear_epilogue.h"
 #include "ops/cuda/linear_ring.h"
 #include "ops/cuda/linear_ring_weights.h"
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1) linear_ring_kernel(LinearArgs arg
       float value = total(row, index);
       if constexpr (Weights::kOutputs < Weights::kChannels) {
         const float up = total(row, index + Weights::kOutputs);
-        value = swiglu_of(to_float(from_float<T>(value)), to_float(from_float<T>(up)));
+        value = gated_of(args.activation, to_float(from_float<T>(value)), to_float(from_float<T>(up)));
       }
       write<T>(args, first_row + row, channel, value);
     }

@@ -18,6 +18,7 @@ from dlf.checkpoints.precision import MatrixFormat
 __all__ = ["UNPACK", "change_rows", "format_of", "unpack"]
 
 SMALL, SUPER = 32, 256  # values of a block
+CODES = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.int8)
 
 
 def unpack(kind: GGMLQuantizationType, rows: torch.Tensor) -> PackedMatrix:
@@ -143,6 +144,50 @@ def _q6_k(blocks: torch.Tensor) -> PackedMatrix:
     return PackedMatrix(_flat(values), _flat(scale), None, 6, 16, block=SUPER, block_scale=_half(blocks, 208))
 
 
+def _q2_k(blocks: torch.Tensor) -> PackedMatrix:
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    values = (_split(blocks[..., 16:80], 2, 1, 32) >> shifts) & 3
+    return PackedMatrix(
+        _flat(values),
+        _flat(blocks[..., :16] & 15),
+        _flat(blocks[..., :16] >> 4),
+        2,
+        16,
+        block=SUPER,
+        block_scale=_half(blocks, 80),
+        block_minimum=-_half(blocks, 82),
+    )
+
+
+def _q3_k(blocks: torch.Tensor) -> PackedMatrix:
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
+    low = (_split(blocks[..., 32:96], 2, 1, 32) >> shifts) & 3
+    high = (blocks[..., None, :32] >> torch.arange(8, dtype=torch.uint8)[:, None]) & 1
+    values = _centred(low.flatten(-3, -2) | (high << 2), 4)
+    four = _nibbles(blocks[..., 96:104])
+    two = ((blocks[..., None, 104:108] >> shifts) & 3).flatten(-2)
+    scale = _centred(four | (two << 4), 32)
+    return PackedMatrix(_flat(values), _flat(scale), None, 3, 16, block=SUPER, block_scale=_half(blocks, 108))
+
+
+def _codes(nibbles: torch.Tensor) -> torch.Tensor:
+    """Return the integers that the values of IQ4 types stand for, which are not evenly spaced."""
+    return CODES[nibbles.long()]
+
+
+def _iq4_nl(blocks: torch.Tensor) -> PackedMatrix:
+    return PackedMatrix(_flat(_codes(_nibbles(blocks[..., 2:]))), _half(blocks, 0), None, 8, SMALL)
+
+
+def _iq4_xs(blocks: torch.Tensor) -> PackedMatrix:
+    values = _codes(_nibbles(_split(blocks[..., 8:], 8, 16)))
+    four = torch.stack((blocks[..., 4:8] & 15, blocks[..., 4:8] >> 4), dim=-1).flatten(-2)
+    shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)
+    two = ((blocks[..., 2:4, None] >> shifts) & 3).flatten(-2)
+    scale = _centred(four | (two << 4), 32)
+    return PackedMatrix(_flat(values), _flat(scale), None, 8, SMALL, block=SUPER, block_scale=_half(blocks, 0))
+
+
 UNPACK: dict[GGMLQuantizationType, Callable[[torch.Tensor], PackedMatrix]] = {
     GGMLQuantizationType.Q8_0: _q8_0,
     GGMLQuantizationType.Q4_0: _q4_0,
@@ -152,4 +197,8 @@ UNPACK: dict[GGMLQuantizationType, Callable[[torch.Tensor], PackedMatrix]] = {
     GGMLQuantizationType.Q4_K: _q4_k,
     GGMLQuantizationType.Q5_K: _q5_k,
     GGMLQuantizationType.Q6_K: _q6_k,
+    GGMLQuantizationType.Q2_K: _q2_k,
+    GGMLQuantizationType.Q3_K: _q3_k,
+    GGMLQuantizationType.IQ4_NL: _iq4_nl,
+    GGMLQuantizationType.IQ4_XS: _iq4_xs,
 }

@@ -28,8 +28,8 @@ COMMON = {
     "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "max_position_embeddings": "context_length",
-    "rope_theta": "rope.freq_base",
 }
+EPSILON = "attention.layer_norm_epsilon"
 EXPERTS = {"num_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
 ROPE_FACTORS = "rope_freqs.weight"  # as rope_factors_long and rope_factors_short: divide the frequencies
 MAX_ROPE_FACTORS = 4096
@@ -135,6 +135,46 @@ def _gpt2(meta: Meta, file: GgufFile) -> Values:
     return _named(meta, names)
 
 
+def _starcoder2(meta: Meta, file: GgufFile) -> Values:
+    return {"norm_epsilon": meta.get(EPSILON), "use_bias": "blk.0.attn_q.bias" in file.tensors}
+
+
+def _stablelm(meta: Meta, file: GgufFile) -> Values:
+    return {
+        "layer_norm_eps": meta.get(EPSILON),
+        "use_qkv_bias": "blk.0.attn_q.bias" in file.tensors,
+        "qk_layernorm": "blk.0.attn_q_norm.weight" in file.tensors,
+        "use_parallel_residual": "blk.0.ffn_norm.weight" not in file.tensors,
+    }
+
+
+def _phi2(meta: Meta, file: GgufFile) -> Values:
+    return {"layer_norm_eps": meta.get(EPSILON), "hidden_act": "gelu_new"}
+
+
+def _cohere(meta: Meta, file: GgufFile) -> Values:
+    normed = "blk.0.attn_q_norm.weight" in file.tensors
+    return {"layer_norm_eps": meta.get(EPSILON), "use_qk_norm": normed} | _named(meta, {"logit_scale": "logit_scale"})
+
+
+def _cohere2(meta: Meta, file: GgufFile) -> Values:
+    window = {"sliding_window": meta.get("attention.sliding_window"), "sliding_window_pattern": 4}
+    return _cohere(meta, file) | window
+
+
+def _glm4(meta: Meta, file: GgufFile) -> Values:
+    return {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
+
+
+def _qwen2_moe(meta: Meta, file: GgufFile) -> Values:
+    sizes = {
+        "moe_intermediate_size": "expert_feed_forward_length",
+        "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    }
+    found = {"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    return found | _named(meta, EXPERTS | sizes)
+
+
 # Architecture in the file: class and model_type in config.json, and what goes there beside `COMMON`.
 ARCHITECTURES: dict[str, tuple[str, str, Callable[[Meta, GgufFile], Values]]] = {
     "llama": ("LlamaForCausalLM", "llama", _llama),
@@ -150,6 +190,14 @@ ARCHITECTURES: dict[str, tuple[str, str, Callable[[Meta, GgufFile], Values]]] = 
     "smollm3": ("SmolLM3ForCausalLM", "smollm3", _smollm3),
     "gptneox": ("GPTNeoXForCausalLM", "gpt_neox", _gpt_neox),
     "gpt2": ("GPT2LMHeadModel", "gpt2", _gpt2),
+    "mistral3": ("Ministral3ForCausalLM", "ministral3", _plain),
+    "starcoder2": ("Starcoder2ForCausalLM", "starcoder2", _starcoder2),
+    "stablelm": ("StableLmForCausalLM", "stablelm", _stablelm),
+    "phi2": ("PhiForCausalLM", "phi", _phi2),
+    "command-r": ("CohereForCausalLM", "cohere", _cohere),
+    "cohere2": ("Cohere2ForCausalLM", "cohere2", _cohere2),
+    "glm4": ("Glm4ForCausalLM", "glm4", _glm4),
+    "qwen2moe": ("Qwen2MoeForCausalLM", "qwen2_moe", _qwen2_moe),
 }
 
 
@@ -190,13 +238,14 @@ def config_values(file: GgufFile) -> Values:
     values |= _named(meta, COMMON) | {
         "vocab_size": embedding.shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
+        "rope_theta": meta.get("rope.freq_base", 10000.0),  # llama.cpp's default, whatever the family's is
         "torch_dtype": _dtype(file),
         "bos_token_id": file.metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": _end_tokens(file, embedding.shape[0]),
     }
     head_dim = values.get("head_dim") or _quotient(meta, "embedding_length", "attention.head_count")
     rotated = meta.get("rope.dimension_count", head_dim)
-    if rotated and head_dim and rotated != head_dim:
+    if rotated and head_dim:
         values |= {"partial_rotary_factor": rotated / head_dim, "rotary_pct": rotated / head_dim}
     return values | _rope(meta, file, rotated) | further(meta, file)
 
@@ -226,8 +275,11 @@ def _rope(meta: Meta, file: GgufFile, rotated: Any) -> Values:
         "beta_fast": "rope.scaling.yarn_beta_fast",
         "beta_slow": "rope.scaling.yarn_beta_slow",
         "attention_factor": "rope.scaling.attn_factor",
+        "mscale_all_dim": "rope.scaling.yarn_log_multiplier",
+        "llama_4_scaling_beta": "attention.temperature_scale",
     }
-    return {"rope_scaling": {"rope_type": kind_name, "factor": factor} | lengths | _named(meta, further)}
+    scaling = {"rope_type": kind_name, "factor": factor, "mscale": 1.0}
+    return {"rope_scaling": scaling | lengths | _named(meta, further)}
 
 
 def _factors(file: GgufFile, name: str, rotated: Any) -> list[float]:

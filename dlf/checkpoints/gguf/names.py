@@ -17,7 +17,8 @@ from dlf.errors import CheckpointError
 
 __all__ = ["Stored", "find_tensors"]
 
-ROPE_IN_PAIRS = ("llama", "granite", "smollm3")  # rows of q and k: pairs that rotate together are neighbours
+# Whose rows of q and k are in another order than in the checkpoint: pairs that rotate together are neighbours.
+ROPE_IN_PAIRS = ("llama", "granite", "smollm3", "mistral3")
 ONE_ADDED = ("gemma2", "gemma3")  # to the weights of norms
 QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)")
 FUSED = re.compile(r"blk\.\d+\.attn_qkv\.(?:weight|bias)")
@@ -88,6 +89,8 @@ def find_tensors(file: GgufFile, architecture: str, config: ModelConfig) -> dict
             )
         if expert:
             tensor = _slice(tensor, int(expert[2]))
+        if len(tensor.shape) == 1 and len(shape) == 2:
+            tensor = replace(tensor, shape=(1, *tensor.shape))  # a matrix of one row
         stored = _stored(tensor, own, architecture, config)
         if stored is None or stored.shape != shape:
             raise CheckpointError(

@@ -105,6 +105,15 @@ class Gguf:
         kinds = {name: stored.tensor.kind for name, stored in self._stored.items()}
         return {name: f"GGUF {kind.name}" for name, kind in kinds.items() if kind not in FLOATS}
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes of a tensor in the file."""
+        return self._stored[name].tensor.nbytes
+
+    @property
+    def other_parts(self) -> Mapping[str, TensorLayout]:
+        """None: llama.cpp keeps other parts in files of their own."""
+        return {}
+
     @property
     def names(self) -> list[str]:
         """Tensors of the configuration in the order of the file."""

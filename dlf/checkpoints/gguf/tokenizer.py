@@ -78,6 +78,10 @@ def _templates(file: GgufFile) -> Any:
     return default if len(found) == 1 else [one for one in found if one["template"] is not None]
 
 
+def _replace(pattern: str, content: str) -> Component:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
+
+
 class _Vocabulary:
     """The tokens of a file, and what is said about them."""
 
@@ -154,21 +158,25 @@ class _Vocabulary:
         }
 
     def _unigram(self) -> Component:
-        prefix = self._flag("add_space_prefix", True)
+        """The most probable tokens of a text; characters without one are unknown, whatever bytes the vocabulary has."""
+        merges = self._flag("remove_extra_whitespaces", False)
+        prefix = merges or self._flag("add_space_prefix", True)
+        steps = [_replace(" +", " "), _replace(r"\A ", ""), _replace(r" \z", "")] if merges else []
+        if prefix:  # before the first word; a text of spaces alone has none
+            steps.append({"type": "Prepend", "prepend": SPACE} if merges else _replace(r"\A(?= *[^ ])", SPACE))
         scheme = "always" if prefix else "never"
-        metaspace = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": True}
         unknown = self._special("unknown")
         scores = [float(score) for score in self._numbers("scores", 0.0)]
         return {
-            "normalizer": None,
-            "pre_tokenizer": metaspace,
+            "normalizer": {"type": "Sequence", "normalizers": [*steps, _replace(" ", SPACE)]},
+            "pre_tokenizer": None,
             "post_processor": self._around(begin=False, end=True),
-            "decoder": metaspace,
+            "decoder": {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": True},
             "model": {
                 "type": "Unigram",
                 "unk_id": unknown,
                 "vocab": [list(one) for one in zip(self.tokens, scores, strict=True)],
-                "byte_fallback": BYTE in self.types,
+                "byte_fallback": False,
             },
         }
 

@@ -24,8 +24,7 @@ FLOATS = {
     GGMLQuantizationType.F16: torch.float16,
     GGMLQuantizationType.BF16: torch.bfloat16,
 }
-FLOATS_ONLY = tuple(GGMLQuantizationType[name] for name in ("Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"))  # no integers of these
-KINDS = (*FLOATS, *UNPACK, *FLOATS_ONLY)
+KINDS = (*FLOATS, *UNPACK)
 CHUNK_BYTES = 1 << 20  # read at once; dequantising takes some 20 times as much
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -176,8 +176,8 @@ def _integers(layer: StoredLayer, how: Weights, words: bool) -> StoredMatrix:
     return layer.found(f"compressed-tensors {how.bits}-bit, {form}", unpack, integers)
 
 
-def config_of(form: MatrixFormat) -> dict[str, Any]:
-    """Return the ``quantization_config`` of linear layers that are all packed by `tensors_of`."""
+def config_of(form: MatrixFormat, others: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the ``quantization_config`` of linear layers that `tensors_of` packs: all but the tensors `others`."""
     weights: dict[str, Any] = {"num_bits": form.bits, "type": "int", "symmetric": True}
     weights |= {"strategy": "group", "group_size": form.group} if form.group else {"strategy": "channel"}
     return {
@@ -185,7 +185,7 @@ def config_of(form: MatrixFormat) -> dict[str, Any]:
         "format": "pack-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": {"targets": [CLASS], "weights": weights}},
-        "ignore": [],
+        "ignore": [name.removesuffix(".weight") for name in others if name.endswith(".weight")],
     }
 
 
