@@ -436,5 +436,5 @@ def test_integers_of_every_unpacked_type_have_tiles() -> None:
     assert all(formats.values())
     assert {name: one.bits for name, one in formats.items() if one} == {
         "Q8_0": 8, "Q4_0": 4, "Q4_1": 4, "Q5_0": 6, "Q5_1": 6, "Q4_K": 4, "Q5_K": 6, "Q6_K": 6,
-        "Q2_K": 6, "Q3_K": 6, "IQ4_NL": 8, "IQ4_XS": 8,
+        "Q2_K": 4, "Q3_K": 4, "IQ4_NL": 8, "IQ4_XS": 8,
     }  # fmt: skip

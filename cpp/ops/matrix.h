@@ -29,7 +29,7 @@ enum class Origin : int8_t { middle, zero, minimum };
 //
 // Scales, minimums and zero points lie beside them, [out / 16][in / group][16], or [out / 16][16] for a whole channel.
 // With blocks they have two levels: a scale is int8 and is multiplied by the float16 block_scale [out / 16][in / block]
-// [16], a minimum likewise. Groups and blocks are powers of two; only int6 may have groups of 16. `out` is rounded up
+// [16], a minimum likewise. Groups and blocks are powers of two; of int8 they have 32 or more. `out` is rounded up
 // to whole tiles and `in` to whole groups or blocks; the padding is zero.
 inline constexpr int64_t kTileOutputs = 16;
 inline constexpr int64_t kInputGroup = 32;  // activations that share a scale

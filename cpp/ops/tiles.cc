@@ -79,11 +79,11 @@ Matrix matrix_of(const Tiles& tiles, int64_t out, int64_t in, const std::string&
     const int64_t groups = count_of(tiles.scale, name + ".scale");
     matrix.group = padded / groups;
     scales = {count, groups, kTileOutputs};
-    const int64_t least = matrix.type == MatrixType::int6 ? kHalfGroup : kInputGroup;
+    const int64_t least = matrix.type == MatrixType::int8 ? kInputGroup : kHalfGroup;
     TORCH_CHECK_VALUE(
         matrix.group >= least && std::has_single_bit(static_cast<uint64_t>(matrix.group)) && padded % groups == 0,
         "tensor ", name, ".scale has ", groups, " groups for ", padded,
-        " inputs; a group has 32, 64, 128, ... inputs, of 6 bits also 16");
+        " inputs; a group has 32, 64, 128, ... inputs, of 4 and 6 bits also 16");
   }
   at::ScalarType type = tiles.scale.scalar_type();
   if (tiles.block_scale.defined()) {

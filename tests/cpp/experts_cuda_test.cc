@@ -154,7 +154,7 @@ struct Layer {
       ops::PackedMatrix packed = testing::random_packed(*kind.packed, out, in, seed_++);
       for (const at::Tensor& scale : {packed.scale, packed.minimum, packed.block_scale, packed.block_minimum}) {
         if (scale.defined() && scale.is_floating_point()) {
-          scale.mul_(0.02);  // so that float16 holds the products
+          scale.mul_(packed.bits < 8 ? 0.02 : 0.002);  // so that float16 holds the products
         }
       }
       return keep(ops::pack(packed, team), out, in);

@@ -36,6 +36,8 @@ inline constexpr PackedKind kPackedKinds[] = {
     {"W4A16", 4, true, 128, at::kFloat, ops::Origin::middle},
     {"W8A16", 8, true, 0, at::kBFloat16, ops::Origin::middle},
     {"7 bits with a minimum", 7, true, 64, at::kFloat, ops::Origin::minimum},
+    {"Q3_K", 3, true, 16, at::kHalf, ops::Origin::middle, 256},
+    {"IQ4_XS", 8, true, 32, at::kHalf, ops::Origin::middle, 256},
 };
 
 inline at::Tensor random_integers(int64_t low, int64_t high, at::IntArrayRef shape, at::ScalarType type,

@@ -41,23 +41,30 @@ struct Int8 {
 };
 
 struct Int4 {
-  static constexpr bool kHalves = false;
+  static constexpr bool kHalves = true;
   static constexpr int64_t kGroupBytes = kInputGroup * kTileOutputs / 2;
 
   static int32_t offset(const Matrix& matrix) { return matrix.origin == Origin::middle ? 8 : 0; }
 
   template <int64_t R>
-  static void dot(const char* weights, const int8_t* x, int64_t stride, Ints (&even)[R], Ints (&odd)[R]) {
-#pragma GCC unroll 4
-    for (int64_t pair = 0; pair < kQuads / 2; ++pair) {
-      __builtin_prefetch(weights + pair * 64 + kAhead);
-      const Bytes both = load_bytes(weights + pair * 64);
-      const Bytes first = low_halves(both);
-      const Bytes second = high_halves(both);
-      for (int64_t r = 0; r < R; ++r) {
-        even[r] = dot_unsigned(even[r], first, load_quad(x + r * stride + 8 * pair));
-        odd[r] = dot_unsigned(odd[r], second, load_quad(x + r * stride + 8 * pair + 4));
-      }
+  static void dot(const char* weights, const int8_t* x, int64_t stride, Ints (&low)[R], Ints (&high)[R]) {
+#pragma GCC unroll 2
+    for (int64_t pair = 0; pair < kQuads / 4; ++pair) {
+      dot_pair<R>(weights + pair * 64, x + 8 * pair, stride, low);
+      dot_pair<R>(weights + (pair + 2) * 64, x + 8 * pair + kHalfGroup, stride, high);
+    }
+  }
+
+ private:
+  template <int64_t R>
+  static void dot_pair(const char* weights, const int8_t* x, int64_t stride, Ints (&sums)[R]) {
+    __builtin_prefetch(weights + kAhead);
+    const Bytes both = load_bytes(weights);
+    const Bytes first = low_halves(both);
+    const Bytes second = high_halves(both);
+    for (int64_t r = 0; r < R; ++r) {
+      sums[r] = dot_unsigned(sums[r], first, load_quad(x + r * stride));
+      sums[r] = dot_unsigned(sums[r], second, load_quad(x + r * stride + 4));
     }
   }
 };
@@ -286,7 +293,7 @@ void linear_tiles_kernel(const LinearInputRows& x, const LinearArgs& args, int64
     case MatrixType::int6:
       return dot_rows<Int6, AnyScales>(x, args, begin, end);
     default:
-      return plain && matrix.group > 0 && matrix.scale_type == DType::bfloat16
+      return plain && matrix.group >= kInputGroup && matrix.scale_type == DType::bfloat16
                  ? dot_rows<Int4, BFloat16Scales>(x, args, begin, end)
                  : dot_rows<Int4, AnyScales>(x, args, begin, end);
   }

@@ -149,10 +149,11 @@ at::Tensor exactly(const at::Tensor& from, at::ScalarType type, const char* name
 MatrixType tile_type(int bits, int64_t group, bool is_signed, bool has_minimum) {
   const bool narrow = !(is_signed && has_minimum);
   const bool whole = group == 0 || (group >= kInputGroup && std::has_single_bit(static_cast<uint64_t>(group)));
-  return narrow && whole && bits <= 4                            ? MatrixType::int4
-         : narrow && (whole || group == kHalfGroup) && bits <= 6 ? MatrixType::int6
-         : whole && bits <= 8                                    ? MatrixType::int8
-                                                                 : MatrixType::float32;
+  const bool fine = whole || group == kHalfGroup;
+  return narrow && fine && bits <= 4   ? MatrixType::int4
+         : narrow && fine && bits <= 6 ? MatrixType::int6
+         : whole && bits <= 8          ? MatrixType::int8
+                                       : MatrixType::float32;
 }
 
 Tiles pack(const PackedMatrix& packed, ThreadTeam& team) {
