@@ -14,6 +14,7 @@ import torch
 import transformers
 from models import FAMILIES, draw, make_config, make_model, make_tokenizer, model_class
 from safetensors.torch import load_file, save_file
+from transformers.pytorch_utils import Conv1D
 
 import dlf
 from dlf import _C, families
@@ -246,13 +247,14 @@ def test_no_context_beyond_the_learned_positions(tmp_path: Path) -> None:
         _C.Decoder(weights, slots=1, max_context=17, threads=1)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "phi3", "pythia", "gpt2"])
+@pytest.mark.parametrize("family", ["gemma2", "phi3", "pythia", "gpt2", "glm4", "cohere", "phi", "qwen2_moe"])
 def test_adapters_of_parts_of_a_tensor(tmp_path: Path, family: str) -> None:
-    """PEFT adapts whole stored modules: fused ones, head by head, and those stored as [in, out]."""
+    """PEFT adapts whole stored modules: fused ones, head by head, in pairs, stored as [in, out], of shared experts."""
     folder = make_model(tmp_path / "base", family)
     base = model_class(family).from_pretrained(folder, dtype=torch.float32)
     config = Folder(folder).config
-    ends = sorted({name.rsplit(".", 1)[-1] for name in config.linear_modules()})
+    linear = {name for name, module in base.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
+    ends = sorted({name.rsplit(".", 1)[-1] for name in linear & config.linear_modules().keys()})
     peer = peft.get_peft_model(base, peft.LoraConfig(r=3, lora_alpha=5, target_modules=ends))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -275,7 +277,7 @@ def test_adapters_of_parts_of_a_tensor(tmp_path: Path, family: str) -> None:
     torch.testing.assert_close(logits(tmp_path / "folded", config=folded), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["gemma3", "phi3", "pythia", "gpt2", "olmo2", "granite"])
+@pytest.mark.parametrize("family", ["gemma3", "phi3", "pythia", "gpt2", "olmo2", "granite", "phi", "glm", "qwen2_moe"])
 def test_fused_drafted_and_scored(tmp_path: Path, family: str) -> None:
     """Experts change the large model's tokens, drafts change nothing, and scores are those of generation."""
     large, expert, base = (make_model(tmp_path / str(seed), family, seed=seed) for seed in (1, 2, 3))
@@ -307,6 +309,15 @@ FRESH: list[tuple[str, dict[str, Any]]] = [
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 9, "norm_topk_prob": True, "decoder_sparse_step": 2}),
     ("qwen3_moe", {"num_local_experts": 70, "num_experts_per_tok": 9, "moe_intermediate_size": 8, "hidden_size": 48}),
     ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "hidden_size": 68, "sliding_window": None}),
+    ("starcoder2", {"use_bias": False, "sliding_window": None, "num_key_value_heads": 4, "hidden_act": "gelu"}),
+    ("stablelm", {"partial_rotary_factor": 0.5, "num_key_value_heads": 1, "tie_word_embeddings": True}),
+    ("phi", {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}),
+    ("cohere", {"num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": False}),
+    ("cohere2", {"layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 5}),
+    ("glm4", {"attention_bias": False, "head_dim": 16, "num_key_value_heads": 4}),
+    ("qwen2_moe", {"mlp_only_layers": [], "shared_expert_intermediate_size": 56, "norm_topk_prob": True}),
+    ("granite_moe", {"num_experts_per_tok": 1, "hidden_act": "silu", "tie_word_embeddings": True}),
+    ("granite_moe_shared", {"shared_intermediate_size": 0}),
     ("olmoe", {"num_key_value_heads": 1, "num_experts_per_tok": 8, "norm_topk_prob": True, "attention_bias": True}),
 ]
 

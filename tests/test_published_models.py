@@ -84,7 +84,7 @@ def test_logits_on_cuda(tmp_path: Path, plain: Path, scheme: str) -> None:
 OWN_WIDTH = {
     "gptq-4-g32": "int4, float16 scale for 32 inputs",
     "gptq-4-asymmetric-v2": "int4, float16 scale and zero point for each channel",
-    "gptq-4-g16-asymmetric": "int6, float16 scale and zero point for 16 inputs",
+    "gptq-4-g16-asymmetric": "int4, float16 scale and zero point for 16 inputs",
     "gptq-8-channel": "int8, float16 scale for each channel",
     "gptq-8-g64-asymmetric-v2": "int8, float16 scale and zero point for 64 inputs",
     "awq-g32": "int4, float16 scale and zero point for 32 inputs",
@@ -153,7 +153,7 @@ def test_inspect_says_how_matrices_are_quantized(tmp_path: Path, plain: Path) ->
     [form] = describe(str(folder))["quantized"]
     sizes = form.pop("bytes"), form.pop("file_bytes")
     assert form == {"kind": "GPTQ 4-bit, groups of 32", "runs_as": "int4, float16 scale for 32 inputs", "tensors": 21}
-    assert 0.9 < sizes[0] / sizes[1] < 1.1
+    assert 0.8 < sizes[0] / sizes[1] < 1  # GPTQ has zero points where all are equal
     assert describe(str(floats))["quantized"] is None
 
 
