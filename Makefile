@@ -18,7 +18,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-real test-clients test-cpp test-emulated same-bits asan asan-long asan-py torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
+.PHONY: help setup demo test test-py test-real test-clients test-cpp test-emulated same-bits asan asan-long asan-py tsan torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -124,6 +124,22 @@ asan-py: setup ## Run the Python tests under AddressSanitizer and UBSan (most of
 	cp $(ASAN_PY_BUILD)/_C.*.so $(ASAN_PY_BUILD)/_build.py $(ASAN_PY_BUILD)/package/dlf
 	PYTHONPATH=$(CURDIR)/$(ASAN_PY_BUILD)/package LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=$(ASAN_PY_OPTIONS) UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 $(BIN)/pytest $(ASAN_PY_TESTS)
+
+# The programs of the step loop, and the driver under load. Python, torch and OpenMP are not instrumented: tests/tsan.txt
+# leaves out what is theirs alone. Python's lock is seen, since its mutex is a function that the sanitizer intercepts.
+TSAN_BUILD := build/tsan
+TSAN_PY_TESTS ?= tests/test_driver.py
+
+tsan: setup ## Run the step loop and its driver under ThreadSanitizer
+	$(BIN)/cmake --preset tsan
+	$(BIN)/cmake --build --preset tsan
+	$(BIN)/ctest --preset tsan
+	rm -rf $(TSAN_BUILD)/package
+	mkdir -p $(TSAN_BUILD)/package
+	cp -r dlf $(TSAN_BUILD)/package
+	cp $(TSAN_BUILD)/_C.*.so $(TSAN_BUILD)/_build.py $(TSAN_BUILD)/package/dlf
+	PYTHONPATH=$(CURDIR)/$(TSAN_BUILD)/package LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" $(IN_COMPANY) \
+	  TSAN_OPTIONS=die_after_fork=0:suppressions=$(CURDIR)/tests/tsan.txt $(BIN)/pytest $(TSAN_PY_TESTS)
 
 # ---- versions of torch other than the pinned one
 

@@ -133,6 +133,9 @@ bool holds_in_a_child(Body&& body) {
 }
 
 void a_team_works_on_in_a_forked_process() {
+#ifdef __SANITIZE_THREAD__
+  throw dlf::testing::Skip("ThreadSanitizer starts no threads in a forked process");
+#endif
   ThreadTeam team(3);
   EXPECT(sums(team));
   EXPECT(holds_in_a_child([&] { return sums(team) && sums(team) && holds_in_a_child([&] { return sums(team); }); }));
@@ -167,7 +170,8 @@ void threads_that_there_are_not_are_an_error() {
   for (const int size : {-1, 0, 1025, INT32_MAX}) {
     EXPECT(refuses(size, "from 1 to 1024"));
   }
-#ifndef __SANITIZE_ADDRESS__  // it takes more address space than any limit leaves
+// Sanitizers take more address space than any limit leaves.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   EXPECT(holds_in_a_child([] {
     const rlimit limit = {rlim_t{1} << 30, rlim_t{1} << 30};
     return setrlimit(RLIMIT_AS, &limit) == 0 && refuses(1000, "of 1000 threads") && refuses(1000, "ask for fewer");

@@ -137,3 +137,39 @@ def test_the_command_drains(family: dict[str, Path], tmp_path: Path) -> None:
     recipe.write_text("larg: x\n")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2 and "larg" in done.stderr and done.stderr.count("\n") <= 3
+
+
+def test_several_recipes_in_one_process(family: dict[str, Path], tmp_path: Path) -> None:
+    models = {"large": str(family["large"]), "base": str(family["base"])}
+    one = {"model": str(family["expert-a"]), "name": "first"}
+    two = {"model": str(family["expert-b"]), "name": "second"}
+    recipes = [
+        write(tmp_path / "math.yaml", **models, experts=[one]),
+        write(tmp_path / "towns.yaml", **models, experts=[one, two], sampling={"max_new_tokens": 3}),
+    ]
+    command = [sys.executable, "-P", "-m", "dlf.cli", "serve", *recipes, str(family["base"]), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        url = process.stderr.readline().split(" at ")[1].strip()
+        names = ["math", "math/first", "towns", "towns/first", "towns/second", "base"]
+        for _ in range(200):
+            try:
+                assert [found["id"] for found in httpx.get(f"{url}/models").json()["data"]] == names
+                break
+            except httpx.ConnectError:
+                time.sleep(0.05)
+        texts = {}
+        for name in names:
+            found = httpx.post(f"{url}/completions", json=BODY | {"model": name}, timeout=60).json()
+            assert found["model"] == name
+            texts[name] = found["choices"][0]["text"]
+        assert texts["math"] == texts["math/first"] == texts["towns/first"] != texts["base"]
+        wrong = httpx.post(f"{url}/completions", json=BODY | {"model": "math/second"})
+        assert wrong.status_code == 404 and wrong.json()["error"]["code"] == "model_not_found"
+        assert ", ".join(names) in wrong.json()["error"]["message"]
+        shown = re.findall(r'^dlf_requests_total\{.*model="(.*?)"', httpx.get(f"{url[:-3]}/metrics").text, re.MULTILINE)
+        assert sorted(shown) == sorted(names)
+    finally:
+        process.kill()
+        process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx
@@ -47,3 +48,30 @@ def test_a_request_that_takes_too_long(family: dict[str, Path]) -> None:
         late = found.post("/v1/completions", BODY)
         assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
         assert found.idle()
+
+
+def test_pages_of_other_servers_can_neither_ask_nor_read(server: Running) -> None:
+    other = {"Origin": "http://elsewhere.example", "Authorization": f"Bearer {KEY}"}
+    url = f"{server.url}/v1/completions"
+    # A page may send this without asking before.
+    simple = httpx.post(url, content=json.dumps(BODY), headers=other | {"Content-Type": "text/plain"})
+    assert simple.status_code == 400
+    asked = httpx.options(url, headers=other | {"Access-Control-Request-Method": "POST"})
+    read = httpx.post(url, json=BODY, headers=other)
+    assert asked.status_code == 405 and read.status_code == 200
+    assert not any(name.startswith("access-control") for found in (simple, asked, read) for name in found.headers)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_ends_one_request_and_the_log_has_no_prompt(
+    server: Running, stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **options: object) -> None:
+        raise KeyError(f"no such thing as {options['prompt']}")
+
+    monkeypatch.setattr(server.engine, "generate", broken)
+    found = server.post("/v1/completions", BODY | {"stream": stream, "prompt": "a secret"})
+    assert found.status_code == 500 and found.json()["error"]["message"] == "the server failed; its log says why"
+    assert "KeyError" in caplog.text and "in broken" in caplog.text and "secret" not in caplog.text
+    monkeypatch.undo()
+    assert server.post("/v1/completions", BODY).status_code == 200 and server.idle()
