@@ -32,7 +32,7 @@ from dlf.checkpoints.gguf.values import FLOATS, KINDS, read_packed, read_values 
 from dlf.checkpoints.hub import label_of, resolve  # noqa: E402
 from dlf.checkpoints.packed import PackedMatrix  # noqa: E402
 from dlf.checkpoints.source import open_checkpoint, open_source  # noqa: E402
-from dlf.cli.inspect import describe  # noqa: E402
+from dlf.cli.inspect import describe, inspect  # noqa: E402
 from dlf.errors import CheckpointError  # noqa: E402
 from dlf.model import load_model  # noqa: E402
 from dlf.text.tokenizer import Tokenizer  # noqa: E402
@@ -181,6 +181,14 @@ def test_written_as_a_folder(tmp_path: Path, folder: Path, file: Path) -> None:
     for text in TEXTS:
         assert Tokenizer(merged).encode(text) == Tokenizer(folder).encode(text)
     assert Tokenizer(merged).chat_template == Tokenizer(folder).chat_template
+
+
+def test_inspect_has_the_bytes_of_each_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_model(tmp_path / "model", "llama", hidden_size=64, intermediate_size=128)
+    inspect(str(write_gguf(tmp_path / "m.gguf", folder, "Q4_1")))
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "1 x GGUF Q4_1: floats; 15.31 KiB in the file, 49 KiB in memory" in words
+    assert "minimum for 32 inputs; 90.31 KiB in the file, 90.62 KiB in memory" in words
 
 
 def test_inspect(folder: Path, file: Path) -> None:

@@ -33,8 +33,10 @@ def inspect(
     table = Table(title=Text(printable(found["path"])), show_header=False, title_justify="left")
     for name, value in found.items():
         if name == "quantized" and value:
-            value = "\n".join(_line(one) for one in value)
-        elif isinstance(value, list):
+            for i, form in enumerate(value):
+                table.add_row("" if i else name, Text(printable(_line(form))))
+            continue
+        if isinstance(value, list):
             value = ", ".join(map(str, value))
         elif name.endswith("bytes") or "bytes_per" in name:
             value = f"{binary(value)} ({value:,})"
