@@ -14,7 +14,9 @@ __all__: list[str] = [
     "AUTO_DRAFTER",
     "Adapter",
     "AttentionSpec",
+    "CACHE_BLOCK",
     "COMBINES",
+    "CacheSize",
     "Decoder",
     "DeviceInfo",
     "EngineOptions",
@@ -53,6 +55,7 @@ __all__: list[str] = [
     "StepTimings",
     "TokenMap",
     "Weights",
+    "cache_sizes",
     "cpu_capability",
     "cuda_devices",
     "cuda_fusion_solve",
@@ -738,10 +741,20 @@ class EngineOptions:
         max_context: typing.SupportsInt | typing.SupportsIndex,
         threads: typing.SupportsInt | typing.SupportsIndex = 1,
         prefix_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
+        kv_cache_bytes: typing.SupportsInt | typing.SupportsIndex = 0,
         prompt_budget: typing.SupportsInt | typing.SupportsIndex = 0,
         devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         cuda_graph: bool = True,
     ) -> None: ...
+
+class CacheSize:
+    """
+    Blocks of one model's KV cache.
+    """
+    @property
+    def for_prefixes(self) -> int: ...
+    @property
+    def for_requests(self) -> int: ...
 
 class Request:
     """
@@ -758,6 +771,7 @@ class Request:
         rule: Rule = ...,
         hook: bool = False,
         trace: bool = False,
+        priority: typing.SupportsInt | typing.SupportsIndex = 0,
     ) -> None: ...
     @property
     def id(self) -> int: ...
@@ -817,6 +831,8 @@ class StepLoop:
     @property
     def idle(self) -> bool: ...
     @property
+    def put_back(self) -> int: ...
+    @property
     def timings(self) -> StepTimings: ...
 
 class DeviceInfo:
@@ -861,6 +877,15 @@ class MemoryPart:
     def model(self) -> int: ...
     @property
     def name(self) -> str: ...
+
+def cache_sizes(
+    plan: FusionPlan,
+    block_bytes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    options: EngineOptions,
+) -> list[CacheSize]:
+    """
+    Sizes of the KV caches of all models, whose blocks have these bytes.
+    """
 
 def cpu_capability() -> str:
     """
@@ -963,6 +988,7 @@ def tile_bits(
     """
 
 AUTO_DRAFTER: int = -1
+CACHE_BLOCK: int = 64
 COMBINES: tuple[str, ...]
 GATES: tuple[str, ...]
 MATCHES: tuple[str, ...]

@@ -145,7 +145,9 @@ class Engine(EngineCore):
             Whether tokens are drafted; as in the engine by default.
         **options
             Fields of `SamplingOptions`, and of `Rule`, which override those of `rule`. ``grammar``: a `dlf.Grammar`
-            that each answer must follow; like a function as rule, it runs in Python. For `dlf.Guidance`:
+            that each answer must follow; like a function as rule, it runs in Python. ``priority``: an integer; requests
+            that wait begin with the lowest, those of one priority in turn, and where memory runs out the highest is put
+            back first. For `dlf.Guidance`:
             ``negative_prompt`` and ``positive_prompt`` (a text, token ids or messages; a list has one for each prompt,
             a mapping one for each expert by name) and ``guidance_scale`` (a number, or a mapping by name). For
             messages, as in ``transformers``: ``tools``, ``add_generation_prompt``, ``continue_final_message`` and

@@ -19,7 +19,7 @@ __all__ = ["Memory", "MemoryPart", "check_memory", "model_bytes", "plan_memory"]
 
 logger = logging.getLogger("dlf")
 # Parts of which nothing need be allocated yet.
-BOUNDS = ("workspace", "prefix cache")
+BOUNDS = ("workspace",)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Memory:
 
     A CUDA engine is refused if the sum of a device's parts is more than is free there. On the CPU only KV caches larger
     than the machine are refused: weights may stay in their file, and the prefix cache is allocated as it fills. The KV
-    cache of the CPU includes the slot for scoring; on CUDA, scoring allocates that of one more sequence while it runs.
+    cache of the CPU has room for scoring beside `max_batch` requests; on CUDA, scoring shares theirs. With
+    `kv_cache_bytes`, the prefix cache is a part of the KV cache.
 
     Attributes
     ----------
@@ -104,16 +105,18 @@ class Memory:
 
 
 def model_bytes(
-    lanes: Lanes, configs: Sequence[ModelConfig], max_batch: int, max_context: int, cuda: bool
+    lanes: Lanes, configs: Sequence[ModelConfig], plan: _C.FusionPlan, options: _C.EngineOptions, cuda: bool
 ) -> list[tuple[int, int]]:
-    """Bytes of each model's weights and of its KV cache, which on the CPU has one more slot, for scoring."""
-    slots = max_batch if cuda else max_batch + 1
-    found = []
-    for config, (_, precision), count in zip(configs, lanes.keys, lanes.counts(), strict=True):
+    """Bytes of each model's weights and of its KV cache, without what it has for the prefix cache alone."""
+    blocks = []
+    for config, (_, precision) in zip(configs, lanes.keys, strict=True):
         width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
-        cache = config.kv_bytes_per_token(width) * max_context * slots * count
-        found.append((weights_bytes(config, precision, cuda), cache))
-    return found
+        blocks.append(config.kv_bytes_per_token(width) * _C.CACHE_BLOCK)
+    sizes = _C.cache_sizes(plan, blocks, options)
+    return [
+        (weights_bytes(config, precision, cuda), block * size.for_requests)
+        for config, (_, precision), block, size in zip(configs, lanes.keys, blocks, sizes, strict=True)
+    ]
 
 
 def plan_memory(
@@ -138,13 +141,14 @@ def plan_memory(
     """
     names = _names(lanes)
     cuda = options.placement.cuda
-    sizes = model_bytes(lanes, configs, options.max_batch, max_context, cuda)
+    native = options.native(max_context, len(configs))
+    sizes = model_bytes(lanes, configs, plan, native, cuda)
     if not cuda:
         parts = []
         for model, (weights, cache), adapter in zip(names, sizes, adapters, strict=True):
             own = {"weights": weights, "adapters": adapter, "KV cache": cache}
             parts += [MemoryPart("cpu", model, name, size) for name, size in own.items() if size]
-        if options.prefix_cache_bytes:
+        if options.prefix_cache_bytes and not options.kv_cache_bytes:
             parts.append(MemoryPart("cpu", None, "prefix cache", options.prefix_cache_bytes))
         have = machine_bytes()
         return Memory(tuple(parts), {} if have is None else {"cpu": have})
@@ -158,7 +162,7 @@ def plan_memory(
         )
         for config, (_, precision), (weights, _), adapter in zip(configs, lanes.keys, sizes, adapters, strict=True)
     ]
-    found = _C.cuda_memory(models, plan, options.native(max_context, len(models)))
+    found = _C.cuda_memory(models, plan, native)
     used = {one.device for one in found}
     devices = {f"cuda:{device.index}": device for device in _C.cuda_devices() if device.index in used}
     return Memory(
@@ -189,15 +193,16 @@ def check_memory(memory: Memory, max_batch: int, max_context: int) -> None:
                 raise MemoryError(
                     f"the KV cache for max_batch={max_batch} and max_context={max_context} takes "
                     f"{parts['KV cache'] / 2**30:.1f} GiB beside {parts['weights'] / 2**30:.1f} GiB of weights; "
-                    f"this machine has {free / 2**30:.1f} GiB; lower max_batch or max_context"
+                    f"this machine has {free / 2**30:.1f} GiB; set kv_cache_bytes, or lower max_batch or "
+                    "max_context"
                 )
         elif memory.on(device) > free:
             raise MemoryError(
                 f"with max_batch={max_batch} and max_context={max_context} the engine takes "
                 f"{memory.on(device) / 2**30:.1f} GiB of {device} ({memory.cards[device]}), which has "
-                f"{free / 2**30:.1f} GiB free: {memory.listed(device)}; lower max_batch, max_context or "
-                "prefix_cache_bytes, load smaller weights (weights='int8' or 'int4'), or give the experts a device of "
-                "their own (device_map)"
+                f"{free / 2**30:.1f} GiB free: {memory.listed(device)}; set kv_cache_bytes, or lower max_batch, "
+                "max_context or prefix_cache_bytes, load smaller weights (weights='int8' or 'int4'), or give the "
+                "experts a device of their own (device_map)"
             )
 
 

@@ -101,6 +101,10 @@ class EngineOptions:
     prefix_cache_bytes : int
         Memory for common beginnings of prompts, such as examples or a system message, which are then read once. The
         least recently used are dropped first; 0 reads every prompt anew. The results are bit-identical.
+    kv_cache_bytes : int
+        Memory for the KV caches of all models together, the prefix cache included; by default (0) it holds `max_batch`
+        requests of `max_context` tokens beside the prefix cache. With less, requests take it as their texts grow: where
+        none is left, the last one in turn is put back, and later goes on with the same result.
     tokenizer_map : {"exact"}, optional
         How the models' token ids are matched. By default they must be the same. ``"exact"`` maps the ids of small
         models by the tokens' strings: a token that one of them lacks keeps the large model's logit. It does not help
@@ -166,6 +170,9 @@ class EngineOptions:
     prefix_cache_bytes: Annotated[
         int, Option("Bytes of memory for common beginnings of prompts.", least=0, section=MACHINE)
     ] = 1 << 30
+    kv_cache_bytes: Annotated[
+        int, Option("Bytes of all KV caches; 0: room for max_batch whole contexts.", least=0, section=MACHINE)
+    ] = 0
     tokenizer_map: Annotated[
         str | None, Option("How token ids of other tokenizers are matched.", TOKENIZER_MAPS, section=MACHINE, flag="")
     ] = None
@@ -233,6 +240,7 @@ class EngineOptions:
             max_context,
             threads=self.threads or torch.get_num_threads(),
             prefix_cache_bytes=self.prefix_cache_bytes,
+            kv_cache_bytes=self.kv_cache_bytes,
             prompt_budget=self.prompt_budget,
             devices=self.placement.devices(models),
             cuda_graph=self.cuda_graph,

@@ -21,7 +21,7 @@ from dlf.rule import FIELDS, Rule, take_rule
 from dlf.sampling import SamplingOptions, StopStrings
 from dlf.scoring import Continuation, as_continuations
 from dlf.speculation import Speculate, Speculation, as_speculation, native_speculation, uses_drafter
-from dlf.support.option_values import shown
+from dlf.support.option_values import MAX_INT, as_int, shown
 from dlf.text.chat_options import PLAIN_CHAT, ChatOptions, take_chat
 from dlf.text.layout import Example, Messages, as_examples
 
@@ -46,6 +46,8 @@ class Generation:
         What each answer must follow, if anything.
     chat
         How chat templates write conversations.
+    priority
+        The lower, the earlier.
     """
 
     prompts: Sequence[Prompt] | Sequence[Messages]
@@ -59,6 +61,7 @@ class Generation:
     own_rule: RuleFunction | None = None
     grammar: Grammar | None = None
     chat: ChatOptions = PLAIN_CHAT
+    priority: int = 0
 
     @classmethod
     def of(
@@ -87,10 +90,11 @@ class Generation:
         grammar = others.pop("grammar", None)
         if grammar is not None and not isinstance(grammar, Grammar):
             raise OptionTypeError(f"grammar is {shown(grammar)}: give a dlf.Grammar", "grammar")
+        priority = as_int("priority", others.pop("priority", 0), -MAX_INT, MAX_INT)
         sampling = sampling_options(others)
         function = rule if callable(rule) else None
         draft = as_speculation(speculate)
-        return cls(prompts, single, sampling, shots, experts, own, draft, guided, function, grammar, chat)
+        return cls(prompts, single, sampling, shots, experts, own, draft, guided, function, grammar, chat, priority)
 
     @property
     def sequences(self) -> int:
@@ -213,6 +217,7 @@ def prepare(
                     rule,
                     hook=request.own_rule is not None,
                     trace=sampling.trace,
+                    priority=wanted.priority,
                 )
             )
     return requests, submissions

@@ -69,7 +69,7 @@ def test_the_parts_on_a_card(family: dict[str, Path], caplog: pytest.LogCaptureF
     assert memory.total == memory.on("cuda:0") == sum(found.values())
     assert found["weights"] == sum(model.weights.nbytes for model in models)
     assert found["KV cache"] == sum(model.config.kv_bytes_per_token(4) * 64 * 2 for model in models)
-    assert found["prefix cache"] == 1 << 20
+    assert 0.5 * 2**20 < found["prefix cache"] <= 1 << 20  # in whole blocks
     assert set(found) == {
         *("weights", "KV cache", "activations", "logits", "workspace", "fusion and sampling", "prefix cache")
     }
@@ -111,7 +111,7 @@ def test_what_is_refused_is_this_sum(family: dict[str, Path], monkeypatch: pytes
     make(family, **CUDA).close()
     Card.free_bytes = need - 1
     with pytest.raises(
-        MemoryError, match=r"GiB free: weights .*\(large .*KV cache .*, activations .*prefix cache 1 MiB"
+        MemoryError, match=r"GiB free: weights .*\(large .*KV cache .*, prefix cache [0-9.]+ KiB, activations "
     ):
         make(family, **CUDA)
 
@@ -136,5 +136,5 @@ def test_an_engine_may_take_its_own_place(family: dict[str, Path], monkeypatch: 
         engine.add_expert(family["expert-a"])
     before, _ = free[False]
     after, given_up = free[True]
-    certain = {name: size for name, size in given_up.by_part().items() if name not in ("workspace", "prefix cache")}
+    certain = {name: size for name, size in given_up.by_part().items() if name != "workspace"}
     assert after - before == sum(certain.values()) > 0

@@ -6,6 +6,7 @@
 
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
+#include "engine/cache_size.h"
 #include "engine/cpu/step_loop.h"
 #include "engine/cuda/step_loop.h"
 #include "engine/hook.h"
@@ -194,16 +195,30 @@ void bind_requests(py::module_& m) {
 
   py::class_<EngineOptions>(m, "EngineOptions", "Sizes and devices of a step loop.")
       .def(py::init([](int64_t max_batch, int64_t max_context, int threads, int64_t prefix_cache_bytes,
-                       int64_t prompt_budget, std::vector<int> devices, bool cuda_graph) {
-             return EngineOptions{max_batch,     max_context,        threads,   prefix_cache_bytes,
-                                  prompt_budget, std::move(devices), cuda_graph};
+                       int64_t kv_cache_bytes, int64_t prompt_budget, std::vector<int> devices, bool cuda_graph) {
+             return EngineOptions{max_batch,     max_context,        threads,    prefix_cache_bytes,
+                                  prompt_budget, std::move(devices), cuda_graph, kv_cache_bytes};
            }),
            py::arg("max_batch"), py::arg("max_context"), py::arg("threads") = 1, py::arg("prefix_cache_bytes") = 0,
-           py::arg("prompt_budget") = 0, py::arg("devices") = std::vector<int>(), py::arg("cuda_graph") = true);
+           py::arg("kv_cache_bytes") = 0, py::arg("prompt_budget") = 0, py::arg("devices") = std::vector<int>(),
+           py::arg("cuda_graph") = true);
+
+  py::class_<CacheSize>(m, "CacheSize", "Blocks of one model's KV cache.")
+      .def_readonly("for_requests", &CacheSize::for_requests)
+      .def_readonly("for_prefixes", &CacheSize::for_prefixes);
+  m.def(
+      "cache_sizes",
+      [](const FusionPlan& plan, const std::vector<int64_t>& block_bytes, const EngineOptions& options) {
+        return cache_sizes(plan, block_bytes, options);
+      },
+      py::arg("plan"), py::arg("block_bytes"), py::arg("options"),
+      "Sizes of the KV caches of all models, whose blocks have these bytes.");
+  m.attr("CACHE_BLOCK") = ops::kCacheBlock;
 
   py::class_<Request>(m, "Request", "A prompt for each lane, empty if no chosen expert needs it, and how to decode.")
       .def(py::init([](int64_t id, std::vector<Prompt> prompts, std::vector<int> experts, SamplingOptions sampling,
-                       int64_t max_new_tokens, const Speculation& speculation, Rule rule, bool hook, bool trace) {
+                       int64_t max_new_tokens, const Speculation& speculation, Rule rule, bool hook, bool trace,
+                       int64_t priority) {
              return Request{id,
                             std::move(prompts),
                             std::move(experts),
@@ -212,11 +227,12 @@ void bind_requests(py::module_& m) {
                             max_new_tokens,
                             speculation,
                             hook,
-                            trace};
+                            trace,
+                            priority};
            }),
            py::arg("id"), py::arg("prompts"), py::arg("experts"), py::arg("sampling"), py::arg("max_new_tokens"),
            py::arg_v("speculation", Speculation(), "Speculation(0)"), py::arg_v("rule", Rule(), "Rule()"),
-           py::arg("hook") = false, py::arg("trace") = false)
+           py::arg("hook") = false, py::arg("trace") = false, py::arg("priority") = 0)
       .def_readonly("id", &Request::id);
 
   py::class_<ScoreRequest>(m, "ScoreRequest", "Prompts as in a Request, and continuations to score.")
@@ -271,7 +287,8 @@ void bind_engine(py::module_& m) {
           "Scores the continuations of a request, without advancing running sequences. Calls poll() now and then; an "
           "exception from it ends the scoring. Calls the hook as step() does.")
       .def_property_readonly("timings", [](const StepLoop& loop) { return loop.timings(); })
-      .def_property_readonly("idle", &StepLoop::idle);
+      .def_property_readonly("idle", &StepLoop::idle)
+      .def_property_readonly("put_back", &StepLoop::put_back);
 }
 
 }  // namespace dlf

@@ -21,6 +21,7 @@ struct EngineOptions {
   int64_t prompt_budget = 0;       // tokens of prompts that a step reads while requests decode; 0: one chunk
   std::vector<int> devices = {};   // CUDA device of each model; sequences live on the large model's. Empty: the CPU
   bool graph = true;               // on CUDA, capture a step and replay it; else launch its kernels one by one
+  int64_t kv_cache_bytes = 0;      // of all models, the prefix cache included; 0: for max_batch whole contexts and it
 };
 
 // Throws a ValueError for options that no backend can run.

@@ -37,9 +37,8 @@ const PrefixChunk* PrefixCache::find(const ChunkKey& key, std::span<const int64_
 }
 
 const PrefixChunk* PrefixCache::insert(const ChunkKey& key, std::span<const int64_t> tokens, const ChunkBytes& bytes,
-                                       const std::function<at::Tensor(int64_t)>& allocate,
-                                       const std::function<void(at::Tensor)>& evict) {
-  PrefixChunk chunk = {next_id_++, key, {tokens.begin(), tokens.end()}, {}, bytes};
+                                       const std::function<void(PrefixChunk&)>& fill) {
+  PrefixChunk chunk = {next_id_++, key, {tokens.begin(), tokens.end()}, bytes};
   if (size(chunk) > capacity_ || (key.after != 0 && !by_id_.contains(key.after))) {
     return nullptr;  // without the chunk before it, it could not be found
   }
@@ -48,23 +47,40 @@ const PrefixChunk* PrefixCache::insert(const ChunkKey& key, std::span<const int6
     if (is_before(chunks_.back().id, key.after)) {
       return nullptr;
     }
-    evict(evict_last());
+    evict(std::prev(chunks_.end()));
   }
-  chunk.memory = allocate(bytes.cache + bytes.logits);
   Chunks added;  // moves to chunks_ once both maps have it
   added.push_front(std::move(chunk));
   const auto by_id = by_id_.emplace(added.front().id, added.begin()).first;
+  auto by_hash = by_hash_.end();
   try {
-    by_hash_.emplace(hash(key, tokens), added.begin());
+    by_hash = by_hash_.emplace(hash(key, tokens), added.begin());
+    fill(added.front());
   } catch (...) {
+    if (by_hash != by_hash_.end()) {
+      by_hash_.erase(by_hash);
+    }
     by_id_.erase(by_id);
     throw;
   }
   bytes_ += size(added.front());
+  if (const auto before = by_id_.find(key.after); before != by_id_.end()) {
+    ++before->second->followers;
+  }
   chunks_.splice(chunks_.begin(), added);
   const PrefixChunk& kept = *by_id->second;
   touch(kept.id);
   return &kept;
+}
+
+bool PrefixCache::evict(const std::function<bool(const PrefixChunk&)>& may_leave) {
+  const auto found = std::find_if(chunks_.rbegin(), chunks_.rend(),
+                                  [&](const PrefixChunk& chunk) { return chunk.followers == 0 && may_leave(chunk); });
+  if (found == chunks_.rend()) {
+    return false;
+  }
+  evict(std::prev(found.base()));
+  return true;
 }
 
 // Makes a chunk and those before it the most recently used. An earlier chunk ends up as more recent than the one after
@@ -86,15 +102,17 @@ bool PrefixCache::is_before(int64_t id, int64_t of) const {
   return false;
 }
 
-at::Tensor PrefixCache::evict_last() {
-  const auto last = std::prev(chunks_.end());
-  const auto [begin, end] = by_hash_.equal_range(hash(last->key, last->tokens));
-  by_hash_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == last; }));
-  by_id_.erase(last->id);
-  bytes_ -= size(*last);
-  at::Tensor memory = std::move(last->memory);
-  chunks_.erase(last);
-  return memory;
+void PrefixCache::evict(Chunks::iterator chunk) {
+  const auto [begin, end] = by_hash_.equal_range(hash(chunk->key, chunk->tokens));
+  by_hash_.erase(std::find_if(begin, end, [&](const auto& entry) { return entry.second == chunk; }));
+  by_id_.erase(chunk->id);
+  if (const auto before = by_id_.find(chunk->key.after); before != by_id_.end()) {
+    --before->second->followers;
+  }
+  bytes_ -= size(*chunk);
+  PrefixChunk evicted = std::move(*chunk);
+  chunks_.erase(chunk);
+  evicted_(std::move(evicted));
 }
 
 }  // namespace dlf

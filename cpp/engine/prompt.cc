@@ -4,75 +4,101 @@
 #include <utility>
 
 namespace dlf {
+namespace {
 
-PromptReader::PromptReader(const FusionPlan& plan, int64_t prefix_cache_bytes, ChunkReader& chunks)
-    : plan_(plan), prefixes_(prefix_cache_bytes), chunks_(chunks) {}
+constexpr int64_t kAgainTokens = 64;  // chosen tokens that a turn reads again
 
-int64_t PromptReader::restore(std::vector<Lane>& lanes, int64_t& cached_tokens) {
+// Positions of a lane when it has read everything.
+int64_t end_of(const Reading& reading, const Lane& lane) {
+  return std::min(lane.prompt.size() + std::ssize(reading.chosen), lane.most);
+}
+
+}  // namespace
+
+PromptReader::PromptReader(const FusionPlan& plan, std::vector<int64_t> block_bytes, CacheMemory& memory,
+                           ChunkReader& chunks)
+    : plan_(plan), block_bytes_(std::move(block_bytes)), memory_(memory), chunks_(chunks) {}
+
+int64_t PromptReader::restore(const Reading& reading) {
+  std::vector<Lane>& lanes = reading.lanes;
   for (size_t i = 0; i < lanes.size(); ++i) {
-    while (chunks_left(lanes[i]) > 1 && restore(lanes[i], next(lanes, i), cached_tokens)) {
+    while (chunks_left(reading, lanes[i]) > 1 && restore(reading, lanes[i], next(reading, i))) {
     }
   }
-  const int64_t most = most_left(lanes);
+  const int64_t most = most_left(reading);
   int64_t tokens = 0;
   for (size_t i = 0; i < lanes.size(); ++i) {
-    if (chunks_left(lanes[i]) == most) {
-      const Chunk chunk = next(lanes, i);
-      const bool cached = chunk.last && prefixes_.find(key(lanes[i], chunk), chunk.tokens, chunk.last) != nullptr;
+    if (chunks_left(reading, lanes[i]) == most) {
+      const Chunk chunk = next(reading, i);
+      const bool cached = chunk.last && find(lanes[i], chunk) != nullptr;
       tokens = std::max(tokens, cached ? 0 : chunk.end - chunk.begin);
     }
   }
   return tokens;
 }
 
-bool PromptReader::read(std::vector<Lane>& lanes, int64_t& cached_tokens) {
-  const int64_t most = most_left(lanes);
-  for (size_t i = 0; i < lanes.size(); ++i) {
-    if (chunks_left(lanes[i]) == most) {
-      const Chunk chunk = next(lanes, i);
-      if (!restore(lanes[i], chunk, cached_tokens)) {
-        read(lanes[i], chunk);
+bool PromptReader::read(const Reading& reading) {
+  const int64_t most = most_left(reading);
+  for (size_t i = 0; i < reading.lanes.size(); ++i) {
+    Lane& lane = reading.lanes[i];
+    if (chunks_left(reading, lane) == most) {
+      const Chunk chunk = next(reading, i);
+      if (!restore(reading, lane, chunk)) {
+        read(lane, chunk);
       }
     }
   }
   return most == 1;
 }
 
-int64_t PromptReader::chunks_left(const Lane& lane) const {
-  return lane.prompt.chunks_from(lane.length, chunks_.most_tokens());
+int64_t PromptReader::chunks_left(const Reading& reading, const Lane& lane) const {
+  const int64_t again = end_of(reading, lane) - std::max(lane.length, lane.prompt.size());
+  return lane.prompt.chunks_from(lane.length, chunks_.most_tokens()) + (again + kAgainTokens - 1) / kAgainTokens;
 }
 
-int64_t PromptReader::most_left(const std::vector<Lane>& lanes) const {
+int64_t PromptReader::most_left(const Reading& reading) const {
   int64_t most = 1;  // unused lanes have none
-  for (const Lane& lane : lanes) {
-    most = std::max(most, chunks_left(lane));
+  for (const Lane& lane : reading.lanes) {
+    most = std::max(most, chunks_left(reading, lane));
   }
   return most;
 }
 
-Chunk PromptReader::next(const std::vector<Lane>& lanes, size_t index) const {
-  const Lane& lane = lanes[index];
-  const int64_t end = lane.prompt.chunk_end(lane.length, chunks_.most_tokens());
-  return {static_cast<int64_t>(index),
-          lane.cache_slot,
-          lane.length,
-          end,
-          std::span(lane.prompt.tokens).subspan(lane.length, end - lane.length),
-          end == lane.prompt.size()};
+Chunk PromptReader::next(const Reading& reading, size_t index) const {
+  const Lane& lane = reading.lanes[index];
+  const int64_t prompt = lane.prompt.size();
+  const bool again = lane.length >= prompt;
+  const int64_t end_of_all = end_of(reading, lane);
+  const int64_t end = again ? std::min(lane.length + kAgainTokens, end_of_all)
+                            : lane.prompt.chunk_end(lane.length, chunks_.most_tokens());
+  const std::span<const int64_t> tokens =
+      again ? reading.chosen.subspan(lane.length - prompt) : std::span(lane.prompt.tokens).subspan(lane.length);
+  return {static_cast<int64_t>(index),     lane.cache_slot, lane.length,      end,
+          tokens.first(end - lane.length), again,           end == end_of_all};
 }
 
 ChunkKey PromptReader::key(const Lane& lane, const Chunk& chunk) const {
   return {plan_.lane_model[chunk.lane], plan_.adapter_of(chunk.lane), lane.chunk};
 }
 
-// Copies a chunk from the prefix cache; returns false if it is not there.
-bool PromptReader::restore(Lane& lane, const Chunk& chunk, int64_t& cached_tokens) {
-  const PrefixChunk* cached = prefixes_.find(key(lane, chunk), chunk.tokens, chunk.last);
+// Returns a chunk of the prefix cache, or null.
+const PrefixChunk* PromptReader::find(const Lane& lane, const Chunk& chunk) {
+  return chunk.again ? nullptr : memory_.prefixes().find(key(lane, chunk), chunk.tokens, chunk.last);
+}
+
+// Shares a chunk with the prefix cache; returns false if it is not there.
+bool PromptReader::restore(const Reading& reading, Lane& lane, const Chunk& chunk) {
+  const PrefixChunk* cached = find(lane, chunk);
   if (cached == nullptr) {
     return false;
   }
-  chunks_.restore(chunk, *cached);
-  cached_tokens += chunk.end - chunk.begin;
+  pool(chunk).share(chunk.cache_slot, chunk.begin, chunk.end, cached->blocks);
+  if (chunk.last) {
+    chunks_.restore_logits(chunk, cached->logits);
+  }
+  if (reading.cached_tokens != nullptr) {
+    *reading.cached_tokens += chunk.end - chunk.begin;
+  }
   lane.chunk = cached->id;
   lane.length = chunk.end;
   return true;
@@ -80,16 +106,22 @@ bool PromptReader::restore(Lane& lane, const Chunk& chunk, int64_t& cached_token
 
 // Reads a chunk, and adds it to the prefix cache.
 void PromptReader::read(Lane& lane, const Chunk& chunk) {
-  chunks_.read(chunk);
-  const PrefixChunk* kept = prefixes_.insert(
-      key(lane, chunk), chunk.tokens, chunks_.bytes(chunk),
-      [&](int64_t bytes) { return chunks_.allocate(chunk.lane, bytes); },
-      [&](at::Tensor memory) { chunks_.release(std::move(memory)); });
-  if (kept != nullptr) {
-    chunks_.save(chunk, *kept);
-  }
-  lane.chunk = kept == nullptr ? kNoChunk : kept->id;
+  pool(chunk).settle(chunk.cache_slot);
   lane.length = chunk.end;
+  if (chunk.again) {
+    return chunks_.read_again(chunk);
+  }
+  chunks_.read(chunk);
+  const int64_t blocks = ops::blocks_for(chunk.end) - chunk.begin / ops::kCacheBlock;
+  const ChunkBytes bytes = {blocks * block_bytes_[plan_.lane_model[chunk.lane]],
+                            chunk.last ? chunks_.logits_bytes(chunk.lane) : 0};
+  const PrefixChunk* kept = memory_.prefixes().insert(key(lane, chunk), chunk.tokens, bytes, [&](PrefixChunk& entry) {
+    if (chunk.last) {
+      entry.logits = chunks_.save_logits(chunk);
+    }
+    entry.blocks = pool(chunk).keep(chunk.cache_slot, chunk.begin, chunk.end);
+  });
+  lane.chunk = kept == nullptr ? kNoChunk : kept->id;
 }
 
 }  // namespace dlf

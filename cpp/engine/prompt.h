@@ -6,22 +6,23 @@
 #include <span>
 #include <vector>
 
+#include "engine/cache_memory.h"
 #include "engine/plan.h"
-#include "engine/prefix_cache.h"
 #include "engine/sequence.h"
 
 namespace dlf {
 
-// A part of a prompt that a lane reads in one pass.
+// A part of a context that a lane reads in one turn.
 struct Chunk {
   int64_t lane;  // of the plan
   int64_t cache_slot;
   int64_t begin, end;  // positions
   std::span<const int64_t> tokens;
-  bool last;  // the prompt ends with it, so that its last logits are needed
+  bool again;  // they were chosen before, and have the large model's ids
+  bool last;   // nothing follows, so that the last logits are needed
 };
 
-// Reads, saves and restores chunks on a backend. Queued work is done in the order of the calls.
+// Reads chunks on a backend. Queued work is done in the order of the calls.
 class ChunkReader {
  public:
   virtual ~ChunkReader() = default;
@@ -32,13 +33,14 @@ class ChunkReader {
 
   virtual int64_t most_tokens() const = 0;    // of a chunk
   virtual void read(const Chunk& chunk) = 0;  // into the cache of its model
-  virtual ChunkBytes bytes(const Chunk& chunk) const = 0;
-  virtual void save(const Chunk& chunk, const PrefixChunk& to) = 0;
-  virtual void restore(const Chunk& chunk, const PrefixChunk& from) = 0;
+  // Reads chosen tokens again, bit-identical to steps that read them one by one.
+  virtual void read_again(const Chunk& chunk) = 0;
 
-  // Allocates memory on the device of a lane's model; releases it once no queued work needs it.
-  virtual at::Tensor allocate(int64_t lane, int64_t bytes) = 0;
-  virtual void release(at::Tensor memory) = 0;
+  // Copies the last logits of the chunk that was read last, and back for a chunk that is not read.
+  virtual int64_t logits_bytes(int64_t lane) const = 0;
+  virtual at::Tensor save_logits(const Chunk& chunk) = 0;
+  virtual void restore_logits(const Chunk& chunk, const at::Tensor& from) = 0;
+  virtual void release(at::Tensor logits) = 0;  // frees them once no queued work needs them
 };
 
 // Reads prompts into the caches of their models, round by round: one chunk of each lane with the most chunks left.
@@ -46,28 +48,36 @@ class ChunkReader {
 // overwrite them.
 class PromptReader {
  public:
-  PromptReader(const FusionPlan& plan, int64_t prefix_cache_bytes, ChunkReader& chunks);
+  // `block_bytes`: of each model's KV cache.
+  PromptReader(const FusionPlan& plan, std::vector<int64_t> block_bytes, CacheMemory& memory, ChunkReader& chunks);
 
   void begin() { chunks_.begin(); }
   void end() { chunks_.end(); }
 
-  // Copies the chunks that the prefix cache has, up to the last ones, and counts their tokens. Returns how many tokens
-  // of a lane the next round has to read; 0 if the prefix cache has the last chunks, too.
-  int64_t restore(std::vector<Lane>& lanes, int64_t& cached_tokens);
+  // Shares the chunks that the prefix cache has, up to the last ones. Returns how many tokens of a lane the next round
+  // has to read; 0 if the prefix cache has the last chunks, too.
+  int64_t restore(const Reading& reading);
 
-  // Reads one round, after restore(). Returns true when the last logits of all lanes are there or queued.
-  bool read(std::vector<Lane>& lanes, int64_t& cached_tokens);
+  // Reads one round, after restore(), into lanes with room for it. Returns true when the last logits of all lanes are
+  // there or queued.
+  bool read(const Reading& reading);
+
+  // Lets lanes that have read their prompts read further tokens.
+  void settle(std::span<const Lane> lanes) { memory_.settle(lanes); }
 
  private:
-  int64_t chunks_left(const Lane& lane) const;
-  int64_t most_left(const std::vector<Lane>& lanes) const;
-  Chunk next(const std::vector<Lane>& lanes, size_t lane) const;
+  int64_t chunks_left(const Reading& reading, const Lane& lane) const;
+  int64_t most_left(const Reading& reading) const;
+  Chunk next(const Reading& reading, size_t lane) const;
   ChunkKey key(const Lane& lane, const Chunk& chunk) const;
-  bool restore(Lane& lane, const Chunk& chunk, int64_t& cached_tokens);
+  const PrefixChunk* find(const Lane& lane, const Chunk& chunk);
+  bool restore(const Reading& reading, Lane& lane, const Chunk& chunk);
   void read(Lane& lane, const Chunk& chunk);
+  BlockPool& pool(const Chunk& chunk) { return memory_.pool(plan_.lane_model[chunk.lane]); }
 
   const FusionPlan& plan_;
-  PrefixCache prefixes_;
+  std::vector<int64_t> block_bytes_;  // of each model
+  CacheMemory& memory_;
   ChunkReader& chunks_;
 };
 

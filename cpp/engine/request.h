@@ -50,8 +50,9 @@ struct Request {
   SamplingOptions sampling;
   int64_t max_new_tokens = 0;
   Speculation speculation;
-  bool hook = false;   // whether the hook is called for it
-  bool trace = false;  // whether outputs say what the large model alone would have chosen
+  bool hook = false;     // whether the hook is called for it
+  bool trace = false;    // whether outputs say what the large model alone would have chosen
+  int64_t priority = 0;  // the lower, the earlier; those of one priority come in turn
 };
 
 // Prompts, and continuations to score. The prompts are read once for all of them.

@@ -29,18 +29,19 @@ class Begun {
 
 // Reads the prompts. The last logits of all lanes are valid until the next poll, which may step.
 void read_prompts(std::vector<Lane>& lanes, PromptReader& prompts, ScoringRows& rows, const Poll& poll) {
-  int64_t cached_tokens = 0;
+  const Reading reading = {lanes};
   for (bool done = false; !done;) {
     rows.begin_round();
     prompts.begin();
-    prompts.restore(lanes, cached_tokens);
-    done = prompts.read(lanes, cached_tokens);
+    prompts.restore(reading);
+    done = prompts.read(reading);
     prompts.end();
     rows.end_round();
     if (!done) {
       poll();
     }
   }
+  prompts.settle(lanes);
 }
 
 // Solves the rows for these tokens, and adds each result to a score of its own, or all to the only score. The first
@@ -76,8 +77,8 @@ void add(ScoringRows& rows, const ScoreRequest& request, int64_t step, std::span
 
 }  // namespace
 
-std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, int64_t most_rows, PromptReader& prompts,
-                         ScoringRows& rows, const Poll& poll) {
+std::vector<Score> score(const ScoreRequest& request, std::vector<Lane>& lanes, int64_t most_rows,
+                         PromptReader& prompts, ScoringRows& rows, const Poll& poll) {
   const Begun begun(rows, request, most_rows);
   read_prompts(lanes, prompts, rows, poll);
 

@@ -61,9 +61,9 @@ class ScoringRows {
   virtual void solve(const ScoreRequest& request, int64_t step, std::span<Target> targets) = 0;
 };
 
-// Scores the continuations of a request, whose prompts `lanes` read.
-std::vector<Score> score(const ScoreRequest& request, std::vector<Lane> lanes, int64_t most_rows, PromptReader& prompts,
-                         ScoringRows& rows, const Poll& poll);
+// Scores the continuations of a request, whose prompts `lanes` read; they have room for all of it.
+std::vector<Score> score(const ScoreRequest& request, std::vector<Lane>& lanes, int64_t most_rows,
+                         PromptReader& prompts, ScoringRows& rows, const Poll& poll);
 
 // Most positions whose logits, of all lanes and fused, are held at a time.
 int64_t score_rows(const FusionPlan& plan, const std::vector<int64_t>& vocab_sizes);

@@ -37,6 +37,7 @@ void Sequence::fail(StepOutput& output, Failure failure) {
 std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan, int64_t max_context) {
   auto sequence = std::make_unique<Sequence>();
   sequence->request = request.id;
+  sequence->priority = request.priority;
   sequence->limit = request.max_new_tokens;
   sequence->draft_limit = request.max_new_tokens;
   for (int64_t lane = 0; lane < plan.lanes(); ++lane) {
@@ -62,7 +63,7 @@ std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan,
     output.top_tokens.reserve(request.sampling.logprobs);
     output.top_logprobs.reserve(request.sampling.logprobs);
   }
-  sequence->lanes = make_lanes(std::move(request.prompts));
+  sequence->lanes = make_lanes(std::move(request.prompts), sequence->limit - 1, max_context);
   sequence->experts = std::move(request.experts);
   sequence->rule = std::move(request.rule);
   sequence->sampling = std::move(request.sampling);
@@ -71,11 +72,13 @@ std::unique_ptr<Sequence> make_sequence(Request request, const FusionPlan& plan,
   return sequence;
 }
 
-std::vector<Lane> make_lanes(std::vector<Prompt> prompts) {
+std::vector<Lane> make_lanes(std::vector<Prompt> prompts, int64_t more, int64_t max_context) {
   std::vector<Lane> lanes;
   lanes.reserve(prompts.size());
   for (Prompt& prompt : prompts) {
-    lanes.emplace_back().prompt = std::move(prompt);
+    Lane& lane = lanes.emplace_back();
+    lane.most = prompt.size() > 0 ? std::min(prompt.size() + more, max_context) : 0;
+    lane.prompt = std::move(prompt);
   }
   return lanes;
 }

@@ -13,37 +13,55 @@ int64_t budget_of(Backend& backend) {
   return budget > 0 ? budget : backend.chunks().most_tokens();
 }
 
-// Holds the one slot for scoring while it lives.
+std::vector<BlockStore*> caches_of(Backend& backend) {
+  std::vector<BlockStore*> caches;
+  for (size_t model = 0; model < backend.vocab_sizes().size(); ++model) {
+    caches.push_back(&backend.cache(static_cast<int64_t>(model)));
+  }
+  return caches;
+}
+
+// Holds the one slot for scoring, and the memory of its lanes, while it lives.
 class ScoringSlot {
  public:
-  explicit ScoringSlot(bool& taken) : taken_(taken) {
+  ScoringSlot(bool& taken, CacheMemory& memory, std::vector<Lane>& lanes)
+      : taken_(taken), memory_(memory), lanes_(lanes) {
     TORCH_CHECK(!taken_, "the loop scores something already; score one after the other");
     taken_ = true;
   }
-  ~ScoringSlot() { taken_ = false; }
+  ~ScoringSlot() {
+    memory_.release(lanes_);
+    taken_ = false;
+  }
   ScoringSlot(const ScoringSlot&) = delete;
   ScoringSlot& operator=(const ScoringSlot&) = delete;
 
  private:
   bool& taken_;
+  CacheMemory& memory_;
+  std::vector<Lane>& lanes_;
 };
 
 }  // namespace
 
 StepLoop::StepLoop(std::unique_ptr<Backend> backend)
     : backend_(std::move(backend)),
-      scheduler_(backend_->plan(), backend_->options().max_batch, budget_of(*backend_)),
-      prompts_(backend_->plan(), backend_->options().prefix_cache_bytes, backend_->chunks()) {
+      memory_(backend_->plan(), backend_->options(), caches_of(*backend_), backend_->chunks()),
+      scheduler_(backend_->plan(), backend_->options().max_batch, budget_of(*backend_), memory_,
+                 backend_->steps_at_once()),
+      prompts_(backend_->plan(), backend_->block_bytes(), memory_, backend_->chunks()) {
   outputs_.reserve(backend_->options().max_batch + kMaxDraftRows);
 }
 
-// Destroys the backend first: it waits for queued work, which may copy from the prefix cache.
+// Destroys the backend first: it waits for queued work, which may copy logits of the prefix cache.
 StepLoop::~StepLoop() { backend_.reset(); }
 
 void StepLoop::add(Request request) {
   check_request(request, backend_->plan(), backend_->vocab_sizes(), backend_->options().max_context);
   backend_->check(request);
-  scheduler_.add(make_sequence(std::move(request), backend_->plan(), backend_->options().max_context));
+  auto sequence = make_sequence(std::move(request), backend_->plan(), backend_->options().max_context);
+  memory_.check_fits(sequence->lanes);
+  scheduler_.add(std::move(sequence));
 }
 
 void StepLoop::cancel(int64_t request) {
@@ -58,11 +76,12 @@ void StepLoop::cancel(int64_t request) {
 const StepOutputs& StepLoop::step(const StepCalls& calls) {
   outputs_.clear();
   try {
-    scheduler_.admit();
+    scheduler_.admit(prompts_);
     backend_->begin_step();
     for (Sequence* sequence : scheduler_.read_prompts(prompts_)) {
       backend_->start(*sequence);
     }
+    scheduler_.make_room([&](Sequence& sequence) { stop(sequence); });
     backend_->decode(scheduler_.decoding(), outputs_, calls);
   } catch (...) {
     abandon();
@@ -88,11 +107,13 @@ void StepLoop::abandon() {
 std::vector<Score> StepLoop::score(const ScoreRequest& request, const Poll& poll) {
   const FusionPlan& plan = backend_->plan();
   check_score(request, plan, backend_->vocab_sizes(), backend_->options().max_context);
-  const ScoringSlot slot(scoring_);
-  std::vector<Lane> lanes = make_lanes(request.prompts);
-  occupy(lanes, backend_->options().max_batch, plan);
-  return dlf::score(request, std::move(lanes), score_rows(plan, backend_->vocab_sizes()), prompts_, backend_->scoring(),
-                    poll);
+  const EngineOptions& options = backend_->options();
+  std::vector<Lane> lanes = make_lanes(request.prompts, request.longest() - 1, options.max_context);
+  memory_.check_fits(lanes);
+  occupy(lanes, options.max_batch, plan);
+  const ScoringSlot slot(scoring_, memory_, lanes);
+  scheduler_.make_room(lanes, [&](Sequence& sequence) { stop(sequence); });
+  return dlf::score(request, lanes, score_rows(plan, backend_->vocab_sizes()), prompts_, backend_->scoring(), poll);
 }
 
 }  // namespace dlf

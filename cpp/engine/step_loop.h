@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "engine/backend.h"
+#include "engine/cache_memory.h"
 #include "engine/prompt.h"
 #include "engine/request.h"
 #include "engine/scheduler.h"
@@ -21,9 +22,10 @@ class StepLoop {
   StepLoop(const StepLoop&) = delete;
   StepLoop& operator=(const StepLoop&) = delete;
 
-  void add(Request request);     // it waits until one of max_batch slots is free
+  void add(Request request);     // it waits until one of max_batch slots and memory are free
   void cancel(int64_t request);  // frees its slot; unknown ids are ignored
   bool idle() const { return scheduler_.idle(); }
+  int64_t put_back() const { return scheduler_.put_back(); }  // how often a request was, for lack of memory
 
   // Runs one step. The outputs, in order for each sequence, are valid until the loop is called again. A sequence whose
   // output has a finish reason has left; if a step throws, all running sequences have left.
@@ -40,8 +42,10 @@ class StepLoop {
 
  private:
   void abandon();
+  void stop(Sequence& sequence) { backend_->stop(sequence); }
 
   std::unique_ptr<Backend> backend_;
+  CacheMemory memory_;
   Scheduler scheduler_;
   PromptReader prompts_;
   StepOutputs outputs_;

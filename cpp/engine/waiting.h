@@ -1,7 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <list>
+#include <map>
 #include <memory>
 #include <unordered_map>
 #include <utility>
@@ -10,15 +10,18 @@
 
 namespace dlf {
 
-// Queue of sequences that wait for a slot. A cancelled one is found by its request's id, without a search.
+// Queue of sequences that wait for a slot, by their turns. A cancelled one is found by its request's id, without a
+// search.
 class Waiting {
  public:
   bool empty() const { return queue_.empty(); }
+  Sequence& front() { return *queue_.begin()->second; }
 
   void push(std::unique_ptr<Sequence> sequence) {
-    const auto entry = by_request_.emplace(sequence->request, queue_.end());
+    const auto turn = sequence->turn();
+    const auto entry = by_request_.emplace(sequence->request, turn);
     try {
-      entry->second = queue_.insert(queue_.end(), std::move(sequence));
+      queue_.emplace(turn, std::move(sequence));
     } catch (...) {
       by_request_.erase(entry);
       throw;
@@ -27,12 +30,12 @@ class Waiting {
 
   std::unique_ptr<Sequence> pop() {
     const auto first = queue_.begin();
-    auto entry = by_request_.find((*first)->request);
-    while (entry->second != first) {  // several requests may have one id
+    auto entry = by_request_.find(first->second->request);
+    while (entry->second != first->first) {  // several requests may have one id
       ++entry;
     }
     by_request_.erase(entry);
-    std::unique_ptr<Sequence> sequence = std::move(*first);
+    std::unique_ptr<Sequence> sequence = std::move(first->second);
     queue_.erase(first);
     return sequence;
   }
@@ -46,10 +49,10 @@ class Waiting {
   }
 
  private:
-  using Queue = std::list<std::unique_ptr<Sequence>>;
+  using Turn = std::pair<int64_t, int64_t>;  // no two sequences have the same
 
-  Queue queue_;
-  std::unordered_multimap<int64_t, Queue::iterator> by_request_;
+  std::map<Turn, std::unique_ptr<Sequence>> queue_;
+  std::unordered_multimap<int64_t, Turn> by_request_;
 };
 
 }  // namespace dlf

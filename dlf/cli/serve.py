@@ -35,6 +35,7 @@ ENGINE = (
     "max_batch",
     "prompt_budget",
     "prefix_cache_bytes",
+    "kv_cache_bytes",
 )
 
 

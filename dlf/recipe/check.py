@@ -166,10 +166,15 @@ class _Checker:
         if self.found.problems:
             return
         cuda = any(str(device).startswith("cuda") for device in self._devices())
-        batch = options.get("max_batch", EngineOptions.max_batch)
-        weights_of, caches = zip(
-            *model_bytes(lanes, [config for config, _ in models], batch, length, cuda), strict=True
+        native = _C.EngineOptions(
+            options.get("max_batch", EngineOptions.max_batch),
+            length,
+            kv_cache_bytes=options.get("kv_cache_bytes", EngineOptions.kv_cache_bytes),
+            devices=[0] * len(models) if cuda else [],
         )
+        configs = [config for config, _ in models]
+        sizes = model_bytes(lanes, configs, lanes.plan(vocabulary.size), native, cuda)
+        weights_of, caches = zip(*sizes, strict=True)
         self.found.weights_bytes, self.found.cache_bytes = sum(weights_of), sum(caches)
         self.found.max_context = length
 

@@ -91,6 +91,8 @@ def engine_options(
         found["ignore_eos"] = True
     if body.speculate is not None:
         found["speculate"] = body.speculate
+    if body.priority is not None:
+        found["priority"] = body.priority
     if body.return_alpha:
         found["trace"] = True
     grammar = grammar_of(body)

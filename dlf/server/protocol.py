@@ -85,6 +85,7 @@ class GenerationRequest(Fusion):
     max_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
     n: int | None = Field(None, ge=1)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
+    priority: int | None = Field(None, ge=-(2**31), lt=2**31)
     seed: int | None = None
     stop: str | Checked[str] | None = None
     stream: bool = False

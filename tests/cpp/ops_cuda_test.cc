@@ -1,6 +1,7 @@
 // Compares every operation on the device with its definition in double precision.
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -9,6 +10,7 @@
 #include "cuda_testing.h"
 #include "ops/cuda/activation.h"
 #include "ops/cuda/attention.h"
+#include "ops/cuda/cache_blocks.h"
 #include "ops/cuda/embedding.h"
 #include "ops/cuda/logits.h"
 #include "ops/cuda/norm.h"
@@ -309,6 +311,58 @@ void rope_rotates_and_fills_the_cache() {
   }
 }
 
+// ---- blocks of the cache
+
+void blocks_are_set_copied_and_gathered() {
+  constexpr int kLayers = 2, kHeads = 2, kSlots = 2, kPositions = 150;
+  for (const int dim : {6, 64}) {  // without and with vectors
+    for (const DType dtype : kDeviceTypes) {
+      const Blocks blocks(kSlots, kPositions);
+      const at::Tensor whole = random({kSlots, kHeads, kPositions, dim}, scalar_type(dtype), 13);
+      const at::Tensor cache = to_device(blocks.cut(whole));
+      const at::Tensor y = run_in_any_order([&](Stream stream) {
+        const at::Tensor to = filled({kHeads, kPositions + 3, dim}, scalar_type(dtype), 7.0);
+        gather_cache({cache.const_data_ptr(), to.mutable_data_ptr(), blocks.table(), kHeads,
+                      static_cast<int>(dim * cache.element_size()), 1, kPositions, kPositions + 3},
+                     stream);
+        return to;
+      });
+      EXPECT(at::equal(y.narrow(1, 0, kPositions), whole[1]));
+      EXPECT(y.narrow(1, kPositions, 3).eq(7.0).all().item<bool>());
+    }
+  }
+  const at::Tensor side = random({2, kLayers, 5, 40}, at::kFloat, 14);
+  const at::Tensor copied = run_in_any_order([&](Stream stream) {
+    const at::Tensor there = to_device(side);
+    BlockCopies copies = {};
+    copies.keys = there[0].mutable_data_ptr();
+    copies.values = there[1].mutable_data_ptr();
+    copies.layers = kLayers;
+    copies.blocks = 5;
+    copies.block_bytes = int64_t{40} * 4;
+    copies.count = 3;
+    const int32_t from[] = {4, 1, 0}, to[] = {1, 2, 3};  // the second copies what the first wrote
+    std::copy_n(from, 3, copies.from);
+    std::copy_n(to, 3, copies.to);
+    copy_blocks(copies, stream);
+    return there;
+  });
+  EXPECT(at::equal(copied, side.index_select(2, at::tensor({0, 4, 4, 0, 4}))));
+  const at::Tensor table = run_in_any_order([&](Stream stream) {
+    const at::Tensor there = to_device(std::vector<int32_t>{9, 9, 9, 9});
+    TableChanges changes = {};
+    changes.table = there.mutable_data_ptr<int32_t>();
+    changes.count = 3;
+    const int64_t entry[] = {2, 0, 2};
+    const int32_t block[] = {5, 6, 7};
+    std::copy_n(entry, 3, changes.entry);
+    std::copy_n(block, 3, changes.block);
+    set_blocks(changes, stream);
+    return there;
+  });
+  EXPECT(at::equal(table, at::tensor({6, 9, 7, 9}, at::kInt)));
+}
+
 // ---- attention
 
 struct AttentionCase {
@@ -464,6 +518,7 @@ int main() {
       {"activations gate", activations_gate},
       {"logits are scaled and capped", logits_are_scaled_and_capped},
       {"rope rotates and fills the cache", rope_rotates_and_fills_the_cache},
+      {"blocks are set, copied and gathered", blocks_are_set_copied_and_gathered},
       {"attention averages the values that a row sees", attention_averages_the_values_that_a_row_sees},
       {"attention over a long context", attention_over_a_long_context},
       {"attention refuses what it cannot do", attention_refuses_what_it_cannot_do},

@@ -16,9 +16,12 @@ using Ids = std::vector<int64_t>;
 
 constexpr int64_t kChunkBytes = 100 + 2 * sizeof(int64_t);
 
+PrefixCache make_cache(int64_t capacity) {
+  return {capacity, [](const PrefixChunk&) {}};
+}
+
 const PrefixChunk* insert(PrefixCache& cache, const ChunkKey& key, const Ids& tokens, const ChunkBytes& bytes) {
-  return cache.insert(
-      key, tokens, bytes, [](int64_t size) { return at::empty({size}, at::kByte); }, [](const at::Tensor&) {});
+  return cache.insert(key, tokens, bytes, [](PrefixChunk&) {});
 }
 
 const PrefixChunk* insert(PrefixCache& cache, int64_t after, const Ids& tokens, int64_t adapter = -1) {
@@ -26,7 +29,7 @@ const PrefixChunk* insert(PrefixCache& cache, int64_t after, const Ids& tokens, 
 }
 
 void a_chunk_is_found_by_all_that_comes_before_it() {
-  PrefixCache cache(1000);
+  PrefixCache cache = make_cache(1000);
   const int64_t first = insert(cache, 0, {1, 2})->id;
   const int64_t second = insert(cache, first, {3, 4})->id;
   const auto id = [&](const ChunkKey& key, const Ids& tokens, bool with_logits = false) {
@@ -46,7 +49,7 @@ void a_chunk_is_found_by_all_that_comes_before_it() {
 }
 
 void the_least_recently_used_goes_first_and_never_before_what_follows_it() {
-  PrefixCache cache(3 * kChunkBytes);
+  PrefixCache cache = make_cache(3 * kChunkBytes);
   const int64_t old = insert(cache, 0, {1, 2})->id;
   insert(cache, old, {3, 4});
   insert(cache, 0, {5, 6});
@@ -61,14 +64,14 @@ void the_least_recently_used_goes_first_and_never_before_what_follows_it() {
 }
 
 void what_does_not_fit_is_not_kept() {
-  PrefixCache cache(2 * kChunkBytes);
+  PrefixCache cache = make_cache(2 * kChunkBytes);
   EXPECT(insert(cache, {0, -1, 0}, {1}, {1000, 0}) == nullptr);
   const int64_t first = insert(cache, 0, {1, 2})->id;
   const int64_t second = insert(cache, first, {3, 4})->id;
   EXPECT(insert(cache, second, {5, 6}) == nullptr);  // would replace its own beginning
   EXPECT(cache.find({0, -1, first}, Ids{3, 4}, false) != nullptr);
   EXPECT(insert(cache, kNoChunk, {5, 6}) == nullptr);
-  EXPECT(PrefixCache(0).find({0, -1, 0}, Ids{1}, false) == nullptr);
+  EXPECT(make_cache(0).find({0, -1, 0}, Ids{1}, false) == nullptr);
 }
 
 void chunks_end_at_breaks() {

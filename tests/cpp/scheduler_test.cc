@@ -30,16 +30,33 @@ class Chunks final : public ChunkReader {
     ends[chunk.cache_slot].push_back(chunk.end);
     EXPECT(chunk.end - chunk.begin == tokens);
   }
-  ChunkBytes bytes(const Chunk& chunk) const override { return {64, chunk.last ? 16 : 0}; }
-  void save(const Chunk& /*chunk*/, const PrefixChunk& /*to*/) override {}
-  void restore(const Chunk& /*chunk*/, const PrefixChunk& /*from*/) override { ++restored; }
-  at::Tensor allocate(int64_t /*lane*/, int64_t bytes) override { return at::empty({bytes}, at::kByte); }
+  void read_again(const Chunk& chunk) override {
+    EXPECT(chunk.again);
+    again += chunk.end - chunk.begin;
+  }
+  int64_t logits_bytes(int64_t /*lane*/) const override { return 16; }
+  at::Tensor save_logits(const Chunk& /*chunk*/) override { return at::empty({16}, at::kByte); }
+  void restore_logits(const Chunk& /*chunk*/, const at::Tensor& /*from*/) override { ++restored; }
   void release(at::Tensor /*memory*/) override {}
 
   double now = 0;
   int restored = 0;
+  int64_t again = 0;                             // tokens read again
   std::vector<int64_t> read_by_slot;             // each sequence has one lane: its cache slot is its slot
   std::map<int64_t, std::vector<int64_t>> ends;  // ends of each slot's chunks
+};
+
+// Blocks without memory.
+class Blocks final : public BlockStore {
+ public:
+  explicit Blocks(int64_t count) : count_(count) {}
+
+  int64_t block_count() const override { return count_; }
+  void set_block(int64_t /*slot*/, int64_t /*index*/, int32_t block) override { EXPECT(block >= 0 && block < count_); }
+  void copy_block(int32_t from, int32_t to) override { EXPECT(from != to); }
+
+ private:
+  int64_t count_;
 };
 
 FusionPlan one_lane() {
@@ -51,11 +68,15 @@ FusionPlan one_lane() {
 
 // A loop in which each decoding sequence gets one token per step.
 struct Loop {
-  explicit Loop(int64_t max_batch, int64_t budget = kChunk, int64_t prefix_cache_bytes = 0)
-      : scheduler(plan, max_batch, budget), prompts(plan, prefix_cache_bytes, chunks) {}
+  // `count`: blocks of the KV cache; 0: more than enough.
+  explicit Loop(int64_t max_batch, int64_t budget = kChunk, int64_t prefix_cache_bytes = 0, int64_t count = 0)
+      : blocks(count > 0 ? count : 10000),
+        memory(plan, {max_batch, kContext, 1, prefix_cache_bytes}, stores, chunks),
+        scheduler(plan, max_batch, budget, memory),
+        prompts(plan, {64}, memory, chunks) {}
 
   void add(int64_t id, int64_t prompt, int64_t max_new_tokens, int64_t first_token = 0,
-           std::vector<int64_t> breaks = {}) {
+           std::vector<int64_t> breaks = {}, int64_t priority = 0) {
     Request request;
     request.id = id;
     request.prompts.resize(1);
@@ -64,14 +85,16 @@ struct Loop {
     }
     request.prompts[0].breaks = std::move(breaks);
     request.max_new_tokens = max_new_tokens;
+    request.priority = priority;
     scheduler.add(make_sequence(std::move(request), plan, kContext));
   }
 
   // Runs a step and returns the requests that got a token.
   std::vector<int64_t> step() {
     std::vector<int64_t> given;
-    scheduler.admit();
+    scheduler.admit(prompts);
     scheduler.read_prompts(prompts);
+    scheduler.make_room([&](Sequence& sequence) { put_back.push_back(sequence.request); });
     chunks.now += scheduler.decoding().empty() ? 0 : kStepSeconds;
     for (Sequence* sequence : scheduler.decoding()) {
       StepOutput& output = sequence->next_output(0, 0);
@@ -97,9 +120,13 @@ struct Loop {
 
   FusionPlan plan = one_lane();
   Chunks chunks;
+  Blocks blocks;
+  std::vector<BlockStore*> stores = {&blocks};
+  CacheMemory memory;
   Scheduler scheduler;
   PromptReader prompts;
   std::map<int64_t, double> last, longest_gap;
+  std::vector<int64_t> put_back;  // requests, in order
   int64_t steps = 0;
 };
 
@@ -229,7 +256,61 @@ void cached_chunks_are_free() {
   }
   EXPECT(loop.step().size() == 8);
   EXPECT(loop.chunks.now == before + kStepSeconds);
-  EXPECT(loop.chunks.restored == 7 * 6);
+  EXPECT(loop.chunks.restored == 7);                                                 // last chunks
+  EXPECT(loop.memory.pool(0).size() - loop.memory.pool(0).free() == 1500 / 64 + 8);  // each has its own last block
+}
+
+// Blocks for two of three requests at their full lengths: the last one is put back, and reads its tokens again.
+void the_last_in_turn_is_put_back() {
+  Loop loop(3, kChunk, 0, 16);
+  for (int64_t id = 0; id < 3; ++id) {
+    loop.add(id, 250, 200);
+  }
+  EXPECT(loop.step() == (std::vector<int64_t>{0, 1, 2}));
+  std::map<int64_t, int> tokens;
+  std::vector<int64_t> ends;
+  while (!loop.scheduler.idle()) {
+    for (const int64_t request : loop.step()) {
+      if (++tokens[request] == 199) {
+        ends.push_back(request);
+      }
+    }
+  }
+  EXPECT(!loop.put_back.empty() && loop.put_back[0] == 2);
+  EXPECT(std::count(loop.put_back.begin(), loop.put_back.end(), 0) == 0);
+  EXPECT(ends == (std::vector<int64_t>{0, 1, 2}));
+  EXPECT(loop.chunks.again >= 5);
+  loop.scheduler.admit(loop.prompts);
+  EXPECT(loop.memory.pool(0).free() == 16);
+}
+
+// A request is not admitted only to be put back a step later.
+void a_request_that_waits_for_memory_is_not_read_again_and_again() {
+  Loop loop(8, kChunk, 0, 40);
+  for (int64_t id = 0; id < 30; ++id) {
+    loop.add(id, 100 + 20 * id, 100 + 10 * (id % 7));
+  }
+  while (!loop.scheduler.idle()) {
+    loop.step();
+  }
+  EXPECT(loop.put_back.size() < 30);
+}
+
+void the_lower_priority_goes_first() {
+  Loop loop(1);
+  loop.add(0, 5, 3);
+  loop.step();
+  loop.add(1, 5, 1, 0, {}, 7);
+  loop.add(2, 5, 1, 0, {}, -1);
+  loop.add(3, 5, 1, 0, {}, 7);
+  loop.add(4, 5, 1, 0, {}, -1);
+  std::vector<int64_t> order;
+  while (!loop.scheduler.idle()) {
+    for (const int64_t request : loop.step()) {
+      order.push_back(request);
+    }
+  }
+  EXPECT(order == (std::vector<int64_t>{0, 0, 2, 4, 1, 3}));
 }
 
 void slots_are_taken_and_left() {
@@ -273,6 +354,10 @@ int main() {
       {"prompts have the step where nobody decodes", dlf::prompts_have_the_step_where_nobody_decodes},
       {"chunks end where they would end alone", dlf::chunks_end_where_they_would_end_alone},
       {"cached chunks are free", dlf::cached_chunks_are_free},
+      {"the last in turn is put back", dlf::the_last_in_turn_is_put_back},
+      {"a request that waits for memory is not read again and again",
+       dlf::a_request_that_waits_for_memory_is_not_read_again_and_again},
+      {"the lower priority goes first", dlf::the_lower_priority_goes_first},
       {"slots are taken and left", dlf::slots_are_taken_and_left},
   });
 }

@@ -140,6 +140,55 @@ void graphs_are_captured_when_nobody_waits() {
   EXPECT(prepared(*busy) == 0);
 }
 
+// With so little memory that requests are put back.
+void expect_little_memory_to_change_nothing(const FusionPlan& plan, const Models& models, const Devices& devices,
+                                            int64_t prefix_cache_bytes, const Adapters& adapters = {}) {
+  const auto make = [&](int64_t kv_cache_bytes) {
+    EngineOptions some = with_prefix_cache(options(2, prefix_cache_bytes > 0, devices), prefix_cache_bytes);
+    some.max_context = 128;
+    some.kv_cache_bytes = kv_cache_bytes;
+    return cuda::make_step_loop(plan, models, some, adapters);
+  };
+  std::vector<Request> requests;
+  for (int64_t id = 0; id < 2; ++id) {  // each begins in one block and ends in two; there are three
+    Request& request = requests.emplace_back(make_request(id, 50, 24));
+    request.sampling.frequency_penalty = 0.1;
+    request.sampling.bad_words = {{3, 4}};
+    // More rows than eight are not exact.
+    request.speculation = {adapters.empty() ? 2 * id : 0, plan.drafter >= 0 ? kAutoDrafter : kPromptLookup, false};
+    request.prompts.resize(plan.lanes());
+    if (plan.drafter >= 0 && id == 1) {
+      request.prompts[plan.drafter] = request.prompts[0];
+    }
+  }
+  const testing::Outputs expected = testing::run_all(*make(0), requests);
+  const auto loop = make(testing::tiny_cache_bytes(192, plan.lanes()));
+  EXPECT(testing::run_all(*loop, requests) == expected && loop->put_back() > 0);
+}
+
+void requests_that_are_put_back_go_on() {
+  expect_little_memory_to_change_nothing(testing::mapped_plan(), tiny_models(), kOne, 1 << 20);
+}
+
+void so_do_those_on_two_devices() {
+  needs_two_devices();
+  expect_little_memory_to_change_nothing(tiny_plan(), tiny_models(), kTwo, 1 << 20);
+}
+
+void so_do_those_with_adapters_and_a_drafter() {
+  FusionPlan plan = tiny_plan();
+  plan.lane_model = {0, 1, 1, 1};
+  plan.lane_adapter = {-1, 0, -1, 1};
+  const Adapters adapters = {{}, {testing::tiny_adapter(5, 3, true), testing::tiny_adapter(6, 7, false)}};
+  expect_little_memory_to_change_nothing(plan, {tiny_model(1), tiny_model(2)}, {0, 0}, 0, adapters);
+  plan = tiny_plan();
+  plan.lane_model.push_back(4);
+  plan.drafter = 4;
+  Models models = tiny_models();
+  models.push_back(tiny_model(9));
+  expect_little_memory_to_change_nothing(plan, models, kOne, 0);
+}
+
 // Records the numbers of rows in the matrix library's products, as long as it exists.
 class LibraryRows {
  public:
@@ -770,6 +819,9 @@ int main(int argc, char** argv) {
   return dlf::testing::run_cuda(
       argc, argv,
       {
+          {"requests that are put back go on", dlf::requests_that_are_put_back_go_on, true},
+          {"so do those on two devices", dlf::so_do_those_on_two_devices, true},
+          {"so do those with adapters and a drafter", dlf::so_do_those_with_adapters_and_a_drafter, true},
           {"tokens are those of the processor", dlf::tokens_are_those_of_the_processor},
           {"batches and graphs change nothing", dlf::batches_and_graphs_change_nothing},
           {"graphs are captured when nobody waits", dlf::graphs_are_captured_when_nobody_waits, true},

@@ -17,6 +17,7 @@
 
 #include "check.h"
 #include "engine/step_loop.h"
+#include "model/block_store.h"
 #include "model/slots.h"
 
 // Helpers for the tests of step loops: a tiny random family, requests, and checks of their results.
@@ -365,6 +366,110 @@ inline void expect_requests_that_do_not_fit_are_refused(StepLoop& loop) {
   EXPECT(loop.idle());
   loop.add(make_request(2, 4, 5));
   EXPECT(run(loop).at(2).size() == 5);
+}
+
+// What a request was given.
+struct Given {
+  int64_t token;
+  float logprob;
+  std::vector<double> alpha;
+  double f, g;
+  std::vector<int64_t> top_tokens;
+  FinishReason finish;
+
+  bool operator==(const Given&) const = default;
+};
+using Outputs = std::map<int64_t, std::vector<Given>>;
+
+inline void step(StepLoop& loop, Outputs& outputs) {
+  for (const StepOutput* one : loop.step()) {
+    EXPECT(!one->failure);
+    outputs[one->request].push_back(
+        {one->token, one->logprob, one->alpha, one->f, one->g, one->top_tokens, one->finish});
+  }
+}
+
+inline Outputs run_all(StepLoop& loop, const std::vector<Request>& requests) {
+  for (const Request& request : requests) {
+    loop.add(request);
+  }
+  Outputs outputs;
+  while (!loop.idle()) {
+    step(loop, outputs);
+  }
+  return outputs;
+}
+
+// Bytes of `tokens` positions of every lane of the tiny family.
+inline int64_t tiny_cache_bytes(int64_t tokens, int64_t lanes = 4) {
+  const std::shared_ptr<const Weights> model = tiny_model(1);
+  return lanes * tokens / ops::kCacheBlock * block_bytes(model->spec(), model->dtype());
+}
+
+// Requests of up to 250 tokens that grow differently fast, with all that a sequence carries from step to step: drafts,
+// gates, penalties, beginnings that others share. `lanes`: of the plan.
+inline std::vector<Request> growing_requests(int64_t count, int64_t lanes = 4) {
+  std::vector<Request> requests;
+  for (int64_t id = 0; id < count; ++id) {
+    Request request = id % 3 == 0 ? shared_request(id, 90, 3 + id) : make_request(id, 3 + 29 * id % 120, 0);
+    request.max_new_tokens = 20 + 37 * id % 110;
+    request.rule = rule_of(id % 4 == 1 ? 34 : id);  // 34 has a gate
+    request.sampling.frequency_penalty = 0.1 * static_cast<double>(id % 2);
+    request.sampling.bad_words = {{3, 4}};
+    if (id % 5 == 2) {
+      request.speculation = {3, id % 2 == 0 ? 3 : kPromptLookup, false};
+    } else if (id % 5 == 4) {
+      request.speculation = {2, kAutoDrafter, false};
+    }
+    const bool has_drafter = lanes > 4 && request.speculation.max_draft > 0;
+    request.speculation.drafter = has_drafter ? kAutoDrafter : request.speculation.drafter;
+    request.prompts.resize(lanes, has_drafter ? request.prompts[0] : Prompt());
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+// Requests get the same results with so little memory that some of them are put back, whatever their priorities and
+// whatever else is scored or cancelled meanwhile. make(bytes) returns a loop with as many bytes of KV caches. `sizes`:
+// tokens of each lane.
+inline void expect_put_back_requests_to_go_on(const std::function<std::unique_ptr<StepLoop>(int64_t)>& make,
+                                              int64_t count, int64_t lanes = 4,
+                                              const std::vector<int64_t>& sizes = {256, 320, 512}) {
+  std::vector<Request> requests = growing_requests(count, lanes);
+  const std::unique_ptr<StepLoop> plenty = make(0);
+  const Outputs expected = run_all(*plenty, requests);
+  EXPECT(plenty->put_back() == 0 && static_cast<int64_t>(expected.size()) == count);
+  std::mt19937 random(5);
+  int64_t put_back = 0;
+  for (const int64_t tokens : sizes) {
+    const std::unique_ptr<StepLoop> loop = make(tiny_cache_bytes(tokens, lanes));
+    EXPECT(run_all(*loop, requests) == expected);
+    for (Request& request : requests) {
+      request.priority = static_cast<int64_t>(random() % 3);
+    }
+    EXPECT(run_all(*loop, requests) == expected);  // some prompts are in the prefix cache now
+    // Now in random order, some come late and some leave.
+    std::vector<Request> shuffled = requests;
+    std::shuffle(shuffled.begin(), shuffled.end(), random);
+    Outputs outputs;
+    std::set<int64_t> gone;
+    for (int64_t steps = 0; !loop->idle() || !shuffled.empty(); ++steps) {
+      if (!shuffled.empty() && random() % 4 == 0) {
+        loop->add(std::move(shuffled.back()));
+        shuffled.pop_back();
+      }
+      if (random() % 40 == 0) {
+        gone.insert(static_cast<int64_t>(random() % count));
+        loop->cancel(*gone.rbegin());
+      }
+      step(*loop, outputs);
+    }
+    for (const auto& [id, given] : expected) {
+      EXPECT(gone.count(id) > 0 || outputs[id] == given);
+    }
+    put_back += loop->put_back();
+  }
+  EXPECT(put_back > 0);
 }
 
 }  // namespace dlf::testing

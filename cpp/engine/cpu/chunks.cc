@@ -2,7 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
+#include <cstring>
 
 #include "engine/timer.h"
 
@@ -15,27 +15,20 @@ void ChunkReader::read(const Chunk& chunk) {
                     plan_.adapter_of(chunk.lane));
 }
 
-ChunkBytes ChunkReader::bytes(const Chunk& chunk) const {
-  const int64_t vocab = chunk.last ? model(chunk).vocab() : 0;
-  return {model(chunk).decoder().cache().bytes(chunk.end - chunk.begin), vocab * static_cast<int64_t>(sizeof(float))};
-}
-
-void ChunkReader::save(const Chunk& chunk, const PrefixChunk& to) {
+void ChunkReader::read_again(const Chunk& chunk) {
   const Timer timer(seconds(chunk));
-  model(chunk).decoder().cache().save(chunk.cache_slot, chunk.begin, chunk.end, to.cache(), team_);
-  if (chunk.last) {
-    std::copy_n(last_logits_, model(chunk).vocab(), to.logits());
-  }
+  float* logits = chunk.last ? model(chunk).add_logits(chunk.cache_slot) : nullptr;
+  model(chunk).read_again(chunk.tokens, chunk.cache_slot, chunk.begin, logits, plan_.adapter_of(chunk.lane));
 }
 
-void ChunkReader::restore(const Chunk& chunk, const PrefixChunk& from) {
-  const Timer timer(seconds(chunk));
-  model(chunk).decoder().cache().restore(chunk.cache_slot, chunk.begin, chunk.end, from.cache(), team_);
-  if (chunk.last) {
-    std::copy_n(from.logits(), model(chunk).vocab(), model(chunk).add_logits(chunk.cache_slot));
-  }
+at::Tensor ChunkReader::save_logits(const Chunk& chunk) {
+  at::Tensor logits = at::empty({logits_bytes(chunk.lane)}, at::kByte);
+  std::memcpy(logits.mutable_data_ptr(), last_logits_, logits.nbytes());
+  return logits;
 }
 
-at::Tensor ChunkReader::allocate(int64_t /*lane*/, int64_t bytes) { return at::empty({bytes}, at::kByte); }
+void ChunkReader::restore_logits(const Chunk& chunk, const at::Tensor& from) {
+  std::memcpy(model(chunk).add_logits(chunk.cache_slot), from.const_data_ptr(), from.nbytes());
+}
 
 }  // namespace dlf::cpu

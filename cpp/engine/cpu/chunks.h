@@ -6,7 +6,6 @@
 #include "engine/options.h"
 #include "engine/plan.h"
 #include "engine/prompt.h"
-#include "support/thread_team.h"
 
 namespace dlf::cpu {
 
@@ -14,16 +13,18 @@ namespace dlf::cpu {
 class ChunkReader final : public dlf::ChunkReader {
  public:
   // Adds its seconds to `timings`.
-  ChunkReader(const FusionPlan& plan, std::vector<Model>& models, ThreadTeam& team, StepTimings& timings)
-      : plan_(plan), models_(models), team_(team), timings_(timings) {}
+  ChunkReader(const FusionPlan& plan, std::vector<Model>& models, StepTimings& timings)
+      : plan_(plan), models_(models), timings_(timings) {}
 
   int64_t most_tokens() const override { return Decoder::kChunkTokens; }
   void read(const Chunk& chunk) override;
-  ChunkBytes bytes(const Chunk& chunk) const override;
-  void save(const Chunk& chunk, const PrefixChunk& to) override;
-  void restore(const Chunk& chunk, const PrefixChunk& from) override;
-  at::Tensor allocate(int64_t lane, int64_t bytes) override;
-  void release(at::Tensor /*memory*/) override {}  // no work is queued
+  void read_again(const Chunk& chunk) override;
+  int64_t logits_bytes(int64_t lane) const override {
+    return models_[plan_.lane_model[lane]].vocab() * static_cast<int64_t>(sizeof(float));
+  }
+  at::Tensor save_logits(const Chunk& chunk) override;
+  void restore_logits(const Chunk& chunk, const at::Tensor& from) override;
+  void release(at::Tensor /*logits*/) override {}  // no work is queued
 
  private:
   Model& model(const Chunk& chunk) const { return models_[plan_.lane_model[chunk.lane]]; }
@@ -33,7 +34,6 @@ class ChunkReader final : public dlf::ChunkReader {
 
   const FusionPlan& plan_;
   std::vector<Model>& models_;
-  ThreadTeam& team_;
   StepTimings& timings_;
   float* last_logits_ = nullptr;  // of the last chunk read
 };

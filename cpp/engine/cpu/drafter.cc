@@ -35,7 +35,7 @@ void Drafter::draft(std::span<Sequence* const> sequences) {
   sequences_.clear();
   for (Sequence* sequence : sequences) {
     sequence->draft.size = 0;
-    if (sequence->new_tokens > 0) {  // the first token of the others needs no pass
+    if (!sequence->unread(sequence->lanes[0]).empty()) {  // else the next token needs no pass
       sequences_.push_back(sequence);
     }
   }

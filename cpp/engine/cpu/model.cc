@@ -11,8 +11,8 @@
 
 namespace dlf::cpu {
 
-Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
-             std::vector<std::shared_ptr<const Adapter>> adapters, const TokenMap& map)
+Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, int64_t blocks,
+             ThreadTeam& team, std::vector<std::shared_ptr<const Adapter>> adapters, const TokenMap& map)
     : team_(&team), map_(&map), lane_logits_(slots) {
   const int64_t own = weights->spec().vocab_size;
   logits_ = at::empty({rows, map.empty() ? own : static_cast<int64_t>(map.read.size())}, at::kFloat);
@@ -20,7 +20,7 @@ Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows
     own_logits_ = at::empty({rows, own}, at::kFloat);
     own_ids_.reserve(max_context);
   }
-  decoder_ = std::make_unique<Decoder>(std::move(weights), slots, max_context, team, std::move(adapters), rows);
+  decoder_ = std::make_unique<Decoder>(std::move(weights), slots, max_context, team, std::move(adapters), rows, blocks);
   rows_.reserve(rows);
   late_rows_.reserve(kCatchUpRows);
   for (std::vector<const float*>& lane : lane_logits_) {
@@ -52,20 +52,35 @@ void Model::add_rows(const Sequence& sequence, Lane& lane, int64_t adapter) {
 }
 
 void Model::catch_up(const Sequence& sequence, Lane& lane, int64_t adapter, int64_t keep) {
-  while (true) {
-    const std::span<const int64_t> unread = sequence.unread(lane);
-    const auto late = static_cast<int64_t>(unread.size()) - keep;
-    if (late <= 0) {
-      return;
+  const std::span<const int64_t> unread = sequence.unread(lane);
+  const auto late = static_cast<int64_t>(unread.size()) - keep;
+  if (late > 0) {
+    read_again(unread.first(late), lane.cache_slot, lane.length, nullptr, adapter);
+    lane.length += late;
+  }
+}
+
+void Model::read_again(std::span<const int64_t> tokens, int64_t cache_slot, int64_t position, float* logits,
+                       int64_t adapter) {
+  at::Tensor& written = map_->empty() ? logits_ : own_logits_;
+  auto* rows = written.mutable_data_ptr<float>() + (map_->empty() ? used_ : 0) * written.size(1);
+  while (!tokens.empty()) {
+    const size_t count = std::min(tokens.size(), static_cast<size_t>(kCatchUpRows));
+    for (const int64_t token : tokens.first(count)) {
+      late_rows_.push_back({map_->own_id(token), cache_slot, position++, adapter});
     }
-    for (const int64_t token : unread.first(std::min(late, kCatchUpRows))) {
-      late_rows_.push_back({map_->own_id(token), lane.cache_slot, lane.length++, adapter});
-    }
-    at::Tensor& unused = map_->empty() ? logits_ : own_logits_;
-    const int64_t first = map_->empty() ? used_ : 0;
-    decoder_->decode(late_rows_, unused.mutable_data_ptr<float>() + first * unused.size(1));
-    late_rows_.clear();
+    decoder_->decode(late_rows_, rows);
     ++passes_;
+    late_rows_.clear();
+    tokens = tokens.subspan(count);
+    if (tokens.empty() && logits != nullptr) {
+      const float* last = rows + (count - 1) * written.size(1);
+      if (map_->empty()) {
+        std::copy_n(last, vocab(), logits);
+      } else {
+        gather_logits(*map_, last, written.size(1), logits, 1, *team_);
+      }
+    }
   }
 }
 

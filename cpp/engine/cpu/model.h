@@ -18,9 +18,9 @@ namespace dlf::cpu {
 class Model {
  public:
   // `rows`: most rows of logits in a step, of all lanes, and kCatchUpRows. Rows that no step needs stay untouched.
-  // `map` must outlive the model.
-  Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, ThreadTeam& team,
-        std::vector<std::shared_ptr<const Adapter>> adapters, const TokenMap& map);
+  // `blocks`: of the KV cache. `map` must outlive the model.
+  Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows, int64_t max_context, int64_t blocks,
+        ThreadTeam& team, std::vector<std::shared_ptr<const Adapter>> adapters, const TokenMap& map);
 
   Decoder& decoder() { return *decoder_; }
   const PassTimes& times() const { return times_; }
@@ -45,6 +45,11 @@ class Model {
   void add_rows(const Sequence& sequence, Lane& lane, int64_t adapter);
   // Runs one pass over the added tokens, if any.
   void decode();
+
+  // Reads tokens of the large model from `position` of a lane on, bit-identical to one step for each. Writes the last
+  // one's logits, unless `logits` is null.
+  void read_again(std::span<const int64_t> tokens, int64_t cache_slot, int64_t position, float* logits,
+                  int64_t adapter);
 
   static constexpr int64_t kCatchUpRows = 16;
   // Reads a lane's unread tokens up to the last `keep`, bit-identical to one step for each, and drops their logits.

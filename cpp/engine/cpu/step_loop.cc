@@ -31,6 +31,7 @@ class Backend final : public dlf::Backend {
   Backend(FusionPlan plan, const Models& models, EngineOptions options, const Adapters& adapters);
 
   void check(const Request& request) const override { dlf::check(request.sampling, plan_.vocab); }
+  BlockStore& cache(int64_t model) override { return models_[model].decoder().cache(); }
   ChunkReader& chunks() override { return chunks_; }
   ScoringRows& scoring() override { return scorer_; }
   void begin_step() override;
@@ -69,14 +70,16 @@ class Backend final : public dlf::Backend {
 
 std::vector<Model> make_models(const FusionPlan& plan, const Models& weights, const EngineOptions& options,
                                const Adapters& adapters, ThreadTeam& team) {
+  const std::vector<CacheSize> caches = cache_sizes(plan, block_bytes(weights), options);
   std::vector<Model> models;
   models.reserve(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
     const int64_t lanes = plan.lanes_of(static_cast<int64_t>(i));
-    // One slot more for each lane is for scoring; until then its memory stays untouched.
+    // One slot more for each lane is for scoring.
     models.emplace_back(weights[i], (options.max_batch + 1) * lanes,
-                        (options.max_batch + kMaxDraftRows) * lanes + Model::kCatchUpRows, options.max_context, team,
-                        adapters.empty() ? Adapters::value_type() : adapters[i], plan.map_of(static_cast<int64_t>(i)));
+                        (options.max_batch + kMaxDraftRows) * lanes + Model::kCatchUpRows, options.max_context,
+                        caches[i].blocks(), team, adapters.empty() ? Adapters::value_type() : adapters[i],
+                        plan.map_of(static_cast<int64_t>(i)));
   }
   return models;
 }
@@ -85,7 +88,7 @@ Backend::Backend(FusionPlan plan, const Models& models, EngineOptions options, c
     : dlf::Backend(std::move(plan), models, std::move(options), adapters),
       team_(options_.threads),
       models_(make_models(plan_, models, options_, adapters, team_)),
-      chunks_(plan_, models_, team_, timings_),
+      chunks_(plan_, models_, timings_),
       samplers_(options_.max_batch),
       masks_(plan_.vocab, options_.max_batch),
       drafter_(plan_, models_, samplers_, masks_, options_.max_batch),
@@ -105,6 +108,9 @@ void Backend::begin_step() {
 void Backend::start(Sequence& sequence) {
   samplers_[sequence.slot] = std::make_unique<Sampler>(sequence.sampling, plan_.vocab, sequence.lanes[0].prompt.tokens,
                                                        sequence.limit + sequence.draft.options.max_draft);
+  for (const int64_t token : sequence.chosen()) {
+    samplers_[sequence.slot]->append(token);
+  }
   masks_.start(sequence);
 }
 

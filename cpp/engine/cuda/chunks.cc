@@ -8,8 +8,6 @@
 namespace dlf::cuda {
 namespace {
 
-int64_t vocab_bytes(const DeviceModel& model) { return model.vocab() * static_cast<int64_t>(sizeof(float)); }
-
 int size_of(const Chunk& chunk) { return static_cast<int>(chunk.end - chunk.begin); }
 
 }  // namespace
@@ -33,43 +31,28 @@ void ChunkReader::end() {
 }
 
 void ChunkReader::read(const Chunk& chunk) {
-  Decoder& decoder = *model(chunk.lane).decoder;
-  decoder.prefill(send(chunk), size_of(chunk), static_cast<int>(chunk.cache_slot), static_cast<int>(chunk.begin),
-                  chunk.last);
-  if (chunk.last) {
-    model(chunk.lane).gather(chunk.cache_slot, 1, /*active=*/false);
-  }
+  model(chunk.lane)
+      .decoder->prefill(send(chunk), size_of(chunk), static_cast<int>(chunk.cache_slot), static_cast<int>(chunk.begin),
+                        chunk.last);
+  finish(chunk);
+}
+
+void ChunkReader::read_again(const Chunk& chunk) {
+  model(chunk.lane)
+      .decoder->read_again(send(chunk), size_of(chunk), static_cast<int>(chunk.cache_slot),
+                           static_cast<int>(chunk.begin), chunk.last);
+  finish(chunk);
+}
+
+at::Tensor ChunkReader::save_logits(const Chunk& chunk) {
+  at::Tensor saved = pinned({logits_bytes(chunk.lane)}, at::kByte);
+  model(chunk.lane).queue->copy(saved.mutable_data_ptr(), logits(chunk), logits_bytes(chunk.lane));
+  return saved;
+}
+
+void ChunkReader::restore_logits(const Chunk& chunk, const at::Tensor& from) {
+  model(chunk.lane).queue->copy(logits(chunk), from.const_data_ptr(), logits_bytes(chunk.lane));
   publish(chunk);
-}
-
-ChunkBytes ChunkReader::bytes(const Chunk& chunk) const {
-  const DeviceModel& model = this->model(chunk.lane);
-  return {model.decoder->cache_bytes(size_of(chunk)), chunk.last ? vocab_bytes(model) : 0};
-}
-
-void ChunkReader::save(const Chunk& chunk, const PrefixChunk& to) {
-  DeviceModel& model = this->model(chunk.lane);
-  model.decoder->save(static_cast<int>(chunk.cache_slot), static_cast<int>(chunk.begin), size_of(chunk), to.cache());
-  if (chunk.last) {
-    model.queue->copy(to.logits(), logits(chunk), vocab_bytes(model));
-  }
-}
-
-void ChunkReader::restore(const Chunk& chunk, const PrefixChunk& from) {
-  DeviceModel& model = this->model(chunk.lane);
-  model.decoder->restore(static_cast<int>(chunk.cache_slot), static_cast<int>(chunk.begin), size_of(chunk),
-                         from.cache());
-  if (chunk.last) {
-    model.queue->copy(logits(chunk), from.logits(), vocab_bytes(model));
-  }
-  publish(chunk);
-}
-
-at::Tensor ChunkReader::allocate(int64_t lane, int64_t bytes) {
-  Queue& queue = *model(lane).queue;
-  at::Tensor memory;
-  queue.run([&] { memory = at::empty({bytes}, on_device(queue.device()).dtype(at::kByte)); });
-  return memory;
 }
 
 void ChunkReader::release(at::Tensor memory) { released_.push_back({clock_.launched(), std::move(memory)}); }
@@ -86,12 +69,14 @@ float* ChunkReader::logits(const Chunk& chunk) const {
   return model.own_logits() + chunk.cache_slot * model.vocab();
 }
 
-// Copies the tokens to the device of their model.
+// Copies the tokens, as ids of their model, to its device.
 const int32_t* ChunkReader::send(const Chunk& chunk) {
   Queue& queue = *model(chunk.lane).queue;
   const auto size = static_cast<int64_t>(chunk.tokens.size());
   at::Tensor here = pinned({size}, at::kInt);
-  std::copy(chunk.tokens.begin(), chunk.tokens.end(), here.mutable_data_ptr<int32_t>());
+  const TokenMap& map = plan_.map_of(plan_.lane_model[chunk.lane]);
+  std::transform(chunk.tokens.begin(), chunk.tokens.end(), here.mutable_data_ptr<int32_t>(),
+                 [&](int64_t token) { return static_cast<int32_t>(chunk.again ? map.own_id(token) : token); });
   at::Tensor there;
   queue.run([&] { there = at::empty({size}, on_device(queue.device()).dtype(at::kInt)); });
   auto* tokens = there.mutable_data_ptr<int32_t>();
@@ -101,12 +86,20 @@ const int32_t* ChunkReader::send(const Chunk& chunk) {
   return tokens;
 }
 
+// Brings the last logits to where they are fused.
+void ChunkReader::finish(const Chunk& chunk) {
+  if (chunk.last) {
+    model(chunk.lane).gather(chunk.cache_slot, 1, /*active=*/false);
+  }
+  publish(chunk);
+}
+
 // Copies a prompt's last logits to the device that solves.
 void ChunkReader::publish(const Chunk& chunk) {
   DeviceModel& model = this->model(chunk.lane);
   if (chunk.last && model.remote) {
     model.queue->copy(model.logits.mutable_data_ptr<float>() + chunk.cache_slot * model.vocab(), logits(chunk),
-                      vocab_bytes(model));
+                      logits_bytes(chunk.lane));
   }
 }
 

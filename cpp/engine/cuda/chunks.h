@@ -23,10 +23,13 @@ class ChunkReader final : public dlf::ChunkReader {
   void end() override;
   int64_t most_tokens() const override { return Decoder::kChunkTokens; }
   void read(const Chunk& chunk) override;
-  ChunkBytes bytes(const Chunk& chunk) const override;
-  void save(const Chunk& chunk, const PrefixChunk& to) override;
-  void restore(const Chunk& chunk, const PrefixChunk& from) override;
-  at::Tensor allocate(int64_t lane, int64_t bytes) override;
+  void read_again(const Chunk& chunk) override;
+  int64_t logits_bytes(int64_t lane) const override {
+    return model(lane).vocab() * static_cast<int64_t>(sizeof(float));
+  }
+  // In host memory, so that the memory of a device does not depend on the prompts.
+  at::Tensor save_logits(const Chunk& chunk) override;
+  void restore_logits(const Chunk& chunk, const at::Tensor& from) override;
   void release(at::Tensor memory) override;
 
   // Frees the memory that was released before a step that is done now; until then a device may have used it.
@@ -41,6 +44,7 @@ class ChunkReader final : public dlf::ChunkReader {
   DeviceModel& model(int64_t lane) const { return models_.all()[plan_.lane_model[lane]]; }
   float* logits(const Chunk& chunk) const;
   const int32_t* send(const Chunk& chunk);
+  void finish(const Chunk& chunk);
   void publish(const Chunk& chunk);
 
   const FusionPlan& plan_;

@@ -49,8 +49,9 @@ DeviceModels::DeviceModels(const FusionPlan& plan, const Models& weights, const 
   const int device = options.devices.at(large_);
   const auto ints = on_device(device).dtype(at::kInt);
   const auto floats = on_device(device).dtype(at::kFloat);
+  const std::vector<CacheSize> caches = cache_sizes(plan, block_bytes(weights), options);
   for (size_t i = 0; i < weights.size(); ++i) {
-    const DecoderShape shape = shape_of(plan, i, options);
+    const DecoderShape shape = shape_of(plan, i, options, caches[i]);
     DeviceModel& model = models_.emplace_back();
     model.queue = std::make_unique<Queue>(options.devices.at(i));
     std::vector<int64_t> lane_adapter;
@@ -136,6 +137,18 @@ void DeviceModels::forward(int batch, const std::function<Pass(size_t)>& pass_of
   for (size_t i = 0; i < models_.size(); ++i) {
     if (i != large_ && pass_of(i).count > 0) {
       main().wait(*models_[i].ready);
+    }
+  }
+}
+
+void DeviceModels::change_blocks() {
+  for (DeviceModel& model : models_) {
+    if (model.decoder->blocks_changed()) {
+      begun_->record(main());
+      model.queue->wait(*begun_);  // queued steps use the same blocks
+      model.decoder->change_blocks();
+      model.ready->record(*model.queue);
+      main().wait(*model.ready);
     }
   }
 }

@@ -67,6 +67,9 @@ class DeviceModels {
   // Queues a pass of each model over tokens of the first `batch` sequences.
   void forward(int batch, const std::function<Pass(size_t)>& pass_of);
 
+  // Queues the changes of the models' blocks before what is queued next.
+  void change_blocks();
+
   // A lane's logits on the large model's device, from its first row on; for kNoLane, a row of zeros for all rows.
   Logits logits(int64_t lane);
   // Copies the logits after a sequence's last accepted token to where those of its last token are.

@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <iterator>
-#include <set>
 #include <string>
 
 #include "engine/cuda/sequences.h"
@@ -59,9 +57,10 @@ SamplerState::Size sampler_size(const FusionPlan& plan, const EngineOptions& opt
   return {static_cast<int>(options.max_batch), most_tokens(options), plan.vocab, options.max_context + 1, kTopCapacity};
 }
 
-DecoderShape shape_of(const FusionPlan& plan, size_t model, const EngineOptions& options) {
+DecoderShape shape_of(const FusionPlan& plan, size_t model, const EngineOptions& options, const CacheSize& cache) {
   const int64_t lanes = plan.lanes_of(static_cast<int64_t>(model));
-  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context, most_tokens(options)};
+  return {static_cast<int>(options.max_batch), static_cast<int>(lanes), options.max_context, most_tokens(options),
+          cache.blocks()};
 }
 
 EngineOptions checked(const FusionPlan& plan, const Models& models, const EngineOptions& options,
@@ -86,7 +85,8 @@ EngineOptions checked(const FusionPlan& plan, const Models& models, const Engine
     TORCH_CHECK(needed <= device.free_bytes, "the models with their caches take ", gibibytes(needed),
                 " of cuda:", device.index, " (", device.name, "), which has ", gibibytes(device.free_bytes),
                 " free of ", gibibytes(device.total_bytes),
-                "; lower max_batch, max_context or prefix_cache_bytes, load smaller weights, or spread the models with "
+                "; lower max_batch, max_context, prefix_cache_bytes or kv_cache_bytes, "
+                "load smaller weights, or spread the models with "
                 "device_map");
   }
   return options;
@@ -95,6 +95,11 @@ EngineOptions checked(const FusionPlan& plan, const Models& models, const Engine
 std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<ModelSize>& models,
                                     const EngineOptions& options) {
   check_present(options, models.size());
+  std::vector<int64_t> of_block;
+  for (const ModelSize& model : models) {
+    of_block.push_back(block_bytes(model.spec, model.dtype));
+  }
+  const std::vector<CacheSize> caches = cache_sizes(plan, of_block, options);
   const auto large = static_cast<size_t>(plan.lane_model.at(0));
   const int main = options.devices.at(large);
   std::vector<MemoryPart> parts;
@@ -106,10 +111,12 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
   for (size_t i = 0; i < models.size(); ++i) {
     const int device = options.devices[i];
     const auto model = static_cast<int>(i);
-    const DecoderBytes bytes = Decoder::bytes(models[i], shape_of(plan, i, options));
+    const DecoderBytes bytes = Decoder::bytes(models[i], shape_of(plan, i, options, caches[i]));
     add(device, model, "weights", bytes.weights);
     add(device, model, "adapters", models[i].adapters);
-    add(device, model, "KV cache", bytes.kv_cache);
+    const int64_t for_prefixes = caches[i].for_prefixes * of_block[i];
+    add(device, model, "KV cache", bytes.kv_cache - for_prefixes);
+    add(device, model, "prefix cache", for_prefixes);
     add(device, model, "activations", bytes.activations);
     add(device, model, "logits", bytes.logits);
     const bool mapped = plan.maps(static_cast<int64_t>(i));
@@ -127,9 +134,6 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
   const int64_t fused_rows = (plan.experts.empty() ? 0 : most_tokens(options)) + (plan.lacks_base() ? 1 : 0);
   const int64_t fused = fused_rows * plan.vocab * static_cast<int64_t>(sizeof(float));
   add(main, -1, "fusion and sampling", fused + SamplerState::bytes(main, sampler_size(plan, options)));
-  for (const int device : std::set<int>(options.devices.begin(), options.devices.begin() + std::ssize(models))) {
-    add(device, -1, "prefix cache", options.prefix_cache_bytes);
-  }
   return parts;
 }
 

@@ -36,9 +36,6 @@ Scorer::Scorer(const FusionPlan& plan, DeviceModels& models, ChunkReader& chunks
       begun_(std::make_unique<Event>(models.main().device())) {}
 
 void Scorer::begin(const ScoreRequest& request, int64_t rows) {
-  for (DeviceModel& model : models_.all()) {
-    model.decoder->add_spare();
-  }
   const int64_t most = std::min(rows, std::max<int64_t>(request.longest() - 1, 1));
   const auto make = [&](Queue& queue, int64_t vocab) {
     at::Tensor made;
@@ -61,7 +58,6 @@ void Scorer::end() noexcept {
   try {
     for (DeviceModel& model : models_.all()) {
       model.queue->synchronize();  // queued work may still use what is freed now
-      model.decoder->drop_spare();
     }
   } catch (const std::exception& error) {
     TORCH_WARN("the device failed while it scored: ", error.what());

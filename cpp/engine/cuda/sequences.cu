@@ -252,7 +252,7 @@ __global__ void start_kernel(StartArgs args) {
   const SequenceTable& table = args.table;
   const int slot = args.slot;
   table.active[slot] = 1;
-  table.step[slot] = 0;
+  table.step[slot] = args.step;
   table.limit[slot] = args.limit;
   table.max_draft[slot] = args.max_draft;
   table.rules[slot] = args.rule;

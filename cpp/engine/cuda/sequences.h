@@ -143,10 +143,11 @@ void keep_logits(const KeepArgs& args, Stream stream);
 struct StartArgs {
   SequenceTable table;
   int slot;
+  int32_t step;  // tokens that it has; the models have read them
   int32_t limit;
   int32_t max_draft;
   RowRule rule;
-  int32_t length[kMostLanes];  // of the prompt, for each lane of each model in turn; 0: the lane is unused
+  int32_t length[kMostLanes];  // of the prompt and those tokens, for each lane of each model in turn; 0: unused
   int32_t stop_count;
   int32_t stops[kMaxStops];
 };

@@ -44,11 +44,13 @@ class Backend final : public dlf::Backend {
   ~Backend() override;
 
   void check(const Request& request) const override;
+  BlockStore& cache(int64_t model) override { return *step_.models().all()[model].decoder; }
   ChunkReader& chunks() override { return chunks_; }
   ScoringRows& scoring() override { return scorer_; }
   void start(Sequence& sequence) override;
   void stop(Sequence& sequence) override;
   void decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const StepCalls& calls) override;
+  int64_t steps_at_once() const override { return kAhead + 1; }
   bool prepare() override;
   const StepTimings& timings() const override { return timings_; }
 
@@ -139,10 +141,11 @@ void Backend::start(Sequence& sequence) {
   const DeviceGuard guard(main().device());
   const auto slot = static_cast<int>(sequence.slot);
   catch_up();  // all sequences have the same number of unread tokens
-  step_.sampler().set(slot, sequence.sampling, sequence.lanes[0].prompt.tokens, main());
+  step_.sampler().set(slot, sequence.sampling, sequence.lanes[0].prompt.tokens, main(), sequence.chosen());
   StartArgs args = {};
   args.table = step_.table();
   args.slot = slot;
+  args.step = static_cast<int32_t>(sequence.new_tokens);
   args.limit = static_cast<int32_t>(sequence.limit);
   args.max_draft = static_cast<int32_t>(sequence.draft.options.max_draft);
   args.rule = row_rule(sequence.rule, sequence.experts, static_cast<int>(plan_.experts.size()));
@@ -150,7 +153,8 @@ void Backend::start(Sequence& sequence) {
   for (size_t model = 0; model < step_.models().all().size(); ++model) {
     for (size_t lane = 0; lane < plan_.lane_model.size(); ++lane) {
       if (plan_.lane_model[lane] == static_cast<int64_t>(model)) {
-        args.length[next++] = static_cast<int32_t>(sequence.lanes[lane].prompt.size());
+        const Lane& of = sequence.lanes[lane];
+        args.length[next++] = static_cast<int32_t>(of.used() ? of.prompt.size() + sequence.new_tokens : 0);
       }
     }
   }
@@ -174,6 +178,7 @@ void Backend::stop(Sequence& sequence) {
 void Backend::decode(std::span<Sequence* const> sequences, StepOutputs& outputs, const StepCalls& calls) {
   const DeviceGuard guard(main().device());
   const DeviceStep::Kind kind = kind_of(sequences);
+  step_.models().change_blocks();
   // A hook sees the steps of its request as they are decoded, a mask follows the tokens before it, and a step that may
   // hold waits until the gates are decided: then none is queued behind a running one.
   const bool masked = is_masked(sequences);

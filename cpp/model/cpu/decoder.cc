@@ -27,9 +27,9 @@ int64_t most_inputs(const ModelSpec& spec, int64_t rows) { return rows * std::ma
 }  // namespace
 
 Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,
-                 std::vector<std::shared_ptr<const Adapter>> adapters, int64_t rows)
+                 std::vector<std::shared_ptr<const Adapter>> adapters, int64_t rows, int64_t blocks)
     : weights_(std::move(weights)),
-      cache_(weights_->spec(), weights_->dtype(), slots, max_context),
+      cache_(weights_->spec(), weights_->dtype(), slots, max_context, blocks),
       decode_rows_(rows > 0 ? rows : slots),
       team_(team),
       input_(most_inputs(weights_->spec(), most_rows(decode_rows_)), most_in(weights_->spec())),

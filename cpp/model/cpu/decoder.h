@@ -28,9 +28,9 @@ class Decoder {
  public:
   static constexpr int64_t kChunkTokens = 256;  // a prompt is read in chunks of at most this many
 
-  // `rows`: most rows of one decode(); 0: as many as there are slots.
+  // `rows`: most rows of one decode(); 0: as many as there are slots. `blocks`: of the KV cache, see there.
   Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,
-          std::vector<std::shared_ptr<const Adapter>> adapters = {}, int64_t rows = 0);
+          std::vector<std::shared_ptr<const Adapter>> adapters = {}, int64_t rows = 0, int64_t blocks = 0);
 
   // Reads one token of each of several lanes, or a few that follow each other, and writes logits [rows, vocab]. A row's
   // result does not depend on the others, nor on whether the tokens before came in passes of their own. Rows of one

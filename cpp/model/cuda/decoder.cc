@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/remainder.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -12,6 +13,7 @@
 #include "model/block.h"
 #include "model/cuda/pass.h"
 #include "model/cuda/prompt_attention.h"
+#include "ops/cuda/cache_blocks.h"
 #include "ops/cuda/experts.h"
 #include "support/scalar_type.h"
 
@@ -87,9 +89,17 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
     table.sin = table.sin.to(floats);
     table.query_scale = table.query_scale.defined() ? table.query_scale.to(floats) : at::Tensor();
   }
-  cache_ = make_cache(0, shape.slots());
+  const std::vector<int64_t> blocks = {spec_.layer_count(), shape.most_blocks(), spec_.attention.kv_heads,
+                                       ops::kCacheBlock, spec_.attention.head_dim};
+  keys_ = at::empty(blocks, halves);
+  values_ = at::empty_like(keys_);
+  // Blocks that slots have until others are set; ready_libraries() reads them.
+  table_ = at::arange((shape.slots() + shape.lanes) * shape.of_slot(), integers)
+               .remainder(shape.most_blocks())
+               .view({-1, shape.of_slot()});
   prompt_keys_ = at::empty({spec_.attention.kv_heads, shape.max_context, spec_.attention.head_dim}, halves);
   prompt_values_ = at::empty_like(prompt_keys_);
+  entries_.reserve(shape.slots() + shape.lanes);
   tokens_ = at::zeros({shape.max_tokens}, integers);
   positions_ = at::full({shape.rows()}, -1, integers);
   const int64_t rows = most_rows(shape);
@@ -138,10 +148,10 @@ DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
   DecoderBytes bytes = {};
   bytes.weights = model.weights;
   const int64_t position = 2 * attention.kv_size() * element;  // of one layer
-  const int64_t blocks = shape.slots() * ops::blocks_for(shape.max_context);
-  bytes.kv_cache = blocks * (spec.layer_count() * ops::kCacheBlock * position + 4);
+  bytes.kv_cache = shape.most_blocks() * block_bytes(spec, model.dtype);
   bytes.activations = most_rows(shape) * row + rope_bytes(spec, shape.max_context) +
-                      (shape.max_tokens + shape.rows()) * 4 + shape.max_context * position;
+                      (shape.max_tokens + shape.rows()) * 4 + shape.max_context * position +
+                      (shape.slots() + shape.lanes) * shape.of_slot() * 4;
   if (spec.experts.count > 0) {
     bytes.activations += ExpertBuffers::bytes(spec, most_rows(shape), most_runs(spec, most_rows(shape)), element) +
                          most_rows(shape) * spec.experts.chosen * 2 * model.expert_rank * 4;
@@ -168,54 +178,57 @@ void Decoder::decode(int batch, int first, int count, bool first_logits) {
   });
 }
 
-// Rounds up to 16 bytes, so that the logits behind are aligned.
-int64_t Decoder::cache_bytes(int64_t positions) const {
-  const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(dtype_)));
-  return ops::round_up(2 * spec_.layer_count() * spec_.attention.kv_size() * positions * element, 16);
+void Decoder::set_block(int64_t slot, int64_t index, int32_t block) {
+  entries_.push_back({slot * shape_.of_slot() + index, block});
 }
 
-Decoder::Cache Decoder::make_cache(int first_row, int rows) const {
-  const auto options = on_device(queue_.device()).dtype(scalar_type(dtype_));
-  const int64_t of_row = ops::blocks_for(shape_.max_context);
-  const std::vector<int64_t> shape = {spec_.layer_count(), rows * of_row, spec_.attention.kv_heads, ops::kCacheBlock,
-                                      spec_.attention.head_dim};
-  const at::Tensor table = at::arange(rows * of_row, on_device(queue_.device()).dtype(at::kInt)).view({rows, of_row});
-  return {at::empty(shape, options), at::empty(shape, options), table, first_row};
-}
-
-void Decoder::add_spare() {
-  queue_.run([&] { spare_ = make_cache(shape_.slots(), shape_.lanes); });
-}
-
-void Decoder::drop_spare() { spare_ = {}; }
-
-CacheCopyArgs Decoder::copy_args(int row, int begin, int count, void* piece) {
-  const Cache& cache = cache_of(row);
-  return {cache.keys.mutable_data_ptr(),
-          cache.values.mutable_data_ptr(),
-          piece,
-          cache.blocks(),
-          static_cast<int>(spec_.layer_count()),
-          cache.keys.size(1),
-          static_cast<int>(spec_.attention.kv_heads),
-          static_cast<int>(spec_.attention.head_dim * cache.keys.element_size()),
-          row - cache.first_row,
-          begin,
-          count};
-}
-
-void Decoder::save(int row, int begin, int count, void* piece) {
+void Decoder::change_blocks() {
   const DeviceGuard guard(queue_.device());
-  save_cache(copy_args(row, begin, count, piece), queue_.stream());
+  for (size_t first = 0; first < copies_.size(); first += kBlockChanges) {
+    BlockCopies args = {};
+    args.keys = keys_.mutable_data_ptr();
+    args.values = values_.mutable_data_ptr();
+    args.layers = static_cast<int>(keys_.size(0));
+    args.blocks = keys_.size(1);
+    args.block_bytes = keys_.stride(1) * keys_.element_size();
+    for (size_t i = first; i < std::min(first + kBlockChanges, copies_.size()); ++i) {
+      args.from[args.count] = copies_[i].from;
+      args.to[args.count++] = copies_[i].to;
+    }
+    copy_blocks(args, queue_.stream());
+  }
+  for (size_t first = 0; first < entries_.size(); first += kBlockChanges) {
+    TableChanges args = {};
+    args.table = table_.mutable_data_ptr<int32_t>();
+    for (size_t i = first; i < std::min(first + kBlockChanges, entries_.size()); ++i) {
+      args.entry[args.count] = entries_[i].at;
+      args.block[args.count++] = entries_[i].block;
+    }
+    set_blocks(args, queue_.stream());
+  }
+  copies_.clear();
+  entries_.clear();
 }
 
-void Decoder::restore(int row, int begin, int count, void* piece) {
-  const DeviceGuard guard(queue_.device());
-  restore_cache(copy_args(row, begin, count, piece), queue_.stream());
+// Reads as many rows at a time as every kind of product computes bit-identical to one row.
+void Decoder::read_again(const int32_t* tokens, int count, int row, int start, bool last) {
+  change_blocks();
+  queue_.run([&] {
+    for (int first = 0; first < count; first += kLinearRows) {
+      const int rows = std::min(kLinearRows, count - first);
+      Pass pass = Pass::again(*this, row, start + first, rows);
+      pass.embed(tokens + first, 1);
+      run_layers(pass);
+      if (last && first + rows == count) {
+        pass.head(rows - 1, 1, logits_of(row));
+      }
+    }
+  });
 }
 
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool last) {
   TORCH_INTERNAL_ASSERT(count >= 1 && count <= kChunkTokens && start + count <= shape_.max_context);
+  change_blocks();
   queue_.run([&] {
     Pass pass = Pass::prompt(*this, row, start, count);
     pass.embed(tokens, 1);
@@ -228,6 +241,7 @@ void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool
 
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits) {
   TORCH_INTERNAL_ASSERT(count >= 1 && count <= kChunkTokens && start + count <= shape_.max_context);
+  change_blocks();
   queue_.run([&] {
     Pass pass = Pass::prompt(*this, row, start, count);
     pass.embed(tokens, 1);

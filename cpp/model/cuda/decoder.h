@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "model/block_store.h"
 #include "model/cuda/adapters.h"
 #include "model/cuda/weights.h"
 #include "model/expert_buffers.h"
@@ -13,7 +14,6 @@
 #include "model/rope_table.h"
 #include "model/spec.h"
 #include "ops/block_table.h"
-#include "ops/cuda/cache_copy.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
@@ -23,8 +23,11 @@ struct DecoderShape {
   int max_batch;  // sequences
   int lanes;      // of each sequence; lane l of sequence s has cache slot s * lanes + l
   int64_t max_context;
-  int max_tokens;  // of all sequences in one pass: more than max_batch if a sequence may have several
+  int max_tokens;      // of all sequences in one pass: more than max_batch if a sequence may have several
+  int64_t blocks = 0;  // of the KV cache; 0: as many as all slots need, each of which has its own then
 
+  int64_t of_slot() const { return ops::blocks_for(max_context); }
+  int64_t most_blocks() const { return blocks > 0 ? blocks : slots() * of_slot(); }
   int slots() const { return max_batch * lanes; }
   int rows() const { return max_tokens * lanes; }
 };
@@ -40,8 +43,9 @@ struct DecoderBytes {
 
 // The transformer of block.h on a GPU, with the KV cache of all its lanes. A decode step can be captured into a graph:
 // all its memory lies at fixed addresses, and the tokens that it reads are in device memory. The residual stream is
-// float32, activations have the weights' dtype.
-class Decoder {
+// float32, activations have the weights' dtype. One sequence beyond max_batch, which does not decode, has slots too:
+// they come after the others.
+class Decoder final : public BlockStore {
  public:
   static constexpr int kChunkTokens = 512;  // a prompt is read in chunks of at most this many
 
@@ -62,18 +66,18 @@ class Decoder {
   // logits.
   void prefill(const int32_t* tokens, int count, int row, int start, bool last);
 
+  // The same, bit-identical to decode(), which reads them one by one.
+  void read_again(const int32_t* tokens, int count, int row, int start, bool last);
+
   // The same, with the logits of all tokens: float32 [>= count, vocab].
   void prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits);
 
-  // Add and drop one sequence beyond max_batch, which does not decode. Its rows come after the others; its keys and
-  // values take memory only until it is dropped.
-  void add_spare();
-  void drop_spare();
-
-  // Copy keys and values of positions of one row to a piece of the device's memory, and back.
-  int64_t cache_bytes(int64_t positions) const;
-  void save(int row, int begin, int count, void* piece);
-  void restore(int row, int begin, int count, void* piece);
+  int64_t block_count() const override { return keys_.size(1); }
+  void set_block(int64_t slot, int64_t index, int32_t block) override;
+  void copy_block(int32_t from, int32_t to) override { copies_.push_back({from, to}); }
+  // Queues the changes of blocks since the last call. Prompts do so themselves.
+  bool blocks_changed() const { return !copies_.empty() || !entries_.empty(); }
+  void change_blocks();
 
   Queue& queue() { return queue_; }
   int lanes() const { return shape_.lanes; }
@@ -87,18 +91,16 @@ class Decoder {
  private:
   class Pass;
 
-  struct Cache {
-    at::Tensor keys, values;  // [layers, blocks, kv_heads, kCacheBlock, head_dim]
-    at::Tensor table;         // int32 [rows, blocks of a context]
-    int first_row;
-
-    ops::BlockTable blocks() const { return {table.const_data_ptr<int32_t>(), table.size(1)}; }
+  // A change of the block table, or a copy of a block.
+  struct Entry {
+    int64_t at;
+    int32_t block;
+  };
+  struct Copy {
+    int32_t from, to;
   };
 
-  Cache make_cache(int first_row, int rows) const;
-  const Cache& cache_of(int row) const { return row < shape_.slots() ? cache_ : spare_; }
   void ready_libraries();
-  CacheCopyArgs copy_args(int row, int begin, int count, void* piece);
 
   ModelSpec spec_;
   DType dtype_;
@@ -108,7 +110,11 @@ class Decoder {
   DeviceAdapters adapters_;
   int64_t k_offset_, v_offset_, up_offset_;
   DeviceInfo device_;
-  Cache cache_, spare_;
+  at::Tensor keys_,
+      values_;        // [layers, blocks, kv_heads, kCacheBlock, head_dim]
+  at::Tensor table_;  // int32 [slots, blocks of a context]
+  std::vector<Entry> entries_;
+  std::vector<Copy> copies_;
   at::Tensor prompt_keys_, prompt_values_;  // [kv_heads, max_context, head_dim] of the layer that a prompt is in
   std::vector<RopeTable> ropes_;
   at::Tensor tokens_, positions_;

@@ -9,7 +9,7 @@
 #include "ops/cuda/activation.h"
 #include "ops/cuda/attention.h"
 #include "ops/cuda/bias.h"
-#include "ops/cuda/cache_gather.h"
+#include "ops/cuda/cache_blocks.h"
 #include "ops/cuda/experts.h"
 #include "ops/cuda/logits.h"
 #include "ops/cuda/norm.h"
@@ -30,11 +30,15 @@ void* column(const at::Tensor& tensor, int64_t offset) {
 }  // namespace
 
 Decoder::Pass Decoder::Pass::decode(Decoder& decoder, int first, int rows, int slots) {
-  return {decoder, {rows, decoder.positions_.const_data_ptr<int32_t>() + first, 0, nullptr, 0, slots}, -1};
+  return {decoder, {rows, decoder.positions_.const_data_ptr<int32_t>() + first, 0, nullptr, 0, slots}, -1, false};
 }
 
 Decoder::Pass Decoder::Pass::prompt(Decoder& decoder, int row, int start, int count) {
-  return {decoder, ops::prompt_places(count, start, row - decoder.cache_of(row).first_row), row};
+  return {decoder, ops::prompt_places(count, start, row), row, true};
+}
+
+Decoder::Pass Decoder::Pass::again(Decoder& decoder, int row, int start, int count) {
+  return {decoder, ops::prompt_places(count, start, row), row, false};
 }
 
 void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
@@ -55,7 +59,7 @@ void Decoder::Pass::head(int first, int rows, at::Tensor logits) {
   rows_ = rows;
   norm(d_.weights_.norm, first);
   const at::Tensor normed = d_.normed_.narrow(0, first, rows);
-  if (!is_prompt() || !d_.adapters_.replaces_head(adapted_lanes().lane)) {
+  if (!reads_one() || !d_.adapters_.replaces_head(adapted_lanes().lane)) {
     multiply(d_.weights_.head, normed, logits);
   }
   adapt_head(normed, logits);
@@ -73,9 +77,9 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           stride,
           stride,
           d_.attended_.mutable_data_ptr(),
-          cache().keys.select(0, index).mutable_data_ptr(),
-          cache().values.select(0, index).mutable_data_ptr(),
-          cache().blocks(),
+          d_.keys_.select(0, index).mutable_data_ptr(),
+          d_.values_.select(0, index).mutable_data_ptr(),
+          {d_.table_.const_data_ptr<int32_t>(), d_.table_.size(1)},
           places_,
           data(rope.cos),
           data(rope.sin),
@@ -129,7 +133,7 @@ void Decoder::Pass::project_heads(int64_t index) {
 void Decoder::Pass::rope_and_cache(const ops::RopeArgs& args) { cuda::rope_and_cache(args, d_.queue_.stream()); }
 
 void Decoder::Pass::attend(const ops::AttentionArgs& args) {
-  if (is_prompt()) {
+  if (is_prompt_) {
     return attend_prompt(args);
   }
   const int splits = attention_splits(rows_, args.kv_heads, static_cast<int>(d_.shape_.max_context),

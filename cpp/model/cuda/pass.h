@@ -23,8 +23,9 @@ class Decoder::Pass {
  public:
   // `rows` rows from `first` on, one for each lane and token; row r has the slot r % slots.
   static Pass decode(Decoder& decoder, int first, int rows, int slots);
-  // `count` tokens of one row's prompt from position `start` on.
+  // `count` tokens of one row's prompt from position `start` on; or of tokens that it decoded before.
   static Pass prompt(Decoder& decoder, int row, int start, int count);
+  static Pass again(Decoder& decoder, int row, int start, int count);
 
   void embed(const int32_t* tokens, int lanes);       // stream = the embedding of tokens[row / lanes]
   void head(int first, int rows, at::Tensor logits);  // logits of `rows` rows from `first` on; ends the pass
@@ -45,11 +46,11 @@ class Decoder::Pass {
   void add_experts(int64_t index);
 
  private:
-  Pass(Decoder& decoder, const ops::Places& places, int prompt_row)
-      : d_(decoder), places_(places), rows_(places.rows), prompt_row_(prompt_row) {}
+  Pass(Decoder& decoder, const ops::Places& places, int only_row, bool is_prompt)
+      : d_(decoder), places_(places), rows_(places.rows), only_row_(only_row), is_prompt_(is_prompt) {}
 
-  bool is_prompt() const { return prompt_row_ >= 0; }
-  const Cache& cache() const { return is_prompt() ? d_.cache_of(prompt_row_) : d_.cache_; }
+  bool reads_one() const { return only_row_ >= 0; }
+
   void norm(const NormWeights& weights, int first);
   void attend_prompt(const ops::AttentionArgs& args);
   void begin_branch();
@@ -59,8 +60,8 @@ class Decoder::Pass {
   at::Tensor library_weight(const DeviceLinear& linear) const;
   void multiply(const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y);
   void multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y);
-  AdaptedLanes adapted_lanes() const { return {d_.shape_.lanes, is_prompt() ? prompt_row_ % d_.shape_.lanes : -1}; }
-  bool adapts() const { return !is_prompt() || d_.adapters_.adapts(adapted_lanes().lane); }
+  AdaptedLanes adapted_lanes() const { return {d_.shape_.lanes, reads_one() ? only_row_ % d_.shape_.lanes : -1}; }
+  bool adapts() const { return !reads_one() || d_.adapters_.adapts(adapted_lanes().lane); }
   LoraArgs lora_args(const ops::LoraUpdate* updates, at::Tensor& y) const;
   void adapt(int64_t index, DeviceAdapters::Input input);
   void adapt_embedding(const EmbeddingArgs& args);
@@ -69,7 +70,8 @@ class Decoder::Pass {
   Decoder& d_;
   ops::Places places_;
   int rows_;
-  int prompt_row_;         // −1: the pass reads no prompt
+  int only_row_;  // −1: the pass reads tokens of all
+  bool is_prompt_;
   bool branched_ = false;  // whether a branch is still to be added
 };
 

@@ -383,6 +383,13 @@ __global__ void append_drafted_kernel(SampleArgs args, const int32_t* accepted) 
   }
 }
 
+__global__ void append_chosen_kernel(SampleArgs args, int sequence, int32_t count) {
+  const int32_t* chosen = args.history + sequence * args.history_stride + args.rows[sequence].history_length;
+  for (int32_t i = 0; i < count; ++i) {
+    append(args, sequence, chosen[i]);
+  }
+}
+
 __global__ void count_prompt_kernel(const int32_t* history, int32_t length, int32_t* counts) {
   const int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i < length) {
@@ -411,6 +418,12 @@ void sample(const SampleArgs& args, Stream stream) {
 void append_drafted(const SampleArgs& args, const int32_t* accepted, Stream stream) {
   const auto warps = static_cast<unsigned>((args.sequences + 31) / 32);
   launch(append_drafted_kernel, {dim3(1), dim3(32 * warps)}, stream, args, accepted);
+}
+
+void append_chosen(const SampleArgs& args, int sequence, int32_t count, Stream stream) {
+  if (count > 0) {
+    launch(append_chosen_kernel, {dim3(1), dim3(1)}, stream, args, sequence, count);
+  }
 }
 
 void count_prompt(const SampleArgs& args, int row, int32_t length, Stream stream) {

@@ -110,6 +110,9 @@ void sample(const SampleArgs& args, Stream stream);
 // Appends the first accepted[s] drafted tokens of every sequence s.
 void append_drafted(const SampleArgs& args, const int32_t* accepted, Stream stream);
 
+// Appends the `count` tokens behind the history of one sequence, which are there already.
+void append_chosen(const SampleArgs& args, int sequence, int32_t count, Stream stream);
+
 // Marks the tokens of a row's history, which is its prompt, in its counts, which must be zero.
 void count_prompt(const SampleArgs& args, int row, int32_t length, Stream stream);
 

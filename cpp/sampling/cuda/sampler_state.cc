@@ -178,10 +178,13 @@ void* SamplerState::staging(int place, Queue& queue) {
   return staging_.data_ptr<uint8_t>() + place * staging_.size(1);
 }
 
-void SamplerState::set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue) {
+void SamplerState::set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue,
+                       std::span<const int64_t> chosen) {
   TORCH_CHECK_INDEX(place >= 0 && place < size_.max_sequences, "place is ", place, "; the sampler has ",
                     size_.max_sequences, " places");
   check_request(options, prompt, size_.vocab, size_.max_tokens, size_.top_capacity);
+  TORCH_CHECK_VALUE(static_cast<int64_t>(prompt.size() + chosen.size()) <= size_.max_tokens, "a sequence has ",
+                    prompt.size() + chosen.size(), " tokens: at most ", size_.max_tokens, " fit");
   auto* staged = static_cast<SampleRow*>(staging(place, queue));
   auto* lists = reinterpret_cast<int32_t*>(staged + 1);
   int32_t* history = lists + args_.lists_stride;
@@ -189,18 +192,20 @@ void SamplerState::set(int place, const SamplingOptions& options, std::span<cons
   staged->ticket = ++tickets_[place];
   write_lists(options, *staged, lists);
   std::copy(prompt.begin(), prompt.end(), history);
+  std::copy(chosen.begin(), chosen.end(), history + prompt.size());
 
   constexpr int64_t kItem = sizeof(int32_t);
   SampleRow* device_row = args_.rows + place;
   queue.copy(device_row, staged, sizeof(SampleRow));
   queue.copy(const_cast<int32_t*>(args_.lists) + place * args_.lists_stride, lists, list_begins(*staged).end * kItem);
-  if (!prompt.empty()) {
-    queue.copy(args_.history + place * args_.history_stride, history, static_cast<int64_t>(prompt.size()) * kItem);
+  if (const auto tokens = static_cast<int64_t>(prompt.size() + chosen.size()); tokens > 0) {
+    queue.copy(args_.history + place * args_.history_stride, history, tokens * kItem);
   }
   if (staged->penalizes != 0) {  // otherwise nothing reads the counts of an earlier sequence
     queue.clear(args_.counts + place * args_.counts_stride, args_.counts_stride * kItem);
     count_prompt(args_, place, staged->history_length, queue.stream());
   }
+  append_chosen(args_, place, static_cast<int32_t>(chosen.size()), queue.stream());
   queue.copy(arrivals_.data_ptr<int32_t>() + place, &device_row->ticket, sizeof(device_row->ticket));
 }
 

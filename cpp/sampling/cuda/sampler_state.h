@@ -41,9 +41,11 @@ class SamplerState {
   static void check_request(const SamplingOptions& options, std::span<const int64_t> prompt, int64_t vocab,
                             int64_t max_tokens, int top_capacity);
 
-  // Puts a sequence in a place, after what was queued before. Throws a ValueError for what Sampler refuses and for what
-  // exceeds the bounds above. The host only waits if the last set() of that place is not done yet.
-  void set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue);
+  // Puts a sequence in a place, after what was queued before; it has `chosen` tokens already. Throws a ValueError for
+  // what Sampler refuses and for what exceeds the bounds above. The host only waits if the last set() of that place is
+  // not done yet.
+  void set(int place, const SamplingOptions& options, std::span<const int64_t> prompt, Queue& queue,
+           std::span<const int64_t> chosen = {});
 
   // Masks, in host memory, of sequences whose options say `masked`: [max_rows, masks_stride()]. For a choice of `count`
   // tokens of each sequence, sequence s has those from s * count on. Written while no sent ones are on their way.
