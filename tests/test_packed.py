@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -172,8 +173,14 @@ class PackedFolder(Folder):
         formats = {name: packed.format for name, packed in self.matrices.items()}
         return replace(self.floats, packed={name: one for name, one in formats.items() if one is not None})
 
-    def matrix(self, name: str, keep: bool = False) -> PackedMatrix | torch.Tensor:
-        return self.matrices[name] if name in self.matrices else super().matrix(name, keep)
+    def packed(self, name: str) -> Iterator[PackedMatrix]:
+        yield self.matrices[name]
+
+    def rows(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+        if name in self.matrices:
+            yield self.matrices[name].dequantize()
+        else:
+            yield from super().rows(name, keep, dtype)
 
     def reference(self) -> Any:
         """Return the model of transformers with the same numbers."""

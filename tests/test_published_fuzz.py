@@ -62,7 +62,9 @@ def test_mutated_checkpoints(tmp_path: Path, scheme: str) -> None:
             try:
                 opened = open_checkpoint(folder)
                 for name in opened.names:
-                    opened.matrix(name)
+                    opened.read(name)
+                    if name in opened.config.packed:
+                        list(opened.packed(name))
             except (CheckpointError, FileNotFoundError, MemoryError) as error:
                 assert str(tmp_path / "mutated") in str(error)
                 refused += 1

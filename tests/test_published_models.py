@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import dlf
-from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.source import open_checkpoint
 from dlf.cli.inspect import describe
 from dlf.errors import CheckpointError
@@ -141,11 +140,11 @@ def test_matrices_stay_packed_until_a_type_for_them_is_chosen(tmp_path: Path, pl
     folder, _ = pair(tmp_path, plain, "w4a16-g32")
     source = open_checkpoint(folder)
     name = "model.layers.0.self_attn.q_proj.weight"
-    packed = source.matrix(name)
-    assert isinstance(packed, PackedMatrix) and packed.bits == 4 and packed.group == 32
+    [packed] = source.packed(name)
+    assert packed.bits == 4 and packed.group == 32
     torch.testing.assert_close(source.read(name), packed.dequantize())
     assert source.layout(name).dtype == "F32"
-    assert isinstance(source.matrix("model.norm.weight"), torch.Tensor)
+    assert "model.norm.weight" not in source.config.packed
 
 
 def test_inspect_says_how_matrices_are_quantized(tmp_path: Path, plain: Path) -> None:

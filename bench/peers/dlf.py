@@ -12,19 +12,24 @@ if TYPE_CHECKING:
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
-    """Fill the cache of quantized weights, as a user's first run does."""
+    """Fill the cache of quantized weights, as a user's first run does; "file" are the weights of a GGUF file."""
     import dlf
 
     os.environ["DLF_CACHE"] = str(scratch)
-    dlf.Engine(folder, weights=weights, max_batch=1).close()
+    if weights != "file":
+        dlf.Engine(folder, weights=weights, max_batch=1).close()
     return folder
 
 
 def read_bytes(folder: Path, weights: str) -> int:
     """Bytes of one bfloat16 model's weights that a token reads: not an untied embedding, of which it reads one row."""
+    from bench.peers import gguf_file
     from dlf.checkpoints.config import read_config
     from dlf.checkpoints.precision import Precision
     from dlf.checkpoints.quantized import weights_bytes
+
+    if weights == "file":
+        return gguf_file.read_bytes(folder)
 
     config = read_config(folder)
     embedding = 0 if config.tie_word_embeddings else 2 * config.spec.vocab_size * config.spec.hidden_size
@@ -62,7 +67,7 @@ class Dlf:
 
         experts = [dlf.Expert(*paths[1:])] if len(paths) > 1 else []
         options = {
-            "weights": weights,
+            "weights": None if weights == "file" else weights,
             "threads": threads,
             "max_batch": 1,
             "max_context": context,

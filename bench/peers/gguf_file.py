@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-EMBEDDING = "token_embd.weight"
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 NAMES = {
     "model.embed_tokens.weight": EMBEDDING,
     "model.norm.weight": "output_norm.weight",
@@ -75,7 +75,8 @@ def write(folder: Path, target: Path) -> None:
 
 
 def read_bytes(path: Path) -> int:
-    """Bytes of a file's weights that a token reads."""
+    """Bytes of a file's weights that a token reads: of an embedding, only one row unless it is the head, too."""
     import gguf
 
-    return sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors if tensor.name != EMBEDDING)
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors}
+    return sum(sizes.values()) - (sizes[EMBEDDING] if HEAD in sizes else 0)

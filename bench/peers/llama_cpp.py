@@ -13,9 +13,11 @@ QUANTIZED = {"int8": "q8_0", "int4": "q4_0"}
 
 
 def prepare(folder: Path, weights: str, scratch: Path) -> Path:
-    """Write a GGUF file in bfloat16, and quantize it with llama.cpp if asked to."""
+    """Write a GGUF file in bfloat16, and quantize it with llama.cpp if asked to; "file" is one that is there."""
     import llama_cpp
 
+    if weights == "file":
+        return folder
     source = scratch / f"{folder.name}-bf16.gguf"
     if not source.exists():
         gguf_file.write(folder, source)

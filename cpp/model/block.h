@@ -104,11 +104,10 @@ inline ops::AttentionArgs attention_args(const ModelSpec& spec, int64_t layer, c
 }
 
 // The embedding's arguments, but for the rows.
-inline ops::EmbeddingArgs embedding_args(const ModelSpec& spec, const at::Tensor& embedding,
+inline ops::EmbeddingArgs embedding_args(const ModelSpec& spec, const ops::Matrix& embedding,
                                          const at::Tensor& positions, DType dtype) {
   ops::EmbeddingArgs args = {};
-  args.weight = embedding.const_data_ptr();
-  args.size = static_cast<int>(spec.hidden_size);
+  args.weight = embedding;
   args.dtype = dtype;
   args.multiplier = rounded(spec.embedding_multiplier, dtype);
   args.positions = positions.defined() ? positions.const_data_ptr() : nullptr;

@@ -49,12 +49,12 @@ const at::Tensor& find(const TensorMap& tensors, const std::string& name) {
 
 Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spec)) {
   check(spec_);
-  const at::ScalarType first = find(tensors, "embedding").scalar_type();
+  const at::ScalarType first = find(tensors, "norm").scalar_type();
   TORCH_CHECK_VALUE(first == at::kFloat || first == at::kBFloat16 || first == at::kHalf,
                     "weights must be float32, bfloat16 or float16, not ", first);
   dtype_ = first == at::kFloat ? DType::float32 : first == at::kBFloat16 ? DType::bfloat16 : DType::float16;
 
-  embedding = take(tensors, "embedding", {spec_.vocab_size, spec_.hidden_size});
+  embedding = linear(tensors, "embedding", spec_.vocab_size, spec_.hidden_size, /*bias=*/false);
   if (spec_.learned_positions > 0) {
     positions = take(tensors, "positions", {spec_.learned_positions, spec_.hidden_size});
   }
@@ -92,12 +92,10 @@ Weights::Weights(ModelSpec spec, const TensorMap& tensors) : spec_(std::move(spe
   }
   norm = norm_of(tensors, "norm", spec_.hidden_size, spec_.norm.bias);
   const auto own = tensors.find("head");
-  if (own != tensors.end() && !own->second.is_same(embedding)) {  // else tied: counted once
-    head = linear(tensors, "head", spec_.vocab_size, spec_.hidden_size, spec_.head_bias);
-  } else {
-    head = {{embedding},
-            spec_.head_bias ? vector(tensors, "head.bias", spec_.vocab_size) : at::Tensor(),
-            {embedding.const_data_ptr(), nullptr, spec_.vocab_size, spec_.hidden_size, float_type(dtype_), 0}};
+  const bool tied = own == tensors.end() || own->second.is_same(embedding.tensors.data);  // and counted once
+  head = tied ? embedding : linear(tensors, "head", spec_.vocab_size, spec_.hidden_size, /*bias=*/false);
+  if (spec_.head_bias) {
+    head.bias = vector(tensors, "head.bias", spec_.vocab_size);
   }
 }
 
@@ -128,7 +126,7 @@ at::Tensor Weights::take(const TensorMap& tensors, const std::string& name, at::
   TORCH_CHECK_VALUE(tensor.sizes() == shape, "tensor ", name, " has shape ", tensor.sizes(), "; the model takes ",
                     shape);
   const at::ScalarType type = scalar_type(dtype_);
-  TORCH_CHECK_VALUE(tensor.scalar_type() == type, "tensor ", name, " is ", tensor.scalar_type(), ", the embedding is ",
+  TORCH_CHECK_VALUE(tensor.scalar_type() == type, "tensor ", name, " is ", tensor.scalar_type(), ", the last norm is ",
                     type, "; load all with one dtype");
   TORCH_CHECK_VALUE(tensor.is_contiguous(), "tensor ", name, " must be contiguous");
   bytes_ += static_cast<int64_t>(tensor.nbytes());

@@ -56,18 +56,18 @@ class Weights {
  public:
   // Takes tensors under the names of their slots (slots.h), checks their shapes against the spec (ValueError names the
   // slot) and keeps those it needs. Matrices stay where they are, on whatever device; vectors become float32. The
-  // weight of any linear layer may be tiles (ops/tiles.h) with "3.q.scale" and so on beside it. Without "head" the
-  // embedding is tied.
+  // embedding and the weight of any linear layer may be tiles (ops/tiles.h) with "3.q.scale" and so on beside it.
+  // Without "head" the embedding is tied.
   Weights(ModelSpec spec, const TensorMap& tensors);
 
   const ModelSpec& spec() const { return spec_; }
-  DType dtype() const { return dtype_; }         // of the embedding and of the KV cache
-  bool quantized() const { return quantized_; }  // whether any linear layer is
+  DType dtype() const { return dtype_; }         // of vectors, of matrices of floats and of the KV cache
+  bool quantized() const { return quantized_; }  // whether any matrix is
   std::vector<ops::MatrixType> types() const;    // of the linear layers, the one with most bytes first
   int64_t bytes() const { return bytes_; }
 
-  at::Tensor embedding;  // [vocab, hidden]
-  at::Tensor positions;  // [learned_positions, hidden], or undefined
+  LinearWeights embedding;  // [vocab, hidden], without bias; of tied weights it is the head's
+  at::Tensor positions;     // [learned_positions, hidden], or undefined
   std::vector<LayerWeights> layers;
   NormWeights norm;
   LinearWeights head;

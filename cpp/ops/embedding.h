@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "ops/matrix.h"
 #include "ops/places.h"
 #include "support/dtype.h"
 #include "support/host_device.h"
@@ -10,16 +11,17 @@ namespace dlf::ops {
 
 // y = multiplier * the embedding of each row's token, and, with a table of positions, that of its position.
 struct EmbeddingArgs {
-  const void* weight;    // [vocab, size], of dtype
+  Matrix weight;         // [vocab, size]: floats of dtype, or tiles
   const int32_t* token;  // [rows / lanes]: row r has token[r / lanes], which is inside the vocabulary, or −1: zeros
   float* y;              // [rows, size]
   int rows;
   int lanes;
-  int size;
   DType dtype;
   float multiplier = 1.0F;
   const void* positions = nullptr;  // [positions, size], of dtype, or null
   Places places = {};               // needed with `positions`
+
+  DLF_HOST_DEVICE int64_t size() const { return weight.in; }
 };
 
 // Rows of an embedding that an adapter has of its own.

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from dlf.checkpoints.huge_pages import Place, leave
+from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TensorLayout
 from dlf.checkpoints.source import Source
 from dlf.errors import CheckpointError
 from dlf.families.parts import Part
@@ -63,8 +64,10 @@ def load_tensors(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
     config, tensors = source.config, dict[str, torch.Tensor]()
-    for path, part, tensor in read_tensors(source, names, f"Loading {source.path.name}", dtype=dtype):
-        tensors[part.name] = place(part.name, tensor.to(dtype))
+    for path, part, rows in read_tensors(source, names, f"Loading {source.path.name}", dtype=dtype):
+        layout = TensorLayout(SAFETENSORS_DTYPES[dtype], part.shape)
+        pieces = ({part.name: one.to(dtype)} for one in rows)
+        tensors |= place.gather(pieces, {part.name: layout})
         check_finite(tensors[part.name], part.name, path)
         if part.name in by_row:
             tensors[part.name] = part.take(source.release(part.tensor, tensors[part.name]))
@@ -79,11 +82,11 @@ def read_tensors(
     task: str,
     keep: bool = True,
     dtype: torch.dtype | None = None,
-) -> Iterator[tuple[Path, Part, torch.Tensor]]:
-    """Yield the file, the part and the values of each tensor; the values are a view of the mapped file if possible.
+) -> Iterator[tuple[Path, Part, Iterator[torch.Tensor]]]:
+    """Yield the file, the part and the values of each tensor; these come as `Source.rows` yields them.
 
-    A caller that does not `keep` the views holds less memory meanwhile. `dtype` is as in `Source.read`. Large
-    checkpoints get a progress bar that says `task`. Errors are those of `load_tensors`.
+    A caller that does not `keep` views holds less memory meanwhile. `dtype` is as in `Source.rows`. Large checkpoints
+    get a progress bar that says `task`. Errors are those of `load_tensors`.
     """
     wanted: dict[str, dict[str, Part]] = {}  # by stored tensor, then by name
     for part in source.config.parts.values():
@@ -96,11 +99,17 @@ def read_tensors(
             for name in source.names:
                 if name not in wanted:
                     continue
-                whole = source.read(name, keep, dtype)
-                for part in wanted[name].values():
-                    yield source.path_of(name), part, part.take(whole)
-                    progress.update(math.prod(part.shape))
-                del whole
+                path, rows, parts = source.path_of(name), source.rows(name, keep, dtype), list(wanted[name].values())
+                if len(parts) == 1 and parts[0].whole:
+                    yield path, parts[0], rows
+                else:
+                    pieces = list(rows)
+                    whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+                    del pieces
+                    for part in parts:
+                        yield path, part, iter([part.take(whole)])
+                    del whole
+                progress.update(sum(math.prod(part.shape) for part in parts))
     finally:
         source.close()
 

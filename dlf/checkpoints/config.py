@@ -120,6 +120,8 @@ class ModelConfig:
         """Parts of this checkpoint, and those of tiles, by slot; parts of stored tensors are taken."""
         found = {}
         for slot, part in self.parts.items():
+            if slot == "head" and self.tie_word_embeddings and self.head not in tensors:
+                continue  # the embedding stands for it, whatever form that has
             name = self.head if slot == "head" else part.name
             for suffix, end in TILE_PARTS.items():
                 if name + suffix in tensors:

@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -142,23 +142,27 @@ class Folder:
             return self.other_parts[name]
         return self._file(name).header(name, self._shapes[name])
 
-    def read(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
         """Return a tensor of the configuration: as a view of its mapped file, or dequantized."""
-        matrix = self.matrix(name, keep)
-        values = matrix.dequantize() if isinstance(matrix, PackedMatrix) else matrix
-        return values.t().contiguous() if name in self.quantized and name in self._transposed else values
+        [values] = self.rows(name)
+        return values
 
-    def matrix(self, name: str, keep: bool = False) -> PackedMatrix | torch.Tensor:
-        """Return a tensor of the configuration: as a view of its mapped file, as integers and scales, or dequantized.
-
-        Integers become floats where groups of inputs do not lie side by side. All quantized matrices are
-        ``[out, in]``, as every quantizer writes them.
-        """
+    def rows(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+        """Yield a tensor of the configuration whole."""
         stored = self.quantized.get(name)
-        if stored is not None:
-            return stored.read(self._take, str(self.path_of(name)))
-        self.layout(name)  # checks it
-        return self._take(name, keep)
+        if stored is None:
+            self.layout(name)  # checks it
+            yield self._take(name, keep)
+        else:
+            matrix = stored.read(self._take, str(self.path_of(name)))
+            values = matrix.dequantize() if isinstance(matrix, PackedMatrix) else matrix
+            yield values.t().contiguous() if name in self._transposed else values
+
+    def packed(self, name: str) -> Iterator[PackedMatrix]:
+        """Yield a matrix whole, ``[out, in]`` as every quantizer writes it."""
+        matrix = self.quantized[name].read(self._take, str(self.path_of(name)))
+        if isinstance(matrix, PackedMatrix):
+            yield matrix
 
     def _take(self, name: str, keep: bool = False) -> torch.Tensor:
         """Return a stored tensor as a view of its mapped file."""

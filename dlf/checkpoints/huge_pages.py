@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 
-__all__ = ["HugePages", "Place", "leave", "placement"]
+from dlf.checkpoints.precision import TensorLayout
 
-Place: TypeAlias = "Callable[[str, torch.Tensor], torch.Tensor]"
-"""Takes the name and the values of a tensor that was read, and returns the tensor where it will stay."""
+__all__ = ["HugePages", "Place", "leave", "placement"]
 
 LEAST_BYTES = 64 << 20  # smaller models gain nothing
 ALIGNMENT = 4096
@@ -21,24 +21,69 @@ ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 MEMINFO = Path("/proc/meminfo")
 
 
-def leave(_: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Leave a tensor where it is."""
-    return tensor
+@dataclass(frozen=True)
+class Place:
+    """Decides where the tensors of a checkpoint stay.
+
+    Parameters
+    ----------
+    memory : HugePages, optional
+        Where some of them are copied to.
+    names
+        Which ones.
+    """
+
+    memory: HugePages | None = None
+    names: frozenset[str] = frozenset()
+
+    def __call__(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor that was read where it will stay."""
+        if self.memory is None:
+            return tensor
+        if name in self.names:
+            return self.memory.copy(tensor)
+        # A view would keep its whole mapping alive, which a vector is not worth.
+        return tensor.clone() if tensor.dim() == 1 else tensor
+
+    def gather(
+        self, pieces: Iterable[Mapping[str, torch.Tensor]], layouts: Mapping[str, TensorLayout]
+    ) -> dict[str, torch.Tensor]:
+        """Return tensors that come in pieces where they will stay; only one piece is held beside them.
+
+        Parameters
+        ----------
+        pieces
+            Whole tensors by name, or neighbouring stretches of their first axis, in order.
+        layouts
+            Of each whole tensor.
+        """
+        found: dict[str, torch.Tensor] = {}
+        filled = dict.fromkeys(layouts, 0)
+        for piece in pieces:
+            for name, tensor in piece.items():
+                if tuple(tensor.shape) == layouts[name].shape:
+                    found[name] = self(name, tensor)
+                    continue
+                if name not in found:
+                    found[name] = self._room(name, layouts[name].shape, tensor.dtype)
+                begin, filled[name] = filled[name], filled[name] + len(tensor)
+                found[name][begin : filled[name]] = tensor
+        return found
+
+    def _room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if self.memory is None or name not in self.names:
+            return torch.empty(shape, dtype=dtype)
+        return self.memory.room(shape, dtype)
+
+
+leave = Place()
+"""Leaves every tensor where it is."""
 
 
 def placement(sizes: Mapping[str, int]) -> Place:
     """Return a `Place` that copies the tensors of these names and sizes (bytes) to huge pages, if that helps."""
     memory = HugePages.available_for(sizes)
-    if memory is None:
-        return leave
-
-    def place(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name in sizes:
-            return memory.copy(tensor)
-        # A view would keep its whole mapping alive, which a vector is not worth.
-        return tensor.clone() if tensor.dim() == 1 else tensor
-
-    return place
+    return leave if memory is None else Place(memory, frozenset(sizes))
 
 
 class HugePages:
@@ -78,10 +123,14 @@ class HugePages:
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """Copy a tensor into this memory, which lives as long as any tensor in it."""
-        end = self._next + tensor.nbytes
-        room = self._memory[self._next : end].view(tensor.dtype).view(tensor.shape)
+        return self.room(tensor.shape, tensor.dtype).copy_(tensor)
+
+    def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor of this memory that is yet to be filled."""
+        end = self._next + math.prod(shape) * dtype.itemsize
+        room = self._memory[self._next : end].view(dtype).view(shape)
         self._next = -(-end // ALIGNMENT) * ALIGNMENT
-        return room.copy_(tensor)
+        return room
 
 
 def _available_bytes() -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -154,6 +154,15 @@ class PackedMatrix:
         except ValueError as error:
             raise CheckpointError(f"tensor '{name}': {error}; load it as floats (weights='bf16')") from None
         return {f"{name}{suffix}": parts[part] for suffix, part in TILE_PARTS.items() if part in parts}
+
+    @classmethod
+    def join(cls, matrices: Sequence[PackedMatrix]) -> PackedMatrix:
+        """Return the matrix that has the rows of all, in order; they are stored alike."""
+        if len(matrices) == 1:
+            return matrices[0]
+        tensors = [name for name, one in vars(matrices[0]).items() if isinstance(one, torch.Tensor)]
+        joined: dict[str, Any] = {name: torch.cat([getattr(one, name) for one in matrices]) for name in tensors}
+        return replace(matrices[0], **joined)
 
     def select(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> PackedMatrix:
         """Return the matrix of those outputs that `rows` takes of a tensor with a row for each."""

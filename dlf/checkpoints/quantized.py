@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 
 from dlf import _C
 from dlf.checkpoints.checkpoint import check_finite, load_tensors, read_tensors
 from dlf.checkpoints.config import ModelConfig
-from dlf.checkpoints.huge_pages import leave, placement
+from dlf.checkpoints.huge_pages import Place, leave, placement
 from dlf.checkpoints.packed import PackedMatrix
-from dlf.checkpoints.precision import TILE_PARTS, MatrixFormat, Precision, Quantization, scale_name, tile_layouts
+from dlf.checkpoints.precision import TILE_PARTS, MatrixFormat, Precision, Quantization, tile_layouts
 from dlf.checkpoints.source import Source
 from dlf.checkpoints.weight_cache import CachedWeights, cache_folder
 from dlf.errors import CheckpointError
@@ -62,21 +63,28 @@ def always_read(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, int]
 
 
 def formats_of(config: ModelConfig, precision: Precision) -> dict[str, MatrixFormat]:
-    """Format of each linear layer that will be in tiles, by name; a tied embedding counts as the head."""
+    """Format of each matrix that will be in tiles, by name; quantizing a tied embedding makes the head."""
+    kept = config.packed if precision.packed else {}
     if precision.quantization is not None:
-        return dict.fromkeys(linear_shapes(config), precision.quantization.format)
-    if not precision.packed:
-        return {}
-    return {name: config.packed[part.tensor] for name, part in targets(config) if part.tensor in config.packed}
+        made = dict.fromkeys(linear_shapes(config), precision.quantization.format)
+        return made | {name: kept[name] for name in (config.embedding,) if name in kept}
+    return {part.name: kept[part.tensor] for part in _matrices(config) if part.tensor in kept}
+
+
+def _matrices(config: ModelConfig) -> list[Part]:
+    """Return the embedding and the linear layers; a tied embedding is one of them."""
+    parts = [part for slot, part in config.parts.items() if slot == "embedding"] + [part for _, part in targets(config)]
+    return list({part.name: part for part in parts}.values())
 
 
 def weights_bytes(config: ModelConfig, precision: Precision, cuda: bool = False) -> int:
     """Bytes that a model's weights take."""
     shapes = {part.name: part.shape for part in config.parts.values()}
+    matrices = linear_shapes(config) | {part.name: (part.shape[0], part.shape[1]) for part in _matrices(config)}
     width = 4 if precision.float_dtype(config.dtype, cuda) == "float32" else 2
     formats = formats_of(config, precision)
     floats = sum(math.prod(shape) for name, shape in shapes.items() if name not in formats)
-    return width * floats + sum(one.nbytes for one in tile_layouts(formats, linear_shapes(config)).values())
+    return width * floats + sum(one.nbytes for one in tile_layouts(formats, matrices).values())
 
 
 def load_packed(
@@ -92,39 +100,55 @@ def load_packed(
     FileNotFoundError, CheckpointError
         As `load_tensors` does, and if an integer or scale is out of its range.
     """
-    config, shapes = source.config, linear_shapes(source.config)
-    sizes = {name: one.nbytes for name, one in tile_layouts(formats, shapes).items()}
+    config = source.config
+    matrices = {part.name: (part.shape[0], part.shape[1]) for part in _matrices(config)}
+    sizes = {name: one.nbytes for name, one in tile_layouts(formats, matrices).items()}
+    sizes |= {name: math.prod(shape) * dtype.itemsize for name, shape in matrices.items() if name not in formats}
+    by_row = set() if config.tie_word_embeddings else {config.embedding}
+    idle = {name + suffix for name in by_row for suffix in TILE_PARTS}
+    read = {name: size for name, size in always_read(config, sizes).items() if name not in idle}
+    place = placement(read) if huge_pages else leave
     floats = {part.name for part in config.parts.values()} - formats.keys()
-    tied = config.tie_word_embeddings and config.head not in formats
-    if tied:
-        shapes[config.embedding] = shapes.pop(config.head)
-    sizes |= {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items() if name in floats}
-    place = placement(always_read(config, sizes)) if huge_pages else leave
-    tensors = load_tensors(source, dtype, floats, place, set() if tied else {config.embedding})
-    if tied:
-        tensors[config.head] = tensors[config.embedding]
-    parts: dict[str, dict[str, Part]] = {}  # by stored tensor, then by name
-    for name, part in targets(config):
-        if name in formats:
-            parts.setdefault(part.tensor, {})[name] = part
-    for stored, members in parts.items():
-        matrix = source.matrix(stored)
-        if not isinstance(matrix, PackedMatrix) or matrix.format != config.packed[stored]:
-            raise CheckpointError(
-                f"{source.path_of(stored)}: tensor '{stored}' has other integers and scales than its header says; "
-                "fetch the checkpoint again, or load it as floats (weights='bf16')"
-            )
-        for name, part in members.items():
-            packed = matrix if part.name == part.tensor else matrix.select(part.rows)
-            if packed.shape != part.shape:
-                raise CheckpointError(
-                    f"{source.path_of(stored)}: tensor '{stored}' has shape {list(matrix.shape)}; the model takes "
-                    f"{list(part.stored)}"
-                )
-            tensors |= {one: place(one, tensor) for one, tensor in packed.tiles(name).items()}
-        del matrix, packed
+    tensors = load_tensors(source, dtype, floats, place, by_row) | _keep_packed(source, formats, place)
     source.close()
     return tensors
+
+
+def _keep_packed(source: Source, formats: Mapping[str, MatrixFormat], place: Place) -> dict[str, torch.Tensor]:
+    """Return the tiles of matrices that the files have as integers and scales."""
+    tensors: dict[str, torch.Tensor] = {}
+    members: dict[str, list[Part]] = {}  # by stored tensor
+    for part in _matrices(source.config):
+        if part.name in formats:
+            members.setdefault(part.tensor, []).append(part)
+    for parts in members.values():
+        matrices = _checked(source, parts[0])
+        if len(parts) == 1 and parts[0].whole:
+            tensors |= _tiles(matrices, parts[0], formats, place)
+            continue
+        whole = PackedMatrix.join(list(matrices))
+        for part in parts:
+            tensors |= _tiles(iter([whole.select(part.rows)]), part, formats, place)
+        del whole
+    return tensors
+
+
+def _checked(source: Source, part: Part) -> Iterator[PackedMatrix]:
+    """Yield the matrix that a part is of, if it has the format and the shape that the configuration says."""
+    name, rows = part.tensor, 0
+    out, columns = reversed(part.stored) if part.transposed else part.stored
+    for matrix in source.packed(name):
+        rows += matrix.shape[0]
+        if matrix.format == source.config.packed[name] and matrix.shape[1] == columns and rows <= out:
+            yield matrix
+        else:
+            rows = out + 1
+            break
+    if rows != out:
+        raise CheckpointError(
+            f"{source.path_of(name)}: tensor '{name}' has other integers and scales than its header says; fetch the "
+            "checkpoint again, or load it as floats (weights='bf16')"
+        )
 
 
 def load_quantized(
@@ -139,7 +163,8 @@ def load_quantized(
     Returns
     -------
     dict
-        Tensors for `ModelConfig.by_slot`; the embedding, norms and biases are `dtype`.
+        Tensors for `ModelConfig.by_slot`; the norms and biases are `dtype`, and so is the embedding unless the files
+        have it as integers and scales, which stay.
 
     Raises
     ------
@@ -150,16 +175,17 @@ def load_quantized(
     linears = linear_shapes(config)
     layout = quantization.layout(linears)
     place = placement(always_read(config, {n: one.nbytes for n, one in layout.items()})) if huge_pages else leave
-    others = {part.name for part in config.parts.values()} - linears.keys()
-    tensors = load_tensors(source, dtype, others, place, {config.embedding})
+    kept = {name: config.packed[name] for name in (config.embedding,) if name in config.packed}
+    others = {part.name for part in config.parts.values()} - linears.keys() - kept.keys()
+    tensors = load_tensors(source, dtype, others, place, {config.embedding}) | _keep_packed(source, kept, place)
     cache = cache_folder()
     if cache is not None:
-        kept = CachedWeights(cache, source.content_hash(cache), quantization.name, layout)
-        found = kept.load(place)
-        if found is not None:
-            return tensors | found
+        found = CachedWeights(cache, source.content_hash(cache), quantization.name, layout)
+        mapped = found.load(place)
+        if mapped is not None:
+            return tensors | mapped
         try:
-            return tensors | kept.store(_quantize(source, quantization), place)
+            return tensors | found.store(_quantize(source, quantization), place)
         except OSError as error:
             warnings.warn(
                 f"quantized weights cannot be kept in {cache} ({error.strerror or error}); going on without. "
@@ -181,11 +207,23 @@ def _quantize(source: Source, quantization: Quantization) -> Iterator[tuple[str,
     config = source.config
     names = stored_linears(config)
     task = f"Quantizing {source.path.name} to {quantization.name}"
-    for path, part, tensor in read_tensors(source, names, task, keep=False):
-        check_finite(tensor, part.name, path)
-        tiles, scale = quantize(tensor, quantization)
-        del tensor  # and with it the file's pages, before the next tensor is read
+    for path, part, rows in read_tensors(source, names, task, keep=False):
         target = config.head if part.name == config.embedding else part.name
-        yield target, tiles
-        yield scale_name(target), scale
-        del tiles, scale
+        layout = quantization.layout({target: (part.shape[0], part.shape[1])})
+        pieces = (_quantized(one, part.name, path, quantization) for one in rows)
+        yield from leave.gather((dict(zip(layout, piece, strict=True)) for piece in pieces), layout).items()
+
+
+def _quantized(
+    rows: torch.Tensor, name: str, path: Path, quantization: Quantization
+) -> tuple[torch.Tensor, torch.Tensor]:
+    check_finite(rows, name, path)
+    return quantize(rows, quantization)
+
+
+def _tiles(
+    matrices: Iterator[PackedMatrix], part: Part, formats: Mapping[str, MatrixFormat], place: Place
+) -> dict[str, torch.Tensor]:
+    """Return the tiles of a part that comes some rows after the others."""
+    layout = formats[part.name].layout(part.name, (part.shape[0], part.shape[1]))
+    return place.gather((one.tiles(part.name) for one in matrices), layout)

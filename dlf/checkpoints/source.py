@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -82,8 +82,11 @@ class Source(Protocol):
     def layout(self, name: str) -> TensorLayout:
         """Return the type and shape in which `read` returns a tensor of the configuration."""
 
-    def read(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return the floating-point values of a tensor of the configuration, as a view of its file if possible.
+    def read(self, name: str) -> torch.Tensor:
+        """Return the floating-point values of a tensor of the configuration, as a view of its file if possible."""
+
+    def rows(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+        """Yield what `read` returns: a view whole, computed values some rows after the others, to save memory.
 
         Parameters
         ----------
@@ -95,8 +98,11 @@ class Source(Protocol):
             Type that the caller will convert to. Values that are computed and not viewed may have it already.
         """
 
-    def matrix(self, name: str) -> PackedMatrix | torch.Tensor:
-        """Return a tensor of the configuration as integers and scales if the file has it so, else as `read`."""
+    def packed(self, name: str) -> Iterator[PackedMatrix]:
+        """Yield a matrix of `ModelConfig.packed` as integers and scales, whole or some rows after the others.
+
+        Before the last rows, their number is a multiple of 16, so that they fill whole tiles.
+        """
 
     def release(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor that was read, without its pages in memory if it is a view: each comes back with its use."""

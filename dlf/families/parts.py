@@ -97,6 +97,11 @@ class Part:
     heads: int = 1
     expert: int | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether the stored tensor is the part, so that some rows of it are those rows of the part."""
+        return self.name == self.tensor and not self.transposed and not self.pairs and self.expert is None
+
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of the stored tensor: a view if its rows are neighbours, else a copy."""
         tensor = tensor if self.expert is None else tensor[self.expert]

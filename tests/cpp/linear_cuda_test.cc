@@ -7,6 +7,7 @@
 #include "cuda_testing.h"
 #include "ops/cpu/quantize.h"
 #include "ops/cuda/activation.h"
+#include "ops/cuda/embedding.h"
 #include "ops/cuda/linear.h"
 #include "ops/cuda/linear_plain.h"
 #include "ops/cuda/linear_ring.h"
@@ -297,6 +298,25 @@ void dequantize_writes_the_matrix() {
   }
 }
 
+void embedding_reads_every_type() {
+  const at::Tensor token = to_device({36, -1, 17});
+  for (const Kind& kind : kKinds) {
+    for (const int in : {5, 72, 1100}) {
+      const Weights weights(37, in, kind, 13);
+      const at::Tensor y = run_in_any_order([&](Stream stream) {
+        const at::Tensor hidden = filled({3, in}, at::kFloat, 7.0);
+        embedding(
+            {weights.matrix, token.const_data_ptr<int32_t>(), hidden.mutable_data_ptr<float>(), 3, 1, kind.dtype, 2.0F},
+            stream);
+        return hidden;
+      });
+      const at::Tensor expected =
+          2.0 * at::stack({weights.values[36], at::zeros_like(weights.values[0]), weights.values[17]});
+      EXPECT(at::allclose(y.to(at::kDouble), expected, 1e-5, 1e-6));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dlf::cuda
 
@@ -311,5 +331,6 @@ int main() {
       {"inactive rows stay as they are", inactive_rows_stay_as_they_are},
       {"input that is not finite shows", input_that_is_not_finite_shows},
       {"dequantize writes the matrix", dequantize_writes_the_matrix},
+      {"embedding reads every type", embedding_reads_every_type},
   });
 }

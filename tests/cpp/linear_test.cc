@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "ops/cpu/activation.h"
+#include "ops/cpu/embedding.h"
 #include "ops/cpu/quantize.h"
 #include "ops_testing.h"
 #include "tiles_testing.h"
@@ -380,6 +381,22 @@ void quantizing_refuses_what_it_cannot_do() {
   EXPECT_THROWS(quantize(at::empty({4, 64}, at::kHalf), MatrixType::int8, 0, team));
 }
 
+void embedding_reads_every_type() {
+  const std::vector<int32_t> tokens = {36, -1, 17};
+  for (const Kind& kind : kKinds) {
+    for (const int64_t in : {1, 7, 64, 131, 544}) {
+      const Weights weights(37, in, kind, 13);
+      Floats y(3 * in, 7.0F);
+      const DType dtype = kind.type == MatrixType::float32 ? DType::float32 : DType::bfloat16;
+      embedding({weights.matrix, tokens.data(), y.data(), 3, 1, dtype, 2.0F});
+      for (int64_t i = 0; i < 3 * in; ++i) {
+        const int64_t token = tokens[i / in];
+        EXPECT(near(y[i], token < 0 ? 0.0 : 2.0 * weights.values[token * in + i % in], 1e-5));
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace dlf::ops
 
@@ -392,6 +409,7 @@ int main() {
       {"prefill multiplies as decode does", prefill_multiplies_as_decode_does},
       {"products of one loop may differ in type", products_of_one_loop_may_differ_in_type},
       {"packing keeps every number", packing_keeps_every_number},
+      {"embedding reads every type", embedding_reads_every_type},
       {"packing refuses what tiles do not hold", packing_refuses_what_tiles_do_not_hold},
       {"input is rounded to the nearest", input_is_rounded_to_the_nearest},
       {"input that is not finite shows", input_that_is_not_finite_shows},

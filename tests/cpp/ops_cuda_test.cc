@@ -31,11 +31,10 @@ void embedding_copies_rows() {
   for (const DType dtype : kDeviceTypes) {
     const at::Tensor weight = random({10, size}, scalar_type(dtype), 1);
     const at::Tensor on_device = to_device(weight);
+    const ops::Matrix table = {on_device.const_data_ptr(), nullptr, 10, size, ops::MatrixType::bfloat16, 0};
     const at::Tensor y = run_in_any_order([&](Stream stream) {
       const at::Tensor hidden = filled({6, size}, at::kFloat, 7.0);
-      embedding({on_device.const_data_ptr(), token.const_data_ptr<int32_t>(), hidden.mutable_data_ptr<float>(), 6, 2,
-                 size, dtype},
-                stream);
+      embedding({table, token.const_data_ptr<int32_t>(), hidden.mutable_data_ptr<float>(), 6, 2, dtype}, stream);
       return hidden;
     });
     const at::Tensor expected = weight.to(at::kFloat);
@@ -47,9 +46,8 @@ void embedding_copies_rows() {
     const at::Tensor position = to_device({0, 4, -1, -1, 2, 2});
     const at::Tensor placed = run_in_any_order([&](Stream stream) {
       const at::Tensor hidden = filled({6, size}, at::kFloat, 7.0);
-      embedding({on_device.const_data_ptr(), token.const_data_ptr<int32_t>(), hidden.mutable_data_ptr<float>(), 6, 2,
-                 size, dtype, 2.5F, device_learned.const_data_ptr(),
-                 ops::Places{6, position.const_data_ptr<int32_t>(), 0, nullptr, 0, 6}},
+      embedding({table, token.const_data_ptr<int32_t>(), hidden.mutable_data_ptr<float>(), 6, 2, dtype, 2.5F,
+                 device_learned.const_data_ptr(), ops::Places{6, position.const_data_ptr<int32_t>(), 0, nullptr, 0, 6}},
                 stream);
       return hidden;
     });

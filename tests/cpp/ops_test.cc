@@ -147,7 +147,9 @@ void embedding_copies_rows() {
     const std::vector<int32_t> tokens = {9, -1, 4};
     const std::vector<int32_t> position = {0, 4, -1, -1, 2, 2};
     Floats y(int64_t{6} * 6, 7.0F);
-    EmbeddingArgs args = {weight.bytes.data(), tokens.data(), y.data(), 6, 2, 6, dtype};
+    const MatrixType type = dtype == DType::float32 ? MatrixType::float32 : MatrixType::bfloat16;
+    const Matrix table = {weight.bytes.data(), nullptr, 10, 6, type, 0};
+    CpuEmbeddingArgs args = {{table, tokens.data(), y.data(), 6, 2, dtype}};
     const auto plain = [&](int64_t i) { return tokens[i / 12] < 0 ? 0.0F : weight.values[tokens[i / 12] * 6 + i % 6]; };
     embedding(args);
     for (int64_t i = 0; i < 36; ++i) {

@@ -613,7 +613,8 @@ void stop_tokens_and_the_context_end_a_sequence() {
 void logits_that_are_not_numbers_end_only_their_sequence() {
   const auto broken = [] {
     auto weights = std::make_shared<Weights>(*tiny_model(2));
-    weights->embedding.mutable_data_ptr<float>()[11 * 16] = NAN;  // token 11, and, as the head is tied, its logit
+    weights->embedding.tensors.data.mutable_data_ptr<float>()[11 * 16] =
+        NAN;  // token 11, and, as the head is tied, its logit
     return weights;
   }();
   FusionPlan plan;

@@ -154,7 +154,7 @@ void logits_that_are_not_numbers_end_only_their_sequence() {
   const auto good = tiny_model(1);
   const auto broken = [] {
     auto weights = std::make_shared<Weights>(*tiny_model(2));
-    weights->embedding.mutable_data_ptr<float>()[11 * 16] = NAN;  // token 11
+    weights->embedding.tensors.data.mutable_data_ptr<float>()[11 * 16] = NAN;  // token 11
     return weights;
   }();
   FusionPlan plan;

@@ -35,8 +35,8 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
       input_(most_inputs(weights_->spec(), most_rows(decode_rows_)), most_in(weights_->spec())),
       adapters_(std::move(adapters)) {
   const ModelSpec& spec = weights_->spec();
-  TORCH_CHECK_VALUE(weights_->embedding.device().is_cpu(), "the weights are on ", weights_->embedding.device(),
-                    "; a model that runs on the CPU needs them there");
+  const at::Device device = weights_->embedding.tensors.data.device();
+  TORCH_CHECK_VALUE(device.is_cpu(), "the weights are on ", device, "; a model that runs on the CPU needs them there");
   TORCH_CHECK_VALUE(weights_->dtype() != DType::float16, "float16 is for CUDA devices; load with bfloat16 or float32");
   check_context(spec, max_context);
   rows = most_rows(decode_rows_);

@@ -24,7 +24,7 @@ const float* data(const at::Tensor& tensor) { return tensor.defined() ? tensor.c
 
 void Decoder::Pass::embed() {
   const Weights& weights = *d_.weights_;
-  ops::CpuEmbeddingArgs args = {embedding_args(spec(), weights.embedding, weights.positions, weights.dtype())};
+  ops::CpuEmbeddingArgs args = {embedding_args(spec(), weights.embedding.matrix, weights.positions, weights.dtype())};
   args.token = d_.tokens_.data();
   args.y = data(d_.hidden_);
   args.rows = rows_;

@@ -42,7 +42,7 @@ Decoder::Pass Decoder::Pass::again(Decoder& decoder, int row, int start, int cou
 }
 
 void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
-  EmbeddingArgs args = {embedding_args(spec(), d_.weights_.embedding, d_.weights_.positions, d_.dtype_)};
+  EmbeddingArgs args = {embedding_args(spec(), d_.weights_.embedding.matrix, d_.weights_.positions, d_.dtype_)};
   args.token = tokens;
   args.y = d_.hidden_.mutable_data_ptr<float>();
   args.rows = rows_;

@@ -124,7 +124,7 @@ DeviceExperts experts(const LayerWeights& layer, int device) {
 }  // namespace
 
 DeviceWeights::DeviceWeights(const Weights& weights, int device)
-    : embedding(to_device(weights.embedding, device)),
+    : embedding(linear({&weights.embedding}, device).front()),
       positions(to_device(weights.positions, device)),
       norm(to_device(weights.norm, device)) {
   const bool gated = weights.spec().feed_forward.gated;
@@ -150,9 +150,9 @@ DeviceWeights::DeviceWeights(const Weights& weights, int device)
     }
     to.feed_forward_post_norm = to_device(layer.feed_forward_post_norm, device);
   }
-  if (weights.head.tensors.data.is_same(weights.embedding)) {  // tied: held once
-    head = {{{embedding}, to_device(weights.head.bias, device), weights.head.matrix}};
-    head[0].matrix.data = embedding.const_data_ptr();
+  if (weights.head.tensors.data.is_same(weights.embedding.tensors.data)) {  // tied: held once
+    head = {embedding};
+    head[0].bias = to_device(weights.head.bias, device);
   } else {
     head = linear({&weights.head}, device);
   }

@@ -42,7 +42,7 @@ struct DeviceWeights {
   // Copies on the current stream.
   DeviceWeights(const Weights& weights, int device);
 
-  at::Tensor embedding;
+  DeviceLinear embedding;
   at::Tensor positions;
   std::vector<DeviceLayer> layers;
   NormWeights norm;

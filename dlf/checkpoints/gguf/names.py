@@ -57,6 +57,11 @@ class Stored:
         """Whether the file has the values of the checkpoint."""
         return self.order is None and not self.transposed and not self.added
 
+    @property
+    def by_row(self) -> bool:
+        """Whether some rows of the file are those rows of the checkpoint, so that `undo` may have them alone."""
+        return self.order is None and not self.transposed
+
     def undo(self, values: torch.Tensor) -> torch.Tensor:
         """Return the checkpoint's values for those of the file."""
         if self.order is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from dlf.checkpoints.gguf.config import architecture_of, config_values
 from dlf.checkpoints.gguf.file import GgufFile, read_gguf
 from dlf.checkpoints.gguf.names import Stored, find_tensors
 from dlf.checkpoints.gguf.tokenizer import tokenizer_parts
-from dlf.checkpoints.gguf.values import FLOATS, KINDS, read_packed, read_values
+from dlf.checkpoints.gguf.values import FLOATS, KINDS, packed_rows, read_packed, read_values, value_rows
 from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TensorLayout
 from dlf.errors import CheckpointError
@@ -129,17 +129,26 @@ class Gguf:
         stored = self._stored[name]
         return TensorLayout(SAFETENSORS_DTYPES[FLOATS.get(stored.tensor.kind, torch.float32)], stored.shape)
 
-    def read(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> torch.Tensor:
+    def read(self, name: str) -> torch.Tensor:
         """Return a tensor: a view of the mapped file if it has these values, else computed."""
         stored = self._stored[name]
-        return stored.undo(read_values(stored.tensor, dtype))
+        return stored.undo(read_values(stored.tensor))
 
-    def matrix(self, name: str) -> PackedMatrix | torch.Tensor:
-        """Return a matrix as integers and scales where `UNPACK` has its type, else as `read`."""
+    def rows(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+        """Yield a tensor: whole if the file has its values or other rows, else some rows after the others."""
         stored = self._stored[name]
-        if stored.tensor.kind not in UNPACK or stored.transposed or len(stored.shape) != 2:
-            return self.read(name)
-        return change_rows(read_packed(stored.tensor), stored.undo)
+        if stored.tensor.kind in FLOATS or not stored.by_row:
+            yield stored.undo(read_values(stored.tensor, dtype))
+        else:
+            yield from map(stored.undo, value_rows(stored.tensor, dtype))
+
+    def packed(self, name: str) -> Iterator[PackedMatrix]:
+        """Yield a matrix whose type `UNPACK` has."""
+        stored = self._stored[name]
+        if stored.by_row:
+            yield from packed_rows(stored.tensor)
+        else:
+            yield change_rows(read_packed(stored.tensor), stored.undo)
 
     def release(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view with a mapping of its own; each has one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -14,9 +13,10 @@ from gguf import GGMLQuantizationType, dequantize
 from dlf.checkpoints.gguf.blocks import UNPACK, unpack
 from dlf.checkpoints.gguf.file import GgufTensor
 from dlf.checkpoints.packed import PackedMatrix
+from dlf.checkpoints.precision import TILE_OUTPUTS
 from dlf.errors import CheckpointError
 
-__all__ = ["FLOATS", "KINDS", "read_packed", "read_values"]
+__all__ = ["FLOATS", "KINDS", "packed_rows", "read_packed", "read_values", "value_rows"]
 
 FLOATS = {
     GGMLQuantizationType.F64: torch.float64,
@@ -51,38 +51,44 @@ def read_values(tensor: GgufTensor, dtype: torch.dtype | None = None) -> torch.T
     if tensor.kind in FLOATS:
         return _mapped(tensor, FLOATS[tensor.kind])
     found = torch.empty(tensor.shape, dtype=dtype or torch.float32)
-    rows = found.view(-1, tensor.shape[-1])
-    with np.errstate(all="ignore"):  # the caller checks that all values are finite
-        for first, content in _chunks(tensor):
-            rows[first : first + len(content)] = torch.from_numpy(dequantize(content, tensor.kind))
+    rows, first = found.view(-1, tensor.shape[-1]), 0
+    for values in value_rows(tensor):
+        rows[first : first + len(values)] = values
+        first += len(values)
     return found
+
+
+def value_rows(tensor: GgufTensor, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
+    """Yield quantised values, some rows ``[rows, columns]`` after the others; otherwise as `read_values`."""
+    for content in _chunks(tensor):
+        with np.errstate(all="ignore"):  # the caller checks that all values are finite
+            values = torch.from_numpy(dequantize(content, tensor.kind))
+        yield values.to(dtype or torch.float32)
 
 
 def read_packed(tensor: GgufTensor) -> PackedMatrix:
     """Return the integers and scales of a matrix, whose type is one of `UNPACK`; errors are those of `read_values`."""
-    whole: dict[str, torch.Tensor] = {}
-    for first, content in _chunks(tensor):
-        packed = unpack(tensor.kind, torch.from_numpy(content))
-        for field in fields(packed):
-            part = getattr(packed, field.name)
-            if isinstance(part, torch.Tensor):
-                room = whole.setdefault(field.name, part.new_empty(tensor.shape[0], *part.shape[1:]))
-                room[first : first + len(part)] = part
-    return replace(packed, **whole)  # type: ignore[arg-type]  # of fields of one type only
+    return PackedMatrix.join(list(packed_rows(tensor)))
 
 
-def _chunks(tensor: GgufTensor) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the bytes of some rows, uint8 ``[rows, bytes]``, and the number of the first."""
+def packed_rows(tensor: GgufTensor) -> Iterator[PackedMatrix]:
+    """Yield what `read_packed` returns, some rows after the others."""
+    for content in _chunks(tensor):
+        yield unpack(tensor.kind, torch.from_numpy(content))
+
+
+def _chunks(tensor: GgufTensor) -> Iterator[np.ndarray]:
+    """Yield the bytes of some rows after the others, uint8 ``[rows, bytes]``."""
     count = int(np.prod(tensor.shape[:-1], dtype=np.int64))
     row_bytes = tensor.nbytes // count
-    step = max(1, CHUNK_BYTES // row_bytes)
+    step = max(1, CHUNK_BYTES // row_bytes // TILE_OUTPUTS) * TILE_OUTPUTS
     with open(tensor.path, "rb") as file:
         for first in range(0, count, step):
             rows = min(step, count - first)
             content = bytearray(rows * row_bytes)
             if os.preadv(file.fileno(), [content], tensor.offset + first * row_bytes) < len(content):
                 raise _shorter(tensor)
-            yield first, np.frombuffer(content, np.uint8).reshape(rows, row_bytes)
+            yield np.frombuffer(content, np.uint8).reshape(rows, row_bytes)
 
 
 def _mapped(tensor: GgufTensor, dtype: torch.dtype) -> torch.Tensor:
