@@ -15,7 +15,7 @@ int64_t block_of_all(const FusionPlan& plan, std::span<const int64_t> block_byte
   for (const int64_t model : plan.lane_model) {
     bytes += counts(model) ? block_bytes[model] : 0;
   }
-  return bytes;
+  return std::max<int64_t>(bytes, 1);
 }
 
 }  // namespace
