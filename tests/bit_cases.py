@@ -299,7 +299,7 @@ def lanes(recorder: Recorder, trio: dict[str, Path]) -> None:
         dlf.InContext(trio["base"], SHOTS[:2], name="turns", template="chat"),
         dlf.Expert(trio["b"], trio["base"], name="toxic", alpha=-0.3, base_template="[INST] {prompt} [/INST]"),
     ]
-    for size in (1 << 24, 0, 1 << 18):  # the last holds only some of the chunks
+    for size in (1 << 24, 0, 1 << 19):  # the last holds only some of the chunks
         for combine in recorder.few(("joint", "select")):
             name = f"lanes/{combine}/prefix {size}"
             with recorder.engine(name, trio["large"], experts, combine=combine, prefix_cache_bytes=size) as engine:

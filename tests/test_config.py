@@ -155,7 +155,9 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, family: str) -> None
     assert (spec.vocab_size, spec.hidden_size) == (theirs.vocab_size, theirs.hidden_size)
     assert len(spec.layers) == theirs.num_hidden_layers
     inner = said.get("intermediate_size") or said.get("n_inner") or 4 * theirs.hidden_size
-    epsilon = next(said[key] for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon") if key in said)
+    epsilon = next(
+        said[key] for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon") if key in said
+    )
     assert (spec.feed_forward.size, spec.norm.epsilon) == (inner, epsilon)
     heads = theirs.num_attention_heads
     assert (attention.heads, attention.kv_heads) == (heads, said.get("num_key_value_heads") or heads)
@@ -164,11 +166,12 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, family: str) -> None
     assert attention.query_scalar == pytest.approx(said.get("attention_multiplier", scale**-0.5) ** -2)
     assert attention.softcap == (said.get("attn_logit_softcapping") or 0)
     assert spec.logit_softcap == (said.get("final_logit_softcapping") or 0)
-    assert ours.eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+    ends = theirs.eos_token_id
+    assert ours.eos_token_ids == (() if ends is None else tuple(ends) if isinstance(ends, list) else (ends,))
     if spec.experts.count:
         chosen = theirs.num_experts_per_tok, getattr(theirs, "norm_topk_prob", True)
         assert (spec.experts.chosen, spec.experts.normalise) == chosen
-        assert spec.experts.count == theirs.num_local_experts
+        assert spec.experts.count == (said.get("num_local_experts") or said["num_experts"])
         assert spec.experts.size == getattr(theirs, "moe_intermediate_size", theirs.intermediate_size)
     assert all(layer.experts == (spec.experts.count > 0) for layer in spec.layers)
     slides = [kind == "sliding_attention" for kind in said.get("layer_types") or []]
@@ -182,7 +185,9 @@ def test_defaults_are_those_of_transformers(tmp_path: Path, family: str) -> None
             size = len(spec.ropes[layer.rope].inv_freq)
             assert size == int(table.get("partial_rotary_factor", 1.0) * attention.head_dim) // 2
             assert spec.ropes[layer.rope].inv_freq[1] == pytest.approx(table["rope_theta"] ** (-1 / size), rel=1e-6)
-    turns = said.get("no_rope_layers") or [family != "gpt2"] * len(spec.layers)
+    turns = (
+        said.get("no_rope_layers") or (slides if family == "cohere2" else None) or [family != "gpt2"] * len(spec.layers)
+    )
     assert [len(spec.ropes[layer.rope].inv_freq) > 0 for layer in spec.layers] == [bool(one) for one in turns]
 
 

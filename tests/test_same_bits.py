@@ -32,7 +32,7 @@ def test_cases_exercise_what_they_are_named_for(recording: dict[str, Any]) -> No
     assert recording["ends/token"][0]["finish_reason"] == recording["ends/text"][0]["finish_reason"] == "stop"
     assert recording["ends/context"]["finish_reason"] == "length"
     assert drafted["passes"] < len(drafted["tokens"])
-    again = [recording[f"lanes/joint/prefix {size}/again"] for size in (1 << 24, 0, 1 << 18)]
+    again = [recording[f"lanes/joint/prefix {size}/again"] for size in (1 << 24, 0, 1 << 19)]
     assert again[0]["cached_tokens"] > again[2]["cached_tokens"] > again[1]["cached_tokens"] == 0
     assert recording["sampling/all"][0]["tokens"] != recording["sampling/penalties"][0]["tokens"]
 

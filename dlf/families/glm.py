@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = COMMON_DEFAULTS | {
     "partial_rotary_factor": 0.5,
     "rms_norm_eps": 1.5625e-7,
     "attention_bias": True,
+    "eos_token_id": [151329, 151336, 151338],
 }
 GLM_MODULES = (
     MODULES
