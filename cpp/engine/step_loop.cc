@@ -15,6 +15,7 @@ int64_t budget_of(Backend& backend) {
 
 std::vector<BlockStore*> caches_of(Backend& backend) {
   std::vector<BlockStore*> caches;
+  caches.reserve(backend.vocab_sizes().size());
   for (size_t model = 0; model < backend.vocab_sizes().size(); ++model) {
     caches.push_back(&backend.cache(static_cast<int64_t>(model)));
   }

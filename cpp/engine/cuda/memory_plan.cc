@@ -96,6 +96,7 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
                                     const EngineOptions& options) {
   check_present(options, models.size());
   std::vector<int64_t> of_block;
+  of_block.reserve(models.size());
   for (const ModelSize& model : models) {
     of_block.push_back(block_bytes(model.spec, model.dtype));
   }
