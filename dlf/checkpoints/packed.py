@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -160,15 +160,18 @@ class PackedMatrix:
         """Return the matrix that has the rows of all, in order; they are stored alike."""
         if len(matrices) == 1:
             return matrices[0]
-        tensors = [name for name, one in vars(matrices[0]).items() if isinstance(one, torch.Tensor)]
-        joined: dict[str, Any] = {name: torch.cat([getattr(one, name) for one in matrices]) for name in tensors}
+        parts = [one._tensors() for one in matrices]
+        joined: dict[str, Any] = {name: torch.cat([one[name] for one in parts]) for name in parts[0]}
         return replace(matrices[0], **joined)
 
     def select(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> PackedMatrix:
         """Return the matrix of those outputs that `rows` takes of a tensor with a row for each."""
-        tensors = {one.name: getattr(self, one.name) for one in fields(self)}
-        chosen: dict[str, Any] = {name: rows(one) for name, one in tensors.items() if isinstance(one, torch.Tensor)}
+        chosen: dict[str, Any] = {name: rows(one) for name, one in self._tensors().items()}
         return replace(self, **chosen)
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that it has, by name; each has a row for each output."""
+        return {name: one for name, one in vars(self).items() if isinstance(one, torch.Tensor)}
 
     def dequantize(self) -> torch.Tensor:
         """Return the weights, float32 ``[out, in]``."""

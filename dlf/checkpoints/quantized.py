@@ -64,11 +64,16 @@ def always_read(config: ModelConfig, sizes: Mapping[str, int]) -> dict[str, int]
 
 def formats_of(config: ModelConfig, precision: Precision) -> dict[str, MatrixFormat]:
     """Format of each matrix that will be in tiles, by name; quantizing a tied embedding makes the head."""
-    kept = config.packed if precision.packed else {}
     if precision.quantization is not None:
-        made = dict.fromkeys(linear_shapes(config), precision.quantization.format)
-        return made | {name: kept[name] for name in (config.embedding,) if name in kept}
-    return {part.name: kept[part.tensor] for part in _matrices(config) if part.tensor in kept}
+        return dict.fromkeys(linear_shapes(config), precision.quantization.format) | _embedding_format(config)
+    if not precision.packed:
+        return {}
+    return {part.name: config.packed[part.tensor] for part in _matrices(config) if part.tensor in config.packed}
+
+
+def _embedding_format(config: ModelConfig) -> dict[str, MatrixFormat]:
+    """Format of the embedding, by its name, if the files have it as integers and scales."""
+    return {name: form for name, form in config.packed.items() if name == config.embedding}
 
 
 def _matrices(config: ModelConfig) -> list[Part]:
@@ -139,16 +144,16 @@ def _checked(source: Source, part: Part) -> Iterator[PackedMatrix]:
     out, columns = reversed(part.stored) if part.transposed else part.stored
     for matrix in source.packed(name):
         rows += matrix.shape[0]
-        if matrix.format == source.config.packed[name] and matrix.shape[1] == columns and rows <= out:
-            yield matrix
-        else:
-            rows = out + 1
+        if matrix.format != source.config.packed[name] or matrix.shape[1] != columns or rows > out:
             break
-    if rows != out:
-        raise CheckpointError(
-            f"{source.path_of(name)}: tensor '{name}' has other integers and scales than its header says; fetch the "
-            "checkpoint again, or load it as floats (weights='bf16')"
-        )
+        yield matrix
+    else:
+        if rows == out:
+            return
+    raise CheckpointError(
+        f"{source.path_of(name)}: tensor '{name}' has other integers and scales than its header says; fetch the "
+        "checkpoint again, or load it as floats (weights='bf16')"
+    )
 
 
 def load_quantized(
@@ -175,7 +180,7 @@ def load_quantized(
     linears = linear_shapes(config)
     layout = quantization.layout(linears)
     place = placement(always_read(config, {n: one.nbytes for n, one in layout.items()})) if huge_pages else leave
-    kept = {name: config.packed[name] for name in (config.embedding,) if name in config.packed}
+    kept = _embedding_format(config)
     others = {part.name for part in config.parts.values()} - linears.keys() - kept.keys()
     tensors = load_tensors(source, dtype, others, place, {config.embedding}) | _keep_packed(source, kept, place)
     cache = cache_folder()

@@ -7,7 +7,6 @@ Source: ``block_q4_0`` and its siblings in ``ggml-common.h``, and ``dequantize_r
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
 
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -15,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from dlf.checkpoints.packed import PackedMatrix
 from dlf.checkpoints.precision import MatrixFormat
 
-__all__ = ["UNPACK", "change_rows", "format_of", "unpack"]
+__all__ = ["UNPACK", "format_of", "unpack"]
 
 SMALL, SUPER = 32, 256  # values of a block
 CODES = torch.tensor([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], dtype=torch.int8)
@@ -38,13 +37,6 @@ def unpack(kind: GGMLQuantizationType, rows: torch.Tensor) -> PackedMatrix:
 def format_of(kind: GGMLQuantizationType) -> MatrixFormat | None:
     """Return the format of the tiles that keep a type of `UNPACK`."""
     return unpack(kind, torch.zeros(1, GGML_QUANT_SIZES[kind][1], dtype=torch.uint8)).format
-
-
-def change_rows(packed: PackedMatrix, change: Callable[[torch.Tensor], torch.Tensor]) -> PackedMatrix:
-    """Apply a function, which takes and returns rows, to each tensor of a matrix."""
-    tensors = {one.name: getattr(packed, one.name) for one in fields(packed)}
-    changed = {name: change(one) for name, one in tensors.items() if isinstance(one, torch.Tensor)}
-    return replace(packed, **changed)  # type: ignore[arg-type]  # of fields of one type only
 
 
 def _half(blocks: torch.Tensor, begin: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from dlf.checkpoints.config import ModelConfig, make_config
 from dlf.checkpoints.content_hash import content_hash
-from dlf.checkpoints.gguf.blocks import UNPACK, change_rows, format_of
+from dlf.checkpoints.gguf.blocks import UNPACK, format_of
 from dlf.checkpoints.gguf.config import architecture_of, config_values
 from dlf.checkpoints.gguf.file import GgufFile, read_gguf
 from dlf.checkpoints.gguf.names import Stored, find_tensors
@@ -148,7 +148,7 @@ class Gguf:
         if stored.by_row:
             yield from packed_rows(stored.tensor)
         else:
-            yield change_rows(read_packed(stored.tensor), stored.undo)
+            yield read_packed(stored.tensor).select(stored.undo)
 
     def release(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view with a mapping of its own; each has one."""
