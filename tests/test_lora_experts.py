@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora_lanes import check_lanes, experts_of
 from models import make_model
 from safetensors.torch import load_file, save_file
 from test_lora import decoder_of, make_adapter, peft_logits
@@ -184,28 +185,8 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 8, "ignore_eos": True}
 PROMPTS = ["Question: what is the sum", "x"]
 
 
-def experts_of(base: Path, adapters: dict[str, Path], *, merge: bool = False) -> list[dlf.Lora]:
-    return [dlf.Lora(base, adapter, name=kind, merge=merge) for kind, adapter in adapters.items()]
-
-
 def test_in_an_engine(bases: dict[str, Path], family: dict[str, Path], adapters: dict[str, Path]) -> None:
-    """Fused, scored and drafted, as merged models."""
-    found, scores = [], []
-    for merge in (False, True):
-        experts = experts_of(bases["olmoe"], adapters, merge=merge)
-        with dlf.Engine(family["large"], experts, combine="centroid", dtype="float32", threads=2) as engine:
-            found.append(engine.generate(PROMPTS, **OPTIONS))
-            scores.append(engine.score(PROMPTS[0], ["fox jumps", "7"]))
-            for prompt, together in zip(PROMPTS, found[0] if not merge else [], strict=not merge):
-                for drafts in (False, *(dlf.Speculation(drafter=kind, adaptive=False) for kind in adapters)):
-                    alone = engine.generate(prompt, speculate=drafts, **OPTIONS)
-                    assert (alone.drafted > 0) == (drafts is not False)
-                    assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
-    for ours, theirs in zip(*found, strict=True):
-        assert ours.tokens == theirs.tokens
-        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-3)
-    for mine, other in zip(*scores, strict=True):
-        np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-3)
+    check_lanes(family["large"], bases["olmoe"], adapters, PROMPTS, **OPTIONS)
 
 
 @pytest.mark.cuda

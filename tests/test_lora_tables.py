@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lora_lanes import check_lanes, experts_of
 from models import VOCAB_SIZE, make_model
 from test_lora import decoder_of, peft_logits
 from transformers import AutoModelForCausalLM
@@ -198,10 +199,6 @@ def test_tables_that_do_not_fit(bases: dict[str, Path], tmp_path: Path) -> None:
                 _C.Decoder(other.weights, 1, 64, 1, [_C.Adapter(spec, tensors, {})])
 
 
-def experts_of(base: Path, adapters: dict[str, Path], *, merge: bool = False) -> list[dlf.Lora]:
-    return [dlf.Lora(base, adapter, name=kind, merge=merge) for kind, adapter in adapters.items()]
-
-
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "ignore_eos": True}
 PROMPTS = ["Question: what is the sum", "x", "lazy dog " * 9]
 
@@ -209,25 +206,7 @@ PROMPTS = ["Question: what is the sum", "x", "lazy dog " * 9]
 def test_lanes_in_an_engine_are_those_of_merged_models(
     bases: dict[str, Path], family: dict[str, Path], llama_adapters: dict[str, Path]
 ) -> None:
-    """Fused, scored, drafted, in a batch and alone."""
-    found, scores = [], []
-    for merge in (False, True):
-        experts = experts_of(bases["llama"], llama_adapters, merge=merge)
-        with dlf.Engine(family["large"], experts, combine="centroid", dtype="float32", threads=2) as engine:
-            found.append(engine.generate(PROMPTS, **OPTIONS))
-            scores.append(engine.score(PROMPTS[0], ["fox jumps", "7"]))
-            if not merge:
-                for prompt, together in zip(PROMPTS, found[0], strict=True):
-                    for drafts in (False, *(dlf.Speculation(drafter=kind, adaptive=False) for kind in KINDS)):
-                        alone = engine.generate(prompt, speculate=drafts, **OPTIONS)
-                        assert (alone.drafted > 0) == (drafts is not False)
-                        assert alone.tokens == together.tokens and np.array_equal(alone.alpha, together.alpha)
-                        assert np.array_equal(alone.logprobs, together.logprobs)
-    for ours, theirs in zip(*found, strict=True):
-        assert ours.tokens == theirs.tokens
-        np.testing.assert_allclose(ours.logprobs, theirs.logprobs, atol=1e-3)
-    for mine, other in zip(*scores, strict=True):
-        np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-3)
+    check_lanes(family["large"], bases["llama"], llama_adapters, PROMPTS, **OPTIONS)
 
 
 @pytest.mark.cuda
