@@ -202,6 +202,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm": ("StableLm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "phi": ("Phi", {}),
     "cohere": ("Cohere", {"logit_scale": 0.4, "tie_word_embeddings": True, "pad_token_id": 0}),
+    "command_r_plus": (
+        "Cohere",
+        {"use_qk_norm": True, "logit_scale": 0.4, "tie_word_embeddings": True, "pad_token_id": 0},
+    ),
     "cohere2": (
         "Cohere2",
         {

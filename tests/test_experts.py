@@ -58,14 +58,6 @@ def test_values_out_of_range_are_named(tmp_path: Path, values: dict[str, Any], e
         read_config(folder)
 
 
-def test_clipped_queries_are_refused(tmp_path: Path) -> None:
-    folder = make_model(tmp_path / "m", "olmoe")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"clip_qkv": 8.0}))
-    with pytest.raises(CheckpointError, match="'clip_qkv' must be null: dlf does not clip"):
-        read_config(folder)
-
-
 def test_active_parameters_are_those_of_the_chosen_experts(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "m", "mixtral")
     found = describe(str(folder))

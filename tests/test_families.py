@@ -319,6 +319,9 @@ FRESH: list[tuple[str, dict[str, Any]]] = [
     ("granite_moe", {"num_experts_per_tok": 1, "hidden_act": "silu", "tie_word_embeddings": True}),
     ("granite_moe_shared", {"shared_intermediate_size": 0}),
     ("olmoe", {"num_key_value_heads": 1, "num_experts_per_tok": 8, "norm_topk_prob": True, "attention_bias": True}),
+    ("olmoe", {"clip_qkv": 0.6}),
+    ("cohere", {"use_qk_norm": True, "num_key_value_heads": 1, "head_dim": 24}),
+    ("phi", {"qk_layernorm": True, "num_key_value_heads": 2}),
 ]
 
 

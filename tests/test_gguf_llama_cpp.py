@@ -26,11 +26,13 @@ from dlf.model import load_model  # noqa: E402
 TOKENS = [5, 17, 300, 42, 8, 99, 120, 7] * 4
 # llama.cpp looks GELU up in a table of float16 numbers.
 ROUNDED = {"gemma2", "gemma3", "gpt2", "gpt_neox", "phi", "pythia", "starcoder2"}
-# What llama.cpp leaves out: Phi-3's window, keys of groups in OLMoE, GPT-NeoX without biases.
+# What llama.cpp leaves out: Phi-3's window, keys of groups in OLMoE, GPT-NeoX without biases, norms of heads in a
+# Command R of fewer layers.
 NOT_IN_LLAMA_CPP: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": None},
     "olmoe": {"num_key_value_heads": 4},
     "gpt_neox": {"attention_bias": True},
+    "command_r_plus": {"num_hidden_layers": 64},
 }
 
 

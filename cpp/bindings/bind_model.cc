@@ -150,8 +150,11 @@ struct Names {
 
 constexpr Names<ops::NormKind, 2> kNormKinds = {"kind",
                                                 {{{"rms", ops::NormKind::rms}, {"layer", ops::NormKind::layer}}}};
-constexpr Names<HeadNorm, 3> kHeadNorms = {
-    "head_norm", {{{"none", HeadNorm::none}, {"head", HeadNorm::head}, {"whole", HeadNorm::whole}}}};
+constexpr Names<ops::HeadNorm, 4> kHeadNorms = {"head_norm",
+                                                {{{"none", ops::HeadNorm::none},
+                                                  {"shared", ops::HeadNorm::shared},
+                                                  {"own", ops::HeadNorm::own},
+                                                  {"whole", ops::HeadNorm::whole}}}};
 constexpr Names<ops::Activation, 3> kActivations = {
     "activation",
     {{{"silu", ops::Activation::silu}, {"gelu", ops::Activation::gelu}, {"gelu_tanh", ops::Activation::gelu_tanh}}}};
@@ -195,21 +198,26 @@ void bind_spec(py::module_& m) {
 
   py::class_<AttentionSpec>(m, "AttentionSpec", "Attention; the same in all layers.")
       .def(py::init([](int64_t heads, int64_t kv_heads, int64_t head_dim, std::optional<double> query_scalar,
-                       double softcap, const std::string& head_norm, bool bias, bool output_bias) {
-             return AttentionSpec{heads,    kv_heads,
-                                  head_dim, query_scalar.value_or(static_cast<double>(head_dim)),
-                                  softcap,  kHeadNorms.of(head_norm),
-                                  bias,     output_bias};
+                       double softcap, const std::string& head_norm, bool head_norm_bias, double clip, bool bias,
+                       bool output_bias) {
+             return AttentionSpec{heads,          kv_heads,
+                                  head_dim,       query_scalar.value_or(static_cast<double>(head_dim)),
+                                  softcap,        kHeadNorms.of(head_norm),
+                                  head_norm_bias, clip,
+                                  bias,           output_bias};
            }),
            py::kw_only(), py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"),
            py::arg("query_scalar") = py::none(), py::arg("softcap") = 0.0, py::arg("head_norm") = "none",
-           py::arg("bias") = false, py::arg("output_bias") = false)
+           py::arg("head_norm_bias") = false, py::arg("clip") = 0.0, py::arg("bias") = false,
+           py::arg("output_bias") = false)
       .def_readonly("heads", &AttentionSpec::heads)
       .def_readonly("kv_heads", &AttentionSpec::kv_heads)
       .def_readonly("head_dim", &AttentionSpec::head_dim)
       .def_readonly("query_scalar", &AttentionSpec::query_scalar)
       .def_readonly("softcap", &AttentionSpec::softcap)
       .def_property_readonly("head_norm", [](const AttentionSpec& spec) { return kHeadNorms.of(spec.head_norm); })
+      .def_readonly("head_norm_bias", &AttentionSpec::head_norm_bias)
+      .def_readonly("clip", &AttentionSpec::clip)
       .def_readonly("bias", &AttentionSpec::bias)
       .def_readonly("output_bias", &AttentionSpec::output_bias);
 

@@ -32,10 +32,10 @@ struct AttentionBuffers {
   ops::Places places;
   const float* cos;  // of the layer's rotation
   const float* sin;
-  const float* q_scale;  // null where the layer has none, like the norms
+  const float* q_scale;  // null where the layer has none
   int rotated;           // elements of a head
-  const float* q_norm;
-  const float* k_norm;
+  ops::NormOf q_norm;
+  ops::NormOf k_norm;
   DType dtype;
 };
 
@@ -47,7 +47,7 @@ concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, 
   pass.norm(pass.layer(layer).attention_norm);  // normed = norm(stream), or the stream itself
   pass.norm(pass.layer(layer).feed_forward_norm);
   pass.project_heads(layer);     // q, k, v = projections of normed
-  pass.rope_and_cache(rope);     // rotates q and k; k goes into the cache with v
+  pass.rope_and_cache(rope);     // norms, clips and rotates q and k; k goes into the cache with v
   pass.attend(attention);        // attended = attention over the cache
   pass.add_attention(layer);     // stream += o(attended), normed and multiplied where the spec says so
   pass.gate(layer);              // activated = activation(gate(normed)) * up(normed), times a shared expert's weight
@@ -71,8 +71,8 @@ inline ops::RopeArgs rope_args(const ModelSpec& spec, const AttentionBuffers& bu
   args.q_scale = buffers.q_scale;
   args.q_norm = buffers.q_norm;
   args.k_norm = buffers.k_norm;
-  args.whole_norm = attention.head_norm == HeadNorm::whole;
-  args.epsilon = static_cast<float>(spec.norm.epsilon);
+  args.head_norm = attention.head_norm;
+  args.clip = static_cast<float>(attention.clip);
   args.places = buffers.places;
   args.table = buffers.table;
   args.heads = static_cast<int>(attention.heads);

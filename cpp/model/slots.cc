@@ -55,10 +55,13 @@ std::vector<NormSlot> norm_slots(const ModelSpec& spec) {
     slots.push_back({"attention_post_norm", hidden, norm.bias, &LayerWeights::attention_post_norm});
     slots.push_back({"feed_forward_post_norm", hidden, norm.bias, &LayerWeights::feed_forward_post_norm});
   }
-  if (attention.head_norm != HeadNorm::none) {
-    const bool whole = attention.head_norm == HeadNorm::whole;
-    slots.push_back({"q_norm", whole ? attention.q_size() : attention.head_dim, false, &LayerWeights::q_norm});
-    slots.push_back({"k_norm", whole ? attention.kv_size() : attention.head_dim, false, &LayerWeights::k_norm});
+  if (attention.head_norm != ops::HeadNorm::none) {
+    const bool shared = attention.head_norm == ops::HeadNorm::shared;
+    const auto add = [&](const char* name, int64_t size, NormWeights LayerWeights::* weights) {
+      slots.push_back({name, shared ? attention.head_dim : size, attention.head_norm_bias, weights});
+    };
+    add("q_norm", attention.q_size(), &LayerWeights::q_norm);
+    add("k_norm", attention.kv_size(), &LayerWeights::k_norm);
   }
   return slots;
 }

@@ -15,8 +15,9 @@ void check(const ModelSpec& spec) {
   TORCH_CHECK_VALUE(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0, "heads (", attention.heads,
                     ") is no multiple of kv_heads (", attention.kv_heads, ")");
   TORCH_CHECK_VALUE(attention.query_scalar > 0, "query_scalar is ", attention.query_scalar, "; it must be above 0");
-  TORCH_CHECK_VALUE(attention.softcap >= 0 && spec.logit_softcap >= 0 && spec.learned_positions >= 0,
-                    "softcaps and learned_positions must be 0 or more");
+  TORCH_CHECK_VALUE(
+      attention.softcap >= 0 && spec.logit_softcap >= 0 && attention.clip >= 0 && spec.learned_positions >= 0,
+      "softcaps, clip and learned_positions must be 0 or more");
   TORCH_CHECK_VALUE(spec.vocab_size > 0 && spec.hidden_size > 0 && spec.feed_forward.size > 0 && !spec.layers.empty(),
                     "vocab_size, hidden_size, the size of the feed-forward and the number of layers must be above 0");
   TORCH_CHECK_VALUE(!spec.norm.shared || (spec.parallel && spec.norm.before),

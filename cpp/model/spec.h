@@ -5,6 +5,7 @@
 
 #include "ops/activation.h"
 #include "ops/norm.h"
+#include "ops/rope.h"
 
 namespace dlf {
 
@@ -22,17 +23,17 @@ struct NormSpec {
   bool shared = false;  // the feed-forward reads what attention reads; of parallel blocks
 };
 
-enum class HeadNorm : int8_t { none, head, whole };
-
 struct AttentionSpec {
   int64_t heads = 0;
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  double query_scalar = 0;              // scores are divided by its square root; head_dim in most families
-  double softcap = 0;                   // scores s become softcap * tanh(s / softcap); 0: they stay
-  HeadNorm head_norm = HeadNorm::none;  // RMSNorm of q and k before the rotation: of each head, or of all together
-  bool bias = false;                    // of q, k and v
-  bool output_bias = false;             // of o
+  double query_scalar = 0;                        // scores are divided by its square root; head_dim in most families
+  double softcap = 0;                             // scores s become softcap * tanh(s / softcap); 0: they stay
+  ops::HeadNorm head_norm = ops::HeadNorm::none;  // of NormSpec's kind
+  bool head_norm_bias = false;
+  double clip = 0;           // q, k and v are kept from -clip to clip before the rotation; 0: any values
+  bool bias = false;         // of q, k and v
+  bool output_bias = false;  // of o
 
   int64_t q_size() const { return heads * head_dim; }
   int64_t kv_size() const { return kv_heads * head_dim; }

@@ -108,7 +108,7 @@ class ModelConfig:
         """
         found: dict[str, LinearModule] = {}
         for slot, part in self.parts.items():
-            if "." in slot and len(part.stored) == 2 and not slot.endswith(".shared_router"):
+            if "." in slot and len(part.shape) == len(part.stored) == 2 and not slot.endswith(".shared_router"):
                 found.setdefault(part.module, LinearModule()).parts[slot] = part
         return found
 

@@ -1,4 +1,7 @@
-"""Command R (Cohere, 2024): parallel blocks with one LayerNorm without bias, rotations of neighbours, scaled logits."""
+"""Command R (Cohere, 2024): parallel blocks with one LayerNorm without bias, rotations of neighbours, scaled logits.
+
+Command R+ also has a LayerNorm of each head of queries and keys.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,11 @@ DEFAULTS: dict[str, Any] = COMMON_DEFAULTS | {
     "bos_token_id": 5,
     "eos_token_id": 255001,
 }
-COHERE_MODULES = MODULES | stored(
-    paired=True, q="model.layers.{layer}.self_attn.q_proj", k="model.layers.{layer}.self_attn.k_proj"
+ATTENTION = "model.layers.{layer}.self_attn"
+COHERE_MODULES = (
+    MODULES
+    | stored(paired=True, q=f"{ATTENTION}.q_proj", k=f"{ATTENTION}.k_proj")
+    | stored(paired=True, by_head=True, q_norm=f"{ATTENTION}.q_norm", k_norm=f"{ATTENTION}.k_norm")
 )
 
 
@@ -36,11 +42,11 @@ def cohere(
     fields: Fields, layers: Sequence[_C.LayerSpec] | None = None, ropes: Sequence[_C.RopeSpec] | None = None
 ) -> _C.ModelSpec:
     """Read what Command R and R7B share."""
-    if fields.flag("use_qk_norm"):
-        raise fields.error("use_qk_norm", "false: dlf has no LayerNorm of heads")
     norm = _C.NormSpec(kind="layer", epsilon=epsilon(fields, "layer_norm_eps"), shared=True)
     scale = multiplier(fields, "logit_scale")
-    return decoder(fields, layers, ropes, norm, biases(fields), parallel=True, logit_multiplier=scale)
+    head_norm = "own" if fields.flag("use_qk_norm") else "none"
+    attention = {"head_norm": head_norm, **biases(fields)}
+    return decoder(fields, layers, ropes, norm, attention, parallel=True, logit_multiplier=scale)
 
 
 FAMILY = Family(

@@ -21,6 +21,7 @@ __all__ = [
     "Wrapper",
     "attention_sizes",
     "biases",
+    "clip_of",
     "decoder",
     "epsilon",
     "layer_count",
@@ -240,6 +241,11 @@ def multiplier(fields: Fields, key: str) -> float:
 def softcap(fields: Fields, key: str) -> float:
     """Return a bound on scores or logits, or 0 if there is none."""
     return fields.number(key, 1e-3, 1e6) if key in fields else 0.0
+
+
+def clip_of(fields: Fields) -> float:
+    """Return the bound that ``clip_qkv`` sets on queries, keys and values, or 0 if there is none."""
+    return fields.number("clip_qkv", 1e-6, 1e6) if "clip_qkv" in fields else 0.0
 
 
 def read_experts(fields: Fields, count: str, size: str, normalise: bool, **more: Any) -> _C.ExpertsSpec:

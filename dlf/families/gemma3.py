@@ -19,7 +19,7 @@ def _spec(fields: Fields) -> _C.ModelSpec:
         theta = {"rope_theta": fields.raw("rope_local_base_freq"), "max_position_embeddings": MAX_POSITIONS}
         local = read_rotary(Fields(theta, {}, fields.where), head_dim)
     period = fields.integer("sliding_window_pattern", 1, 1024)
-    return gemma(fields, period, [read_rotary(fields, head_dim), local], head_norm="head")
+    return gemma(fields, period, [read_rotary(fields, head_dim), local], head_norm="shared")
 
 
 FAMILY = Family(

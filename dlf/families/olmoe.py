@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dlf import _C
-from dlf.families.family import COMMON_DEFAULTS, Family, biases, decoder, read_experts
+from dlf.families.family import COMMON_DEFAULTS, Family, biases, clip_of, decoder, read_experts
 from dlf.support.fields import Fields
 
 __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    if "clip_qkv" in fields:
-        raise fields.error("clip_qkv", "null: dlf does not clip queries, keys and values")
     return decoder(
         fields,
-        attention={"head_norm": "whole", **biases(fields)},
+        attention={"head_norm": "whole", "clip": clip_of(fields), **biases(fields)},
         experts=read_experts(fields, "num_experts", "intermediate_size", fields.flag("norm_topk_prob")),
     )
 

@@ -34,6 +34,8 @@ class Stored:
         Whether rows that rotate together are neighbours, and not half a head apart.
     stacked
         Whether its weight has a matrix for each expert, one after the other.
+    by_head
+        Whether its weight, a vector for all heads, has a row for each.
     """
 
     module: str
@@ -42,11 +44,12 @@ class Stored:
     transposed: bool = False
     paired: bool = False
     stacked: bool = False
+    by_head: bool = False
 
 
-def stored(paired: bool = False, **modules: str) -> dict[str, Stored]:
+def stored(paired: bool = False, by_head: bool = False, **modules: str) -> dict[str, Stored]:
     """Return modules that hold one slot each, by slot."""
-    return {slot: Stored(module, paired=paired) for slot, module in modules.items()}
+    return {slot: Stored(module, paired=paired, by_head=by_head) for slot, module in modules.items()}
 
 
 def fused(
@@ -105,7 +108,8 @@ class Part:
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of the stored tensor: a view if its rows are neighbours, else a copy."""
         tensor = tensor if self.expert is None else tensor[self.expert]
-        return self.rows(tensor.t() if self.transposed else tensor).contiguous()
+        tensor = tensor.t() if self.transposed else tensor
+        return self.rows(tensor.reshape(-1, *self.shape[1:])).contiguous()
 
     def rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part's rows of a tensor that has a row for each output of the module."""
@@ -164,7 +168,10 @@ def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], 
     groups = spec.attention.kv_heads if one.interleaved else 1
     stack = (spec.experts.count,) if one.stacked else ()
     mark = f"{expert}.{name}" if one.stacked else name
-    as_it_is = not (one.slots or transposed or one.paired or one.stacked)
+    heads = shape[0] // spec.attention.head_dim
+    if one.by_head:
+        whole = (heads, spec.attention.head_dim)
+    as_it_is = not (one.slots or transposed or one.paired or one.stacked or one.by_head)
     return Part(
         module=module,
         tensor=tensor,
@@ -175,6 +182,6 @@ def _part(modules: Mapping[str, Stored], shapes: Mapping[str, tuple[int, ...]], 
         groups=groups,
         transposed=transposed,
         pairs=max(len(rope.inv_freq) for rope in spec.ropes) if one.paired else 0,
-        heads=shape[0] // spec.attention.head_dim,
+        heads=heads,
         expert=int(expert) if one.stacked and expert else None,
     )

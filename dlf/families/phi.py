@@ -12,13 +12,17 @@ __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    if fields.flag("qk_layernorm"):
-        raise fields.error("qk_layernorm", "false: dlf has no LayerNorm of heads")
+    normed = fields.flag("qk_layernorm")
     return decoder(
         fields,
         ropes=[read_rotary(fields, attention_sizes(fields)["head_dim"], partial=True)],
         norm=_C.NormSpec(kind="layer", epsilon=epsilon(fields, "layer_norm_eps"), bias=True, shared=True),
-        attention={"bias": True, "output_bias": True},
+        attention={
+            "bias": True,
+            "output_bias": True,
+            "head_norm": "shared" if normed else "none",
+            "head_norm_bias": normed,
+        },
         feed_forward={"gated": False, "bias": True},
         parallel=True,
         head_bias=True,
@@ -48,6 +52,8 @@ FAMILY = Family(
         o="model.layers.{layer}.self_attn.dense",
         up="model.layers.{layer}.mlp.fc1",
         down="model.layers.{layer}.mlp.fc2",
+        q_norm="model.layers.{layer}.self_attn.q_layernorm",
+        k_norm="model.layers.{layer}.self_attn.k_layernorm",
         norm="model.final_layernorm",
     ),
 )

@@ -11,7 +11,7 @@ __all__ = ["FAMILY"]
 
 
 def _spec(fields: Fields) -> _C.ModelSpec:
-    return decoder(fields, qwen2.windowed_layers(fields), attention={"head_norm": "head", **biases(fields)})
+    return decoder(fields, qwen2.windowed_layers(fields), attention={"head_norm": "shared", **biases(fields)})
 
 
 FAMILY = Family(

@@ -25,7 +25,7 @@ def _spec(fields: Fields) -> _C.ModelSpec:
     return decoder(
         fields,
         [_C.LayerSpec(window=window, experts=experts) for experts in sparse_layers(fields)],
-        attention={"head_norm": "head", **biases(fields)},
+        attention={"head_norm": "shared", **biases(fields)},
         experts=read_experts(fields, number, "moe_intermediate_size", fields.flag("norm_topk_prob")),
     )
 

@@ -12,7 +12,7 @@ __all__ = ["FAMILY"]
 
 def _spec(fields: Fields) -> _C.ModelSpec:
     if fields.flag("qk_layernorm"):
-        raise fields.error("qk_layernorm", "false: dlf has no LayerNorm of heads")
+        raise fields.error("qk_layernorm", "false: dlf reads no LayerNorm of heads that are stored apart")
     parallel = fields.flag("use_parallel_residual")
     norm = _C.NormSpec(kind="layer", epsilon=epsilon(fields, "layer_norm_eps"), bias=True, shared=parallel)
     rope = read_rotary(fields, attention_sizes(fields)["head_dim"], partial=True)

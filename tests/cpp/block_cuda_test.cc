@@ -114,8 +114,15 @@ void backends_agree_on_every_field() {
   changes([](ModelSpec& spec) { spec.logit_softcap = 0.3; });
   changes([](ModelSpec& spec) { spec.attention.query_scalar = 1; });
   changes([](ModelSpec& spec) { spec.attention.softcap = 0.1; });
-  changes([](ModelSpec& spec) { spec.attention.head_norm = HeadNorm::head; });
-  changes([](ModelSpec& spec) { spec.attention.head_norm = HeadNorm::whole; });
+  for (const ops::HeadNorm norm : {ops::HeadNorm::shared, ops::HeadNorm::own, ops::HeadNorm::whole}) {
+    changes([&](ModelSpec& spec) { spec.attention.head_norm = norm; });
+    changes([&](ModelSpec& spec) {
+      spec.norm.kind = ops::NormKind::layer;
+      spec.attention.head_norm = norm;
+      spec.attention.head_norm_bias = true;
+    });
+  }
+  changes([](ModelSpec& spec) { spec.attention.clip = 0.2; });
   changes([](ModelSpec& spec) { spec.attention.bias = true; });
   changes([](ModelSpec& spec) { spec.attention.output_bias = true; });
   changes([](ModelSpec& spec) { spec.feed_forward.bias = true; });

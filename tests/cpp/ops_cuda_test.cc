@@ -170,8 +170,10 @@ void logits_are_scaled_and_capped() {
 
 // ---- rope
 
-at::Tensor normed(const at::Tensor& x, const at::Tensor& weight, double epsilon) {
-  return x / (x.square().mean(-1, true) + epsilon).sqrt() * weight;
+at::Tensor normed(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double epsilon) {
+  const at::Tensor centred = bias.defined() ? x - x.mean(-1, true) : x;
+  const at::Tensor scaled = centred / (centred.square().mean(-1, true) + epsilon).sqrt() * weight;
+  return bias.defined() ? scaled + bias : scaled;
 }
 
 at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
@@ -183,16 +185,16 @@ at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor&
 
 enum class Standing { rows, slots, prompt };  // row r in slot r % slots; each row in its own slot; all rows in one slot
 
-enum class Norm { none, head, whole };
-
 struct RopeCase {
   int heads;
   int kv_heads;
   int dim;
-  Norm norm;
+  ops::HeadNorm norm;
   Standing standing;
   int rotated;
   bool scaled = false;
+  ops::NormKind kind = ops::NormKind::rms;  // LayerNorm has a bias
+  double clip = 0;
 };
 
 void check_rope(const RopeCase& test, DType dtype) {
@@ -211,15 +213,25 @@ void check_rope(const RopeCase& test, DType dtype) {
   const at::ScalarType type = scalar_type(dtype);
   const at::Tensor x = random({kRows, stride}, type, 6);
   const at::Tensor angle = random({kCapacity, test.rotated / 2}, at::kFloat, 7);
-  const bool whole = test.norm == Norm::whole;
-  const at::Tensor q_norm = random({whole ? q_size : test.dim}, at::kFloat, 8);
-  const at::Tensor k_norm = random({whole ? kv_size : test.dim}, at::kFloat, 9);
+  const bool whole = test.norm == ops::HeadNorm::whole;
+  const bool shared = test.norm == ops::HeadNorm::shared;
+  const bool centred = test.kind == ops::NormKind::layer;
+  const auto norms = [&](int size, int seed) { return random({shared ? test.dim : size}, at::kFloat, seed); };
+  const at::Tensor q_norm = norms(q_size, 8);
+  const at::Tensor k_norm = norms(kv_size, 9);
+  const at::Tensor q_bias = centred ? norms(q_size, 11) : at::Tensor();
+  const at::Tensor k_bias = centred ? norms(kv_size, 12) : at::Tensor();
   const at::Tensor scale = random({kCapacity}, at::kFloat, 10);
   const at::Tensor device_scale = to_device(scale);
   const at::Tensor cos = to_device(angle.cos());
   const at::Tensor sin = to_device(angle.sin());
-  const at::Tensor device_q_norm = to_device(q_norm);
-  const at::Tensor device_k_norm = to_device(k_norm);
+  const auto on_device = [&](const at::Tensor& one) { return one.defined() ? to_device(one) : one; };
+  const at::Tensor device_norms[] = {on_device(q_norm), on_device(k_norm), on_device(q_bias), on_device(k_bias)};
+  const auto norm_of = [&](int i) {
+    const at::Tensor& bias = device_norms[i + 2];
+    return ops::NormOf{device_norms[i].const_data_ptr<float>(), static_cast<float>(kEpsilon), test.kind,
+                       bias.defined() ? bias.const_data_ptr<float>() : nullptr};
+  };
   const at::Tensor position = to_device(positions);
   const at::Tensor device_slots = to_device(own_slots);
   const at::Tensor all = run_in_any_order([&](Stream stream) {
@@ -238,10 +250,10 @@ void check_rope(const RopeCase& test, DType dtype) {
     args.cos = cos.const_data_ptr<float>();
     args.sin = sin.const_data_ptr<float>();
     args.q_scale = test.scaled ? device_scale.const_data_ptr<float>() : nullptr;
-    args.q_norm = test.norm != Norm::none ? device_q_norm.const_data_ptr<float>() : nullptr;
-    args.k_norm = test.norm != Norm::none ? device_k_norm.const_data_ptr<float>() : nullptr;
-    args.whole_norm = whole;
-    args.epsilon = static_cast<float>(kEpsilon);
+    args.head_norm = test.norm;
+    args.q_norm = norm_of(0);
+    args.k_norm = norm_of(1);
+    args.clip = static_cast<float>(test.clip);
     if (is_prompt) {
       args.places = ops::prompt_places(kRows, kStart, kSlot);
     } else {
@@ -271,8 +283,8 @@ void check_rope(const RopeCase& test, DType dtype) {
     at::Tensor all_q = expected[r].narrow(0, 0, q_size);
     at::Tensor all_k = expected[r].narrow(0, k_offset, kv_size);
     if (whole) {  // idle rows too
-      all_q.copy_(normed(all_q, q_norm, kEpsilon));
-      all_k.copy_(normed(all_k, k_norm, kEpsilon));
+      all_q.copy_(normed(all_q, q_norm, q_bias, kEpsilon));
+      all_k.copy_(normed(all_k, k_norm, k_bias, kEpsilon));
     }
     if (p < 0) {
       continue;
@@ -282,13 +294,15 @@ void check_rope(const RopeCase& test, DType dtype) {
     at::Tensor q = all_q.view({test.heads, test.dim});
     at::Tensor k = all_k.view({test.kv_heads, test.dim}).clone();
     const at::Tensor v = expected[r].narrow(0, v_offset, kv_size).view({test.kv_heads, test.dim});
-    if (test.norm == Norm::head) {
-      q.copy_(normed(q, q_norm, kEpsilon));
-      k = normed(k, k_norm, kEpsilon);
+    if (!whole && test.norm != ops::HeadNorm::none) {
+      const auto by_head = [&](const at::Tensor& one) { return one.defined() ? one.view({-1, test.dim}) : one; };
+      q.copy_(normed(q, by_head(q_norm), by_head(q_bias), kEpsilon));
+      k = normed(k, by_head(k_norm), by_head(k_bias), kEpsilon);
     }
-    q.copy_(rotated(q, c, s) * (test.scaled ? scale[p].item<float>() : 1.0F));
-    expected_caches[0][slot].select(1, p).copy_(rotated(k, c, s));
-    expected_caches[1][slot].select(1, p).copy_(v);
+    const auto clipped = [&](const at::Tensor& one) { return test.clip > 0 ? one.clamp(-test.clip, test.clip) : one; };
+    q.copy_(rotated(clipped(q), c, s) * (test.scaled ? scale[p].item<float>() : 1.0F));
+    expected_caches[0][slot].select(1, p).copy_(rotated(clipped(k), c, s));
+    expected_caches[1][slot].select(1, p).copy_(clipped(v));
   }
   const double bound = (whole ? 2 : 1) * tolerance(dtype);  // a norm of whole projections is rounded once more
   EXPECT(near(qkv, expected, bound));
@@ -297,13 +311,15 @@ void check_rope(const RopeCase& test, DType dtype) {
 
 void rope_rotates_and_fills_the_cache() {
   for (const DType dtype : kDeviceTypes) {
-    for (const Norm norm : {Norm::none, Norm::head, Norm::whole}) {
+    for (const ops::HeadNorm norm :
+         {ops::HeadNorm::none, ops::HeadNorm::shared, ops::HeadNorm::own, ops::HeadNorm::whole}) {
       for (const Standing standing : {Standing::rows, Standing::slots, Standing::prompt}) {
         check_rope({4, 2, 10, norm, standing, 10}, dtype);
         check_rope({5, 5, 128, norm, standing, 128}, dtype);
         check_rope({1, 1, 2, norm, standing, 2}, dtype);
         check_rope({3, 1, 20, norm, standing, 6, true}, dtype);
         check_rope({2, 2, 16, norm, standing, 0}, dtype);
+        check_rope({4, 2, 10, norm, standing, 6, true, ops::NormKind::layer, 0.75}, dtype);
       }
     }
   }

@@ -183,15 +183,16 @@ void logits_are_scaled_and_capped() {
 
 // The result is that of norming each head, or the whole projection, first.
 void rope_norms_heads_where_asked() {
-  constexpr int kHeads = 3, kKvHeads = 1, kDim = 16, kRows = 2, kCapacity = kCacheBlock;
+  constexpr int kHeads = 4, kKvHeads = 2, kDim = 16, kRows = 2, kCapacity = kCacheBlock;
   ThreadTeam team(1);
   const Floats q = random_floats(kRows * kHeads * kDim, 23);
   const Floats k = random_floats(kRows * kKvHeads * kDim, 24);
-  const Floats v = random_floats(kRows * kKvHeads * kDim, 25);
+  Floats v = random_floats(kRows * kKvHeads * kDim, 25);
   const Floats norms = random_floats(2 * kHeads * kDim, 26);
+  const Floats biases = random_floats(2 * kHeads * kDim, 28);
   const Floats angles = random_floats(2 * kCapacity * kDim / 2, 27);
-  const auto run = [&](Floats queries, Floats keys, bool normed, bool whole = false) {
-    Floats cache(2 * kCapacity * kDim);
+  const auto run = [&](Floats queries, Floats keys, HeadNorm head_norm) {
+    Floats cache(2 * kCapacity * kKvHeads * kDim);
     RopeArgs args = {};
     args.q = queries.data();
     args.k = keys.data();
@@ -199,13 +200,12 @@ void rope_norms_heads_where_asked() {
     args.q_stride = kHeads * kDim;
     args.kv_stride = kKvHeads * kDim;
     args.k_cache = cache.data();
-    args.v_cache = cache.data() + kCapacity * kDim;
+    args.v_cache = cache.data() + kCapacity * kKvHeads * kDim;
     args.cos = angles.data();
     args.sin = angles.data() + kCapacity * kDim / 2;
-    args.q_norm = normed ? norms.data() : nullptr;
-    args.k_norm = normed ? norms.data() + kHeads * kDim : nullptr;
-    args.whole_norm = whole;
-    args.epsilon = 1e-6F;
+    args.head_norm = head_norm;
+    args.q_norm = {norms.data(), 1e-6F, NormKind::layer, biases.data()};
+    args.k_norm = {norms.data() + kHeads * kDim, 1e-6F, NormKind::layer, biases.data() + kHeads * kDim};
     args.places = prompt_places(kRows, 5, 0);
     args.heads = kHeads;
     args.kv_heads = kKvHeads;
@@ -217,19 +217,25 @@ void rope_norms_heads_where_asked() {
     queries.insert(queries.end(), cache.begin(), cache.end());
     return queries;
   };
-  const auto normed = [&](Floats x, const float* weight, int size) {
-    const auto rows = static_cast<int>(x.size()) / size;
-    norm({x.data(), nullptr, x.data(), rows, size, {weight, 1e-6F}, DType::float32}, team);
+  // Row r of `size` values has the r-th of `weights` norms, which take turns; those of keys begin at `first`.
+  const auto normed = [&](Floats x, int size, int weights, int first) {
+    for (int r = 0; r < static_cast<int>(x.size()) / size; ++r) {
+      const int at = first + r % weights * size;
+      const NormOf one = {norms.data() + at, 1e-6F, NormKind::layer, biases.data() + at};
+      norm({x.data() + r * size, nullptr, x.data() + r * size, 1, size, one, DType::float32}, team);
+    }
     return x;
   };
-  const float* k_norm = norms.data() + kHeads * kDim;
-  EXPECT(run(q, k, true) == run(normed(q, norms.data(), kDim), normed(k, k_norm, kDim), false));
-  const Floats whole = run(normed(q, norms.data(), kHeads * kDim), normed(k, k_norm, kKvHeads * kDim), false);
-  EXPECT(run(q, k, true, true) == whole && whole != run(q, k, true));
-  EXPECT(run(q, k, true) != run(q, k, false));
+  const auto both = [&](int size, int kv_size, int weights, int kv_weights) {
+    return run(normed(q, size, weights, 0), normed(k, kv_size, kv_weights, kHeads * kDim), HeadNorm::none);
+  };
+  const Floats shared = run(q, k, HeadNorm::shared), own = run(q, k, HeadNorm::own), whole = run(q, k, HeadNorm::whole);
+  EXPECT(shared == both(kDim, kDim, 1, 1) && shared != run(q, k, HeadNorm::none));
+  EXPECT(own == both(kDim, kDim, kHeads, kKvHeads) && own != shared);
+  EXPECT(whole == both(kHeads * kDim, kKvHeads * kDim, 1, 1) && whole != own && whole != shared);
 }
 
-void check_rope(int64_t half, bool scaled) {
+void check_rope(int64_t half, bool scaled, double bound = 0.0) {
   const int64_t heads = 4, kv_heads = 2, dim = 10, context = 2 * kCacheBlock;
   const std::vector<int32_t> position = {70, 0, 3, -1};
   const std::vector<int32_t> slot_of = {1, 0, 1, 0};
@@ -242,13 +248,14 @@ void check_rope(int64_t half, bool scaled) {
     sin[i] = static_cast<float>(std::sin(0.1 * static_cast<double>(i)));
   }
   const Floats scale = random_floats(context, 17);
+  const auto clipped = [&](double value) { return bound > 0 ? std::clamp(value, -bound, bound) : value; };
   const auto rotated = [&](const float* x, int64_t i, int64_t at) -> double {
     if (i >= 2 * half) {
-      return x[i];
+      return clipped(x[i]);
     }
     const int64_t j = i % half;
-    const double other = i < half ? -x[i + half] : x[i - half];
-    return x[i] * static_cast<double>(cos[at * half + j]) + other * sin[at * half + j];
+    const double other = i < half ? -clipped(x[i + half]) : clipped(x[i - half]);
+    return clipped(x[i]) * static_cast<double>(cos[at * half + j]) + other * sin[at * half + j];
   };
   for (const DType dtype : kTypes) {
     const double tolerance = dtype == DType::float32 ? 1e-6 : 1.0 / 256;
@@ -257,10 +264,11 @@ void check_rope(int64_t half, bool scaled) {
       Stored keys(Floats(kCached * kv_heads * dim, 7.0F), dtype);
       Stored values = keys;
       Floats unturned = k;
+      Floats unclipped = v;
       RopeArgs args = {};
       args.q = turned.data();
       args.k = unturned.data();
-      args.v = v.data();
+      args.v = unclipped.data();
       args.q_stride = heads * dim;
       args.kv_stride = kv_heads * dim;
       args.k_cache = keys.bytes.data();
@@ -273,6 +281,7 @@ void check_rope(int64_t half, bool scaled) {
       args.head_dim = dim;
       args.rotated = static_cast<int>(2 * half);
       args.q_scale = scaled ? scale.data() : nullptr;
+      args.clip = static_cast<float>(bound);
       args.table = kTwoSlots;
       args.dtype = dtype;
       kernel(args, 0, 4);
@@ -296,7 +305,7 @@ void check_rope(int64_t half, bool scaled) {
           const int64_t key = first_of_block + key_offset(position[r], i % dim);
           const int64_t at = first_of_block + value_offset(position[r], dim) + i % dim;
           EXPECT(near(element(keys, key), rotated(&k[first], i % dim, position[r]), tolerance));
-          EXPECT(near(element(values, at), v[r * kv_heads * dim + i], tolerance));
+          EXPECT(near(element(values, at), clipped(v[r * kv_heads * dim + i]), tolerance));
         }
       }
     });
@@ -308,6 +317,7 @@ void rope_rotates_and_fills_the_cache() {
   check_rope(3, false);
   check_rope(0, true);
   check_rope(5, true);
+  check_rope(3, true, 0.5);
 }
 
 struct HeadShape {

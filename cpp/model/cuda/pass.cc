@@ -85,8 +85,8 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           data(rope.sin),
           data(rope.query_scale),
           rope.rotated,
-          data(layer(index).q_norm.weight),
-          data(layer(index).k_norm.weight),
+          norm_of(spec(), layer(index).q_norm),
+          norm_of(spec(), layer(index).k_norm),
           d_.dtype_};
 }
 

@@ -18,6 +18,12 @@ void rotate(const float* from, float* to, const float* cos, const float* sin, in
   }
 }
 
+void clip(float* x, int64_t size, float bound) {
+  for (int64_t i = 0; i < size; ++i) {  // a NaN stays one
+    x[i] = x[i] > bound ? bound : x[i] < -bound ? -bound : x[i];
+  }
+}
+
 template <typename Element>
 void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kMaxHeadDim = 512;
@@ -32,6 +38,11 @@ void rope_rows(const RopeArgs& args, int64_t begin, int64_t end) {
     }
     const float* cos = args.cos + position * half;
     const float* sin = args.sin + position * half;
+    if (args.clip > 0) {
+      clip(static_cast<float*>(args.q) + r * args.q_stride, args.heads * dim, args.clip);
+      clip(static_cast<float*>(args.k) + r * args.kv_stride, args.kv_heads * dim, args.clip);
+      clip(static_cast<float*>(args.v) + r * args.kv_stride, args.kv_heads * dim, args.clip);
+    }
     for (int64_t head = 0; head < args.heads; ++head) {
       float* q = static_cast<float*>(args.q) + r * args.q_stride + head * dim;
       rotate(q, q, cos, sin, half, dim);

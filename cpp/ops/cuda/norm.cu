@@ -129,7 +129,7 @@ struct ProjectionRow {
 
 __device__ inline NormOf norm_of(const NormArgs& args) { return args.norm; }
 __device__ inline NormOf norm_of(const AddNormArgs& args) { return args.norm; }
-__device__ inline NormOf norm_of(const ProjectionNormArgs& args) { return {args.weight, args.epsilon}; }
+__device__ inline NormOf norm_of(const ProjectionNormArgs& args) { return args.norm; }
 
 // One block per row. It needs almost no shared memory, so that it fits beside the product before it. Weights are
 // prefetched before the row is ready.
@@ -256,8 +256,7 @@ void add_norm(const AddNormArgs& args, Stream stream) { start<BranchRow>(args, a
 
 void norm_projection(const ProjectionNormArgs& args, Stream stream) {
   const bool aligned = reinterpret_cast<uintptr_t>(args.x) % 16 == 0;
-  start<ProjectionRow>(args, {args.weight, args.epsilon}, aligned && args.size % 4 == 0 && args.stride % 4 == 0,
-                       stream);
+  start<ProjectionRow>(args, args.norm, aligned && args.size % 4 == 0 && args.stride % 4 == 0, stream);
 }
 
 }  // namespace dlf::cuda

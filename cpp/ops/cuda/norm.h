@@ -8,14 +8,13 @@ namespace dlf::cuda {
 void norm(const ops::NormArgs& args, Stream stream);
 void add_norm(const ops::AddNormArgs& args, Stream stream);
 
-// x = RMSNorm(x), of activations.
+// x = norm(x), of activations.
 struct ProjectionNormArgs {
   void* x;  // rows of [size], `stride` apart
   int rows;
   int size;
   int stride;
-  const float* weight;  // [size]
-  float epsilon;
+  ops::NormOf norm;
   DType dtype;
 };
 

@@ -6,38 +6,72 @@
 namespace dlf::cuda {
 namespace {
 
+using ops::HeadNorm;
+using ops::NormKind;
+using ops::NormOf;
 using ops::RopeArgs;
 
 constexpr int kWarps = 4;  // per block
 
-// Rotates one head, after RMSNorm unless `norm` is null, and multiplies it. A lane reads and writes the same pairs, so
-// `to` may be `from`.
+__device__ float clipped(float x, float bound) {
+  return bound <= 0.0F ? x : x > bound ? bound : x < -bound ? -bound : x;  // a NaN stays one
+}
+
+// Rotates one head, after its norm unless that has no weight, and multiplies it. A lane reads and writes the same
+// pairs, so `to` may be `from`.
 template <typename T>
-__device__ void rotate(const T* from, T* to, const float* norm, float factor, const RopeArgs& args, int position,
+__device__ void rotate(const T* from, T* to, const NormOf& norm, float factor, const RopeArgs& args, int position,
                        int lane) {
   const int half = args.rotated / 2;
   const float* cos = args.cos + static_cast<int64_t>(position) * half;
   const float* sin = args.sin + static_cast<int64_t>(position) * half;
+  const auto size = static_cast<float>(args.head_dim);
+  float mean = 0.0F;
   float scale = 1.0F;
-  if (norm != nullptr) {
+  if (norm.weight != nullptr) {
+    if (norm.kind == NormKind::layer) {
+      float sum = 0.0F;
+      for (int i = lane; i < args.head_dim; i += kWarp) {
+        sum += to_float(from[i]);
+      }
+      mean = warp_sum(sum) / size;
+    }
     float squares = 0.0F;
     for (int i = lane; i < args.head_dim; i += kWarp) {
-      const float value = to_float(from[i]);
+      const float value = to_float(from[i]) - mean;
       squares = fmaf(value, value, squares);
     }
-    scale = 1.0F / sqrtf(warp_sum(squares) / static_cast<float>(args.head_dim) + args.epsilon);
+    scale = 1.0F / sqrtf(warp_sum(squares) / size + norm.epsilon);
   }
-  scale *= factor;
+  const auto value = [&](int i) {
+    float x = to_float(from[i]);
+    if (norm.weight != nullptr) {
+      x = (x - mean) * scale * norm.weight[i] + (norm.bias != nullptr ? norm.bias[i] : 0.0F);
+    }
+    return clipped(x, args.clip) * factor;
+  };
   // With a norm, other lanes read the head too, but they have done so by now: the sum needed all of it.
   for (int i = lane; i < half; i += kWarp) {
-    const float a = to_float(from[i]) * scale * (norm != nullptr ? norm[i] : 1.0F);
-    const float b = to_float(from[i + half]) * scale * (norm != nullptr ? norm[i + half] : 1.0F);
+    const float a = value(i);
+    const float b = value(i + half);
     to[i] = from_float<T>(a * cos[i] - b * sin[i]);
     to[i + half] = from_float<T>(b * cos[i] + a * sin[i]);
   }
   for (int i = args.rotated + lane; i < args.head_dim; i += kWarp) {
-    to[i] = from_float<T>(to_float(from[i]) * scale * (norm != nullptr ? norm[i] : 1.0F));
+    to[i] = from_float<T>(value(i));
   }
+}
+
+// The norm of one head in its kernel; that of whole projections has run before.
+__device__ NormOf norm_of_head(const NormOf& norm, const RopeArgs& args, int head) {
+  NormOf found = norm;
+  if (args.head_norm == HeadNorm::own) {
+    found.weight += head * args.head_dim;
+    found.bias += norm.bias != nullptr ? head * args.head_dim : 0;
+  } else if (args.head_norm != HeadNorm::shared) {
+    found.weight = nullptr;
+  }
+  return found;
 }
 
 // One warp per head of q, k and v.
@@ -54,7 +88,7 @@ __global__ void rope_kernel(RopeArgs args) {
   if (item < args.heads) {
     T* q = static_cast<T*>(args.q) + static_cast<int64_t>(row) * args.q_stride + item * args.head_dim;
     const float factor = args.q_scale != nullptr ? args.q_scale[position] : 1.0F;
-    rotate(q, q, args.whole_norm ? nullptr : args.q_norm, factor, args, position, lane);
+    rotate(q, q, norm_of_head(args.q_norm, args, item), factor, args, position, lane);
     return;
   }
   const bool is_key = item < args.heads + args.kv_heads;
@@ -66,23 +100,23 @@ __global__ void rope_kernel(RopeArgs args) {
       ((block * args.kv_heads + head) * ops::kCacheBlock + position % ops::kCacheBlock) * args.head_dim;
   T* to = static_cast<T*>(is_key ? args.k_cache : args.v_cache) + place;
   if (is_key) {
-    rotate(from, to, args.whole_norm ? nullptr : args.k_norm, 1.0F, args, position, lane);
+    rotate(from, to, norm_of_head(args.k_norm, args, head), 1.0F, args, position, lane);
     return;
   }
   for (int i = lane; i < args.head_dim; i += kWarp) {
-    to[i] = from[i];
+    to[i] = from_float<T>(clipped(to_float(from[i]), args.clip));
   }
 }
 
 }  // namespace
 
 void rope_and_cache(const RopeArgs& args, Stream stream) {
-  if (args.whole_norm) {
+  if (args.head_norm == HeadNorm::whole) {
     const int rows = args.places.rows;
     const int size = args.heads * args.head_dim;
     const int kv_size = args.kv_heads * args.head_dim;
-    norm_projection({args.q, rows, size, args.q_stride, args.q_norm, args.epsilon, args.dtype}, stream);
-    norm_projection({args.k, rows, kv_size, args.kv_stride, args.k_norm, args.epsilon, args.dtype}, stream);
+    norm_projection({args.q, rows, size, args.q_stride, args.q_norm, args.dtype}, stream);
+    norm_projection({args.k, rows, kv_size, args.kv_stride, args.k_norm, args.dtype}, stream);
   }
   const auto blocks = static_cast<unsigned>((args.heads + 2 * args.kv_heads + kWarps - 1) / kWarps);
   for_dtype(args.dtype, [&]<typename T>() {
