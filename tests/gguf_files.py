@@ -27,6 +27,8 @@ ARCHITECTURES = {
     "olmo3": "olmo2",
     "phi3": "phi3",
     "granite": "granite",
+    "granitemoe": "granitemoe",
+    "granitemoeshared": "granitemoe",
     "smollm3": "smollm3",
     "gpt_neox": "gptneox",
     "gpt2": "gpt2",
@@ -37,6 +39,7 @@ ARCHITECTURES = {
     "cohere": "command-r",
     "cohere2": "cohere2",
     "glm4": "glm4",
+    "glm": "chatglm",
     "qwen2_moe": "qwen2moe",
 }
 KEYS = {
@@ -61,14 +64,14 @@ KEYS = {
     "expert_count": ("num_experts", "num_local_experts"),
     "expert_used_count": ("num_experts_per_tok",),
     "expert_feed_forward_length": ("moe_intermediate_size",),
-    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size", "shared_intermediate_size"),
 }
-WITHOUT_GGUF = {"glm", "granite_moe", "granite_moe_shared"}  # families
 # Settings that a file of these families cannot have.
 NOT_IN_GGUF: dict[str, dict[str, Any]] = {
     "gemma2": {"query_pre_attn_scalar": 24},
     "gemma3": {"query_pre_attn_scalar": 24, "sliding_window_pattern": 6, "num_hidden_layers": 7},
     "gpt_neox": {"hidden_act": "gelu"},
+    "granite_moe": {"hidden_act": "silu"},
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None},
     "qwen2": {"use_sliding_window": False},
@@ -227,7 +230,7 @@ def _converted(tensors: dict[str, torch.Tensor], config: dict[str, Any], name: s
     layers = config.get("num_hidden_layers") or config["n_layer"]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH(architecture), layers)
     found: dict[str, Any] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in _split(tensors).items():
         before, dot, after = key.partition(".experts.")
         number, _, rest = after.partition(".")
         merged = f"{before}.experts.{rest}" if dot and number.isdigit() else key
@@ -245,9 +248,26 @@ def _converted(tensors: dict[str, torch.Tensor], config: dict[str, Any], name: s
     }
 
 
+def _split(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors under names that ``gguf`` knows, gates and ups apart, which Granite's mixtures have in one."""
+    apart = {
+        "block_sparse_moe.input_linear": ("block_sparse_moe.experts.w1", "block_sparse_moe.experts.w3"),
+        "shared_mlp.input_linear": ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+    }
+    found = {}
+    for key, tensor in tensors.items():
+        one = next((one for one in apart if one in key), None)
+        found |= (
+            {key: tensor}
+            if one is None
+            else {key.replace(one, new): half for new, half in zip(apart[one], tensor.chunk(2, dim=-2), strict=True)}
+        )
+    return found
+
+
 def _changed(tensor: torch.Tensor, own: str, config: dict[str, Any], name: str) -> torch.Tensor:
     heads = config.get("num_attention_heads") or config["n_head"]
-    if name in ("llama", "granite", "smollm3", "mistral3") and (".attn_q." in own or ".attn_k." in own):
+    if name in ("llama", "granite", "granitemoe", "smollm3", "mistral3") and (".attn_q." in own or ".attn_k." in own):
         count = heads if ".attn_q." in own else config["num_key_value_heads"]
         halves = tensor.reshape(count, 2, -1, *tensor.shape[1:])
         return halves.swapaxes(1, 2).reshape(tensor.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -64,7 +64,11 @@ def load_tensors(
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype must be torch.float32, torch.float16 or torch.bfloat16, not {dtype}")
     config, tensors = source.config, dict[str, torch.Tensor]()
-    for path, part, rows in read_tensors(source, names, f"Loading {source.path.name}", dtype=dtype):
+
+    def viewed(part: Part) -> bool:
+        return place.leaves(part.name) and source.layout(part.tensor).dtype == SAFETENSORS_DTYPES[dtype]
+
+    for path, part, rows in read_tensors(source, names, f"Loading {source.path.name}", viewed, dtype):
         layout = TensorLayout(SAFETENSORS_DTYPES[dtype], part.shape)
         pieces = ({part.name: one.to(dtype)} for one in rows)
         tensors |= place.gather(pieces, {part.name: layout})
@@ -80,12 +84,12 @@ def read_tensors(
     source: Source,
     names: Collection[str] | None,
     task: str,
-    keep: bool = True,
+    viewed: Callable[[Part], bool] = lambda part: False,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[Path, Part, Iterator[torch.Tensor]]]:
     """Yield the file, the part and the values of each tensor; these come as `Source.rows` yields them.
 
-    A caller that does not `keep` views holds less memory meanwhile. `dtype` is as in `Source.rows`. Large checkpoints
+    `viewed` says which parts the caller keeps as views of the file, `dtype` is as in `Source.rows`. Large checkpoints
     get a progress bar that says `task`. Errors are those of `load_tensors`.
     """
     wanted: dict[str, dict[str, Part]] = {}  # by stored tensor, then by name
@@ -99,11 +103,11 @@ def read_tensors(
             for name in source.names:
                 if name not in wanted:
                     continue
-                path, rows, parts = source.path_of(name), source.rows(name, keep, dtype), list(wanted[name].values())
+                path, parts = source.path_of(name), list(wanted[name].values())
                 if len(parts) == 1 and parts[0].whole:
-                    yield path, parts[0], rows
+                    yield path, parts[0], source.rows(name, viewed(parts[0]), dtype)
                 else:
-                    pieces = list(rows)
+                    pieces = list(source.rows(name, True, dtype))
                     whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
                     del pieces
                     for part in parts:

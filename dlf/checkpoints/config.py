@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,12 @@ class ModelConfig:
     def head(self) -> str:
         """Name of the head's tensor; the files have none if it is tied to the embedding."""
         return self.family.tensor("head")
+
+    @property
+    def of_folder(self) -> ModelConfig:
+        """Configuration with the tensors of a folder in Hugging Face format; a GGUF file may have others."""
+        modules = self.family.folder_modules
+        return self if modules is None else replace(self, family=replace(self.family, modules=modules))
 
     @cached_property
     def parts(self) -> dict[str, Part]:

@@ -22,7 +22,7 @@ from dlf.checkpoints.config import ModelConfig, read_config
 from dlf.checkpoints.content_hash import content_hash
 from dlf.checkpoints.hub import INDEX, SINGLE, TOKENIZER_FILES, index_of
 from dlf.checkpoints.packed import PackedMatrix
-from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TORCH_DTYPES, MatrixFormat, TensorLayout
+from dlf.checkpoints.precision import SAFETENSORS_DTYPES, TILE_OUTPUTS, TORCH_DTYPES, MatrixFormat, TensorLayout
 from dlf.checkpoints.published import Scheme, StoredLayer, StoredMatrix, read_scheme
 from dlf.checkpoints.tensor_file import PORTION_BYTES, PORTIONS, TensorFile
 from dlf.errors import CheckpointError
@@ -36,6 +36,7 @@ __all__ = ["Folder", "find_shards"]
 # Buffers that older writers saved, and that follow from the configuration.
 BUFFERS = re.compile(r"(?:.*\.)?(?:rotary_emb\.\w+|rope\.freqs|position_ids|(?:attn|attention)\.(?:masked_)?bias)")
 COMPARED_BYTES = 8 << 20
+STRETCH_BYTES = 8 << 20  # of a tensor that nobody keeps as a view
 SIDE_FILES = ["config.json", "generation_config.json", *TOKENIZER_FILES]
 
 
@@ -144,15 +145,20 @@ class Folder:
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor of the configuration: as a view of its mapped file, or dequantized."""
-        [values] = self.rows(name)
+        [values] = self.rows(name, keep=True)
         return values
 
     def rows(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-        """Yield a tensor of the configuration whole."""
+        """Yield a tensor of the configuration: whole, or some rows of a large one after the others."""
         stored = self.quantized.get(name)
         if stored is None:
-            self.layout(name)  # checks it
-            yield self._take(name, keep)
+            layout = self.layout(name)  # checks it
+            if keep or layout.nbytes <= STRETCH_BYTES:
+                yield self._take(name, keep)
+                return
+            step = max(STRETCH_BYTES * layout.shape[0] // layout.nbytes // TILE_OUTPUTS, 1) * TILE_OUTPUTS
+            for first in range(0, layout.shape[0], step):
+                yield self._take(name)[first : first + step]
         else:
             matrix = stored.read(self._take, str(self.path_of(name)))
             values = matrix.dequantize() if isinstance(matrix, PackedMatrix) else matrix

@@ -45,6 +45,10 @@ class Place:
         # A view would keep its whole mapping alive, which a vector is not worth.
         return tensor.clone() if tensor.dim() == 1 else tensor
 
+    def leaves(self, name: str) -> bool:
+        """Whether a tensor of this name stays where it is."""
+        return self.memory is None or name not in self.names
+
     def gather(
         self, pieces: Iterable[Mapping[str, torch.Tensor]], layouts: Mapping[str, TensorLayout]
     ) -> dict[str, torch.Tensor]:
@@ -71,7 +75,7 @@ class Place:
         return found
 
     def _room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        if self.memory is None or name not in self.names:
+        if self.memory is None or self.leaves(name):
             return torch.empty(shape, dtype=dtype)
         return self.memory.room(shape, dtype)
 

@@ -212,7 +212,7 @@ def _quantize(source: Source, quantization: Quantization) -> Iterator[tuple[str,
     config = source.config
     names = stored_linears(config)
     task = f"Quantizing {source.path.name} to {quantization.name}"
-    for path, part, rows in read_tensors(source, names, task, keep=False):
+    for path, part, rows in read_tensors(source, names, task):
         target = config.head if part.name == config.embedding else part.name
         layout = quantization.layout({target: (part.shape[0], part.shape[1])})
         pieces = (_quantized(one, part.name, path, quantization) for one in rows)

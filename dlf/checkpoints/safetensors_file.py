@@ -36,7 +36,7 @@ def write_safetensors(
     metadata: Mapping[str, str],
     tensors: Iterable[tuple[str, torch.Tensor]],
 ) -> None:
-    """Write a whole file; the tensors may come in any order.
+    """Write a whole file; the tensors may come in any order, each whole or in neighbouring stretches of its first axis.
 
     Raises
     ------
@@ -47,7 +47,9 @@ def write_safetensors(
     last = list(layout)[-1]
     os.posix_fallocate(file.fileno(), 0, places[last] + layout[last].nbytes)
     file.write(header)
+    ends = {name: place + layout[name].nbytes for name, place in places.items()}
     for name, tensor in tensors:
-        file.seek(places.pop(name))
+        file.seek(places[name])
         file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    assert not places
+        places[name] += tensor.nbytes
+    assert places == ends

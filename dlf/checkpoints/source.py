@@ -86,14 +86,14 @@ class Source(Protocol):
         """Return the floating-point values of a tensor of the configuration, as a view of its file if possible."""
 
     def rows(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-        """Yield what `read` returns: a view whole, computed values some rows after the others, to save memory.
+        """Yield what `read` returns, to save memory some rows after the others; a view that is kept, whole.
 
         Parameters
         ----------
         name
             One of `ModelConfig.tensors`.
         keep
-            Whether the caller keeps the view; then fewer of them are mapped anew.
+            Whether the caller keeps a view if it gets one.
         dtype
             Type that the caller will convert to. Values that are computed and not viewed may have it already.
         """

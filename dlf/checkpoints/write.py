@@ -42,7 +42,7 @@ def write_weights(
     units
         Layouts of the tensors, by the name of each unit.
     tensors
-        Yields the tensors of these units, one after the other.
+        Yields the tensors of these units as `write_safetensors` takes them.
     task
         Text of the progress bar, which large models get.
 

@@ -113,6 +113,8 @@ class Family:
         Returns the number of positions that a model was made for.
     other_parts
         Modules that a text needs not.
+    folder_modules
+        Modules of a folder, where a file of another kind has others.
     """
 
     architecture: str
@@ -125,6 +127,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     context: Callable[[Fields], int] = context_length
     other_parts: tuple[str, ...] = ()
+    folder_modules: Mapping[str, Stored] | None = None
 
     def tensor(self, slot: str) -> str:
         """Return the tensor that holds the embedding or the head."""

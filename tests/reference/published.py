@@ -20,10 +20,11 @@ def words(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Pack rows of unsigned values into 32-bit words, the first value in the lowest bits."""
     per = 32 // bits
     rows, columns = values.shape
-    found = np.zeros((rows, -(-columns // per)), np.uint32)
-    for row in range(rows):
-        for column in range(columns):
-            found[row, column // per] |= np.uint32(int(values[row, column]) << bits * (column % per))
+    whole = np.zeros((rows, -(-columns // per) * per), np.uint32)
+    whole[:, :columns] = values.numpy()
+    found = np.zeros((rows, whole.shape[1] // per), np.uint32)
+    for place in range(per):
+        found |= whole[:, place::per] << np.uint32(bits * place)
     return torch.from_numpy(found.view(np.int32))
 
 
@@ -39,19 +40,18 @@ def integers(
     values = torch.zeros(out, columns, dtype=torch.int64)
     scale, zero = torch.zeros(out, count, dtype=torch.float16), torch.full((out, count), middle, dtype=torch.int64)
     means = torch.zeros(out, columns)
-    for row in range(out):
-        for one in range(count):
-            at = groups == one
-            part = weight[row, at]
-            if symmetric:
-                step = (part.abs().max() / (middle - 1)).half()
-            else:
-                low, high = min(float(part.min()), 0.0), max(float(part.max()), 0.0)
-                step = torch.tensor((high - low) / top).half()
-                zero[row, one] = round(-low / float(step))
-            scale[row, one] = step
-            values[row, at] = (part / step.float() + zero[row, one]).round().clamp(0, top).long()
-            means[row, at] = (values[row, at] - zero[row, one]).float() * step.float()
+    for one in range(count):
+        at = groups == one
+        part = weight[:, at]
+        if symmetric:
+            step = (part.abs().amax(1) / (middle - 1)).half()
+        else:
+            low, high = part.amin(1).clamp(max=0.0), part.amax(1).clamp(min=0.0)
+            step = ((high - low) / top).half()
+            zero[:, one] = (-low / step.float()).round().long()
+        scale[:, one] = step
+        values[:, at] = (part / step.float()[:, None] + zero[:, one, None]).round().clamp(0, top).long()
+        means[:, at] = (values[:, at] - zero[:, one, None]).float() * step.float()[:, None]
     return values, scale, zero, means
 
 

@@ -31,6 +31,7 @@ COMMON = {
 }
 EPSILON = "attention.layer_norm_epsilon"
 EXPERTS = {"num_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
+LOCAL_EXPERTS = {"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
 ROPE_FACTORS = "rope_freqs.weight"  # as rope_factors_long and rope_factors_short: divide the frequencies
 MAX_ROPE_FACTORS = 4096
 # Tokens that end a text in llama.cpp, whatever the file says.
@@ -44,8 +45,7 @@ def _llama(meta: Meta, file: GgufFile) -> Values:
     found = {"attention_bias": biased, "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors}
     if not meta.get("expert_count"):
         return found
-    names = {"num_local_experts": "expert_count", "num_experts_per_tok": "expert_used_count"}
-    return found | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"} | _named(meta, names)
+    return found | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"} | _named(meta, LOCAL_EXPERTS)
 
 
 def _plain(meta: Meta, file: GgufFile) -> Values:
@@ -104,14 +104,25 @@ def _phi3(meta: Meta, file: GgufFile) -> Values:
     )
 
 
+GRANITE = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+
+
 def _granite(meta: Meta, file: GgufFile) -> Values:
-    names = {
-        "attention_multiplier": "attention.scale",
-        "embedding_multiplier": "embedding_scale",
-        "residual_multiplier": "residual_scale",
-        "logits_scaling": "logit_scale",
-    }
-    return _llama(meta, file) | _named(meta, names)
+    return _llama(meta, file) | _named(meta, GRANITE)
+
+
+def _granite_moe(meta: Meta, file: GgufFile) -> Values:
+    found = {"attention_bias": "blk.0.attn_q.bias" in file.tensors} | _named(meta, GRANITE | LOCAL_EXPERTS)
+    shared = meta.get("expert_shared_feed_forward_length")
+    if not shared:
+        return found
+    names = {"architectures": ["GraniteMoeSharedForCausalLM"], "model_type": "granitemoeshared"}
+    return found | names | {"shared_intermediate_size": shared}
 
 
 def _smollm3(meta: Meta, file: GgufFile) -> Values:
@@ -162,7 +173,7 @@ def _cohere2(meta: Meta, file: GgufFile) -> Values:
     return _cohere(meta, file) | window
 
 
-def _glm4(meta: Meta, file: GgufFile) -> Values:
+def _glm(meta: Meta, file: GgufFile) -> Values:
     return {"attention_bias": "blk.0.attn_q.bias" in file.tensors}
 
 
@@ -187,6 +198,7 @@ ARCHITECTURES: dict[str, tuple[str, str, Callable[[Meta, GgufFile], Values]]] = 
     "olmoe": ("OlmoeForCausalLM", "olmoe", _olmoe),
     "phi3": ("Phi3ForCausalLM", "phi3", _phi3),
     "granite": ("GraniteForCausalLM", "granite", _granite),
+    "granitemoe": ("GraniteMoeForCausalLM", "granitemoe", _granite_moe),
     "smollm3": ("SmolLM3ForCausalLM", "smollm3", _smollm3),
     "gptneox": ("GPTNeoXForCausalLM", "gpt_neox", _gpt_neox),
     "gpt2": ("GPT2LMHeadModel", "gpt2", _gpt2),
@@ -196,7 +208,8 @@ ARCHITECTURES: dict[str, tuple[str, str, Callable[[Meta, GgufFile], Values]]] = 
     "phi2": ("PhiForCausalLM", "phi", _phi2),
     "command-r": ("CohereForCausalLM", "cohere", _cohere),
     "cohere2": ("Cohere2ForCausalLM", "cohere2", _cohere2),
-    "glm4": ("Glm4ForCausalLM", "glm4", _glm4),
+    "glm4": ("Glm4ForCausalLM", "glm4", _glm),
+    "chatglm": ("GlmForCausalLM", "glm", _glm),
     "qwen2moe": ("Qwen2MoeForCausalLM", "qwen2_moe", _qwen2_moe),
 }
 

@@ -14,12 +14,24 @@ from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.gguf.file import GgufFile, GgufTensor
 from dlf.errors import CheckpointError
+from dlf.families.parts import stored
 
-__all__ = ["Stored", "find_tensors"]
+__all__ = ["SPLIT", "Stored", "find_tensors"]
 
 # Whose rows of q and k are in another order than in the checkpoint: pairs that rotate together are neighbours.
-ROPE_IN_PAIRS = ("llama", "granite", "smollm3", "mistral3")
+ROPE_IN_PAIRS = ("llama", "granite", "granitemoe", "smollm3", "mistral3")
 ONE_ADDED = ("gemma2", "gemma3")  # to the weights of norms
+EXPERTS = "model.layers.{layer}.block_sparse_moe.experts.{expert}"
+# Modules under names that `gguf` knows, by architecture, where a file splits what a folder has in one.
+SPLIT = {
+    "granitemoe": stored(
+        expert_gate=f"{EXPERTS}.w1",
+        expert_up=f"{EXPERTS}.w3",
+        expert_down=f"{EXPERTS}.w2",
+        shared_gate="model.layers.{layer}.mlp.shared_expert.gate_proj",
+        shared_up="model.layers.{layer}.mlp.shared_expert.up_proj",
+    )
+}
 QUERY_OR_KEY = re.compile(r"blk\.\d+\.attn_([qk])\.(?:weight|bias)")
 FUSED = re.compile(r"blk\.\d+\.attn_qkv\.(?:weight|bias)")
 TRANSPOSED = re.compile(r"blk\.\d+\.(?:attn_qkv|attn_output|ffn_up|ffn_down)\.weight")
@@ -96,13 +108,13 @@ def find_tensors(file: GgufFile, architecture: str, config: ModelConfig) -> dict
             tensor = _slice(tensor, int(expert[2]))
         if len(tensor.shape) == 1 and len(shape) == 2:
             tensor = replace(tensor, shape=(1, *tensor.shape))  # a matrix of one row
-        stored = _stored(tensor, own, architecture, config)
-        if stored is None or stored.shape != shape:
+        place = _stored(tensor, own, architecture, config)
+        if place is None or place.shape != shape:
             raise CheckpointError(
                 f"{file.path}: tensor '{own}' has shape {list(tensor.shape)}, but the metadata asks for {list(shape)}; "
                 "fetch the model again"
             )
-        found[name] = stored
+        found[name] = place
     return found
 
 

@@ -17,7 +17,7 @@ from dlf.checkpoints.content_hash import content_hash
 from dlf.checkpoints.gguf.blocks import UNPACK, format_of
 from dlf.checkpoints.gguf.config import architecture_of, config_values
 from dlf.checkpoints.gguf.file import GgufFile, read_gguf
-from dlf.checkpoints.gguf.names import Stored, find_tensors
+from dlf.checkpoints.gguf.names import SPLIT, Stored, find_tensors
 from dlf.checkpoints.gguf.tokenizer import tokenizer_parts
 from dlf.checkpoints.gguf.values import FLOATS, KINDS, packed_rows, read_packed, read_values, value_rows
 from dlf.checkpoints.packed import PackedMatrix
@@ -60,7 +60,12 @@ class Gguf:
     @cached_property
     def declared(self) -> ModelConfig:
         """Configuration that follows from the metadata."""
-        return make_config(config_values(self.file), str(self.path))
+        config = make_config(config_values(self.file), str(self.path))
+        split = SPLIT.get(architecture_of(self.file))
+        if split is None:
+            return config
+        modules = config.family.modules
+        return replace(config, family=replace(config.family, modules={**modules, **split}, folder_modules=modules))
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -135,9 +140,9 @@ class Gguf:
         return stored.undo(read_values(stored.tensor))
 
     def rows(self, name: str, keep: bool = False, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-        """Yield a tensor: whole if the file has its values or other rows, else some rows after the others."""
+        """Yield a tensor: whole if the file has its values and they are kept, or other rows, else some rows at once."""
         stored = self._stored[name]
-        if stored.tensor.kind in FLOATS or not stored.by_row:
+        if (keep and stored.tensor.kind in FLOATS) or len(stored.shape) < 2 or not stored.by_row:
             yield stored.undo(read_values(stored.tensor, dtype))
         else:
             yield from map(stored.undo, value_rows(stored.tensor, dtype))

@@ -41,6 +41,7 @@ SPLITS: dict[str, list[str]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "exaone4", "trillion", "granite-docling"), [GPT2]),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), [r"\p{N}", GPT2]),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "smaug-bpe", "dbrx", "pixtral", "lfm2"), [LLAMA3]),
+    **dict.fromkeys(("chatglm-bpe", "glm4"), [LLAMA3]),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"), [QWEN2]),
     "tekken": [TEKKEN],
     **dict.fromkeys(("gpt-4o", "llama4"), [GPT4O]),

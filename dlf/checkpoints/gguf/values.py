@@ -59,8 +59,11 @@ def read_values(tensor: GgufTensor, dtype: torch.dtype | None = None) -> torch.T
 
 
 def value_rows(tensor: GgufTensor, dtype: torch.dtype | None = None) -> Iterator[torch.Tensor]:
-    """Yield quantised values, some rows ``[rows, columns]`` after the others; otherwise as `read_values`."""
+    """Yield values, some rows ``[rows, columns]`` after the others, none of them a view; otherwise as `read_values`."""
     for content in _chunks(tensor):
+        if tensor.kind in FLOATS:
+            yield torch.from_numpy(content).view(FLOATS[tensor.kind])
+            continue
         with np.errstate(all="ignore"):  # the caller checks that all values are finite
             values = torch.from_numpy(dequantize(content, tensor.kind))
         yield values.to(dtype or torch.float32)
