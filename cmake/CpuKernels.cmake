@@ -1,6 +1,6 @@
 # dlf_add_cpu_kernels(target sources...): compiles every *_kernel.cc once for each instruction set, into a namespace for each
-# (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time. The products of linear_kernel.cc and
-# linear_tiles_kernel.cc are compiled once more, for the dot product instructions.
+# (DLF_CPU); cpp/support/cpu_capability.h chooses among them at run time. The kernels
+# that gain from them are compiled once more, for the dot product instructions.
 function(dlf_add_cpu_kernel_variant target namespace aten aten_features)
   set(library ${target}_${namespace})
   add_library(${library} OBJECT ${DLF_KERNEL_SOURCES})
@@ -27,7 +27,7 @@ function(dlf_add_cpu_kernels target)
     dlf_add_cpu_kernel_variant(${target} avx2 AVX2 AVX2 -mavx2 -mfma -mf16c)
     set(avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq)
     dlf_add_cpu_kernel_variant(${target} avx512 AVX512 AVX512 ${avx512})
-    list(FILTER DLF_KERNEL_SOURCES INCLUDE REGEX "/linear(_tiles)?_kernel\\.cc$")
+    list(FILTER DLF_KERNEL_SOURCES INCLUDE REGEX "/(attention_prefill|linear|linear_tiles)_kernel\\.cc$")
     dlf_add_cpu_kernel_variant(${target} avx512_bf16 AVX512_BF16 AVX512 ${avx512} -mavx512bf16 -mavx512vnni)
   endif()
 endfunction()

@@ -157,7 +157,8 @@ def test_experts_on_a_second_device(family: dict[str, Path]) -> None:
 def test_smaller_types(family: dict[str, Path], types: dict[str, str]) -> None:
     with make_engine(family, **types) as engine:
         completion = engine.generate(PROMPT, **OPTIONS)
-        assert_score_is(engine.score(PROMPT, completion.tokens), completion, 0.02)
+        # A prompt rounds to bfloat16 what a decode step does not: products, and in attention queries and weights.
+        assert_score_is(engine.score(PROMPT, completion.tokens), completion, 0.05)
 
 
 def test_what_is_running_is_not_disturbed(engine: dlf.Engine) -> None:

@@ -3,8 +3,9 @@
 #include <string_view>
 
 // Kernels in *_kernel.cc are compiled once per instruction set, into the namespaces below. DLF_CPU_KERNEL declares one
-// in all of them; DLF_CPU_DISPATCH points to the best that this processor runs. Only the products of
-// linear*_kernel.cc gain from avx512_bf16: they are compiled for it too, and DLF_CPU_DISPATCH_BF16 chooses among all.
+// in all of them; DLF_CPU_DISPATCH points to the best that this processor runs. Only linear*_kernel.cc and
+// attention_prefill_kernel.cc gain from avx512_bf16: they are compiled for it too, and DLF_CPU_DISPATCH_BF16 chooses
+// among all.
 #ifdef DLF_X86_64
 #define DLF_CPU_KERNEL(name, ...) \
   namespace portable {            \

@@ -11,14 +11,11 @@ void attention(const AttentionArgs& args, ThreadTeam& team) {
 }
 
 void prefill_attention(const AttentionArgs& args, ThreadTeam& team) {
-  const auto kernel = DLF_CPU_DISPATCH(prefill_attention_kernel);
-  const int64_t queries = kPrefillChunk * args.heads / args.kv_heads;
-  const int64_t chunks = (args.places.rows + kPrefillChunk - 1) / kPrefillChunk;
-  team.parallel_for(args.kv_heads * chunks, 1, [&](int64_t begin, int64_t end) {
-    const int64_t block = kCacheBlock * args.head_dim;
-    std::vector<float> memory(2 * block + queries * args.head_dim);
-    std::vector<RunningSoftmax> states(queries);
-    kernel(args, {memory.data(), memory.data() + block, memory.data() + 2 * block, states.data()}, begin, end);
+  const auto kernel = DLF_CPU_DISPATCH_BF16(prefill_attention_kernel);
+  const int64_t items = args.kv_heads * ((args.places.rows + kPrefillRows - 1) / kPrefillRows);
+  team.parallel_for(items, 1, [&](int64_t begin, int64_t end) {
+    std::vector<uint32_t> scratch(prefill_scratch(args));
+    kernel(args, scratch.data(), begin, end);
   });
 }
 

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "ops/cpu/attention.h"
-#include "ops/cpu/running_softmax.h"
+#include "ops/cpu/softcap.h"
 
 namespace dlf::ops::DLF_CPU {
 namespace {
@@ -23,6 +23,12 @@ inline void load(const float* from, Vec (&to)[2]) {
 inline void load(const c10::BFloat16* from, Vec (&to)[2]) {
   std::tie(to[0], to[1]) = at::vec::convert_bfloat16_float(at::vec::Vectorized<c10::BFloat16>::loadu(from));
 }
+
+// The running softmax of one query.
+struct RunningSoftmax {
+  float maximum;
+  float total;
+};
 
 // The H heads that read one key-value head: their queries, softmax and sums.
 template <int64_t H>
@@ -56,6 +62,25 @@ void score(Heads<H>& heads, const Element* keys, int64_t low, int64_t high, int6
       (totals[h][1] * Vec(scale)).store(heads.scores[h] + first + Vec::size());
     }
   }
+}
+
+// Turns the scores [low, high) of a block into weights relative to the largest score so far. Returns the factor for the
+// sums of earlier weights. Overwrites scores beside them, up to whole vectors.
+inline float soften(float* scores, int64_t low, int64_t high, RunningSoftmax& softmax) {
+  float maximum = softmax.maximum;
+  for (int64_t j = low; j < high; ++j) {
+    maximum = scores[j] > maximum ? scores[j] : maximum;
+  }
+  const float rescale = std::exp(softmax.maximum - maximum);
+  softmax.maximum = maximum;
+  for (int64_t j = low / Vec::size() * Vec::size(); j < high; j += Vec::size()) {
+    (Vec::loadu(scores + j) - Vec(maximum)).exp().store(scores + j);
+  }
+  softmax.total *= rescale;
+  for (int64_t j = low; j < high; ++j) {
+    softmax.total += scores[j];
+  }
+  return rescale;
 }
 
 // sums += Σ scores[j] * values[j] over [low, high).
