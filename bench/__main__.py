@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench import experts, gguf, grammars, mixture, quantization, rules, solver, speculate
+from bench import busy, experts, gguf, grammars, mixture, quantization, rules, solver, speculate
 from bench.context import run as context
 from bench.family import build
 from bench.latency import run
@@ -14,6 +14,7 @@ from bench.weights import run as weights
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 app.command("latency")(run.main)
+app.command("busy")(busy.main)
 app.command("experts")(experts.main)
 app.command("mixture")(mixture.main)
 app.command("grammars")(grammars.main)

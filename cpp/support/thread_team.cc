@@ -11,10 +11,14 @@
 #include <utility>
 #include <vector>
 
+#include "support/turn.h"
+
 namespace dlf {
 namespace {
 
 constexpr int kMostThreads = 1024;
+// A gate counts the workers inside below this bit, which says that it is open; above it are the loops that have ended.
+constexpr uint32_t kOpen = kMostThreads;
 constexpr int kSpins = 4000;    // about 50 us
 constexpr int64_t kShares = 6;  // chunks for each thread: few, so that each reads memory as one long stream
 
@@ -36,11 +40,11 @@ std::atomic<uint32_t>& forks() {
 
 class ThreadTeam::Crew {
  public:
-  explicit Crew(int workers) : forks_(forks().load()) {
+  explicit Crew(int workers) : forks_(forks().load()), limit_(workers) {
     workers_.reserve(workers);
     try {
       while (static_cast<int>(workers_.size()) < workers) {
-        workers_.emplace_back([this] { work(); });
+        workers_.emplace_back([this, number = static_cast<int>(workers_.size())] { work(number); });
       }
     } catch (const std::system_error& error) {
       stop();
@@ -58,26 +62,29 @@ class ThreadTeam::Crew {
   // Whether the workers belong to a parent process, and do not exist in this one.
   bool lost() const { return forks_ != forks().load(std::memory_order_relaxed); }
 
+  void limit(int workers);
   void run(const Loop& loop);
 
  private:
   void stop();
-  void work();
-  void run_share() noexcept;
+  void work(int number);
+  bool enter(uint32_t& loop);
+  bool run_share(Turn& turn) noexcept;
 
   uint32_t forks_;
+  Turn turn_;  // of the thread that calls run()
   Loop loop_;
-  int64_t chunk_ = 1;                    // items that a thread takes at once
-  std::atomic<int64_t> next_{0};         // first item that no thread has taken
-  std::atomic<uint32_t> generation_{0};  // a new value starts a loop
-  std::atomic<int32_t> running_{0};      // workers still in the loop
+  int64_t chunk_ = 1;              // items that a thread takes at once
+  std::atomic<int64_t> next_{0};   // first item that no thread has taken
+  std::atomic<uint32_t> gate_{0};  // nobody waits for a worker that does not come in while it is open
+  std::atomic<int> limit_;         // workers that take part
   std::atomic<bool> stopping_{false};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;  // the first that a body threw, if failed_
   std::vector<std::thread> workers_;
 };
 
-ThreadTeam::ThreadTeam(int size) : size_(size) {
+ThreadTeam::ThreadTeam(int size) : size_(size), limit_(size) {
   TORCH_CHECK_VALUE(size >= 1 && size <= kMostThreads, "threads is ", size, "; it must be from 1 to ", kMostThreads);
   if (size > 1) {
     hire();
@@ -95,33 +102,49 @@ void ThreadTeam::Dismiss::operator()(Crew* crew) const {
 
 void ThreadTeam::hire() { crew_.reset(std::make_unique<Crew>(size_ - 1).release()); }
 
+void ThreadTeam::limit(int threads) {
+  if (threads != limit_ && crew_ != nullptr) {
+    limit_ = threads;
+    crew_->limit(threads - 1);
+  }
+}
+
 void ThreadTeam::run(const Loop& loop) {
   if (crew_->lost()) {
     hire();
+    crew_->limit(limit_ - 1);
   }
   crew_->run(loop);
 }
 
 void ThreadTeam::Crew::stop() {
   stopping_.store(true, std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
+  gate_.fetch_add(2 * kOpen, std::memory_order_release);
+  gate_.notify_all();
+  limit(static_cast<int>(workers_.size()));
   for (std::thread& worker : workers_) {
     worker.join();
   }
 }
 
+void ThreadTeam::Crew::limit(int workers) {
+  limit_.store(workers, std::memory_order_release);
+  limit_.notify_all();
+}
+
 void ThreadTeam::Crew::run(const Loop& loop) {
   loop_ = loop;
   const int64_t grains = (loop.count + loop.grain - 1) / loop.grain;
-  const auto threads = static_cast<int64_t>(workers_.size()) + 1;
+  const auto threads = static_cast<int64_t>(limit_.load(std::memory_order_relaxed)) + 1;
   chunk_ = std::max(grains / (kShares * threads), int64_t{1}) * loop.grain;
   next_.store(0, std::memory_order_relaxed);
-  running_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
-  run_share();
-  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
+  gate_.fetch_add(kOpen, std::memory_order_release);
+  gate_.notify_all();
+  while (run_share(turn_)) {
+    turn_.rest();
+  }
+  gate_.fetch_add(kOpen, std::memory_order_relaxed);
+  for (int spins = 0; gate_.load(std::memory_order_acquire) % kOpen != 0; ++spins) {
     if (spins < kSpins) {
       pause();
     } else {
@@ -133,41 +156,64 @@ void ThreadTeam::Crew::run(const Loop& loop) {
   }
 }
 
-void ThreadTeam::Crew::work() {
-  uint32_t seen = 0;
-  while (true) {
-    uint32_t generation = generation_.load(std::memory_order_acquire);
-    for (int spins = 0; generation == seen && spins < kSpins; ++spins) {
-      pause();
-      generation = generation_.load(std::memory_order_acquire);
-    }
-    if (generation == seen) {
-      generation_.wait(seen, std::memory_order_acquire);
+// Goes in if the gate is open, for another loop than `loop`.
+bool ThreadTeam::Crew::enter(uint32_t& loop) {
+  uint32_t gate = gate_.load(std::memory_order_relaxed);
+  const uint32_t found = gate / kOpen;
+  if (found % 2 == 0 || found == loop ||
+      !gate_.compare_exchange_strong(gate, gate + 1, std::memory_order_acquire, std::memory_order_relaxed)) {
+    return false;
+  }
+  loop = found;
+  return true;
+}
+
+void ThreadTeam::Crew::work(int number) {
+  Turn turn;
+  uint32_t loop = 0;  // the last one without work for this worker
+  while (!stopping_.load(std::memory_order_relaxed)) {
+    if (const int limit = limit_.load(std::memory_order_relaxed); number >= limit) {
+      limit_.wait(limit, std::memory_order_acquire);
       continue;
     }
-    seen = generation;
-    if (stopping_.load(std::memory_order_relaxed)) {
-      return;
+    const uint32_t gate = gate_.load(std::memory_order_relaxed);
+    bool inside = enter(loop);
+    for (int spins = 0; !inside && spins < kSpins; ++spins) {
+      pause();
+      inside = enter(loop);
     }
-    run_share();
-    running_.fetch_sub(1, std::memory_order_release);
+    if (!inside) {
+      gate_.wait(gate, std::memory_order_acquire);
+      continue;
+    }
+    const bool early = run_share(turn);
+    gate_.fetch_sub(1, std::memory_order_release);
+    if (early) {
+      loop = 0;
+      turn.rest();
+    }
   }
 }
 
-void ThreadTeam::Crew::run_share() noexcept {
+// Works until there is nothing left, or the turn of this thread is over; returns whether it ended early.
+bool ThreadTeam::Crew::run_share(Turn& turn) noexcept {
   try {
     while (true) {
       const int64_t begin = next_.fetch_add(chunk_, std::memory_order_relaxed);
       if (begin >= loop_.count) {
-        return;
+        return false;
       }
       loop_.call(loop_.body, begin, std::min(begin + chunk_, loop_.count));
+      if (turn.over()) {
+        return true;
+      }
     }
   } catch (...) {
     if (!failed_.exchange(true, std::memory_order_relaxed)) {
       error_ = std::current_exception();
     }
     next_.store(loop_.count, std::memory_order_relaxed);
+    return false;
   }
 }
 

@@ -20,16 +20,28 @@ class ThreadTeam {
 
   int size() const { return size_; }
 
+  // Lets the loops of a scope have fewer threads; the rest of the team sleeps.
+  class Limit {
+   public:
+    Limit(ThreadTeam& team, int threads) : team_(team) { team_.limit(threads); }
+    ~Limit() { team_.limit(team_.size_); }
+    Limit(const Limit&) = delete;
+    Limit& operator=(const Limit&) = delete;
+
+   private:
+    ThreadTeam& team_;
+  };
+
   // Calls body(begin, end) on disjoint ranges that cover [0, count), each but the last a multiple of grain long. There
   // are a few for each thread, which takes the next one when it is free, because a thread may lose its core for a
-  // while. If a body throws, no further range begins, and the first exception reaches the caller when all threads have
-  // left the loop.
+  // while; a thread that has none when a loop ends is not waited for. If a body throws, no further range begins, and
+  // the first exception reaches the caller when all threads have left the loop.
   template <typename Body>
   void parallel_for(int64_t count, int64_t grain, Body&& body) {
     if (count <= 0) {
       return;
     }
-    if (size_ == 1 || count <= grain) {
+    if (limit_ == 1 || count <= grain) {
       body(int64_t{0}, count);
       return;
     }
@@ -52,9 +64,11 @@ class ThreadTeam {
   };
 
   void hire();
+  void limit(int threads);
   void run(const Loop& loop);
 
   int size_;
+  int limit_;                            // threads that take part in loops
   std::unique_ptr<Crew, Dismiss> crew_;  // null without workers
 };
 

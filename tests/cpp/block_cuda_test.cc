@@ -1,8 +1,5 @@
 // Compares the layers of a model on a GPU with those on the CPU, for every field of a specification.
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/allclose.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ATen.h>
 
 #include <cstdint>
 #include <memory>

@@ -1,8 +1,5 @@
 // Compares low-rank updates on the device with double precision.
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/equal.h>
-#include <ATen/ops/matmul.h>
+#include <ATen/ATen.h>
 
 #include <array>
 #include <cstdint>

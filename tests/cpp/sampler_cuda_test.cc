@@ -1,9 +1,4 @@
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/stack.h>
+#include <ATen/ATen.h>
 
 #include <algorithm>
 #include <cmath>

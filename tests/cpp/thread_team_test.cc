@@ -8,7 +8,9 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -85,6 +87,27 @@ void a_team_that_never_ran_can_be_destroyed() {
   }
 }
 
+void a_limit_keeps_threads_out_for_a_scope() {
+  ThreadTeam team(4);
+  const auto threads = [&] {
+    std::mutex lock;
+    std::set<std::thread::id> seen;
+    for (int round = 0; round < 50; ++round) {
+      team.parallel_for(64, 1, [&](int64_t, int64_t) {
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+        const std::scoped_lock held(lock);
+        seen.insert(std::this_thread::get_id());
+      });
+    }
+    return seen.size();
+  };
+  for (const size_t most : {3, 1, 2}) {
+    const ThreadTeam::Limit limit(team, static_cast<int>(most));
+    EXPECT(threads() == most);
+  }
+  EXPECT(threads() == 4);
+}
+
 bool sums(ThreadTeam& team) {
   std::atomic<int64_t> sum{0};
   team.parallel_for(100, 1, [&](int64_t begin, int64_t end) { sum += end - begin; });
@@ -138,6 +161,10 @@ void a_team_works_on_in_a_forked_process() {
 #endif
   ThreadTeam team(3);
   EXPECT(sums(team));
+  {
+    const ThreadTeam::Limit limit(team, 2);
+    EXPECT(holds_in_a_child([&] { return sums(team); }));
+  }
   EXPECT(holds_in_a_child([&] { return sums(team) && sums(team) && holds_in_a_child([&] { return sums(team); }); }));
   EXPECT(holds_in_a_child([] {
     {
@@ -189,6 +216,7 @@ int main() {
       {"an empty loop calls nothing", dlf::an_empty_loop_calls_nothing},
       {"a loop sees what the loop before wrote", dlf::a_loop_sees_what_the_loop_before_wrote},
       {"sleeping workers wake up", dlf::sleeping_workers_wake_up},
+      {"a limit keeps threads out for a scope", dlf::a_limit_keeps_threads_out_for_a_scope},
       {"a team that never ran can be destroyed", dlf::a_team_that_never_ran_can_be_destroyed},
       {"what a body throws reaches the caller", dlf::what_a_body_throws_reaches_the_caller},
       {"every thread may throw at once", dlf::every_thread_may_throw_at_once},

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 #include "engine/cpu/gather_logits.h"
@@ -22,6 +23,7 @@ Model::Model(std::shared_ptr<const Weights> weights, int64_t slots, int64_t rows
   }
   decoder_ = std::make_unique<Decoder>(std::move(weights), slots, max_context, team, std::move(adapters), rows, blocks);
   rows_.reserve(rows);
+  team_sizes_.assign(std::bit_width(static_cast<uint64_t>(rows)) + 1, TeamSize(team.size()));
   late_rows_.reserve(kCatchUpRows);
   for (std::vector<const float*>& lane : lane_logits_) {
     lane.reserve(kMaxDraft + 2);
@@ -114,8 +116,10 @@ void Model::decode() {
     return;
   }
   const auto count = static_cast<int64_t>(rows_.size());
+  TeamSize& size = team_sizes_[std::bit_width(static_cast<uint64_t>(count - 1))];
   double seconds = 0;
   {
+    const ThreadTeam::Limit threads(*team_, size.next());
     const Timer timer(seconds);
     float* logits = logits_.mutable_data_ptr<float>() + (used_ - count) * vocab();
     if (map_->empty()) {
@@ -127,6 +131,7 @@ void Model::decode() {
     }
   }
   times_.add(count, seconds);
+  size.add(seconds);
   rows_.clear();
   ++passes_;
 }

@@ -11,6 +11,7 @@
 #include "engine/plan.h"
 #include "engine/sequence.h"
 #include "model/cpu/decoder.h"
+#include "support/team_size.h"
 
 namespace dlf::cpu {
 
@@ -43,7 +44,7 @@ class Model {
 
   // Adds the tokens that a lane has not read to the next pass.
   void add_rows(const Sequence& sequence, Lane& lane, int64_t adapter);
-  // Runs one pass over the added tokens, if any.
+  // Runs one pass over the added tokens, if any, by as many threads as are fastest.
   void decode();
 
   // Reads tokens of the large model from `position` of a lane on, bit-identical to one step for each. Writes the last
@@ -67,6 +68,7 @@ class Model {
   std::vector<Row> rows_;                               // of the next pass
   std::vector<Row> late_rows_;                          // of a lane that catches up
   PassTimes times_;
+  std::vector<TeamSize> team_sizes_;  // of passes over 1 row, up to 2, up to 4, ...
   int passes_ = 0;
 };
 
