@@ -29,7 +29,7 @@ from dlf.grammar import Grammar
 from dlf.memory import Memory, MemoryPart
 from dlf.options import EngineOptions
 from dlf.own_rule import StepLogits
-from dlf.results import Completion, Piece, Score, Step, Timings, Trace
+from dlf.results import CacheUse, Completion, Piece, Score, Step, Timings, Trace
 from dlf.rule import Rule
 from dlf.sampling import SamplingOptions
 from dlf.shared_models import SharedModels
@@ -40,6 +40,7 @@ __all__ = [
     "Amateur",
     "AsyncEngine",
     "AsyncStream",
+    "CacheUse",
     "CheckpointError",
     "Completion",
     "Engine",

@@ -12,7 +12,7 @@ from dlf.core import EngineCore
 from dlf.experts import AnyExpert
 from dlf.own_rule import RuleFunction, StepLogits
 from dlf.prepare import Scoring
-from dlf.results import Completion, Score
+from dlf.results import CacheUse, Completion, Score
 from dlf.rule import Rule
 from dlf.speculation import Speculate
 from dlf.stream import AsyncStream
@@ -178,6 +178,10 @@ class AsyncEngine(EngineCore):
         """Give the log-probabilities of texts that follow prompts, as `Engine.score`."""
         wanted = Scoring.of(prompt, continuation, messages, options, examples=examples, experts=experts, rule=rule)
         return await self._score(self._waiting(), wanted, progress=False)
+
+    async def cache_use(self) -> CacheUse:
+        """Return how full the KV caches are, as `Engine.cache_use`."""
+        return await self._cache_use(self._waiting())
 
     async def close(self) -> None:
         """Free the models and caches; requests that are running fail. The engine cannot be used afterwards."""

@@ -83,6 +83,18 @@ class Call:
             await self.receive()
         return request.pieces.popleft()
 
+    async def pieces(self) -> list[Piece]:
+        """Wait for the next piece of the only request, and return all that have come; none at its end."""
+        first = await self.piece()
+        if first is None:
+            return []
+        while self._inbox.ready():  # the engine was faster than this reader
+            await self.receive()
+        [request] = self.requests
+        found = [first, *request.pieces]
+        request.pieces.clear()
+        return found
+
     def _take(self, news: News) -> list[RunningRequest]:
         """Turn outputs into pieces."""
         found = {}

@@ -26,7 +26,7 @@ from dlf.options import EngineOptions
 from dlf.own_rule import OwnRule, RuleFunction, StepLogits
 from dlf.prepare import Generation, Scoring, prepare
 from dlf.request import RunningRequest, raise_failure
-from dlf.results import Completion, Piece, Score
+from dlf.results import CacheUse, Completion, Piece, Score
 from dlf.rule import FIELDS, Rule, take_rule
 from dlf.scoring import as_score, score_groups
 from dlf.speculation import Speculate
@@ -286,6 +286,12 @@ class EngineCore:
             return self._driver.loop.score(request, poll, hook)
 
         return work
+
+    async def _cache_use(self, waiting: Waiting) -> CacheUse:
+        def work(_: Poll) -> CacheUse:
+            return CacheUse(self._driver.loop.cache_use, self._driver.loop.put_back)
+
+        return await waiting.answer(self._driver, work)
 
     def _close(self) -> None:
         self._driver.close()

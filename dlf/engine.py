@@ -10,7 +10,7 @@ from dlf.core import Callback, EngineCore
 from dlf.experts import AnyExpert
 from dlf.own_rule import RuleFunction, StepLogits
 from dlf.prepare import Scoring
-from dlf.results import Completion, Score
+from dlf.results import CacheUse, Completion, Score
 from dlf.rule import Rule
 from dlf.speculation import Speculate
 from dlf.stream import Stream
@@ -308,6 +308,16 @@ class Engine(EngineCore):
         """
         wanted = Scoring.of(prompt, continuation, messages, options, examples=examples, experts=experts, rule=rule)
         return run(self._score(BLOCKING, wanted, progress))
+
+    def cache_use(self) -> CacheUse:
+        """Return how full the KV caches are, between two steps of the engine.
+
+        Raises
+        ------
+        RuntimeError
+            If the engine is closed.
+        """
+        return run(self._cache_use(BLOCKING))
 
     def close(self) -> None:
         """Free the models and caches; requests that are running fail. The engine cannot be used afterwards."""

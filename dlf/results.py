@@ -220,6 +220,22 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class CacheUse:
+    """How full the KV caches of an engine are.
+
+    Attributes
+    ----------
+    share : float
+        Share of the cache that running requests hold, from 0 to 1, of the model where it is largest.
+    put_back : int
+        How often a request was put back, to go on later, because memory ran out.
+    """
+
+    share: float
+    put_back: int
+
+
+@dataclass(frozen=True)
 class Score:
     """Scores of the tokens of one continuation under the fused distributions.
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
+from typing import TypeVar
 
 from dlf.call import Call
 from dlf.results import Completion, Piece
 from dlf.waiting import run
 
 __all__ = ["AsyncStream", "Stream"]
+
+T = TypeVar("T")
 
 
 class Stream(Iterator[Piece]):
@@ -79,6 +82,17 @@ class AsyncStream(AsyncIterator[Piece]):
         return self
 
     async def __anext__(self) -> Piece:
+        piece = await self._next(Call.piece)
+        if piece is None:
+            self.close()
+            raise StopAsyncIteration
+        return piece
+
+    async def batch(self) -> list[Piece]:
+        """Wait for the next piece, and return all that have come; none are left at the end."""
+        return await self._next(Call.pieces) or []
+
+    async def _next(self, take: Callable[[Call], Awaitable[T]]) -> T | None:
         if self._taking:
             raise ValueError("another task is waiting for the next piece of this stream; one at a time")
         self._taking = True
@@ -87,10 +101,7 @@ class AsyncStream(AsyncIterator[Piece]):
                 self._call = await self._start()
             if self._closed:
                 self.close()  # another task or thread closed it meanwhile
-            piece = None if self._call is None else await self._call.piece()
-            if piece is None:
-                raise StopAsyncIteration
-            return piece
+            return None if self._call is None else await take(self._call)
         except BaseException:
             self.close()
             raise

@@ -27,6 +27,9 @@ class Inbox(Outbox, Protocol):
     async def get(self) -> Note:
         """Wait for the driver's next note."""
 
+    def ready(self) -> bool:
+        """Whether there is a note, so that `get` need not wait."""
+
 
 class Waiting(Protocol):
     """How a call waits."""
@@ -76,6 +79,9 @@ class _ThreadInbox:
 
     async def get(self) -> Note:
         return self._notes.get()
+
+    def ready(self) -> bool:
+        return not self._notes.empty()
 
 
 class Awaiting:
@@ -164,6 +170,9 @@ class _TaskInbox:
             self._waiter = loop.create_future()
             await self._waiter
         return self._notes.popleft()
+
+    def ready(self) -> bool:
+        return bool(self._notes)
 
 
 def _settle(future: asyncio.Future[Result], result: Result) -> None:

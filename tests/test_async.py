@@ -289,6 +289,21 @@ def test_what_is_wrong_is_said_before_anything_is_queued(engine: dlf.AsyncEngine
         run(engine.complete("word " * 100000))
 
 
+def test_a_reader_may_take_all_pieces_that_have_come(engine: dlf.AsyncEngine, expected: dlf.Completion) -> None:
+    async def main() -> None:
+        async with engine.generate(PROMPT, **OPTIONS) as stream:
+            batches = [await stream.batch()]
+            while stream.completion().finish_reason is None:
+                await asyncio.sleep(0.01)
+                batches.append(await stream.batch())
+            batches.append(await stream.batch())
+            assert [piece.token for batch in batches for piece in batch] == expected.tokens
+            assert max(map(len, batches)) > 1 and all(batches[:-1]) and batches[-1] == []
+            assert await stream.batch() == []
+
+    asyncio.run(main())
+
+
 def test_one_task_at_a_time_takes_pieces(engine: dlf.AsyncEngine) -> None:
     async def two() -> None:
         stream = engine.generate(PROMPT, **OPTIONS)

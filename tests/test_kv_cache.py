@@ -32,10 +32,6 @@ def make(family: dict[str, Path], tokens: int = 0, **options: Any) -> dlf.Engine
     return dlf.Engine(family["large"], experts, **OPTIONS | options, kv_cache_bytes=size)
 
 
-def put_back(engine: dlf.Engine) -> int:
-    return engine._driver._loop.put_back  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def test_little_memory_changes_no_result(family: dict[str, Path], device: str) -> None:
     prompts, max_batch = (PROMPTS[:3], 2) if device == "cuda" else (PROMPTS, 4)  # larger batches are not exact on CUDA
@@ -47,7 +43,7 @@ def test_little_memory_changes_no_result(family: dict[str, Path], device: str) -
             for one, other in zip(found, expected, strict=True):
                 assert one.tokens == other.tokens
                 assert np.array_equal(one.alpha, other.alpha) and np.array_equal(one.logprobs, other.logprobs)
-        assert put_back(engine) > 0
+        assert engine.cache_use().put_back > 0
 
 
 def test_a_grammar_goes_on_after_its_request_was_put_back(family: dict[str, Path]) -> None:
@@ -58,7 +54,7 @@ def test_a_grammar_goes_on_after_its_request_was_put_back(family: dict[str, Path
         expected = plenty.generate(PROMPTS, **options)
     with make(family, CONTEXT) as engine:
         found = engine.generate(PROMPTS, **options)
-        assert put_back(engine) > 0
+        assert engine.cache_use().put_back > 0
     assert [one.tokens for one in found] == [one.tokens for one in expected]
 
 
@@ -112,3 +108,12 @@ def test_the_lower_priority_begins_first(family: dict[str, Path]) -> None:
 
     asyncio.run(ask_all())
     assert steps == [0, 0, 3, 3, 2, 2, 1, 1]
+
+
+def test_use_of_the_cache(family: dict[str, Path]) -> None:
+    with make(family, CONTEXT) as engine:
+        assert engine.cache_use() == dlf.CacheUse(0.0, 0)
+        with engine.stream(PROMPTS[0], max_new_tokens=120, ignore_eos=True) as stream:
+            next(stream)
+            assert 0 < engine.cache_use().share <= 1
+        assert engine.cache_use().share == 0

@@ -19,10 +19,16 @@ Body = dict[str, Any]
 
 @dataclass
 class Answer:
-    """One streamed answer: when it was asked for, and when each of its tokens came."""
+    """One streamed answer: when it was asked for, when each of its events came, and its number of tokens."""
 
     start: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list)
+    usage: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens as the server counts them; one for each event of a server that does not."""
+        return self.usage or len(self.times)
 
     @property
     def first(self) -> float:
@@ -31,7 +37,7 @@ class Answer:
 
     @property
     def gaps(self) -> list[float]:
-        """Seconds between two tokens."""
+        """Seconds between two events."""
         return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
 
 
@@ -58,8 +64,10 @@ async def ask(port: int, body: Body) -> Answer:
         async for line in reader:
             if line.startswith(b"data: [DONE]"):
                 return answer
+            if b'"completion_tokens":' in line:
+                answer.usage = int(json.loads(line.removeprefix(b"data: "))["usage"]["completion_tokens"])
             # The last event has the reason alone.
-            if line.startswith(b"data: {") and b'"finish_reason":"' not in line.replace(b": ", b":"):
+            elif line.startswith(b"data: {") and b'"finish_reason":"' not in line.replace(b": ", b":"):
                 answer.times.append(time.perf_counter())
         raise RuntimeError("the server broke off an answer")
     finally:

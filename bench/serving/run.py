@@ -105,7 +105,7 @@ async def _turns(ways: dict[str, Way], rounds: int) -> dict[str, Any]:
                 bodies = _bodies(2 * at_once + 2, order)
                 start = time.perf_counter()
                 answers = await ways[name](bodies, at_once)
-                tokens = sum(len(answer.times) for answer in answers)
+                tokens = sum(answer.tokens for answer in answers)
                 rates[name][at_once].append(tokens / (time.perf_counter() - start))
                 firsts[name][at_once].append(statistics.median(answer.first for answer in answers))
                 await asyncio.sleep(0.05)
@@ -173,7 +173,12 @@ def _bodies(count: int, order: random.Random) -> list[Body]:
 
 
 def _for_dlf(name: str, body: Body) -> Body:
-    return body | {"model": name, "ignore_eos": True, "speculate": False}
+    return body | {
+        "model": name,
+        "ignore_eos": True,
+        "speculate": False,
+        "stream_options": {"include_usage": True},
+    }
 
 
 def _versions() -> dict[str, str | None]:

@@ -288,7 +288,8 @@ void bind_engine(py::module_& m) {
           "exception from it ends the scoring. Calls the hook as step() does.")
       .def_property_readonly("timings", [](const StepLoop& loop) { return loop.timings(); })
       .def_property_readonly("idle", &StepLoop::idle)
-      .def_property_readonly("put_back", &StepLoop::put_back);
+      .def_property_readonly("put_back", &StepLoop::put_back)
+      .def_property_readonly("cache_use", &StepLoop::cache_use);
 }
 
 }  // namespace dlf

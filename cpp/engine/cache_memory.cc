@@ -88,6 +88,15 @@ void CacheMemory::release(std::span<Lane> lanes) {
   }
 }
 
+double CacheMemory::use() const {
+  double most = 0;
+  for (const BlockPool& pool : pools_) {
+    const int64_t held = pool.size() - pool.free() - pool.idle();
+    most = std::max(most, static_cast<double>(held) / static_cast<double>(std::max<int64_t>(pool.size(), 1)));
+  }
+  return most;
+}
+
 void CacheMemory::forget() {
   while (prefixes_.evict([](const PrefixChunk&) { return true; })) {
   }

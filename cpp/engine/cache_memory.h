@@ -35,6 +35,8 @@ class CacheMemory {
   void settle(std::span<const Lane> lanes);
   // Takes the blocks of lanes back: they have read nothing.
   void release(std::span<Lane> lanes);
+  // Share of the cache's blocks that lanes hold, of the model where it is largest.
+  double use() const;
   // Evicts the whole prefix cache.
   void forget();
 

@@ -26,6 +26,8 @@ class StepLoop {
   void cancel(int64_t request);  // frees its slot; unknown ids are ignored
   bool idle() const { return scheduler_.idle(); }
   int64_t put_back() const { return scheduler_.put_back(); }  // how often a request was, for lack of memory
+  // Share of the KV cache that requests hold. One that has ended leaves its memory to the next step.
+  double cache_use() const { return idle() ? 0 : memory_.use(); }
 
   // Runs one step. The outputs, in order for each sequence, are valid until the loop is called again. A sequence whose
   // output has a finish reason has left; if a step throws, all running sequences have left.

@@ -69,7 +69,7 @@ def serve(
         EngineOptions(**one)  # raises, before anything is loaded, as does the next line
     _check(named.values(), options)
     with _bound(settings) as listener:
-        anyio.run(_serve, arguments, settings, listener)
+        anyio.run(_serve, arguments, settings, listener, backend_options={"use_uvloop": True})
 
 
 async def _serve(arguments: Mapping[str, dict[str, Any]], settings: ServerSettings, listener: socket.socket) -> None:

@@ -79,11 +79,11 @@ class Answer:
             "choices": list(choices),
         }
 
-    def count(self, choice: int, piece: Piece) -> None:
-        """Count a token of a choice in the metrics."""
+    def count(self, choice: int, pieces: Sequence[Piece]) -> None:
+        """Count tokens of a choice that came at once in the metrics."""
         now = time.perf_counter()
         last = self._last.get(choice)
-        self.metrics.token(self.model, piece, now - (self._start if last is None else last), first=last is None)
+        self.metrics.tokens(self.model, len(pieces), now - (self._start if last is None else last), first=last is None)
         self._last[choice] = now
 
     def end(self, prompt: int, completion: Completion) -> str | None:

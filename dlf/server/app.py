@@ -165,7 +165,7 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
 
     @app.get("/metrics")
     async def metrics_text() -> Response:
-        return Response(metrics.text(service.served), media_type="text/plain; version=0.0.4")
+        return Response(await metrics.text(service.served), media_type="text/plain; version=0.0.4")
 
     @app.get("/", include_in_schema=False)
     async def playground() -> Response:

@@ -126,22 +126,23 @@ async def batches_of(
 ) -> AsyncGenerator[tuple[Choice, list[Piece], str | None]]:
     """Yield the pieces of each choice, and at its end why it ended, which `answer` counts.
 
-    In a stream the pieces come one by one, then none with the reason; otherwise all of them come at the end.
+    In a stream they come as the engine gives them, several at once to a reader that does not keep up; then come none,
+    with the reason. Otherwise all of them come at the end.
     """
     held: dict[int, list[Piece]] = {}
-    async for choice, piece in _pieces_of(choices):
-        reason = None
-        if piece is None:
-            reason = answer.end(choice.prompt, choice.stream.completion())
+    async for choice, pieces in _batches(choices):
+        if not pieces:
+            yield choice, held.pop(choice.index, []), answer.end(choice.prompt, choice.stream.completion())
+            continue
+        answer.count(choice.index, pieces)
+        if stream:
+            yield choice, pieces, None
         else:
-            answer.count(choice.index, piece)
-            held.setdefault(choice.index, []).append(piece)
-        if stream or piece is None:
-            yield choice, held.pop(choice.index, []), reason
+            held.setdefault(choice.index, []).extend(pieces)
 
 
-async def _pieces_of(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Piece | None]]:
-    """Yield the pieces of all choices as they come, and None at the end of each.
+async def _batches(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, list[Piece]]]:
+    """Yield the pieces of all choices as they come, and none at the end of each.
 
     All of them end when the iterator is closed, when its task is cancelled, and when one of them fails.
     """
@@ -149,17 +150,18 @@ async def _pieces_of(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, 
         for choice in choices:
             await stack.enter_async_context(choice.stream)
         if len(choices) == 1:
-            async for piece in choices[0].stream:
-                yield choices[0], piece
-            yield choices[0], None
+            [choice] = choices
+            while pieces := await choice.stream.batch():
+                yield choice, pieces
+            yield choice, []
             return
-        queue: asyncio.Queue[tuple[Choice, Piece | BaseException | None]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[Choice, list[Piece] | BaseException]] = asyncio.Queue()
 
         async def pump(choice: Choice) -> None:
             try:
-                async for piece in choice.stream:
-                    queue.put_nowait((choice, piece))
-                queue.put_nowait((choice, None))
+                while pieces := await choice.stream.batch():
+                    queue.put_nowait((choice, pieces))
+                queue.put_nowait((choice, []))
             except Exception as error:
                 queue.put_nowait((choice, error))
 
@@ -170,7 +172,7 @@ async def _pieces_of(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, 
                 choice, found = await queue.get()
                 if isinstance(found, BaseException):
                     raise found
-                left -= found is None
+                left -= not found
                 yield choice, found
         finally:
             for task in tasks:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from dlf.results import Completion, Piece
+from dlf.results import Completion
 from dlf.server.errors import ApiError
 from dlf.server.service import Served
 
@@ -44,6 +45,8 @@ class Metrics:
         self._sequences = gauge("sequences", "Sequences that run or wait.")
         self._waiting = gauge("waiting_sequences", "Of these, sequences that wait for a slot.")
         self._slots = gauge("slots", "Sequences that can run at once.")
+        self._cache = gauge("kv_cache_use", "Share of the KV cache that running sequences hold.")
+        self._put_back = gauge("put_back_sequences", "How often a sequence was put back because memory ran out.")
         self._first = Histogram(
             "dlf_time_to_first_token_seconds",
             "Time from a request to its first token.",
@@ -71,13 +74,13 @@ class Metrics:
         finally:
             self.requests.labels(model, endpoint, status).inc()
 
-    def token(self, model: str, piece: Piece, seconds: float, first: bool) -> None:
-        """Count a token, `seconds` after the one before it or after the request."""
+    def tokens(self, model: str, count: int, seconds: float, first: bool) -> None:
+        """Count tokens that came at once, `seconds` after the one before them or after the request."""
         (self._first if first else self._between).labels(model).observe(seconds)
-        self._alpha.labels(model).inc(max(0.0, float(piece.alpha.sum())))
-        if piece.own_token is not None:
-            self._traced.labels(model).inc()
-            self._changed.labels(model).inc(piece.own_token != piece.token)
+        if count > 1:
+            between = self._between.labels(model)
+            for _ in range(count - 1):
+                between.observe(0.0)
 
     def completion(self, model: str, found: Completion) -> None:
         """Count a sequence that has ended."""
@@ -87,12 +90,18 @@ class Metrics:
         self._passes.labels(model).inc(found.passes)
         self._drafted.labels(model).inc(found.drafted)
         self._accepted.labels(model).inc(max(0, len(found.tokens) - found.passes))
+        self._alpha.labels(model).inc(max(0.0, float(np.nansum(found.alpha))))
+        self._traced.labels(model).inc(len(found.own_tokens))
+        self._changed.labels(model).inc(sum(a != b for a, b in zip(found.own_tokens, found.tokens, strict=False)))
 
-    def text(self, served: Iterable[Served]) -> bytes:
+    async def text(self, served: Iterable[Served]) -> bytes:
         """All of them in Prometheus' text format, with the present state of these engines."""
         for one in served:
             slots = one.engine.max_batch
             self._sequences.labels(one.name).set(one.sequences)
             self._waiting.labels(one.name).set(max(0, one.sequences - slots))
             self._slots.labels(one.name).set(slots)
+            cache = await one.engine.cache_use()
+            self._cache.labels(one.name).set(cache.share)
+            self._put_back.labels(one.name).set(cache.put_back)
         return generate_latest(self.registry)

@@ -58,7 +58,12 @@ class Events(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
         async with aclosing(self._source):
-            await super().__call__(scope, receive, send)
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    await super().__call__(scope, receive, send)
+            except TimeoutError:
+                late = _event(error_body(timed_out(self._timeout)))
+                await send({"type": "http.response.body", "body": late, "more_body": False})
 
     async def _events(self) -> AsyncIterator[bytes]:
         none = {"usage": None} if self._usage else {}
@@ -66,11 +71,7 @@ class Events(StreamingResponse):
         try:
             while part is not None:
                 yield _event(part | none)
-                async with asyncio.timeout_at(self._deadline):
-                    part = await anext(self._source, None)
-        except TimeoutError:
-            yield _event(error_body(timed_out(self._timeout)))
-            return
+                part = await anext(self._source, None)
         except ApiError as error:
             yield _event(error_body(error))
             return
@@ -83,5 +84,4 @@ def _event(value: Part) -> bytes:
     return b"data: %b\n\n" % _written(value).encode("utf-8", "backslashreplace")
 
 
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_written = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode

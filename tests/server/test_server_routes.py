@@ -29,5 +29,7 @@ def test_models_tokens_and_metrics(server: Running, client: OpenAI, engine: dlf.
     assert float(figures['dlf_generated_tokens_total{model="pair"}']) >= 8
     assert float(figures['dlf_traced_tokens_total{model="pair"}']) >= before.usage.completion_tokens
     assert float(figures['dlf_requests_total{endpoint="completions",model="pair",status="200"}']) >= 1
+    for name in ("kv_cache_use", "put_back_sequences"):
+        assert float(figures[f'dlf_{name}{{model="pair"}}']) == 0
     assert 'dlf_time_to_first_token_seconds_count{model="pair"}' in figures
     assert httpx.get(f"{server.url}/version").json() == {"version": dlf.__version__}
