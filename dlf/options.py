@@ -95,9 +95,9 @@ class EngineOptions:
         two lists of rotary frequencies (``longrope``) takes the long one for every text if this is beyond its original
         length; the default is not.
     prompt_budget : int
-        Tokens of prompts that a step reads while other requests decode; 0 is one chunk: 256 tokens on the CPU, 512 on
-        CUDA. With more, prompts begin sooner, and running requests wait longer between two tokens. The results are
-        bit-identical.
+        Tokens of prompts that a step reads while other requests decode; 0 is one chunk: 256 tokens on the CPU, or 64 if
+        all models are quantized and have no routed experts, and 512 on CUDA. With more, prompts begin sooner, and
+        running requests wait longer between two tokens. The results are bit-identical.
     prefix_cache_bytes : int
         Memory for common beginnings of prompts, such as examples or a system message, which are then read once. The
         least recently used are dropped first; 0 reads every prompt anew. The results are bit-identical.

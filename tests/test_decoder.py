@@ -158,6 +158,19 @@ def test_prefill_in_pieces(tmp_path: Path) -> None:
     torch.testing.assert_close(decoder.prefill(tokens, 0, 0), reference_logits(folder, tokens), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("weights", QUANTIZATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantized_prefill_does_not_depend_on_its_pieces(tmp_path: Path, weights: str, dtype: str) -> None:
+    """The scheduler may then read a prompt in short chunks."""
+    folder = make_model(tmp_path / "long", "llama", max_position_embeddings=1024)
+    tokens = random_tokens(400)
+    decoder = _C.Decoder(load_model(folder, dtype=dtype, weights=weights).weights, slots=2, max_context=1024, threads=2)
+    expected = decoder.prefill(tokens, 0, 0)
+    for most in (1, 15, 64, 100):
+        pieces = [decoder.prefill(tokens[first : first + most], 1, first) for first in range(0, len(tokens), most)]
+        assert torch.equal(torch.cat(pieces), expected)
+
+
 def test_wrong_use(tmp_path: Path) -> None:
     weights = load_model(make_model(tmp_path / "m", "llama")).weights
     decoder = _C.Decoder(weights, slots=1, max_context=8, threads=1)

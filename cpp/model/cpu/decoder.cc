@@ -8,6 +8,8 @@
 
 #include "model/block.h"
 #include "model/cpu/pass.h"
+#include "model/slots.h"
+#include "ops/cpu/linear.h"
 
 namespace dlf {
 namespace {
@@ -76,6 +78,21 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
     down_updates_.reserve(pairs);
     inner_ = at::empty({updates, rank}, at::kFloat);
   }
+}
+
+bool Decoder::prompt_rows_are_independent() const {
+  const ModelSpec& spec = weights_->spec();
+  if (spec.experts.count > 0) {
+    return false;  // the router's weights are floats
+  }
+  for (size_t i = 0; i < weights_->layers.size(); ++i) {
+    for (const LinearSlot& slot : linear_slots(spec, static_cast<int64_t>(i))) {
+      if (ops::linear_uses_library((weights_->layers[i].*slot.weights).matrix, kChunkTokens)) {
+        return false;
+      }
+    }
+  }
+  return true;  // the head multiplies one row
 }
 
 void Decoder::decode(std::span<const Row> rows, float* logits) {

@@ -42,6 +42,10 @@ class Decoder {
   void prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits = false,
                int64_t adapter = -1);
 
+  // Whether rows of prefill() do not depend on how the tokens are divided into calls. Sums of the matrix library may
+  // depend on the number of rows.
+  bool prompt_rows_are_independent() const;
+
   const Weights& weights() const { return *weights_; }
   KVCache& cache() { return cache_; }
 
