@@ -197,9 +197,13 @@ def make_config(values: dict[str, Any], where: str, eos_token_ids: tuple[int, ..
     family, values = _text_part(values, where)
     values = {family.aliases.get(key, key): value for key, value in values.items()}
     fields = Fields(values, dict(family.defaults), where)
+    try:
+        spec = family.spec(fields)
+    except ValueError as error:  # of sizes that do not fit each other
+        raise error if isinstance(error, CheckpointError) else CheckpointError(f"{where}: {error}") from None
     return ModelConfig(
         family=family,
-        spec=family.spec(fields),
+        spec=spec,
         max_position_embeddings=fields.integer("max_position_embeddings", 1, MAX_POSITIONS),
         context_length=family.context(fields),
         tie_word_embeddings=fields.flag("tie_word_embeddings"),

@@ -48,10 +48,11 @@ GEMMA_MODULES = MODULES | stored(
 )
 
 
-def gemma(
-    fields: Fields, period: int, ropes: Sequence[_C.RopeSpec] | None = None, head_norm: str = "none"
-) -> _C.ModelSpec:
-    """Read what Gemma 2 and 3 share; every layer but the `period`-th has a window, and the last of `ropes`."""
+def gemma(fields: Fields, period: int, ropes: Sequence[_C.RopeSpec] | None = None, **attention: Any) -> _C.ModelSpec:
+    """Read what Gemma 2 and 3 share; every layer but the `period`-th has a window, and the last of `ropes`.
+
+    `attention` are further fields of ``AttentionSpec``.
+    """
     if "use_bidirectional_attention" in fields and fields.flag("use_bidirectional_attention"):
         raise fields.error("use_bidirectional_attention", "false: dlf predicts tokens from those before")
     return decoder(
@@ -61,9 +62,8 @@ def gemma(
         _C.NormSpec(epsilon=epsilon(fields, "rms_norm_eps"), offset=True, after=True),
         attention={
             "query_scalar": multiplier(fields, "query_pre_attn_scalar"),
-            "softcap": softcap(fields, "attn_logit_softcapping"),
-            "head_norm": head_norm,
             **biases(fields),
+            **attention,
         },
         activation="hidden_activation",
         embedding_multiplier=fields.integer("hidden_size", 1, 1 << 16) ** 0.5,
@@ -75,6 +75,6 @@ FAMILY = Family(
     architecture="Gemma2ForCausalLM",
     model_type="gemma2",
     defaults=DEFAULTS,
-    spec=lambda fields: gemma(fields, period=2),
+    spec=lambda fields: gemma(fields, period=2, softcap=softcap(fields, "attn_logit_softcapping")),
     modules=GEMMA_MODULES,
 )

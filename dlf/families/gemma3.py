@@ -1,4 +1,7 @@
-"""Gemma 3 (arXiv 2503.19786): Gemma 2 with normed heads, another rotation in layers with a window, and no caps."""
+"""Gemma 3 (arXiv 2503.19786): Gemma 2 with normed heads, another rotation in layers with a window, and no caps.
+
+Nor has ``transformers`` one of scores, even where ``attn_logit_softcapping`` asks for it.
+"""
 
 from __future__ import annotations
 

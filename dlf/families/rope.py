@@ -88,7 +88,9 @@ def read_rotary(
         found = _yarn(rope, powers, size, theta, factor, original)
     if queries and "llama_4_scaling_beta" in rope:
         beta = rope.number("llama_4_scaling_beta", 0.0, 1e3)
-        return _C.RopeSpec(inv_freq=found.inv_freq, scaling=found.scaling, query_beta=beta, query_positions=original)
+        key = "original_max_position_embeddings"  # of the table, whatever its kind
+        positions = rope.integer(key, 1, MAX_POSITIONS) if key in rope else original
+        return _C.RopeSpec(inv_freq=found.inv_freq, scaling=found.scaling, query_beta=beta, query_positions=positions)
     return found
 
 
