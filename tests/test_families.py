@@ -320,6 +320,18 @@ FRESH: list[tuple[str, dict[str, Any]]] = [
     ("granite_moe_shared", {"shared_intermediate_size": 0}),
     ("olmoe", {"num_key_value_heads": 1, "num_experts_per_tok": 8, "norm_topk_prob": True, "attention_bias": True}),
     ("olmoe", {"clip_qkv": 0.6}),
+    ("gemma3", {"attn_logit_softcapping": 1.0}),
+    (
+        "ministral3",
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "llama_4_scaling_beta": 0.3,
+                "original_max_position_embeddings": 4,
+            }
+        },
+    ),
     ("cohere", {"use_qk_norm": True, "num_key_value_heads": 1, "head_dim": 24}),
     ("phi", {"qk_layernorm": True, "num_key_value_heads": 2}),
 ]
