@@ -94,6 +94,7 @@ template <typename Body>
 void for_each_linear_kernel(MatrixType type, Body&& body) {
   if (is_quantized(type)) {
     for_each_kernel(KERNELS_BF16(linear_tiles_kernel), body);
+    for_each_kernel(KERNELS_BF16(linear_blocks_kernel), body);
   } else {
     for_each_kernel(KERNELS_BF16(linear_kernel), body);
   }
@@ -159,6 +160,37 @@ void a_row_does_not_depend_on_the_others() {
   }
 }
 
+// With one and several blocks of rows, channels and inputs, whole and partial ones.
+void blocks_multiply_as_tiles_do() {
+  ThreadTeam team(1);
+  const int64_t out = 37;
+  const Floats bias = random_floats(out, 20);
+  for (const Kind& kind : kKinds) {
+    for (const int64_t in : {7, 96, 1056}) {
+      const Weights weights(out, in, kind, 21);
+      if (!is_quantized(weights.matrix.type)) {
+        continue;
+      }
+      for (const int rows : {1, 2, 3, 5, 11, 269}) {
+        const Floats data = random_floats(rows * in, 22);
+        LinearInput input(rows, in);
+        const LinearInputRows x = input.prepare(data.data(), rows, in, weights.matrix.type, team);
+        const auto products = [&](auto... kernels) {
+          std::vector<Floats> results;
+          for_each_kernel(kernels..., [&](auto* kernel) {
+            Floats& y = results.emplace_back(rows * out, 0.5F);
+            const LinearArgs args = {{weights.matrix, bias.data(), y.data(), rows}, /*accumulate=*/true};
+            kernel(x, args, 0, 1);
+            kernel(x, args, 1, tiles(out));
+          });
+          return results;
+        };
+        EXPECT(products(KERNELS_BF16(linear_blocks_kernel)) == products(KERNELS_BF16(linear_tiles_kernel)));
+      }
+    }
+  }
+}
+
 void several_products_run_in_one_loop() {
   const int rows = 3;
   const int64_t in = 96;
@@ -196,7 +228,7 @@ void several_products_run_in_one_loop() {
 
 void prefill_multiplies_as_decode_does() {
   ThreadTeam team(2);
-  const int rows = 40;
+  const int rows = 70;
   const int64_t in = 96;
   const int64_t out = 33;
   const Floats data = random_floats(rows * in, 10);
@@ -208,7 +240,8 @@ void prefill_multiplies_as_decode_does() {
     Floats decoded(rows * out, 1.0F);
     Floats prefilled(rows * out, 1.0F);
     linear(x, {{weights.matrix, bias.data(), decoded.data(), rows}, true}, team);
-    linear_prefill(x, {{weights.matrix, bias.data(), prefilled.data(), rows}, true}, team);
+    const LinearArgs prompt = {{weights.matrix, bias.data(), prefilled.data(), rows}, true};
+    linear_prefill(x, std::span(&prompt, 1), team);
     for (size_t i = 0; i < decoded.size(); ++i) {
       // In bfloat16 prefill also rounds the product, by up to 1/512.
       const double tolerance = kind.type == MatrixType::bfloat16 ? 4e-3 * (4.0 + std::abs(decoded[i])) : 1e-4;
@@ -234,13 +267,18 @@ void input_is_rounded_to_the_nearest() {
       const double scale = y.scale[i / kInputGroup];
       EXPECT(std::abs(y.value[i] * scale - (i < 100 ? data[i] : 0.0)) <= 0.5001 * scale);
     }
-    for (int64_t half = 0; half < 8; ++half) {
-      int32_t sum = 0;
-      for (int64_t i = 0; i < kHalfGroup; ++i) {
-        sum += y.value[half * kHalfGroup + i];
+    const auto sums_values = [&](const GroupSums& sums, int64_t inputs) {
+      for (int64_t group = 0; group < y.stride / inputs; ++group) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < inputs; ++i) {
+          sum += y.value[group * inputs + i];
+        }
+        EXPECT(sums.value[group] == sum);
+        EXPECT(sums.scaled[group] == static_cast<float>(sum) * y.scale[group * inputs / kInputGroup]);
       }
-      EXPECT(y.half_sum[half] == sum);
-    }
+    };
+    sums_values(y.sums, kInputGroup);
+    sums_values(y.half_sums, kHalfGroup);
     EXPECT(y.scale[1] == 0.0F);
   });
 }
@@ -405,6 +443,7 @@ int main() {
   return dlf::testing::run({
       {"linear is a matrix product", linear_is_a_matrix_product},
       {"a row does not depend on the others", a_row_does_not_depend_on_the_others},
+      {"blocks multiply as tiles do", blocks_multiply_as_tiles_do},
       {"several products run in one loop", several_products_run_in_one_loop},
       {"prefill multiplies as decode does", prefill_multiplies_as_decode_does},
       {"products of one loop may differ in type", products_of_one_loop_may_differ_in_type},

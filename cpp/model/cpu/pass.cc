@@ -179,9 +179,7 @@ void Decoder::Pass::multiply(const float* x, std::span<const ops::LinearArgs> pr
     }
     const ops::LinearInputRows input = input_of(x, first);
     if (is_prompt_) {
-      for (const ops::LinearArgs& args : products.first(count)) {
-        ops::linear_prefill(input, args, d_.team_);
-      }
+      ops::linear_prefill(input, products.first(count), d_.team_);
     } else {
       ops::linear(input, products.first(count), d_.team_);
     }

@@ -52,7 +52,6 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
   auto* const gated = static_cast<float*>(args.gated);
   const Matrix& first = args.experts[0].gate;
   const auto activate = DLF_CPU_DISPATCH(activation_kernel);
-  LinearKernel* kernel = linear_kernel_of(first.type);
   const bool updated = !args.gate_updates.empty();  // the activation waits for the updates
   const auto activation_args = [&](const ExpertRun& run) {
     const int64_t place = int64_t{run.first} * args.inner;
@@ -62,8 +61,8 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
   for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
     const Expert& expert = args.experts[run.expert];
     const RunProduct gates = product(x, expert.gate, gated, run);
-    kernel(gates.x, gates.args, begin, end);
-    kernel(gates.x, product(x, expert.up, args.up, run).args, begin, end);
+    multiply_tiles(gates.x, gates.args, begin, end);
+    multiply_tiles(gates.x, product(x, expert.up, args.up, run).args, begin, end);
     for (int64_t pair = 0; !updated && pair < run.pairs; ++pair) {
       activate(activation_args(run), pair * first.out + begin * kTileOutputs,
                pair * first.out + std::min(end * kTileOutputs, first.out));
@@ -72,8 +71,7 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
   for_library_runs(args, first, [&](const ExpertRun& run) {
     const Expert& expert = args.experts[run.expert];
     const RunProduct gates = product(x, expert.gate, gated, run);
-    linear_prefill(gates.x, gates.args, team);
-    linear_prefill(gates.x, product(x, expert.up, args.up, run).args, team);
+    linear_prefill(gates.x, std::array{gates.args, product(x, expert.up, args.up, run).args}, team);
     if (!updated) {
       ops::activate(activation_args(run), team);
     }
@@ -89,14 +87,13 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
 // products = down(gated)
 void project(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team) {
   const Matrix& first = args.experts[0].down;
-  LinearKernel* kernel = linear_kernel_of(first.type);
   for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
     const RunProduct products = product(x, args.experts[run.expert].down, args.products, run);
-    kernel(products.x, products.args, begin, end);
+    multiply_tiles(products.x, products.args, begin, end);
   });
   for_library_runs(args, first, [&](const ExpertRun& run) {
     const RunProduct products = product(x, args.experts[run.expert].down, args.products, run);
-    linear_prefill(products.x, products.args, team);
+    linear_prefill(products.x, std::span(&products.args, 1), team);
   });
   if (!args.down_updates.empty()) {
     const int64_t pairs = int64_t{args.rows} * args.chosen;

@@ -14,6 +14,9 @@ namespace dlf::ops {
 namespace {
 
 constexpr int64_t kFewRows = 16;         // up to this, reading the weights costs more than multiplying
+constexpr int64_t kBlocksFrom = 64;      // rows from which unpacking tiles is at least as fast
+constexpr int64_t kFineBlocksFrom = 16;  // likewise, with scales that take more work
+constexpr int64_t kBlockTiles = 2;       // most tiles of a block of linear_blocks_kernel
 constexpr int64_t kLibraryOutputs = 32;  // a product of the library has a multiple of these outputs
 
 // Limits torch to one thread: its own threads spin for milliseconds after a product and would keep ours from their
@@ -45,59 +48,8 @@ at::Tensor with_library_rows(const uint16_t* data, int64_t rows, int64_t columns
   return input;
 }
 
-}  // namespace
-
-LinearKernel* linear_kernel_of(MatrixType type) {
-  return is_quantized(type) ? DLF_CPU_DISPATCH_BF16(linear_tiles_kernel) : DLF_CPU_DISPATCH_BF16(linear_kernel);
-}
-
-bool linear_uses_library(const Matrix& weight, int64_t rows) { return rows > kFewRows && !is_quantized(weight.type); }
-
-void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
-  linear(x, std::span(&args, 1), team);
-}
-
-void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team) {
-  int64_t total = 0;
-  for (const LinearArgs& args : products) {
-    total += tiles(args.weight.out);
-  }
-  team.parallel_for(total, 1, [&](int64_t begin, int64_t end) {
-    int64_t first = 0;
-    for (const LinearArgs& args : products) {
-      const int64_t count = tiles(args.weight.out);
-      const int64_t low = std::max(begin - first, int64_t{0});
-      const int64_t high = std::min(end - first, count);
-      if (low < high) {
-        linear_kernel_of(args.weight.type)(x, args, low, high);
-      }
-      first += count;
-    }
-  });
-}
-
-void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
-                  const float* row_gate, ThreadTeam& team) {
-  LinearKernel* gate_kernel = linear_kernel_of(gate.weight.type);
-  LinearKernel* up_kernel = linear_kernel_of(up.weight.type);
-  const auto activate = DLF_CPU_DISPATCH(activation_kernel);
-  const int64_t out = gate.weight.out;
-  const auto size = static_cast<int>(out);
-  const ActivationArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32, activation, row_gate};
-  team.parallel_for(tiles(out), 1, [&](int64_t begin, int64_t end) {
-    gate_kernel(x, gate, begin, end);
-    up_kernel(x, up, begin, end);
-    for (int64_t row = 0; row < gate.rows; ++row) {
-      activate(args, row * out + begin * kTileOutputs, row * out + std::min(end * kTileOutputs, out));
-    }
-  });
-}
-
-void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
+void multiply_with_library(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
   const Matrix& matrix = args.weight;
-  if (!linear_uses_library(matrix, args.rows)) {
-    return linear(x, args, team);
-  }
   const TorchThreads caller;
   const at::ScalarType type = matrix.type == MatrixType::float32 ? at::kFloat : at::kBFloat16;
   const at::Tensor input = type == at::kFloat                     ? view(x.x, args.rows, x.in, type)
@@ -118,6 +70,75 @@ void linear_prefill(const LinearInputRows& x, const LinearArgs& args, ThreadTeam
       }
     }
   });
+}
+
+bool uses_blocks(const LinearArgs& args) {
+  const Matrix& weight = args.weight;
+  const bool fine = weight.origin != Origin::middle || weight.block > 0 || weight.group == kHalfGroup ||
+                    weight.scale_type == DType::float16;
+  return is_quantized(weight.type) && args.rows >= (fine ? kFineBlocksFrom : kBlocksFrom);
+}
+
+// Tiles that a thread takes at a time.
+int64_t grain(const LinearArgs& args) { return uses_blocks(args) ? kBlockTiles : 1; }
+
+}  // namespace
+
+void multiply_tiles(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end) {
+  const auto kernel = uses_blocks(args)                ? DLF_CPU_DISPATCH_BF16(linear_blocks_kernel)
+                      : is_quantized(args.weight.type) ? DLF_CPU_DISPATCH_BF16(linear_tiles_kernel)
+                                                       : DLF_CPU_DISPATCH_BF16(linear_kernel);
+  kernel(x, args, begin, end);
+}
+
+bool linear_uses_library(const Matrix& weight, int64_t rows) { return rows > kFewRows && !is_quantized(weight.type); }
+
+void linear(const LinearInputRows& x, const LinearArgs& args, ThreadTeam& team) {
+  linear(x, std::span(&args, 1), team);
+}
+
+void linear(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team) {
+  int64_t total = 0;
+  for (const LinearArgs& args : products) {
+    total += tiles(args.weight.out);
+  }
+  team.parallel_for(total, grain(products.front()), [&](int64_t begin, int64_t end) {
+    int64_t first = 0;
+    for (const LinearArgs& args : products) {
+      const int64_t count = tiles(args.weight.out);
+      const int64_t low = std::max(begin - first, int64_t{0});
+      const int64_t high = std::min(end - first, count);
+      if (low < high) {
+        multiply_tiles(x, args, low, high);
+      }
+      first += count;
+    }
+  });
+}
+
+void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
+                  const float* row_gate, ThreadTeam& team) {
+  const auto activate = DLF_CPU_DISPATCH(activation_kernel);
+  const int64_t out = gate.weight.out;
+  const auto size = static_cast<int>(out);
+  const ActivationArgs args = {gate.y, up.y, size, gate.y, gate.rows, size, DType::float32, activation, row_gate};
+  team.parallel_for(tiles(out), grain(gate), [&](int64_t begin, int64_t end) {
+    multiply_tiles(x, gate, begin, end);
+    multiply_tiles(x, up, begin, end);
+    for (int64_t row = 0; row < gate.rows; ++row) {
+      activate(args, row * out + begin * kTileOutputs, row * out + std::min(end * kTileOutputs, out));
+    }
+  });
+}
+
+void linear_prefill(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team) {
+  const LinearArgs& first = products.front();
+  if (!linear_uses_library(first.weight, first.rows)) {
+    return linear(x, products, team);
+  }
+  for (const LinearArgs& args : products) {
+    multiply_with_library(x, args, team);
+  }
 }
 
 }  // namespace dlf::ops

@@ -11,6 +11,15 @@ namespace dlf::ops {
 // Whether weights of both types read activations in one form.
 constexpr bool read_alike(MatrixType a, MatrixType b) { return a == b || (is_quantized(a) && is_quantized(b)); }
 
+// Sums of the values of groups. A product of weights + offset takes offset * `value` away; one of weights with a
+// minimum adds minimum * `scaled`.
+struct GroupSums {
+  int32_t* value;
+  float* scaled;  // value * scale
+
+  GroupSums from(int64_t group) const { return {value + group, scaled + group}; }
+};
+
 // Rows of x as the products of some types of weights read them.
 struct LinearInputRows {
   const float* x;  // [rows, in]
@@ -19,14 +28,22 @@ struct LinearInputRows {
   // For bfloat16 weights: x rounded to the nearest.
   uint16_t* bfloat16;  // [rows, in]
   // For weights in tiles: x = value * scale, in groups of kInputGroup with their own scale, zero beyond in.
-  int8_t* value;      // [rows, stride]
-  float* scale;       // [rows, stride / kInputGroup]
-  int32_t* half_sum;  // [rows, stride / kHalfGroup], of values; takes the offset of all weights out of a product
+  int8_t* value;        // [rows, stride]
+  float* scale;         // [rows, stride / kInputGroup]
+  GroupSums sums;       // of groups: [rows, stride / kInputGroup]
+  GroupSums half_sums;  // of half groups: [rows, stride / kHalfGroup]
 
   // The rows from `row` on.
   LinearInputRows from(int64_t row) const {
     const int64_t group = row * (stride / kInputGroup);
-    return {x + row * in, in, stride, bfloat16 + row * in, value + row * stride, scale + group, half_sum + 2 * group};
+    return {x + row * in,
+            in,
+            stride,
+            bfloat16 + row * in,
+            value + row * stride,
+            scale + group,
+            sums.from(group),
+            half_sums.from(2 * group)};
   }
 };
 
@@ -43,7 +60,8 @@ class LinearInput {
  private:
   at::Tensor values_;  // bfloat16 or int8
   at::Tensor scales_;
-  at::Tensor sums_;
+  at::Tensor sums_;         // [max_rows, 3 * groups]: of groups and half groups
+  at::Tensor scaled_sums_;  // likewise
 };
 
 // Rows [begin, end).

@@ -10,14 +10,15 @@ constexpr int32_t kInfinite = 0x7f800000;
 // Integer nearest to a value of at most 2²²: adding 1.5·2²³ leaves it in the low bits.
 inline int32_t nearest(float value) { return std::bit_cast<int32_t>(value + 12582912.0F) - 0x4b400000; }
 
-void quantize_group(const float* x, int8_t* value, float& scale, int32_t* half_sum) {
+// Returns the scale.
+float quantize_group(const float* x, int8_t* value, int32_t* half_sum) {
   int32_t largest = 0;
   for (int64_t i = 0; i < kInputGroup; ++i) {
     const int32_t magnitude = std::bit_cast<int32_t>(x[i]) & 0x7fffffff;
     largest = magnitude > largest ? magnitude : largest;
   }
   const auto magnitude = std::bit_cast<float>(largest);
-  scale = magnitude < kLeast ? 0.0F : magnitude / 127.0F;
+  float scale = magnitude < kLeast ? 0.0F : magnitude / 127.0F;
   scale = largest >= kInfinite ? std::bit_cast<float>(kInfinite + 1) : scale;  // a NaN, so that the product is one
   const float inverse = magnitude < kLeast ? 0.0F : 127.0F / magnitude;
   for (int64_t first = 0; first < kInputGroup; first += kHalfGroup) {
@@ -29,6 +30,7 @@ void quantize_group(const float* x, int8_t* value, float& scale, int32_t* half_s
     }
     half_sum[first / kHalfGroup] = total;
   }
+  return scale;
 }
 
 }  // namespace
@@ -55,7 +57,14 @@ void quantize_input_kernel(const LinearInputRows& input, int64_t begin, int64_t 
         from = padded;
       }
       const int64_t index = row * groups + group;
-      quantize_group(from, value + first, input.scale[index], input.half_sum + 2 * index);
+      int32_t* half_sum = input.half_sums.value + 2 * index;
+      const float scale = quantize_group(from, value + first, half_sum);
+      input.scale[index] = scale;
+      input.sums.value[index] = half_sum[0] + half_sum[1];
+      input.sums.scaled[index] = scale * static_cast<float>(half_sum[0] + half_sum[1]);
+      for (int64_t half = 0; half < 2; ++half) {
+        input.half_sums.scaled[2 * index + half] = scale * static_cast<float>(half_sum[half]);
+      }
     }
   }
 }

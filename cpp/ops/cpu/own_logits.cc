@@ -11,7 +11,6 @@ void own_logits(const LinearInputRows& x, int rows, const OwnLogits& own, Matrix
                 ThreadTeam& team) {
   constexpr int kRows = 32;  // that share a reading of a tile from the cache
   const int64_t row_bytes = x.in * (type == MatrixType::float32 ? 4 : 2);
-  LinearKernel* kernel = linear_kernel_of(type);
   team.parallel_for(tiles(own.count), 1, [&](int64_t begin, int64_t end) {
     std::array<float, kRows * kTileOutputs> logits;
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -20,7 +19,7 @@ void own_logits(const LinearInputRows& x, int rows, const OwnLogits& own, Matrix
       const Matrix weight = {static_cast<const char*>(own.rows) + first * row_bytes, nullptr, count, x.in, type, 0};
       for (int row = 0; row < rows; row += kRows) {
         const int some = std::min(kRows, rows - row);
-        kernel(x.from(row), {{weight, nullptr, logits.data(), some}, /*accumulate=*/false}, 0, 1);
+        multiply_tiles(x.from(row), {{weight, nullptr, logits.data(), some}, /*accumulate=*/false}, 0, 1);
         for (int64_t r = 0; r < some; ++r) {
           float* to = y + (row + r) * vocab;
           for (int64_t i = 0; i < count; ++i) {

@@ -8,7 +8,7 @@
 
 #include "ops/matrix.h"
 
-// Operations of linear_tiles_kernel.cc per instruction set: 16 channels side by side, each with 4 inputs in 32 bits.
+// Operations of the products of tiles per instruction set: 16 channels side by side, each with 4 inputs in 32 bits.
 //   Bytes   4 weights of each of 16 channels
 //   Ints    16 sums of products
 //   Floats  16 channels of the result
@@ -21,12 +21,16 @@ namespace dlf::ops::DLF_CPU {
 using Ints = __m512i;
 using Floats = __m512;
 using Bytes = __m512i;
-constexpr int64_t kMostRows = 8;  // rows of x that share one reading of W: as many as the registers hold
+constexpr int64_t kMostRows = 8;   // rows of x that share one reading of W: as many as the registers hold
+constexpr int64_t kBlockRows = 6;  // rows and tiles of a product in a block
+constexpr int64_t kBlockTiles = 2;
 
 inline Ints broadcast(int32_t value) { return _mm512_set1_epi32(value); }
+inline Ints multiply(Ints a, int32_t by) { return _mm512_mullo_epi32(a, broadcast(by)); }
 inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Floats zeros() { return _mm512_setzero_ps(); }
 inline Bytes load_bytes(const void* from) { return _mm512_loadu_si512(from); }
+inline void store_bytes(void* to, Bytes bytes) { _mm512_storeu_si512(to, bytes); }
 inline Bytes low_halves(Bytes bytes) { return _mm512_and_si512(bytes, _mm512_set1_epi8(15)); }
 inline Bytes high_halves(Bytes bytes) { return low_halves(_mm512_srli_epi16(bytes, 4)); }
 inline Floats load_floats(const float* from) { return _mm512_loadu_ps(from); }
@@ -61,17 +65,17 @@ inline void store(float* to, Floats values) { _mm512_storeu_ps(to, values); }
 
 #if defined(__AVX512VNNI__)
 constexpr int32_t kInt8Offset = 128;
+inline Bytes with_offset(Bytes weights) { return _mm512_xor_si512(weights, _mm512_set1_epi8(-128)); }
 inline Ints dot_unsigned(Ints sum, Bytes weights, int32_t x) { return _mm512_dpbusd_epi32(sum, weights, broadcast(x)); }
-inline Ints dot_signed(Ints sum, Bytes weights, int32_t x) {
-  return dot_unsigned(sum, _mm512_xor_si512(weights, _mm512_set1_epi8(-128)), x);
-}
+inline Ints dot_int8(Ints sum, Bytes weights, int32_t x) { return dot_unsigned(sum, weights, x); }
 #else
 constexpr int32_t kInt8Offset = 0;
+inline Bytes with_offset(Bytes weights) { return weights; }
 // Sums pairs of products in 16 bits, which 2 · 127 · 127 doesn't overflow, then pairs of those.
 inline Ints dot_unsigned(Ints sum, Bytes weights, int32_t x) {
   return add(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(weights, broadcast(x)), _mm512_set1_epi16(1)));
 }
-inline Ints dot_signed(Ints sum, Bytes weights, int32_t x) {
+inline Ints dot_int8(Ints sum, Bytes weights, int32_t x) {
   const __m512i values = broadcast(x);
   const __m512i negated = _mm512_mask_sub_epi8(values, _mm512_movepi8_mask(weights), _mm512_setzero_si512(), values);
   return add(sum, _mm512_madd_epi16(_mm512_maddubs_epi16(_mm512_abs_epi8(weights), negated), _mm512_set1_epi16(1)));
@@ -88,14 +92,26 @@ struct Floats {
 };
 using Bytes = Ints;
 constexpr int64_t kMostRows = 4;
+constexpr int64_t kBlockRows = 4;
+constexpr int64_t kBlockTiles = 1;
 constexpr int32_t kInt8Offset = 0;
 
 inline Ints broadcast(int32_t value) { return {_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+inline Ints multiply(Ints a, int32_t by) {
+  const __m256i factor = _mm256_set1_epi32(by);
+  return {_mm256_mullo_epi32(a.low, factor), _mm256_mullo_epi32(a.high, factor)};
+}
+inline Bytes with_offset(Bytes weights) { return weights; }
 inline Ints add(Ints a, Ints b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 inline Floats zeros() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Bytes load_bytes(const void* from) {
   const auto* at = static_cast<const __m256i*>(from);
   return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+}
+inline void store_bytes(void* to, Bytes bytes) {
+  auto* at = static_cast<__m256i*>(to);
+  _mm256_storeu_si256(at, bytes.low);
+  _mm256_storeu_si256(at + 1, bytes.high);
 }
 inline __m256i low_halves(__m256i bytes) { return _mm256_and_si256(bytes, _mm256_set1_epi8(15)); }
 inline Bytes low_halves(Bytes bytes) { return {low_halves(bytes.low), low_halves(bytes.high)}; }
@@ -155,7 +171,7 @@ inline Ints dot_unsigned(Ints sum, Bytes weights, int32_t x) {
   const __m256i values = _mm256_set1_epi32(x);
   return {dot_pairs(sum.low, weights.low, values), dot_pairs(sum.high, weights.high, values)};
 }
-inline Ints dot_signed(Ints sum, Bytes weights, int32_t x) {
+inline Ints dot_int8(Ints sum, Bytes weights, int32_t x) {
   const __m256i values = _mm256_set1_epi32(x);
   return {dot_pairs(sum.low, _mm256_abs_epi8(weights.low), _mm256_sign_epi8(values, weights.low)),
           dot_pairs(sum.high, _mm256_abs_epi8(weights.high), _mm256_sign_epi8(values, weights.high))};
@@ -173,6 +189,8 @@ struct Bytes {
   int8_t at[4 * kTileOutputs];
 };
 constexpr int64_t kMostRows = 4;
+constexpr int64_t kBlockRows = 4;
+constexpr int64_t kBlockTiles = 1;
 constexpr int32_t kInt8Offset = 0;
 
 template <typename Result, typename Function>
@@ -190,7 +208,12 @@ inline Ints broadcast(int32_t value) {
 inline Ints add(const Ints& a, const Ints& b) {
   return each<Ints>([&](int64_t i) { return a.at[i] + b.at[i]; });
 }
+inline Ints multiply(const Ints& a, int32_t by) {
+  return each<Ints>([&](int64_t i) { return a.at[i] * by; });
+}
 inline Floats zeros() { return {}; }
+inline Bytes with_offset(const Bytes& weights) { return weights; }
+inline void store_bytes(void* to, const Bytes& bytes) { __builtin_memcpy(to, bytes.at, sizeof(bytes.at)); }
 inline Bytes load_bytes(const void* from) {
   return each<Bytes>([&](int64_t i) { return static_cast<const int8_t*>(from)[i]; });
 }
@@ -242,7 +265,7 @@ inline void store(float* to, const Floats& values) {
     to[i] = values.at[i];
   }
 }
-inline Ints dot_signed(const Ints& sum, const Bytes& weights, int32_t x) {
+inline Ints dot_int8(const Ints& sum, const Bytes& weights, int32_t x) {
   int8_t values[4];
   __builtin_memcpy(values, &x, 4);
   return each<Ints>([&](int64_t i) {
@@ -253,7 +276,7 @@ inline Ints dot_signed(const Ints& sum, const Bytes& weights, int32_t x) {
     return total;
   });
 }
-inline Ints dot_unsigned(const Ints& sum, const Bytes& weights, int32_t x) { return dot_signed(sum, weights, x); }
+inline Ints dot_unsigned(const Ints& sum, const Bytes& weights, int32_t x) { return dot_int8(sum, weights, x); }
 
 #endif
 
