@@ -18,7 +18,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-real test-clients test-cpp test-emulated same-bits asan asan-long asan-py tsan torch-check cuda-kernels cuda-check lint format stubs stubs-check wheel wheel-check docs clean
+.PHONY: help setup demo test test-py test-real test-clients test-cpp test-cpp-long test-emulated same-bits asan asan-long asan-py tsan torch-check cuda-kernels cuda-check lint analyze format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -68,7 +68,10 @@ test-clients: setup ## Test the server with litellm and langchain, which are ins
 	$(IN_COMPANY) $(BIN)/pytest tests/server/test_server_clients.py
 
 test-cpp: setup ## Run the C++ tests
-	$(IN_COMPANY) $(BIN)/ctest --test-dir $(BUILD) $(CTEST_OPTIONS)
+	$(IN_COMPANY) $(BIN)/ctest --test-dir $(BUILD) $(CTEST_OPTIONS) --label-exclude long
+
+test-cpp-long: setup ## Run those of them that take minutes each
+	$(IN_COMPANY) $(BIN)/ctest --test-dir $(BUILD) $(CTEST_OPTIONS) --label-regex long
 
 # Runs the CUDA kernels and the engine around them on the host, without a GPU. Threads, streams and steps of a graph take
 # turns at random, with a fixed seed, which finds missing waits.
@@ -188,13 +191,19 @@ cuda-check: $(CUDA_VENV)/.tools ## Build with CUDA and run the tests on that bui
 
 # ---- habits
 
-lint: setup $(VENV)/.linters ## Check style and types: ruff, mypy, clang-format, clang-tidy
+TIDY = $(BIN)/cmake --preset lint && echo $(TIDY_FILES) | xargs -n 1 -P $(JOBS) $(BIN)/clang-tidy --quiet -p build/lint
+
+lint: setup $(VENV)/.linters ## Check style and types: ruff, mypy, clang-format, clang-tidy without its analyzer
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@echo clang-format; $(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	@echo clang-tidy; echo $(TIDY_FILES) | xargs -n 1 -P $(JOBS) $(BIN)/clang-tidy --quiet -p $(BUILD)
+	@echo clang-tidy; $(TIDY) --checks='-clang-analyzer-*'
+
+# The analyzer follows paths through functions, and doubles the time.
+analyze: $(VENV)/.linters ## Run clang-tidy with its analyzer
+	$(TIDY)
 
 format: $(VENV)/.linters ## Format every source file in place
 	$(BIN)/ruff check --fix

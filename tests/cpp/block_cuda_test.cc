@@ -1,5 +1,8 @@
 // Compares the layers of a model on a GPU with those on the CPU, for every field of a specification.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/allclose.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
 
 #include <cstdint>
 #include <memory>

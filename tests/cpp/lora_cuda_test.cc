@@ -1,5 +1,8 @@
 // Compares low-rank updates on the device with double precision.
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/matmul.h>
 
 #include <array>
 #include <cstdint>

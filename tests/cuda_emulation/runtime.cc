@@ -1,6 +1,8 @@
 #include "support/cuda/runtime.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <ATen/record_function.h>
 #include <unistd.h>
 
