@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -50,7 +49,6 @@ def _running(command: Sequence[object], port: int) -> Iterator[None]:
         list(map(str, command)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_WAIT_POLICY": "passive"},
     )
     try:
         _await(process, port)
