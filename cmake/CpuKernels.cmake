@@ -4,6 +4,7 @@
 function(dlf_add_cpu_kernel_variant target namespace aten aten_features)
   set(library ${target}_${namespace})
   add_library(${library} OBJECT ${DLF_KERNEL_SOURCES})
+  set_target_properties(${library} PROPERTIES UNITY_BUILD OFF)
   # CPU_CAPABILITY is the namespace of at::vec's functions, which must differ for each set of flags;
   # CPU_CAPABILITY_<set> selects their implementation.
   target_compile_definitions(${library} PRIVATE DLF_CPU=${namespace} CPU_CAPABILITY=${aten} CPU_CAPABILITY_${aten_features})

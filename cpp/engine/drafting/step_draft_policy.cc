@@ -8,7 +8,7 @@ namespace dlf {
 namespace {
 
 constexpr int kTimeMemory = 32;  // steps in a running mean
-constexpr int kProbe = 64;       // steps after which a lane that drafts nothing is tried
+constexpr int kProbeSteps = 64;  // steps after which a lane that drafts nothing is tried
 // Assumed cost of a drafted token, in plain steps, until it is measured: little, so that it is tried. A lane runs a
 // pass for each token; prompt lookup adds a row to a pass that reads the weights anyway.
 constexpr double kLaneCost = 0.2;
@@ -87,7 +87,7 @@ StepDraft StepDraftPolicy::choose(std::span<Sequence* const> sequences, int batc
     }
   }
   steps_without_ = best.count > 0 && best.drafter == drafter ? 0 : steps_without_ + 1;
-  if (steps_without_ >= kProbe) {
+  if (steps_without_ >= kProbeSteps) {
     steps_without_ = 0;
     return {drafter, 1};
   }
