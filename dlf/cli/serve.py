@@ -52,9 +52,11 @@ def serve(
     An option may be given as a flag, else in the environment, else by a recipe.
     """
     try:
-        import fastapi  # noqa: F401 (these three are the extra's packages)
+        import fastapi  # noqa: F401 (these are the extra's packages)
+        import httptools  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn  # noqa: F401
+        import uvloop  # noqa: F401
     except ImportError as error:
         raise ImportError(f"the server needs {error.name}: pip install 'dlf[serve]'") from error
     import anyio
