@@ -90,7 +90,8 @@ void add_block(const LinearInputRows& x, int64_t row, int64_t first, int64_t gro
         }
       }
 #pragma GCC unroll 8
-      for (int64_t quad = part * kQuads / kParts; quad < (part + 1) * kQuads / kParts; ++quad) {
+      for (int64_t i = 0; i < kQuads / kParts; ++i) {
+        const int64_t quad = part * kQuads / kParts + i;
         Bytes weights[kTiles];
 #pragma GCC unroll 4
         for (int64_t tile = 0; tile < kTiles; ++tile) {
