@@ -39,7 +39,7 @@ class Events(StreamingResponse):
     frame
         Makes the last part, which has the tokens used, if `usage` asks for it.
     deadline
-        Time of the event loop at which the stream ends with an error, or None; `timeout` is what its message names.
+        Time of the event loop at which the stream ends with an error; `timeout` is what its message names.
     """
 
     def __init__(
@@ -56,14 +56,21 @@ class Events(StreamingResponse):
         super().__init__(self._events(), media_type="text/event-stream")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
+        """Send the stream, unless the client leaves."""
         async with aclosing(self._source):
-            try:
-                async with asyncio.timeout_at(self._deadline):
-                    await super().__call__(scope, receive, send)
-            except TimeoutError:
-                late = _event(error_body(timed_out(self._timeout)))
-                await send({"type": "http.response.body", "body": late, "more_body": False})
+            await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the head, however late it is, and events until the deadline."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last = b""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                async for event in self.body_iterator:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+        except TimeoutError:
+            last = _event(error_body(timed_out(self._timeout)))
+        await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _events(self) -> AsyncIterator[bytes]:
         none = {"usage": None} if self._usage else {}

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from serving import BODY, KEY, Running
 
 from dlf.server import ServerSettings
+from dlf.server.answers import Answer
+from dlf.server.metrics import Metrics
+from dlf.server.responses import Events, Part
 
 
 def test_keys(server: Running) -> None:
@@ -31,6 +37,36 @@ def test_a_client_that_leaves_frees_its_places(server: Running) -> None:
     ) as found:
         next(found.iter_lines())
     assert server.idle()
+
+
+def test_a_stream_whose_time_is_over_before_its_head_ends_with_an_error() -> None:
+    sent: list[dict[str, Any]] = []
+    closed = False
+
+    async def parts() -> AsyncGenerator[Part]:
+        nonlocal closed
+        try:
+            while True:
+                await asyncio.sleep(0.01)
+                yield {"choices": []}
+        finally:
+            closed = True
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+        sent.append(message)
+
+    async def late() -> None:
+        source = parts()
+        first = await anext(source)
+        frame = Answer("text_completion", "pair", Metrics())
+        over = asyncio.get_running_loop().time() - 1
+        scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
+        await Events(first, source, frame, False, over, 3.0)(scope, asyncio.Event().wait, send)
+
+    asyncio.run(late())
+    assert sent[0]["status"] == 200 and not sent[-1]["more_body"] and closed
+    assert json.loads(sent[-1]["body"].removeprefix(b"data: "))["error"]["code"] == "timeout"
 
 
 def test_a_full_queue(server: Running) -> None:
