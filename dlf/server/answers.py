@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlf.results import Completion, Piece
-from dlf.server.metrics import Metrics
+from dlf.server.protocol import GenerationRequest
 from dlf.text.token_bytes import token_text
 from dlf.text.tokenizer import Tokenizer
 
-__all__ = ["Answer", "Usage", "alpha_fields"]
+if TYPE_CHECKING:
+    from dlf.server.metrics import Metrics
+
+__all__ = ["Answer", "Usage", "further_fields"]
 
 
 @dataclass
@@ -55,13 +58,13 @@ class Answer:
         OpenAI's ``object`` of its parts.
     model : str
         The model that the request named.
-    metrics : Metrics
+    metrics : Metrics, optional
         Count its tokens.
     """
 
     kind: str
     model: str
-    metrics: Metrics
+    metrics: Metrics | None = None
     usage: Usage = field(default_factory=Usage)
     created: int = field(default_factory=lambda: int(time.time()))
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -79,8 +82,15 @@ class Answer:
             "choices": list(choices),
         }
 
+    def whole(self, parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+        """The answer that is not streamed, of all its parts."""
+        choices = sorted((choice for part in parts for choice in part["choices"]), key=lambda one: one["index"])
+        return self.part(*choices) | {"usage": self.usage.body()}
+
     def count(self, choice: int, pieces: Sequence[Piece]) -> None:
         """Count tokens of a choice that came at once in the metrics."""
+        if self.metrics is None:
+            return
         now = time.perf_counter()
         last = self._last.get(choice)
         self.metrics.tokens(self.model, len(pieces), now - (self._start if last is None else last), first=last is None)
@@ -89,12 +99,21 @@ class Answer:
     def end(self, prompt: int, completion: Completion) -> str | None:
         """Count a choice that has ended; returns why."""
         self.usage.add(prompt, completion)
-        self.metrics.completion(self.model, completion)
+        if self.metrics is not None:
+            self.metrics.completion(self.model, completion)
         return completion.finish_reason
 
 
-def alpha_fields(pieces: Sequence[Piece], tokenizer: Tokenizer, experts: Sequence[str]) -> dict[str, Any]:
-    """The fields that ``return_alpha`` adds to a choice: what fusion did at each of these tokens."""
+def further_fields(
+    body: GenerationRequest, pieces: Sequence[Piece], tokenizer: Tokenizer, experts: Sequence[str]
+) -> dict[str, Any]:
+    """The fields that ``return_token_ids`` and ``return_alpha`` add to a choice with these tokens."""
+    tokens = {"token_ids": [piece.token for piece in pieces]} if body.return_token_ids else {}
+    return tokens | (_alpha_fields(pieces, tokenizer, experts) if body.return_alpha else {})
+
+
+def _alpha_fields(pieces: Sequence[Piece], tokenizer: Tokenizer, experts: Sequence[str]) -> dict[str, Any]:
+    """What fusion did at each of these tokens."""
 
     def finite(value: float) -> float | None:
         return value if math.isfinite(value) else None

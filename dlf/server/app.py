@@ -101,8 +101,7 @@ def make_app(service: Service, settings: ServerSettings | None = None) -> FastAP
                 found = await _until_gone(request, _all(source))
         except TimeoutError:
             raise timed_out(settings.timeout) from None
-        choices = sorted((choice for part in found for choice in part["choices"]), key=lambda one: one["index"])
-        return Json(frame.part(*choices) | {"usage": frame.usage.body()})
+        return Json(frame.whole(found))
 
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:

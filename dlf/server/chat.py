@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from dlf.results import Piece
-from dlf.server.answers import Answer, alpha_fields
+from dlf.server.answers import Answer, further_fields
 from dlf.server.errors import ApiError
 from dlf.server.generation import batches_of, choices_of, engine_options, fused_names, fusion_options
 from dlf.server.logprob import in_json
@@ -57,7 +57,7 @@ async def chat(
         spoken = said[choice.index]
         found = spoken.add(pieces, reason)
         logprobs = {"content": [_logprob(tokenizer, one) for one in pieces], "refusal": None} if body.logprobs else None
-        more = alpha_fields(pieces, tokenizer, names) if body.return_alpha else {}
+        more = further_fields(body, pieces, tokenizer, names)
         if not body.stream:
             yield answer.part(_choice(choice.index, "message", _message(found), logprobs, spoken.reason(reason)) | more)
         elif found or reason is not None or tools is None or logprobs or more:  # else it may still become a call

@@ -10,7 +10,7 @@ from typing import Any
 
 from dlf.errors import PromptError
 from dlf.rule import FIELDS
-from dlf.server.answers import Answer, alpha_fields
+from dlf.server.answers import Answer, further_fields
 from dlf.server.errors import ApiError
 from dlf.server.generation import batches_of, choices_of, engine_options, fused_names, fusion_options
 from dlf.server.logprob import in_json
@@ -106,7 +106,7 @@ async def complete(
                 offset = logprobs.add(tokenizer, piece.token, piece.logprob, piece.top_logprobs or {}, offset)
         offsets[choice.index] = offset
         text = echo.text + "".join(piece.text for piece in pieces)
-        more = alpha_fields(pieces, tokenizer, names) if body.return_alpha else {}
+        more = further_fields(body, pieces, tokenizer, names)
         yield answer.part(_choice(choice.index, text, reason, logprobs) | more)
 
 

@@ -101,6 +101,7 @@ class GenerationRequest(Fusion):
     stop_token_ids: Checked[int] | None = Field(None, max_length=256)
     bad_words: Checked[str] | None = Field(None, max_length=256)
     ignore_eos: bool = False
+    return_token_ids: bool = False
     # Form of the answer, under vLLM's names.
     guided_json: str | dict[str, Any] | None = None
     guided_regex: str | None = None

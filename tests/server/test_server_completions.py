@@ -23,6 +23,17 @@ def test_a_completion_is_the_engine_s(client: OpenAI, engine: dlf.Engine) -> Non
     assert several[1].text == engine.generate("x", max_new_tokens=8).text
 
 
+def test_token_ids_of_a_choice(client: OpenAI, engine: dlf.Engine) -> None:
+    expected = engine.generate(PROMPT, max_new_tokens=8).tokens
+    more = {"extra_body": {"return_token_ids": True}}
+    for stream in (False, True):
+        found = client.completions.create(prompt=PROMPT, **GREEDY, **more, stream=stream)
+        choices = [part.choices[0] for part in found] if stream else found.choices
+        assert sum((one.model_extra["token_ids"] for one in choices), []) == expected
+    talk = client.chat.completions.create(messages=[{"role": "user", "content": PROMPT}], **GREEDY, **more)
+    assert len(talk.choices[0].model_extra["token_ids"]) == talk.usage.completion_tokens
+
+
 def test_experts_and_rules_of_a_request(client: OpenAI, engine: dlf.Engine) -> None:
     alone = client.completions.create(prompt=PROMPT, **GREEDY | {"model": "pair/b"}).choices[0].text
     assert alone == engine.generate(PROMPT, experts=["b"], max_new_tokens=8).text
