@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from dlf.cli.batch import batch
 from dlf.cli.chat import chat
 from dlf.cli.convert import convert
 from dlf.cli.flags import given, takes
@@ -122,6 +123,7 @@ def _root(
 app.command()(generate)
 app.command()(chat)
 app.command()(serve)
+app.command()(batch)
 app.command()(merge)
 app.command()(convert)
 app.command()(inspect)

@@ -1,0 +1,5 @@
+"""Batches: a file of prompts in, a folder of results out, resumable and the same on any number of workers."""
+
+from dlf.batch.run import BatchReport, run
+
+__all__ = ["BatchReport", "run"]
