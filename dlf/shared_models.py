@@ -20,8 +20,8 @@ class SharedModels:
     """Checkpoints that engines of one process load once.
 
     Engines that are made with the same `SharedModels` share the weights of each checkpoint and adapter that they use in
-    the same type. The last engine that uses one frees it. Engines on CUDA share what is read from files; each has its
-    own copy on its device.
+    the same type, in memory as on each CUDA device. The last engine that uses one frees it. Adapters are copied to the
+    device for each engine.
 
     Examples
     --------

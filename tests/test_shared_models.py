@@ -50,6 +50,17 @@ def test_a_checkpoint_of_two_engines_is_read_once(family: dict[str, Path], loads
         assert len(loads) == 10  # engines without it share nothing
 
 
+@pytest.mark.cuda
+def test_engines_share_what_is_on_a_device(family: dict[str, Path]) -> None:
+    models = dlf.SharedModels()
+    one = make(family, "a", models=models, device="cuda")
+    with make(family, "b", models=models, device="cuda") as two, make(family, "b", device="cuda") as alone:
+        expected = answer(alone).tokens
+        assert answer(two).tokens == expected
+        one.close()
+        assert answer(two).tokens == expected
+
+
 def test_a_checkpoint_is_freed_with_its_last_engine(family: dict[str, Path], loads: list[str]) -> None:
     models = dlf.SharedModels()
     one, two = make(family, "a", models=models), make(family, "b", models=models)

@@ -40,6 +40,8 @@ struct StepTimings {
   bool graph = false;    // whether it was one launch
 };
 
+inline constexpr const char* kWeightsPart = "weights";
+
 // A part of the device memory that a step loop takes.
 struct MemoryPart {
   int device;

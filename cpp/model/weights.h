@@ -2,10 +2,12 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "model/device_copies.h"
 #include "model/spec.h"
 #include "ops/experts.h"
 #include "ops/tiles.h"
@@ -17,6 +19,10 @@ ops::MatrixType float_type(DType dtype);
 
 // The nearest number that the type holds.
 float rounded(double value, DType dtype);
+
+namespace cuda {
+struct DeviceWeights;  // model/cuda/weights.h
+}
 
 using TensorMap = std::unordered_map<std::string, at::Tensor>;
 
@@ -65,6 +71,8 @@ class Weights {
   bool quantized() const { return quantized_; }  // whether any matrix is
   std::vector<ops::MatrixType> types() const;    // of the linear layers, the one with most bytes first
   int64_t bytes() const { return bytes_; }
+  // Those of the decoders that run on CUDA devices.
+  DeviceCopies<cuda::DeviceWeights>& device_copies() const { return *device_copies_; }
 
   LinearWeights embedding;  // [vocab, hidden], without bias; of tied weights it is the head's
   at::Tensor positions;     // [learned_positions, hidden], or undefined
@@ -82,6 +90,8 @@ class Weights {
   DType dtype_ = DType::float32;
   bool quantized_ = false;
   int64_t bytes_ = 0;
+  std::shared_ptr<DeviceCopies<cuda::DeviceWeights>> device_copies_ =
+      std::make_shared<DeviceCopies<cuda::DeviceWeights>>();
 };
 
 }  // namespace dlf

@@ -178,7 +178,26 @@ void backends_agree_on_every_field() {
   });
 }
 
+void decoders_of_a_device_share_weights() {
+  const std::shared_ptr<const Weights> weights = random_weights(plain());
+  cuda::Queue one(0);
+  cuda::Queue two(0);
+  std::shared_ptr<const cuda::DeviceWeights> first = cuda::DeviceWeights::of(*weights, one);
+  std::shared_ptr<const cuda::DeviceWeights> second = cuda::DeviceWeights::of(*weights, two);
+  EXPECT(first == second);
+  first.reset();
+  EXPECT(weights->device_copies().has(0) && !weights->device_copies().has(1));
+  second.reset();
+  EXPECT(!weights->device_copies().has(0));
+  const cuda::Decoder decoder(*weights, {1, 1, kContext, 1}, one);
+  one.synchronize();  // it reads its memory, which is freed next
+  EXPECT(weights->device_copies().has(0));
+}
+
 }  // namespace
 }  // namespace dlf
 
-int main() { return dlf::testing::run_cuda({{"backends agree on every field", dlf::backends_agree_on_every_field}}); }
+int main() {
+  return dlf::testing::run_cuda({{"backends agree on every field", dlf::backends_agree_on_every_field},
+                                 {"decoders of a device share weights", dlf::decoders_of_a_device_share_weights}});
+}

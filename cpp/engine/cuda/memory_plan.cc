@@ -34,6 +34,11 @@ void check_present(const EngineOptions& options, size_t models) {
   }
 }
 
+// Whether another engine has put these weights there, which this one will share.
+bool present(const MemoryPart& part, const Models& models) {
+  return part.name == kWeightsPart && models.at(part.model)->device_copies().has(part.device);
+}
+
 ModelSize size_of(const Weights& weights) {
   return {weights.spec(), weights.dtype(), weights.quantized(), weights.bytes()};
 }
@@ -80,7 +85,7 @@ EngineOptions checked(const FusionPlan& plan, const Models& models, const Engine
   for (const DeviceInfo& device : devices()) {
     int64_t needed = 0;
     for (const MemoryPart& part : parts) {
-      needed += part.device == device.index ? part.bytes : 0;
+      needed += part.device == device.index && !present(part, models) ? part.bytes : 0;
     }
     TORCH_CHECK(needed <= device.free_bytes, "the models with their caches take ", gibibytes(needed),
                 " of cuda:", device.index, " (", device.name, "), which has ", gibibytes(device.free_bytes),
@@ -113,7 +118,7 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
     const int device = options.devices[i];
     const auto model = static_cast<int>(i);
     const DecoderBytes bytes = Decoder::bytes(models[i], shape_of(plan, i, options, caches[i]));
-    add(device, model, "weights", bytes.weights);
+    add(device, model, kWeightsPart, bytes.weights);
     add(device, model, "adapters", models[i].adapters);
     const int64_t for_prefixes = caches[i].for_prefixes * of_block[i];
     add(device, model, "KV cache", bytes.kv_cache - for_prefixes);

@@ -71,7 +71,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue
       dtype_(weights.dtype()),
       shape_(shape),
       queue_(queue),
-      weights_(weights, queue.device()),
+      weights_(DeviceWeights::of(weights, queue)),
       adapters_(adapters, lane_adapter, spec_.feed_forward.gated, queue.device()),
       k_offset_(padded_outputs(spec_.attention.q_size())),
       v_offset_(k_offset_ + padded_outputs(spec_.attention.kv_size())),

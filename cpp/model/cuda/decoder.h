@@ -106,7 +106,7 @@ class Decoder final : public BlockStore {
   DType dtype_;
   DecoderShape shape_;
   Queue& queue_;
-  DeviceWeights weights_;
+  std::shared_ptr<const DeviceWeights> weights_;
   DeviceAdapters adapters_;
   int64_t k_offset_, v_offset_, up_offset_;
   DeviceInfo device_;

@@ -42,7 +42,7 @@ Decoder::Pass Decoder::Pass::again(Decoder& decoder, int row, int start, int cou
 }
 
 void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
-  EmbeddingArgs args = {embedding_args(spec(), d_.weights_.embedding.matrix, d_.weights_.positions, d_.dtype_)};
+  EmbeddingArgs args = {embedding_args(spec(), d_.weights_->embedding.matrix, d_.weights_->positions, d_.dtype_)};
   args.token = tokens;
   args.y = d_.hidden_.mutable_data_ptr<float>();
   args.rows = rows_;
@@ -57,10 +57,10 @@ void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
 // NOLINTNEXTLINE(performance-unnecessary-value-param): a handle, which multiply() writes through.
 void Decoder::Pass::head(int first, int rows, at::Tensor logits) {
   rows_ = rows;
-  norm(d_.weights_.norm, first);
+  norm(d_.weights_->norm, first);
   const at::Tensor normed = d_.normed_.narrow(0, first, rows);
   if (!reads_one() || !d_.adapters_.replaces_head(adapted_lanes().lane)) {
-    multiply(d_.weights_.head, normed, logits);
+    multiply(d_.weights_->head, normed, logits);
   }
   adapt_head(normed, logits);
   if (!are_final(spec())) {
@@ -359,7 +359,7 @@ void Decoder::Pass::multiply_once(int rows) {
   };
   // The first layer that has some linear layers.
   const auto first = [&](std::vector<DeviceLinear> DeviceLayer::* linears) {
-    const auto& layers = d_.weights_.layers;
+    const auto& layers = d_.weights_->layers;
     const auto found = std::ranges::find_if(layers, [&](const DeviceLayer& one) { return !(one.*linears).empty(); });
     return found == layers.end() ? nullptr : &*found;
   };

@@ -33,7 +33,7 @@ class Decoder::Pass {
   void attend_once();                                 // attention, likewise
 
   const ModelSpec& spec() const { return d_.spec_; }
-  const DeviceLayer& layer(int64_t index) const { return d_.weights_.layers[index]; }
+  const DeviceLayer& layer(int64_t index) const { return d_.weights_->layers[index]; }
   AttentionBuffers buffers(int64_t index);
   void norm(const NormWeights& weights);
   void project_heads(int64_t index);

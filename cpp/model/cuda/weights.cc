@@ -7,8 +7,6 @@
 #include <span>
 #include <vector>
 
-#include "support/cuda/runtime.h"
-
 namespace dlf::cuda {
 namespace {
 
@@ -156,6 +154,15 @@ DeviceWeights::DeviceWeights(const Weights& weights, int device)
   } else {
     head = linear({&weights.head}, device);
   }
+}
+
+std::shared_ptr<const DeviceWeights> DeviceWeights::of(const Weights& weights, Queue& queue) {
+  return weights.device_copies().get(queue.device(), [&] {
+    std::shared_ptr<const DeviceWeights> made;
+    queue.run([&] { made = std::make_shared<const DeviceWeights>(weights, queue.device()); });
+    queue.synchronize();  // another decoder may read them on a queue of its own
+    return made;
+  });
 }
 
 }  // namespace dlf::cuda

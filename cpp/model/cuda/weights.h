@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/weights.h"
+#include "support/cuda/runtime.h"
 
 namespace dlf::cuda {
 
@@ -41,6 +42,9 @@ struct DeviceLayer {
 struct DeviceWeights {
   // Copies on the current stream.
   DeviceWeights(const Weights& weights, int device);
+
+  // The copy on the device of a queue, which all decoders of a checkpoint share; made on that queue if it is the first.
+  static std::shared_ptr<const DeviceWeights> of(const Weights& weights, Queue& queue);
 
   DeviceLinear embedding;
   at::Tensor positions;
