@@ -20,7 +20,7 @@ CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
 # clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
 TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
-.PHONY: help setup demo test test-py test-real test-clients test-cpp test-cpp-long test-emulated same-bits asan asan-long asan-py tsan torch-check cuda-kernels cuda-check lint analyze format stubs stubs-check wheel wheel-check docs clean
+.PHONY: help setup demo test test-py test-real test-clients test-cluster test-cpp test-cpp-long test-emulated same-bits asan asan-long asan-py tsan torch-check cuda-kernels cuda-check lint analyze format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -69,6 +69,11 @@ test-clients: setup ## Test the server with litellm and langchain, which are ins
 	@$(BIN)/python tools/requirements.py clients >$(VENV)/clients.txt
 	@$(BIN)/python -m pip install --quiet -r $(VENV)/clients.txt
 	$(IN_COMPANY) $(BIN)/pytest tests/server/test_server_clients.py
+
+test-cluster: setup ## Test batches and servers on Ray clusters of this machine, also the slow tests; installs 700 MB
+	@$(BIN)/python tools/requirements.py ray | grep -v '^dlf' >$(VENV)/ray.txt
+	@$(BIN)/python -m pip install --quiet -r $(VENV)/ray.txt
+	$(IN_COMPANY) $(BIN)/pytest -m "slow or not slow" tests/cluster
 
 test-cpp: setup ## Run the C++ tests
 	$(IN_COMPANY) $(BIN)/ctest --test-dir $(BUILD) $(CTEST_OPTIONS) --label-exclude long

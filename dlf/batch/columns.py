@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,7 +75,8 @@ class ColumnReader:
             values = table.to_pylist()
         except BROKEN as error:
             raise ValueError(f"{self._path}: row group {part.within} cannot be read: {error!s:.200}") from error
-        return [Row(part.first + i, f"{self._path}: row {part.first + i}", one) for i, one in enumerate(values)], table
+        name = os.path.basename(self._path)
+        return [Row(part.first + i, f"{name}: row {part.first + i}", one) for i, one in enumerate(values)], table
 
     def _take(self, part: Part) -> Any:
         found: list[Any] = []

@@ -88,20 +88,28 @@ def prepare(
         check_defaults(defaults)
     except ApiError as error:
         raise OptionError(f"defaults: {error}", "defaults") from None
-    name = os.fspath(recipe)
+    name = _whole(recipe)
     read = load_recipe(name) if name.endswith(RECIPES) else EngineRecipe.of_model(name)
     arguments = read.engine_arguments()
     if "device" in options:  # the recipe's map is for other devices
         arguments.pop("device_map", None)
     arguments |= options
     EngineOptions(**arguments)  # raises
-    found = look_through(prompts, rows_per_part)
+    found = look_through(_whole(prompts), rows_per_part)
     label = os.path.splitext(os.path.basename(os.path.normpath(name)))[0]
     if "max_new_tokens" in read.sampling and not TOKENS & defaults.keys():
         defaults = {"max_tokens": read.sampling["max_new_tokens"], **defaults}
     settings = ServerSettings(**{key: value for key, value in read.serve.items() if key != "api_key_file"})
     job = Job(
-        found.path, os.fspath(output), found.columnar, found.openai, label, arguments, dict(defaults), seed, settings
+        found.path,
+        _whole(output, there=False),
+        found.columnar,
+        found.openai,
+        label,
+        arguments,
+        dict(defaults),
+        seed,
+        settings,
     )
     manifest = {
         "input": {"path": found.path, "sha256": found.digest},
@@ -113,6 +121,12 @@ def prepare(
         "parts": len(found.parts),
     }
     return job, found, manifest
+
+
+def _whole(path: str | os.PathLike[str], there: bool = True) -> str:
+    """A path that means the same in every process; what is none, such as a hub id, as it is."""
+    name = os.path.expanduser(path)
+    return os.path.abspath(name) if os.path.exists(name) or not there else name
 
 
 def _digest(recipe: EngineRecipe, options: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
@@ -44,7 +45,7 @@ class LineReader:
             file.seek(part.place)
             for number, _, content in _lines(file, part.within):
                 if content is None or content.strip():
-                    found.append(_row(part.first + len(found), f"{self._path}:{number}", content))
+                    found.append(_row(part.first + len(found), f"{os.path.basename(self._path)}:{number}", content))
                 if len(found) == part.rows:
                     return found, None
         raise ValueError(f"{self._path} became shorter while it was read; run the batch again")

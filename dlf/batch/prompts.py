@@ -50,7 +50,7 @@ class Row:
     number : int
         Its number in the file, from 0.
     place : str
-        File and line, for messages.
+        Name of the file and line, for messages.
     values : dict
         Its columns; empty if it has a problem.
     problem : str or None

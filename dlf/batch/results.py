@@ -74,9 +74,16 @@ class Results:
                 self._write(MANIFEST, content.encode())
             yield {int(found[1]) for name in names if (found := PART.fullmatch(name))}
 
+    def has(self, number: int) -> bool:
+        """Whether a part is there."""
+        return (self._folder / self._name(number)).exists()
+
     def write(self, number: int, content: bytes) -> None:
         """Write a part; one that is there already is replaced by the same content."""
-        self._write(f"part-{number:06d}.{self._ending}", content)
+        self._write(self._name(number), content)
+
+    def _name(self, number: int) -> str:
+        return f"part-{number:06d}.{self._ending}"
 
     def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         if found.get("format") != FORMAT:

@@ -8,17 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
 
 from dlf.batch.answers import Answered
+from dlf.batch.cluster import Cluster, run_on
 from dlf.batch.job import Job, prepare
 from dlf.batch.prompts import Part, Prompts
 from dlf.batch.results import Results
 from dlf.batch.work import Tally, answer_parts
 
-__all__ = ["BatchReport", "bar_of", "report", "run"]
+__all__ = ["BatchReport", "run"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def run(
     seed: int = 0,
     rows_per_part: int = 256,
     progress: bool | None = None,
+    cluster: Cluster | None = None,
     **options: Any,
 ) -> BatchReport:
     """Answer the prompts of a file, and write a folder of results; an interrupted batch goes on where it was.
@@ -92,6 +95,9 @@ def run(
         Rows that are written together. A run that is killed loses the parts that it was working on.
     progress : bool, optional
         Whether to show a progress bar; by default on a terminal.
+    cluster : Cluster, optional
+        A Ray cluster whose engines answer; every node must find the files under the same paths. By default this process
+        does.
     **options
         Fields of `EngineOptions`, which override the recipe's.
 
@@ -106,27 +112,31 @@ def run(
         If a file or a model is missing or damaged.
     OptionError
         If an option is impossible, or the folder holds another batch.
+    ImportError
+        If there is a cluster, and Ray is not installed.
+    EngineError
+        If the engine failed, whatever the row; what was written stays.
     """
     job, found, manifest = prepare(recipe, prompts, output, defaults or {}, seed, rows_per_part, options)
     with Results(job.output, job.columnar).opened(manifest) as done:
         parts = [part for part in found.parts if part.number not in done]
-        with bar_of(found, parts, progress) as bar:
-            return _run(job, found, parts, bar.update) if parts else report(found, Tally(), 0.0, 0.0, 0)
+        with _bar(found, parts, progress) as bar:
+            if not parts:
+                return BatchReport(found.rows, 0, 0, 0, 0, 0.0, 0.0, 0)
+            work = _run if cluster is None else partial(run_on, cluster)
+            tally, seconds, processor, workers = work(job, parts, bar.update)
+            return BatchReport(found.rows, **vars(tally), seconds=seconds, processor_seconds=processor, workers=workers)
 
 
-def bar_of(prompts: Prompts, parts: Iterable[Part], progress: bool | None) -> Any:
+def _bar(prompts: Prompts, parts: Iterable[Part], progress: bool | None) -> Any:
     """A bar over all rows, of which those of other parts are done."""
     left = sum(part.rows for part in parts)
     shown = sys.stderr.isatty() if progress is None else progress
     return tqdm(total=prompts.rows, initial=prompts.rows - left, desc="Batch", unit="row", disable=not shown)
 
 
-def report(prompts: Prompts, tally: Tally, seconds: float, processor: float, workers: int) -> BatchReport:
-    """Return the report of a run."""
-    return BatchReport(prompts.rows, **vars(tally), seconds=seconds, processor_seconds=processor, workers=workers)
-
-
-def _run(job: Job, prompts: Prompts, parts: list[Part], update: Callable[[int], Any]) -> BatchReport:
+def _run(job: Job, parts: list[Part], update: Callable[[int], Any]) -> tuple[Tally, float, float, int]:
+    """Answer parts in this process; returns counts, seconds, processor-seconds and the number of workers."""
     import dlf
 
     tally = Tally()
@@ -135,11 +145,11 @@ def _run(job: Job, prompts: Prompts, parts: list[Part], update: Callable[[int], 
         tally.add(one)
         update(1)
 
-    async def work() -> BatchReport:
+    async def work() -> tuple[Tally, float, float, int]:
         async with dlf.AsyncEngine(**job.arguments) as engine:
             start, processor = time.perf_counter(), time.process_time()
             await answer_parts(job, engine, parts, count)
-            return report(prompts, tally, time.perf_counter() - start, time.process_time() - processor, 1)
+            return tally, time.perf_counter() - start, time.process_time() - processor, 1
 
     try:
         return asyncio.run(work())

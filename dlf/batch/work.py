@@ -24,6 +24,11 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    def join(self, other: Tally) -> None:
+        """Add what another counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def add(self, one: Answered) -> None:
         """Count a row."""
         self.answered += 1

@@ -31,6 +31,19 @@ def batch(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed; each row's comes from it and the row's id.")] = 0,
     rows_per_part: Annotated[int, typer.Option(min=1, help="Rows that are written together.")] = 256,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Run on a Ray cluster, or on a new one here.", rich_help_panel="Cluster")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Address of the cluster; by default RAY_ADDRESS.", rich_help_panel="Cluster")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Engines; by default as many as fit.", rich_help_panel="Cluster")
+    ] = None,
+    worker_cpus: Annotated[float, typer.Option(help="CPUs of each engine.", rich_help_panel="Cluster")] = 1.0,
+    worker_gpus: Annotated[
+        float, typer.Option(help="GPUs of each engine; 0.5: two share one.", rich_help_panel="Cluster")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **flags: Any,
 ) -> None:
@@ -38,12 +51,22 @@ def batch(
 
     dlf batch recipe.yaml prompts.jsonl --output results
     """
-    from dlf.batch import run
+    from dlf.batch import Cluster, run
 
     options = given(EngineOptions, flags)
+    if not ray and (address is not None or workers is not None or worker_gpus):
+        raise OptionError("--address, --workers and --worker-gpus are for a cluster; give --ray", "ray")
+    cluster = Cluster(address, workers, worker_cpus, worker_gpus) if ray else None
     with cleaning_up_when_terminated():
         report = run(
-            recipe, prompts, output, defaults=_object(defaults), seed=seed, rows_per_part=rows_per_part, **options
+            recipe,
+            prompts,
+            output,
+            defaults=_object(defaults),
+            seed=seed,
+            rows_per_part=rows_per_part,
+            cluster=cluster,
+            **options,
         )
     if as_json:
         typer.echo(json.dumps(vars(report) | {"tokens_per_second": report.tokens_per_second, "output": str(output)}))
