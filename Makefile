@@ -17,8 +17,6 @@ PYTEST_OPTIONS := --numprocesses $(JOBS) --dist loadfile
 CTEST_OPTIONS := --output-on-failure --parallel $(JOBS)
 SOURCES := CMakeLists.txt pyproject.toml $(shell find cpp cmake dlf tests/cpp tests/cuda_emulation -type f -not -name '*.pyc')
 CXX_FILES = $(shell git ls-files '*.cc' '*.h' '*.cu')
-# clang-tidy skips kernels, whose at::vec headers take most of a minute each, and support/cuda/runtime.cc, which needs CUDA's headers.
-TIDY_FILES = $(shell git ls-files 'cpp/*.cc' | grep -v -e '_kernel\.cc$$' -e 'support/cuda/runtime\.cc$$')
 
 .PHONY: help setup demo test test-py test-real test-clients test-cluster test-cpp test-cpp-long test-emulated same-bits asan asan-long asan-py tsan torch-check cuda-kernels cuda-check lint analyze format stubs stubs-check wheel wheel-check docs clean
 .DEFAULT_GOAL := help
@@ -199,7 +197,10 @@ cuda-check: $(CUDA_VENV)/.tools ## Build with CUDA and run the tests on that bui
 
 # ---- habits
 
-TIDY = $(BIN)/cmake --preset lint && echo $(TIDY_FILES) | xargs -n 1 -P $(JOBS) $(BIN)/clang-tidy --quiet -p build/lint
+# clang-tidy reads a dozen files at a time, since torch's headers take most of the time of one. It skips kernels, which are
+# compiled one by one, and support/cuda/runtime.cc, which needs CUDA's headers.
+TIDY = $(BIN)/cmake --preset lint && $(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -p build/lint -quiet -j $(JOBS) \
+  '/Unity/|^$(CURDIR)/cpp/.*(?<!_kernel)\.cc$$'
 
 # Without the analyzer, clang reports what libstdc++ itself calls within templates.
 lint: setup $(VENV)/.linters ## Check style and types: ruff, mypy, clang-format, clang-tidy without its analyzer
@@ -208,7 +209,7 @@ lint: setup $(VENV)/.linters ## Check style and types: ruff, mypy, clang-format,
 	$(BIN)/mypy
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@echo clang-format; $(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	@echo clang-tidy; $(TIDY) --checks='-clang-analyzer-*' --extra-arg=-Wno-deprecated-declarations
+	@echo clang-tidy; $(TIDY) -checks='-clang-analyzer-*' -extra-arg=-Wno-deprecated-declarations
 
 # The analyzer follows paths through functions, and doubles the time.
 analyze: $(VENV)/.linters ## Run clang-tidy with its analyzer
