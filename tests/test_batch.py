@@ -22,6 +22,7 @@ from dlf.batch import lines
 from dlf.batch.answers import Answerer
 from dlf.batch.prompts import Row, look_through, reader_of
 from dlf.cli import app
+from dlf.replicas.deploy import Replicas, deploy
 from dlf.server import Served, ServerSettings, Service
 
 OPTIONS: dict[str, Any] = {"threads": 1, "max_context": 96}
@@ -338,3 +339,13 @@ for name in ("fastapi", "prometheus_client", "pyarrow", "ray", "uvicorn", "fsspe
 import dlf.batch.lines
 """
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_a_cluster_without_ray_says_what_to_install(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'dlf\[ray\]'"):
+        batch.run(recipe, write(tmp_path / "p.jsonl", some_rows(1)), tmp_path / "out", cluster=batch.Cluster())
+    with pytest.raises(ImportError, match=r"pip install 'dlf\[ray\]'"):
+        deploy({"m": {"large": "x"}}, ServerSettings(), Replicas(), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -22,6 +23,7 @@ from dlf.support.terminal import printable
 
 if TYPE_CHECKING:
     from dlf.recipe import EngineRecipe
+    from dlf.replicas.deploy import Replicas
     from dlf.server import Served
 
 __all__ = ["serve"]
@@ -43,6 +45,18 @@ ENGINE = (
 @takes(ServerSettings, environment=ENVIRONMENT)
 def serve(
     recipes: Annotated[list[str], typer.Argument(help="Recipes; or folders and hub ids of models without experts.")],
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Serve from replicas on a Ray cluster.", rich_help_panel="Cluster")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Address of the cluster; by default RAY_ADDRESS.", rich_help_panel="Cluster")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Least number of replicas.", rich_help_panel="Cluster")] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Most of them; by default the least.", rich_help_panel="Cluster")
+    ] = None,
+    replica_cpus: Annotated[float, typer.Option(help="CPUs of each replica.", rich_help_panel="Cluster")] = 1.0,
+    replica_gpus: Annotated[float, typer.Option(help="GPUs of each replica.", rich_help_panel="Cluster")] = 0.0,
     **flags: Any,
 ) -> None:
     """Serve recipes to clients of the OpenAI interface.
@@ -70,8 +84,35 @@ def serve(
     for one in arguments.values():
         EngineOptions(**one)  # raises, before anything is loaded, as does the next line
     _check(named.values(), options)
+    if ray:
+        from dlf.replicas.deploy import Replicas
+
+        place = Replicas(replicas, replicas if max_replicas is None else max_replicas, replica_cpus, replica_gpus)
+        _deploy(arguments, settings, place, address)
+        return
     with _bound(settings) as listener:
         anyio.run(_serve, arguments, settings, listener, backend_options={"use_uvloop": True})
+
+
+def _deploy(
+    arguments: Mapping[str, dict[str, Any]], settings: ServerSettings, replicas: Replicas, address: str | None
+) -> None:
+    """Serve from a Ray cluster: from one that exists until somebody changes it, from a new one until a signal comes."""
+    from dlf.replicas.deploy import deploy, shut_down
+
+    mine = deploy(arguments, settings, replicas, address)
+    typer.echo(f"dlf: serving {', '.join(map(printable, arguments))} at {_url(settings, settings.port)}", err=True)
+    if mine:
+        told = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: told.set())
+        told.wait()
+        shut_down()
+
+
+def _url(settings: ServerSettings, port: int) -> str:
+    where = settings.host if ":" not in settings.host else f"[{settings.host}]"
+    return f"http://{where}:{port}/v1"
 
 
 async def _serve(arguments: Mapping[str, dict[str, Any]], settings: ServerSettings, listener: socket.socket) -> None:
@@ -90,8 +131,8 @@ async def _serve(arguments: Mapping[str, dict[str, Any]], settings: ServerSettin
             engine = await stack.enter_async_context(dlf.AsyncEngine(**threads | one, models=models))
             served[name] = Served(name, engine, one.get("defaults") or {})
         app = make_app(Service(served), settings)
-        where, port = settings.host if ":" not in settings.host else f"[{settings.host}]", listener.getsockname()[1]
-        typer.echo(f"dlf: serving {', '.join(map(printable, served))} at http://{where}:{port}/v1", err=True)
+        url = _url(settings, listener.getsockname()[1])
+        typer.echo(f"dlf: serving {', '.join(map(printable, served))} at {url}", err=True)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)  # uvicorn drains, then hands the signal on: the end was a clean one
         await make_server(app, settings).serve([listener])
