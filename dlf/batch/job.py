@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dlf.batch.answers import Answerer
 from dlf.batch.prompts import Prompts, look_through
 from dlf.batch.requests import TOKENS, check_defaults
+from dlf.checkpoints.remote import is_url
 from dlf.errors import OptionError
 from dlf.options import EngineOptions
 from dlf.server.errors import ApiError
@@ -125,6 +126,8 @@ def prepare(
 
 def _whole(path: str | os.PathLike[str], there: bool = True) -> str:
     """A path that means the same in every process; what is none, such as a hub id, as it is."""
+    if is_url(path):
+        return str(path)
     name = os.path.expanduser(path)
     return os.path.abspath(name) if os.path.exists(name) or not there else name
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dlf.checkpoints.remote import fetch_file, is_url
 from dlf.errors import OptionError
 
 __all__ = ["Part", "Prompts", "Reader", "Row", "look_through", "reader_of"]
@@ -137,7 +138,7 @@ def look_through(path: str | os.PathLike[str], rows_per_part: int) -> Prompts:
     if len(parts) > MAX_PARTS:
         raise OptionError(f"{name} has more than {MAX_PARTS} parts; raise rows_per_part", "rows_per_part")
     first = next((row for row in reader.read(parts[0])[0] if row.problem is None), None)
-    with open(name, "rb") as file:
+    with open(fetch_file(name) if is_url(name) else name, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Prompts(name, digest, parts, first is not None and "body" in first.values)
 
@@ -146,6 +147,8 @@ def reader_of(path: str) -> Reader:
     """Return the reader of a file, by its ending. Errors are those of `look_through`."""
     if not path.endswith(LINES + COLUMNS):
         raise OptionError(f"{path!r:.300} must end with .jsonl, with JSON on each line, or with .parquet", "prompts")
+    if is_url(path):
+        path = str(fetch_file(path))
     if not os.path.isfile(path):
         raise FileNotFoundError(f"there is no file {path!r:.300}")
     if path.endswith(LINES):

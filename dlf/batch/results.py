@@ -7,25 +7,21 @@ second run writes what is missing.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dlf.batch.folders import output_folder
 from dlf.errors import OptionError
-from dlf.support.fields import read_json
+from dlf.support.fields import parse_json
 
 __all__ = ["Results"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 PART = re.compile(r"part-(\d{6})\.(?:jsonl|parquet)")
-LEFT = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 WORDS = {
     "input": "the prompts have another content",
     "recipe": "the recipe is another",
@@ -41,13 +37,14 @@ class Results:
     Parameters
     ----------
     path
-        The folder.
+        The folder, or its address.
     columnar
         Whether its parts are in Parquet format.
     """
 
-    def __init__(self, path: str | os.PathLike[str], columnar: bool) -> None:
-        self._folder = Path(os.path.expanduser(path))
+    def __init__(self, path: str, columnar: bool) -> None:
+        self._path = path
+        self._folder = output_folder(path)
         self._ending = "parquet" if columnar else "jsonl"
 
     @contextlib.contextmanager
@@ -59,76 +56,39 @@ class Results:
         OptionError
             If the folder belongs to another batch, to another program or to a run that still writes.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self._folder):
-            names = os.listdir(self._folder)
+        with self._folder.opened() as names:
             if MANIFEST in names:
-                self._compare(read_json(self._folder / MANIFEST), manifest)
-            elif [name for name in names if not LEFT.fullmatch(name)]:
-                raise OptionError(f"{self._folder} is not empty and no folder of a batch; choose another", "output")
-            for name in names:
-                if LEFT.fullmatch(name):  # a killed run was writing it
-                    os.unlink(self._folder / name)
-            if MANIFEST not in names:
+                self._compare(parse_json(self._folder.read(MANIFEST), Path(self._path, MANIFEST)), manifest)
+            elif names:
+                raise OptionError(f"{self._path} is not empty and no folder of a batch; choose another", "output")
+            else:
                 content = json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n"
-                self._write(MANIFEST, content.encode())
+                self._folder.write(MANIFEST, content.encode())
             yield {int(found[1]) for name in names if (found := PART.fullmatch(name))}
 
     def has(self, number: int) -> bool:
         """Whether a part is there."""
-        return (self._folder / self._name(number)).exists()
+        return self._folder.has(self._name(number))
 
     def write(self, number: int, content: bytes) -> None:
         """Write a part; one that is there already is replaced by the same content."""
-        self._write(self._name(number), content)
+        self._folder.write(self._name(number), content)
 
     def _name(self, number: int) -> str:
         return f"part-{number:06d}.{self._ending}"
 
     def _compare(self, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         if found.get("format") != FORMAT:
-            raise OptionError(f"{self._folder} was written by another version of dlf; choose another folder", "output")
-        others = [text for name, text in WORDS.items() if found.get(name) != wanted[name]]
+            raise OptionError(f"{self._path} was written by another version of dlf; choose another folder", "output")
+        others = [text for name, text in WORDS.items() if _decisive(found.get(name)) != _decisive(wanted[name])]
         if others:
             raise OptionError(
-                f"{self._folder} has the results of another batch: {', '.join(others)}; choose another folder, or "
+                f"{self._path} has the results of another batch: {', '.join(others)}; choose another folder, or "
                 "remove it",
                 "output",
             )
 
-    def _write(self, name: str, content: bytes) -> None:
-        temporary = self._folder / f".{name}.{secrets.token_hex(8)}.tmp"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._folder / name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        with _descriptor(self._folder) as folder:
-            os.fsync(folder)
 
-
-@contextlib.contextmanager
-def _descriptor(folder: Path) -> Iterator[int]:
-    found = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield found
-    finally:
-        os.close(found)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Lock the folder; the lock of a process that was killed is free."""
-    with _descriptor(folder) as found:
-        try:
-            fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno == errno.EWOULDBLOCK:
-                raise OptionError(f"another run writes into {folder}; wait for it, or end it", "output") from None
-            # A file system without locks.
-        yield
+def _decisive(value: Any) -> Any:
+    """A file may have moved as long as its content is the same."""
+    return value.get("sha256") if isinstance(value, dict) and "sha256" in value else value

@@ -81,7 +81,8 @@ def run(
     Parameters
     ----------
     recipe
-        A recipe; or the folder or hub id of a model without experts.
+        A recipe; or the folder or hub id of a model without experts. It, `prompts` and `output` may also have addresses
+        of fsspec, such as ``"s3://bucket/results"``.
     prompts
         A file of JSON lines (``.jsonl``) or in Parquet format (``.parquet``).
     output

@@ -1,12 +1,14 @@
-"""Finds a checkpoint or an adapter; fetches from the Hugging Face hub only the files that are read."""
+"""Finds a checkpoint or an adapter; fetches only the files that are read, from the Hugging Face hub or an address."""
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dlf.checkpoints.remote import fetch_file, fetch_folder, is_url
 from dlf.errors import CheckpointError
 from dlf.support.fields import read_json
 from dlf.text.chat_template import TEMPLATES
@@ -54,7 +56,8 @@ def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
         An existing folder or file, or ``"organisation/name"`` or ``"organisation/name@revision"`` on the Hugging Face
         hub. Only the files that are read are fetched, into the hub's own cache: the configuration, the tokenizer, and
         ``model.safetensors`` or else the files that its index names. With ``":file.gguf"`` behind it, it is this file,
-        or all parts of it.
+        or all parts of it. An address of fsspec, such as ``"s3://bucket/name"`` or ``"s3://bucket/name.gguf"``, is
+        fetched into dlf's cache.
     weights
         Whether the weights are fetched too.
 
@@ -65,6 +68,8 @@ def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
     CheckpointError
         If the index of its weights is damaged.
     """
+    if is_url(name_or_path):
+        return _fetch_address(str(name_or_path), weights)
     path = Path(os.path.expanduser(name_or_path))
     if path.suffix == GGUF and os.path.isfile(path):
         return path
@@ -85,6 +90,8 @@ def resolve(name_or_path: str | os.PathLike[str], weights: bool = True) -> Path:
 
 def resolve_adapter(name_or_path: str | os.PathLike[str]) -> Path:
     """Return the folder of an adapter, as `resolve` does for a checkpoint; fetches two files."""
+    if is_url(name_or_path):
+        return fetch_folder(str(name_or_path), ADAPTER_FILES)
     found = _folder(name_or_path)
     return found if isinstance(found, Path) else _fetch(*found, ADAPTER_FILES)
 
@@ -146,6 +153,20 @@ def _folder(name_or_path: str | os.PathLike[str]) -> Path | tuple[str, str | Non
             "'organisation/name@revision' or 'organisation/name:file.gguf'"
         )
     return match[1], match[2]
+
+
+def _fetch_address(url: str, weights: bool) -> Path:
+    """Fetch a GGUF file with those that it continues in, or a folder."""
+    if url.endswith(GGUF):
+        folder, _, name = url.rpartition("/")
+        split = SPLIT.fullmatch(name)
+        if not split:
+            return fetch_file(url)
+        return fetch_folder(folder, [f"{glob.escape(split[1])}-?????-of-{split[2]}{GGUF}"]) / name
+    found = fetch_folder(url, [*SMALL_FILES, SINGLE, INDEX] if weights else SMALL_FILES)
+    if weights and not os.path.isfile(found / SINGLE) and os.path.isfile(found / INDEX):
+        found = fetch_folder(url, [*SMALL_FILES, INDEX, *sorted(set(index_of(found).values()))])
+    return found
 
 
 def _fetch_file(repository: str, revision: str | None, file: str) -> Path:

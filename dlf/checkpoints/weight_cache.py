@@ -42,6 +42,7 @@ NAME_DIGITS = 40
 HASH = "[0-9a-f]" * NAME_DIGITS
 ABANDONED = ".dlf-*.tmp"
 ABANDONED_SECONDS = 24 * 3600
+REMOTE = "remote-"  # folders of files that were fetched
 MERGED, MANIFEST = "merged-", "dlf.json"  # folders of merged models, and the file in each that lists its content
 
 
@@ -110,7 +111,8 @@ def _files(folder: Path) -> list[Path]:
     """Files that dlf wrote; the folder may hold other things too, so the names are matched closely."""
     if not os.path.isdir(folder):
         return []
-    patterns = f"{HASH}-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64, f"{MERGED}{HASH}/*"
+    patterns = [f"{HASH}-*.safetensors", ABANDONED, f"{MEMORY}/" + "[0-9a-f]" * 64, f"{MERGED}{HASH}/*"]
+    patterns += [f"{REMOTE}{HASH}/*", f"{REMOTE}{HASH}/*/*"]
     return [path for pattern in patterns for path in folder.glob(pattern) if os.path.isfile(path)]
 
 

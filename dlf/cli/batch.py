@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +24,7 @@ __all__ = ["batch"]
 def batch(
     recipe: Annotated[str, typer.Argument(help="A recipe; or the folder or hub id of a model without experts.")],
     prompts: Annotated[str, typer.Argument(help="File of prompts: .jsonl or .parquet.")],
-    output: Annotated[Path, typer.Option(help="Folder for the results; that of a batch that goes on.")],
+    output: Annotated[str, typer.Option(help="Folder for the results; that of a batch that goes on.")],
     defaults: Annotated[
         str | None, typer.Option(help='Fields of rows that lack them, as JSON: {"max_tokens": 64}.')
     ] = None,

@@ -12,13 +12,15 @@ from pydantic import ValidationError
 
 from dlf.arguments import prefix_bytes
 from dlf.checkpoints.precision import Precision
+from dlf.checkpoints.remote import fetch_file, file_system, is_url
 from dlf.errors import Error, ErrorKind, OptionError, field_of
 from dlf.experts import Amateur, AnyExpert, Expert, Guidance, InContext, Lora, TaskArithmetic, with_weights
 from dlf.options import EngineOptions
 from dlf.recipe import document as written
 from dlf.recipe.document import Adapter, Checkpoint, Document, Entry, Examples, Merge, explain, meant, schema
+from dlf.recipe.examples_file import MAX_BYTES as MAX_EXAMPLES_BYTES
 from dlf.recipe.examples_file import read_examples
-from dlf.recipe.yaml_file import Keys, read_yaml
+from dlf.recipe.yaml_file import MAX_BYTES, Keys, read_yaml
 from dlf.rule import UNSAID, native_rule
 from dlf.sampling import SamplingOptions
 from dlf.support.terminal import printable
@@ -103,7 +105,7 @@ def load_recipe(path: str | Path) -> EngineRecipe:
     ----------
     path
         A YAML file. Paths in it are relative to its folder if they exist there; all others, hub ids among them, are
-        taken as they are.
+        taken as they are. Its address, such as ``"s3://bucket/recipe.yaml"``, will do too.
 
     Raises
     ------
@@ -114,14 +116,17 @@ def load_recipe(path: str | Path) -> EngineRecipe:
     ValueError
         If it is no YAML of plain values.
     """
+    if is_url(path):
+        return _Reader(fetch_file(str(path), MAX_BYTES), str(path).rpartition("/")[0]).read()
     return _Reader(Path(os.path.expanduser(path))).read()
 
 
 class _Reader:
     """Collects the mistakes of one file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, address: str | None = None) -> None:
         self.path = path
+        self.address = address  # of the folder that it was fetched from
         self.values, self.lines = read_yaml(path)
         self.problems: dict[str, int] = {}  # each with its line
 
@@ -256,9 +261,16 @@ class _Reader:
         return InContext(place, examples, **same) if examples is not None else None
 
     def _examples(self, name: str) -> list[tuple[str, str]]:
-        return read_examples(Path(self._place(name)))
+        place = self._place(name)
+        return read_examples(fetch_file(place, MAX_EXAMPLES_BYTES) if is_url(place) else Path(place))
 
     def _place(self, name: str) -> str:
+        if is_url(name):
+            return name
+        if self.address is not None:
+            beside = f"{self.address}/{name}"
+            system, place = file_system(beside)
+            return beside if system.exists(place) else os.path.expanduser(name)
         beside = os.path.join(self.path.parent, name)
         return beside if os.path.exists(beside) else os.path.expanduser(name)
 
