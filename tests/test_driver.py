@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -375,6 +376,8 @@ def in_a_child(work: Callable[[], bool]) -> int:
         code = 2
         try:
             code = 0 if work() else 1
+        except BaseException:
+            traceback.print_exc()  # pytest shows it if the code is unexpected
         finally:
             os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
