@@ -158,11 +158,12 @@ def test_prefill_in_pieces(tmp_path: Path) -> None:
     torch.testing.assert_close(decoder.prefill(tokens, 0, 0), reference_logits(folder, tokens), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("weights", QUANTIZATIONS)
+@pytest.mark.parametrize("weights", [None, *QUANTIZATIONS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_quantized_prefill_does_not_depend_on_its_pieces(tmp_path: Path, weights: str, dtype: str) -> None:
-    """The scheduler may then read a prompt in short chunks."""
-    folder = make_model(tmp_path / "long", "llama", max_position_embeddings=1024)
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe"])
+def test_prefill_does_not_depend_on_its_pieces(tmp_path: Path, family: str, weights: str | None, dtype: str) -> None:
+    """The scheduler may read a prompt in short chunks."""
+    folder = make_model(tmp_path / "long", family, max_position_embeddings=1024)
     tokens = random_tokens(400)
     decoder = _C.Decoder(load_model(folder, dtype=dtype, weights=weights).weights, slots=2, max_context=1024, threads=2)
     expected = decoder.prefill(tokens, 0, 0)

@@ -133,7 +133,7 @@ def test_rows_do_not_depend_on_the_others(bases: dict[str, Path], adapter: Path,
 
 
 def test_a_prompt_of_several_pieces(tmp_path: Path) -> None:
-    """The prompt of 300 tokens is read in chunks of 256."""
+    """The prompt of 300 tokens is read in passes of 256."""
     base = make_model(tmp_path / "base", "llama", max_position_embeddings=512)
     adapter = make_adapter(tmp_path / "adapter", base, 1, **KINDS["all"])
     tokens = [(7 * i + i // 5) % 384 for i in range(300)]

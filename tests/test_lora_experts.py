@@ -126,7 +126,7 @@ def test_rows_do_not_depend_on_the_others(bases: dict[str, Path], adapters: dict
 
 
 def test_a_prompt_of_many_rows(bases: dict[str, Path], adapters: dict[str, Path], tmp_path: Path) -> None:
-    """The products of whole chunks run in the matrix library."""
+    """Prompts have products of their own."""
     base = make_model(tmp_path / "base", "olmoe", seed=6, max_position_embeddings=512)
     tokens = [(7 * i + i // 5) % 384 for i in range(300)]
     model = load_model(base, "float32")

@@ -2,26 +2,11 @@
 
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
 #include <cstring>
 
 #include "engine/timer.h"
 
 namespace dlf::cpu {
-namespace {
-
-constexpr int64_t kShortChunk = ops::kCacheBlock;  // tokens
-
-}  // namespace
-
-// A running request waits for about one chunk between two tokens, so chunks are as short as fast products allow. Those
-// of the matrix library want more rows.
-int64_t ChunkReader::most_tokens(std::vector<Model>& models) {
-  const bool independent = std::all_of(models.begin(), models.end(),
-                                       [](Model& model) { return model.decoder().prompt_rows_are_independent(); });
-  return independent ? kShortChunk : Decoder::kChunkTokens;
-}
-
 void ChunkReader::read(const Chunk& chunk) {
   const Timer timer(seconds(chunk));
   last_logits_ = chunk.last ? model(chunk).add_logits(chunk.cache_slot) : nullptr;

@@ -14,9 +14,10 @@ class ChunkReader final : public dlf::ChunkReader {
  public:
   // Adds its seconds to `timings`.
   ChunkReader(const FusionPlan& plan, std::vector<Model>& models, StepTimings& timings)
-      : plan_(plan), models_(models), timings_(timings), most_tokens_(most_tokens(models)) {}
+      : plan_(plan), models_(models), timings_(timings) {}
 
-  int64_t most_tokens() const override { return most_tokens_; }
+  // A running request waits for about one chunk between two tokens, so chunks are as short as fast products allow.
+  int64_t most_tokens() const override { return ops::kCacheBlock; }
   void read(const Chunk& chunk) override;
   void read_again(const Chunk& chunk) override;
   int64_t logits_bytes(int64_t lane) const override {
@@ -27,7 +28,6 @@ class ChunkReader final : public dlf::ChunkReader {
   void release(at::Tensor /*logits*/) override {}  // no work is queued
 
  private:
-  static int64_t most_tokens(std::vector<Model>& models);
   Model& model(const Chunk& chunk) const { return models_[plan_.lane_model[chunk.lane]]; }
   double& seconds(const Chunk& chunk) const {
     return plan_.lane_model[chunk.lane] == plan_.lane_model[0] ? timings_.large : timings_.small;
@@ -36,7 +36,6 @@ class ChunkReader final : public dlf::ChunkReader {
   const FusionPlan& plan_;
   std::vector<Model>& models_;
   StepTimings& timings_;
-  int64_t most_tokens_;
   float* last_logits_ = nullptr;  // of the last chunk read
 };
 

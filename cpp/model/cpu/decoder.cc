@@ -9,12 +9,11 @@
 #include "model/block.h"
 #include "model/cpu/pass.h"
 #include "model/slots.h"
-#include "ops/cpu/linear.h"
 
 namespace dlf {
 namespace {
 
-int64_t most_rows(int64_t rows) { return std::max(Decoder::kChunkTokens, rows); }
+int64_t most_rows(int64_t rows) { return std::max(Decoder::kPassTokens, rows); }
 
 constexpr int64_t kMostAdapted = 3;  // products of one input: q, k and v
 
@@ -80,21 +79,6 @@ Decoder::Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t 
   }
 }
 
-bool Decoder::prompt_rows_are_independent() const {
-  const ModelSpec& spec = weights_->spec();
-  if (spec.experts.count > 0) {
-    return false;  // the router's weights are floats
-  }
-  for (size_t i = 0; i < weights_->layers.size(); ++i) {
-    for (const LinearSlot& slot : linear_slots(spec, static_cast<int64_t>(i))) {
-      if (ops::linear_uses_library((weights_->layers[i].*slot.weights).matrix, kChunkTokens)) {
-        return false;
-      }
-    }
-  }
-  return true;  // the head multiplies one row
-}
-
 void Decoder::decode(std::span<const Row> rows, float* logits) {
   TORCH_INTERNAL_ASSERT(static_cast<int64_t>(rows.size()) <= decode_rows_, rows.size(), " rows of ", decode_rows_);
   const auto count = static_cast<int>(rows.size());
@@ -135,8 +119,8 @@ void Decoder::prefill(std::span<const int64_t> tokens, int64_t slot, int64_t pos
   for (const int64_t token : tokens) {
     TORCH_CHECK_INDEX(token >= 0 && token < vocab, "token id ", token, " is outside the vocabulary of ", vocab);
   }
-  for (int64_t begin = 0; begin < count; begin += kChunkTokens) {
-    const int64_t end = std::min(begin + kChunkTokens, count);
+  for (int64_t begin = 0; begin < count; begin += kPassTokens) {
+    const int64_t end = std::min(begin + kPassTokens, count);
     const auto rows = static_cast<int>(end - begin);
     tokens_.assign(tokens.begin() + begin, tokens.begin() + end);
     runs_.clear();

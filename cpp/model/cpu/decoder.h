@@ -26,7 +26,7 @@ struct Row {
 // base's products run once for all rows, and the adapters' updates cost little beside them.
 class Decoder {
  public:
-  static constexpr int64_t kChunkTokens = 256;  // a prompt is read in chunks of at most this many
+  static constexpr int64_t kPassTokens = 256;  // a pass reads at most this many tokens of a prompt
 
   // `rows`: most rows of one decode(); 0: as many as there are slots. `blocks`: of the KV cache, see there.
   Decoder(std::shared_ptr<const Weights> weights, int64_t slots, int64_t max_context, ThreadTeam& team,
@@ -38,13 +38,9 @@ class Decoder {
   void decode(std::span<const Row> rows, float* logits);
 
   // Reads tokens of one lane from `position` on; writes the logits of the last one, or of every one ([tokens, vocab]),
-  // or none if logits is null.
+  // or none if logits is null. A row's result does not depend on how the tokens are divided into calls.
   void prefill(std::span<const int64_t> tokens, int64_t slot, int64_t position, float* logits, bool all_logits = false,
                int64_t adapter = -1);
-
-  // Whether rows of prefill() do not depend on how the tokens are divided into calls. Sums of the matrix library may
-  // depend on the number of rows.
-  bool prompt_rows_are_independent() const;
 
   const Weights& weights() const { return *weights_; }
   KVCache& cache() { return cache_; }

@@ -1,9 +1,9 @@
 #include <cmath>
 
 #include "ops/cpu/attention.h"
-#include "ops/cpu/attention_units.h"
 #include "ops/cpu/row_blocks.h"
 #include "ops/cpu/softcap.h"
+#include "ops/cpu/units.h"
 
 // Attention of many queries in tiles (FlashAttention, Dao et al., arXiv 2205.14135): a few queries meet one block of
 // keys at a time, and their sums stay in registers. A query's blocks begin at fixed positions and each of its sums has

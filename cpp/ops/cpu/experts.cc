@@ -19,8 +19,8 @@ RunProduct product(const LinearInputRows& x, const Matrix& weight, float* y, con
   return {x.from(run.first), {{weight, nullptr, y + run.first * weight.out, run.pairs}, /*accumulate=*/false}};
 }
 
-// Calls body(run, begin, end) with stretches of the tiles of every run that the library does not multiply. All runs
-// share one loop, since one expert has too little work for many threads.
+// Calls body(run, begin, end) with stretches of the tiles of every run. All runs share one loop, since one expert has
+// too little work for many threads.
 template <typename Body>
 void for_tiles(const CpuExpertsArgs& args, const Matrix& first, ThreadTeam& team, Body&& body) {
   const int64_t count = tiles(first.out);
@@ -29,22 +29,15 @@ void for_tiles(const CpuExpertsArgs& args, const Matrix& first, ThreadTeam& team
       const ExpertRun& run = args.routes.runs[begin / count];
       const int64_t tile = begin % count;
       const int64_t last = std::min(count, tile + end - begin);
-      if (!args.is_prompt || !linear_uses_library(first, run.pairs)) {
-        body(run, tile, last);
-      }
+      body(run, tile, last);
       begin += last - tile;
     }
   });
 }
 
-template <typename Body>
-void for_library_runs(const CpuExpertsArgs& args, const Matrix& first, Body&& body) {
-  for (int32_t i = 0; i < *args.routes.run_count; ++i) {
-    const ExpertRun& run = args.routes.runs[i];
-    if (args.is_prompt && linear_uses_library(first, run.pairs)) {
-      body(run);
-    }
-  }
+void multiply(const CpuExpertsArgs& args, const RunProduct& product, int64_t begin, int64_t end) {
+  args.is_prompt ? multiply_prompt_tiles(product.x, product.args, begin, end)
+                 : multiply_tiles(product.x, product.args, begin, end);
 }
 
 // gated = activation(gate(x)) * up(x)
@@ -60,20 +53,11 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
   };
   for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
     const Expert& expert = args.experts[run.expert];
-    const RunProduct gates = product(x, expert.gate, gated, run);
-    multiply_tiles(gates.x, gates.args, begin, end);
-    multiply_tiles(gates.x, product(x, expert.up, args.up, run).args, begin, end);
+    multiply(args, product(x, expert.gate, gated, run), begin, end);
+    multiply(args, product(x, expert.up, args.up, run), begin, end);
     for (int64_t pair = 0; !updated && pair < run.pairs; ++pair) {
       activate(activation_args(run), pair * first.out + begin * kTileOutputs,
                pair * first.out + std::min(end * kTileOutputs, first.out));
-    }
-  });
-  for_library_runs(args, first, [&](const ExpertRun& run) {
-    const Expert& expert = args.experts[run.expert];
-    const RunProduct gates = product(x, expert.gate, gated, run);
-    linear_prefill(gates.x, std::array{gates.args, product(x, expert.up, args.up, run).args}, team);
-    if (!updated) {
-      ops::activate(activation_args(run), team);
     }
   });
   if (updated) {
@@ -88,12 +72,7 @@ void gate(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team
 void project(const CpuExpertsArgs& args, const LinearInputRows& x, ThreadTeam& team) {
   const Matrix& first = args.experts[0].down;
   for_tiles(args, first, team, [&](const ExpertRun& run, int64_t begin, int64_t end) {
-    const RunProduct products = product(x, args.experts[run.expert].down, args.products, run);
-    multiply_tiles(products.x, products.args, begin, end);
-  });
-  for_library_runs(args, first, [&](const ExpertRun& run) {
-    const RunProduct products = product(x, args.experts[run.expert].down, args.products, run);
-    linear_prefill(products.x, std::span(&products.args, 1), team);
+    multiply(args, product(x, args.experts[run.expert].down, args.products, run), begin, end);
   });
   if (!args.down_updates.empty()) {
     const int64_t pairs = int64_t{args.rows} * args.chosen;

@@ -25,20 +25,19 @@ void linear(const LinearInputRows& x, std::span<const LinearArgs> products, Thre
 void linear_gated(const LinearInputRows& x, const LinearArgs& gate, const LinearArgs& up, Activation activation,
                   const float* row_gate, ThreadTeam& team);
 
-// Makes several products of the many rows of a prompt: of float32 and bfloat16 with torch's matrix library, one after
-// the other, and of tiles as linear() does, to the bit.
+// Makes several products of the rows of a prompt: of float32 and bfloat16 weights with sums in another order, which is
+// fast for many rows, and of tiles as linear() does, to the bit.
 void linear_prefill(const LinearInputRows& x, std::span<const LinearArgs> products, ThreadTeam& team);
-
-// Whether linear_prefill() uses the library for so many rows.
-bool linear_uses_library(const Matrix& weight, int64_t rows);
 
 // Tiles [begin, end) of kTileOutputs output channels: of float32 and bfloat16 weights, and of weights in tiles.
 DLF_CPU_KERNEL(linear_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 DLF_CPU_KERNEL(linear_tiles_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 DLF_CPU_KERNEL(linear_blocks_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
+DLF_CPU_KERNEL(linear_units_kernel, const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 
-// Multiplies tiles [begin, end) with the fastest kernel for the type of weights and the number of rows, which changes
-// no bit.
+// Multiplies tiles [begin, end), as linear() and linear_prefill() do, with the fastest kernel for the type of weights
+// and the number of rows, which changes no bit.
 void multiply_tiles(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
+void multiply_prompt_tiles(const LinearInputRows& x, const LinearArgs& args, int64_t begin, int64_t end);
 
 }  // namespace dlf::ops

@@ -25,8 +25,8 @@ struct LinearInputRows {
   const float* x;  // [rows, in]
   int64_t in;
   int64_t stride;  // in, rounded up to whole groups
-  // For bfloat16 weights: x rounded to the nearest.
-  uint16_t* bfloat16;  // [rows, in]
+  // For bfloat16 weights: x rounded to the nearest, zero beyond in.
+  uint16_t* bfloat16;  // [rows, stride]
   // For weights in tiles: x = value * scale, in groups of kInputGroup with their own scale, zero beyond in.
   int8_t* value;        // [rows, stride]
   float* scale;         // [rows, stride / kInputGroup]
@@ -39,7 +39,7 @@ struct LinearInputRows {
     return {x + row * in,
             in,
             stride,
-            bfloat16 + row * in,
+            bfloat16 + row * stride,
             value + row * stride,
             scale + group,
             sums.from(group),

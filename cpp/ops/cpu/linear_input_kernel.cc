@@ -23,6 +23,7 @@ float quantize_group(const float* x, int8_t* value, int32_t* half_sum) {
   const float inverse = magnitude < kLeast ? 0.0F : 127.0F / magnitude;
   for (int64_t first = 0; first < kInputGroup; first += kHalfGroup) {
     int32_t total = 0;
+#pragma GCC unroll 1  // an unrolled sum is not vectorised
     for (int64_t i = first; i < first + kHalfGroup; ++i) {
       const auto rounded = static_cast<int8_t>(nearest(x[i] * inverse));
       value[i] = rounded;
@@ -36,8 +37,15 @@ float quantize_group(const float* x, int8_t* value, int32_t* half_sum) {
 }  // namespace
 
 void round_input_kernel(const LinearInputRows& input, int64_t begin, int64_t end) {
-  for (int64_t i = begin * input.in; i < end * input.in; ++i) {
-    input.bfloat16[i] = to_bfloat16(input.x[i]);
+  for (int64_t row = begin; row < end; ++row) {
+    const float* x = input.x + row * input.in;
+    uint16_t* to = input.bfloat16 + row * input.stride;
+    for (int64_t i = 0; i < input.in; ++i) {
+      to[i] = to_bfloat16(x[i]);
+    }
+    for (int64_t i = input.in; i < input.stride; ++i) {
+      to[i] = 0;
+    }
   }
 }
 

@@ -8,7 +8,7 @@
 #include "ops/cpu/linear.h"
 #include "ops/cpu/rounding.h"
 
-// Products with float32 and bfloat16 weights, which are stored row by row.
+// Products of a decode step with float32 and bfloat16 weights, which are stored row by row.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
@@ -40,6 +40,7 @@ struct Float32 {
   static constexpr int64_t kStep = 2 * Vec::size();
 
   static const Element* input(const LinearInputRows& x) { return x.x; }
+  static int64_t stride(const LinearInputRows& x) { return x.in; }
   static float value(Element element) { return element; }
   static Pair load(const Element* from) { return {Vec::loadu(from), Vec::loadu(from + Vec::size())}; }
 };
@@ -65,6 +66,7 @@ struct BFloat16Sum {
 struct BFloat16 {
   using Element = uint16_t;
   static const Element* input(const LinearInputRows& x) { return x.bfloat16; }
+  static int64_t stride(const LinearInputRows& x) { return x.stride; }
   static float value(Element element) { return from_bfloat16(element); }
 
 #ifdef __AVX512BF16__
@@ -91,7 +93,7 @@ void write(const LinearInputRows& input, const LinearArgs& args, const typename 
            int64_t output) {
   using Element = typename Type::Element;
   const int64_t in = args.weight.in;
-  const Element* x = Type::input(input) + row * in;
+  const Element* x = Type::input(input) + row * Type::stride(input);
   const Element* w = static_cast<const Element*>(args.weight.data) + output * in;
   float total = sum.total();
   for (int64_t i = in / Type::kStep * Type::kStep; i < in; ++i) {
@@ -109,7 +111,8 @@ void stream(const LinearInputRows& input, const LinearArgs& args, int64_t row, i
   constexpr int64_t kAhead = 4096;  // bytes of W to prefetch: the processor's own prefetch stops at each 4 KB page
   constexpr int64_t kBytes = Type::kStep * static_cast<int64_t>(sizeof(Element));
   const int64_t in = args.weight.in;
-  const Element* x = Type::input(input) + row * in;
+  const int64_t stride = Type::stride(input);
+  const Element* x = Type::input(input) + row * stride;
   for (int64_t output = begin; output < end; ++output) {
     const Element* w = static_cast<const Element*>(args.weight.data) + output * in;
     typename Type::Sum sums[R];
@@ -119,7 +122,7 @@ void stream(const LinearInputRows& input, const LinearArgs& args, int64_t row, i
         __builtin_prefetch(reinterpret_cast<const char*>(w + i) + kAhead + byte);
       }
       for (int64_t r = 0; r < R; ++r) {
-        sums[r].add(weight, Type::load(x + r * in + i));
+        sums[r].add(weight, Type::load(x + r * stride + i));
       }
     }
     for (int64_t r = 0; r < R; ++r) {
@@ -149,7 +152,8 @@ void multiply(const LinearInputRows& input, const LinearArgs& args, const Block&
   const int64_t in = args.weight.in;
   const int64_t whole = in / Type::kStep * Type::kStep;
   const int64_t tile_bytes = kTileOutputs * in * static_cast<int64_t>(sizeof(Element));
-  const Element* x = Type::input(input) + block.row * in;
+  const int64_t stride = Type::stride(input);
+  const Element* x = Type::input(input) + block.row * stride;
   Sum sums[kTileOutputs][R];
   for (int64_t first = 0; first < whole; first += kStretch) {
     const int64_t last = first + kStretch < whole ? first + kStretch : whole;
@@ -175,7 +179,7 @@ void multiply(const LinearInputRows& input, const LinearArgs& args, const Block&
             }
           }
           for (int64_t r = 0; r < R; ++r) {
-            part[c][r].add(weight, Type::load(x + r * in + i));
+            part[c][r].add(weight, Type::load(x + r * stride + i));
           }
         }
       }

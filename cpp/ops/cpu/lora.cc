@@ -50,7 +50,7 @@ void lora(const LinearInputRows& x, std::span<const LoraRun> runs, MatrixType ty
       [&](const LoraRun& run, int64_t begin, int64_t end) {
         LinearInputRows rows = x;
         rows.x += run.row * x.in;
-        rows.bfloat16 += x.bfloat16 == nullptr ? 0 : run.row * x.in;
+        rows.bfloat16 += x.bfloat16 == nullptr ? 0 : run.row * x.stride;
         const Matrix a = {run.update.a, nullptr, run.update.rank, x.in, type, 0};
         project(rows, {{a, nullptr, run.inner, run.rows}, false}, begin, end);
       });

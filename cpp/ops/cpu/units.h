@@ -12,8 +12,8 @@
 #include <immintrin.h>
 #endif
 
-// How attention_prefill_kernel.cc multiplies: by units of 32 bits, each of which has kValues neighbours in a sum. Local
-// to the *_kernel.cc file and the instruction set that it is compiled for.
+// How products of many rows multiply: by units of 32 bits, each of which has kValues neighbours in a sum. Local to the
+// *_kernel.cc file and the instruction set that it is compiled for.
 namespace dlf::ops::DLF_CPU {
 namespace {
 
@@ -21,9 +21,9 @@ using Vec = at::vec::Vectorized<float>;
 using Unit = uint32_t;
 
 // A unit is a float32.
-template <typename CacheElement>
+template <typename StoredElement>
 struct Singles {
-  using Element = CacheElement;
+  using Element = StoredElement;
   using Register = Vec;
   static constexpr int64_t kValues = 1;
   static constexpr Unit kValueBits = 0xffffffff;
@@ -43,6 +43,12 @@ struct Singles {
   }
   // Joins weights to a register of units, and makes them what the units hold.
   static void join(Vec (&weights)[kValues], Unit* to) { weights[0].store(to); }
+  // Joins neighbours of one row, `units` units.
+  static void join_row(const Element* row, int64_t units, Unit* to) {
+    for (int64_t i = 0; i < units; ++i) {
+      to[i] = std::bit_cast<Unit>(static_cast<float>(row[i]));
+    }
+  }
 };
 
 #ifdef __AVX512BF16__
@@ -74,6 +80,9 @@ struct Pairs {
     _mm512_storeu_si512(to, units);
     weights[0] = _mm512_castsi512_ps(_mm512_slli_epi32(units, 16));
     weights[1] = _mm512_castsi512_ps(_mm512_and_si512(units, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+  static void join_row(const Element* row, int64_t units, Unit* to) {
+    __builtin_memcpy(to, row, static_cast<size_t>(units) * sizeof(Unit));
   }
 };
 
