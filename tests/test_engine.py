@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import overflowing
+from models import make_model, overflowing
 from reference.decoding import Reference
 
 import dlf
@@ -83,6 +83,18 @@ def test_a_list_gives_what_each_prompt_gives_alone(engine: dlf.Engine) -> None:
     together = engine.generate(PROMPTS, **options)
     for prompt, completion in zip(PROMPTS, together, strict=True):
         assert same(engine.generate(prompt, **options), completion)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_prompt_beside_others_is_read_as_alone(tmp_path: Path, dtype: str) -> None:
+    """Alone it is read several chunks at a time, beside a request that decodes one by one."""
+    folder = make_model(tmp_path / "long", "llama", max_position_embeddings=1024)
+    prompt = [2 + (7 * i + i // 5) % 380 for i in range(700)]
+    options = {"max_new_tokens": 20, "ignore_eos": True}
+    with dlf.Engine(folder, dtype=dtype, threads=2, max_batch=2, prefix_cache_bytes=0) as engine:
+        alone = engine.generate(prompt, **options)
+        beside = engine.generate([prompt[:9], prompt], **options)[1]
+    assert same(alone, beside)
 
 
 def test_seeds_and_samples(engine: dlf.Engine) -> None:

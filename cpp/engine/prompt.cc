@@ -37,18 +37,38 @@ int64_t PromptReader::restore(const Reading& reading) {
   return tokens;
 }
 
-bool PromptReader::read(const Reading& reading) {
+bool PromptReader::read(const Reading& reading, int64_t rounds) {
   const int64_t most = most_left(reading);
   for (size_t i = 0; i < reading.lanes.size(); ++i) {
-    Lane& lane = reading.lanes[i];
-    if (chunks_left(reading, lane) == most) {
-      const Chunk chunk = next(reading, i);
-      if (!restore(reading, lane, chunk)) {
-        read(lane, chunk);
-      }
+    read(reading, i, chunks_left(reading, reading.lanes[i]) - std::max<int64_t>(most - rounds, 0));
+  }
+  return most <= rounds;
+}
+
+// Reads the next `count` chunks of a lane, if any: those that the prefix cache lacks in passes of as many as may be.
+void PromptReader::read(const Reading& reading, size_t index, int64_t count) {
+  Lane& lane = reading.lanes[index];
+  const auto read_pass = [&] {
+    read_as_one(lane, pass_);
+    pass_.clear();
+  };
+  pass_.clear();  // what an exception left
+  for (; count > 0; --count) {
+    const Chunk chunk = next(reading, index);
+    if (pass_.empty() && restore(reading, lane, chunk)) {
+      continue;
+    }
+    if (chunk.again || std::ssize(pass_) == chunks_.most_chunks()) {
+      read_pass();
+    }
+    if (chunk.again) {
+      read_again(lane, chunk);
+    } else {
+      lane.length = chunk.end;
+      pass_.push_back(chunk);
     }
   }
-  return most == 1;
+  read_pass();
 }
 
 int64_t PromptReader::chunks_left(const Reading& reading, const Lane& lane) const {
@@ -104,14 +124,32 @@ bool PromptReader::restore(const Reading& reading, Lane& lane, const Chunk& chun
   return true;
 }
 
-// Reads a chunk, and adds it to the prefix cache.
-void PromptReader::read(Lane& lane, const Chunk& chunk) {
+void PromptReader::read_again(Lane& lane, const Chunk& chunk) {
   pool(chunk).settle(chunk.cache_slot);
   lane.length = chunk.end;
-  if (chunk.again) {
-    return chunks_.read_again(chunk);
+  chunks_.read_again(chunk);
+}
+
+// Reads chunks that follow each other, and adds each to the prefix cache.
+void PromptReader::read_as_one(Lane& lane, std::span<const Chunk> chunks) {
+  if (chunks.empty()) {
+    return;
   }
-  chunks_.read(chunk);
+  const Chunk& first = chunks.front();
+  const Chunk& last = chunks.back();
+  pool(first).settle(first.cache_slot);
+  Chunk all = first;
+  all.end = last.end;
+  all.tokens = {first.tokens.data(), static_cast<size_t>(last.end - first.begin)};
+  all.last = last.last;
+  chunks_.read(all);
+  for (const Chunk& chunk : chunks) {
+    keep(lane, chunk);
+  }
+}
+
+// Adds a chunk that was read to the prefix cache.
+void PromptReader::keep(Lane& lane, const Chunk& chunk) {
   const int64_t blocks = ops::blocks_for(chunk.end) - chunk.begin / ops::kCacheBlock;
   const ChunkBytes bytes = {blocks * block_bytes_[plan_.lane_model[chunk.lane]],
                             chunk.last ? chunks_.logits_bytes(chunk.lane) : 0};

@@ -31,8 +31,9 @@ class ChunkReader {
   virtual void begin() {}
   virtual void end() {}
 
-  virtual int64_t most_tokens() const = 0;    // of a chunk
-  virtual void read(const Chunk& chunk) = 0;  // into the cache of its model
+  virtual int64_t most_tokens() const = 0;           // of a chunk
+  virtual int64_t most_chunks() const { return 1; }  // that read() takes as one, without changing a bit
+  virtual void read(const Chunk& chunk) = 0;         // into the cache of its model
   // Reads chosen tokens again, bit-identical to steps that read them one by one.
   virtual void read_again(const Chunk& chunk) = 0;
 
@@ -45,7 +46,7 @@ class ChunkReader {
 
 // Reads prompts into the caches of their models, round by round: one chunk of each lane with the most chunks left.
 // Shorter prompts of a request wait, so that the last logits of all its lanes come in the same step; a later step would
-// overwrite them.
+// overwrite them. Several rounds may share a pass over the weights.
 class PromptReader {
  public:
   // `block_bytes`: of each model's KV cache.
@@ -58,9 +59,12 @@ class PromptReader {
   // has to read; 0 if the prefix cache has the last chunks, too.
   int64_t restore(const Reading& reading);
 
-  // Reads one round, after restore(), into lanes with room for it. Returns true when the last logits of all lanes are
+  // Rounds that may share a pass.
+  int64_t most_rounds() const { return chunks_.most_chunks(); }
+
+  // Reads rounds, after restore(), into lanes with room for them. Returns true when the last logits of all lanes are
   // there or queued.
-  bool read(const Reading& reading);
+  bool read(const Reading& reading, int64_t rounds);
 
   // Lets lanes that have read their prompts read further tokens.
   void settle(std::span<const Lane> lanes) { memory_.settle(lanes); }
@@ -72,13 +76,17 @@ class PromptReader {
   ChunkKey key(const Lane& lane, const Chunk& chunk) const;
   const PrefixChunk* find(const Lane& lane, const Chunk& chunk);
   bool restore(const Reading& reading, Lane& lane, const Chunk& chunk);
-  void read(Lane& lane, const Chunk& chunk);
+  void read(const Reading& reading, size_t lane, int64_t count);
+  void read_again(Lane& lane, const Chunk& chunk);
+  void read_as_one(Lane& lane, std::span<const Chunk> chunks);
+  void keep(Lane& lane, const Chunk& chunk);
   BlockPool& pool(const Chunk& chunk) { return memory_.pool(plan_.lane_model[chunk.lane]); }
 
   const FusionPlan& plan_;
   std::vector<int64_t> block_bytes_;  // of each model
   CacheMemory& memory_;
   ChunkReader& chunks_;
+  std::vector<Chunk> pass_;
 };
 
 }  // namespace dlf

@@ -92,7 +92,7 @@ void Scheduler::leave(Sequence& sequence) {
 std::span<Sequence* const> Scheduler::read_prompts(PromptReader& reader) {
   const size_t before = decoding_.size();
   const bool nobody_waits = before == 0;  // for a token
-  // Turns outside the budget: the first that reads something; while nobody waits, one of each prompt.
+  // Turns outside the budget: the first that reads something; while nobody waits, a longer one of each prompt.
   size_t free_turns = nobody_waits ? reading_.size() : 1;
   int64_t left = budget_;
   if (!reading_.empty()) {
@@ -107,7 +107,7 @@ std::span<Sequence* const> Scheduler::read_prompts(PromptReader& reader) {
       if (free_turns > 0 && (tokens > 0 || nobody_waits)) {
         --free_turns;
       }
-      const bool done = reader.read(next.reading());
+      const bool done = reader.read(next.reading(), nobody_waits ? reader.most_rounds() : 1);
       reading_.erase(reading_.begin());
       (done ? decoding_ : reading_).push_back(&next);
     }

@@ -19,7 +19,8 @@ namespace dlf {
 //
 // While requests decode, a step reads chunks up to a budget of tokens, but at least one: a running request waits for
 // about one chunk between two of its tokens, however many prompts come. Prompts take turns, so that a short one does
-// not wait for all of a long one. While none decodes, every prompt has a turn in every step.
+// not wait for all of a long one. While none decodes, every prompt has a turn in every step, of as many chunks as share
+// a pass.
 //
 // A request gets a slot when its prompts fit the caches beside what others hold. If tokens of running requests no
 // longer do, the last in turn is put back: it gives its memory away, and later reads its prompts and chosen tokens

@@ -34,7 +34,7 @@ void read_prompts(std::vector<Lane>& lanes, PromptReader& prompts, ScoringRows& 
     rows.begin_round();
     prompts.begin();
     prompts.restore(reading);
-    done = prompts.read(reading);
+    done = prompts.read(reading, prompts.most_rounds());
     prompts.end();
     rows.end_round();
     if (!done) {

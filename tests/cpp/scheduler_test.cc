@@ -23,6 +23,7 @@ constexpr int64_t kContext = 2048;
 class Chunks final : public ChunkReader {
  public:
   int64_t most_tokens() const override { return kChunk; }
+  int64_t most_chunks() const override { return at_once; }
   void read(const Chunk& chunk) override {
     const auto tokens = static_cast<int64_t>(chunk.tokens.size());
     now += kChunkSeconds * static_cast<double>(tokens) / kChunk;
@@ -40,6 +41,7 @@ class Chunks final : public ChunkReader {
   void release(at::Tensor /*memory*/) override {}
 
   double now = 0;
+  int64_t at_once = 1;
   int restored = 0;
   int64_t again = 0;                             // tokens read again
   std::vector<int64_t> read_by_slot;             // each sequence has one lane: its cache slot is its slot
@@ -228,6 +230,21 @@ void prompts_have_the_step_where_nobody_decodes() {
   EXPECT(loop.step() == std::vector<int64_t>{0});
 }
 
+// Chunks that share a pass are cached one by one.
+void chunks_share_a_pass_where_nobody_decodes() {
+  Loop loop(3, kChunk, 1 << 20);
+  loop.chunks.at_once = 4;
+  loop.add(0, 6 * kChunk + 5, 100);
+  EXPECT(loop.steps_to(0) == 2);
+  EXPECT(loop.chunks.ends[0] == (std::vector<int64_t>{4 * kChunk, 6 * kChunk + 5}));
+  loop.add(1, 2 * kChunk + 5, 100, /*first_token=*/1);
+  EXPECT(loop.steps_to(1) == 3);
+  EXPECT(loop.chunks.ends[1] == (std::vector<int64_t>{kChunk, 2 * kChunk, 2 * kChunk + 5}));
+  loop.add(2, 5 * kChunk + 1, 100);
+  EXPECT(loop.steps_to(2) == 1);
+  EXPECT(loop.chunks.ends[2] == std::vector<int64_t>{5 * kChunk + 1});
+}
+
 // The budget and other prompts change the order of chunks, but not their ends.
 void chunks_end_where_they_would_end_alone() {
   const auto ends = [](int64_t budget, int others) {
@@ -352,6 +369,7 @@ int main() {
       {"short prompts share a step", dlf::short_prompts_share_a_step},
       {"the budget bounds the chunks of a step", dlf::the_budget_bounds_the_chunks_of_a_step},
       {"prompts have the step where nobody decodes", dlf::prompts_have_the_step_where_nobody_decodes},
+      {"chunks share a pass where nobody decodes", dlf::chunks_share_a_pass_where_nobody_decodes},
       {"chunks end where they would end alone", dlf::chunks_end_where_they_would_end_alone},
       {"cached chunks are free", dlf::cached_chunks_are_free},
       {"the last in turn is put back", dlf::the_last_in_turn_is_put_back},

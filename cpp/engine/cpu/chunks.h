@@ -18,6 +18,7 @@ class ChunkReader final : public dlf::ChunkReader {
 
   // A running request waits for about one chunk between two tokens, so chunks are as short as fast products allow.
   int64_t most_tokens() const override { return ops::kCacheBlock; }
+  int64_t most_chunks() const override { return Decoder::kPassTokens / most_tokens(); }
   void read(const Chunk& chunk) override;
   void read_again(const Chunk& chunk) override;
   int64_t logits_bytes(int64_t lane) const override {
