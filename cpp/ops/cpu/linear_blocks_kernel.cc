@@ -54,15 +54,15 @@ void unpack(const Matrix& matrix, int64_t tile, int64_t first, int64_t groups, i
   }
 }
 
-// Multiplies R rows by a block, and adds to their sums.
-template <typename Values, typename Scales, bool Minimum, int64_t R>
+// Multiplies R rows by a block, and adds to their sums. Types whose bytes and scales are read alike share it.
+template <typename Dot, bool Halves, bool PerGroup, bool Minimum, int64_t R>
 void add_block(const LinearInputRows& x, int64_t row, int64_t first, int64_t groups, int32_t offset,
-               const Block<Scales::kHalves>& block, float (*to)[kTiles][kTileOutputs]) {
-  constexpr int64_t kParts = Block<Scales::kHalves>::kParts;
+               const Block<Halves>& block, float (*to)[kTiles][kTileOutputs]) {
+  constexpr int64_t kParts = Block<Halves>::kParts;
   const int64_t x_groups = x.stride / kInputGroup;
   const int8_t* value = x.value + row * x.stride + first * kInputGroup;
   const float* x_scale = x.scale + row * x_groups + first;
-  const GroupSums x_sums = (Scales::kHalves ? x.half_sums : x.sums).from((row * x_groups + first) * kParts);
+  const GroupSums x_sums = (Halves ? x.half_sums : x.sums).from((row * x_groups + first) * kParts);
   int32_t starts[R][kGroups * kParts];  // take the offset of all weights away
   for (int64_t r = 0; r < R; ++r) {
     for (int64_t i = 0; i < groups * kParts; ++i) {
@@ -102,7 +102,7 @@ void add_block(const LinearInputRows& x, int64_t row, int64_t first, int64_t gro
           const int32_t inputs = load_quad(value + r * x.stride + group * kInputGroup + 4 * quad);
 #pragma GCC unroll 4
           for (int64_t tile = 0; tile < kTiles; ++tile) {
-            dots[r][tile] = Values::dot(dots[r][tile], weights[tile], inputs);
+            dots[r][tile] = Dot::dot(dots[r][tile], weights[tile], inputs);
           }
         }
       }
@@ -113,7 +113,7 @@ void add_block(const LinearInputRows& x, int64_t row, int64_t first, int64_t gro
 #pragma GCC unroll 8
         for (int64_t r = 0; r < R; ++r) {
           const float by = x_scale[r * x_groups + group];
-          if constexpr (Scales::kPerGroup) {
+          if constexpr (PerGroup) {
             sums[r][tile] = multiply_add(dots[r][tile], scale(weight_scale, by), sums[r][tile]);
           } else {
             sums[r][tile] = multiply_add(dots[r][tile], by, sums[r][tile]);
@@ -155,7 +155,8 @@ void multiply_some_rows(const LinearInputRows& x, const LinearArgs& args, int64_
       unpack<Values, Scales>(matrix, begin + tile < end ? begin + tile : end - 1, first, count, tile, block);
     }
     for_row_blocks<kBlockRows>(rows, [&]<int64_t R>(int64_t r) {
-      add_block<Values, Scales, Minimum, R>(x, row + r, first, count, -Values::offset(matrix), block, sums.at + r);
+      add_block<typename Values::Dot, Scales::kHalves, Scales::kPerGroup, Minimum, R>(
+          x, row + r, first, count, -Values::offset(matrix), block, sums.at + r);
     });
   }
   for (int64_t r = 0; r < rows; ++r) {

@@ -55,7 +55,7 @@ void dot_tile(const LinearInputRows& x, const LinearArgs& args, int64_t row, int
     Values::for_quads(weights + group * Values::kGroupBytes, [&]<int Quad>(const Bytes& bytes) {
       for (int64_t r = 0; r < R; ++r) {
         Ints& sum = Quad < kQuads / 2 ? low[r] : high[r];
-        sum = Values::dot(sum, bytes, load_quad(value + r * x.stride + 4 * Quad));
+        sum = Values::Dot::dot(sum, bytes, load_quad(value + r * x.stride + 4 * Quad));
       }
     });
     const float* x_scale = rows.scale + group;

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <type_traits>
+
 #include "ops/cpu/tile_dot.h"
 
 // How the values of each type lie in a tile (matrix.h). for_quads() calls body<quad>(bytes) with the eight registers of
-// one group of inputs, which dot() multiplies. Local to the *_kernel.cc file and the instruction set that it is
+// one group of inputs, which Dot multiplies. Local to the *_kernel.cc file and the instruction set that it is
 // compiled for.
 namespace dlf::ops::DLF_CPU {
 namespace {
@@ -11,21 +13,32 @@ namespace {
 constexpr int64_t kAhead = 4096;  // bytes of W to prefetch
 constexpr int64_t kQuads = kInputGroup / 4;
 
-struct Int8 {
+// Products of bytes that have no sign, and of those of Int8.
+struct UnsignedDot {
+  static Ints dot(const Ints& sum, const Bytes& weights, int32_t x) { return dot_unsigned(sum, weights, x); }
+};
+struct SignedDot {
+  static Ints dot(const Ints& sum, const Bytes& weights, int32_t x) { return dot_int8(sum, weights, x); }
+};
+
+// Quads that lie in order: Values::two<Quad>() has a quad and the next one.
+template <typename Values>
+struct QuadsInOrder {
+  template <typename Body>
+  static void for_quads(const char* weights, Body&& body) {
+    Values::template two<0>(weights, body);
+    Values::template two<2>(weights, body);
+    Values::template two<4>(weights, body);
+    Values::template two<6>(weights, body);
+  }
+};
+
+struct Int8 : QuadsInOrder<Int8> {
+  using Dot = std::conditional_t<kInt8Offset == 0, SignedDot, UnsignedDot>;
   static constexpr int64_t kGroupBytes = kInputGroup * kTileOutputs;
 
   static int32_t offset(const Matrix&) { return kInt8Offset; }
-  static Ints dot(const Ints& sum, const Bytes& weights, int32_t x) { return dot_int8(sum, weights, x); }
 
-  template <typename Body>
-  static void for_quads(const char* weights, Body&& body) {
-    two<0>(weights, body);
-    two<2>(weights, body);
-    two<4>(weights, body);
-    two<6>(weights, body);
-  }
-
- private:
   template <int Quad, typename Body>
   static void two(const char* weights, Body& body) {
     __builtin_prefetch(weights + Quad * 64 + kAhead);
@@ -35,21 +48,12 @@ struct Int8 {
   }
 };
 
-struct Int4 {
+struct Int4 : QuadsInOrder<Int4> {
+  using Dot = UnsignedDot;
   static constexpr int64_t kGroupBytes = kInputGroup * kTileOutputs / 2;
 
   static int32_t offset(const Matrix& matrix) { return matrix.origin == Origin::middle ? 8 : 0; }
-  static Ints dot(const Ints& sum, const Bytes& weights, int32_t x) { return dot_unsigned(sum, weights, x); }
 
-  template <typename Body>
-  static void for_quads(const char* weights, Body&& body) {
-    two<0>(weights, body);
-    two<2>(weights, body);
-    two<4>(weights, body);
-    two<6>(weights, body);
-  }
-
- private:
   template <int Quad, typename Body>
   static void two(const char* weights, Body& body) {
     __builtin_prefetch(weights + Quad / 2 * 64 + kAhead);
@@ -60,10 +64,10 @@ struct Int4 {
 };
 
 struct Int6 {
+  using Dot = UnsignedDot;
   static constexpr int64_t kGroupBytes = kInputGroup * kTileOutputs * 6 / 8;
 
   static int32_t offset(const Matrix& matrix) { return matrix.origin == Origin::middle ? 32 : 0; }
-  static Ints dot(const Ints& sum, const Bytes& weights, int32_t x) { return dot_unsigned(sum, weights, x); }
 
   template <typename Body>
   static void for_quads(const char* weights, Body&& body) {
