@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench import busy, experts, gguf, grammars, mixture, quantization, rules, solver, speculate
+from bench import batches, busy, experts, gguf, grammars, mixture, quantization, rules, solver, speculate
 from bench.context import run as context
 from bench.family import build
 from bench.latency import run
@@ -19,6 +19,7 @@ app.command("experts")(experts.main)
 app.command("mixture")(mixture.main)
 app.command("grammars")(grammars.main)
 app.command("gguf")(gguf.main)
+app.command("batches")(batches.main)
 app.command("rules")(rules.main)
 app.command("solver")(solver.main)
 app.command("speculate")(speculate.main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,12 @@ def prepare(folder: Path, weights: str, scratch: Path) -> Path:
 
 
 class LlamaCpp:
-    """One model and its context, through the C interface: `llama_decode` computes the last token's logits only."""
+    """One model and its context, through the C interface: `llama_decode` computes the last token's logits only.
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    `context` counts the tokens of all `sequences`.
+    """
+
+    def __init__(self, path: Path, threads: int, context: int, sequences: int = 1) -> None:
         import llama_cpp
 
         self.native = llama_cpp
@@ -45,6 +49,7 @@ class LlamaCpp:
         options = llama_cpp.llama_context_default_params()
         options.n_ctx = context
         options.n_threads = options.n_threads_batch = threads
+        options.n_seq_max = sequences
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch_size = options.n_batch
@@ -66,6 +71,30 @@ class LlamaCpp:
         while True:
             yield token
             token = int(self.logits([token]).argmax())
+
+    def decode_batch(self, prompt: Sequence[int], size: int, count: int) -> float:
+        """Continue `size` sequences, which begin alike, by `count` tokens each; returns the seconds of that."""
+        import numpy as np
+
+        self.native.llama_memory_clear(self.native.llama_get_memory(self.context), True)
+        batch = self.native.llama_batch_init(size, 0, 1)
+        batch.n_tokens = size
+        tokens = [prompt[0]] * size
+        start = 0.0
+        for position in range(len(prompt) + count):
+            start = time.perf_counter() if position == len(prompt) else start
+            if position < len(prompt):
+                tokens = [prompt[position]] * size
+            for i, token in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, position, 1, 1
+                batch.seq_id[i][0] = i
+            if self.native.llama_decode(self.context, batch):
+                raise RuntimeError("llama_decode failed")
+            rows = (self.native.llama_get_logits_ith(self.context, i) for i in range(size))
+            tokens = [int(np.ctypeslib.as_array(row, (self.vocab_size,)).argmax()) for row in rows]
+        seconds = time.perf_counter() - start
+        self.native.llama_batch_free(batch)
+        return seconds
 
 
 class Sum:
