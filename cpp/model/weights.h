@@ -15,6 +15,9 @@
 
 namespace dlf {
 
+struct Shard;
+class Weights;
+
 ops::MatrixType float_type(DType dtype);
 
 // The nearest number that the type holds.
@@ -81,6 +84,8 @@ class Weights {
   LinearWeights head;
 
  private:
+  friend Weights shard_of(const Weights& weights, const Shard& shard);
+
   at::Tensor take(const TensorMap& tensors, const std::string& name, at::IntArrayRef shape);
   at::Tensor vector(const TensorMap& tensors, const std::string& name, int64_t size);
   NormWeights norm_of(const TensorMap& tensors, const std::string& name, int64_t size, bool bias);

@@ -29,8 +29,8 @@ std::vector<int64_t> data_shape(MatrixType type, int64_t tiles, int64_t padded) 
   }
 }
 
-// Inputs that the data's second dimension counts.
-int64_t inputs_of(MatrixType type) { return type == MatrixType::int8 ? 4 : type == MatrixType::int6 ? kInputGroup : 8; }
+// Inputs for which an index of the data's second dimension stands.
+int64_t inputs_at(MatrixType type) { return type == MatrixType::int8 ? 4 : type == MatrixType::int6 ? kInputGroup : 8; }
 
 DType scale_type(const at::Tensor& scale, const std::string& name) {
   switch (scale.scalar_type()) {
@@ -70,10 +70,41 @@ int64_t Tiles::bytes() const {
   return total;
 }
 
+int64_t input_unit(const Matrix& matrix) {
+  return is_quantized(matrix.type) ? padded_inputs(1, matrix.block > 0 ? matrix.block : matrix.group) : 1;
+}
+
+Tiles outputs_of(const Tiles& tiles, int64_t first, int64_t count) {
+  TORCH_INTERNAL_ASSERT(first % kTileOutputs == 0);
+  Tiles found;
+  for (const TilePart& part : kTileParts) {
+    if (const at::Tensor& tensor = tiles.*part.tensor; tensor.defined()) {
+      found.*part.tensor = tensor.narrow(0, first / kTileOutputs, ops::tiles(count));
+    }
+  }
+  return found;
+}
+
+Tiles inputs_of(const Tiles& tiles, const Matrix& matrix, int64_t first, int64_t count) {
+  TORCH_INTERNAL_ASSERT(first % input_unit(matrix) == 0);
+  const int64_t padded = round_up(count, input_unit(matrix));
+  Tiles found;
+  for (const TilePart& part : kTileParts) {
+    const at::Tensor& tensor = tiles.*part.tensor;
+    if (tensor.defined() && tensor.dim() > 2) {  // each index of its second dimension stands for so many inputs
+      const int64_t inputs = padded_inputs(matrix) / tensor.size(1);
+      found.*part.tensor = tensor.narrow(1, first / inputs, padded / inputs);
+    } else {
+      found.*part.tensor = tensor;  // of whole channels
+    }
+  }
+  return found;
+}
+
 Matrix matrix_of(const Tiles& tiles, int64_t out, int64_t in, const std::string& name) {
   const int64_t count = ops::tiles(out);
   Matrix matrix = {data(tiles.data), data(tiles.scale), out, in, type_of(tiles.data, name), 0};
-  const int64_t padded = tiles.data.size(1) * inputs_of(matrix.type);
+  const int64_t padded = tiles.data.size(1) * inputs_at(matrix.type);
   std::vector<int64_t> scales = {count, kTileOutputs};
   if (tiles.scale.dim() != 2) {
     const int64_t groups = count_of(tiles.scale, name + ".scale");

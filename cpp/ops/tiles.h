@@ -31,6 +31,14 @@ inline constexpr TilePart kTileParts[] = {{"", &Tiles::data},
                                           {".block_scale", &Tiles::block_scale},
                                           {".block_minimum", &Tiles::block_minimum}};
 
+// Returns views of the tiles of some outputs, whole tiles of them unless they are the last ones; and of some inputs,
+// whole groups and blocks of them unless they are the last ones (input_unit()).
+Tiles outputs_of(const Tiles& tiles, int64_t first, int64_t count);
+Tiles inputs_of(const Tiles& tiles, const Matrix& matrix, int64_t first, int64_t count);
+
+// Inputs that cannot be separated from each other.
+int64_t input_unit(const Matrix& matrix);
+
 // Returns the matrix [out, in] that tiles hold, and a ValueError that begins with `name` if they cannot hold it.
 Matrix matrix_of(const Tiles& tiles, int64_t out, int64_t in, const std::string& name);
 
