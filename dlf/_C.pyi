@@ -35,6 +35,7 @@ __all__: list[str] = [
     "MAX_DRAFT",
     "MAX_EXPERTS",
     "MAX_PENALTY",
+    "MAX_SHARDS",
     "MaskRows",
     "MemoryPart",
     "ModelSize",
@@ -66,6 +67,7 @@ __all__: list[str] = [
     "philox_uniform",
     "quantize",
     "sample_many",
+    "shard_sizes",
     "tensor_shapes",
     "tile_bits",
     "torch_minor",
@@ -751,6 +753,7 @@ class EngineOptions:
         prompt_budget: typing.SupportsInt | typing.SupportsIndex = 0,
         devices: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
         cuda_graph: bool = True,
+        split: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [],
     ) -> None: ...
 
 class CacheSize:
@@ -980,6 +983,16 @@ def sample_many(
     Tokens drawn from the same logits at the steps 0 to draws - 1.
     """
 
+def shard_sizes(
+    spec: ModelSpec,
+    shards: typing.SupportsInt | typing.SupportsIndex,
+    weights: typing.SupportsInt | typing.SupportsIndex,
+    kv_cache: typing.SupportsInt | typing.SupportsIndex,
+) -> list[tuple[int, int]]:
+    """
+    Bytes of weights and of KV cache that each device has of a split model, which has so many in all. Raises a ValueError for a model that cannot be split so.
+    """
+
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """
     Slot and shape of every tensor of a model, in the order of a pass.
@@ -1005,6 +1018,7 @@ MAX_CUDA_BATCH: int = 256
 MAX_DRAFT: int = 16
 MAX_EXPERTS: int = 16
 MAX_PENALTY: float = 1000000.0
+MAX_SHARDS: int = 8
 PROMPT_LOOKUP: int = -2
 __version__: str
 cuda_version: str

@@ -166,7 +166,7 @@ def solve(
         native_rule(take_rule(one, fields)[0], default, [], every)
         for one in (rule if isinstance(rule, Sequence) else [rule])
     ]
-    if place is None:
+    if not place:
         found = _C.fusion_solve(
             logits["large"].cpu(),
             logits["experts"].cpu(),
@@ -175,7 +175,7 @@ def solve(
             _usable_cores() if threads is None else as_int("threads", threads, 1, MAX_THREADS),
         )
     else:
-        found = _C.cuda_fusion_solve(logits["large"], logits["experts"], logits["base"], rules, place)
+        found = _C.cuda_fusion_solve(logits["large"], logits["experts"], logits["base"], rules, place[0])
     if isinstance(large, np.ndarray):
         found = tuple(tensor.cpu().numpy() for tensor in found)
     else:

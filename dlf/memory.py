@@ -11,11 +11,12 @@ from dlf import _C
 from dlf.arguments import machine_bytes
 from dlf.checkpoints.config import ModelConfig
 from dlf.checkpoints.quantized import formats_of, weights_bytes
+from dlf.devices import Placement
 from dlf.lanes import Lanes
 from dlf.options import EngineOptions
 from dlf.support.sizes import binary
 
-__all__ = ["Memory", "MemoryPart", "check_memory", "model_bytes", "plan_memory"]
+__all__ = ["Memory", "MemoryPart", "bytes_by_device", "check_memory", "model_bytes", "plan_memory"]
 
 logger = logging.getLogger("dlf")
 # Parts of which nothing need be allocated yet.
@@ -119,6 +120,25 @@ def model_bytes(
     ]
 
 
+def bytes_by_device(
+    configs: Sequence[ModelConfig], sizes: Sequence[tuple[int, int]], placement: Placement
+) -> dict[str, tuple[int, int]]:
+    """Bytes of weights and of KV cache on each CUDA device, from those of each model, the large one first.
+
+    Raises
+    ------
+    ValueError
+        If the large model cannot be split over its devices; the message names the number that does not fit.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    devices = [placement.large, *((device,) for device in placement.devices(len(configs))[1:])]
+    for config, size, places in zip(configs, sizes, devices, strict=True):
+        for device, part in zip(places, _C.shard_sizes(config.spec, len(places), *size), strict=True):
+            weights, cache = found.get(f"cuda:{device}", (0, 0))
+            found[f"cuda:{device}"] = weights + part[0], cache + part[1]
+    return found
+
+
 def plan_memory(
     options: EngineOptions,
     lanes: Lanes,
@@ -201,8 +221,8 @@ def check_memory(memory: Memory, max_batch: int, max_context: int) -> None:
                 f"with max_batch={max_batch} and max_context={max_context} the engine takes "
                 f"{memory.on(device) / 2**30:.1f} GiB of {device} ({memory.cards[device]}), which has "
                 f"{free / 2**30:.1f} GiB free: {memory.listed(device)}; set kv_cache_bytes, or lower max_batch, "
-                "max_context or prefix_cache_bytes, load smaller weights (weights='int8' or 'int4'), or give the "
-                "experts a device of their own (device_map)"
+                "max_context or prefix_cache_bytes, load smaller weights (weights='int8' or 'int4'), give the experts "
+                "a device of their own, or split the large model over several (device_map)"
             )
 
 

@@ -13,7 +13,7 @@ import torch
 from dlf import _C
 from dlf.arguments import Path, prefix_bytes, sampling_options
 from dlf.checkpoints.precision import DTYPES, WEIGHTS, Precision
-from dlf.devices import Placement
+from dlf.devices import DeviceMap, Placement
 from dlf.errors import OptionError, OptionTypeError
 from dlf.experts import EXPERTS, AnyExpert, as_expert, with_weights
 from dlf.rule import Rule
@@ -82,7 +82,8 @@ class EngineOptions:
         ``"cpu"``, ``"cuda"`` or ``"cuda:0"``, ``"cuda:1"``, ...
     device_map : mapping, optional
         Devices of the ``"large"`` model and of the ``"experts"`` with their bases, if they differ:
-        ``{"large": "cuda:0", "experts": "cuda:1"}``.
+        ``{"large": "cuda:0", "experts": "cuda:1"}``. A list of devices splits the large model over them:
+        ``{"large": ["cuda:0", "cuda:1"], "experts": "cuda:0"}``, see docs/guide/gpu.md.
     cuda_graph : bool
         Whether a decode step on CUDA is captured once for each size of batch and replayed as one launch. If not, the
         same kernels are launched one by one, which is slower but easier to profile.
@@ -154,7 +155,7 @@ class EngineOptions:
     ] = None
     device: Annotated[str, Option("cpu, cuda or cuda:0, cuda:1, ...", section=MACHINE, flag="")] = "cpu"
     device_map: Annotated[
-        Mapping[str, str] | None, Option("Devices of the large model and of the experts.", section=MACHINE)
+        DeviceMap | None, Option("Devices of the large model and of the experts.", section=MACHINE)
     ] = None
     cuda_graph: Annotated[bool, Option("Launch a step on CUDA as one graph.", section=MACHINE)] = True
     threads: Annotated[
@@ -243,6 +244,7 @@ class EngineOptions:
             kv_cache_bytes=self.kv_cache_bytes,
             prompt_budget=self.prompt_budget,
             devices=self.placement.devices(models),
+            split=self.placement.split,
             cuda_graph=self.cuda_graph,
         )
 

@@ -114,6 +114,43 @@ def test_experts_on_a_second_device(family: dict[str, Path]) -> None:
             close(ours, theirs)
 
 
+SPLIT = {"large": ["cuda:0", "cuda:1"], "experts": "cuda:0"}
+
+
+@pytest.mark.parametrize("combine", ["select", "joint"])
+def test_a_split_large_model(family: dict[str, Path], combine: str) -> None:
+    if len(_C.cuda_devices()) < 2:
+        pytest.skip("one CUDA device")
+    with engine(family, combine=combine) as host, engine(family, combine=combine, device_map=SPLIT) as devices:
+        for ours, theirs in zip(devices.generate(PROMPTS, **OPTIONS), host.generate(PROMPTS, **OPTIONS), strict=True):
+            close(ours, theirs)
+        [ours, theirs] = (one.score(PROMPTS[0], ["lazy dog", "sum"]) for one in (devices, host))
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(mine.logprobs, other.logprobs, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "types", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"weights": "int8"}, {"weights": "int4"}]
+)
+def test_a_split_changes_little_in_smaller_types(family: dict[str, Path], types: dict[str, str]) -> None:
+    """The sums over devices are rounded once, as those of one device are."""
+    if len(_C.cuda_devices()) < 2:
+        pytest.skip("one CUDA device")
+    with engine(family, device="cuda", **types) as one, engine(family, device_map=SPLIT, **types) as split:
+        expected, found = one.generate(PROMPTS[2], **OPTIONS), split.generate(PROMPTS[2], **OPTIONS)
+        again = split.generate([PROMPTS[0], PROMPTS[2]], **OPTIONS)[1]
+    np.testing.assert_allclose(found.logprobs[:1], expected.logprobs[:1], atol=0.05)
+    np.testing.assert_array_equal(again.logprobs, found.logprobs)
+
+
+def test_a_large_model_that_cannot_be_split(family: dict[str, Path], tmp_path: Path) -> None:
+    if len(_C.cuda_devices()) < 2:
+        pytest.skip("one CUDA device")
+    mixture = make_model(tmp_path / "mixture", "mixtral", seed=1)
+    with pytest.raises(ValueError, match="routed experts cannot be split over several devices"):
+        dlf.Engine(mixture, device_map={"large": ["cuda:0", "cuda:1"]})
+
+
 def test_long_prompts_go_through_in_pieces(tmp_path: Path) -> None:
     path = make_model(tmp_path / "long", "mistral", seed=3, max_position_embeddings=2048, num_hidden_layers=1)
     prompt = [2 + (7 * i) % 300 for i in range(1100)]

@@ -193,6 +193,27 @@ def test_the_memory_is_the_engine_s(family: dict[str, Path], tmp_path: Path, dev
         assert found.weights_bytes == sum(model.weights.nbytes for model in engine._ensemble.models)
 
 
+def test_each_card_has_its_part(family: dict[str, Path], tmp_path: Path) -> None:
+    """The parts of a split large model, on a machine that need not have the cards."""
+    runner = CliRunner()
+    where = {"large": ["cuda:0", "cuda:1"], "experts": "cuda:1"}
+    path = str(family_recipe(family, tmp_path, engine={"device_map": where, "max_batch": 2}))
+    found = json.loads(runner.invoke(app, ["recipe", "check", path, "--json"]).stdout)
+    parts = found["devices"]
+    assert set(parts) == {"cuda:0", "cuda:1"}
+    assert sum(part["kv_cache_bytes"] for part in parts.values()) == found["kv_cache_bytes"]
+    weights = [part["weights_bytes"] for part in parts.values()]
+    assert found["weights_bytes"] <= sum(weights) < 1.05 * found["weights_bytes"]  # norms are on both
+    assert weights[0] < weights[1]
+    shown = runner.invoke(app, ["recipe", "check", path, "--card-gib", "1"], env={"COLUMNS": "300"}).stdout
+    assert "cuda:0: " in shown and shown.count("; fits 1 GiB, ") == 2
+    shown = runner.invoke(app, ["recipe", "check", path, "--card-gib", "0.0001"], env={"COLUMNS": "300"}).stdout
+    assert shown.count("; does not fit 0.0001 GiB: ") == 2
+    whole = family_recipe(family, tmp_path, engine={"device_map": {"large": [f"cuda:{i}" for i in range(7)]}})
+    [problem] = check_recipe(load_recipe(whole)).problems
+    assert "engine.device_map: a model with" in problem and "cannot be split over 7 devices" in problem
+
+
 def test_weights_are_not_fetched(family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -7,6 +7,7 @@
 #include "bindings/bindings.h"
 #include "bindings/gil.h"
 #include "engine/cuda/step_loop.h"
+#include "model/shard.h"
 #include "support/cuda/runtime.h"
 
 namespace dlf {
@@ -36,6 +37,21 @@ void bind_devices(py::module_& m) {
       .def_readonly("multiprocessors", &cuda::DeviceInfo::multiprocessors);
 
   m.attr("MAX_CUDA_BATCH") = cuda::kMaxBatch;
+  m.attr("MAX_SHARDS") = kMostShards;
+  m.def(
+      "shard_sizes",
+      [](const ModelSpec& spec, int64_t shards, int64_t weights, int64_t kv_cache) {
+        std::vector<std::pair<int64_t, int64_t>> sizes;
+        for (int64_t rank = 0; rank < shards; ++rank) {
+          const Shard shard = {rank, shards};
+          const int64_t kv_heads = shard_ranges(spec, shard).kv_heads.count;
+          sizes.emplace_back(shard_bytes(spec, shard, weights), kv_cache / spec.attention.kv_heads * kv_heads);
+        }
+        return sizes;
+      },
+      py::arg("spec"), py::arg("shards"), py::arg("weights"), py::arg("kv_cache"),
+      "Bytes of weights and of KV cache that each device has of a split model, which has so many in all. Raises a "
+      "ValueError for a model that cannot be split so.");
   m.def("cuda_devices", &cuda::devices, py::call_guard<GilRelease>(),
         "CUDA devices that this process sees; empty without a driver or in a build without CUDA.");
 

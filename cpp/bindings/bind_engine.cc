@@ -195,13 +195,14 @@ void bind_requests(py::module_& m) {
 
   py::class_<EngineOptions>(m, "EngineOptions", "Sizes and devices of a step loop.")
       .def(py::init([](int64_t max_batch, int64_t max_context, int threads, int64_t prefix_cache_bytes,
-                       int64_t kv_cache_bytes, int64_t prompt_budget, std::vector<int> devices, bool cuda_graph) {
-             return EngineOptions{max_batch,     max_context,        threads,    prefix_cache_bytes,
-                                  prompt_budget, std::move(devices), cuda_graph, kv_cache_bytes};
+                       int64_t kv_cache_bytes, int64_t prompt_budget, std::vector<int> devices, bool cuda_graph,
+                       std::vector<int> split) {
+             return EngineOptions{max_batch,          max_context, threads,        prefix_cache_bytes, prompt_budget,
+                                  std::move(devices), cuda_graph,  kv_cache_bytes, std::move(split)};
            }),
            py::arg("max_batch"), py::arg("max_context"), py::arg("threads") = 1, py::arg("prefix_cache_bytes") = 0,
            py::arg("kv_cache_bytes") = 0, py::arg("prompt_budget") = 0, py::arg("devices") = std::vector<int>(),
-           py::arg("cuda_graph") = true);
+           py::arg("cuda_graph") = true, py::arg("split") = std::vector<int>());
 
   py::class_<CacheSize>(m, "CacheSize", "Blocks of one model's KV cache.")
       .def_readonly("for_requests", &CacheSize::for_requests)

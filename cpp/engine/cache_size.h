@@ -17,7 +17,10 @@ struct CacheSize {
   int64_t blocks() const { return for_requests + for_prefixes; }
 };
 
-// Bytes of a block of each model's KV cache.
+// CUDA devices of a model, the first one its home; several if it is split.
+std::vector<int> devices_of(const FusionPlan& plan, const EngineOptions& options, int64_t model);
+
+// Bytes of a block of each model's KV cache, on all its devices together.
 std::vector<int64_t> block_bytes(const Models& models);
 
 // Sizes of the KV caches of all models, whose blocks have these bytes. By default there is room for max_batch requests

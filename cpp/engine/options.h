@@ -22,6 +22,7 @@ struct EngineOptions {
   std::vector<int> devices = {};   // CUDA device of each model; sequences live on the large model's. Empty: the CPU
   bool graph = true;               // on CUDA, capture a step and replay it; else launch its kernels one by one
   int64_t kv_cache_bytes = 0;      // of all models, the prefix cache included; 0: for max_batch whole contexts and it
+  std::vector<int> split = {};     // further CUDA devices of the large model, which is split over them and its own
 };
 
 // Throws a ValueError for options that no backend can run.

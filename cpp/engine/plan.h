@@ -37,7 +37,8 @@ struct FusionPlan {
   int64_t index_of(int64_t lane) const {
     return std::count(lane_model.begin(), lane_model.begin() + lane, lane_model[lane]);
   }
-  bool has_large(int64_t lane) const { return lane_model[lane] == lane_model[0]; }
+  int64_t large_model() const { return lane_model.at(0); }
+  bool has_large(int64_t lane) const { return lane_model[lane] == large_model(); }
   // A lane of an expert on a smaller model than the large one, or kNoLane.
   int64_t small_lane(const ExpertLanes& lanes) const {
     if (!has_large(lanes.expert)) {

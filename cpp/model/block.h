@@ -41,15 +41,14 @@ struct AttentionBuffers {
 
 // One pass of some rows through the layers of one backend. The stream is the residual stream; each row has its own.
 template <typename P>
-concept BlockPass = requires(P& pass, int64_t layer, const ops::RopeArgs& rope, const ops::AttentionArgs& attention) {
-  { pass.spec() } -> std::same_as<const ModelSpec&>;
-  { pass.buffers(layer) } -> std::same_as<AttentionBuffers>;
-  pass.norm(pass.layer(layer).attention_norm);  // normed = norm(stream), or the stream itself
-  pass.norm(pass.layer(layer).feed_forward_norm);
-  pass.project_heads(layer);     // q, k, v = projections of normed
-  pass.rope_and_cache(rope);     // norms, clips and rotates q and k; k goes into the cache with v
-  pass.attend(attention);        // attended = attention over the cache
-  pass.add_attention(layer);     // stream += o(attended), normed and multiplied where the spec says so
+concept BlockPass = requires(P& pass, int64_t layer) {
+  { pass.spec() } -> std::convertible_to<const ModelSpec&>;
+  pass.norm_for_attention(layer);     // normed = norm(stream), or the stream itself
+  pass.norm_for_feed_forward(layer);  // likewise
+  pass.project_heads(layer);          // q, k, v = projections of normed
+  pass.rope_and_cache(layer);         // norms, clips and rotates q and k; k goes into the cache with v: rope_args()
+  pass.attend(layer);                 // attended = attention over the cache: attention_args()
+  pass.add_attention(layer);          // stream += o(attended), normed and multiplied where the spec says so
   pass.gate(layer);              // activated = activation(gate(normed)) * up(normed), times a shared expert's weight
   pass.add_feed_forward(layer);  // stream += down(activated), likewise
   pass.route(layer);             // chooses the experts of each row by normed, and weighs the shared one
@@ -131,11 +130,10 @@ inline ops::LogitArgs logit_args(const ModelSpec& spec, float* y, int rows) {
 // Computes attention's output, still to be projected.
 template <BlockPass P>
 void attend(P& pass, int64_t layer) {
-  pass.norm(pass.layer(layer).attention_norm);
+  pass.norm_for_attention(layer);
   pass.project_heads(layer);
-  const AttentionBuffers buffers = pass.buffers(layer);
-  pass.rope_and_cache(rope_args(pass.spec(), buffers));
-  pass.attend(attention_args(pass.spec(), layer, buffers));
+  pass.rope_and_cache(layer);
+  pass.attend(layer);
 }
 
 // Reads the normed stream.
@@ -161,7 +159,7 @@ void run_layers(P& pass) {
       pass.add_attention(layer);
     }
     if (!pass.spec().norm.shared) {
-      pass.norm(pass.layer(layer).feed_forward_norm);
+      pass.norm_for_feed_forward(layer);
     }
     if (pass.spec().parallel) {
       pass.add_attention(layer);

@@ -37,6 +37,9 @@ KINDS = {
 @app.command()
 def check(
     recipe: Annotated[Path, typer.Argument(help="The YAML file.")],
+    card_gib: Annotated[
+        float | None, typer.Option(help="Memory of a CUDA card in GiB: says whether each card's part fits.", min=0)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read a recipe, and check that its models exist and go together. No weights are loaded."""
@@ -58,7 +61,7 @@ def check(
     if as_json:
         typer.echo(json.dumps(described))
     else:
-        _show(described)
+        _show(described, card_gib)
 
 
 @app.command()
@@ -97,6 +100,10 @@ def _describe(recipe: EngineRecipe, checked: Checked) -> dict[str, Any]:
         "max_context": checked.max_context,
         "weights_bytes": checked.weights_bytes,
         "kv_cache_bytes": checked.cache_bytes,
+        "devices": {
+            name: {"weights_bytes": weights, "kv_cache_bytes": cache}
+            for name, (weights, cache) in checked.devices.items()
+        },
     }
 
 
@@ -121,7 +128,7 @@ def _weight(expert: AnyExpert, options: EngineOptions) -> str:
     return f"measured, up to {bound:g}" if options.combine == "jsd" else f"solved, up to {bound:g}"
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(found: dict[str, Any], card_gib: float | None = None) -> None:
     """Print a table; texts of the file go through `printable`, and are never read as markup."""
     console = Console(highlight=False)
     console.print(Text(f"{printable(found['recipe'])}: in order"), soft_wrap=True)
@@ -142,6 +149,21 @@ def _show(found: dict[str, Any]) -> None:
         f"{found['max_context']} tokens per sequence",
         soft_wrap=True,
     )
+    for name, part in found["devices"].items():
+        weights, cache = part["weights_bytes"], part["kv_cache_bytes"]
+        console.print(
+            f"  {name}: {binary(weights)} of weights, up to {binary(cache)} of KV cache"
+            f"{'' if card_gib is None else _fits(weights + cache, card_gib)}",
+            soft_wrap=True,
+        )
+
+
+def _fits(taken: int, card_gib: float) -> str:
+    """Whether weights and KV cache fit a card, and what that leaves."""
+    left = round(card_gib * 2**30) - taken
+    if left < 0:
+        return f"; does not fit {card_gib:g} GiB: {binary(-left)} too much"
+    return f"; fits {card_gib:g} GiB, {binary(left)} left for activations, logits, workspaces and the prefix cache"
 
 
 def _quoted(template: str | None) -> str:

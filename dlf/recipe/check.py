@@ -17,7 +17,7 @@ from dlf.devices import Placement
 from dlf.errors import field_of
 from dlf.experts import AnyExpert, Expert, Lora, TaskArithmetic, WholeExpert, as_expert, checkpoints_of
 from dlf.lanes import Lanes
-from dlf.memory import model_bytes
+from dlf.memory import bytes_by_device, model_bytes
 from dlf.options import EngineOptions
 from dlf.recipe.engine_recipe import EngineRecipe
 from dlf.recipe.yaml_file import Keys
@@ -40,6 +40,8 @@ class Checked:
     weights_bytes, cache_bytes
         Bytes of the models' weights, without adapters, and of the KV cache, as in `Engine.memory`; None if there are
         problems.
+    devices
+        Bytes of weights and of KV cache on each CUDA device; empty on the CPU.
     max_context
         Tokens of prompt and completion together.
     """
@@ -47,6 +49,7 @@ class Checked:
     problems: list[str] = field(default_factory=list)
     weights_bytes: int | None = None
     cache_bytes: int | None = None
+    devices: dict[str, tuple[int, int]] = field(default_factory=dict)
     max_context: int | None = None
 
 
@@ -165,15 +168,21 @@ class _Checker:
         self._check_tokens(vocabulary.size)
         if self.found.problems:
             return
-        cuda = any(str(device).startswith("cuda") for device in self._devices())
+        placement = Placement.named(options.get("device", "cpu"), options.get("device_map"))
         native = _C.EngineOptions(
             options.get("max_batch", EngineOptions.max_batch),
             length,
             kv_cache_bytes=options.get("kv_cache_bytes", EngineOptions.kv_cache_bytes),
-            devices=[0] * len(models) if cuda else [],
+            devices=placement.devices(len(models)),
+            split=placement.split,
         )
         configs = [config for config, _ in models]
-        sizes = model_bytes(lanes, configs, lanes.plan(vocabulary.size), native, cuda)
+        sizes = model_bytes(lanes, configs, lanes.plan(vocabulary.size), native, placement.cuda)
+        if placement.cuda:
+            devices = self._try(("engine", "device_map"), bytes_by_device, configs, sizes, placement)
+            if devices is None:
+                return
+            self.found.devices = devices
         weights_of, caches = zip(*sizes, strict=True)
         self.found.weights_bytes, self.found.cache_bytes = sum(weights_of), sum(caches)
         self.found.max_context = length
@@ -220,10 +229,6 @@ class _Checker:
                 if own == lane and ("experts", number, name) in self.recipe.lines:
                     return "experts", number, name
         return ("template",)
-
-    def _devices(self) -> list[str]:
-        options = self.recipe.options
-        return [options.get("device", "cpu"), *options.get("device_map", {}).values()]
 
     def _try(self, keys: Keys, function: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -150,7 +150,7 @@ WRITTEN: dict[str, Any] = {
     "plausibility": Finite,
     "gate_threshold": Finite,
     "device": Device,
-    "device_map": dict[Literal["large", "experts"], Device],
+    "device_map": dict[Literal["large", "experts"], Device | list[Device]],
     "speculate": bool,
     "drafter": Place,
     "api_key_file": Place,

@@ -21,7 +21,7 @@ namespace {
 
 using namespace dlf::testing;
 
-constexpr int64_t kVocab = 40;
+constexpr int64_t kVocab = 70;
 constexpr int64_t kContext = 64;
 const std::vector<int64_t> kPrompt = {3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 9, 32};
 constexpr int64_t kSteps = 5;
@@ -53,9 +53,10 @@ at::Tensor on_cpu(const std::shared_ptr<const Weights>& weights, const std::vect
   return logits;
 }
 
-at::Tensor on_device(const Weights& weights, const std::vector<int64_t>& after) {
+// Split if there are `others`: further devices.
+at::Tensor on_device(const Weights& weights, const std::vector<int64_t>& after, const std::vector<int>& others = {}) {
   cuda::Queue queue(0);
-  cuda::Decoder decoder(weights, {1, 1, kContext, 1}, queue);
+  cuda::Decoder decoder(weights, {1, 1, kContext, 1}, queue, others);
   const at::Tensor prompt = to_device(std::vector<int32_t>(kPrompt.begin(), kPrompt.end()));
   decoder.prefill(prompt.const_data_ptr<int32_t>(), static_cast<int>(kPrompt.size()), 0, 0, /*last=*/true);
   std::vector<at::Tensor> logits;
@@ -79,11 +80,21 @@ at::Tensor check_backends(const ModelSpec& spec) {
   const std::shared_ptr<const Weights> weights = random_weights(spec);
   const std::vector<int64_t> after = {1, 39, 17, 17, 4};
   const at::Tensor expected = on_cpu(weights, after);
-  const at::Tensor found = on_device(*weights, after);
-  EXPECT((found - expected).abs().max().item<float>() < 1e-4F * expected.abs().max().item<float>());
+  const auto expect_near = [&](const at::Tensor& found) {
+    EXPECT((found - expected).abs().max().item<float>() < 1e-4F * expected.abs().max().item<float>());
+  };
+  expect_near(on_device(*weights, after));
+  const int second = cuda::devices().size() > 1 ? 1 : 0;
+  if (spec.experts.count == 0 && spec.attention.head_norm != ops::HeadNorm::whole) {
+    expect_near(on_device(*weights, after, {second}));
+    expect_near(on_device(*weights, after, {second, 0, second}));
+  } else {
+    EXPECT_THROWS(on_device(*weights, after, {second}));
+  }
   return expected;
 }
 
+// One device, two, and four, of which two each have the same keys and values.
 // Checks also that each field has an effect: the logits differ from those without it.
 void backends_agree_on_every_field() {
   const at::Tensor base = check_backends(plain());

@@ -21,7 +21,7 @@ class ChunkReader final : public dlf::ChunkReader {
 
   void begin() override;
   void end() override;
-  int64_t most_tokens() const override { return Decoder::kChunkTokens; }
+  int64_t most_tokens() const override { return kChunkTokens; }
   void read(const Chunk& chunk) override;
   void read_again(const Chunk& chunk) override;
   int64_t logits_bytes(int64_t lane) const override {

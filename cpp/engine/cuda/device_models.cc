@@ -62,7 +62,8 @@ DeviceModels::DeviceModels(const FusionPlan& plan, const Models& weights, const 
     }
     model.queue->run([&] {
       const auto own = adapters.empty() ? Adapters::value_type() : adapters[i];
-      model.decoder = std::make_unique<Decoder>(*weights[i], shape, *model.queue, own, lane_adapter);
+      model.decoder = std::make_unique<Decoder>(*weights[i], shape, *model.queue,
+                                                i == large_ ? options.split : std::vector<int>(), own, lane_adapter);
     });
     const TokenMap& map = plan.map_of(static_cast<int64_t>(i));
     if (!map.empty()) {

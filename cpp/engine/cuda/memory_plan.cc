@@ -27,16 +27,20 @@ void check_present(const EngineOptions& options, size_t models) {
   TORCH_CHECK(!present.empty(), "no CUDA device is there: use device='cpu', or see whether nvidia-smi finds one");
   TORCH_CHECK_VALUE(options.max_batch <= kMaxBatch, "max_batch is ", options.max_batch, "; on CUDA it can be at most ",
                     kMaxBatch);
+  std::vector<int> named = options.split;
   for (size_t i = 0; i < models; ++i) {
-    const int device = options.devices.at(i);
+    named.push_back(options.devices.at(i));
+  }
+  for (const int device : named) {
     TORCH_CHECK_VALUE(device >= 0 && device < static_cast<int>(present.size()), "there is no device cuda:", device,
                       "; this machine has ", present.size(), " from cuda:0 on");
   }
 }
 
-// Whether another engine has put these weights there, which this one will share.
-bool present(const MemoryPart& part, const Models& models) {
-  return part.name == kWeightsPart && models.at(part.model)->device_copies().has(part.device);
+// Whether another engine has put these weights there, which this one will share. Shards are not shared.
+bool present(const MemoryPart& part, const FusionPlan& plan, const EngineOptions& options, const Models& models) {
+  return part.name == kWeightsPart && devices_of(plan, options, part.model).size() == 1 &&
+         models.at(part.model)->device_copies().has(part.device);
 }
 
 ModelSize size_of(const Weights& weights) {
@@ -85,7 +89,7 @@ EngineOptions checked(const FusionPlan& plan, const Models& models, const Engine
   for (const DeviceInfo& device : devices()) {
     int64_t needed = 0;
     for (const MemoryPart& part : parts) {
-      needed += part.device == device.index && !present(part, models) ? part.bytes : 0;
+      needed += part.device == device.index && !present(part, plan, options, models) ? part.bytes : 0;
     }
     TORCH_CHECK(needed <= device.free_bytes, "the models with their caches take ", gibibytes(needed),
                 " of cuda:", device.index, " (", device.name, "), which has ", gibibytes(device.free_bytes),
@@ -106,8 +110,7 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
     of_block.push_back(block_bytes(model.spec, model.dtype));
   }
   const std::vector<CacheSize> caches = cache_sizes(plan, of_block, options);
-  const auto large = static_cast<size_t>(plan.lane_model.at(0));
-  const int main = options.devices.at(large);
+  const int main = options.devices.at(plan.large_model());
   std::vector<MemoryPart> parts;
   const auto add = [&](int device, int model, const char* name, int64_t bytes) {
     if (bytes > 0) {
@@ -117,25 +120,31 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
   for (size_t i = 0; i < models.size(); ++i) {
     const int device = options.devices[i];
     const auto model = static_cast<int>(i);
-    const DecoderBytes bytes = Decoder::bytes(models[i], shape_of(plan, i, options, caches[i]));
-    add(device, model, kWeightsPart, bytes.weights);
-    add(device, model, "adapters", models[i].adapters);
-    const int64_t for_prefixes = caches[i].for_prefixes * of_block[i];
-    add(device, model, "KV cache", bytes.kv_cache - for_prefixes);
-    add(device, model, "prefix cache", for_prefixes);
-    add(device, model, "activations", bytes.activations);
-    add(device, model, "logits", bytes.logits);
-    const bool mapped = plan.maps(static_cast<int64_t>(i));
-    const int64_t gathered = bytes.logits / models[i].spec.vocab_size * plan.vocab;
+    const DecoderShape shape = shape_of(plan, i, options, caches[i]);
+    const std::vector<int> shards = devices_of(plan, options, model);
+    for (size_t rank = 0; rank < shards.size(); ++rank) {
+      const Shard shard = {static_cast<int64_t>(rank), static_cast<int64_t>(shards.size())};
+      const DecoderBytes bytes = Decoder::bytes(models[i], shape, shard);
+      add(shards[rank], model, kWeightsPart, bytes.weights);
+      add(shards[rank], model, "adapters", models[i].adapters);  // at most
+      const int64_t for_prefixes = bytes.kv_cache / shape.most_blocks() * caches[i].for_prefixes;
+      add(shards[rank], model, "KV cache", bytes.kv_cache - for_prefixes);
+      add(shards[rank], model, "prefix cache", for_prefixes);
+      add(shards[rank], model, "activations", bytes.activations);
+      add(shards[rank], model, "logits", bytes.logits);
+      add(shards[rank], model, "workspace", bytes.workspace);
+    }
+    const bool mapped = plan.maps(model);
+    const int64_t logits = shape.rows_with_logits() * static_cast<int64_t>(sizeof(float)) * models[i].spec.vocab_size;
+    const int64_t gathered = logits / models[i].spec.vocab_size * plan.vocab;
     if (mapped) {
       constexpr auto kId = static_cast<int64_t>(sizeof(int32_t));
       add(device, model, "logits", gathered + plan.vocab * kId);
       add(main, model, "logits", plan.vocab * kId);  // which own id each token is fed as
     }
     if (device != main) {
-      add(main, model, "logits", mapped ? gathered : bytes.logits);  // a copy where they are fused
+      add(main, model, "logits", mapped ? gathered : logits);  // a copy where they are fused
     }
-    add(device, model, "workspace", bytes.workspace);
   }
   const int64_t fused_rows = (plan.experts.empty() ? 0 : most_tokens(options)) + (plan.lacks_base() ? 1 : 0);
   const int64_t fused = fused_rows * plan.vocab * static_cast<int64_t>(sizeof(float));

@@ -81,9 +81,10 @@ void Decoder::Pass::project_heads(int64_t index) {
         {{&LayerAdapter::q, data(d_.q_)}, {&LayerAdapter::k, data(d_.k_)}, {&LayerAdapter::v, data(d_.v_)}});
 }
 
-void Decoder::Pass::rope_and_cache(const ops::RopeArgs& args) { ops::rope_and_cache(args, d_.team_); }
+void Decoder::Pass::rope_and_cache(int64_t index) { ops::rope_and_cache(rope_args(spec(), buffers(index)), d_.team_); }
 
-void Decoder::Pass::attend(const ops::AttentionArgs& args) {
+void Decoder::Pass::attend(int64_t index) {
+  const ops::AttentionArgs args = attention_args(spec(), index, buffers(index));
   is_prompt_ ? ops::prefill_attention(args, d_.team_) : ops::attention(args, d_.team_);
 }
 

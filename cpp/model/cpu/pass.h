@@ -20,11 +20,11 @@ class Decoder::Pass {
 
   const ModelSpec& spec() const { return d_.weights_->spec(); }
   const LayerWeights& layer(int64_t index) const { return d_.weights_->layers[index]; }
-  AttentionBuffers buffers(int64_t index);
-  void norm(const NormWeights& weights);
+  void norm_for_attention(int64_t index) { norm(layer(index).attention_norm); }
+  void norm_for_feed_forward(int64_t index) { norm(layer(index).feed_forward_norm); }
   void project_heads(int64_t index);
-  void rope_and_cache(const ops::RopeArgs& args);
-  void attend(const ops::AttentionArgs& args);
+  void rope_and_cache(int64_t index);
+  void attend(int64_t index);
   void add_attention(int64_t index);
   void gate(int64_t index);
   void add_feed_forward(int64_t index);
@@ -40,6 +40,8 @@ class Decoder::Pass {
 
   ops::LinearArgs product(const LinearWeights& linear, float* y, bool accumulate = false) const;
   ops::LinearInputRows input_of(const float* x, const ops::LinearArgs& product);
+  AttentionBuffers buffers(int64_t index);
+  void norm(const NormWeights& weights);
   void norm(float* x, const NormWeights& weights);
   float* activated();
   const float* row_gate(int64_t index);

@@ -1,253 +1,208 @@
 #include "model/cuda/decoder.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/remainder.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "model/block.h"
 #include "model/cuda/pass.h"
-#include "model/cuda/prompt_attention.h"
-#include "ops/cuda/cache_blocks.h"
-#include "ops/cuda/experts.h"
-#include "support/scalar_type.h"
+#include "model/cuda/split_pass.h"
+#include "ops/cuda/shards.h"
 
 namespace dlf::cuda {
 namespace {
 
-constexpr int64_t kMaxHeadDim = 256;  // of the attention kernel
-// Memory of the libraries for each decoder's stream: cuBLAS takes 32 MiB on Hopper; the rest is for graphs and for
-// memory in whole pages.
-constexpr int64_t kLibraryBytes = 64 << 20;
+static_assert(kMostShards <= kMostParts);
 
-int most_rows(const DecoderShape& shape) { return std::max(Decoder::kChunkTokens, shape.rows()); }
+constexpr int64_t kId = sizeof(int32_t);
 
-// Most rows that have logits, the spare sequence's included.
-int64_t rows_with_logits(const DecoderShape& shape) { return std::max(shape.rows(), shape.slots() + shape.lanes); }
-
-// Outputs of the query, key and value projections, and of gate and up: each begins on a whole tile.
-int64_t qkv_size(const AttentionSpec& attention) {
-  return padded_outputs(attention.q_size()) + 2 * padded_outputs(attention.kv_size());
-}
-int64_t gate_up_size(const ModelSpec& spec) {
-  return (spec.feed_forward.gated ? 2 : 1) * padded_outputs(spec.dense_size());
-}
-
-// Most runs of pairs that a router makes of up to so many rows.
-int64_t most_runs(const ModelSpec& spec, int64_t rows) {
-  int64_t runs = 0;
-  for (const int64_t some : {std::min<int64_t>(rows, kExpertStepRows), rows}) {
-    runs = std::max(
-        runs, ops::most_runs(some, spec.experts.count, spec.experts.chosen, expert_run_pairs(static_cast<int>(some))));
+// Most elements of a sum, and of a part of the logits.
+int64_t sum_size(const ModelSpec& spec, const DecoderShape& shape) { return shape.most_rows() * spec.hidden_size; }
+int64_t gather_size(const ModelSpec& spec, const DecoderShape& shape, int64_t count) {
+  int64_t most = 0;
+  for (int64_t rank = 1; rank < count; ++rank) {
+    most = std::max(most, shard_ranges(spec, {rank, count}).vocab.count);
   }
-  return runs;
+  return shape.rows_with_logits() * most;
 }
 
-// Bytes of the tables of rotations and of factors on queries.
-int64_t rope_bytes(const ModelSpec& spec, int64_t max_context) {
-  int64_t floats = 0;
-  for (const RopeSpec& rope : spec.ropes) {
-    floats += 2 * static_cast<int64_t>(rope.inv_freq.size()) + (rope.query_beta != 0 ? 1 : 0);
-  }
-  return floats * max_context * 4;
-}
-
-// Weights of the largest matrix that may have to be dequantized.
-int64_t largest_matrix(const ModelSpec& spec) {
-  const int64_t outputs = std::max({qkv_size(spec.attention), gate_up_size(spec), spec.dense_size(), spec.vocab_size});
-  return outputs * spec.hidden_size;
-}
+int most_fed(const DecoderShape& shape) { return std::max(kChunkTokens, shape.max_tokens); }
 
 }  // namespace
 
-Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,
+Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& home, const std::vector<int>& others,
                  const std::vector<std::shared_ptr<const Adapter>>& adapters, const std::vector<int64_t>& lane_adapter)
-    : spec_(weights.spec()),
-      dtype_(weights.dtype()),
-      shape_(shape),
-      queue_(queue),
-      weights_(DeviceWeights::of(weights, queue)),
-      adapters_(adapters, lane_adapter, spec_.feed_forward.gated, queue.device()),
-      k_offset_(padded_outputs(spec_.attention.q_size())),
-      v_offset_(k_offset_ + padded_outputs(spec_.attention.kv_size())),
-      up_offset_(spec_.feed_forward.gated ? padded_outputs(spec_.dense_size()) : 0),
-      device_(devices().at(queue.device())) {
-  TORCH_CHECK_VALUE(spec_.attention.head_dim <= kMaxHeadDim, "head_dim is ", spec_.attention.head_dim,
-                    "; on CUDA it can be at most ", kMaxHeadDim);
-  check_context(spec_, shape.max_context);
-  const auto floats = on_device(queue.device()).dtype(at::kFloat);
-  const auto halves = on_device(queue.device()).dtype(scalar_type(dtype_));
-  const auto integers = on_device(queue.device()).dtype(at::kInt);
-  for (const RopeSpec& rope : spec_.ropes) {
-    RopeTable& table = ropes_.emplace_back(rope, shape.max_context);
-    table.cos = table.cos.to(floats);
-    table.sin = table.sin.to(floats);
-    table.query_scale = table.query_scale.defined() ? table.query_scale.to(floats) : at::Tensor();
+    : shape_(shape), home_(home) {
+  const ModelSpec& spec = weights.spec();
+  if (others.empty()) {
+    home_.run(
+        [&] { shards_.push_back(std::make_unique<DecoderShard>(weights, shape, home_, adapters, lane_adapter)); });
+    logits_ = shards_[0]->logits();
+    shards_[0]->ready_libraries(shards_[0]->branch());
+    return;
   }
-  const std::vector<int64_t> blocks = {spec_.layer_count(), shape.most_blocks(), spec_.attention.kv_heads,
-                                       ops::kCacheBlock, spec_.attention.head_dim};
-  keys_ = at::empty(blocks, halves);
-  values_ = at::empty_like(keys_);
-  // Blocks that slots have until others are set; ready_libraries() reads them.
-  table_ = at::arange((shape.slots() + shape.lanes) * shape.of_slot(), integers)
-               .remainder(shape.most_blocks())
-               .view({-1, shape.of_slot()});
-  prompt_keys_ = at::empty({spec_.attention.kv_heads, shape.max_context, spec_.attention.head_dim}, halves);
-  prompt_values_ = at::empty_like(prompt_keys_);
-  entries_.reserve(shape.slots() + shape.lanes);
-  tokens_ = at::zeros({shape.max_tokens}, integers);
-  positions_ = at::full({shape.rows()}, -1, integers);
-  const int64_t rows = most_rows(shape);
-  hidden_ = at::zeros({rows, spec_.hidden_size}, floats);
-  normed_ = at::zeros({rows, spec_.hidden_size}, halves);
-  qkv_ = at::zeros({rows, qkv_size(spec_.attention)}, halves);
-  attended_ = at::zeros({rows, spec_.attention.q_size()}, halves);
-  branch_ = at::zeros({rows, spec_.hidden_size}, halves);
-  gate_up_ = at::zeros({rows, gate_up_size(spec_)}, halves);
-  activated_ = at::zeros({rows, spec_.dense_size()}, halves);
-  if (spec_.experts.count > 0) {
-    experts_ = ExpertBuffers(spec_, rows, most_runs(spec_, rows), halves);
-    if (adapters_.expert_rank() > 0) {
-      expert_inner_ = at::empty({rows * spec_.experts.chosen, 2, adapters_.expert_rank()}, floats);
+  std::vector<Queue*> queues = {&home_};
+  for (const int device : others) {
+    queues.push_back(others_.emplace_back(std::make_unique<Queue>(device)).get());
+  }
+  const auto count = static_cast<int64_t>(queues.size());
+  for (int64_t rank = 0; rank < count; ++rank) {
+    const Shard shard = {rank, count};
+    std::vector<std::shared_ptr<const Adapter>> own;
+    for (const std::shared_ptr<const Adapter>& adapter : adapters) {
+      own.push_back(std::make_shared<Adapter>(shard_of(*adapter, spec, shard)));
     }
+    vocab_.push_back(shard_ranges(spec, shard).vocab);
+    Queue& queue = *queues[rank];
+    queue.run([&] {
+      shards_.push_back(std::make_unique<DecoderShard>(shard_of(weights, shard), shape, queue, own, lane_adapter));
+      fed_.push_back(at::empty({most_fed(shape)}, on_device(queue.device()).dtype(at::kInt)));
+    });
   }
-  logits_ = at::zeros({rows_with_logits(shape), spec_.vocab_size}, floats);
-  if (weights.quantized()) {
-    dequantized_ = at::empty({largest_matrix(spec_)}, halves);
+  collectives_ =
+      std::make_unique<Collectives>(queues, weights.dtype(), sum_size(spec, shape), gather_size(spec, shape, count));
+  for (size_t rank = 0; rank < shards_.size(); ++rank) {
+    at::Tensor output = collectives_->term(rank).view({-1, spec.hidden_size});
+    shards_[rank]->ready_libraries(output);
+    queues[rank]->synchronize();
   }
-  ready_libraries();
-}
-
-// Calls the libraries with the shapes that prompts will have, so that no request waits while they load kernels, make
-// handles or take memory. The results are not used.
-void Decoder::ready_libraries() {
-  const auto capacity = static_cast<int>(shape_.max_context);
-  queue_.run([&] {
-    for (int rows = padded_rows(1); rows <= kChunkTokens; rows = padded_rows(rows + 1)) {
-      const int count = std::min(rows, capacity);
-      Pass::prompt(*this, 0, 0, count).multiply_once(rows);
-      for (int end = count; end < capacity; end = std::min(2 * end, capacity)) {
-        Pass::prompt(*this, 0, end - count, count).attend_once();
-      }
-      Pass::prompt(*this, 0, capacity - count, count).attend_once();
-    }
+  home_.run([&] {
+    logits_ = at::zeros({shape.rows_with_logits(), spec.vocab_size}, on_device(home_.device()).dtype(at::kFloat));
   });
 }
 
-DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape) {
-  const ModelSpec& spec = model.spec;
-  const AttentionSpec& attention = spec.attention;
-  const auto element = static_cast<int64_t>(c10::elementSize(scalar_type(model.dtype)));
-  const int64_t row = spec.hidden_size * (4 + 2 * element) +
-                      (qkv_size(attention) + attention.q_size() + gate_up_size(spec) + spec.dense_size()) * element;
-  DecoderBytes bytes = {};
-  bytes.weights = model.weights;
-  const int64_t position = 2 * attention.kv_size() * element;  // of one layer
-  bytes.kv_cache = shape.most_blocks() * block_bytes(spec, model.dtype);
-  bytes.activations = most_rows(shape) * row + rope_bytes(spec, shape.max_context) +
-                      (shape.max_tokens + shape.rows()) * 4 + shape.max_context * position +
-                      (shape.slots() + shape.lanes) * shape.of_slot() * 4;
-  if (spec.experts.count > 0) {
-    bytes.activations += ExpertBuffers::bytes(spec, most_rows(shape), most_runs(spec, most_rows(shape)), element) +
-                         most_rows(shape) * spec.experts.chosen * 2 * model.expert_rank * 4;
+DecoderBytes Decoder::bytes(const ModelSize& model, const DecoderShape& shape, const Shard& shard) {
+  if (shard.count == 1) {
+    return DecoderShard::bytes(model, shape);
   }
-  bytes.logits = rows_with_logits(shape) * spec.vocab_size * 4;
-  bytes.workspace = kLibraryBytes + (model.quantized ? largest_matrix(spec) * element : 0);
-  if (attention.softcap > 0) {
-    bytes.workspace += capped_attention_bytes(spec, kChunkTokens, shape.max_context);
-  } else if (model.dtype == DType::float32) {  // masked attention holds a chunk's scores before and after the softmax
-    bytes.workspace += 2 * attention.heads * kChunkTokens * shape.max_context * 4;
+  ModelSize part = model;
+  part.spec = shard_of(model.spec, shard);
+  part.weights = shard_bytes(model.spec, shard, model.weights);
+  DecoderBytes bytes = DecoderShard::bytes(part, shape);
+  bytes.activations += most_fed(shape) * kId + Collectives::bytes(shard.rank, shard.count, sum_size(model.spec, shape),
+                                                                  gather_size(model.spec, shape, shard.count));
+  if (shard.rank == 0) {
+    bytes.logits += shape.rows_with_logits() * model.spec.vocab_size * static_cast<int64_t>(sizeof(float));
   }
   return bytes;
+}
+
+// Has every shard read the rows, and brings their logits together.
+void Decoder::read(const MakePass& pass_of, const Rows& rows, at::Tensor logits) {
+  if (!split()) {
+    home_.run([&] {
+      DecoderShard::Pass pass = pass_of(*shards_[0]);
+      pass.embed(rows.tokens, rows.lanes);
+      run_layers(pass);
+      if (rows.count > 0) {
+        pass.head(rows.first, rows.count, std::move(logits));
+      }
+    });
+    return;
+  }
+  collectives_->fork();
+  const std::vector<const int32_t*> tokens = feed(rows);
+  std::vector<DecoderShard::Pass> passes;
+  for (const std::unique_ptr<DecoderShard>& shard : shards_) {
+    passes.push_back(pass_of(*shard));
+  }
+  SplitPass pass(std::move(passes), *collectives_);
+  pass.embed(tokens, rows.lanes);
+  run_layers(pass);
+  if (rows.count > 0) {
+    const int32_t* idle = rows.position_count > 0 ? positions().const_data_ptr<int32_t>() + rows.at : nullptr;
+    pass.head(rows.first, rows.count, logits, idle);
+  } else {
+    collectives_->join();
+  }
+}
+
+// Sends positions and tokens to all shards, the tokens by the numbers that they have there.
+std::vector<const int32_t*> Decoder::feed(const Rows& rows) {
+  if (rows.position_count > 0) {
+    std::vector<void*> places;
+    for (const std::unique_ptr<DecoderShard>& shard : shards_) {
+      places.push_back(shard->positions().mutable_data_ptr<int32_t>() + rows.at);
+    }
+    collectives_->broadcast(places, rows.position_count * kId);
+  }
+  std::vector<const int32_t*> tokens;
+  for (size_t rank = 0; rank < shards_.size(); ++rank) {
+    Queue& queue = collectives_->queue(rank);
+    auto* to = fed_[rank].mutable_data_ptr<int32_t>();
+    if (rank > 0) {
+      queue.copy(to, rows.tokens, rows.token_count * kId);
+    }
+    const auto [first, count] = vocab_[rank];
+    const DeviceGuard guard(queue.device());
+    own_tokens(
+        {rank > 0 ? to : rows.tokens, to, rows.token_count, static_cast<int32_t>(first), static_cast<int32_t>(count)},
+        queue.stream());
+    tokens.push_back(to);
+  }
+  return tokens;
 }
 
 void Decoder::decode(int batch, int first, int count, bool first_logits) {
   const int slots = batch * shape_.lanes;
   TORCH_INTERNAL_ASSERT((first + count) * slots <= shape_.rows());
-  queue_.run([&] {
-    Pass pass = Pass::decode(*this, first * slots, count * slots, slots);
-    pass.embed(tokens_.const_data_ptr<int32_t>() + first * batch, shape_.lanes);
-    run_layers(pass);
-    const int rows = first_logits ? slots : count * slots;
-    pass.head(0, rows, logits_.narrow(0, first * slots, rows));
-  });
-}
-
-void Decoder::set_block(int64_t slot, int64_t index, int32_t block) {
-  entries_.push_back({slot * shape_.of_slot() + index, block});
-}
-
-void Decoder::change_blocks() {
-  const DeviceGuard guard(queue_.device());
-  for (size_t first = 0; first < copies_.size(); first += kBlockChanges) {
-    BlockCopies args = {};
-    args.keys = keys_.mutable_data_ptr();
-    args.values = values_.mutable_data_ptr();
-    args.layers = static_cast<int>(keys_.size(0));
-    args.blocks = keys_.size(1);
-    args.block_bytes = keys_.stride(1) * keys_.element_size();
-    for (size_t i = first; i < std::min(first + kBlockChanges, copies_.size()); ++i) {
-      args.from[args.count] = copies_[i].from;
-      args.to[args.count++] = copies_[i].to;
-    }
-    copy_blocks(args, queue_.stream());
-  }
-  for (size_t first = 0; first < entries_.size(); first += kBlockChanges) {
-    TableChanges args = {};
-    args.table = table_.mutable_data_ptr<int32_t>();
-    for (size_t i = first; i < std::min(first + kBlockChanges, entries_.size()); ++i) {
-      args.entry[args.count] = entries_[i].at;
-      args.block[args.count++] = entries_[i].block;
-    }
-    set_blocks(args, queue_.stream());
-  }
-  copies_.clear();
-  entries_.clear();
+  const int rows = first_logits ? slots : count * slots;
+  const auto pass = [=](DecoderShard& shard) {
+    return DecoderShard::Pass::decode(shard, first * slots, count * slots, slots);
+  };
+  read(pass,
+       {tokens().const_data_ptr<int32_t>() + first * batch, count * batch, shape_.lanes, 0, rows, first * slots,
+        count * slots},
+       logits_.narrow(0, first * slots, rows));
 }
 
 // Reads as many rows at a time as every kind of product computes bit-identical to one row.
 void Decoder::read_again(const int32_t* tokens, int count, int row, int start, bool last) {
   change_blocks();
-  queue_.run([&] {
-    for (int first = 0; first < count; first += kLinearRows) {
-      const int rows = std::min(kLinearRows, count - first);
-      Pass pass = Pass::again(*this, row, start + first, rows);
-      pass.embed(tokens + first, 1);
-      run_layers(pass);
-      if (last && first + rows == count) {
-        pass.head(rows - 1, 1, logits_of(row));
-      }
-    }
-  });
+  for (int first = 0; first < count; first += kLinearRows) {
+    const int rows = std::min(kLinearRows, count - first);
+    const auto pass = [=](DecoderShard& shard) { return DecoderShard::Pass::again(shard, row, start + first, rows); };
+    const bool ends = last && first + rows == count;
+    read(pass, {tokens + first, rows, 1, rows - 1, ends ? 1 : 0}, logits_of(row));
+  }
 }
 
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, bool last) {
   TORCH_INTERNAL_ASSERT(count >= 1 && count <= kChunkTokens && start + count <= shape_.max_context);
   change_blocks();
-  queue_.run([&] {
-    Pass pass = Pass::prompt(*this, row, start, count);
-    pass.embed(tokens, 1);
-    run_layers(pass);
-    if (last) {
-      pass.head(count - 1, 1, logits_of(row));
-    }
-  });
+  const auto pass = [=](DecoderShard& shard) { return DecoderShard::Pass::prompt(shard, row, start, count); };
+  read(pass, {tokens, count, 1, count - 1, last ? 1 : 0}, logits_of(row));
 }
 
 void Decoder::prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits) {
   TORCH_INTERNAL_ASSERT(count >= 1 && count <= kChunkTokens && start + count <= shape_.max_context);
   change_blocks();
-  queue_.run([&] {
-    Pass pass = Pass::prompt(*this, row, start, count);
-    pass.embed(tokens, 1);
-    run_layers(pass);
-    pass.head(0, count, logits);
-  });
+  const auto pass = [=](DecoderShard& shard) { return DecoderShard::Pass::prompt(shard, row, start, count); };
+  read(pass, {tokens, count, 1, 0, count}, logits);
+}
+
+void Decoder::set_block(int64_t slot, int64_t index, int32_t block) {
+  for (const std::unique_ptr<DecoderShard>& shard : shards_) {
+    shard->set_block(slot, index, block);
+  }
+}
+
+void Decoder::copy_block(int32_t from, int32_t to) {
+  for (const std::unique_ptr<DecoderShard>& shard : shards_) {
+    shard->copy_block(from, to);
+  }
+}
+
+void Decoder::change_blocks() {
+  for (const std::unique_ptr<DecoderShard>& shard : shards_) {
+    shard->change_blocks();
+  }
+  if (split()) {
+    collectives_->join();
+  }
 }
 
 }  // namespace dlf::cuda

@@ -3,59 +3,29 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
 #include "model/block_store.h"
-#include "model/cuda/adapters.h"
-#include "model/cuda/weights.h"
-#include "model/expert_buffers.h"
-#include "model/model_size.h"
-#include "model/rope_table.h"
-#include "model/spec.h"
-#include "ops/block_table.h"
-#include "support/cuda/runtime.h"
+#include "model/cuda/collectives.h"
+#include "model/cuda/decoder_shard.h"
+#include "model/shard.h"
 
 namespace dlf::cuda {
 
-// Sizes that decide a decoder's device memory beside the weights.
-struct DecoderShape {
-  int max_batch;  // sequences
-  int lanes;      // of each sequence; lane l of sequence s has cache slot s * lanes + l
-  int64_t max_context;
-  int max_tokens;      // of all sequences in one pass: more than max_batch if a sequence may have several
-  int64_t blocks = 0;  // of the KV cache; 0: as many as all slots need, each of which has its own then
-
-  int64_t of_slot() const { return ops::blocks_for(max_context); }
-  int64_t most_blocks() const { return blocks > 0 ? blocks : slots() * of_slot(); }
-  int slots() const { return max_batch * lanes; }
-  int rows() const { return max_tokens * lanes; }
-};
-
-// Bytes of device memory that a decoder takes, by part.
-struct DecoderBytes {
-  int64_t weights;
-  int64_t kv_cache;
-  int64_t activations;
-  int64_t logits;
-  int64_t workspace;  // for the libraries, with a bound for graphs and for rounding to whole pages
-};
-
-// The transformer of block.h on a GPU, with the KV cache of all its lanes. A decode step can be captured into a graph:
-// all its memory lies at fixed addresses, and the tokens that it reads are in device memory. The residual stream is
-// float32, activations have the weights' dtype. One sequence beyond max_batch, which does not decode, has slots too:
-// they come after the others.
+// A model on one GPU, or split over several (model/shard.h), each of which has a shard of its weights and of its KV
+// cache. Everything outside of it sees the first one alone: tokens, positions and logits are there, and its queue has
+// all work before and after a pass.
 class Decoder final : public BlockStore {
  public:
-  static constexpr int kChunkTokens = 512;  // a prompt is read in chunks of at most this many
-
-  // `lane_adapter` has the index of each lane's adapter, or −1; it is empty if no lane has one.
-  Decoder(const Weights& weights, const DecoderShape& shape, Queue& queue,
+  // `home` is the queue of the first device; `others`: the further ones.
+  Decoder(const Weights& weights, const DecoderShape& shape, Queue& home, const std::vector<int>& others = {},
           const std::vector<std::shared_ptr<const Adapter>>& adapters = {},
           const std::vector<int64_t>& lane_adapter = {});
 
-  // Memory that a decoder will take. Allocates nothing.
-  static DecoderBytes bytes(const ModelSize& model, const DecoderShape& shape);
+  // Memory that it will take on one of its devices. Allocates nothing.
+  static DecoderBytes bytes(const ModelSize& model, const DecoderShape& shape, const Shard& shard);
 
   // Reads `count` tokens, from the `first` one on, of the first `batch` sequences in each of their lanes: from tokens()
   // and positions() to logits(). The rows of one token of all sequences come before those of the next token, in
@@ -72,58 +42,46 @@ class Decoder final : public BlockStore {
   // The same, with the logits of all tokens: float32 [>= count, vocab].
   void prefill(const int32_t* tokens, int count, int row, int start, at::Tensor& logits);
 
-  int64_t block_count() const override { return keys_.size(1); }
+  int64_t block_count() const override { return shards_[0]->block_count(); }
   void set_block(int64_t slot, int64_t index, int32_t block) override;
-  void copy_block(int32_t from, int32_t to) override { copies_.push_back({from, to}); }
+  void copy_block(int32_t from, int32_t to) override;
   // Queues the changes of blocks since the last call. Prompts do so themselves.
-  bool blocks_changed() const { return !copies_.empty() || !entries_.empty(); }
+  bool blocks_changed() const { return shards_[0]->blocks_changed(); }
   void change_blocks();
 
-  Queue& queue() { return queue_; }
+  Queue& queue() { return home_; }
   int lanes() const { return shape_.lanes; }
   float* logits() { return logits_.mutable_data_ptr<float>(); }
   at::Tensor logits_of(int row) const { return logits_.narrow(0, row, 1); }
   int64_t logits_rows() const { return logits_.size(0); }
-  int64_t vocab() const { return spec_.vocab_size; }  // the stride of logits()
-  at::Tensor& tokens() { return tokens_; }            // int32 [max_tokens]
-  at::Tensor& positions() { return positions_; }      // int32 [rows]; −1: the row is idle
+  int64_t vocab() const { return logits_.size(1); }            // the stride of logits()
+  at::Tensor& tokens() { return shards_[0]->tokens(); }        // int32 [max_tokens]
+  at::Tensor& positions() { return shards_[0]->positions(); }  // int32 [rows]; −1: the row is idle
 
  private:
-  class Pass;
-
-  // A change of the block table, or a copy of a block.
-  struct Entry {
-    int64_t at;
-    int32_t block;
+  // Tokens of a pass, and the rows that get logits.
+  struct Rows {
+    const int32_t* tokens;  // [token_count]
+    int token_count;
+    int lanes;                       // rows of a token
+    int first, count;                // rows with logits
+    int at = 0, position_count = 0;  // those of positions() that are the pass's
   };
-  struct Copy {
-    int32_t from, to;
-  };
+  using MakePass = std::function<DecoderShard::Pass(DecoderShard&)>;
 
-  void ready_libraries();
+  bool split() const { return collectives_ != nullptr; }
+  void read(const MakePass& pass, const Rows& rows, at::Tensor logits);
+  std::vector<const int32_t*> feed(const Rows& rows);
 
-  ModelSpec spec_;
-  DType dtype_;
   DecoderShape shape_;
-  Queue& queue_;
-  std::shared_ptr<const DeviceWeights> weights_;
-  DeviceAdapters adapters_;
-  int64_t k_offset_, v_offset_, up_offset_;
-  DeviceInfo device_;
-  at::Tensor keys_,
-      values_;        // [layers, blocks, kv_heads, kCacheBlock, head_dim]
-  at::Tensor table_;  // int32 [slots, blocks of a context]
-  std::vector<Entry> entries_;
-  std::vector<Copy> copies_;
-  at::Tensor prompt_keys_, prompt_values_;  // [kv_heads, max_context, head_dim] of the layer that a prompt is in
-  std::vector<RopeTable> ropes_;
-  at::Tensor tokens_, positions_;
-  at::Tensor hidden_;  // float32 [most rows, hidden]
-  at::Tensor normed_, qkv_, attended_, branch_, gate_up_, activated_;
-  ExpertBuffers experts_;
-  at::Tensor expert_inner_;  // float32 [pairs, 2, rank], if adapters change experts
-  at::Tensor dequantized_;   // the largest matrix, if weights are quantized
-  at::Tensor logits_;        // float32 [rows, with those of the spare sequence; vocab]
+  Queue& home_;
+  std::vector<std::unique_ptr<Queue>> others_;
+  std::vector<std::unique_ptr<DecoderShard>> shards_;
+  std::vector<Range> vocab_;  // of each shard
+  at::Tensor logits_;         // float32 [rows with logits, vocab]
+  // Only of a split model.
+  std::unique_ptr<Collectives> collectives_;
+  std::vector<at::Tensor> fed_;  // int32, tokens of each shard
 };
 
 }  // namespace dlf::cuda

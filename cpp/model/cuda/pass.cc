@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 #include "model/cuda/prompt_attention.h"
@@ -29,35 +30,47 @@ void* column(const at::Tensor& tensor, int64_t offset) {
 
 }  // namespace
 
-Decoder::Pass Decoder::Pass::decode(Decoder& decoder, int first, int rows, int slots) {
+DecoderShard::Pass DecoderShard::Pass::decode(DecoderShard& decoder, int first, int rows, int slots) {
   return {decoder, {rows, decoder.positions_.const_data_ptr<int32_t>() + first, 0, nullptr, 0, slots}, -1, false};
 }
 
-Decoder::Pass Decoder::Pass::prompt(Decoder& decoder, int row, int start, int count) {
+DecoderShard::Pass DecoderShard::Pass::prompt(DecoderShard& decoder, int row, int start, int count) {
   return {decoder, ops::prompt_places(count, start, row), row, true};
 }
 
-Decoder::Pass Decoder::Pass::again(Decoder& decoder, int row, int start, int count) {
+DecoderShard::Pass DecoderShard::Pass::again(DecoderShard& decoder, int row, int start, int count) {
   return {decoder, ops::prompt_places(count, start, row), row, false};
 }
 
-void Decoder::Pass::embed(const int32_t* tokens, int lanes) {
+void DecoderShard::Pass::embed(const int32_t* tokens, int lanes) { embed(tokens, lanes, d_.hidden_); }
+
+void DecoderShard::Pass::embed(const int32_t* tokens, int lanes, at::Tensor& y) {
   EmbeddingArgs args = {embedding_args(spec(), d_.weights_->embedding.matrix, d_.weights_->positions, d_.dtype_)};
   args.token = tokens;
-  args.y = d_.hidden_.mutable_data_ptr<float>();
+  args.y = y.mutable_data_ptr<float>();
   args.rows = rows_;
   args.lanes = lanes;
   args.places = places_;
   args.own = d_.adapters_.own_embedding();
   args.adapted = adapted_lanes();
   cuda::embedding(args, d_.queue_.stream());
-  adapt_embedding(args);
+  adapt_embedding(args, y);
 }
 
 // NOLINTNEXTLINE(performance-unnecessary-value-param): a handle, which multiply() writes through.
-void Decoder::Pass::head(int first, int rows, at::Tensor logits) {
+void DecoderShard::Pass::head(int first, int rows, at::Tensor logits) {
+  norm_for_head(first, rows);
+  project_logits(first, rows, std::move(logits));
+}
+
+void DecoderShard::Pass::norm_for_head(int first, int rows) {
   rows_ = rows;
   norm(d_.weights_->norm, first);
+}
+
+// NOLINTNEXTLINE(performance-unnecessary-value-param): a handle, which multiply() writes through.
+void DecoderShard::Pass::project_logits(int first, int rows, at::Tensor logits) {
+  rows_ = rows;
   const at::Tensor normed = d_.normed_.narrow(0, first, rows);
   if (!reads_one() || !d_.adapters_.replaces_head(adapted_lanes().lane)) {
     multiply(d_.weights_->head, normed, logits);
@@ -68,7 +81,7 @@ void Decoder::Pass::head(int first, int rows, at::Tensor logits) {
   }
 }
 
-AttentionBuffers Decoder::Pass::buffers(int64_t index) {
+AttentionBuffers DecoderShard::Pass::buffers(int64_t index) {
   const RopeTable& rope = d_.ropes_[spec().layers[index].rope];
   const auto stride = static_cast<int>(d_.qkv_.size(1));
   return {column(d_.qkv_, 0),
@@ -90,9 +103,7 @@ AttentionBuffers Decoder::Pass::buffers(int64_t index) {
           d_.dtype_};
 }
 
-void Decoder::Pass::norm(const NormWeights& weights) { norm(weights, 0); }
-
-void Decoder::Pass::norm(const NormWeights& weights, int first) {
+void DecoderShard::Pass::norm(const NormWeights& weights, int first) {
   at::Tensor hidden = d_.hidden_.narrow(0, first, rows_);
   at::Tensor normed = d_.normed_.narrow(0, first, rows_);
   const at::Tensor branch = d_.branch_.narrow(0, first, rows_);
@@ -104,20 +115,20 @@ void Decoder::Pass::norm(const NormWeights& weights, int first) {
 }
 
 // Frees the buffer of branches.
-void Decoder::Pass::begin_branch() {
+void DecoderShard::Pass::begin_branch() {
   if (branched_) {
     add_branch({});
   }
 }
 
-void Decoder::Pass::end_branch(const NormWeights& post_norm) {
+void DecoderShard::Pass::end_branch(const NormWeights& post_norm) {
   branched_ = true;
   if (post_norm.defined()) {
     add_branch(post_norm);
   }
 }
 
-void Decoder::Pass::add_branch(const NormWeights& norm) {
+void DecoderShard::Pass::add_branch(const NormWeights& norm) {
   cuda::add_norm(
       {d_.hidden_.mutable_data_ptr<float>(), d_.branch_.const_data_ptr(), rows_, static_cast<int>(spec().hidden_size),
        norm_of(spec(), norm), static_cast<float>(spec().residual_multiplier), d_.dtype_},
@@ -125,14 +136,17 @@ void Decoder::Pass::add_branch(const NormWeights& norm) {
   branched_ = false;
 }
 
-void Decoder::Pass::project_heads(int64_t index) {
+void DecoderShard::Pass::project_heads(int64_t index) {
   multiply(layer(index).qkv, d_.normed_, d_.qkv_);
-  adapt(index, DeviceAdapters::attention);
+  adapt(index, DeviceAdapters::attention, d_.qkv_);
 }
 
-void Decoder::Pass::rope_and_cache(const ops::RopeArgs& args) { cuda::rope_and_cache(args, d_.queue_.stream()); }
+void DecoderShard::Pass::rope_and_cache(int64_t index) {
+  cuda::rope_and_cache(rope_args(spec(), buffers(index)), d_.queue_.stream());
+}
 
-void Decoder::Pass::attend(const ops::AttentionArgs& args) {
+void DecoderShard::Pass::attend(int64_t index) {
+  const ops::AttentionArgs args = attention_args(spec(), index, buffers(index));
   if (is_prompt_) {
     return attend_prompt(args);
   }
@@ -141,7 +155,7 @@ void Decoder::Pass::attend(const ops::AttentionArgs& args) {
   cuda::attention(args, splits, d_.queue_.stream());
 }
 
-void Decoder::Pass::attend_prompt(const ops::AttentionArgs& args) {
+void DecoderShard::Pass::attend_prompt(const ops::AttentionArgs& args) {
   const AttentionSpec& attention = spec().attention;
   const std::vector<int64_t> heads = {rows_, attention.heads, attention.head_dim};
   const at::Tensor q = d_.qkv_.narrow(0, 0, rows_).narrow(1, 0, attention.q_size()).view(heads);
@@ -162,15 +176,19 @@ void Decoder::Pass::attend_prompt(const ops::AttentionArgs& args) {
   });
 }
 
-void Decoder::Pass::add_attention(int64_t index) {
+void DecoderShard::Pass::add_attention(int64_t index) {
+  project_attention(index, d_.branch_);
+  end_attention(index);
+}
+
+void DecoderShard::Pass::project_attention(int64_t index, at::Tensor& y) {
   begin_branch();
-  multiply(layer(index).o, d_.attended_, d_.branch_);
-  adapt(index, DeviceAdapters::output);
-  end_branch(layer(index).attention_post_norm);
+  multiply(layer(index).o, d_.attended_, y);
+  adapt(index, DeviceAdapters::output, y);
 }
 
 // Runs as one kernel if it can.
-void Decoder::Pass::gate(int64_t index) {
+void DecoderShard::Pass::gate(int64_t index) {
   const std::vector<DeviceLinear>& gate_up = layer(index).gate_up;
   const FeedForwardSpec& feed_forward = spec().feed_forward;
   const auto size = static_cast<int>(spec().dense_size());
@@ -184,32 +202,36 @@ void Decoder::Pass::gate(int64_t index) {
     return cuda::linear(args, d_.queue_.stream());
   }
   multiply(gate_up, d_.normed_, d_.gate_up_);
-  adapt(index, DeviceAdapters::mlp);
+  adapt(index, DeviceAdapters::mlp, d_.gate_up_);
   cuda::activate({feed_forward.gated ? column(d_.gate_up_, 0) : nullptr, column(d_.gate_up_, d_.up_offset_),
                   static_cast<int>(d_.gate_up_.size(1)), d_.activated_.mutable_data_ptr(), rows_, size, d_.dtype_,
                   feed_forward.activation, row_gate},
                  d_.queue_.stream());
 }
 
-void Decoder::Pass::add_feed_forward(int64_t index) {
-  begin_branch();
-  multiply(layer(index).down, d_.activated_, d_.branch_);
-  adapt(index, DeviceAdapters::down);
-  end_branch(layer(index).feed_forward_post_norm);
+void DecoderShard::Pass::add_feed_forward(int64_t index) {
+  project_feed_forward(index, d_.branch_);
+  end_feed_forward(index);
 }
 
-void Decoder::Pass::route(int64_t index) {
+void DecoderShard::Pass::project_feed_forward(int64_t index, at::Tensor& y) {
+  begin_branch();
+  multiply(layer(index).down, d_.activated_, y);
+  adapt(index, DeviceAdapters::down, y);
+}
+
+void DecoderShard::Pass::route(int64_t index) {
   const ExpertsSpec& experts = spec().experts;
   multiply(layer(index).router, d_.normed_, d_.experts_.logits);
   multiply(layer(index).shared_router, d_.normed_, d_.experts_.shared);
-  adapt(index, DeviceAdapters::router);
+  adapt(index, DeviceAdapters::router, d_.experts_.logits);
   cuda::router(
       {data(d_.experts_.logits), places_.position, d_.experts_.routes(), rows_, static_cast<int>(experts.count),
        static_cast<int>(experts.chosen), expert_run_pairs(rows_), experts.normalise},
       d_.queue_.stream());
 }
 
-void Decoder::Pass::add_experts(int64_t index) {
+void DecoderShard::Pass::add_experts(int64_t index) {
   const ExpertsSpec& experts = spec().experts;
   const DeviceExperts& weights = layer(index).experts;
   ExpertsArgs args = {};
@@ -238,8 +260,8 @@ void Decoder::Pass::add_experts(int64_t index) {
   end_branch(layer(index).feed_forward_post_norm);
 }
 
-// Adds the updates of the lanes' adapters to the products of one input.
-void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
+// Adds the updates of the lanes' adapters to the products of one input, which are in y.
+void DecoderShard::Pass::adapt(int64_t index, DeviceAdapters::Input input, at::Tensor& y) {
   const ops::LoraUpdate* updates = d_.adapters_.updates(index, input);
   if (updates == nullptr || !adapts()) {
     return;
@@ -248,10 +270,6 @@ void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
   const at::Tensor& x = input == DeviceAdapters::output ? d_.attended_
                         : input == DeviceAdapters::down ? d_.activated_
                                                         : d_.normed_;
-  at::Tensor& y = is_attention                      ? d_.qkv_
-                  : input == DeviceAdapters::mlp    ? d_.gate_up_
-                  : input == DeviceAdapters::router ? d_.experts_.logits
-                                                    : d_.branch_;
   LoraArgs args = lora_args(updates, y);
   args.products = d_.adapters_.products(input);
   args.x = x.const_data_ptr();
@@ -262,7 +280,7 @@ void Decoder::Pass::adapt(int64_t index, DeviceAdapters::Input input) {
 }
 
 // Arguments of one product, but for x.
-LoraArgs Decoder::Pass::lora_args(const ops::LoraUpdate* updates, at::Tensor& y) const {
+LoraArgs DecoderShard::Pass::lora_args(const ops::LoraUpdate* updates, at::Tensor& y) const {
   LoraArgs args = {};
   args.updates = updates;
   args.products = 1;
@@ -278,9 +296,9 @@ LoraArgs Decoder::Pass::lora_args(const ops::LoraUpdate* updates, at::Tensor& y)
   return args;
 }
 
-void Decoder::Pass::adapt_embedding(const EmbeddingArgs& embedding) {
+void DecoderShard::Pass::adapt_embedding(const EmbeddingArgs& embedding, at::Tensor& y) {
   if (const ops::LoraUpdate* updates = d_.adapters_.embedding(); updates != nullptr && adapts()) {
-    LoraArgs args = lora_args(updates, d_.hidden_);
+    LoraArgs args = lora_args(updates, y);
     args.token = embedding.token;
     args.token_lanes = embedding.lanes;
     args.multiplier = embedding.multiplier;
@@ -288,7 +306,7 @@ void Decoder::Pass::adapt_embedding(const EmbeddingArgs& embedding) {
   }
 }
 
-void Decoder::Pass::adapt_head(const at::Tensor& x, at::Tensor& logits) {
+void DecoderShard::Pass::adapt_head(const at::Tensor& x, at::Tensor& logits) {
   const auto hidden = static_cast<int>(x.size(1));
   if (const ops::LoraUpdate* updates = d_.adapters_.head(); updates != nullptr && adapts()) {
     LoraArgs args = lora_args(updates, logits);
@@ -304,14 +322,14 @@ void Decoder::Pass::adapt_head(const at::Tensor& x, at::Tensor& logits) {
 }
 
 // Weights for the matrix library; for quantized ones, where dequantize() puts them.
-at::Tensor Decoder::Pass::library_weight(const DeviceLinear& linear) const {
+at::Tensor DecoderShard::Pass::library_weight(const DeviceLinear& linear) const {
   const ops::Matrix& matrix = linear.matrix;
   return ops::is_quantized(matrix.type)
              ? d_.dequantized_.narrow(0, 0, matrix.out * matrix.in).view({matrix.out, matrix.in})
              : linear.tensors.data;
 }
 
-LinearArgs Decoder::Pass::linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const {
+LinearArgs DecoderShard::Pass::linear_args(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) const {
   LinearArgs args = {};
   args.weight = linear.matrix;
   args.bias = data(linear.bias);
@@ -325,14 +343,14 @@ LinearArgs Decoder::Pass::linear_args(const DeviceLinear& linear, const at::Tens
   return args;
 }
 
-void Decoder::Pass::multiply(const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y) {
+void DecoderShard::Pass::multiply(const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y) {
   for (const DeviceLinear& linear : linears) {
     multiply(linear, x, y);
   }
 }
 
 // Computes y = x W^T + bias for the first rows of x: by our own kernel if they are few, else by the matrix library.
-void Decoder::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) {
+void DecoderShard::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at::Tensor& y) {
   const LinearArgs args = linear_args(linear, x, y);
   if (linear_serves(args)) {
     return cuda::linear(args, d_.queue_.stream());
@@ -350,7 +368,7 @@ void Decoder::Pass::multiply(const DeviceLinear& linear, const at::Tensor& x, at
   }
 }
 
-void Decoder::Pass::multiply_once(int rows) {
+void DecoderShard::Pass::multiply_once(int rows, at::Tensor& output) {
   const auto multiply = [&](const std::vector<DeviceLinear>& linears, const at::Tensor& x, at::Tensor& y) {
     for (const DeviceLinear& linear : linears) {
       at::Tensor out = y.narrow(0, 0, rows).narrow(1, linear.first, linear.matrix.out);
@@ -364,10 +382,10 @@ void Decoder::Pass::multiply_once(int rows) {
     return found == layers.end() ? nullptr : &*found;
   };
   multiply(layer(0).qkv, d_.normed_, d_.qkv_);
-  multiply(layer(0).o, d_.attended_, d_.branch_);
+  multiply(layer(0).o, d_.attended_, output);
   if (const DeviceLayer* dense = first(&DeviceLayer::gate_up)) {
     multiply(dense->gate_up, d_.normed_, d_.gate_up_);
-    multiply(dense->down, d_.activated_, d_.branch_);
+    multiply(dense->down, d_.activated_, output);
   }
   if (const DeviceLayer* mixed = first(&DeviceLayer::router)) {
     multiply(mixed->router, d_.normed_, d_.experts_.logits);
@@ -375,6 +393,6 @@ void Decoder::Pass::multiply_once(int rows) {
   }
 }
 
-void Decoder::Pass::attend_once() { attend_prompt(attention_args(spec(), 0, buffers(0))); }
+void DecoderShard::Pass::attend_once() { attend_prompt(attention_args(spec(), 0, buffers(0))); }
 
 }  // namespace dlf::cuda
