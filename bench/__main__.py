@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from bench import batches, busy, experts, gguf, grammars, mixture, quantization, rules, solver, speculate
+from bench import batches, busy, experts, gguf, grammars, mixture, quantization, rules, scale, solver, speculate
 from bench.context import run as context
 from bench.family import build
 from bench.latency import run
@@ -21,6 +21,7 @@ app.command("grammars")(grammars.main)
 app.command("gguf")(gguf.main)
 app.command("batches")(batches.main)
 app.command("rules")(rules.main)
+app.command("scale")(scale.main)
 app.command("solver")(solver.main)
 app.command("speculate")(speculate.main)
 app.command("quantization")(quantization.main)

@@ -153,6 +153,13 @@ def test_rows_in_the_form_of_openai(recipe: Path, engine: dlf.Engine, tmp_path: 
     assert found[4]["error"]["message"].startswith("p.jsonl:5 is no JSON")
 
 
+def test_a_caller_in_an_event_loop(recipe: Path, tmp_path: Path) -> None:
+    async def notebook() -> batch.BatchReport:
+        return batch.run(recipe, write(tmp_path / "p.jsonl", some_rows(3)), tmp_path / "out", **OPTIONS)
+
+    assert asyncio.run(notebook()).answered == 3
+
+
 def test_continuations_are_scored(recipe: Path, engine: dlf.Engine, tmp_path: Path) -> None:
     rows = [
         {"prompt": "what is", "continuation": " the sum"},

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -153,6 +154,9 @@ def _run(job: Job, parts: list[Part], update: Callable[[int], Any]) -> tuple[Tal
             return tally, time.perf_counter() - start, time.process_time() - processor, 1
 
     try:
-        return asyncio.run(work())
+        if asyncio._get_running_loop() is None:
+            return asyncio.run(work())
+        with ThreadPoolExecutor(1) as pool:  # the caller is in an event loop, as in a notebook
+            return pool.submit(asyncio.run, work()).result()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
