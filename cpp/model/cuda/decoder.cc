@@ -52,6 +52,7 @@ Decoder::Decoder(const Weights& weights, const DecoderShape& shape, Queue& home,
   for (int64_t rank = 0; rank < count; ++rank) {
     const Shard shard = {rank, count};
     std::vector<std::shared_ptr<const Adapter>> own;
+    own.reserve(adapters.size());
     for (const std::shared_ptr<const Adapter>& adapter : adapters) {
       own.push_back(std::make_shared<Adapter>(shard_of(*adapter, spec, shard)));
     }
@@ -106,6 +107,7 @@ void Decoder::read(const MakePass& pass_of, const Rows& rows, at::Tensor logits)
   collectives_->fork();
   const std::vector<const int32_t*> tokens = feed(rows);
   std::vector<DecoderShard::Pass> passes;
+  passes.reserve(shards_.size());
   for (const std::unique_ptr<DecoderShard>& shard : shards_) {
     passes.push_back(pass_of(*shard));
   }
@@ -124,6 +126,7 @@ void Decoder::read(const MakePass& pass_of, const Rows& rows, at::Tensor logits)
 std::vector<const int32_t*> Decoder::feed(const Rows& rows) {
   if (rows.position_count > 0) {
     std::vector<void*> places;
+    places.reserve(shards_.size());
     for (const std::unique_ptr<DecoderShard>& shard : shards_) {
       places.push_back(shard->positions().mutable_data_ptr<int32_t>() + rows.at);
     }

@@ -56,6 +56,7 @@ void SplitPass::head(int first, int rows, at::Tensor& logits, const int32_t* pos
 
 void SplitPass::sum(at::Tensor& (Pass::*y)()) {
   std::vector<at::Tensor*> sums;
+  sums.reserve(shards_.size());
   for (Pass& pass : shards_) {
     sums.push_back(&(pass.*y)());
   }
