@@ -26,6 +26,7 @@ def name_of_card() -> str:
     return _C.cuda_devices()[0].name
 
 
+@pytest.mark.slow
 @pytest.mark.cuda
 def test_demo(tmp_path: Path) -> None:
     few = "--device cuda --problems 1 --show 0 --max-new-tokens 2".split()

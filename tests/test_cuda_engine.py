@@ -192,7 +192,8 @@ def test_a_device_that_is_not_there(family: dict[str, Path]) -> None:
 DRAFTERS = ["auto", "expert-a", "base", "prompt_lookup"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+# In float32, step_loop_cuda_test has the same drafters.
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_drafts_change_nothing(family: dict[str, Path], dtype: str) -> None:
     options = {"max_new_tokens": 7, "ignore_eos": True, "temperature": 0.7, "seed": 3, "logprobs": 2}
     with engine(family, device="cuda", dtype=dtype) as device:

@@ -343,11 +343,15 @@ void a_row_does_not_depend_on_the_others() {
 }  // namespace
 }  // namespace dlf::cuda
 
-int main() {
+int main(int argc, char** argv) {
   using namespace dlf::cuda;
-  return dlf::testing::run_cuda({{"routes are those of the CPU", routes_are_those_of_the_cpu},
-                                 {"idle rows have no pairs", idle_rows_have_no_pairs},
-                                 {"a mixture is the products of its experts", a_mixture_is_the_products_of_its_experts},
-                                 {"experts have the activation of the model", experts_have_the_activation_of_the_model},
-                                 {"a row does not depend on the others", a_row_does_not_depend_on_the_others}});
+  return dlf::testing::run_cuda(
+      argc, argv,
+      {
+          {"routes are those of the CPU", routes_are_those_of_the_cpu, true},
+          {"idle rows have no pairs", idle_rows_have_no_pairs, true},
+          {"a mixture is the products of its experts", a_mixture_is_the_products_of_its_experts},
+          {"experts have the activation of the model", experts_have_the_activation_of_the_model, true},
+          {"a row does not depend on the others", a_row_does_not_depend_on_the_others, true},
+      });
 }

@@ -326,17 +326,18 @@ void embedding_reads_every_type() {
 }  // namespace
 }  // namespace dlf::cuda
 
-int main() {
+int main(int argc, char** argv) {
   using namespace dlf::cuda;
-  return dlf::testing::run_cuda({
-      {"linear is a matrix product", linear_is_a_matrix_product},
-      {"a large one is one too", a_large_one_is_one_too},
-      {"the plain kernel is one too", the_plain_kernel_is_one_too},
-      {"a row does not depend on the others", a_row_does_not_depend_on_the_others},
-      {"the activation may come with it", the_activation_may_come_with_it},
-      {"inactive rows stay as they are", inactive_rows_stay_as_they_are},
-      {"input that is not finite shows", input_that_is_not_finite_shows},
-      {"dequantize writes the matrix", dequantize_writes_the_matrix},
-      {"embedding reads every type", embedding_reads_every_type},
-  });
+  return dlf::testing::run_cuda(argc, argv,
+                                {
+                                    {"linear is a matrix product", linear_is_a_matrix_product},
+                                    {"a large one is one too", a_large_one_is_one_too},
+                                    {"the plain kernel is one too", the_plain_kernel_is_one_too, true},
+                                    {"a row does not depend on the others", a_row_does_not_depend_on_the_others, true},
+                                    {"the activation may come with it", the_activation_may_come_with_it, true},
+                                    {"inactive rows stay as they are", inactive_rows_stay_as_they_are, true},
+                                    {"input that is not finite shows", input_that_is_not_finite_shows, true},
+                                    {"dequantize writes the matrix", dequantize_writes_the_matrix, true},
+                                    {"embedding reads every type", embedding_reads_every_type, true},
+                                });
 }
