@@ -8,7 +8,7 @@ import json
 import os
 import random
 from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,11 @@ class Held:
             len(os.listdir("/proc/self/fd")),
             server.service.served[0].sequences + len(server.engine._running),
         )
+
+    def beyond(self, before: Held) -> dict[str, int]:
+        """What is held now and was not before. A thread that ends meanwhile is no loss."""
+        now, then = asdict(self), asdict(before)
+        return {name: now[name] - then[name] for name in now if now[name] > then[name]}
 
 
 def resident_bytes(pid: int | str = "self") -> int:

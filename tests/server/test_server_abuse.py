@@ -77,7 +77,7 @@ def test_clients_killed_at_random_moments_leave_nothing(server: Running) -> None
     asyncio.run(all_of(clients(500), 20))
     assert server.post("/v1/completions", BODY).status_code == 200
     time.sleep(2.5)  # unfinished requests lose their connections
-    assert Held.by(server) == before
+    assert not Held.by(server).beyond(before)
     assert resident_bytes() - memory < 32 << 20
 
 
@@ -97,7 +97,7 @@ def test_a_queue_that_leaves_frees_its_places(server: Running) -> None:
         await asyncio.gather(*first, return_exceptions=True)
 
     asyncio.run(crowd())
-    assert Held.by(server) == before
+    assert not Held.by(server).beyond(before)
 
 
 @pytest.mark.parametrize("phase", ["queued", "prefill", "streaming", "whole", "scoring"])
@@ -176,7 +176,7 @@ def test_a_stopped_reader_holds_up_nobody_and_is_cut_off(server: Running) -> Non
         assert Held.by(server).sequences == 0  # though the readers still stand
         # Their pipes; a connection that was idle before may have ended meanwhile.
         wait_for(lambda: Held.by(server).descriptors <= before.descriptors + len(readers))
-        assert replace(Held.by(server), descriptors=before.descriptors) == before
+        assert not replace(Held.by(server), descriptors=0).beyond(before)
         assert resident_bytes() - memory < 96 << 20
     finally:
         for reader in readers:
@@ -273,4 +273,4 @@ def test_a_soak_leaves_memory_flat(server: Running) -> None:
     settled = max(seen[: max(1, len(seen) // 3)])
     assert seen[-1] - settled < 24 << 20, [one >> 20 for one in seen]
     time.sleep(2.5)
-    assert Held.by(server) == before
+    assert not Held.by(server).beyond(before)
