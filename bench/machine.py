@@ -36,10 +36,10 @@ def card_of(device: str) -> _C.DeviceInfo | None:
         If there is no such device.
     """
     try:
-        index = Placement.of(device).large
+        indices = Placement.of(device).large
     except (ValueError, DeviceError) as error:
         raise typer.BadParameter(str(error)) from None
-    return None if index is None else next(card for card in _C.cuda_devices() if card.index == index)
+    return next((card for card in _C.cuda_devices() if card.index in indices), None)
 
 
 def where(device: str, threads: int) -> str:
