@@ -62,7 +62,7 @@ def test_a_function_that_only_looks_changes_no_bit(engine: dlf.Engine) -> None:
             PROMPT, rule=lambda step: seen.append(step.clone()), combine="joint", speculate=speculate, **OPTIONS
         )
         assert same(plain, watched)
-    drafts = engine._ensemble.options.placement.large is None  # on CUDA a step that is shown drafts nothing
+    drafts = not engine._ensemble.options.placement.cuda  # on CUDA a step that is shown drafts nothing
     assert seen[0].step == 0 and ({len(step.large) for step in seen} > {1}) == drafts
     assert all(step.names == ["expert-a", "expert-b"] for step in seen)
     alphas = {step.step + i: step.alpha[i].double().cpu().numpy() for step in seen for i in range(len(step.large))}

@@ -63,11 +63,11 @@ def test_a_request_has_what_an_engine_of_its_rule_has(family: dict[str, Path], e
         dlf.Expert(family[name], family["base"], alpha_max=bound)
         for name, bound in (("expert-a", 0.5), ("expert-b", 1.5))
     ]
-    device = engine._ensemble.options.placement.large
+    on_cuda = engine._ensemble.options.placement.cuda
     for rule, completion in zip(RULES, found, strict=True):
-        if device is not None and rule not in RULES[3:5]:
+        if on_cuda and rule not in RULES[3:5]:
             continue  # an emulated device takes long
-        own = {"device": "cpu" if device is None else "cuda", "threads": 2, "max_context": 128} | rule
+        own = {"device": "cuda" if on_cuda else "cpu", "threads": 2, "max_context": 128} | rule
         several = isinstance(own.get("alpha_max"), list)
         experts = bounds if several else [dlf.Expert(family[name], family["base"]) for name in ("expert-a", "expert-b")]
         own.pop("alpha_max", None) if several else None
