@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +14,7 @@ from typing import Protocol
 from dlf.checkpoints.remote import file_system, is_url
 from dlf.errors import OptionError
 from dlf.support.fields import read_bytes
+from dlf.support.whole_file import whole_file
 
 __all__ = ["MAX_MANIFEST_BYTES", "OutputFolder", "output_folder"]
 
@@ -71,17 +71,8 @@ class _Local:
         return read_bytes(self._path / name, MAX_MANIFEST_BYTES)
 
     def write(self, name: str, content: bytes) -> None:
-        temporary = self._path / f".{name}.{secrets.token_hex(8)}.tmp"
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path / name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with whole_file(self._path / name) as file:
+            file.write(content)
         with _descriptor(self._path) as folder:
             os.fsync(folder)
 

@@ -6,9 +6,7 @@ import fcntl
 import fnmatch
 import glob
 import hashlib
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any
 
 from dlf.checkpoints.weight_cache import REMOTE, cache_folder, make_cache
 from dlf.errors import CheckpointError
+from dlf.support.whole_file import whole_file
 
 __all__ = ["fetch_file", "fetch_folder", "file_system", "is_url"]
 
@@ -145,21 +144,15 @@ def _place(system: Any, root: str, url: str, files: Mapping[str, Any]) -> Path:
 def _fetch(system: Any, path: str, place: Path, size: int, url: str) -> None:
     """Fetch a file of so many bytes, which appears whole or not at all."""
     place.parent.mkdir(exist_ok=True)
-    temporary = place.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        left = size
-        with system.open(path, "rb") as source, open(temporary, "xb") as file:
-            while chunk := source.read(min(AT_ONCE, left + 1)):
-                left -= len(chunk)
-                if left < 0:
-                    break
-                file.write(chunk)
-            os.fsync(file.fileno())
+    left = size
+    with system.open(path, "rb") as source, whole_file(place) as file:
+        while chunk := source.read(min(AT_ONCE, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                break
+            file.write(chunk)
         if left:
             raise CheckpointError(f"{url} changed while it was fetched; try again")
-        os.replace(temporary, place)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
