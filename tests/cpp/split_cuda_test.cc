@@ -170,31 +170,13 @@ void requests_that_are_put_back_go_on() {
   EXPECT(testing::run_all(*loop, requests) == expected && loop->put_back() > 0);
 }
 
-// Requests with a common beginning, with a cache for all of them, for some and for none.
 void the_prefix_cache_changes_nothing() {
-  const auto decode = [](StepLoop& loop, bool hits) {
-    for (int64_t id = 0; id < 4; ++id) {
-      loop.add(testing::shared_request(id % 3, 90 + 6 * (id % 2), 3 + 2 * id));
-    }
-    Tokens tokens;
-    int64_t cached = 0;
-    while (!loop.idle()) {
-      for (const StepOutput* output : loop.step()) {
-        tokens[output->request].push_back(output->token);
-        cached += output->cached_tokens;
-      }
-    }
-    EXPECT((cached > 0) == hits);
-    return tokens;
-  };
   const auto cpu = cpu::make_step_loop(tiny_plan(), tiny_models(), {2, 128, 1});
-  const Tokens expected = decode(*cpu, false);
-  for (const int64_t bytes : {0, 50000, 1 << 24}) {
+  testing::expect_the_prefix_cache_to_change_nothing(*cpu, [](int64_t bytes) {
     EngineOptions options = split(2, true, 128);
     options.prefix_cache_bytes = bytes;
-    const auto loop = cuda::make_step_loop(tiny_plan(), tiny_models(), options);
-    EXPECT(decode(*loop, bytes > 0) == expected);
-  }
+    return cuda::make_step_loop(tiny_plan(), tiny_models(), options);
+  });
 }
 
 // Lanes of the large model with two adapters and with none.

@@ -400,6 +400,31 @@ inline Outputs run_all(StepLoop& loop, const std::vector<Request>& requests) {
   return outputs;
 }
 
+// Requests with a common beginning, with a cache for all of them, for some and for none. `make` makes a loop with so
+// many bytes for prefixes and a context of 128; `plain` has no cache.
+inline void expect_the_prefix_cache_to_change_nothing(
+    StepLoop& plain, const std::function<std::unique_ptr<StepLoop>(int64_t bytes)>& make) {
+  const auto decode = [](StepLoop& loop, bool hits) {
+    for (int64_t id = 0; id < 4; ++id) {
+      loop.add(shared_request(id % 3, 90 + 6 * (id % 2), 3 + 2 * id));
+    }
+    Tokens tokens;
+    int64_t cached = 0;
+    while (!loop.idle()) {
+      for (const StepOutput* output : loop.step()) {
+        tokens[output->request].push_back(output->token);
+        cached += output->cached_tokens;
+      }
+    }
+    EXPECT((cached > 0) == hits);
+    return tokens;
+  };
+  const Tokens expected = decode(plain, false);
+  for (const int64_t bytes : {0, 50000, 1 << 24}) {
+    EXPECT(decode(*make(bytes), bytes > 0) == expected);
+  }
+}
+
 // Bytes of `tokens` positions of every lane of the tiny family.
 inline int64_t tiny_cache_bytes(int64_t tokens, int64_t lanes = 4) {
   const std::shared_ptr<const Weights> model = tiny_model(1);

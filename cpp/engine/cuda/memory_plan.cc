@@ -135,8 +135,10 @@ std::vector<MemoryPart> plan_memory(const FusionPlan& plan, const std::vector<Mo
       add(shards[rank], model, "workspace", bytes.workspace);
     }
     const bool mapped = plan.maps(model);
-    const int64_t logits = shape.rows_with_logits() * static_cast<int64_t>(sizeof(float)) * models[i].spec.vocab_size;
-    const int64_t gathered = logits / models[i].spec.vocab_size * plan.vocab;
+    // Of one token of the vocabulary.
+    const int64_t column = shape.rows_with_logits() * static_cast<int64_t>(sizeof(float));
+    const int64_t logits = column * models[i].spec.vocab_size;
+    const int64_t gathered = column * plan.vocab;
     if (mapped) {
       constexpr auto kId = static_cast<int64_t>(sizeof(int32_t));
       add(device, model, "logits", gathered + plan.vocab * kId);
